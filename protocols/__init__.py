@@ -1,0 +1,1 @@
+"""The cryptography: shares, random streams, rounds as awaitables. No socket, no event loop."""

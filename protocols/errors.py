@@ -1,0 +1,37 @@
+"""Every error this project raises on purpose. Each message names the value and the remedy."""
+
+
+class PumaError(Exception):
+    """Base of all errors below; the command line prints its text and exits with code 2."""
+
+
+class ConfigError(PumaError):
+    """A setting, a command-line value or a request is unusable."""
+
+
+class ModelError(PumaError):
+    """A checkpoint, a tokenizer or an architecture cannot be read or is not supported."""
+
+
+class TransportError(PumaError):
+    """A connection could not be made or was lost."""
+
+
+class ProtocolError(PumaError):
+    """The rules between parties were broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side broke them: a bug in the program that was run here."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side broke them: a malformed, unexpected or oversized message."""
+
+
+class PeerFailed(PumaError):  # noqa: N818 - the name says who failed, not what
+    """Another party failed or left; nothing more can be computed in this session."""
+
+
+class RangeError(PumaError):
+    """A value lies outside the range that its fixed-point representation can carry."""

@@ -1,0 +1,1 @@
+"""The actor runtime: wire, transports, rounds, roles, command line."""
