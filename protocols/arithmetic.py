@@ -1,0 +1,313 @@
+"""Products and truncation over the ring.
+
+The setting is that of ASTRA (CCSW 2019), BLAZE and ABY2.0 (USENIX Security 2021) with a dealer: for
+`x = m_x - lam_x`, the term `lam_x * lam_y` is known to the dealer before the input exists, so that a product costs one
+exchange between the evaluators. Truncation is fused with that exchange and never fails; see `remask` and `lift`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+from protocols.cost import Cost
+from protocols.errors import LocalProtocolError
+from protocols.kernels.matmul import batched_matmul
+from protocols.lane import Field, Lane
+from protocols.ring import RING_BITS, Words, canonical, packed_bytes, shift_left, shift_right
+from protocols.shares import Role, SecretTensor
+
+LinearMap = Callable[[Words], Words]
+
+
+def remask_cost(count: int, width: int, *, dealt: bool) -> Cost:
+    """Cost of `remask` for `count` elements."""
+    size = packed_bytes(count, width)
+    return Cost(rounds=1, online=2 * size, offline=size if dealt else 0)
+
+
+async def remask(
+    lane: Lane,
+    part: Words,
+    *,
+    frac: int,
+    width: int = RING_BITS,
+    shift: int = 0,
+    dealt: bool = True,
+) -> SecretTensor:
+    """Turn additive parts of `z`, one at each party, into a sharing of `z / 2^shift`.
+
+    The end of every product. With `shift` this is the robust truncation: the output masks l1, l2 are drawn
+    first, `r = 2^shift * ((l1 + l2) mod 2^(width-shift)) + e` with `shift` random bits e of the dealer masks z, and
+    `m = (z + 2^(width-2) + r) >> shift`, less the offset, fits them in the ring Z_2^(width-shift).
+
+    Functionality: for |z| < 2^(width-2) the result is floor((z + e) / 2^shift), i.e. z / 2^shift rounded down or up with mean
+    exactly z / 2^shift. It is the usual probabilistic truncation: the rounding bit depends on e, which the dealer alone
+    knows and which masks z here (see "On Probabilistic Truncation in Privacy-preserving Machine Learning", AAAI 2025).
+
+    Args:
+        part: this party's part. The dealer's counts only if `dealt`.
+        frac: fraction bits of the result.
+        dealt: the dealer has a part (or `shift` is positive): one word an element is dealt.
+
+    Cost: 1 round; width bits each way; width bits dealt if `dealt`.
+    """
+    dealt = dealt or shift > 0
+    fields = [Field(part.shape, width)]
+    if lane.is_dealer:
+        one, two = lane.masks(part.shape)
+        if dealt:
+            rounding = lane.private(part.shape, shift) if shift else np.uint64(0)
+            await lane.share(fields, [part + rounding])
+        return SecretTensor(lane.role, one, two, width - shift, frac)
+    mask = lane.mask(part.shape)
+    total = part + shift_left(mask, shift)
+    if dealt:
+        total = total + (await lane.share(fields))[0]
+    (opened,) = await lane.open(fields, [total])
+    if shift:
+        opened = shift_right(opened + np.uint64(1 << (width - 2)), shift, width)
+        opened = opened - np.uint64(1 << (width - 2 - shift))
+    return SecretTensor(lane.role, opened, mask, width - shift, frac)
+
+
+def lift_cost(count: int, width: int, to: int) -> Cost:
+    """Cost of `lift`."""
+    size = packed_bytes(count, to - width)
+    return Cost(rounds=1, online=2 * size, offline=2 * size)
+
+
+async def lift(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor:
+    """Carry a sharing over Z_2^k to Z_2^to, exactly, for |x| < 2^(k-2).
+
+    With zeta = x + 2^(k-2) + lam mod 2^k public to the evaluators, the one unknown is whether that sum wrapped:
+    it did iff msb(lam) and not msb(zeta). The dealer shares msb(lam) and the carry of lam1 + lam2; the new masks'
+    upper parts u1, u2 hide the evaluators' words.
+
+    Cost: 1 round; to-k bits each way; 2 (to-k) bits dealt.
+    """
+    if x.width >= to:
+        return x.narrow(to)
+    gap = to - x.width
+    if lane.tracing:
+        lane.charge("lift", lift_cost(x.size, x.width, to))
+        return lane.blank(x.shape, to, x.frac)
+    fields = [Field(x.shape, gap)] * 2
+    if lane.is_dealer:
+        return await _lift_dealer(lane, x, to, fields)
+    upper = lane.mask(x.shape, gap)
+    msb, carry = await lane.share(fields)
+    zeta = canonical(x.a + np.uint64(1 << (x.width - 2)), x.width)
+    clear = np.uint64(1) - (zeta >> np.uint64(x.width - 1))
+    (high,) = await lane.open(fields[:1], [clear * msb + carry + upper])
+    m = zeta - np.uint64(1 << (x.width - 2)) + shift_left(high, x.width)
+    own = canonical(x.b, x.width) + shift_left(upper, x.width)
+    return SecretTensor(lane.role, m, own, to, x.frac)
+
+
+async def _lift_dealer(
+    lane: Lane, x: SecretTensor, to: int, fields: list[Field]
+) -> SecretTensor:
+    upper_one, upper_two = lane.masks(x.shape, to - x.width)
+    one, two = canonical(x.a, x.width), canonical(x.b, x.width)
+    total = one + two  # at width 63 and below, no wrap of the word itself
+    msb = (total >> np.uint64(x.width - 1)) & np.uint64(1)
+    carry = total >> np.uint64(x.width)
+    await lane.share(fields, [msb, carry])
+    return SecretTensor(
+        lane.role,
+        one + shift_left(upper_one, x.width),
+        two + shift_left(upper_two, x.width),
+        to,
+        x.frac,
+    )
+
+
+# -- elementwise products -----------------------------------------------------------------------------------
+
+
+def _same_width(*tensors: SecretTensor) -> int:
+    widths = {t.width for t in tensors}
+    if len(widths) != 1:
+        raise LocalProtocolError(f"factors over different rings {sorted(widths)}: lift or narrow")
+    return widths.pop()
+
+
+async def mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int = 0) -> SecretTensor:
+    """Elementwise product with broadcasting, divided by 2^shift. |x * y| < 2^(width-2) if shift > 0.
+
+    Cost: 1 round; width bits each way; width bits dealt.
+    """
+    width, frac = _same_width(x, y), x.frac + y.frac - shift
+    shape = np.broadcast_shapes(x.shape, y.shape)
+    if lane.tracing:
+        lane.charge("mul", remask_cost(int(np.prod(shape)), width, dealt=True))
+        return lane.blank(shape, width - shift, frac)
+    if lane.is_dealer:
+        part = x.lam * y.lam
+    elif lane.leads:
+        part = (x.a - x.b) * y.a - x.a * y.b
+    else:
+        part = np.uint64(0) - x.a * y.b - x.b * y.a
+    return await remask(lane, part, frac=frac, width=width, shift=shift)
+
+
+async def square_sum(lane: Lane, x: SecretTensor) -> SecretTensor:
+    """Sum of squares over the last axis, not truncated (twice the fraction bits).
+
+    Cost: 1 round; width bits a row each way and dealt.
+    """
+    if lane.tracing:
+        lane.charge("square_sum", remask_cost(x.size // x.shape[-1], x.width, dealt=True))
+        return lane.blank(x.shape[:-1], x.width, 2 * x.frac)
+    if lane.is_dealer:
+        lam = x.lam
+        part = lam * lam
+    elif lane.leads:
+        part = x.a * (x.a - x.b - x.b)
+    else:
+        part = np.uint64(0) - x.a * (x.b + x.b)
+    total = part.sum(axis=-1, dtype=np.uint64)
+    return await remask(lane, total, frac=2 * x.frac, width=x.width)
+
+
+def mul3_cost(shape: tuple[int, ...], rows: tuple[int, ...], width: int) -> Cost:
+    """Cost of `mul3` for x of `shape` and two factors of shape `rows`."""
+    count, row_count = int(np.prod(shape)), int(np.prod(rows))
+    size, row_size = packed_bytes(count, width), packed_bytes(row_count, width)
+    return Cost(rounds=1, online=2 * size, offline=3 * size + row_size)
+
+
+async def mul3(
+    lane: Lane, x: SecretTensor, s: SecretTensor, t: SecretTensor, shift: int = 0
+) -> SecretTensor:
+    """x * s * t in one round, divided by 2^shift; s and t of one shape that broadcasts to x's.
+
+    The dealer shares every product of masks, so that each party expands (m_x - lam_x)(m_s - lam_s)(m_t - lam_t) alone.
+
+    Cost: 1 round; width bits each way; 3 width bits dealt, and one word for each element of s.
+    """
+    width, frac = _same_width(x, s, t), x.frac + s.frac + t.frac - shift
+    if lane.tracing:
+        lane.charge("mul3", mul3_cost(x.shape, s.shape, width))
+        return lane.blank(x.shape, width - shift, frac)
+    fields = [Field(x.shape, width), Field(x.shape, width), Field(s.shape, width)]
+    if lane.is_dealer:
+        lx, ls, lt = x.lam, s.lam, t.lam
+        st = ls * lt
+        await lane.share(fields, [lx * ls, lx * lt, st])
+        return await remask(
+            lane, np.uint64(0) - lx * st, frac=frac, width=width, shift=shift
+        )
+    xs, xt, st = await lane.share(fields)
+    linear = x.b * (s.a * t.a) + x.a * (s.b * t.a + s.a * t.b)
+    part = xs * t.a + xt * s.a + st * x.a - linear
+    if lane.leads:
+        part = part + x.a * (s.a * t.a)
+    return await remask(lane, part, frac=frac, width=width, shift=shift)
+
+
+# -- matrix products ------------------------------------------------------------------------------------------
+
+
+async def matmul(
+    lane: Lane, x: SecretTensor, y: SecretTensor, shift: int = 0
+) -> SecretTensor:
+    """Batched product (B, T, K) @ (B, K, L) of two sharings, divided by 2^shift.
+
+    Cost: 1 round; width bits an output element each way and dealt.
+    """
+    width, frac = _same_width(x, y), x.frac + y.frac - shift
+    batch, rows, depth = x.shape
+    columns = y.shape[2]
+    if lane.tracing:
+        lane.charge("matmul", remask_cost(batch * rows * columns, width, dealt=True))
+        return lane.blank((batch, rows, columns), width - shift, frac)
+    work = batch * rows * depth * columns
+    part = await lane.run(work * (1 if lane.is_dealer else 2), _matmul_part, lane.role, x, y)
+    return await remask(lane, part, frac=frac, width=width, shift=shift)
+
+
+def _matmul_part(role: Role, x: SecretTensor, y: SecretTensor) -> Words:
+    if role.is_dealer:
+        return batched_matmul(x.lam, y.lam)
+    left = x.a - x.b if role is Role.EVALUATOR_A else np.uint64(0) - x.b
+    return batched_matmul(left, y.a) - batched_matmul(x.a, y.b)
+
+
+# -- polynomials ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Polynomial:
+    """`sum_i c_i x^i` with float coefficients, lowest degree first."""
+
+    coefficients: tuple[float, ...]
+
+    @property
+    def degree(self) -> int:
+        return len(self.coefficients) - 1
+
+    def encoded(self, frac: int, scale: int) -> list[np.uint64]:
+        """Ring words of the coefficients: c_i carries `scale - i * frac` fraction bits."""
+        words = []
+        for power, value in enumerate(self.coefficients):
+            bits = scale - power * frac
+            if bits < 0:
+                raise LocalProtocolError(
+                    f"degree {self.degree} at {frac} fraction bits does not fit a scale of {scale}"
+                )
+            words.append(np.uint64(round(value * 2**bits) % 2**RING_BITS))
+        return words
+
+
+def poly_cost(count: int, degree: int, width: int, *, shift: int) -> Cost:
+    """Cost of `poly`."""
+    size = packed_bytes(count, width)
+    dealt = (degree - 1) * size + (size if shift else 0)
+    return Cost(rounds=1, online=2 * size, offline=dealt)
+
+
+async def poly(
+    lane: Lane, x: SecretTensor, polynomial: Polynomial, *, scale: int, frac: int
+) -> SecretTensor:
+    """A public polynomial of any degree in one round; the result has `frac` fraction bits.
+
+    The dealer shares lam^2 .. lam^n; each evaluator expands `sum c_i (m - lam)^i` alone. The value is formed with `scale`
+    fraction bits and must stay below 2^(62 - scale); x must be over Z_2^64.
+
+    Cost: 1 round; 64 bits each way; 64 (degree - 1) bits dealt, and 64 more if truncated.
+    """
+    shift, degree = scale - frac, polynomial.degree
+    if x.width != RING_BITS:
+        raise LocalProtocolError("a polynomial wants the full ring: lift first")
+    if lane.tracing:
+        lane.charge("poly", poly_cost(x.size, degree, RING_BITS, shift=shift))
+        return lane.blank(x.shape, RING_BITS - shift, frac)
+    fields = [Field(x.shape)] * (degree - 1)
+    if lane.is_dealer:
+        powers = [x.lam]
+        for _ in range(degree - 1):
+            powers.append(powers[-1] * powers[0])
+        await lane.share(fields, powers[1:])
+        zero = np.zeros(x.shape, dtype=np.uint64)
+        return await remask(lane, zero, frac=frac, shift=shift, dealt=False)
+    masks = [x.b, *await lane.share(fields)]
+    words = polynomial.encoded(x.frac, scale)
+    part = _horner(words, x.a) if lane.leads else np.zeros(x.shape, dtype=np.uint64)
+    for power, mask in enumerate(masks, start=1):
+        tail = [
+            np.uint64(int(words[i]) * comb(i, power) % 2**RING_BITS)
+            for i in range(power, degree + 1)
+        ]
+        sign = np.uint64(1) if power % 2 == 0 else ~np.uint64(0)
+        part = part + sign * mask * _horner(tail, x.a)
+    return await remask(lane, part, frac=frac, shift=shift, dealt=False)
+
+
+def _horner(words: list[np.uint64], x: Words) -> Words:
+    total = np.full(x.shape, words[-1], dtype=np.uint64)
+    for word in reversed(words[:-1]):
+        total = total * x + word
+    return total

@@ -1,0 +1,165 @@
+"""Many ANDs in one round: sums over Z_2 of products of bits whose masks the dealer knows.
+
+With `b_i = o_i ^ r_i`, o_i public to the evaluators and r_i known to the dealer, a product of any fan-in is
+`prod (o_i ^ r_i) = XOR over subsets S of prod_{i not in S} o_i * prod_{i in S} r_i`. The dealer XOR-shares the
+products of masks over every subset of two and more that occurs; the rest is local (ABY2.0, section on
+multi-input gates).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from protocols.cost import Cost
+from protocols.errors import LocalProtocolError
+from protocols.kernels.bits import expand_products, mask_products
+from protocols.lane import Field, Lane
+from protocols.ring import Words, packed_bytes
+from protocols.shares import SecretBits
+
+_WORD = 64
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Outputs that are XORs of ANDs of the bits of one word, as flat tables for the kernels.
+
+    Attributes:
+        inputs: number of bits of the word.
+        outputs: number of outputs.
+        subsets: masks of the bits of every subset of size two and more, in the order they are dealt.
+        rows: (n, 4) of (bits that must be set in the public word, kind, index, output); kind 0 is the empty
+            subset, 1 a single bit of the mask (index: which), 2 a dealt product (index: which).
+    """
+
+    inputs: int
+    outputs: int
+    subsets: Words
+    rows: Words
+
+    @property
+    def fields(self) -> int:
+        """Words an element that hold the dealt products."""
+        return -(-len(self.subsets) // _WORD)
+
+    def widths(self) -> list[int]:
+        """Bits used of each of those words."""
+        left = len(self.subsets)
+        return [min(_WORD, left - _WORD * i) for i in range(self.fields)]
+
+
+@cache
+def circuit(inputs: int, outputs: tuple[tuple[int, ...], ...]) -> Circuit:
+    """Compile outputs, each a tuple of products given as bit masks over the inputs."""
+    subsets: dict[int, int] = {}
+    rows = []
+    for output, products in enumerate(outputs):
+        for product in products:
+            for subset in _subsets(product):
+                size = subset.bit_count()
+                if size >= 2:
+                    index = subsets.setdefault(subset, len(subsets))
+                else:
+                    index = subset.bit_length() - 1 if size else 0
+                rows.append((product & ~subset, min(size, 2), index, output))
+    return Circuit(
+        inputs,
+        len(outputs),
+        np.array(list(subsets), dtype=np.uint64),
+        np.array(rows, dtype=np.uint64).reshape(-1, 4),
+    )
+
+
+def _subsets(mask: int) -> list[int]:
+    found, subset = [0], mask
+    while subset:
+        found.append(subset)
+        subset = (subset - 1) & mask
+    return found
+
+
+def products_cost(count: int, plan: Circuit) -> Cost:
+    """Cost of `products`: no round, the dealt subsets."""
+    return Cost(offline=sum(packed_bytes(count, width) for width in plan.widths()))
+
+
+async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Words:
+    """XOR shares, one word of `plan.outputs` bits an element, of the circuit's outputs.
+
+    Args:
+        opened: the word `o` (ignored at the dealer).
+        mask: the dealer's whole mask `r`, or an evaluator's XOR share of it.
+
+    Cost: no round; one bit dealt a subset.
+    """
+    fields = [Field(mask.shape, width, xor=True) for width in plan.widths()]
+    flat = np.ascontiguousarray(mask).reshape(-1)
+    if lane.is_dealer:
+        if fields:
+            dealt = mask_products(flat, plan.subsets, plan.fields)
+            await lane.share(fields, [dealt[i].reshape(mask.shape) for i in range(plan.fields)])
+        return np.zeros(mask.shape, dtype=np.uint64)
+    shares = await lane.share(fields) if fields else []
+    dealt = np.empty((plan.fields, flat.size), dtype=np.uint64)
+    for i, share in enumerate(shares):
+        dealt[i] = share.reshape(-1)
+    public = np.ascontiguousarray(np.broadcast_to(opened, mask.shape)).reshape(-1)
+    return expand_products(public, flat, dealt, plan.rows, lane.leads).reshape(mask.shape)
+
+
+def open_masked_cost(count: int, width: int) -> Cost:
+    """Cost of `open_masked`."""
+    return Cost(rounds=1, online=2 * packed_bytes(count, width))
+
+
+async def open_masked(
+    lane: Lane, share: Words, width: int, shape: tuple[int, ...]
+) -> tuple[Words, Words]:
+    """Open `width` XOR-shared bits an element under a fresh mask that the dealer knows.
+
+    Returns:
+        (public word, mask): the evaluators' second is their XOR share, the dealer's the whole mask and its
+        first meaningless.
+
+    Cost: 1 round; width bits each way.
+    """
+    if lane.is_dealer:
+        one, two = lane.masks(shape, width)
+        return one, one ^ two
+    mask = lane.mask(shape, width)
+    (opened,) = await lane.open([Field(shape, width, xor=True)], [share ^ mask])
+    return opened, mask
+
+
+async def to_bits(lane: Lane, share: Words, shape: tuple[int, ...]) -> SecretBits:
+    """One XOR-shared bit an element becomes a sharing. Cost: 1 round; 1 bit each way."""
+    if lane.tracing:
+        lane.charge("to_bits", open_masked_cost(int(np.prod(shape)), 1))
+        return lane.blank_bits(shape)
+    if lane.is_dealer:
+        one, two = lane.masks(shape, 1)
+        return SecretBits(lane.role, one.astype(np.uint8), two.astype(np.uint8))
+    opened, mask = await open_masked(lane, share, 1, shape)
+    return SecretBits(lane.role, opened.astype(np.uint8), mask.astype(np.uint8))
+
+
+async def and_bits(lane: Lane, bits: Sequence[SecretBits]) -> SecretBits:
+    """The AND of up to 16 shared bits of one shape.
+
+    Cost: 1 round; 1 bit each way; 2^n - n - 1 bits dealt.
+    """
+    if not 2 <= len(bits) <= 16:
+        raise LocalProtocolError(f"and_bits takes 2 to 16 bits, not {len(bits)}: build a tree")
+    plan = circuit(len(bits), (((1 << len(bits)) - 1,),))
+    shape = bits[0].shape
+    if lane.tracing:
+        lane.charge("and", products_cost(int(np.prod(shape)), plan))
+        return await to_bits(lane, np.zeros(shape, dtype=np.uint64), shape)
+    opened, mask = np.zeros(shape, dtype=np.uint64), np.zeros(shape, dtype=np.uint64)
+    for place, bit in enumerate(bits):
+        first = bit.a ^ bit.b if lane.is_dealer else bit.a
+        opened |= first.astype(np.uint64) << np.uint64(place)
+        mask |= (first if lane.is_dealer else bit.b).astype(np.uint64) << np.uint64(place)
+    return await to_bits(lane, await products(lane, opened, mask, plan), shape)

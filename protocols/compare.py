@@ -1,0 +1,324 @@
+"""Comparison of a secret with public thresholds, selection by secret bits, maximum and arg-max.
+
+For x = m - lam, "x < 0" is a comparison of m, public to the evaluators, with lam, known to the dealer. The dealer
+XOR-shares the one-hots of lam's 4-bit digits; against its public digits each evaluator reads shares of "greater" and
+"equal" off them, and a small circuit over those bits gives the result.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from protocols.arithmetic import remask, remask_cost
+from protocols.boolean import (
+    Circuit,
+    circuit,
+    open_masked,
+    open_masked_cost,
+    products,
+    products_cost,
+    to_bits,
+)
+from protocols.cost import Cost
+from protocols.errors import LocalProtocolError
+from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
+from protocols.lane import Field, Lane
+from protocols.ring import Words, canonical, packed_bytes, shift_right
+from protocols.shares import SecretBits, SecretTensor
+
+_RADIX = {"rounds": 5, "traffic": 3}
+"""Digits combined in one level: 5 keeps the dealt subsets of a level below 40 bits an element."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The circuits of a comparison of `digits` digits, one a level; level 0 reads the digit relations."""
+
+    digits: int
+    levels: tuple[Circuit, ...]
+
+
+@cache
+def comparison_tree(digits: int, radix: int) -> Tree:
+    """G = g_0 ^ p_0 g_1 ^ p_0 p_1 g_2 ..., cut into groups of at most `radix` digits a level."""
+    greater = [1 << j for j in range(digits)]
+    equal = [1 << (digits + j) for j in range(digits - 1)] + [0]
+    sign: int | None = 1 << (2 * digits - 1)
+    inputs, levels = 2 * digits, []
+    while True:
+        groups = _groups(len(greater), radix)
+        last = len(groups) == 1
+        outputs = [_greater_terms(greater, equal, group) for group in groups]
+        outputs += [(_join(equal, group),) for group in groups[:-1]]
+        if sign is not None and last:
+            outputs[0] = (*outputs[0], sign)
+        elif sign is not None:
+            outputs.append((sign,))
+        levels.append(circuit(inputs, tuple(outputs)))
+        if last:
+            return Tree(digits, tuple(levels))
+        count = len(groups)
+        greater = [1 << j for j in range(count)]
+        equal = [1 << (count + j) for j in range(count - 1)] + [0]
+        sign = 1 << (2 * count - 1)
+        inputs = 2 * count
+
+
+def _groups(count: int, radix: int) -> list[range]:
+    """Runs of digits as even as possible."""
+    parts = -(-count // radix)
+    cuts = [count * part // parts for part in range(parts + 1)]
+    return [range(lo, hi) for lo, hi in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+def _join(equal: list[int], group: Sequence[int]) -> int:
+    product = 0
+    for j in group:
+        product |= equal[j]
+    return product
+
+
+def _greater_terms(greater: list[int], equal: list[int], group: range) -> tuple[int, ...]:
+    return tuple(greater[j] | _join(equal, range(group.start, j)) for j in group)
+
+
+def less_cost(count: int, thresholds: int, digits: int, radix: int) -> Cost:
+    """Cost of `less` for `count` elements."""
+    tree = comparison_tree(digits, radix)
+    total = Cost(offline=packed_bytes(count * digits, 16))
+    for level in tree.levels:
+        total += open_masked_cost(count * thresholds, level.inputs)
+        total += products_cost(count * thresholds, level)
+    return total + open_masked_cost(count * thresholds, 1)
+
+
+async def less(
+    lane: Lane,
+    x: SecretTensor,
+    thresholds: Sequence[int] | None = None,
+    *,
+    digits: int,
+    shift: int = 0,
+) -> SecretBits:
+    """[x < t] for every public threshold t (ring integers, default 0), at once.
+
+    Looks at `4 * digits` bits from bit `shift` up: the differences x - t must stay below 2^(shift + 4 digits - 1) in
+    size. Exact for shift 0; otherwise wrong at most for x - t in [-2^shift, 0), which counts as not less.
+
+    Returns:
+        Bits of x's shape, with one more axis at the end if thresholds were given.
+
+    Cost: levels + 1 rounds. At 5 digits, one threshold, "rounds" (1 level): 11 bits each way and 117 dealt; "traffic" (2
+    levels) 15 each way and 90 dealt.
+    """
+    if digits * DIGIT_BITS + shift > x.width:
+        raise LocalProtocolError(
+            f"{digits} digits from bit {shift} do not fit the {x.width}-bit ring: use fewer digits"
+        )
+    cuts = np.array([t % 2**64 for t in thresholds or (0,)], dtype=np.uint64)
+    shape = (*x.shape, cuts.size)
+    radix = _RADIX[lane.settings.tree]
+    if lane.tracing:
+        lane.charge("less", less_cost(x.size, cuts.size, digits, radix))
+        bits = lane.blank_bits(shape)
+    else:
+        bits = await to_bits(lane, await _relation(lane, x, cuts, digits, shift, radix), shape)
+        if not lane.is_dealer:
+            top = _window(x.a[..., None] - cuts, x.width, digits, shift) >> np.uint64(
+                digits * DIGIT_BITS - 1
+            )
+            bits = SecretBits(bits.role, bits.a ^ top.astype(np.uint8), bits.b)
+    return bits if thresholds is not None else bits.reshape(*x.shape)
+
+
+def _window(words: Words, width: int, digits: int, shift: int) -> Words:
+    return canonical(shift_right(words, shift, width), digits * DIGIT_BITS)
+
+
+async def _relation(
+    lane: Lane, x: SecretTensor, cuts: Words, digits: int, shift: int, radix: int
+) -> Words:
+    """XOR shares of msb(lam') ^ [low(m') < low(lam')], shape (*x.shape, thresholds)."""
+    tree = comparison_tree(digits, radix)
+    shape = (*x.shape, cuts.size)
+    fields = [Field((x.size, digits), 16, xor=True)]
+    if lane.is_dealer:
+        hidden = _window(x.lam, x.width, digits, shift).reshape(-1)
+        await lane.share(fields, [onehot_digits(hidden, digits)])
+        word = np.zeros(shape, dtype=np.uint64)
+    else:
+        (onehots,) = await lane.share(fields)
+        public = _window(x.a[..., None] - cuts, x.width, digits, shift)
+        public = np.ascontiguousarray(public).reshape(x.size, cuts.size)
+        word = (
+            await lane.run(40 * public.size * digits, digit_relations, onehots, public)
+        ).reshape(shape)
+    for level in tree.levels:
+        opened, mask = await open_masked(lane, word, level.inputs, shape)
+        word = await products(lane, opened, mask, level)
+    return word
+
+
+# -- selection ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """The product of one to three shared bits, times y: a sharing, or public ring words."""
+
+    bits: tuple[SecretBits, ...]
+    y: SecretTensor | Words
+
+
+def _subset_masks(count: int) -> range:
+    return range(1, 1 << count)
+
+
+def select_cost(shape: tuple[int, ...], terms: Sequence[Term], width: int) -> Cost:
+    """Cost of `select`."""
+    return remask_cost(int(np.prod(shape)), width, dealt=False) + Cost(
+        offline=sum(f.nbytes for term in terms for f in _term_fields(term, width))
+    )
+
+
+def _term_fields(term: Term, width: int) -> list[Field]:
+    shape = np.broadcast_shapes(*(bit.shape for bit in term.bits))
+    fields = []
+    for _ in _subset_masks(len(term.bits)):
+        fields.append(Field(shape, width))
+        if isinstance(term.y, SecretTensor):
+            fields.append(Field(np.broadcast_shapes(shape, term.y.shape), width))
+    return fields
+
+
+async def select(
+    lane: Lane, terms: Sequence[Term], *, width: int, frac: int, shape: tuple[int, ...]
+) -> SecretTensor:
+    """Sum over terms of (product of bits) * y, in one round however many there are.
+
+    The dealer shares, for every subset S of a term's bits, r_S (the product of their masks) and r_S * lam_y.
+
+    Cost: 1 round; width bits each way; for a term of one bit 2 width bits dealt (width if y is public), of
+    three bits 14 width.
+    """
+    if lane.tracing:
+        lane.charge("select", select_cost(shape, terms, width))
+        return lane.blank(shape, width, frac)
+    fields = [f for term in terms for f in _term_fields(term, width)]
+    if lane.is_dealer:
+        values = [value for term in terms for value in _dealt_products(term)]
+        await lane.share(fields, values)
+        zero = np.zeros(shape, dtype=np.uint64)
+        return await remask(lane, zero, frac=frac, width=width, dealt=False)
+    shares = iter(await lane.share(fields))
+    part = np.zeros(shape, dtype=np.uint64)
+    for term in terms:
+        part = part + _term_part(lane, term, shares)
+    return await remask(lane, part, frac=frac, width=width, dealt=False)
+
+
+def _dealt_products(term: Term) -> list[Words]:
+    masks = [bit.mask.astype(np.uint64) for bit in term.bits]
+    values = []
+    for subset in _subset_masks(len(masks)):
+        product: Words = np.ones((), dtype=np.uint64)
+        for place, mask in enumerate(masks):
+            if subset >> place & 1:
+                product = product * mask
+        shape = np.broadcast_shapes(*(mask.shape for mask in masks))
+        values.append(np.broadcast_to(product, shape))
+        if isinstance(term.y, SecretTensor):
+            values.append(product * term.y.lam)
+    return values
+
+
+def _term_part(lane: Lane, term: Term, shares: Iterator[Words]) -> Words:
+    secret = isinstance(term.y, SecretTensor)
+    y = term.y.a if isinstance(term.y, SecretTensor) else term.y
+    publics = [bit.a.astype(np.uint64) for bit in term.bits]
+    flips = [np.uint64(1) - (public << np.uint64(1)) for public in publics]
+    whole = publics[0]
+    for public in publics[1:]:
+        whole = whole * public
+    base = y if lane.leads else np.uint64(0)
+    if isinstance(term.y, SecretTensor):
+        base = base - term.y.b
+    part = whole * base
+    for subset in _subset_masks(len(publics)):
+        factor: Words = np.ones((), dtype=np.uint64)
+        for place in range(len(publics)):
+            factor = factor * (flips[place] if subset >> place & 1 else publics[place])
+        inner = y * next(shares)
+        if secret:
+            inner = inner - next(shares)
+        part = part + factor * inner
+    return part
+
+
+# -- maximum --------------------------------------------------------------------------------------------------
+
+
+async def maximum(lane: Lane, x: SecretTensor, payload: SecretTensor | None = None) -> tuple[SecretTensor, SecretTensor | None]:
+    """The largest entry along the last axis, and the payload (same shape, same ring) that stands beside it.
+
+    A tree of radix 4: six comparisons side by side, then one selection, a level. Exact over the ring; the first of equal
+    entries wins. Differences must stay below 2^(width-1); the width must be a multiple of 4.
+
+    Cost: per level levels + 2 rounds (3 at 20 bits with "rounds"); the entries a level halves twice.
+    """
+    if x.width % DIGIT_BITS:
+        raise LocalProtocolError(f"maximum wants a multiple of 4 bits, not {x.width}: narrow first")
+    while x.shape[-1] > 1:
+        x, payload = await _contest(lane, x, payload)
+    return x[..., 0], None if payload is None else payload[..., 0]
+
+
+async def _contest(
+    lane: Lane, x: SecretTensor, payload: SecretTensor | None
+) -> tuple[SecretTensor, SecretTensor | None]:
+    size = x.shape[-1]
+    radix = min(4, size)
+    groups = -(-size // radix)
+    index = np.minimum(np.arange(groups * radix), size - 1).reshape(groups, radix)
+    columns = [x[..., index[:, k]] for k in range(radix)]
+    pairs = [(i, j) for i in range(radix) for j in range(i + 1, radix)]
+    stacked = _stack([columns[i] - columns[j] for i, j in pairs])
+    loses = await less(lane, stacked, digits=x.width // DIGIT_BITS)
+    beaten = {pair: loses[k] for k, pair in enumerate(pairs)}
+    last = columns[-1]
+    winners = [
+        tuple(
+            beaten[other, k] if other < k else ~beaten[k, other]
+            for other in range(radix)
+            if other != k
+        )
+        for k in range(radix - 1)
+    ]
+    jobs = [(columns, last)]
+    if payload is not None:
+        beside = [payload[..., index[:, k]] for k in range(radix)]
+        jobs.append((beside, beside[-1]))
+
+    async def pick(strand: Lane, job: int) -> SecretTensor:
+        entries, base = jobs[job]
+        terms = [Term(bits, entries[k] - base) for k, bits in enumerate(winners)]
+        chosen = await select(strand, terms, width=base.width, frac=base.frac, shape=base.shape)
+        return chosen + base
+
+    if payload is None:
+        return await pick(lane, 0), None
+    best, carried = await lane.both(lambda s: pick(s, 0), lambda s: pick(s, 1))
+    return best, carried
+
+
+def _stack(tensors: Sequence[SecretTensor]) -> SecretTensor:
+    first = tensors[0]
+    return SecretTensor(
+        first.role,
+        np.stack([t.a for t in tensors]),
+        np.stack([t.b for t in tensors]),
+        first.width,
+        first.frac,
+    )

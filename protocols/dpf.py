@@ -1,0 +1,124 @@
+"""Distributed point functions over a domain of 2^v points, many at once.
+
+The dealer shares the function that is `payload` at the point alpha and 0 elsewhere: each party
+draws a fresh 128-bit root, both get the same correction, and the expansions of the two parties add
+up to the function modulo 2^64. One party alone learns nothing of alpha or payload. This is the
+tree construction of Boyle, Gilboa, Ishai (CCS 2016, figure 1) over a fixed-key AES
+(see `protocols.kernels.aes` for the assumption), with two variations: seeds of 126 bits leave room
+in each block for the two control bits, and for payloads of one word two leaves share a block
+(early termination).
+
+The roots must be fresh and uniform for every element; a root used twice breaks the scheme. Party
+0's root has control bit 0, party 1's has 1, so bit 0 of the roots' first byte is overwritten.
+"""
+
+import numpy as np
+
+from protocols.errors import LocalProtocolError
+from protocols.kernels import forest
+from protocols.kernels.aes import LEAF, LEFT, RIGHT, mmo
+from protocols.kernels.aesni import available, round_keys
+from protocols.kernels.jit import Bytes, Words
+from protocols.kernels.spline import spline_shares
+from protocols.kernels.tree import (
+    SEED_BITS,
+    child_correction,
+    convert,
+    correction_bytes,
+    correction_words,
+    expand_numpy,
+    leaf_words,
+    root_words,
+    seeds_of,
+    tree_depth,
+)
+
+__all__ = ["correction_bytes", "expand", "generate", "spline_shares"]
+
+_ONE = np.uint64(1)
+_ALL = ~np.uint64(0)
+_CONTROL = np.array([1, 0], dtype=np.uint64)  # bit 0 of a block's word 0
+
+
+def generate(alpha: Words, payload: Words, roots_a: Bytes, roots_b: Bytes, v: int) -> Bytes:
+    """The dealer's part: one contiguous buffer of n * correction_bytes(v, w) bytes.
+
+    alpha (n,) points below 2^v; payload (n, w) ring words; roots (n, 16) bytes of each party.
+    Raises LocalProtocolError if the shapes do not fit or a point lies outside the domain.
+    """
+    n, w = payload.shape
+    size = correction_bytes(v, w)
+    if alpha.shape != (n,) or (n and int(alpha.max()) >> v):
+        raise LocalProtocolError(f"points must be {n} words below 2^{v}: one for each payload")
+    root_a, root_b = root_words(roots_a, n), root_words(roots_b, n)
+    if not available():
+        return generate_numpy(alpha, payload, root_a, root_b, v).reshape(-1).view(np.uint8)
+    out = np.empty(n * size // 8, dtype=np.uint64)
+    alpha, payload = np.ascontiguousarray(alpha), np.ascontiguousarray(payload).reshape(-1)
+    keys = round_keys(LEAF + (leaf_words(w) + 1) // 2)
+    forest.generate(keys, alpha, payload, root_a.reshape(-1), root_b.reshape(-1), v, w, out)
+    return out.view(np.uint8)
+
+
+def generate_numpy(alpha: Words, payload: Words, root_a: Words, root_b: Words, v: int) -> Words:
+    """NumPy twin of the fused dealer: roots (n, 2) words -> corrections (n, words)."""
+    n, w = payload.shape
+    depth, words = tree_depth(v, w), leaf_words(w)
+    correction = np.empty((n, correction_bytes(v, w) // 8), dtype=np.uint64)
+    nodes = np.stack([root_a & ~_CONTROL, root_b | _CONTROL])
+    path = alpha >> np.uint64(v - depth)
+    for level in range(depth):
+        block, nodes = _descend(nodes, (path >> np.uint64(level)) & _ONE)
+        correction[:, 2 * level : 2 * level + 2] = block
+    leaves = convert(seeds_of(nodes), words)
+    correction[:, 2 * depth :] = _final(leaves, nodes[1, :, 0] & _ONE, alpha, payload)
+    return correction
+
+
+def _descend(nodes: Words, bit: Words) -> tuple[Words, Words]:
+    """One level on both parties' paths: nodes (2, n, 2), next bit of alpha -> correction, nodes."""
+    seeds = seeds_of(nodes)
+    left, right = mmo(LEFT, seeds), mmo(RIGHT, seeds)
+    go_right = (bit * _ALL)[:, None]
+    keep = left ^ ((left ^ right) & go_right)
+    lose = left ^ right ^ keep
+    block = lose[0] ^ lose[1]
+    control_left = (left[0, :, 0] ^ left[1, :, 0] ^ bit ^ _ONE) & _ONE
+    control_right = (right[0, :, 0] ^ right[1, :, 0] ^ bit) & _ONE
+    block[:, 0] = (block[:, 0] & SEED_BITS) | control_left | (control_right << _ONE)
+    sides = child_correction(block, 0), child_correction(block, 1)
+    applied = sides[0] ^ ((sides[0] ^ sides[1]) & go_right)
+    active = (nodes[..., :1] & _ONE) * _ALL
+    return block, keep ^ (applied & active)
+
+
+def _final(leaves: Words, control_b: Words, alpha: Words, payload: Words) -> Words:
+    """The words that turn the difference of both leaves (2, n, words) into the payload."""
+    w = payload.shape[1]
+    if w == 1:
+        target = np.zeros(leaves.shape[1:], dtype=np.uint64)
+        np.put_along_axis(target, (alpha & _ONE).astype(np.intp)[:, None], payload, axis=1)
+    else:
+        target = payload
+    difference = target - leaves[0] + leaves[1]
+    sign = (_ONE - (control_b << _ONE))[:, None]
+    corrected: Words = difference * sign
+    return corrected
+
+
+def expand(party: int, roots: Bytes, correction: Bytes, v: int, w: int) -> Words:
+    """The additive shares (n, w, 2^v) of `party` (0 or 1), from roots (n, 16).
+
+    Raises RemoteProtocolError if the correction's length is not n * correction_bytes(v, w).
+    """
+    n = len(roots)
+    words = correction_words(correction, n, v, w)
+    seeds = root_words(roots, n)
+    if not available():
+        shares = expand_numpy(party, seeds, words, v, w)
+        turned: Words = np.ascontiguousarray(shares.transpose(0, 2, 1))
+        return turned
+    out = np.empty((n, w, 1 << v), dtype=np.uint64)
+    keys = round_keys(LEAF + (leaf_words(w) + 1) // 2)
+    forest.expand(keys, party, seeds.reshape(-1), words.reshape(-1), v, w, out.reshape(-1))
+    return out

@@ -1,0 +1,199 @@
+"""exp on (-inf, 0], and negative powers of a positive number of any size.
+
+A power v^p (p = -1 or -1/2) is taken at every scale 4^j at once: the spline is evaluated on v / 4^j for each j beside the
+comparisons v < 4^j, and one selection keeps the right one. Row-wise work: rounds matter, traffic does not.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.arithmetic import Polynomial, lift, mul, poly
+from protocols.compare import Term, less, select
+from protocols.errors import LocalProtocolError
+from protocols.lane import Lane
+from protocols.ring import FRACTION_BITS, RING_BITS
+from protocols.shares import SecretBits, SecretTensor
+from protocols.spline import Spline, evaluate, fit
+
+EXP_CLIP = 15.5
+"""exp(-15.5) = 1.9e-7, below the resolution of 18 fraction bits."""
+PUMA_EXP_CLIP = 14.0
+"""Arguments below -14 give 0 (PUMA, arXiv 2307.12533, section 4.2)."""
+COARSE_FRAC = 6
+"""Fraction bits that a comparison with a cut-off looks at."""
+_COMPARE_DIGITS = 5
+_SPLINE_FRAC = 15
+_POWER_FRAC = 18
+MAX_POWER_FRAC = 26
+"""Fraction bits of `Scaled.value` where the product that follows has room for them."""
+
+
+@cache
+def exp_spline() -> Spline:
+    """exp on [-15.75, 0.125): 64 cubic segments of 1/4; largest error 2.2e-5 of the value."""
+    return fit(np.exp, -15.75, segment_bits=6, width_bits=2, frac=_SPLINE_FRAC, degree=3)
+
+
+async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
+    """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
+
+    x is over a ring of at least 32 bits and |x| < 2^13. "tight": a spline beside one comparison; "puma": (1 + x/2^5)^(2^5), 0
+    below -14.
+
+    Cost: 3 rounds ("tight"), 8 ("puma").
+    """
+    if lane.settings.approximation == "puma":
+        return await _exp_puma(lane, x)
+
+    async def value(strand: Lane) -> SecretTensor:
+        spline = exp_spline()
+        argument = x.drop(x.frac - spline.frac)
+        narrow = await evaluate(strand, argument, spline, FRACTION_BITS)
+        return await lift(strand, narrow)
+
+    y, below = await lane.both(value, lambda strand: _below(strand, x, -EXP_CLIP))
+    return await select(
+        lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape
+    )
+
+
+async def _below(lane: Lane, x: SecretTensor, cut: float) -> SecretBits:
+    shift = x.frac - COARSE_FRAC
+    threshold = round(cut * 2**x.frac)
+    bits = await less(lane, x, [threshold], digits=_COMPARE_DIGITS, shift=shift)
+    return bits[..., 0]
+
+
+async def _exp_puma(lane: Lane, x: SecretTensor) -> SecretTensor:
+    """(1 + x/32)^32 as two fourth powers and a square, each in one round."""
+
+    async def power(strand: Lane) -> SecretTensor:
+        frac = 14  # 4 * 14 + 2 bits of value stay below 62
+        base = await lift(strand, x)
+        y = SecretTensor(base.role, base.a, base.b, base.width, base.frac + 5)
+        y = (await lift(strand, y.drop(y.frac - frac))).add_public(np.uint64(1 << frac))
+        fourth = Polynomial((0.0, 0.0, 0.0, 0.0, 1.0))
+        for _ in range(2):
+            y = await lift(strand, await poly(strand, y, fourth, scale=4 * frac, frac=frac))
+        return await lift(strand, await mul(strand, y, y, 2 * frac - FRACTION_BITS))
+
+    y, below = await lane.both(power, lambda strand: _below(strand, x, -PUMA_EXP_CLIP))
+    return await select(
+        lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape
+    )
+
+
+# -- negative powers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """v^p as a product `value * scale`, both over Z_2^64.
+
+    Attributes:
+        value: between 1/2 and 10.
+        scale: a power of two; its fraction bits say by how much it was scaled up to be whole.
+    """
+
+    value: SecretTensor
+    scale: SecretTensor
+
+
+@cache
+def _power_spline(halves: int, gain: float) -> Spline:
+    """gain * x^(-halves/2) on [0.21, 1.18): 64 cubic segments of 1/64; gain in [1, 2)."""
+
+    def function(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        power: NDArray[np.float64] = gain * np.maximum(x, 0.15) ** (-halves / 2)
+        return power
+
+    return fit(
+        function, 0.203125, segment_bits=6, width_bits=6, frac=_POWER_FRAC, degree=3
+    )
+
+
+async def _negative_power(
+    lane: Lane, v: SecretTensor, halves: int, low: int, high: int, gain: float, frac: int
+) -> Scaled:
+    """gain * (v / 2^v.frac)^(-halves/2) for ring integers 4^low <= v < 4^high."""
+    mantissa, exponent = math.frexp(gain)
+    spline = _power_spline(halves, 2 * mantissa)
+    exponents = range(low + 1, high + 1)
+    resolution = max(0, 2 * low - 4)  # a sixteenth of the smallest threshold
+    digits = -(-(2 * high + 1 - resolution) // 4)
+    digits = min(digits, (v.width - resolution) // 4)
+    if resolution + 4 * digits < 2 * high + 1:
+        raise LocalProtocolError(
+            f"values up to 4^{high} leave no room in a ring of {v.width} bits: drop more bits"
+        )
+
+    async def values(strand: Lane) -> SecretTensor:
+        scaled = [_align(v, 2 * j, spline) for j in exponents]
+        stacked = SecretTensor(
+            v.role,
+            np.stack([s.a for s in scaled], axis=-1),
+            np.stack([s.b for s in scaled], axis=-1),
+            scaled[0].width,
+            spline.frac,
+        )
+        return await lift(strand, await evaluate(strand, stacked, spline, frac))
+
+    y, under = await lane.both(
+        values,
+        lambda strand: less(
+            strand, v, [4**j for j in exponents[:-1]], digits=digits, shift=resolution
+        ),
+    )
+    # With c_j = [v < 4^j]: sum_j (c_j - c_(j-1)) y_j = y_last + sum_j c_j (y_j - y_(j+1)).
+    count = len(exponents)
+    powers = [np.uint64(1 << (halves * (high - j))) for j in exponents]
+    value_terms = [Term((under[..., j],), y[..., j] - y[..., j + 1]) for j in range(count - 1)]
+    scale_terms = [
+        Term((under[..., j],), np.broadcast_to(powers[j] - powers[j + 1], v.shape))
+        for j in range(count - 1)
+    ]
+
+    async def pick(strand: Lane, terms: list[Term], frac: int) -> SecretTensor:
+        return await select(strand, terms, width=RING_BITS, frac=frac, shape=v.shape)
+
+    # v^(-halves/2) = y * 2^(-halves j) * 2^(halves frac / 2), and the scale holds 2^(halves (high - j)).
+    scale_frac = halves * high - halves * v.frac // 2 - (exponent - 1)
+    value, scale = await lane.both(
+        lambda strand: pick(strand, value_terms, frac),
+        lambda strand: pick(strand, scale_terms, scale_frac),
+    )
+    return Scaled(value + y[..., -1], scale.add_public(powers[-1]))
+
+
+def _align(v: SecretTensor, unit: int, spline: Spline) -> SecretTensor:
+    """v / 2^unit with the spline's fraction bits, over exactly the bits it reads."""
+    bits = spline.segment_bits + spline.local_bits
+    move = unit - spline.frac
+    moved = v.drop(move) if move > 0 else v.scale_up(-move)
+    return moved.narrow(bits).reinterpret(spline.frac)
+
+
+async def rsqrt(
+    lane: Lane, v: SecretTensor, low: int, high: int, *, gain: float = 1.0, frac: int = 26
+) -> Scaled:
+    """gain / sqrt(v) for ring integers 4^low <= v < 4^high (v's fraction bits even).
+
+    Args:
+        frac: fraction bits of the result's `value`, at most `MAX_POWER_FRAC`.
+
+    Cost: 4 rounds (3 if the comparison has no more than 5 digits).
+    """
+    if v.frac % 2:
+        raise LocalProtocolError(f"rsqrt wants an even number of fraction bits, not {v.frac}")
+    return await _negative_power(lane, v, 1, low, high, gain, frac)
+
+
+async def reciprocal(
+    lane: Lane, v: SecretTensor, low: int, high: int, *, frac: int = 26
+) -> Scaled:
+    """1 / v for ring integers 4^low <= v < 4^high; otherwise as `rsqrt`."""
+    return await _negative_power(lane, v, 2, low, high, 1.0, frac)

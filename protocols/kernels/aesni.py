@@ -1,0 +1,224 @@
+"""The same fixed-key AES with the processor's own instructions, inside Numba kernels.
+
+A kernel that hashes in registers needs no pass through memory per tree level and holds no GIL.
+Used where LLVM reports the instructions (`available`); otherwise OpenSSL does the work, with the
+same results bit for bit.
+"""
+
+import platform
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from protocols.kernels.aes import fixed_key
+from protocols.kernels.jit import MODE, Words, vector_op
+from protocols.kernels.simd import builder_tools, host_features, pointer
+
+_ROUNDS = 10
+KEY_WORDS = 2 * (_ROUNDS + 1)
+GROUP_LIMIT = 4  # scratch arrays have room for this many blocks behind their last
+
+
+@cache
+def available() -> bool:
+    """Whether kernels may use AES instructions here."""
+    intel = platform.machine().lower() in ("x86_64", "amd64")
+    return MODE == "numba" and intel and "aes" in host_features()
+
+
+def _group() -> int:
+    """Blocks in one vector: VAES works on two or four at once."""
+    features = host_features()
+    if "vaes" not in features:
+        return 1
+    return 4 if "avx512f" in features else 2
+
+
+@cache
+def _sbox() -> bytes:
+    """The AES substitution box (FIPS 197, 5.1.1): inverse in GF(2^8), then an affine map."""
+    box = bytearray(256)
+    p = q = 1
+    while True:
+        p ^= (p << 1 ^ (0x11B if p & 0x80 else 0)) & 0x1FF  # times 3, a generator
+        for shift in (1, 2, 4):
+            q ^= q << shift & 0xFF
+        if q & 0x80:
+            q ^= 0x09  # divided by 3
+        turned = q * 0x101
+        box[p] = (q ^ turned >> 7 ^ turned >> 6 ^ turned >> 5 ^ turned >> 4) & 0xFF ^ 0x63
+        if p == 1:
+            break
+    box[0] = 0x63
+    return bytes(box)
+
+
+def _schedule(key: bytes) -> bytes:
+    """The 11 round keys of an AES-128 key (FIPS 197, 5.2)."""
+    box, constant = _sbox(), 1
+    columns = [key[i : i + 4] for i in range(0, 16, 4)]
+    while len(columns) < 4 * (_ROUNDS + 1):
+        last = columns[-1]
+        if len(columns) % 4 == 0:
+            last = bytes(box[value] for value in last[1:] + last[:1])
+            last = bytes([last[0] ^ constant]) + last[1:]
+            constant = constant << 1 ^ (0x11B if constant & 0x80 else 0)
+        columns.append(bytes(a ^ b for a, b in zip(columns[-4], last, strict=True)))
+    return b"".join(columns)
+
+
+@cache
+def round_keys(count: int) -> Words:
+    """Round keys of the first `count` fixed keys: (count * KEY_WORDS,) words."""
+    return np.frombuffer(b"".join(_schedule(fixed_key(i)) for i in range(count)), dtype=np.uint64)
+
+
+class _Emitter:
+    """Code generation for AES over vectors of one, two or four blocks."""
+
+    def __init__(self, builder: Any) -> None:
+        from llvmlite import ir
+
+        self.ir, self.builder, self.group = ir, builder, _group()
+        self.word = ir.IntType(64)
+        self.block = ir.VectorType(self.word, 2)
+        self.vector = ir.VectorType(self.word, 2 * self.group)
+        self.suffix = {1: "", 2: ".256", 4: ".512"}[self.group]
+
+    def shuffle(self, value: Any, order: list[int]) -> Any:
+        indices = self.ir.Constant(self.ir.VectorType(self.ir.IntType(32), len(order)), order)
+        return self.builder.shuffle_vector(value, self.ir.Constant(value.type, None), indices)
+
+    def spread(self, address: Any) -> Any:
+        """The block at an address in every place of a vector."""
+        return self.shuffle(self.builder.load(address, align=8), [0, 1] * self.group)
+
+    def constant(self, even: int, odd: int) -> Any:
+        return self.ir.Constant(self.vector, [even, odd] * self.group)
+
+    def round(self, state: Any, key: Any, last: bool) -> Any:
+        cgutils = builder_tools()
+
+        name = f"llvm.x86.aesni.aesenc{'last' if last else ''}{self.suffix}"
+        kind = self.ir.FunctionType(self.vector, [self.vector, self.vector])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, [state, key])
+
+    def mmo(self, seeds: Any, keys: list[Any]) -> Any:
+        state = self.builder.xor(seeds, keys[0])
+        for key in keys[1:-1]:
+            state = self.round(state, key, last=False)
+        return self.builder.xor(self.round(state, keys[-1], last=True), seeds)
+
+    def split(self, nodes: Any) -> tuple[Any, Any]:
+        """Nodes -> (seeds, all ones in the blocks whose control bit is set)."""
+        seeds = self.builder.and_(nodes, self.constant(-4, -1))
+        bits = self.builder.and_(nodes, self.constant(1, 0))
+        both = self.shuffle(bits, [2 * (i // 2) for i in range(2 * self.group)])
+        return seeds, self.builder.sub(self.ir.Constant(self.vector, None), both)
+
+
+def make_hash(count: int, add: bool) -> Any:
+    """An op that hashes nodes under `count` keys and applies a correction by XOR or addition."""
+
+    def hash_nodes(
+        typing: Any, keys: Any, key_at: Any, nodes: Any, nodes_at: Any, blocks: Any,
+        out: Any, out_at: Any, out_step: Any, fix: Any, fix_at: Any,
+    ) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
+        """Positions count words. Key i's results go to out_at + i * out_step, its correction is at
+        fix_at + 2 i. Up to GROUP_LIMIT - 1 blocks behind the last are overwritten."""
+        from numba import types
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cgutils = builder_tools()
+
+            emit = _Emitter(builder)
+            add_, mul, const = builder.add, builder.mul, emit.ir.Constant
+            _, key0, _, node0, total, _, out0, step, _, fix0 = args
+
+            def at(which: int, position: Any, target: Any) -> Any:
+                kind = signature.args[which]
+                return pointer(context, builder, kind, args[which], position, target)
+
+            def number(value: int) -> Any:
+                return const(emit.word, value)
+
+            schedules = [
+                [
+                    emit.spread(at(0, add_(key0, number(i * KEY_WORDS + 2 * r)), emit.block))
+                    for r in range(_ROUNDS + 1)
+                ]
+                for i in range(count)
+            ]
+            fixes = [
+                emit.spread(at(8, add_(fix0, number(2 * i)), emit.block)) for i in range(count)
+            ]
+            with cgutils.for_range_slice(builder, number(0), total, number(emit.group)) as (i, _n):
+                shift = mul(i, number(2))
+                source = at(2, add_(node0, shift), emit.vector)
+                seeds, active = emit.split(builder.load(source, align=8))
+                for k in range(count):
+                    hashed = emit.mmo(seeds, schedules[k])
+                    applied = builder.and_(fixes[k], active)
+                    result = (add_ if add else builder.xor)(hashed, applied)
+                    place = add_(add_(out0, shift), mul(step, number(k)))
+                    builder.store(result, at(5, place, emit.vector), align=8)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(keys, n, nodes, n, n, out, n, n, fix, n), codegen
+
+    return vector_op(hash_nodes)
+
+
+def make_pair_dot() -> Any:
+    """An op for the sums of products of the even and of the odd words of two arrays."""
+
+    def pair_dot(
+        typing: Any, a: Any, a_at: Any, b: Any, b_at: Any, count: Any, out: Any, out_at: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        """`count` words, a multiple of eight; the two sums go to out_at and out_at + 1."""
+        from llvmlite import ir
+        from numba import types
+
+        vector = ir.VectorType(ir.IntType(64), 8)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cgutils = builder_tools()
+
+            def at(which: int, position: Any, target: Any) -> Any:
+                kind = signature.args[which]
+                return pointer(context, builder, kind, args[which], position, target)
+
+            def fold(value: Any) -> Any:
+                half = value.type.count // 2
+                parts = [
+                    builder.shuffle_vector(
+                        value,
+                        ir.Constant(value.type, None),
+                        ir.Constant(
+                            ir.VectorType(ir.IntType(32), half), list(range(start, start + half))
+                        ),
+                    )
+                    for start in (0, half)
+                ]
+                return builder.add(*parts)
+
+            _, a0, _, b0, total, _, out0 = args
+            zero, lanes = ir.Constant(total.type, 0), ir.Constant(total.type, 8)
+            sums = cgutils.alloca_once_value(builder, ir.Constant(vector, None))
+            with cgutils.for_range_slice(builder, zero, total, lanes) as (i, _n):
+                left = builder.load(at(0, builder.add(a0, i), vector), align=8)
+                right = builder.load(at(2, builder.add(b0, i), vector), align=8)
+                product = builder.mul(left, right)
+                builder.store(builder.add(builder.load(sums), product), sums)
+            pair = fold(fold(builder.load(sums)))
+            builder.store(pair, at(5, out0, pair.type), align=8)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(a, n, b, n, n, out, n), codegen
+
+    return vector_op(pair_dot)

@@ -1,0 +1,150 @@
+"""Kernels on shared bits: one-hot digits of a comparison, and sums of products of masked bits."""
+
+import numpy as np
+
+from protocols.kernels.jit import Words, kernel
+
+_ONE = np.uint64(1)
+DIGIT_BITS = 4
+
+
+def onehot_digits_numpy(values: Words, digits: int) -> Words:
+    """The 16-entry one-hot of every 4-bit digit, most significant first: (n,) -> (n, digits)."""
+    shifts = np.arange(digits - 1, -1, -1, dtype=np.uint64) * np.uint64(DIGIT_BITS)
+    return _ONE << ((values[:, None] >> shifts) & np.uint64(15))
+
+
+def digit_relations_numpy(shares: Words, publics: Words) -> Words:
+    """NumPy twin of `digit_relations`."""
+    n, digits = shares.shape
+    place = np.arange(16, dtype=np.uint64)
+    bits = (shares[:, :, None] >> place) & _ONE  # (n, digits, 16)
+    out = np.zeros(publics.shape, dtype=np.uint64)
+    sign = np.bitwise_xor.reduce(bits[:, 0, 8:], axis=-1)
+    for k in range(publics.shape[1]):
+        for j in range(digits):
+            public = (publics[:, k] >> np.uint64(DIGIT_BITS * (digits - 1 - j))) & np.uint64(15)
+            low = np.uint64(7) if j == 0 else np.uint64(15)
+            above = (place & low) > (public & low)[:, None]
+            equal = (place & low) == (public & low)[:, None]
+            greater = np.bitwise_xor.reduce(np.where(above, bits[:, j], 0), axis=-1)
+            same = np.bitwise_xor.reduce(np.where(equal, bits[:, j], 0), axis=-1)
+            out[:, k] |= greater << np.uint64(j)
+            if j < digits - 1:
+                out[:, k] |= same << np.uint64(digits + j)
+        out[:, k] |= sign << np.uint64(2 * digits - 1)
+    return out
+
+
+@kernel("uint64[:,::1](in2, in2)", twin=digit_relations_numpy)
+def digit_relations(shares: Words, publics: Words) -> Words:
+    """XOR shares of how a dealt number's digits compare with those of public numbers.
+
+    Args:
+        shares: (n, digits) XOR shares of the 16-entry one-hots, most significant digit first.
+        publics: (n, K) public numbers of 4 * digits bits.
+
+    Returns:
+        (n, K) words: bit j is [dealt digit j > public digit j], bit digits + j is [they are equal] (not for the
+        last digit), bit 2 * digits - 1 is the top bit of the dealt number. That top bit is left out of digit 0.
+    """
+    n, digits = shares.shape
+    count = publics.shape[1]
+    out = np.empty((n, count), dtype=np.uint64)
+    for i in range(n):
+        top = shares[i, 0]
+        folded = (top ^ (top >> np.uint64(8))) & np.uint64(0xFF)
+        sign = top >> np.uint64(8)
+        sign ^= sign >> np.uint64(4)
+        sign ^= sign >> np.uint64(2)
+        sign ^= sign >> np.uint64(1)
+        sign &= np.uint64(1)
+        for k in range(count):
+            public = publics[i, k]
+            word = sign << np.uint64(2 * digits - 1)
+            for j in range(digits):
+                digit = (public >> np.uint64(4 * (digits - 1 - j))) & np.uint64(15)
+                share = shares[i, j]
+                if j == 0:
+                    digit &= np.uint64(7)
+                    share = folded
+                equal = (share >> digit) & np.uint64(1)
+                greater = share >> (digit + np.uint64(1))
+                greater ^= greater >> np.uint64(8)
+                greater ^= greater >> np.uint64(4)
+                greater ^= greater >> np.uint64(2)
+                greater ^= greater >> np.uint64(1)
+                word |= (greater & np.uint64(1)) << np.uint64(j)
+                if j < digits - 1:
+                    word |= equal << np.uint64(digits + j)
+            out[i, k] = word
+    return out
+
+
+def mask_products_numpy(masks: Words, subsets: Words, fields: int) -> Words:
+    """NumPy twin of `mask_products`."""
+    out = np.zeros((fields, masks.size), dtype=np.uint64)
+    for index, subset in enumerate(subsets):
+        bit = ((masks & subset) == subset).astype(np.uint64)
+        out[index // 64] |= bit << np.uint64(index % 64)
+    return out
+
+
+@kernel("uint64[:,::1](in1, in1, int64)", twin=mask_products_numpy)
+def mask_products(masks: Words, subsets: Words, fields: int) -> Words:
+    """For each mask word (n,) the bits [all bits of the subset are set]: (fields, n), 64 a word."""
+    out = np.zeros((fields, masks.size), dtype=np.uint64)
+    for s in range(subsets.size):
+        subset = subsets[s]
+        row = out[s >> 6]
+        place = np.uint64(s & 63)
+        for i in range(masks.size):
+            hit = np.uint64(1) if (masks[i] & subset) == subset else np.uint64(0)
+            row[i] |= hit << place
+    return out
+
+
+def expand_products_numpy(
+    opened: Words, mask: Words, dealt: Words, rows: Words, leads: bool
+) -> Words:
+    """NumPy twin of `expand_products`."""
+    out = np.zeros(opened.size, dtype=np.uint64)
+    for need, kind, index, output in rows:
+        if kind == 0:
+            term = np.full(opened.size, np.uint64(leads))
+        elif kind == 1:
+            term = (mask >> index) & _ONE
+        else:
+            term = (dealt[int(index) // 64] >> (index % np.uint64(64))) & _ONE
+        hit = (opened & need) == need
+        out ^= np.where(hit, term, np.uint64(0)) << output
+    return out
+
+
+@kernel("uint64[::1](in1, in1, in2, in2, boolean)", twin=expand_products_numpy)
+def expand_products(opened: Words, mask: Words, dealt: Words, rows: Words, leads: bool) -> Words:
+    """An evaluator's XOR shares of a `protocols.boolean.Circuit`'s outputs, one word an element.
+
+    Args:
+        opened: (n,) public words o. mask: (n,) XOR shares of r. dealt: (fields, n) XOR shares of the
+            products of mask bits. rows: the circuit's table. leads: this evaluator adds the public terms.
+    """
+    out = np.zeros(opened.size, dtype=np.uint64)
+    for t in range(rows.shape[0]):
+        need, kind = rows[t, 0], rows[t, 1]
+        index, output = rows[t, 2], rows[t, 3]
+        if kind == 0 and not leads:
+            continue
+        source = mask
+        place = index
+        if kind == 2:
+            source = dealt[index >> np.uint64(6)]
+            place = index & np.uint64(63)
+        for i in range(opened.size):
+            term = np.uint64(1) if kind == 0 else (source[i] >> place) & np.uint64(1)
+            hit = np.uint64(1) if (opened[i] & need) == need else np.uint64(0)
+            out[i] ^= (term & hit) << output
+    return out
+
+
+onehot_digits = onehot_digits_numpy

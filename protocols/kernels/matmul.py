@@ -1,0 +1,229 @@
+"""Matrix products modulo 2^64 (and modulo 2^32): the ring GEMM and GEMV.
+
+With few rows the product is bound by memory: the weights are streamed once, straight from their
+row-major array, and the sums stay in registers. With more rows, panels of the weights are packed
+into a thread-local buffer that fits the second-level cache and serve all rows from there.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.errors import LocalProtocolError
+from protocols.kernels.jit import MODE, Words, kernel
+from protocols.kernels.simd import make_pack, make_tile, vector_bytes
+
+PANEL = 64  # columns; ranges that start on a panel keep threads on separate cache lines
+_DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
+_STREAMED_ROWS = 4  # up to here the weights are read in place
+
+Half = NDArray[np.uint32]
+
+_pack = make_pack(4)
+_tile1 = make_tile(1, 4)
+_tile2 = make_tile(2, 4)
+_tile4 = make_tile(4, 4)
+_stream1 = make_tile(1, 8, prefetch=True)
+_stream2 = make_tile(2, 8, prefetch=True)
+_stream4 = make_tile(4, 4, prefetch=True)
+
+
+def column_ranges(n: int, parts: int) -> list[tuple[int, int]]:
+    """At most `parts` ranges [lo, hi) that cover n columns, of equal size up to one panel."""
+    panels = -(-n // PANEL)
+    parts = max(1, min(parts, panels))
+    cuts = [min(n, panels * part // parts * PANEL) for part in range(parts + 1)]
+    return list(pairwise(cuts))
+
+
+def matmul_into_numpy(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
+    """NumPy twin of `matmul_into`."""
+    out[:, lo:hi] = x @ w[:, lo:hi]
+
+
+def matmul2_into_numpy(
+    x1: Words, w1: Words, x2: Words, w2: Words, out: Words, lo: int, hi: int
+) -> None:
+    """NumPy twin of `matmul2_into`."""
+    out[:, lo:hi] = x1 @ w1[:, lo:hi] + x2 @ w2[:, lo:hi]
+
+
+def batched_matmul_numpy(x: Words, y: Words) -> Words:
+    """NumPy twin of `batched_matmul`."""
+    product: Words = np.matmul(x, y)
+    return product
+
+
+def matmul32_into_numpy(x: Half, w: Half, out: Half, lo: int, hi: int) -> None:
+    """NumPy twin of `matmul32_into`."""
+    out[:, lo:hi] = x @ w[:, lo:hi]
+
+
+@kernel()
+def _rows(
+    x: Words, xa: int, xs: int, rows: int, w: Words, wa: int, ws: int, depth: int,
+    out: Words, oa: int, os: int,
+) -> None:  # fmt: skip
+    """Add the product of all rows with one panel of columns, four rows at a time."""
+    r = 0
+    while r + 4 <= rows:
+        _tile4(x, xa + r * xs, xs, w, wa, ws, depth, out, oa + r * os, os)
+        r += 4
+    if r + 2 <= rows:
+        _tile2(x, xa + r * xs, xs, w, wa, ws, depth, out, oa + r * os, os)
+        r += 2
+    if r < rows:
+        _tile1(x, xa + r * xs, xs, w, wa, ws, depth, out, oa + r * os, os)
+
+
+@kernel()
+def _streamed(
+    x: Words, xa: int, rows: int, w: Words, wa: int, ws: int, depth: int,
+    out: Words, oa: int, lo: int, hi: int, lanes: int,
+) -> int:  # fmt: skip
+    """Products of up to four rows with the columns from lo on; returns where it stopped."""
+    wide, narrow = 8 * lanes, 4 * lanes
+    c = lo
+    if rows == 1:
+        while c + wide <= hi:
+            _stream1(x, xa, depth, w, wa + c, ws, depth, out, oa + c, ws)
+            c += wide
+    elif rows == 2:
+        while c + wide <= hi:
+            _stream2(x, xa, depth, w, wa + c, ws, depth, out, oa + c, ws)
+            c += wide
+    elif rows == 4:
+        while c + narrow <= hi:
+            _stream4(x, xa, depth, w, wa + c, ws, depth, out, oa + c, ws)
+            c += narrow
+    while c + narrow <= hi:
+        _rows(x, xa, depth, rows, w, wa + c, ws, depth, out, oa + c, ws)
+        c += narrow
+    return c
+
+
+@kernel()
+def _packed(
+    x: Words, xa: int, rows: int, w: Words, wa: int, ws: int, depth: int,
+    out: Words, oa: int, lo: int, hi: int, panel: Words, edge: Words,
+) -> None:  # fmt: skip
+    """Products of any number of rows with the columns lo..hi through packed panels."""
+    width = edge.size
+    for c in range(lo, hi, width):
+        used = min(width, hi - c)
+        for start in range(0, depth, _DEPTH):
+            height = min(_DEPTH, depth - start)
+            if used == width:
+                _pack(w, wa + start * ws + c, ws, height, panel)
+                _rows(x, xa + start, depth, rows, panel, 0, width, height, out, oa + c, ws)
+                continue
+            for p in range(height):
+                source = wa + (start + p) * ws + c
+                for j in range(used):
+                    panel[p * width + j] = w[source + j]
+            for r in range(rows):
+                edge[:] = 0
+                _tile1(x, xa + r * depth + start, depth, panel, 0, width, height, edge, 0, width)
+                for j in range(used):
+                    out[oa + r * ws + c + j] += edge[j]
+
+
+@kernel()
+def _product(
+    x: Words, w: Words, out: Words, batch: int, rows: int, depth: int, columns: int,
+    lo: int, hi: int, panel: Words, edge: Words,
+) -> None:  # fmt: skip
+    """out[:, lo:hi] += x @ w[:, lo:hi] for each of the batch's contiguous matrices."""
+    for b in range(batch):
+        xa, wa, oa = b * rows * depth, b * depth * columns, b * rows * columns
+        c = lo
+        if rows <= _STREAMED_ROWS:
+            c = _streamed(x, xa, rows, w, wa, columns, depth, out, oa, lo, hi, edge.size // 4)
+        if c < hi:
+            _packed(x, xa, rows, w, wa, columns, depth, out, oa, c, hi, panel, edge)
+
+
+_PRODUCT = "void({0}, {0}, {1}[::1], int64, int64, int64, int64, int64, int64, int64)"
+
+
+@kernel(_PRODUCT.format("in1", "uint64"))
+def _product64(
+    x: Words, w: Words, out: Words, batch: int, rows: int, depth: int, columns: int,
+    lo: int, hi: int, lanes: int,
+) -> None:  # fmt: skip
+    edge = np.zeros(4 * lanes, np.uint64)
+    panel = np.empty(_DEPTH * edge.size, np.uint64)
+    _product(x, w, out, batch, rows, depth, columns, lo, hi, panel, edge)
+
+
+@kernel(_PRODUCT.format("in1_32", "uint32"))
+def _product32(
+    x: Half, w: Half, out: Half, batch: int, rows: int, depth: int, columns: int,
+    lo: int, hi: int, lanes: int,
+) -> None:  # fmt: skip
+    edge = np.zeros(4 * lanes, np.uint32)
+    panel = np.empty(_DEPTH * edge.size, np.uint32)
+    _product(x, w, out, batch, rows, depth, columns, lo, hi, panel, edge)
+
+
+def _run(product: Any, x: Any, w: Any, out: Any, lo: int, hi: int) -> None:
+    """Add x @ w to columns lo..hi of out; matrices of a batch if they have three dimensions."""
+    *batch, rows, depth = x.shape
+    columns = w.shape[-1]
+    if w.shape[-2] != depth or out.shape[-2:] != (rows, columns) or not 0 <= lo <= hi <= columns:
+        raise LocalProtocolError(
+            f"cannot multiply {x.shape} by {w.shape} into {out.shape}, columns {lo}..{hi}:"
+            " the shapes do not fit"
+        )
+    flat = [np.require(operand, requirements=["C", "A"]).reshape(-1) for operand in (x, w)]
+    lanes = vector_bytes() // out.itemsize
+    product(*flat, out.reshape(-1), batch[0] if batch else 1, rows, depth, columns, lo, hi, lanes)
+
+
+def _matmul_into(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
+    """out[:, lo:hi] = x @ w[:, lo:hi] modulo 2^64.
+
+    x (T, K) and w (K, N) uint64; out (T, N) uint64, C-contiguous. Runs without the GIL, so threads
+    may fill disjoint column ranges of one result (`column_ranges`).
+    """
+    _check_out(out)
+    out[:, lo:hi] = 0
+    _run(_product64, x, w, out, lo, hi)
+
+
+def _matmul2_into(x1: Words, w1: Words, x2: Words, w2: Words, out: Words, lo: int, hi: int) -> None:
+    """out[:, lo:hi] = x1 @ w1[:, lo:hi] + x2 @ w2[:, lo:hi] modulo 2^64; as `matmul_into`."""
+    _matmul_into(x1, w1, out, lo, hi)
+    _run(_product64, x2, w2, out, lo, hi)
+
+
+def _batched_matmul(x: Words, y: Words) -> Words:
+    """(B, T, K) @ (B, K, L) -> (B, T, L) modulo 2^64; the operands may have any strides."""
+    if x.shape[0] != y.shape[0]:
+        raise LocalProtocolError(
+            f"batches of {x.shape[0]} and {y.shape[0]} matrices do not pair up"
+        )
+    out = np.zeros((x.shape[0], x.shape[1], y.shape[2]), dtype=np.uint64)
+    _run(_product64, x, y, out, 0, y.shape[2])
+    return out
+
+
+def _matmul32_into(x: Half, w: Half, out: Half, lo: int, hi: int) -> None:
+    """out[:, lo:hi] = x @ w[:, lo:hi] modulo 2^32, all arrays uint32; as `matmul_into`."""
+    _check_out(out)
+    out[:, lo:hi] = 0
+    _run(_product32, x, w, out, lo, hi)
+
+
+def _check_out(out: NDArray[Any]) -> None:
+    if not out.flags.c_contiguous:
+        raise LocalProtocolError("the result array must be C-contiguous; pass np.empty((T, N))")
+
+
+_NUMBA = MODE == "numba"
+matmul_into = _matmul_into if _NUMBA else matmul_into_numpy
+matmul2_into = _matmul2_into if _NUMBA else matmul2_into_numpy
+batched_matmul = _batched_matmul if _NUMBA else batched_matmul_numpy
+matmul32_into = _matmul32_into if _NUMBA else matmul32_into_numpy

@@ -1,0 +1,171 @@
+"""Vector instructions for the kernels, emitted as portable LLVM vectors.
+
+LLVM avoids 512-bit registers on some server processors unless the vectors are spelled out, although
+`vpmullq` is twice as fast there; so the inner loops name their vectors. On machines with narrower
+registers LLVM splits the same vectors; only their length follows the host.
+
+An *array* argument is a contiguous array of any rank, a *position* counts its elements from the
+start. Nothing checks bounds here.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from protocols.kernels.jit import vector_op
+
+_PREFETCH_ROWS = 12  # how far ahead of a row-major matrix's current row to fetch
+
+
+@cache
+def host_features() -> frozenset[str]:
+    """The instruction-set extensions that Numba compiles for.
+
+    Those of this machine, unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES overrule them.
+    """
+    from llvmlite import binding
+    from numba.core import config
+
+    chosen: Any = config  # its settings are made at run time, unknown to type checkers
+    if chosen.CPU_NAME is not None or chosen.CPU_FEATURES is not None:
+        named = (chosen.CPU_FEATURES or "").split(",")
+        return frozenset(name[1:] for name in named if name.startswith("+"))
+    return frozenset(name for name, on in binding.get_host_cpu_features().items() if on)
+
+
+def vector_bytes() -> int:
+    """Length of one vector: 64 bytes with AVX-512, else 32."""
+    return 64 if "avx512dq" in host_features() else 32
+
+
+def builder_tools() -> Any:
+    """Numba's helpers for LLVM builders, which have no types."""
+    from numba.core import cgutils
+
+    return cgutils
+
+
+def pointer(context: Any, builder: Any, kind: Any, value: Any, position: Any, target: Any) -> Any:
+    """Pointer of type `target`* to the element of an array at a position."""
+    array = context.make_array(kind)(context, builder, value)
+    return builder.bitcast(builder.gep(array.data, [position]), target.as_pointer())
+
+
+def splat(builder: Any, scalar: Any, kind: Any) -> Any:
+    """The vector of type `kind` whose lanes all hold `scalar`."""
+    from llvmlite import ir
+
+    one = builder.insert_element(ir.Constant(kind, None), scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return builder.shuffle_vector(one, ir.Constant(kind, None), zeros)
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    from llvmlite import ir
+
+    cgutils = builder_tools()
+
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    flags = [ir.Constant(number, value) for value in (0, 3, 1)]  # read, keep, data
+    builder.call(function, [builder.bitcast(address, byte), *flags])
+
+
+def make_tile(rows: int, vectors: int, prefetch: bool = False) -> Any:
+    """An op that adds a product of `rows` by depth by `vectors` vectors of columns to out."""
+
+    def tile(
+        typing: Any,
+        x: Any, x_at: Any, x_step: Any,
+        w: Any, w_at: Any, w_step: Any, depth: Any,
+        out: Any, out_at: Any, out_step: Any,
+    ) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
+        """x, w, out: arrays; *_at: position of the first element; *_step: elements in a row."""
+        from llvmlite import ir
+        from numba import types
+
+        n = types.intp
+        element = ir.IntType(w.dtype.bitwidth)
+        lanes = vector_bytes() * 8 // element.width
+        vector = ir.VectorType(element, lanes)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cgutils = builder_tools()
+
+            kinds = signature.args
+
+            def at(which: int, position: Any, target: Any) -> Any:
+                return pointer(context, builder, kinds[which], args[which], position, target)
+
+            def place(base: Any, step: Any, row: Any, column: int) -> Any:
+                start = builder.add(base, builder.mul(step, row))
+                return builder.add(start, ir.Constant(base.type, column))
+
+            _, xa, xs, _, wa, ws, k, _, oa, os = args
+            align = element.width // 8
+            cells = [(r, c) for r in range(rows) for c in range(vectors)]
+            spots = [
+                at(7, place(oa, os, ir.Constant(oa.type, r), c * lanes), vector) for r, c in cells
+            ]
+            sums = [cgutils.alloca_once(builder, vector) for _ in cells]
+            for spot, total in zip(spots, sums, strict=True):
+                builder.store(builder.load(spot, align=align), total)
+            with cgutils.for_range(builder, k) as loop:
+                p = loop.index
+                line = [at(3, place(wa, ws, p, c * lanes), vector) for c in range(vectors)]
+                if prefetch:
+                    ahead = builder.add(p, ir.Constant(p.type, _PREFETCH_ROWS))
+                    for c in range(vectors):
+                        _prefetch(builder, at(3, place(wa, ws, ahead, c * lanes), element))
+                ws_now = [builder.load(item, align=align) for item in line]
+                for r in range(rows):
+                    start = builder.add(xa, builder.mul(xs, ir.Constant(xs.type, r)))
+                    factor = builder.load(at(0, builder.add(start, p), element))
+                    spread = splat(builder, factor, vector)
+                    for c in range(vectors):
+                        total = sums[r * vectors + c]
+                        product = builder.mul(spread, ws_now[c])
+                        builder.store(builder.add(builder.load(total), product), total)
+            for spot, total in zip(spots, sums, strict=True):
+                builder.store(builder.load(total), spot, align=align)
+            return context.get_dummy_value()
+
+        return types.void(x, n, n, w, n, n, n, out, n, n), codegen
+
+    return vector_op(tile)
+
+
+def make_pack(vectors: int) -> Any:
+    """An op that copies `vectors` vectors of columns of a row-major array to contiguous rows."""
+
+    def pack(
+        typing: Any, w: Any, w_at: Any, w_step: Any, depth: Any, panel: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        from llvmlite import ir
+        from numba import types
+
+        element = ir.IntType(w.dtype.bitwidth)
+        lanes = vector_bytes() * 8 // element.width
+        vector = ir.VectorType(element, lanes)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cgutils = builder_tools()
+
+            align = element.width // 8
+            source, at, step, height, target = args
+            with cgutils.for_range(builder, height) as loop:
+                for c in range(vectors):
+                    shift = ir.Constant(at.type, c * lanes)
+                    start = builder.add(builder.add(at, shift), builder.mul(step, loop.index))
+                    row = builder.mul(loop.index, ir.Constant(at.type, vectors * lanes))
+                    read = pointer(context, builder, signature.args[0], source, start, vector)
+                    end = builder.add(row, shift)
+                    write = pointer(context, builder, signature.args[4], target, end, vector)
+                    builder.store(builder.load(read, align=align), write, align=align)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(w, n, n, n, panel), codegen
+
+    return vector_op(pack)

@@ -1,0 +1,339 @@
+"""A lane: the one way for a protocol to draw masks, deal, and talk.
+
+A lane is a place in the program (its `path`) with its own random streams and its own message counters, so that
+lanes which run at the same time cannot fall out of step with each other. Within a lane everything happens in
+program order. What carries the messages is a `Link`, supplied by the runtime or by the lockstep driver.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+
+from protocols.cost import Cost, Traffic
+from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.kernels.packing import pack, unpack
+from protocols.prf import Stream
+from protocols.ring import RING_BITS, Bytes, Words, packed_bytes
+from protocols.shares import EVALUATORS, Role, SecretBits, SecretTensor
+
+T = TypeVar("T")
+U = TypeVar("U")
+Path: TypeAlias = tuple[int, ...]
+Buffer: TypeAlias = Bytes | memoryview | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Public choices that all parties of a session share.
+
+    Attributes:
+        approximation: "tight" (default) or "puma", see `protocols.activations`.
+        tree: comparisons with the "rounds" fewest or the least "traffic".
+        lanes: groups of attention heads that run as concurrent lanes.
+        reveal: "logits" (the client samples) or "argmax" (the client learns the token alone).
+    """
+
+    approximation: str = "tight"
+    tree: str = "rounds"
+    lanes: int = 1
+    reveal: str = "logits"
+
+
+class Link(Protocol):
+    """What a runtime supplies to the lanes of one party for one inference.
+
+    Messages of one (sender, receiver, tag) are delivered once; a tag is never used twice. `receive` gives a
+    buffer that the receiver may read but not write.
+    """
+
+    role: Role
+    settings: Settings
+    traffic: Traffic
+
+    def stream(self, peer: Role, path: Path) -> Stream:
+        """The random stream shared with `peer` (or private, if `peer` is this party) at `path`."""
+
+    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> None:
+        """Send the concatenation of `data`; may wait for back-pressure."""
+
+    async def receive(self, sender: Role, tag: Path) -> Buffer:
+        """Wait for the message that `sender` sent under `tag`."""
+
+    async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """Run concurrently; if one fails the others are cancelled and its error is raised."""
+
+    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+        """Run beside the program; its failure is the program's failure."""
+
+    async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that takes about `work` multiply-adds, off the event loop if that is large."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One array of a message: `width` bits an element. Additive over 2^width, or XOR-shared."""
+
+    shape: tuple[int, ...]
+    width: int = RING_BITS
+    xor: bool = False
+
+    @property
+    def count(self) -> int:
+        count = 1
+        for side in self.shape:
+            count *= side
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        return packed_bytes(self.count, self.width)
+
+
+def fields_bytes(fields: Sequence[Field]) -> int:
+    """Bytes of a message with these fields; each starts on a byte."""
+    return sum(field.nbytes for field in fields)
+
+
+def split(buffer: Buffer, fields: Sequence[Field]) -> list[Words]:
+    """Unpack a message.
+
+    Raises:
+        RemoteProtocolError: its size is not that of the fields.
+    """
+    data = np.frombuffer(buffer, dtype=np.uint8)
+    expected = fields_bytes(fields)
+    if data.size != expected:
+        raise RemoteProtocolError(f"message of {data.size} bytes where {expected} belong")
+    parts, start = [], 0
+    for field in fields:
+        end = start + field.nbytes
+        parts.append(unpack(data[start:end], field.width, field.count).reshape(field.shape))
+        start = end
+    return parts
+
+
+def _flat(words: Words) -> Words:
+    return np.ascontiguousarray(words).reshape(-1)
+
+
+class Lane:
+    """One sequential strand of a program at one party. See the module's text."""
+
+    def __init__(self, link: Link, path: Path = (), clock: int = 0) -> None:
+        self.link = link
+        self.role = link.role
+        self.settings = link.settings
+        self.path = path
+        self.clock = clock
+        """Rounds on the longest chain of exchanges up to here."""
+        self._forks = 0
+        self._shares = 0
+        self._streams: dict[Role, Stream] = {}
+        self._sent: dict[Role, int] = {}
+        self._received: dict[Role, int] = {}
+        self._busy = False
+
+    # -- who am I -----------------------------------------------------------------------------------------
+
+    @property
+    def is_dealer(self) -> bool:
+        return self.role is Role.DEALER
+
+    @property
+    def tracing(self) -> bool:
+        return self.role is Role.TRACE
+
+    @property
+    def leads(self) -> bool:
+        """True at evaluator A, which adds what must be added once."""
+        return self.role is Role.EVALUATOR_A
+
+    @property
+    def peer(self) -> Role:
+        """The other evaluator."""
+        return Role.EVALUATOR_B if self.role is Role.EVALUATOR_A else Role.EVALUATOR_A
+
+    # -- cost ---------------------------------------------------------------------------------------------
+
+    def charge(self, label: str, cost: Cost) -> None:
+        """Account for a declared cost: the whole of what happens under `TRACE`."""
+        self.clock += cost.rounds
+        traffic = self.link.traffic
+        traffic.online_bytes += cost.online
+        traffic.offline_bytes += cost.offline
+        traffic.note(label, cost)
+
+    def blank(self, shape: tuple[int, ...], width: int = RING_BITS, frac: int = 0) -> SecretTensor:
+        """A sharing with a shape and no content, for `TRACE`."""
+        zeros = np.zeros(shape, dtype=np.uint64)
+        return SecretTensor(self.role, zeros, zeros, width, frac)
+
+    def blank_bits(self, shape: tuple[int, ...]) -> SecretBits:
+        """Bits with a shape and no content, for `TRACE`."""
+        zeros = np.zeros(shape, dtype=np.uint8)
+        return SecretBits(self.role, zeros, zeros)
+
+    # -- randomness ---------------------------------------------------------------------------------------
+
+    def stream(self, peer: Role) -> Stream:
+        """This lane's stream with `peer`, opened when first used."""
+        stream = self._streams.get(peer)
+        if stream is None:
+            stream = self._streams[peer] = self.link.stream(peer, self.path)
+        return stream
+
+    def draw(self, peer: Role, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
+        """Uniform words that `peer` draws too (in the same order) and the third party does not know."""
+        return self.stream(peer).words(shape, width)
+
+    def private(self, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
+        """Uniform words that no other party knows."""
+        return self.stream(self.role).words(shape, width)
+
+    def mask(self, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
+        """An evaluator's half of an output mask, shared with the dealer."""
+        return self.draw(Role.DEALER, shape, width)
+
+    def masks(self, shape: tuple[int, ...], width: int = RING_BITS) -> tuple[Words, Words]:
+        """The dealer's view of an output mask: evaluator A's half and B's."""
+        return (
+            self.draw(Role.EVALUATOR_A, shape, width),
+            self.draw(Role.EVALUATOR_B, shape, width),
+        )
+
+    # -- dealing ------------------------------------------------------------------------------------------
+
+    async def share(self, fields: Sequence[Field], values: Sequence[Words] = ()) -> list[Words]:
+        """The dealer splits `values` between the evaluators; each evaluator gets its halves.
+
+        One half is drawn, the other sent; which evaluator is sent to alternates, so that both links carry the
+        dealer's traffic. Offline bytes: `fields_bytes(fields)`.
+
+        Returns:
+            An evaluator's halves (they add up, or XOR, to the values); nothing at the dealer.
+        """
+        self._shares += 1
+        receiver = EVALUATORS[self._shares & 1]
+        if not self.is_dealer:
+            if self.role is not receiver:
+                return [self.draw(Role.DEALER, f.shape, f.width) for f in fields]
+            return split(await self._receive(Role.DEALER), fields)
+        drawer = EVALUATORS[1 - (self._shares & 1)]
+        parts = []
+        for field, value in zip(fields, values, strict=True):
+            half = self.draw(drawer, field.shape, field.width)
+            rest = value ^ half if field.xor else value - half
+            parts.append(pack(_flat(rest), field.width))
+        await self._send(receiver, parts, online=False)
+        return []
+
+    async def broadcast(self, nbytes: int, value: Bytes | None = None) -> Bytes:
+        """The dealer sends the same `nbytes` to both evaluators. Offline bytes: twice that."""
+        if self.is_dealer:
+            if value is None or value.size != nbytes:
+                raise LocalProtocolError(f"the dealer must broadcast exactly {nbytes} bytes")
+            for evaluator in EVALUATORS:
+                await self._send(evaluator, [value], online=False)
+            return value
+        return await self.receive_bytes(Role.DEALER, nbytes)
+
+    # -- talking ------------------------------------------------------------------------------------------
+
+    async def swap(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
+        """A round: evaluators send each other `values` and get the other's.
+
+        Online bytes: `2 * fields_bytes(fields)`.
+        """
+        peer = self.peer
+        parts = [pack(_flat(v), f.width) for f, v in zip(fields, values, strict=True)]
+        await self._send(peer, parts, online=True)
+        theirs = split(await self._receive(peer), fields)
+        self.clock += 1
+        return theirs
+
+    async def open(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
+        """A round after which both evaluators know the sums (or XORs) of their `values`."""
+        theirs = await self.swap(fields, values)
+        return [
+            mine ^ other if field.xor else mine + other
+            for field, mine, other in zip(fields, values, theirs, strict=True)
+        ]
+
+    async def send_words(self, to: Role, fields: Sequence[Field], values: Sequence[Words]) -> None:
+        """Send packed words to one party, online."""
+        parts = [pack(_flat(v), f.width) for f, v in zip(fields, values, strict=True)]
+        await self._send(to, parts, online=True)
+
+    async def receive_words(self, sender: Role, fields: Sequence[Field]) -> list[Words]:
+        """Words that `sender` sent with `send_words`."""
+        return split(await self._receive(sender), fields)
+
+    async def send_bytes(self, to: Role, data: Bytes, *, online: bool) -> None:
+        """Send raw bytes to one party."""
+        await self._send(to, [data], online=online)
+
+    async def receive_bytes(self, sender: Role, nbytes: int) -> Bytes:
+        """Raw bytes from `sender`.
+
+        Raises:
+            RemoteProtocolError: it sent another number of bytes.
+        """
+        data = np.frombuffer(await self._receive(sender), dtype=np.uint8)
+        if data.size != nbytes:
+            raise RemoteProtocolError(
+                f"{sender} sent {data.size} bytes where {nbytes} belong: do both run one version?"
+            )
+        return data
+
+    async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
+        number = self._sent[to] = self._sent.get(to, 0) + 1
+        await self.link.send(to, (*self.path, number), parts, online=online)
+
+    async def _receive(self, sender: Role) -> Buffer:
+        if self._busy:
+            raise LocalProtocolError("two tasks wait on one lane: fork it")
+        number = self._received[sender] = self._received.get(sender, 0) + 1
+        self._busy = True
+        try:
+            return await self.link.receive(sender, (*self.path, number))
+        finally:
+            self._busy = False
+
+    # -- concurrency and computation ------------------------------------------------------------------------
+
+    def fork(self, count: int) -> list["Lane"]:
+        """`count` lanes that start at this point of the program and may run at the same time."""
+        self._forks += 1
+        return [
+            type(self)(self.link, (*self.path, self._forks, index), self.clock)
+            for index in range(count)
+        ]
+
+    def join(self, lanes: Sequence["Lane"]) -> None:
+        """Continue after `lanes`."""
+        self.clock = max(self.clock, *(lane.clock for lane in lanes))
+
+    async def parallel(self, tasks: Sequence[Callable[["Lane"], Coroutine[Any, Any, T]]]) -> list[T]:
+        """Run each task on a lane of its own; rounds of different tasks overlap."""
+        lanes = self.fork(len(tasks))
+        results: list[T] = await self.link.gather(
+            [task(lane) for task, lane in zip(tasks, lanes, strict=True)]
+        )
+        self.join(lanes)
+        return results
+
+    async def both(
+        self,
+        first: Callable[["Lane"], Coroutine[Any, Any, T]],
+        second: Callable[["Lane"], Coroutine[Any, Any, U]],
+    ) -> tuple[T, U]:
+        """`parallel` for two tasks with results of different types."""
+        tasks: list[Callable[[Lane], Coroutine[Any, Any, Any]]] = [first, second]
+        one, two = await self.parallel(tasks)
+        return one, two
+
+    def run(self, work: int, function: Callable[..., T], *args: Any) -> Awaitable[T]:
+        """Call `function(*args)`, about `work` multiply-adds, where the runtime thinks best."""
+        return self.link.run(work, function, *args)

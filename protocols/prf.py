@@ -1,0 +1,103 @@
+"""Randomness that two parties draw without talking: AES-128-CTR keyed per pair, inference and lane.
+
+A `KeyRing` holds the secrets a party shares with each peer and derives one `Stream` per (peer, path). The path
+is the lane's place in the program (session, inference, forks), so both parties open the same stream
+whenever they get there, and within a lane the stream is consumed in program order. A second stream for the
+same (peer, path) would repeat masks; the ring refuses it.
+"""
+
+import hashlib
+import os
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from protocols.errors import LocalProtocolError
+from protocols.ring import Words, canonical
+
+KEY_BYTES = 16
+_BLOCK = 16
+_ZEROS = memoryview(bytes(1 << 20))
+_SLACK = _BLOCK - 1  # update_into wants room for one more block than it writes
+
+
+class Stream:
+    """A pseudo-random stream: AES-128-CTR from counter 0 under a key used for nothing else."""
+
+    def __init__(self, key: bytes) -> None:
+        cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK)))
+        self._encryptor = cipher.encryptor()
+
+    def fill(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        """The next `count` bytes."""
+        out = np.empty(count + _SLACK, dtype=np.uint8)
+        view = memoryview(out)
+        step = len(_ZEROS)
+        for start in range(0, count, step):
+            size = min(step, count - start)
+            self._encryptor.update_into(_ZEROS[:size], view[start : start + size + _SLACK])
+        return out[:count]
+
+    def words(self, shape: tuple[int, ...], width: int = 64) -> Words:
+        """Uniform ring elements of `width` bits, as uint64 of the given shape."""
+        count = 1
+        for side in shape:
+            count *= side
+        if width > 32:
+            drawn = self.fill(8 * count).view(np.uint64)
+        elif width > 16:
+            drawn = self.fill(4 * count).view(np.uint32).astype(np.uint64)
+        elif width > 8:
+            drawn = self.fill(2 * count).view(np.uint16).astype(np.uint64)
+        else:
+            drawn = self.fill(count).astype(np.uint64)
+        return canonical(drawn, width).reshape(shape)
+
+    def bits(self, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        """Uniform bits, one 0/1 byte each."""
+        count = 1
+        for side in shape:
+            count *= side
+        packed = self.fill((count + 7) // 8)
+        return np.unpackbits(packed, count=count, bitorder="little").reshape(shape)
+
+
+def derive(key: bytes, label: bytes, path: tuple[int, ...]) -> bytes:
+    """A fresh AES key for a place in the program (keyed BLAKE2b over an injective encoding)."""
+    message = struct.pack(f"<I{len(path)}Q", len(path), *path)
+    return hashlib.blake2b(message, digest_size=KEY_BYTES, key=key, person=label[:16]).digest()
+
+
+class KeyRing:
+    """The pair secrets of one party in one session.
+
+    Args:
+        secrets: peer name -> the secret (16..64 bytes) known to this party and that peer only. The party's own
+            name may be among them; without it, a private secret comes from the operating system.
+        own: this party's own name.
+    """
+
+    def __init__(self, own: str, secrets: Mapping[str, bytes]) -> None:
+        self._secrets = {own: os.urandom(32), **secrets}
+        self._opened: set[tuple[str, tuple[int, ...]]] = set()
+
+    def stream(self, peer: str, path: tuple[int, ...]) -> Stream:
+        """The stream this party shares with `peer` at `path`, once.
+
+        Raises:
+            LocalProtocolError: the stream was opened before, or there is no secret with that peer.
+        """
+        if (peer, path) in self._opened:
+            raise LocalProtocolError(f"random stream {path} with {peer} was opened twice")
+        secret = self._secrets.get(peer)
+        if secret is None:
+            raise LocalProtocolError(f"no key agreed with {peer}")
+        self._opened.add((peer, path))
+        return Stream(derive(secret, b"puma lane", path))
+
+    def forget(self, prefix: tuple[int, ...]) -> None:
+        """Drop the record of streams below `prefix`, whose number will never be used again."""
+        size = len(prefix)
+        self._opened = {entry for entry in self._opened if entry[1][:size] != prefix}

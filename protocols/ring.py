@@ -1,0 +1,76 @@
+"""The ring Z_2^k and fixed-point numbers in it.
+
+A ring element of width `k` (1..64) is the low `k` bits of a uint64 word; whatever stands above them is
+ignored until a shift or a message needs the canonical form. A fixed-point number with `f` fraction bits is
+`round(x * 2^f) mod 2^k`.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.errors import RangeError
+
+Words: TypeAlias = NDArray[np.uint64]
+Bytes: TypeAlias = NDArray[np.uint8]
+Floats: TypeAlias = NDArray[np.floating[Any]]
+
+RING_BITS = 64
+FRACTION_BITS = 18
+"""Fraction bits of activations and weights, as in PUMA (arXiv 2307.12533, section 5.1)."""
+
+
+def bit_mask(width: int) -> np.uint64:
+    """The word whose low `width` bits are set (0 <= width <= 64)."""
+    return np.uint64((1 << width) - 1)
+
+
+def canonical(words: Words, width: int) -> Words:
+    """The low `width` bits of every word."""
+    return words if width >= RING_BITS else words & bit_mask(width)
+
+
+def shift_left(words: Words, bits: int) -> Words:
+    """`words * 2^bits` modulo 2^64 (0 for 64 and more)."""
+    if bits >= RING_BITS:
+        return np.zeros_like(words)
+    return words << np.uint64(bits)
+
+
+def shift_right(words: Words, bits: int, width: int) -> Words:
+    """The canonical `width`-bit words shifted right, filling with zeros."""
+    return canonical(words, width) >> np.uint64(bits)
+
+
+def signed(words: Words, width: int = RING_BITS) -> NDArray[np.int64]:
+    """Two's complement value of `width`-bit words."""
+    up = np.uint64(RING_BITS - width)
+    return (words << up).view(np.int64) >> np.int64(RING_BITS - width)
+
+
+def encode(values: Floats | float, frac: int = FRACTION_BITS, width: int = RING_BITS) -> Words:
+    """Fixed-point words of float `values`, rounded to the nearest.
+
+    Raises:
+        RangeError: a value is not finite or does not fit `width` bits.
+    """
+    scaled = np.rint(np.asarray(values, dtype=np.float64) * 2.0**frac)
+    limit = 2.0 ** (width - 1)
+    if scaled.size and not (np.abs(scaled).max() < limit):
+        worst = float(np.asarray(values).flat[int(np.argmax(np.abs(scaled)))])
+        raise RangeError(
+            f"{worst!r} does not fit a {width}-bit ring with {frac} fraction bits: "
+            f"values must stay below {limit / 2.0**frac:g}"
+        )
+    return canonical(scaled.astype(np.int64).view(np.uint64), width)
+
+
+def decode(words: Words, frac: int = FRACTION_BITS, width: int = RING_BITS) -> NDArray[np.float64]:
+    """Float values of fixed-point `words`."""
+    return signed(np.ascontiguousarray(words), width).astype(np.float64) * 2.0**-frac
+
+
+def packed_bytes(count: int, width: int) -> int:
+    """Bytes on the wire of `count` ring elements of `width` bits."""
+    return (count * width + 7) // 8
