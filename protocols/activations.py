@@ -1,7 +1,7 @@
 """GeLU and SiLU in two approximations.
 
-"tight": a cubic spline where the function bends, 0 and x outside; "puma": the paper's pieces (arXiv 2307.12533, section 4.1
-for GeLU; SiLU as its authors released it for LLaMA).
+"tight": a cubic spline where the function bends, 0 and x outside; "puma": the paper's pieces (arXiv
+2307.12533, section 4.1 for GeLU; SiLU as its authors released it for LLaMA).
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from protocols.spline import Spline, evaluate, fit
 _CUT_FRAC = 4
 """A cut-off is compared at a resolution of 1/16: 5 digits then reach up to |x| = 2^15."""
 _DIGITS = 5
-_SPLINE_FRAC = 15
+_SPLINE_FRAC = 16
 
 
 def _sigmoid_linear(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -39,14 +39,17 @@ class Activation:
     """A function that is 0 far to the left and x far to the right.
 
     Attributes:
-        low, width_bits: the spline has 64 segments of 2^-width_bits from `low` up.
-        cuts: the paper's cut points c0 < c1 < c2; its value is 0, `left`, `centre` and x between them.
+        low, segment_bits, width_bits: the spline has 2^segment_bits segments of 2^-width_bits from
+            `low` up.
+        cuts: the paper's cut points c0 < c1 < c2; its value is 0, `left`, `centre` and x between
+            them.
         left: polynomial in x, lowest degree first.
         centre: polynomial in x^2, lowest degree first, to which x / 2 is added.
     """
 
     name: str
     low: float
+    segment_bits: int
     width_bits: int
     cuts: tuple[float, float, float]
     left: tuple[float, ...]
@@ -56,7 +59,8 @@ class Activation:
 SILU = Activation(
     "silu",
     low=-16.0,
-    width_bits=1,
+    segment_bits=7,
+    width_bits=2,
     cuts=(-8.0, -4.0, 4.0),
     left=(-0.3067541139982155, -0.0819767021525476, -0.0055465625580307),
     centre=(0.0085064025895951, 0.2281430841728270, -0.011113046708173, 0.0002743776353465),
@@ -64,6 +68,7 @@ SILU = Activation(
 GELU = Activation(
     "gelu",
     low=-8.0,
+    segment_bits=6,
     width_bits=2,
     cuts=(-4.0, -1.95, 3.0),
     left=(-0.5054031199208174, -0.42226581151983866, -0.11807612951181953, -0.011034134030615728),
@@ -79,11 +84,13 @@ _EXACT = {"silu": _sigmoid_linear, "gelu": _gaussian_linear}
 
 @cache
 def activation_spline(activation: Activation) -> Spline:
-    """The spline of the "tight" set: within 2.2e-4 of SiLU and 1e-4 of GeLU on its range."""
+    """The spline of the "tight" set: within 5e-5 of SiLU on (-15.75, 15.5) and of GeLU on (-7.75,
+    7.5).
+    """
     return fit(
         _EXACT[activation.name],
         activation.low,
-        segment_bits=6,
+        segment_bits=activation.segment_bits,
         width_bits=activation.width_bits,
         frac=_SPLINE_FRAC,
         degree=3,
@@ -126,7 +133,7 @@ _CENTRE_SCALE = 59
 
 
 async def _pieces(lane: Lane, x: SecretTensor, activation: Activation) -> SecretTensor:
-    """The paper's piecewise polynomials; those that are not selected may wrap, and cancel exactly."""
+    """The paper's pieces; those that are not selected may wrap, and cancel exactly."""
 
     async def left(strand: Lane, small: SecretTensor) -> SecretTensor:
         piece = Polynomial(activation.left)

@@ -1,8 +1,9 @@
 """Products and truncation over the ring.
 
 The setting is that of ASTRA (CCSW 2019), BLAZE and ABY2.0 (USENIX Security 2021) with a dealer: for
-`x = m_x - lam_x`, the term `lam_x * lam_y` is known to the dealer before the input exists, so that a product costs one
-exchange between the evaluators. Truncation is fused with that exchange and never fails; see `remask` and `lift`.
+`x = m_x - lam_x`, the term `lam_x * lam_y` is known to the dealer before the input exists, so that
+a product costs one exchange between the evaluators. Truncation is fused with that exchange and
+never fails; see `remask` and `lift`.
 """
 
 from collections.abc import Callable
@@ -38,13 +39,15 @@ async def remask(
 ) -> SecretTensor:
     """Turn additive parts of `z`, one at each party, into a sharing of `z / 2^shift`.
 
-    The end of every product. With `shift` this is the robust truncation: the output masks l1, l2 are drawn
-    first, `r = 2^shift * ((l1 + l2) mod 2^(width-shift)) + e` with `shift` random bits e of the dealer masks z, and
-    `m = (z + 2^(width-2) + r) >> shift`, less the offset, fits them in the ring Z_2^(width-shift).
+    The end of every product. With `shift` this is the robust truncation: the output masks l1, l2
+    are drawn first, `r = 2^shift * ((l1 + l2) mod 2^(width-shift)) + e` with `shift` random bits e
+    of the dealer masks z, and `m = (z + 2^(width-2) + r) >> shift`, less the offset, fits them in
+    the ring Z_2^(width-shift).
 
-    Functionality: for |z| < 2^(width-2) the result is floor((z + e) / 2^shift), i.e. z / 2^shift rounded down or up with mean
-    exactly z / 2^shift. It is the usual probabilistic truncation: the rounding bit depends on e, which the dealer alone
-    knows and which masks z here (see "On Probabilistic Truncation in Privacy-preserving Machine Learning", AAAI 2025).
+    Functionality: for |z| < 2^(width-2) the result is floor((z + e) / 2^shift), i.e. z / 2^shift
+    rounded down or up with mean exactly z / 2^shift. It is the usual probabilistic truncation: the
+    rounding bit depends on e, which the dealer alone knows and which masks z here (see "On
+    Probabilistic Truncation in Privacy-preserving Machine Learning", AAAI 2025).
 
     Args:
         part: this party's part. The dealer's counts only if `dealt`.
@@ -81,9 +84,9 @@ def lift_cost(count: int, width: int, to: int) -> Cost:
 async def lift(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor:
     """Carry a sharing over Z_2^k to Z_2^to, exactly, for |x| < 2^(k-2).
 
-    With zeta = x + 2^(k-2) + lam mod 2^k public to the evaluators, the one unknown is whether that sum wrapped:
-    it did iff msb(lam) and not msb(zeta). The dealer shares msb(lam) and the carry of lam1 + lam2; the new masks'
-    upper parts u1, u2 hide the evaluators' words.
+    With zeta = x + 2^(k-2) + lam mod 2^k public to the evaluators, the one unknown is whether that
+    sum wrapped: it did iff msb(lam) and not msb(zeta). The dealer shares msb(lam) and the carry of
+    lam1 + lam2; the new masks' upper parts u1, u2 hide the evaluators' words.
 
     Cost: 1 round; to-k bits each way; 2 (to-k) bits dealt.
     """
@@ -106,9 +109,7 @@ async def lift(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor
     return SecretTensor(lane.role, m, own, to, x.frac)
 
 
-async def _lift_dealer(
-    lane: Lane, x: SecretTensor, to: int, fields: list[Field]
-) -> SecretTensor:
+async def _lift_dealer(lane: Lane, x: SecretTensor, to: int, fields: list[Field]) -> SecretTensor:
     upper_one, upper_two = lane.masks(x.shape, to - x.width)
     one, two = canonical(x.a, x.width), canonical(x.b, x.width)
     total = one + two  # at width 63 and below, no wrap of the word itself
@@ -124,7 +125,7 @@ async def _lift_dealer(
     )
 
 
-# -- elementwise products -----------------------------------------------------------------------------------
+# -- elementwise products --------------------------------------------------------------------------
 
 
 def _same_width(*tensors: SecretTensor) -> int:
@@ -135,7 +136,8 @@ def _same_width(*tensors: SecretTensor) -> int:
 
 
 async def mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int = 0) -> SecretTensor:
-    """Elementwise product with broadcasting, divided by 2^shift. |x * y| < 2^(width-2) if shift > 0.
+    """Elementwise product with broadcasting, divided by 2^shift. |x * y| < 2^(width-2) if shift >
+    0.
 
     Cost: 1 round; width bits each way; width bits dealt.
     """
@@ -184,7 +186,8 @@ async def mul3(
 ) -> SecretTensor:
     """x * s * t in one round, divided by 2^shift; s and t of one shape that broadcasts to x's.
 
-    The dealer shares every product of masks, so that each party expands (m_x - lam_x)(m_s - lam_s)(m_t - lam_t) alone.
+    The dealer shares every product of masks, so that each party expands (m_x - lam_x)(m_s -
+    lam_s)(m_t - lam_t) alone.
 
     Cost: 1 round; width bits each way; 3 width bits dealt, and one word for each element of s.
     """
@@ -197,9 +200,7 @@ async def mul3(
         lx, ls, lt = x.lam, s.lam, t.lam
         st = ls * lt
         await lane.share(fields, [lx * ls, lx * lt, st])
-        return await remask(
-            lane, np.uint64(0) - lx * st, frac=frac, width=width, shift=shift
-        )
+        return await remask(lane, np.uint64(0) - lx * st, frac=frac, width=width, shift=shift)
     xs, xt, st = await lane.share(fields)
     linear = x.b * (s.a * t.a) + x.a * (s.b * t.a + s.a * t.b)
     part = xs * t.a + xt * s.a + st * x.a - linear
@@ -208,12 +209,10 @@ async def mul3(
     return await remask(lane, part, frac=frac, width=width, shift=shift)
 
 
-# -- matrix products ------------------------------------------------------------------------------------------
+# -- matrix products -------------------------------------------------------------------------------
 
 
-async def matmul(
-    lane: Lane, x: SecretTensor, y: SecretTensor, shift: int = 0
-) -> SecretTensor:
+async def matmul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int = 0) -> SecretTensor:
     """Batched product (B, T, K) @ (B, K, L) of two sharings, divided by 2^shift.
 
     Cost: 1 round; width bits an output element each way and dealt.
@@ -236,7 +235,7 @@ def _matmul_part(role: Role, x: SecretTensor, y: SecretTensor) -> Words:
     return batched_matmul(left, y.a) - batched_matmul(x.a, y.b)
 
 
-# -- polynomials ----------------------------------------------------------------------------------------------
+# -- polynomials -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +273,8 @@ async def poly(
 ) -> SecretTensor:
     """A public polynomial of any degree in one round; the result has `frac` fraction bits.
 
-    The dealer shares lam^2 .. lam^n; each evaluator expands `sum c_i (m - lam)^i` alone. The value is formed with `scale`
-    fraction bits and must stay below 2^(62 - scale); x must be over Z_2^64.
+    The dealer shares lam^2 .. lam^n; each evaluator expands `sum c_i (m - lam)^i` alone. The value
+    is formed with `scale` fraction bits and must stay below 2^(62 - scale); x must be over Z_2^64.
 
     Cost: 1 round; 64 bits each way; 64 (degree - 1) bits dealt, and 64 more if truncated.
     """

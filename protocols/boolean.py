@@ -1,9 +1,9 @@
 """Many ANDs in one round: sums over Z_2 of products of bits whose masks the dealer knows.
 
-With `b_i = o_i ^ r_i`, o_i public to the evaluators and r_i known to the dealer, a product of any fan-in is
-`prod (o_i ^ r_i) = XOR over subsets S of prod_{i not in S} o_i * prod_{i in S} r_i`. The dealer XOR-shares the
-products of masks over every subset of two and more that occurs; the rest is local (ABY2.0, section on
-multi-input gates).
+With `b_i = o_i ^ r_i`, o_i public to the evaluators and r_i known to the dealer, a product of any
+fan-in is `prod (o_i ^ r_i) = XOR over subsets S of prod_{i not in S} o_i * prod_{i in S} r_i`. The
+dealer XOR-shares the products of masks over every subset of two and more that occurs; the rest is
+local (ABY2.0, section on multi-input gates).
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,10 @@ class Circuit:
     Attributes:
         inputs: number of bits of the word.
         outputs: number of outputs.
-        subsets: masks of the bits of every subset of size two and more, in the order they are dealt.
-        rows: (n, 4) of (bits that must be set in the public word, kind, index, output); kind 0 is the empty
+        subsets: masks of the bits of every subset of size two and more, in the order they are
+            dealt.
+        rows: (n, 4) of (bits that must be set in the public word, kind, index, output); kind 0 is
+            the empty
             subset, 1 a single bit of the mask (index: which), 2 a dealt product (index: which).
     """
 
@@ -106,7 +108,8 @@ async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Wor
     for i, share in enumerate(shares):
         dealt[i] = share.reshape(-1)
     public = np.ascontiguousarray(np.broadcast_to(opened, mask.shape)).reshape(-1)
-    return expand_products(public, flat, dealt, plan.rows, lane.leads).reshape(mask.shape)
+    word: Words = expand_products(public, flat, dealt, plan.rows, lane.leads)
+    return word.reshape(mask.shape)
 
 
 def open_masked_cost(count: int, width: int) -> Cost:
@@ -120,8 +123,8 @@ async def open_masked(
     """Open `width` XOR-shared bits an element under a fresh mask that the dealer knows.
 
     Returns:
-        (public word, mask): the evaluators' second is their XOR share, the dealer's the whole mask and its
-        first meaningless.
+        (public word, mask): the evaluators' second is their XOR share, the dealer's the whole mask
+        and its first meaningless.
 
     Cost: 1 round; width bits each way.
     """

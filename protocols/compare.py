@@ -1,10 +1,12 @@
 """Comparison of a secret with public thresholds, selection by secret bits, maximum and arg-max.
 
-For x = m - lam, "x < 0" is a comparison of m, public to the evaluators, with lam, known to the dealer. The dealer
-XOR-shares the one-hots of lam's 4-bit digits; against its public digits each evaluator reads shares of "greater" and
-"equal" off them, and a small circuit over those bits gives the result.
+For x = m - lam, "x < 0" is a comparison of m, public to the evaluators, with lam, known to the
+dealer. The dealer XOR-shares the one-hots of lam's 4-bit digits; against its public digits each
+evaluator reads shares of "greater" and "equal" off them, and a small circuit over those bits gives
+the result.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -34,7 +36,9 @@ _RADIX = {"rounds": 5, "traffic": 3}
 
 @dataclass(frozen=True)
 class Tree:
-    """The circuits of a comparison of `digits` digits, one a level; level 0 reads the digit relations."""
+    """The circuits of a comparison of `digits` digits, one a level; level 0 reads the digit
+    relations.
+    """
 
     digits: int
     levels: tuple[Circuit, ...]
@@ -70,7 +74,7 @@ def _groups(count: int, radix: int) -> list[range]:
     """Runs of digits as even as possible."""
     parts = -(-count // radix)
     cuts = [count * part // parts for part in range(parts + 1)]
-    return [range(lo, hi) for lo, hi in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [range(lo, hi) for lo, hi in itertools.pairwise(cuts)]
 
 
 def _join(equal: list[int], group: Sequence[int]) -> int:
@@ -104,14 +108,15 @@ async def less(
 ) -> SecretBits:
     """[x < t] for every public threshold t (ring integers, default 0), at once.
 
-    Looks at `4 * digits` bits from bit `shift` up: the differences x - t must stay below 2^(shift + 4 digits - 1) in
-    size. Exact for shift 0; otherwise wrong at most for x - t in [-2^shift, 0), which counts as not less.
+    Looks at `4 * digits` bits from bit `shift` up: the differences x - t must stay below 2^(shift +
+    4 digits - 1) in size. Exact for shift 0; otherwise wrong at most for x - t in [-2^shift, 0),
+    which counts as not less.
 
     Returns:
         Bits of x's shape, with one more axis at the end if thresholds were given.
 
-    Cost: levels + 1 rounds. At 5 digits, one threshold, "rounds" (1 level): 11 bits each way and 117 dealt; "traffic" (2
-    levels) 15 each way and 90 dealt.
+    Cost: levels + 1 rounds. At 5 digits, one threshold, "rounds" (1 level): 11 bits each way and
+    117 dealt; "traffic" (2 levels) 15 each way and 90 dealt.
     """
     if digits * DIGIT_BITS + shift > x.width:
         raise LocalProtocolError(
@@ -161,7 +166,7 @@ async def _relation(
     return word
 
 
-# -- selection ------------------------------------------------------------------------------------------------
+# -- selection -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +203,11 @@ async def select(
 ) -> SecretTensor:
     """Sum over terms of (product of bits) * y, in one round however many there are.
 
-    The dealer shares, for every subset S of a term's bits, r_S (the product of their masks) and r_S * lam_y.
+    The dealer shares, for every subset S of a term's bits, r_S (the product of their masks) and r_S
+    * lam_y.
 
-    Cost: 1 round; width bits each way; for a term of one bit 2 width bits dealt (width if y is public), of
-    three bits 14 width.
+    Cost: 1 round; width bits each way; for a term of one bit 2 width bits dealt (width if y is
+    public), of three bits 14 width.
     """
     if lane.tracing:
         lane.charge("select", select_cost(shape, terms, width))
@@ -257,16 +263,21 @@ def _term_part(lane: Lane, term: Term, shares: Iterator[Words]) -> Words:
     return part
 
 
-# -- maximum --------------------------------------------------------------------------------------------------
+# -- maximum ---------------------------------------------------------------------------------------
 
 
-async def maximum(lane: Lane, x: SecretTensor, payload: SecretTensor | None = None) -> tuple[SecretTensor, SecretTensor | None]:
-    """The largest entry along the last axis, and the payload (same shape, same ring) that stands beside it.
+async def maximum(
+    lane: Lane, x: SecretTensor, payload: SecretTensor | None = None
+) -> tuple[SecretTensor, SecretTensor | None]:
+    """The largest entry along the last axis, and the payload (same shape, same ring) that stands
+    beside it.
 
-    A tree of radix 4: six comparisons side by side, then one selection, a level. Exact over the ring; the first of equal
-    entries wins. Differences must stay below 2^(width-1); the width must be a multiple of 4.
+    A tree of radix 4: six comparisons side by side, then one selection, a level. Exact over the
+    ring; the first of equal entries wins. Differences must stay below 2^(width-1); the width must
+    be a multiple of 4.
 
-    Cost: per level levels + 2 rounds (3 at 20 bits with "rounds"); the entries a level halves twice.
+    Cost: per level levels + 2 rounds (3 at 20 bits with "rounds"); the entries a level halves
+    twice.
     """
     if x.width % DIGIT_BITS:
         raise LocalProtocolError(f"maximum wants a multiple of 4 bits, not {x.width}: narrow first")

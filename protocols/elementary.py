@@ -1,7 +1,8 @@
 """exp on (-inf, 0], and negative powers of a positive number of any size.
 
-A power v^p (p = -1 or -1/2) is taken at every scale 4^j at once: the spline is evaluated on v / 4^j for each j beside the
-comparisons v < 4^j, and one selection keeps the right one. Row-wise work: rounds matter, traffic does not.
+A power v^p (p = -1 or -1/2) is taken at every scale 4^j at once: the spline is evaluated on v / 4^j
+for each j beside the comparisons v < 4^j, and one selection keeps the right one. Row-wise work:
+rounds matter, traffic does not.
 """
 
 import math
@@ -19,8 +20,8 @@ from protocols.ring import FRACTION_BITS, RING_BITS
 from protocols.shares import SecretBits, SecretTensor
 from protocols.spline import Spline, evaluate, fit
 
-EXP_CLIP = 15.5
-"""exp(-15.5) = 1.9e-7, below the resolution of 18 fraction bits."""
+EXP_CLIP = 15.0
+"""exp(-15) = 3.1e-7, a twelfth of the resolution of 18 fraction bits."""
 PUMA_EXP_CLIP = 14.0
 """Arguments below -14 give 0 (PUMA, arXiv 2307.12533, section 4.2)."""
 COARSE_FRAC = 6
@@ -34,15 +35,15 @@ MAX_POWER_FRAC = 26
 
 @cache
 def exp_spline() -> Spline:
-    """exp on [-15.75, 0.125): 64 cubic segments of 1/4; largest error 2.2e-5 of the value."""
-    return fit(np.exp, -15.75, segment_bits=6, width_bits=2, frac=_SPLINE_FRAC, degree=3)
+    """exp on [-15.5, 0.25): 64 cubic segments of 1/4."""
+    return fit(np.exp, -15.5, segment_bits=6, width_bits=2, frac=_SPLINE_FRAC, degree=3)
 
 
 async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
     """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
 
-    x is over a ring of at least 32 bits and |x| < 2^13. "tight": a spline beside one comparison; "puma": (1 + x/2^5)^(2^5), 0
-    below -14.
+    x is over a ring of at least 32 bits and |x| < 2^13. "tight": a spline beside one comparison;
+    "puma": (1 + x/2^5)^(2^5), 0 below -14.
 
     Cost: 3 rounds ("tight"), 8 ("puma").
     """
@@ -56,9 +57,7 @@ async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
         return await lift(strand, narrow)
 
     y, below = await lane.both(value, lambda strand: _below(strand, x, -EXP_CLIP))
-    return await select(
-        lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape
-    )
+    return await select(lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape)
 
 
 async def _below(lane: Lane, x: SecretTensor, cut: float) -> SecretBits:
@@ -82,12 +81,10 @@ async def _exp_puma(lane: Lane, x: SecretTensor) -> SecretTensor:
         return await lift(strand, await mul(strand, y, y, 2 * frac - FRACTION_BITS))
 
     y, below = await lane.both(power, lambda strand: _below(strand, x, -PUMA_EXP_CLIP))
-    return await select(
-        lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape
-    )
+    return await select(lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape)
 
 
-# -- negative powers ------------------------------------------------------------------------------------------
+# -- negative powers -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +108,7 @@ def _power_spline(halves: int, gain: float) -> Spline:
         power: NDArray[np.float64] = gain * np.maximum(x, 0.15) ** (-halves / 2)
         return power
 
-    return fit(
-        function, 0.203125, segment_bits=6, width_bits=6, frac=_POWER_FRAC, degree=3
-    )
+    return fit(function, 0.203125, segment_bits=6, width_bits=6, frac=_POWER_FRAC, degree=3)
 
 
 async def _negative_power(
@@ -160,7 +155,8 @@ async def _negative_power(
     async def pick(strand: Lane, terms: list[Term], frac: int) -> SecretTensor:
         return await select(strand, terms, width=RING_BITS, frac=frac, shape=v.shape)
 
-    # v^(-halves/2) = y * 2^(-halves j) * 2^(halves frac / 2), and the scale holds 2^(halves (high - j)).
+    # v^(-halves/2) = y * 2^(-halves j) * 2^(halves frac / 2), and the scale holds 2^(halves (high -
+    # j)).
     scale_frac = halves * high - halves * v.frac // 2 - (exponent - 1)
     value, scale = await lane.both(
         lambda strand: pick(strand, value_terms, frac),
@@ -192,8 +188,6 @@ async def rsqrt(
     return await _negative_power(lane, v, 1, low, high, gain, frac)
 
 
-async def reciprocal(
-    lane: Lane, v: SecretTensor, low: int, high: int, *, frac: int = 26
-) -> Scaled:
+async def reciprocal(lane: Lane, v: SecretTensor, low: int, high: int, *, frac: int = 26) -> Scaled:
     """1 / v for ring integers 4^low <= v < 4^high; otherwise as `rsqrt`."""
     return await _negative_power(lane, v, 2, low, high, 1.0, frac)

@@ -1,8 +1,9 @@
 """A lane: the one way for a protocol to draw masks, deal, and talk.
 
-A lane is a place in the program (its `path`) with its own random streams and its own message counters, so that
-lanes which run at the same time cannot fall out of step with each other. Within a lane everything happens in
-program order. What carries the messages is a `Link`, supplied by the runtime or by the lockstep driver.
+A lane is a place in the program (its `path`) with its own random streams and its own message
+counters, so that lanes which run at the same time cannot fall out of step with each other. Within a
+lane everything happens in program order. What carries the messages is a `Link`, supplied by the
+runtime or by the lockstep driver.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -44,8 +45,8 @@ class Settings:
 class Link(Protocol):
     """What a runtime supplies to the lanes of one party for one inference.
 
-    Messages of one (sender, receiver, tag) are delivered once; a tag is never used twice. `receive` gives a
-    buffer that the receiver may read but not write.
+    Messages of one (sender, receiver, tag) are delivered once; a tag is never used twice. `receive`
+    gives a buffer that the receiver may read but not write.
     """
 
     role: Role
@@ -68,7 +69,9 @@ class Link(Protocol):
         """Run beside the program; its failure is the program's failure."""
 
     async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
-        """Call a function that takes about `work` multiply-adds, off the event loop if that is large."""
+        """Call a function that takes about `work` multiply-adds, off the event loop if that is
+        large.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ class Lane:
         self._received: dict[Role, int] = {}
         self._busy = False
 
-    # -- who am I -----------------------------------------------------------------------------------------
+    # -- who am I ----------------------------------------------------------------------------------
 
     @property
     def is_dealer(self) -> bool:
@@ -155,7 +158,7 @@ class Lane:
         """The other evaluator."""
         return Role.EVALUATOR_B if self.role is Role.EVALUATOR_A else Role.EVALUATOR_A
 
-    # -- cost ---------------------------------------------------------------------------------------------
+    # -- cost --------------------------------------------------------------------------------------
 
     def charge(self, label: str, cost: Cost) -> None:
         """Account for a declared cost: the whole of what happens under `TRACE`."""
@@ -175,7 +178,7 @@ class Lane:
         zeros = np.zeros(shape, dtype=np.uint8)
         return SecretBits(self.role, zeros, zeros)
 
-    # -- randomness ---------------------------------------------------------------------------------------
+    # -- randomness --------------------------------------------------------------------------------
 
     def stream(self, peer: Role) -> Stream:
         """This lane's stream with `peer`, opened when first used."""
@@ -185,7 +188,9 @@ class Lane:
         return stream
 
     def draw(self, peer: Role, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
-        """Uniform words that `peer` draws too (in the same order) and the third party does not know."""
+        """Uniform words that `peer` draws too (in the same order) and the third party does not
+        know.
+        """
         return self.stream(peer).words(shape, width)
 
     def private(self, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
@@ -203,13 +208,13 @@ class Lane:
             self.draw(Role.EVALUATOR_B, shape, width),
         )
 
-    # -- dealing ------------------------------------------------------------------------------------------
+    # -- dealing -----------------------------------------------------------------------------------
 
     async def share(self, fields: Sequence[Field], values: Sequence[Words] = ()) -> list[Words]:
         """The dealer splits `values` between the evaluators; each evaluator gets its halves.
 
-        One half is drawn, the other sent; which evaluator is sent to alternates, so that both links carry the
-        dealer's traffic. Offline bytes: `fields_bytes(fields)`.
+        One half is drawn, the other sent; which evaluator is sent to alternates, so that both links
+        carry the dealer's traffic. Offline bytes: `fields_bytes(fields)`.
 
         Returns:
             An evaluator's halves (they add up, or XOR, to the values); nothing at the dealer.
@@ -239,7 +244,7 @@ class Lane:
             return value
         return await self.receive_bytes(Role.DEALER, nbytes)
 
-    # -- talking ------------------------------------------------------------------------------------------
+    # -- talking -----------------------------------------------------------------------------------
 
     async def swap(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
         """A round: evaluators send each other `values` and get the other's.
@@ -301,7 +306,7 @@ class Lane:
         finally:
             self._busy = False
 
-    # -- concurrency and computation ------------------------------------------------------------------------
+    # -- concurrency and computation ---------------------------------------------------------------
 
     def fork(self, count: int) -> list["Lane"]:
         """`count` lanes that start at this point of the program and may run at the same time."""
@@ -315,7 +320,9 @@ class Lane:
         """Continue after `lanes`."""
         self.clock = max(self.clock, *(lane.clock for lane in lanes))
 
-    async def parallel(self, tasks: Sequence[Callable[["Lane"], Coroutine[Any, Any, T]]]) -> list[T]:
+    async def parallel(
+        self, tasks: Sequence[Callable[["Lane"], Coroutine[Any, Any, T]]]
+    ) -> list[T]:
         """Run each task on a lane of its own; rounds of different tasks overlap."""
         lanes = self.fork(len(tasks))
         results: list[T] = await self.link.gather(

@@ -1,8 +1,8 @@
 """Run the parties of a protocol in one thread without an event loop.
 
-Each party's coroutine runs until it waits for a message that has not been sent; then the next one runs. If all
-wait, the program is wrong and the driver says who waits for what. Every message can be recorded, which is how the
-privacy tests see a party's view.
+Each party's coroutine runs until it waits for a message that has not been sent; then the next one
+runs. If all wait, the program is wrong and the driver says who waits for what. Every message can be
+recorded, which is how the privacy tests see a party's view.
 """
 
 import os
@@ -32,7 +32,9 @@ class _Pause:
 
 @dataclass
 class Exchange:
-    """The post office of a lockstep run: boxes, counters, and the record of what each party received."""
+    """The post office of a lockstep run: boxes, counters, and the record of what each party
+    received.
+    """
 
     boxes: dict[tuple[Role, Role, Path], bytes] = field(default_factory=dict)
     views: dict[Role, list[bytes]] = field(default_factory=dict)
@@ -145,7 +147,9 @@ def run_parties(programs: dict[Role, Program], settings: Settings | None = None)
     exchange = Exchange()
     secrets = pair_secrets(list(programs))
     lanes = {
-        role: Lane(LockstepLink(role, exchange, KeyRing(role, secrets[role]), settings or Settings()))
+        role: Lane(
+            LockstepLink(role, exchange, KeyRing(role, secrets[role]), settings or Settings())
+        )
         for role in programs
     }
     steps = {role: _Step(programs[role](lanes[role])) for role in programs}
@@ -184,7 +188,9 @@ def _drive(exchange: Exchange, steps: dict[Role, _Step], extra: list[_Step]) -> 
 def deal(
     values: Words, width: int = 64, frac: int = 0, generator: Stream | None = None
 ) -> dict[Role, SecretTensor]:
-    """Share a value among the three computing parties with fresh masks (tests, benchmarks, examples)."""
+    """Share a value among the three computing parties with fresh masks (tests, benchmarks,
+    examples).
+    """
     stream = generator or Stream(os.urandom(16))
     one, two = stream.words(values.shape, width), stream.words(values.shape, width)
     m = values + one + two

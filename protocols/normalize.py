@@ -11,7 +11,7 @@ from protocols.compare import maximum
 from protocols.elementary import COARSE_FRAC, exp_negative, reciprocal, rsqrt
 from protocols.errors import RangeError
 from protocols.lane import Lane
-from protocols.ring import FRACTION_BITS, RING_BITS
+from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS
 from protocols.shares import SecretTensor
 
 _MAX_WIDTH = 20
@@ -40,7 +40,7 @@ class NormRange:
     @property
     def eps_word(self) -> np.uint64:
         """size * eps with the fraction bits of a square of the dropped x."""
-        return np.uint64(max(1, round(self.size * self.eps * 4.0 ** (FRACTION_BITS - self.drop))))
+        return np.uint64(max(1, round(self.size * self.eps * 4.0 ** (RESIDUAL_BITS - self.drop))))
 
 
 def norm_range(size: int, eps: float, largest_mean_square: float) -> NormRange:
@@ -49,9 +49,9 @@ def norm_range(size: int, eps: float, largest_mean_square: float) -> NormRange:
     Raises:
         RangeError: no choice of exponents holds that range.
     """
-    for drop in range(0, FRACTION_BITS - 1):
+    for drop in range(RESIDUAL_BITS - 1):
         high = (RING_BITS - 5) // 2
-        square_frac = 2 * (FRACTION_BITS - drop)
+        square_frac = 2 * (RESIDUAL_BITS - drop)
         if size * (largest_mean_square + eps) * 2.0**square_frac >= 4.0**high:
             continue
         floor = max(1.0, size * eps * 2.0**square_frac)
@@ -66,12 +66,13 @@ def norm_range(size: int, eps: float, largest_mean_square: float) -> NormRange:
 
 
 async def rms_norm(lane: Lane, x: SecretTensor, bounds: NormRange) -> SecretTensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis; Z_2^64 with 18 fraction bits, in and out.
+    """x / sqrt(mean(x^2) + eps) over the last axis; over Z_2^64, x with 22 fraction bits, the
+    result with 18.
 
     The gain of a pre-norm is folded into the next weights by the owner.
 
-    Cost: 7 rounds: sum of squares; inverse root (4); x * value * scale; lift. One more where bits are dropped first: the
-    dropped x is lifted again, because its squares need the whole ring.
+    Cost: 7 rounds: sum of squares; inverse root (4); x * value * scale; lift. One more where bits
+    are dropped first: the dropped x is lifted again, because its squares need the whole ring.
     """
     small = await lift(lane, x.drop(bounds.drop))
     squares = (await square_sum(lane, small)).add_public(bounds.eps_word)
@@ -110,7 +111,8 @@ async def attend(
 ) -> SecretTensor:
     """softmax(scores) @ values, (H, R, L) and (H, L, C) -> (H, R, C), over Z_2^64.
 
-    The division comes after the product: fewer elements, and the reciprocal runs beside it. |values| < 2^8.
+    The division comes after the product: fewer elements, and the reciprocal runs beside it.
+    |values| < 2^8.
 
     Cost: softmax_numerators, then 5 or 6 rounds.
     """

@@ -1,9 +1,9 @@
 """Randomness that two parties draw without talking: AES-128-CTR keyed per pair, inference and lane.
 
-A `KeyRing` holds the secrets a party shares with each peer and derives one `Stream` per (peer, path). The path
-is the lane's place in the program (session, inference, forks), so both parties open the same stream
-whenever they get there, and within a lane the stream is consumed in program order. A second stream for the
-same (peer, path) would repeat masks; the ring refuses it.
+A `KeyRing` holds the secrets a party shares with each peer and derives one `Stream` per (peer,
+path). The path is the lane's place in the program (session, inference, forks), so both parties open
+the same stream whenever they get there, and within a lane the stream is consumed in program order.
+A second stream for the same (peer, path) would repeat masks; the ring refuses it.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from protocols.errors import LocalProtocolError
-from protocols.ring import Words, canonical
+from protocols.ring import Bytes, Words, canonical
 
 KEY_BYTES = 16
 _BLOCK = 16
@@ -30,10 +30,10 @@ class Stream:
         cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK)))
         self._encryptor = cipher.encryptor()
 
-    def fill(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    def fill(self, count: int) -> Bytes:
         """The next `count` bytes."""
         out = np.empty(count + _SLACK, dtype=np.uint8)
-        view = memoryview(out)
+        view = memoryview(out.data)
         step = len(_ZEROS)
         for start in range(0, count, step):
             size = min(step, count - start)
@@ -55,7 +55,7 @@ class Stream:
             drawn = self.fill(count).astype(np.uint64)
         return canonical(drawn, width).reshape(shape)
 
-    def bits(self, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    def bits(self, shape: tuple[int, ...]) -> Bytes:
         """Uniform bits, one 0/1 byte each."""
         count = 1
         for side in shape:
@@ -74,7 +74,8 @@ class KeyRing:
     """The pair secrets of one party in one session.
 
     Args:
-        secrets: peer name -> the secret (16..64 bytes) known to this party and that peer only. The party's own
+        secrets: peer name -> the secret (16..64 bytes) known to this party and that peer only. The
+            party's own
             name may be among them; without it, a private secret comes from the operating system.
         own: this party's own name.
     """

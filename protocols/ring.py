@@ -1,8 +1,8 @@
 """The ring Z_2^k and fixed-point numbers in it.
 
-A ring element of width `k` (1..64) is the low `k` bits of a uint64 word; whatever stands above them is
-ignored until a shift or a message needs the canonical form. A fixed-point number with `f` fraction bits is
-`round(x * 2^f) mod 2^k`.
+A ring element of width `k` (1..64) is the low `k` bits of a uint64 word; whatever stands above them
+is ignored until a shift or a message needs the canonical form. A fixed-point number with `f`
+fraction bits is `round(x * 2^f) mod 2^k`.
 """
 
 from typing import Any, TypeAlias
@@ -18,7 +18,13 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 
 RING_BITS = 64
 FRACTION_BITS = 18
-"""Fraction bits of activations and weights, as in PUMA (arXiv 2307.12533, section 5.1)."""
+"""Fraction bits of activations, as in PUMA (arXiv 2307.12533, section 5.1)."""
+RESIDUAL_BITS = 22
+"""Fraction bits of the residual stream and the embedding, which start near 0.1. Finer is cheaper
+here: a product is truncated by less, so fewer bits are lifted.
+"""
+WEIGHT_BITS = 20
+"""Fraction bits of weights. A product with an activation then reaches 2^(62 - 38) = 2^24."""
 
 
 def bit_mask(width: int) -> np.uint64:

@@ -1,7 +1,9 @@
-"""Secret values: 2-out-of-3 replicated shares `x = m - lam1 - lam2` and what can be done without talking.
+"""Secret values: 2-out-of-3 replicated shares `x = m - lam1 - lam2` and what can be done without
+talking.
 
 Who holds what (a, b):   dealer (lam1, lam2) · evaluator A (m, lam1) · evaluator B (m, lam2).
-Every operation here is local and linear; a product needs a round and lives in `protocols.arithmetic`.
+Every operation here is local and linear; a product needs a round and lives in
+`protocols.arithmetic`.
 """
 
 from collections.abc import Sequence
@@ -59,7 +61,7 @@ class SecretTensor:
             raise LocalProtocolError(f"{self.role} does not know the mask")
         return self.a + self.b
 
-    # -- linear algebra -------------------------------------------------------------------------------
+    # -- linear algebra ----------------------------------------------------------------------------
 
     def _like(self, a: Words, b: Words) -> "SecretTensor":
         return replace(self, a=a, b=b)
@@ -95,14 +97,15 @@ class SecretTensor:
         """Multiply by public ring words that carry `frac` fraction bits of their own."""
         return replace(self, a=self.a * words, b=self.b * words, frac=self.frac + frac)
 
-    # -- width and fraction bits ------------------------------------------------------------------------
+    # -- width and fraction bits -------------------------------------------------------------------
 
     def drop(self, bits: int) -> "SecretTensor":
-        """Shift right by `bits`: ring 2^(width-bits), off by at most 2 units, unbiased up to half a unit.
+        """Shift right by `bits`: ring 2^(width-bits), off by at most 2 units, unbiased up to half a
+        unit.
 
-        The sum of three truncated shares misses only carries between them, and those are small; the wrap of
-        the shares' sum vanishes modulo 2^(width-bits). Half a unit is taken off first, so that the mean of the
-        error over uniform masks is zero.
+        The sum of three truncated shares misses only carries between them, and those are small; the
+        wrap of the shares' sum vanishes modulo 2^(width-bits). Half a unit is taken off first, so
+        that the mean of the error over uniform masks is zero.
         """
         if bits == 0:
             return self
@@ -122,7 +125,7 @@ class SecretTensor:
         return replace(self, width=width)
 
     def scale_up(self, bits: int) -> "SecretTensor":
-        """Multiply by 2^bits, which also widens the ring by as many bits; fraction bits grow alike."""
+        """Multiply by 2^bits; ring and fraction bits grow by as many bits."""
         width = min(self.width + bits, RING_BITS)
         return replace(
             self,
@@ -133,10 +136,10 @@ class SecretTensor:
         )
 
     def reinterpret(self, frac: int) -> "SecretTensor":
-        """The same words read with another number of fraction bits (multiplies by a power of two)."""
+        """The same words read with another number of fraction bits: times a power of two."""
         return replace(self, frac=frac)
 
-    # -- shape ------------------------------------------------------------------------------------------
+    # -- shape -------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any) -> "SecretTensor":
         return self._like(self.a[index], self.b[index])

@@ -1,9 +1,11 @@
-"""Any smooth function of a bounded secret in one round: piecewise polynomials read with a point function.
+"""Any smooth function of a bounded secret in one round: piecewise polynomials read with a point
+function.
 
-Split `m = m_top 2^q + m_low` and `lam = lam_top 2^q + lam_low` (low q+v bits of each). Then `x = t 2^q + u` with the segment
-`t = m_top - lam_top mod 2^v` and the local coordinate `u = m_low - lam_low` in (-2^q, 2^q). The dealer deals a point function
-at lam_top with payload (1, lam_low, lam_low^2, ..); the evaluators expand it, rotate by m_top, and combine public
-coefficients with powers of m_low: additive shares of P_t(u), before the output's own round. As t may be one too large
+Split `m = m_top 2^q + m_low` and `lam = lam_top 2^q + lam_low` (low q+v bits of each). Then `x = t
+2^q + u` with the segment `t = m_top - lam_top mod 2^v` and the local coordinate `u = m_low -
+lam_low` in (-2^q, 2^q). The dealer deals a point function at lam_top with payload (1, lam_low,
+lam_low^2, ..); the evaluators expand it, rotate by m_top, and combine public coefficients with
+powers of m_low: additive shares of P_t(u), before the output's own round. As t may be one too large
 (then u < 0), each segment's polynomial is fitted on the double width (-h, h), h = 2^q / 2^f.
 """
 
@@ -23,7 +25,7 @@ from protocols.shares import Role, SecretTensor
 
 Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 _NODES = 64  # Chebyshev points a segment is fitted on
-_HEADROOM = RING_BITS - 3  # |P| * 2^scale < 2^61, one bit below what truncation can take
+_HEADROOM = RING_BITS - 2  # |P| * 2^scale < 2^62, what truncation can take
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,8 @@ class Spline:
     """A fitted function.
 
     Attributes:
-        tables: (1, degree + 1, 2^v) ring words; entry [0, k, t] is the k-th coefficient of segment t.
+        tables: (1, degree + 1, 2^v) ring words; entry [0, k, t] is the k-th coefficient of segment
+            t.
         segment_bits: v. local_bits: q. frac: fraction bits of the argument.
         scale: fraction bits of the value before truncation.
         low, high: arguments must lie in [low, high).
@@ -55,8 +58,9 @@ def fit(
 ) -> Spline:
     """Fit 2^segment_bits segments of width 2^-width_bits from `low` up.
 
-    Least squares on Chebyshev points over the double width of each segment, which is within a few per cent of minimax.
-    Coefficients are rounded at the largest scale at which every value stays below 2^61.
+    Least squares on Chebyshev points over the double width of each segment, which is within a few
+    per cent of minimax. Coefficients are rounded at the largest scale at which every value stays
+    below 2^62.
 
     Raises:
         ConfigError: the argument's fraction bits do not resolve a segment.
@@ -78,9 +82,7 @@ def fit(
         bits = scale - power * frac
         words = np.rint(local[:, power] / h**power * 2.0**bits).astype(np.int64)
         tables[0, power, segments % count] = words.view(np.uint64)
-    return Spline(
-        tables, segment_bits, local_bits, frac, scale, first * h, (first + count - 1) * h
-    )
+    return Spline(tables, segment_bits, local_bits, frac, scale, first * h, (first + count - 1) * h)
 
 
 def spline_cost(count: int, spline: Spline) -> Cost:
@@ -92,8 +94,8 @@ def spline_cost(count: int, spline: Spline) -> Cost:
 async def evaluate(lane: Lane, x: SecretTensor, spline: Spline, frac: int) -> SecretTensor:
     """The spline at x, with `frac` fraction bits, over the narrow ring Z_2^(64 - scale + frac).
 
-    x must carry the spline's fraction bits and lie in its range; outside, the result is a value of some segment
-    (bounded, meaningless), to be selected away.
+    x must carry the spline's fraction bits and lie in its range; outside, the result is a value of
+    some segment (bounded, meaningless), to be selected away.
 
     Cost: 1 round; 64 bits each way; 64 bits and twice the point function's correction dealt.
     """

@@ -40,6 +40,8 @@ def _encryptor(index: int) -> CipherContext:
 
 def mmo(index: int, seeds: Words) -> Words:
     """H_k of every block: seeds (..., 2) uint64, contiguous, little endian; same shape out."""
+    if not seeds.size:
+        return seeds.copy()
     out = np.empty(seeds.nbytes + _OVERHANG, dtype=np.uint8)
     _encryptor(index).update_into(seeds.reshape(-1).view(np.uint8).data, out.data)
     hashed = out[: seeds.nbytes].view(np.uint64).reshape(seeds.shape)

@@ -16,7 +16,7 @@ def onehot_digits_numpy(values: Words, digits: int) -> Words:
 
 def digit_relations_numpy(shares: Words, publics: Words) -> Words:
     """NumPy twin of `digit_relations`."""
-    n, digits = shares.shape
+    _n, digits = shares.shape
     place = np.arange(16, dtype=np.uint64)
     bits = (shares[:, :, None] >> place) & _ONE  # (n, digits, 16)
     out = np.zeros(publics.shape, dtype=np.uint64)
@@ -45,8 +45,9 @@ def digit_relations(shares: Words, publics: Words) -> Words:
         publics: (n, K) public numbers of 4 * digits bits.
 
     Returns:
-        (n, K) words: bit j is [dealt digit j > public digit j], bit digits + j is [they are equal] (not for the
-        last digit), bit 2 * digits - 1 is the top bit of the dealt number. That top bit is left out of digit 0.
+        (n, K) words: bit j is [dealt digit j > public digit j], bit digits + j is [they are equal]
+        (not for the last digit), bit 2 * digits - 1 is the top bit of the dealt number. That top
+        bit is left out of digit 0.
     """
     n, digits = shares.shape
     count = publics.shape[1]
@@ -126,8 +127,10 @@ def expand_products(opened: Words, mask: Words, dealt: Words, rows: Words, leads
     """An evaluator's XOR shares of a `protocols.boolean.Circuit`'s outputs, one word an element.
 
     Args:
-        opened: (n,) public words o. mask: (n,) XOR shares of r. dealt: (fields, n) XOR shares of the
-            products of mask bits. rows: the circuit's table. leads: this evaluator adds the public terms.
+        opened: (n,) public words o. mask: (n,) XOR shares of r. dealt: (fields, n) XOR shares of
+            the
+            products of mask bits. rows: the circuit's table. leads: this evaluator adds the public
+            terms.
     """
     out = np.zeros(opened.size, dtype=np.uint64)
     for t in range(rows.shape[0]):

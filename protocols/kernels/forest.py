@@ -7,8 +7,9 @@ of `tree` and `spline`, bit for bit.
 import numpy as np
 
 from protocols.kernels.aes import LEAF
-from protocols.kernels.aesni import GROUP_LIMIT, KEY_WORDS, make_hash, make_pair_dot
+from protocols.kernels.aesni import GROUP_LIMIT, KEY_WORDS, make_hash
 from protocols.kernels.jit import Words, kernel
+from protocols.kernels.simd import make_pair_dot
 
 _children = make_hash(2, add=False)
 _leaf_pair = make_hash(2, add=True)

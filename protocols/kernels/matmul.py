@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from protocols.errors import LocalProtocolError
 from protocols.kernels.jit import MODE, Words, kernel
-from protocols.kernels.simd import make_pack, make_tile, vector_bytes
+from protocols.kernels.simd import make_pack, make_pair_dot, make_tile, vector_bytes
 
 PANEL = 64  # columns; ranges that start on a panel keep threads on separate cache lines
 _DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
@@ -22,6 +22,7 @@ _STREAMED_ROWS = 4  # up to here the weights are read in place
 Half = NDArray[np.uint32]
 
 _pack = make_pack(4)
+_pair_dot = make_pair_dot()
 _tile1 = make_tile(1, 4)
 _tile2 = make_tile(2, 4)
 _tile4 = make_tile(4, 4)
@@ -40,6 +41,7 @@ def column_ranges(n: int, parts: int) -> list[tuple[int, int]]:
 
 def matmul_into_numpy(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
     """NumPy twin of `matmul_into`."""
+    _check(x, w, out, lo, hi)
     out[:, lo:hi] = x @ w[:, lo:hi]
 
 
@@ -47,6 +49,8 @@ def matmul2_into_numpy(
     x1: Words, w1: Words, x2: Words, w2: Words, out: Words, lo: int, hi: int
 ) -> None:
     """NumPy twin of `matmul2_into`."""
+    _check(x1, w1, out, lo, hi)
+    _check(x2, w2, out, lo, hi)
     out[:, lo:hi] = x1 @ w1[:, lo:hi] + x2 @ w2[:, lo:hi]
 
 
@@ -58,6 +62,7 @@ def batched_matmul_numpy(x: Words, y: Words) -> Words:
 
 def matmul32_into_numpy(x: Half, w: Half, out: Half, lo: int, hi: int) -> None:
     """NumPy twin of `matmul32_into`."""
+    _check(x, w, out, lo, hi)
     out[:, lo:hi] = x @ w[:, lo:hi]
 
 
@@ -145,6 +150,20 @@ def _product(
             _packed(x, xa, rows, w, wa, columns, depth, out, oa, c, hi, panel, edge)
 
 
+@kernel("void(in1, in1, uint64[::1], int64, int64, int64, int64)")
+def _row_dots(
+    x: Words, yt: Words, out: Words, batch: int, rows: int, depth: int, columns: int
+) -> None:
+    """out (B, T, L) = x (B, T, K) times the transposes of yt (B, L, K); K a multiple of eight."""
+    pair = np.empty(2, np.uint64)
+    for b in range(batch):
+        for c in range(columns):
+            line = (b * columns + c) * depth
+            for r in range(b * rows, (b + 1) * rows):
+                _pair_dot(x, r * depth, yt, line, depth, pair, 0)
+                out[r * columns + c] = pair[0] + pair[1]
+
+
 _PRODUCT = "void({0}, {0}, {1}[::1], int64, int64, int64, int64, int64, int64, int64)"
 
 
@@ -172,14 +191,21 @@ def _run(product: Any, x: Any, w: Any, out: Any, lo: int, hi: int) -> None:
     """Add x @ w to columns lo..hi of out; matrices of a batch if they have three dimensions."""
     *batch, rows, depth = x.shape
     columns = w.shape[-1]
-    if w.shape[-2] != depth or out.shape[-2:] != (rows, columns) or not 0 <= lo <= hi <= columns:
+    flat = [np.require(operand, requirements=["C", "A"]).reshape(-1) for operand in (x, w)]
+    lanes = vector_bytes() // out.itemsize
+    product(*flat, out.reshape(-1), batch[0] if batch else 1, rows, depth, columns, lo, hi, lanes)
+
+
+def _check(x: Any, w: Any, out: Any, lo: int, hi: int) -> None:
+    shape = (*x.shape[:-1], w.shape[-1])
+    pairs = x.shape[:-2] == w.shape[:-2] and x.shape[-1] == w.shape[-2]
+    if not pairs or out.shape != shape or not 0 <= lo <= hi <= shape[-1]:
         raise LocalProtocolError(
             f"cannot multiply {x.shape} by {w.shape} into {out.shape}, columns {lo}..{hi}:"
             " the shapes do not fit"
         )
-    flat = [np.require(operand, requirements=["C", "A"]).reshape(-1) for operand in (x, w)]
-    lanes = vector_bytes() // out.itemsize
-    product(*flat, out.reshape(-1), batch[0] if batch else 1, rows, depth, columns, lo, hi, lanes)
+    if not out.flags.c_contiguous:
+        raise LocalProtocolError("the result array must be C-contiguous; pass np.empty((T, N))")
 
 
 def _matmul_into(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
@@ -188,38 +214,37 @@ def _matmul_into(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
     x (T, K) and w (K, N) uint64; out (T, N) uint64, C-contiguous. Runs without the GIL, so threads
     may fill disjoint column ranges of one result (`column_ranges`).
     """
-    _check_out(out)
+    _check(x, w, out, lo, hi)
     out[:, lo:hi] = 0
     _run(_product64, x, w, out, lo, hi)
 
 
 def _matmul2_into(x1: Words, w1: Words, x2: Words, w2: Words, out: Words, lo: int, hi: int) -> None:
     """out[:, lo:hi] = x1 @ w1[:, lo:hi] + x2 @ w2[:, lo:hi] modulo 2^64; as `matmul_into`."""
+    _check(x2, w2, out, lo, hi)
     _matmul_into(x1, w1, out, lo, hi)
     _run(_product64, x2, w2, out, lo, hi)
 
 
 def _batched_matmul(x: Words, y: Words) -> Words:
     """(B, T, K) @ (B, K, L) -> (B, T, L) modulo 2^64; the operands may have any strides."""
-    if x.shape[0] != y.shape[0]:
-        raise LocalProtocolError(
-            f"batches of {x.shape[0]} and {y.shape[0]} matrices do not pair up"
-        )
     out = np.zeros((x.shape[0], x.shape[1], y.shape[2]), dtype=np.uint64)
+    _check(x, y, out, 0, y.shape[2])
+    yt = y.transpose(0, 2, 1)
+    if x.shape[1] <= _STREAMED_ROWS and x.shape[2] % 8 == 0 and yt.flags.c_contiguous:
+        # One query against rows of cached keys: turning them would cost more than the product.
+        x, yt = (np.require(operand, requirements=["C", "A"]) for operand in (x, yt))
+        _row_dots(x.reshape(-1), yt.reshape(-1), out.reshape(-1), *x.shape, y.shape[2])
+        return out
     _run(_product64, x, y, out, 0, y.shape[2])
     return out
 
 
 def _matmul32_into(x: Half, w: Half, out: Half, lo: int, hi: int) -> None:
     """out[:, lo:hi] = x @ w[:, lo:hi] modulo 2^32, all arrays uint32; as `matmul_into`."""
-    _check_out(out)
+    _check(x, w, out, lo, hi)
     out[:, lo:hi] = 0
     _run(_product32, x, w, out, lo, hi)
-
-
-def _check_out(out: NDArray[Any]) -> None:
-    if not out.flags.c_contiguous:
-        raise LocalProtocolError("the result array must be C-contiguous; pass np.empty((T, N))")
 
 
 _NUMBA = MODE == "numba"

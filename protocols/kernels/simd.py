@@ -169,3 +169,54 @@ def make_pack(vectors: int) -> Any:
         return types.void(w, n, n, n, panel), codegen
 
     return vector_op(pack)
+
+
+def make_pair_dot() -> Any:
+    """An op for the sums of products of the even and of the odd words of two arrays."""
+
+    def pair_dot(
+        typing: Any, a: Any, a_at: Any, b: Any, b_at: Any, count: Any, out: Any, out_at: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        """`count` words, a multiple of eight; the two sums go to out_at and out_at + 1."""
+        from llvmlite import ir
+        from numba import types
+
+        vector = ir.VectorType(ir.IntType(64), 8)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cgutils = builder_tools()
+
+            def at(which: int, position: Any, target: Any) -> Any:
+                kind = signature.args[which]
+                return pointer(context, builder, kind, args[which], position, target)
+
+            def fold(value: Any) -> Any:
+                half = value.type.count // 2
+                parts = [
+                    builder.shuffle_vector(
+                        value,
+                        ir.Constant(value.type, None),
+                        ir.Constant(
+                            ir.VectorType(ir.IntType(32), half), list(range(start, start + half))
+                        ),
+                    )
+                    for start in (0, half)
+                ]
+                return builder.add(*parts)
+
+            _, a0, _, b0, total, _, out0 = args
+            zero, lanes = ir.Constant(total.type, 0), ir.Constant(total.type, 8)
+            sums = cgutils.alloca_once_value(builder, ir.Constant(vector, None))
+            with cgutils.for_range_slice(builder, zero, total, lanes) as (i, _n):
+                left = builder.load(at(0, builder.add(a0, i), vector), align=8)
+                right = builder.load(at(2, builder.add(b0, i), vector), align=8)
+                product = builder.mul(left, right)
+                builder.store(builder.add(builder.load(sums), product), sums)
+            pair = fold(fold(builder.load(sums)))
+            builder.store(pair, at(5, out0, pair.type), align=8)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(a, n, b, n, n, out, n), codegen
+
+    return vector_op(pair_dot)

@@ -104,4 +104,4 @@ def correction_words(correction: Bytes, n: int, v: int, w: int) -> Words:
             f"point-function correction has {correction.size} bytes where {n} elements of"
             f" v={v}, w={w} take {expected}; both parties must run the same program"
         )
-    return _as_words(correction).reshape(n, expected // 8 // max(1, n))
+    return _as_words(correction).reshape(n, correction_bytes(v, w) // 8)

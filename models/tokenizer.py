@@ -1,0 +1,212 @@
+"""Text to token ids and back, with the model's chat template.
+
+Read from `tokenizer.json` or from the metadata of a GGUF file. Text never leaves the client; what
+the parties get are shares of ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from models.chat_template import render_chat
+from models.config import gguf_eos_token_ids
+from models.gguf_reader import GgufFile
+from models.gguf_tokenizer import tokenizer_from_gguf
+from models.locate import find_source, read_json
+from protocols.errors import ModelError
+
+Message = Mapping[str, Any]
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class Tokenizer:
+    """A tokenizer with its special tokens and chat template.
+
+    `eos_token_ids` are the ids that end a text as far as the tokenizer knows; the configuration
+    may name more. `note` is a sentence for the user, or None.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        special_tokens: Mapping[str, str],
+        eos_token_ids: Sequence[int] = (),
+        chat_template: str | None = None,
+    ) -> None:
+        self._backend = backend
+        self._special = dict(special_tokens)
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.chat_template = chat_template
+        added = backend.get_added_tokens_decoder()
+        self._skipped = frozenset(i for i, token in added.items() if token.special)
+        self._byte_fallback = "ByteFallback" in str(backend.decoder)
+        self.note = None
+        if chat_template is None:
+            self.note = "this model has no chat template; the prompt is continued as plain text"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer that lies beside, or inside of, the weights at `path`.
+
+        Raises ModelError when it is missing, damaged or of an unsupported kind.
+        """
+        source = find_source(path)
+        if source.kind == "safetensors":
+            return cls.from_folder(source.folder)
+        file = GgufFile(source.file)
+        try:
+            return cls.from_gguf(file.metadata)
+        finally:
+            file.close()
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """From `tokenizer.json` and, if they exist, `tokenizer_config.json` and
+        `chat_template.jinja` in `folder`. Raises ModelError.
+        """
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ModelError(
+                f"{file}: missing; save the tokenizer beside the weights with transformers' "
+                "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
+            )
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"{file}: cannot be read as a tokenizer ({error})") from None
+        # Training leftovers that would cut or fill a prompt.
+        backend.no_truncation()
+        backend.no_padding()
+        config_file = folder / "tokenizer_config.json"
+        config = read_json(config_file) if config_file.is_file() else {}
+        special = _special_tokens(config)
+        eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
+        return cls(
+            backend,
+            special_tokens=special,
+            eos_token_ids=() if eos is None else (eos,),
+            chat_template=_folder_template(folder, config),
+        )
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """From the metadata of a GGUF file. Raises ModelError."""
+        backend, special = tokenizer_from_gguf(metadata)
+        return cls(
+            backend,
+            special_tokens=special,
+            eos_token_ids=gguf_eos_token_ids(metadata),
+            chat_template=metadata.get("tokenizer.chat_template"),
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, with the begin token if the tokenizer puts one."""
+        return self._backend.encode(text).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def chat(self, text_or_messages: str | Sequence[Message]) -> list[int]:
+        """Ids of a chat, ready for the model's answer.
+
+        A string is one message of the user. Without a template the text is encoded as it is (see
+        `note`). Raises ModelError when the template rejects the messages.
+        """
+        if isinstance(text_or_messages, str):
+            messages: list[Message] = [{"role": "user", "content": text_or_messages}]
+        else:
+            messages = list(text_or_messages)
+        if self.chat_template is None:
+            return self.encode("\n".join(str(message["content"]) for message in messages))
+        text = render_chat(self.chat_template, messages, self._special)
+        # The template writes the begin token itself where the model wants one.
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def stream(self) -> TokenStream:
+        """A new incremental detokeniser."""
+        return TokenStream(self)
+
+    def ends_open(self, token: int) -> bool:
+        """Whether the text of a run that ends in `token` may still change.
+
+        Byte tokens of SentencePiece models are decoded a run at a time: one bad byte turns all of
+        the run into U+FFFD.
+        """
+        piece = self._backend.id_to_token(token) if self._byte_fallback else None
+        return piece is not None and _BYTE_TOKEN.fullmatch(piece) is not None
+
+    def is_skipped(self, token: int) -> bool:
+        """Whether `decode` leaves `token` out because it is special."""
+        return token in self._skipped
+
+
+class TokenStream:
+    """Text of a growing list of ids, piece by piece.
+
+    The pieces of `push` and the rest of `finish`, joined, are exactly `decode` of all ids. A piece
+    never ends within a character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._sent = 0
+
+    def push(self, token: int) -> str:
+        """Take one id; return the text that can no longer change (may be empty)."""
+        if self._tokenizer.is_skipped(token):
+            return ""
+        self._ids.append(token)
+        if self._tokenizer.ends_open(token):
+            return ""
+        # Decoding everything again is exact for every decoder, and far cheaper than a token of
+        # private inference. An unfinished character shows as U+FFFD at the end.
+        text = self._tokenizer.decode(self._ids).rstrip(_REPLACEMENT)
+        return self._advance(text)
+
+    def finish(self) -> str:
+        """The text held back, with U+FFFD for characters that were never finished."""
+        return self._advance(self._tokenizer.decode(self._ids))
+
+    def _advance(self, text: str) -> str:
+        piece = text[self._sent :]
+        self._sent += len(piece)
+        return piece
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Names and texts of the special tokens that templates refer to."""
+    found = {}
+    for name in _SPECIAL_NAMES:
+        token = config.get(name)
+        if isinstance(token, Mapping):  # a serialised AddedToken
+            token = token.get("content")
+        if isinstance(token, str):
+            found[name] = token
+    return found
+
+
+def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several under names; transformers takes "default"
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

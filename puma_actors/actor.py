@@ -1,0 +1,169 @@
+"""Actors: a role, its channels, its scheduler, and a life that ends cleanly.
+
+    class Evaluator(Actor):
+        async def main(self) -> None:       what it does; default: stay until all others left
+            role, header, buffers = await self.scheduler.control()
+            ...
+    actors = [Evaluator(Role.EVALUATOR_A), ...]
+    await connect_all(actors)                         handshakes between every two; then
+    await actor.run()                                 `main` with the receive loops around it
+    async with actor: ...                             or the same around other code, without `main`
+
+When `main` (or the block) raises or is cancelled, all other actors are told and fail with
+`PeerFailed`. When it returns, the actor says goodbye and closes its channels. Either way no task,
+thread or waiter is left behind.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.lane import Settings
+from protocols.shares import Role
+from puma_actors.compute import Compute
+from puma_actors.mailbox import Flow
+from puma_actors.rounds import RoundScheduler
+from puma_actors.session import Identity, Peer, handshake
+from puma_actors.tasks import unwrap
+from puma_actors.transports import Listener, connect, listen
+from puma_actors.wire import SESSION_BYTES
+
+MEMORY = "memory://{session}/{role}"
+"""Where an actor of a cluster in one process listens."""
+
+
+class Actor:
+    """One party of a session. See the module's text.
+
+    Args:
+        role: what it is.
+        name: for people to read; default: the role.
+        settings, flow, compute: for its scheduler.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        *,
+        name: str = "",
+        settings: Settings | None = None,
+        flow: Flow | None = None,
+        compute: Compute | None = None,
+    ) -> None:
+        self.role = role
+        self.name = name or str(role)
+        self.settings = settings
+        self.flow = flow
+        self.compute = compute
+        self._scheduler: RoundScheduler | None = None
+        self._running: AbstractAsyncContextManager[Any] | None = None
+
+    @property
+    def scheduler(self) -> RoundScheduler:
+        """Its channels' scheduler.
+
+        Raises:
+            LocalProtocolError: the actor is not connected.
+        """
+        if self._scheduler is None:
+            raise LocalProtocolError(f"{self.role} is not connected: call connect_all first")
+        return self._scheduler
+
+    def attach(self, peers: Iterable[Peer]) -> None:
+        """Give it its peers, once for a session."""
+        self._scheduler = RoundScheduler(
+            self.role, peers, settings=self.settings, flow=self.flow, compute=self.compute
+        )
+
+    async def main(self) -> None:
+        """What the actor does. Here: stay until all others have left."""
+        await self.scheduler.wait_alone()
+
+    async def run(self) -> None:
+        """`main`, supervised.
+
+        Raises:
+            PeerFailed: another actor failed. Whatever `main` raises, unless that is the reason.
+        """
+        async with self:
+            await self.main()
+
+    async def __aenter__(self) -> Self:
+        self._running = self.scheduler.running()
+        await self._running.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        assert self._running is not None
+        return await self._running.__aexit__(kind, error, trace)
+
+
+async def connect_all(
+    actors: Sequence[Actor],
+    address: str = MEMORY,
+    *,
+    session: bytes | None = None,
+    timeout: float = 10.0,
+) -> None:
+    """Connect every two of the actors, shake hands, and attach the peers.
+
+    Args:
+        actors: of different roles, in this process.
+        address: where each listens; `{session}` and `{role}` are filled in.
+        session: 16 bytes, default: drawn by the operating system.
+        timeout: for each handshake, in seconds.
+
+    Raises:
+        LocalProtocolError: two actors have one role.
+        TransportError, RemoteProtocolError: a connection or handshake failed; all channels are
+            closed then.
+    """
+    session = session or os.urandom(SESSION_BYTES)
+    roles = [actor.role for actor in actors]
+    if len(set(roles)) != len(roles):
+        raise LocalProtocolError(f"two actors have the same role: {', '.join(roles)}")
+    peers: dict[Role, dict[Role, Peer]] = {role: {} for role in roles}
+
+    async def meet(actor: Actor, others: set[Role], listener: Listener, *, dial: bool) -> None:
+        channel = await (connect(listener.address) if dial else listener.accept())
+        identity = Identity(actor.role, actor.name, session)
+        try:
+            peer = await handshake(channel, identity, others, timeout=timeout)
+            if peers[actor.role].setdefault(peer.role, peer) is not peer:
+                raise RemoteProtocolError(f"{peer.role} connected to {actor.role} twice")
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await channel.aclose()
+            raise
+
+    try:
+        async with AsyncExitStack() as stack, anyio.create_task_group() as group:
+            for index, host in enumerate(actors):
+                where = address.format(session=session.hex(), role=host.role)
+                listener = await stack.enter_async_context(await listen(where))
+                for guest in actors[index + 1 :]:
+                    accept = partial(meet, host, set(roles[index + 1 :]), listener, dial=False)
+                    call = partial(meet, guest, {host.role}, listener, dial=True)
+                    group.start_soon(accept)
+                    group.start_soon(call)
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            for peer in (peer for found in peers.values() for peer in found.values()):
+                await peer.channel.aclose()
+        if isinstance(error, BaseExceptionGroup):
+            root = unwrap(error)
+            raise root from root.__cause__
+        raise
+    for actor in actors:
+        actor.attach(peers[actor.role].values())

@@ -1,0 +1,56 @@
+"""Where computation runs: small calls inline, large ones on a bounded pool of threads.
+
+    compute = Compute(threads=2, threshold=2_000_000)
+    await compute.run(work, function, *args)
+
+Actors of one process share a `Compute`, so that together they use no more threads than there are
+cores.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+
+from protocols.errors import ConfigError
+
+T = TypeVar("T")
+
+THRESHOLD = 2_000_000
+"""Multiply-adds below which a thread hop (about 0.1 ms) costs more than it gains."""
+
+
+class Compute:
+    """Args:
+    threads: calls that run at a time (default: the cores this process may use).
+    threshold: `run` leaves the event loop for at least so much work.
+
+    Raises:
+        ConfigError: threads or threshold out of range.
+    """
+
+    def __init__(self, threads: int | None = None, threshold: int = THRESHOLD) -> None:
+        self.threads = available_cores() if threads is None else threads
+        self.threshold = threshold
+        if self.threads < 1 or threshold < 0:
+            raise ConfigError(f"threads={threads}, threshold={threshold}: use >= 1 and >= 0")
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)`, which takes about `work` multiply-adds.
+
+        A cancelled call waits until the function returns, so that no thread outlives its caller.
+        """
+        if work < self.threshold:
+            return function(*args)
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(self.threads)
+        return await anyio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,134 @@
+"""One inference of one party: `protocols.lane.Link` over the scheduler's ports."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from protocols.cost import Traffic
+from protocols.errors import LocalProtocolError
+from protocols.lane import Buffer, Path, Settings
+from protocols.prf import Stream
+from protocols.shares import Role
+from puma_actors.mailbox import Mailbox
+from puma_actors.tasks import gather, unwrap
+from puma_actors.wire import flat
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from puma_actors.rounds import RoundScheduler
+
+T = TypeVar("T")
+
+
+class InferenceLink:
+    """A `Link`; made by `RoundScheduler.link`.
+
+    Use it as `async with`: the block ends when its deferred tasks have ended too, an error in one
+    of them cancels the block and is raised from it, and afterwards the inference is forgotten.
+    Paths and tags get the inference number in front, so that no two inferences share a stream or a
+    message.
+
+    Attributes:
+        role, settings, traffic: as in `Link`; `traffic` counts the payload of this inference alone.
+        number: of the inference.
+    """
+
+    def __init__(self, scheduler: "RoundScheduler", number: int, settings: Settings) -> None:
+        self.role = scheduler.role
+        self.settings = settings
+        self.traffic = Traffic()
+        self.number = number
+        self._scheduler = scheduler
+        self._group: TaskGroup | None = None
+        self._deferred: list[Coroutine[Any, Any, None]] = []
+        self._boxes: dict[Role, Mailbox] = {}
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> "InferenceLink":
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        assert self._group is not None
+        try:
+            return await self._group.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as errors:
+            root = unwrap(errors)
+            if root is error:
+                return False
+            raise root from root.__cause__
+        finally:
+            self._group = None
+            for task in self._deferred:
+                task.close()
+            self._scheduler.end(self.number)
+
+    # -- Link -------------------------------------------------------------------------------------
+
+    def stream(self, peer: Role, path: Path) -> Stream:
+        """As `Link.stream`."""
+        return self._scheduler.keys.stream(peer, (self.number, *path))
+
+    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> None:
+        """As `Link.send`. The buffers must not be written to afterwards.
+
+        Raises:
+            PeerFailed: the session failed, or the receiver has left.
+        """
+        port = self._scheduler.port(to)
+        if port.left or self._scheduler.over:
+            port.check()
+        if len(data) == 1:
+            payload = flat(data[0]).toreadonly()
+        else:
+            payload = memoryview(b"".join([flat(part) for part in data]))
+        if not online:
+            await port.window(self.number).acquire(payload.nbytes)
+        self.traffic.count(payload.nbytes, online=online)
+        if port.put((self.number, *tag), payload, not online):
+            await checkpoint()
+            await port.drained()
+
+    def receive(self, sender: Role, tag: Path) -> Coroutine[Any, Any, Buffer]:
+        """As `Link.receive`.
+
+        Raises:
+            PeerFailed: the session failed, or the sender has left.
+        """
+        box = self._boxes.get(sender)
+        if box is None:
+            box = self._boxes[sender] = self._scheduler.port(sender).mailbox(self.number)
+        return box.take((self.number, *tag))
+
+    async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """As `Link.gather`."""
+        return await gather(tasks)
+
+    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+        """As `Link.defer`; inside `async with` only."""
+        if self._group is None:
+            task.close()
+            raise LocalProtocolError("defer needs the link to be entered with `async with`")
+        self._deferred.append(task)
+        self._group.start_soon(self._finish, task)
+
+    async def _finish(self, task: Coroutine[Any, Any, None]) -> None:
+        try:
+            await task
+        finally:
+            self._deferred.remove(task)
+
+    async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
+        """As `Link.run`."""
+        return await self._scheduler.compute.run(work, function, *args)

@@ -1,0 +1,169 @@
+"""What every transport offers, and the registry of schemes.
+
+A `Channel` carries frames both ways, in order, each exactly once, with bounded buffering:
+
+    await channel.send(frame)        waits while the other side is slow
+    channel.try_send(frame) -> bool  the same without waiting; False if it would wait
+    await channel.receive()          the next frame
+    await channel.pump(sink)         every frame to a function, until the other side ends
+    await channel.send_eof()         half-close: no more frames from here, but still to here
+    await channel.aclose()           both ways; pending `send` and `receive` on either side wake
+
+Errors: `ChannelEnded` (a `TransportError`) when the other side finished in good order and
+everything it sent has been received; `TransportError` for anything else that broke the connection,
+or when this side closed it; `LocalProtocolError` for a frame beyond the limits;
+`RemoteProtocolError` for malformed frames from the other side.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from protocols.errors import ConfigError, TransportError
+from puma_actors.wire import Frame
+
+
+class ChannelEnded(TransportError):  # noqa: N818 - an end in good order is no error of anybody's
+    """The other side has sent everything it had to send."""
+
+
+class _Closing(ABC):
+    """Closed when its `async with` block ends."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close; closing twice is allowed."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+class Channel(_Closing):
+    """One connection between two actors. See the module's text.
+
+    Attributes:
+        local_address, peer_address: for messages and logs.
+        chunk_bytes: a buffer larger than this is better sent in several frames.
+        sent_frames, sent_bytes: what has left, in wire form where there is one.
+    """
+
+    local_address: str = ""
+    peer_address: str = ""
+    chunk_bytes: int = 1 << 20
+    sent_frames: int = 0
+    sent_bytes: int = 0
+
+    @abstractmethod
+    async def send(self, frame: Frame) -> None:
+        """Send a frame, after all earlier ones; a cancelled send has either sent it whole or not at
+        all.
+        """
+
+    @abstractmethod
+    async def receive(self) -> Frame:
+        """The next frame; a cancelled receive loses none."""
+
+    @abstractmethod
+    async def send_eof(self) -> None:
+        """Send no more."""
+
+    def try_send(self, frame: Frame) -> bool:
+        """Send without waiting if that is possible now; raises what `send` raises."""
+        return False
+
+    async def pump(self, sink: Callable[[Frame], None]) -> None:
+        """Give every frame to `sink` as it arrives; return when the other side has ended.
+
+        Raises:
+            TransportError: the connection broke.
+            RemoteProtocolError: the other side sent something malformed. What `sink` raises is
+                raised here too. The channel stays open, so that the other side can be told why.
+        """
+        try:
+            while True:
+                sink(await self.receive())
+        except ChannelEnded:
+            return
+
+
+class Listener(_Closing):
+    """Waits for connections at `address`."""
+
+    address: str = ""
+
+    @abstractmethod
+    async def accept(self) -> Channel:
+        """The next connection.
+
+        Raises:
+            TransportError: the listener was closed.
+        """
+
+
+class Transport(ABC):
+    """A way to connect actors."""
+
+    @abstractmethod
+    async def connect(self, address: str) -> Channel:
+        """Connect to a listener.
+
+        Raises:
+            TransportError: nobody listens there.
+            ConfigError: the address makes no sense.
+        """
+
+    @abstractmethod
+    async def listen(self, address: str) -> Listener:
+        """Listen at an address.
+
+        Raises:
+            TransportError: the address is taken.
+            ConfigError: the address makes no sense.
+        """
+
+
+_schemes: dict[str, Callable[[], Transport]] = {}
+
+
+def register(scheme: str, factory: Callable[[], Transport]) -> None:
+    """Make `scheme://` known.
+
+    Raises:
+        ConfigError: another transport has that scheme.
+    """
+    if _schemes.setdefault(scheme, factory) is not factory:
+        raise ConfigError(f"the scheme {scheme}:// is taken: choose another name")
+
+
+def transport_for(address: str) -> Transport:
+    """The transport of an address like `memory://name`.
+
+    Raises:
+        ConfigError: unknown scheme.
+    """
+    scheme = urlsplit(address).scheme
+    factory = _schemes.get(scheme)
+    if factory is None:
+        known = ", ".join(f"{name}://" for name in sorted(_schemes))
+        raise ConfigError(f"no transport for {address!r}: use one of {known}")
+    return factory()
+
+
+async def connect(address: str) -> Channel:
+    """`Transport.connect` of the address's transport."""
+    return await transport_for(address).connect(address)
+
+
+async def listen(address: str) -> Listener:
+    """`Transport.listen` of the address's transport."""
+    return await transport_for(address).listen(address)

@@ -1,0 +1,300 @@
+"""`memory://name`: actors in one process and one event loop.
+
+Frames pass by reference, buffers and all, so the receiver sees the very memory that was sent: a
+buffer must not be written to once it has been sent. With `memory://name?codec=1` (on either side)
+each frame goes through `encode` and `Decoder` instead, as it would over a network.
+
+When the receiver pumps, `send` calls its sink directly; nothing is buffered and no task switch
+happens.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
+from puma_actors.transports.base import Channel, ChannelEnded, Listener, Transport
+from puma_actors.wire import Decoder, Frame, Limits, encode
+
+MAX_FRAMES = 64
+MAX_BYTES = 64 << 20
+"""A pipe takes frames while it holds fewer than this many, and fewer than this many bytes."""
+_BACKLOG = 64
+_CODEC_CHUNK = 1 << 20
+
+Sink = Callable[[Frame], None]
+
+
+class _Pipe:
+    """One direction of a channel: frames, and who waits for them or for room."""
+
+    def __init__(self, limits: Limits, codec: bool) -> None:
+        self.limits = limits
+        self.decoder = Decoder(limits) if codec else None
+        self.frames: deque[tuple[Frame, int]] = deque()
+        self.held = 0
+        self.sink: Sink | None = None
+        self.ended = False  # by the sender
+        self.closed = False  # by the receiver
+        self.error: Exception | None = None  # what made the receiver close
+        self.changed = anyio.Event()
+        self.turn = anyio.Lock()
+        self.sent_frames = self.sent_bytes = 0
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    # -- sending ----------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> bool:
+        if self.sink is not None:
+            return True
+        return len(self.frames) < MAX_FRAMES and self.held < MAX_BYTES
+
+    def check(self) -> None:
+        """Raise if frames cannot be sent (any more)."""
+        if self.ended:
+            raise TransportError("this side has closed the channel")
+        if self.closed:
+            raise TransportError("the other side has closed the channel")
+
+    def put(self, frame: Frame) -> None:
+        """Pass a frame on; there must be room."""
+        if self.decoder is None:
+            self._accept(frame, self._size(frame))
+            return
+        pieces = encode(frame, self.limits)
+        size = sum(piece.nbytes for piece in pieces)
+        try:
+            frames = [got for piece in pieces for got in self.decoder.feed(piece)]
+        except RemoteProtocolError as error:
+            self.fail(error)
+            return
+        for got in frames:
+            self._accept(got, size)
+
+    def _size(self, frame: Frame) -> int:
+        size = frame.nbytes
+        if size > self.limits.frame:
+            raise LocalProtocolError(
+                f"frame with {size} payload bytes, the limit is {self.limits.frame}: split it"
+            )
+        return size
+
+    def _accept(self, frame: Frame, size: int) -> None:
+        self.sent_frames += 1
+        self.sent_bytes += size
+        if self.sink is not None:
+            self._deliver(frame)
+            return
+        self.frames.append((frame, size))
+        self.held += size
+        self.wake()
+
+    def _deliver(self, frame: Frame) -> None:
+        assert self.sink is not None
+        try:
+            self.sink(frame)
+        except Exception as error:  # the receiver's failure must not surface in the sender's stack
+            self.fail(error)
+
+    # -- receiving --------------------------------------------------------------------------------
+
+    def take(self) -> Frame:
+        frame, size = self.frames.popleft()
+        self.held -= size
+        self.wake()
+        return frame
+
+    def attach(self, sink: Sink) -> None:
+        """From now on frames go straight to `sink`, those already here first."""
+        if self.sink is not None:
+            raise LocalProtocolError("the channel is pumped already")
+        self.sink = sink
+        while self.frames and self.error is None:
+            self._deliver(self.frames.popleft()[0])
+        self.held = 0
+        self.wake()
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def fail(self, error: Exception) -> None:
+        self.error = self.error or error
+        self.close()
+
+    def end(self) -> None:
+        """Nothing more is sent; what has been sent can still be read."""
+        self.ended = True
+        self.wake()
+
+    def close(self) -> None:
+        """Nothing more is read."""
+        self.closed = True
+        self.frames.clear()
+        self.held = 0
+        self.wake()
+
+
+class MemoryChannel(Channel):
+    """One end of a pair of pipes."""
+
+    def __init__(self, inward: _Pipe, outward: _Pipe, local: str, peer: str) -> None:
+        self._in = inward
+        self._out = outward
+        self.local_address = local
+        self.peer_address = peer
+        codec = outward.decoder is not None
+        self.chunk_bytes = _CODEC_CHUNK if codec else outward.limits.frame
+
+    @property
+    def sent_frames(self) -> int:  # type: ignore[override]
+        return self._out.sent_frames
+
+    @property
+    def sent_bytes(self) -> int:  # type: ignore[override]
+        return self._out.sent_bytes
+
+    def try_send(self, frame: Frame) -> bool:
+        self._out.check()
+        if self._out.turn.locked() or not self._out.room:
+            return False
+        self._out.put(frame)
+        return True
+
+    async def send(self, frame: Frame) -> None:
+        pipe = self._out
+        async with pipe.turn:  # senders take turns, so that waiting ones are not overtaken
+            pipe.check()
+            while not pipe.room:
+                await pipe.changed.wait()
+                pipe.check()
+            pipe.put(frame)
+
+    async def receive(self) -> Frame:
+        pipe = self._in
+        await checkpoint()
+        while not pipe.frames:
+            self._raise_if_over()
+            await pipe.changed.wait()
+        return pipe.take()
+
+    def _raise_if_over(self) -> None:
+        pipe = self._in
+        if pipe.error is not None:
+            raise pipe.error
+        if pipe.closed:
+            raise TransportError("this side has closed the channel")
+        if pipe.ended:
+            raise ChannelEnded(f"{self.peer_address} has finished")
+
+    async def pump(self, sink: Sink) -> None:
+        pipe = self._in
+        try:
+            pipe.attach(sink)
+            while True:
+                self._raise_if_over()
+                await pipe.changed.wait()
+        except ChannelEnded:
+            return
+        finally:
+            pipe.sink = None
+
+    async def send_eof(self) -> None:
+        self._out.end()
+        await checkpoint()
+
+    async def aclose(self) -> None:
+        self._out.end()
+        self._in.close()
+
+
+def memory_pair(
+    limits: Limits | None = None, *, codec: bool = False, names: tuple[str, str] = ("left", "right")
+) -> tuple[MemoryChannel, MemoryChannel]:
+    """Two ends of a channel."""
+    one, two = _Pipe(limits or Limits(), codec), _Pipe(limits or Limits(), codec)
+    left, right = (f"memory://{name}" for name in names)
+    return MemoryChannel(one, two, left, right), MemoryChannel(two, one, right, left)
+
+
+class MemoryListener(Listener):
+    """Holds a name until closed."""
+
+    def __init__(self, name: str, codec: bool) -> None:
+        self.name = name
+        self.codec = codec
+        self.address = f"memory://{name}"
+        self._waiting: deque[MemoryChannel] = deque()
+        self._changed = anyio.Event()
+        self.closed = False
+
+    def offer(self, channel: MemoryChannel) -> None:
+        """A connection for `accept`."""
+        if len(self._waiting) >= _BACKLOG:
+            raise TransportError(f"{self.address} has {_BACKLOG} connections waiting: try later")
+        self._waiting.append(channel)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def accept(self) -> Channel:
+        await checkpoint()
+        while not self._waiting:
+            if self.closed:
+                raise TransportError(f"the listener at {self.address} is closed")
+            await self._changed.wait()
+        return self._waiting.popleft()
+
+    async def aclose(self) -> None:
+        if not self.closed:
+            self.closed = True
+            _listeners.pop(self.name, None)
+            while self._waiting:
+                await self._waiting.popleft().aclose()
+            self._wake()
+
+
+_listeners: dict[str, MemoryListener] = {}
+
+
+class MemoryTransport(Transport):
+    """See the module's text. `codec=True` has the effect of `?codec=1` in every address."""
+
+    def __init__(self, *, codec: bool = False, limits: Limits | None = None) -> None:
+        self._codec = codec
+        self._limits = limits
+
+    async def connect(self, address: str) -> Channel:
+        name, codec = self._parse(address)
+        listener = _listeners.get(name)
+        if listener is None:
+            raise TransportError(f"nobody listens at memory://{name}: start the other actor first")
+        codec = codec or listener.codec
+        ours, theirs = memory_pair(self._limits, codec=codec, names=(f"{name}#client", name))
+        listener.offer(theirs)
+        return ours
+
+    async def listen(self, address: str) -> Listener:
+        name, codec = self._parse(address)
+        if name in _listeners:
+            raise TransportError(f"memory://{name} is taken: choose another name")
+        listener = _listeners[name] = MemoryListener(name, codec)
+        return listener
+
+    def _parse(self, address: str) -> tuple[str, bool]:
+        parts = urlsplit(address)
+        name = parts.netloc + parts.path
+        options = parse_qs(parts.query, keep_blank_values=True)
+        codec = options.pop("codec", ["0"])[-1]
+        if not name or options or codec not in ("0", "1"):
+            raise ConfigError(
+                f"bad address {address!r}: use memory://NAME or memory://NAME?codec=1"
+            )
+        return name, self._codec or codec == "1"

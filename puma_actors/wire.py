@@ -1,0 +1,366 @@
+"""Frames and their wire form. No I/O happens here.
+
+    Frame(kind, session, tag, header, buffers)   what actors exchange
+    encode(frame, limits) -> list[memoryview]    the buffers themselves, between a head and padding
+    Decoder(limits).feed(data) -> list[Frame]    incremental; buffers are slices of one payload
+    Decoder.finish()                             the stream ended: raises if inside a frame
+
+Wire form, little endian:
+
+    prelude   magic 4s | version B | kind B | buffers H | head size I | payload size Q | session 16s
+    head      MessagePack [tag, sizes, header]
+    payload   the buffers, each padded to a multiple of 8 bytes: words can be read in place
+
+Whatever arrives, `feed` raises nothing but `RemoteProtocolError`, and every announced length is
+checked against `Limits` before memory is set aside for it.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum, auto
+from typing import Any, TypeAlias
+
+import msgpack  # type: ignore[import-untyped]
+
+from protocols.errors import LocalProtocolError, RemoteProtocolError
+
+Tag: TypeAlias = tuple[int, ...]
+
+MAGIC = b"PUMA"
+VERSION = 1
+SESSION_BYTES = 16
+NO_SESSION = bytes(SESSION_BYTES)
+_PRELUDE = struct.Struct("<4sBBHIQ16s")
+_ALIGN = 8
+_PADDING = memoryview(bytes(_ALIGN))
+
+
+class Kind(IntEnum):
+    """What a frame is for."""
+
+    HELLO = 1  # handshake: version, role, public key
+    CONFIRM = 2  # handshake: proof that the same key was derived
+    DATA = 3  # one message, or a chunk of one
+    BATCH = 4  # messages that became ready together
+    CREDIT = 5  # the receiver has consumed so many bytes
+    CONTROL = 6  # a request between roles
+    ERROR = 7  # the sender has failed
+    GOODBYE = 8  # the sender has finished
+
+
+@dataclass(slots=True)
+class Frame:
+    """One unit of exchange.
+
+    Attributes:
+        kind: what it is for.
+        session: 16 bytes that name the session.
+        tag: place in the program, or () where that has no meaning.
+        header: str keys; values that MessagePack knows.
+        buffers: bytes-like objects, not written to once they are in a frame.
+    """
+
+    kind: Kind
+    session: bytes = NO_SESSION
+    tag: Tag = ()
+    header: dict[str, Any] = field(default_factory=dict)
+    buffers: Sequence[Any] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the buffers."""
+        return sum(memoryview(buffer).nbytes for buffer in self.buffers)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a peer may make us hold. Lengths in bytes; `nesting` counts containers within
+    containers.
+    """
+
+    header: int = 1 << 20
+    buffers: int = 1 << 14
+    frame: int = 1 << 30
+    string: int = 1 << 20
+    nesting: int = 8
+    tag: int = 256
+
+
+# -- encoding -------------------------------------------------------------------------------------
+
+
+def flat(buffer: Any) -> memoryview:
+    """A view of a contiguous buffer's bytes."""
+    view = memoryview(buffer)
+    if view.nbytes == 0:
+        return memoryview(b"")
+    return view if view.ndim == 1 and view.format == "B" else view.cast("B")
+
+
+def encode(frame: Frame, limits: Limits | None = None) -> list[memoryview]:
+    """The frame's wire form, in pieces to be written one after another.
+
+    Raises:
+        LocalProtocolError: it exceeds the limits or holds what MessagePack cannot carry.
+    """
+    limits = limits or Limits()
+    views = [flat(buffer) for buffer in frame.buffers]
+    sizes = [view.nbytes for view in views]
+    payload = sum(size + -size % _ALIGN for size in sizes)
+    head = _pack_head(frame, sizes, limits)
+    _within(len(views), limits.buffers, "buffers", LocalProtocolError)
+    _within(len(head), limits.header, "header bytes", LocalProtocolError)
+    _within(payload, limits.frame, "payload bytes", LocalProtocolError)
+    if len(frame.session) != SESSION_BYTES:
+        raise LocalProtocolError(f"session id has {len(frame.session)} bytes; use {SESSION_BYTES}")
+    prelude = _PRELUDE.pack(
+        MAGIC, VERSION, frame.kind, len(views), len(head), payload, frame.session
+    )
+    pieces = [memoryview(prelude + head)]
+    for view in views:
+        if view.nbytes:
+            pieces.append(view)
+        if rest := -view.nbytes % _ALIGN:
+            pieces.append(_PADDING[:rest])
+    return pieces
+
+
+def _pack_head(frame: Frame, sizes: list[int], limits: Limits) -> bytes:
+    """Pack the head, and make sure that the other side will take it."""
+    try:
+        head: bytes = msgpack.packb([frame.tag, sizes, frame.header], use_bin_type=True)
+        if _suspicious(head, limits.nesting):
+            check_structure(head, limits)
+    except (TypeError, ValueError, OverflowError, RecursionError, RemoteProtocolError) as error:
+        raise LocalProtocolError(f"frame header cannot be packed: {error}") from error
+    if len(frame.tag) > limits.tag or not _naturals(list(frame.tag)):
+        raise LocalProtocolError(f"tag {frame.tag} must be a short tuple of numbers >= 0")
+    if not all(type(key) is str for key in frame.header):
+        raise LocalProtocolError("the keys of a frame header must be text")
+    return head
+
+
+def _within(value: int, limit: int, what: str, error: type[Exception]) -> None:
+    if value > limit:
+        raise error(f"frame with {value} {what}, the limit is {limit}: split it or raise the limit")
+
+
+# -- decoding -------------------------------------------------------------------------------------
+
+
+class State(Enum):
+    """What a decoder waits for."""
+
+    PRELUDE = auto()
+    HEAD = auto()
+    PAYLOAD = auto()
+    BROKEN = auto()
+
+
+class Decoder:
+    """Bytes in, frames out. After an error it stays `BROKEN` and repeats that error."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.state = State.PRELUDE
+        self._steps: dict[State, Callable[[], Frame | None]] = {
+            State.PRELUDE: self._read_prelude,  # -> HEAD
+            State.HEAD: self._read_head,  # -> PAYLOAD
+            State.PAYLOAD: self._read_payload,  # -> PRELUDE, and a frame
+            State.BROKEN: self._read_nothing,  # -> BROKEN
+        }
+        self._error = ""
+        self._kind, self._session = Kind.GOODBYE, NO_SESSION
+        self._count = self._payload = 0
+        self._tag: Tag = ()
+        self._sizes: list[int] = []
+        self._header: dict[str, Any] = {}
+        self._expect(_PRELUDE.size)
+
+    def feed(self, data: Any) -> list[Frame]:
+        """Take bytes as they come; return the frames they complete.
+
+        Raises:
+            RemoteProtocolError: the bytes are not a sequence of frames within the limits.
+        """
+        frames: list[Frame] = []
+        rest = flat(data)
+        while True:
+            taken = min(len(rest), len(self._part) - self._filled)
+            self._part[self._filled : self._filled + taken] = rest[:taken]
+            self._filled += taken
+            rest = rest[taken:]
+            if self._filled < len(self._part):
+                return frames
+            try:
+                frame = self._steps[self.state]()
+            except RemoteProtocolError as error:
+                self.state, self._error = State.BROKEN, str(error)
+                self._expect(0)
+                raise
+            if frame is not None:
+                frames.append(frame)
+
+    def finish(self) -> None:
+        """The stream has ended.
+
+        Raises:
+            RemoteProtocolError: it ended inside a frame, or was broken before.
+        """
+        if self.state is State.BROKEN:
+            self._read_nothing()
+        if self.state is not State.PRELUDE or self._filled:
+            raise RemoteProtocolError(
+                f"the stream ended inside a frame ({self.state.name.lower()})"
+            )
+
+    def _expect(self, size: int) -> None:
+        self._part, self._filled = bytearray(size), 0
+
+    def _read_nothing(self) -> None:
+        raise RemoteProtocolError(f"the stream was broken before: {self._error}")
+
+    def _read_prelude(self) -> None:
+        magic, version, kind, count, head, payload, session = _PRELUDE.unpack(self._part)
+        if magic != MAGIC:
+            raise RemoteProtocolError("not a frame: the peer does not speak this protocol")
+        if version != VERSION:
+            raise RemoteProtocolError(
+                f"the peer speaks version {version}, this side version {VERSION}: install the same"
+            )
+        if kind not in _KINDS:
+            raise RemoteProtocolError(f"unknown kind of frame: {kind}")
+        _within(count, self.limits.buffers, "buffers", RemoteProtocolError)
+        _within(head, self.limits.header, "header bytes", RemoteProtocolError)
+        _within(payload, self.limits.frame, "payload bytes", RemoteProtocolError)
+        self._kind, self._session = Kind(kind), session
+        self._count, self._payload = count, payload
+        self.state = State.HEAD
+        self._expect(head)
+
+    def _read_head(self) -> None:
+        self._tag, self._sizes, self._header = unpack_head(bytes(self._part), self.limits)
+        if len(self._sizes) != self._count:
+            raise RemoteProtocolError(
+                f"frame announces {self._count} buffers and lists {len(self._sizes)}"
+            )
+        if sum(size + -size % _ALIGN for size in self._sizes) != self._payload:
+            raise RemoteProtocolError(f"buffer sizes do not add up to {self._payload} bytes")
+        self.state = State.PAYLOAD
+        self._expect(self._payload)
+
+    def _read_payload(self) -> Frame:
+        payload, start = memoryview(self._part).toreadonly(), 0
+        buffers = []
+        for size in self._sizes:
+            buffers.append(payload[start : start + size])
+            start += size + -size % _ALIGN
+        frame = Frame(self._kind, self._session, self._tag, self._header, buffers)
+        self.state = State.PRELUDE
+        self._expect(_PRELUDE.size)
+        return frame
+
+
+_KINDS = frozenset(int(kind) for kind in Kind)
+
+
+def unpack_head(data: bytes, limits: Limits) -> tuple[Tag, list[int], dict[str, Any]]:
+    """Tag, buffer sizes and header of a frame.
+
+    Raises:
+        RemoteProtocolError: the bytes are not a head within the limits.
+    """
+    if _suspicious(data, limits.nesting):
+        check_structure(data, limits)
+    try:
+        head = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=limits.string,
+            max_bin_len=limits.string,
+            max_array_len=len(data),
+            max_map_len=len(data),
+            max_ext_len=0,
+        )
+    except Exception as error:  # MessagePack raises half a dozen unrelated kinds
+        raise RemoteProtocolError(f"frame header is malformed: {type(error).__name__}") from error
+    if type(head) is not list or len(head) != 3:
+        raise RemoteProtocolError("frame header is not [tag, sizes, header]")
+    tag, sizes, header = head
+    if not (_naturals(tag) and _naturals(sizes) and len(tag) <= limits.tag):
+        raise RemoteProtocolError("tag and sizes of a frame must be short lists of numbers >= 0")
+    if type(header) is not dict or not all(type(key) is str for key in header):
+        raise RemoteProtocolError("frame header is not a map with text keys")
+    return tuple(tag), sizes, header
+
+
+def _naturals(value: Any) -> bool:
+    return type(value) is list and all(type(item) is int and item >= 0 for item in value)
+
+
+# -- structure of hostile MessagePack -------------------------------------------------------------
+# The library sets memory aside for as many elements as an array announces, at every level of
+# nesting; a few kilobytes can so ask for gigabytes. A head that might is therefore walked first,
+# without building anything.
+
+_NOT_CONTAINERS = bytes(b for b in range(256) if not (0x80 <= b <= 0x9F or 0xDC <= b <= 0xDF))
+_FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {
+    code: 1 << (code & 3) for code in range(0xCC, 0xD4)
+}
+_SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_LISTS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
+
+
+def _suspicious(data: bytes, nesting: int) -> bool:
+    """False if it is certain, at a glance, that no big or deep container is in `data`."""
+    containers = data.translate(None, _NOT_CONTAINERS)
+    return len(containers) > nesting or any(code >= 0xDC for code in containers)
+
+
+def check_structure(data: bytes, limits: Limits) -> None:
+    """Walk MessagePack without building it: complete, nested within the limit, every length in
+    bounds.
+
+    Raises:
+        RemoteProtocolError: it is not so.
+    """
+    end, at = len(data), 0
+    open_items = [1]  # elements still to come, innermost container last
+    while open_items:
+        if open_items[-1] == 0:
+            open_items.pop()
+            continue
+        open_items[-1] -= 1
+        if at >= end:
+            raise RemoteProtocolError("frame header ends inside a value")
+        code = data[at]
+        at += 1
+        size, items = 0, -1
+        if code < 0x80 or code >= 0xE0:
+            pass
+        elif code < 0xA0:
+            items = (code & 15) * (2 if code < 0x90 else 1)
+        elif code < 0xC0:
+            size = code & 31
+        elif code in _FIXED:
+            size = _FIXED[code]
+        elif code in _SIZED:
+            width = _SIZED[code]
+            size = int.from_bytes(data[at : at + width], "big") + width
+        elif code in _LISTS:
+            width, per_item = _LISTS[code]
+            items = int.from_bytes(data[at : at + width], "big") * per_item
+            at += width
+        else:
+            raise RemoteProtocolError(f"frame header holds an extension type (0x{code:02x})")
+        at += size
+        if at > end or items > end - at:
+            raise RemoteProtocolError("frame header announces more than it holds")
+        if items >= 0:
+            open_items.append(items)
+            if len(open_items) > limits.nesting + 1:
+                raise RemoteProtocolError(f"frame header is nested deeper than {limits.nesting}")
+    if at != end:
+        raise RemoteProtocolError("frame header is followed by more bytes")

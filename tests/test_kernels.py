@@ -1,0 +1,229 @@
+"""Every kernel equals its NumPy twin; packing refuses malformed buffers."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from threading import Thread
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from protocols.kernels import aesni, forest, jit, matmul, packing, warm_up
+from protocols.kernels.aes import fixed_key, mmo
+
+LIMIT = settings(max_examples=40, deadline=None)
+compiled = pytest.mark.skipif(jit.MODE == "numpy", reason="nothing is compiled in this mode")
+SEEDS = st.integers(0, 2**32)
+
+
+def words(seed: int, *shape: int, dtype: type = np.uint64) -> np.ndarray:
+    high = np.iinfo(dtype).max
+    return np.random.default_rng(seed).integers(0, high, shape, dtype=dtype, endpoint=True)
+
+
+@LIMIT
+@given(SEEDS, st.integers(1, 11), st.integers(0, 70), st.integers(1, 150), st.data())
+def test_matmul_ranges_equal_the_twin(seed, rows, depth, columns, data):
+    lo = data.draw(st.integers(0, columns))
+    hi = data.draw(st.integers(lo, columns))
+    x, w = words(seed, rows, depth), words(seed + 1, depth, columns)
+    y, u = words(seed + 2, rows, depth), words(seed + 3, depth, columns)
+    for kernel, twin, args in (
+        (matmul.matmul_into, matmul.matmul_into_numpy, (x, w)),
+        (matmul.matmul2_into, matmul.matmul2_into_numpy, (x, w, y, u)),
+    ):
+        got, expected = np.full((rows, columns), 7, np.uint64), np.full((rows, columns), 7, "u8")
+        kernel(*args, got, lo, hi)
+        twin(*args, expected, lo, hi)
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 37])
+def test_matmul_deeper_than_a_panel(rows):
+    x, w = words(1, rows, 1100), words(2, 1100, 200)
+    out = np.empty((rows, 200), np.uint64)
+    matmul.matmul_into(x, w, out, 0, 200)
+    np.testing.assert_array_equal(out, x @ w)
+
+
+@LIMIT
+@given(SEEDS, st.integers(1, 9), st.integers(0, 70), st.integers(1, 150), st.data())
+def test_matmul32_equals_the_twin(seed, rows, depth, columns, data):
+    lo = data.draw(st.integers(0, columns))
+    x, w = words(seed, rows, depth, dtype=np.uint32), words(1, depth, columns, dtype=np.uint32)
+    got, expected = np.zeros((rows, columns), np.uint32), np.zeros((rows, columns), np.uint32)
+    matmul.matmul32_into(x, w, got, lo, columns)
+    matmul.matmul32_into_numpy(x, w, expected, lo, columns)
+    np.testing.assert_array_equal(got, expected)
+
+
+@LIMIT
+@given(SEEDS, *[st.integers(1, top) for top in (4, 9, 66, 70)], st.booleans(), st.booleans())
+def test_batched_matmul_takes_any_strides(seed, batch, rows, depth, columns, turn_x, turn_y):
+    x, y = words(seed, batch, rows, depth), words(seed + 1, batch, depth, columns)
+    if turn_x:
+        x = words(seed, batch, depth, rows).transpose(0, 2, 1)
+    if turn_y:
+        y = words(seed, columns, batch, depth).transpose(1, 2, 0)
+    got = matmul.batched_matmul(x, y)
+    np.testing.assert_array_equal(got, matmul.batched_matmul_numpy(x, y))
+
+
+@pytest.mark.parametrize(("rows", "depth"), [(1, 64), (3, 64), (4, 8), (2, 20), (5, 64)])
+def test_batched_matmul_with_rows_of_keys(rows, depth):
+    x, keys = words(1, 3, rows, depth), words(2, 3, 37, depth)
+    got = matmul.batched_matmul(x, keys.transpose(0, 2, 1))
+    np.testing.assert_array_equal(got, np.matmul(x, keys.transpose(0, 2, 1)))
+
+
+def test_matmul_takes_frozen_operands_and_fills_ranges_from_threads():
+    x, w = words(1, 6, 64), words(2, 64, 300)
+    x.flags.writeable = w.flags.writeable = False
+    out = np.empty((6, 300), np.uint64)
+    ranges = matmul.column_ranges(300, 3)
+    threads = [Thread(target=matmul.matmul_into, args=(x, w, out, *part)) for part in ranges]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(out, x @ w)
+
+
+@given(st.integers(1, 5000), st.integers(1, 9))
+def test_column_ranges_cover_without_overlap(n, parts):
+    ranges = matmul.column_ranges(n, parts)
+    assert len(ranges) <= parts
+    assert ranges[0][0] == 0 and ranges[-1][1] == n
+    assert all(lo < hi for lo, hi in ranges)
+    assert all(a[1] == b[0] and b[0] % matmul.PANEL == 0 for a, b in pairwise(ranges))
+
+
+def test_matmul_refuses_shapes_that_do_not_fit():
+    out = np.empty((2, 4), np.uint64)
+    with pytest.raises(LocalProtocolError, match="do not fit"):
+        matmul.matmul_into(words(1, 2, 3), words(1, 4, 4), out, 0, 4)
+    with pytest.raises(LocalProtocolError, match="do not fit"):
+        matmul.matmul_into(words(1, 2, 3), words(1, 3, 4), out, 0, 5)
+    with pytest.raises(LocalProtocolError, match="contiguous"):
+        matmul.matmul_into(words(1, 2, 3), words(1, 3, 4), np.empty((4, 2), "u8").T, 0, 4)
+    with pytest.raises(LocalProtocolError, match="do not fit"):
+        matmul.matmul2_into(out[:, :3], words(1, 3, 4), words(1, 2, 2), words(1, 3, 4), out, 0, 4)
+
+
+@pytest.mark.parametrize("width", range(1, 65))
+def test_packing_every_width(width):
+    mask = np.uint64(2**width - 1)
+    for count in (0, 1, 2, 63, 64, 65, 129):
+        sent = words(count, count)
+        packed = packing.pack(sent, width)
+        assert packed.dtype == np.uint8
+        assert packed.size == packing.packed_bytes(count, width) == -(-count * width // 8)
+        np.testing.assert_array_equal(packed, packing.pack_numpy(sent, width))
+        shifted = np.empty(packed.size + 1, np.uint8)  # frames put buffers anywhere
+        shifted[1:] = packed
+        shifted.flags.writeable = False
+        for received in (packed, shifted[1:]):
+            np.testing.assert_array_equal(packing.unpack(received, width, count), sent & mask)
+        np.testing.assert_array_equal(packing.unpack_numpy(packed, width, count), sent & mask)
+
+
+@LIMIT
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=40), st.integers(1, 64))
+def test_packing_is_little_endian_bits(values, width):
+    sent = np.array(values, dtype=np.uint64)
+    joined = sum((value % 2**width) << (i * width) for i, value in enumerate(values))
+    packed = packing.pack(sent, width)
+    assert int.from_bytes(packed.tobytes(), "little") == joined
+    received = packing.unpack(packed, width, len(values))
+    assert received.tolist() == [value % 2**width for value in values]
+
+
+@compiled
+def test_full_words_are_not_copied():
+    sent = words(1, 10)
+    packed = packing.pack(sent, 64)
+    assert np.shares_memory(packed, sent)
+    assert np.shares_memory(packing.unpack(packed, 64, 10), sent)
+
+
+@pytest.mark.parametrize("unpack", [packing.unpack, packing.unpack_numpy])
+def test_unpack_refuses_malformed_buffers(unpack):
+    packed = packing.pack(words(1, 5), 18)  # 90 bits: 12 bytes with 6 bits of padding
+    for wrong in (packed[:-1], np.append(packed, packed[:1])):
+        with pytest.raises(RemoteProtocolError, match="bytes where 5 words of 18 bits"):
+            unpack(wrong, 18, 5)
+    packed[-1] |= 0x80
+    with pytest.raises(RemoteProtocolError, match="padding"):
+        unpack(packed, 18, 5)
+
+
+@pytest.mark.parametrize("width", [0, 65, -1])
+def test_widths_outside_the_ring_are_refused(width):
+    with pytest.raises(LocalProtocolError, match=f"width {width}"):
+        packing.pack(words(1, 3), width)
+
+
+def test_mmo_is_aes_xor_its_input_under_distinct_keys():
+    seeds = words(3, 5, 2)
+    results = set()
+    for index in range(6):
+        cipher = Cipher(AES(fixed_key(index)), ECB()).encryptor()
+        expected = np.frombuffer(cipher.update(seeds.tobytes()), np.uint64).reshape(5, 2) ^ seeds
+        np.testing.assert_array_equal(mmo(index, seeds), expected)
+        results.add(expected.tobytes())
+    assert len(results) == 6
+
+
+def test_key_schedule_of_fips_197():
+    """FIPS 197, appendix A.1: the last round key of the example key."""
+    key = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")
+    assert aesni._schedule(key)[-16:].hex() == "d014f9a8c9ee2589e13f0cc8b6630ca6"
+
+
+def test_importing_the_package_does_not_import_numba():
+    code = "import sys, protocols.dpf, protocols.kernels; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_environment_selects_the_twins():
+    code = (
+        "import sys, numpy as np; from protocols.kernels import matmul, warm_up; warm_up(print);"
+        "out = np.empty((1, 1), np.uint64); one = np.full((1, 1), 2**63 + 3, np.uint64);"
+        "matmul.matmul_into(one, one, out, 0, 1); assert out[0, 0] == (2**63 + 3) ** 2 % 2**64;"
+        "sys.exit('numba' in sys.modules)"
+    )
+    environment = {**os.environ, "PUMA_KERNELS": "numpy"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+
+
+def test_an_unknown_mode_is_refused():
+    environment = {**os.environ, "PUMA_KERNELS": "fortran"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import protocols.kernels"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert ConfigError.__name__ in done.stderr and "PUMA_KERNELS='fortran'" in done.stderr
+
+
+@compiled
+def test_warm_up_names_every_kernel_it_compiles():
+    lines: list[str] = []
+    warm_up(lines.append)
+    usable = [
+        item
+        for item in jit.kernels()
+        if aesni.available() or item.function.__module__ != forest.__name__
+    ]
+    assert len(lines) == len(usable)
+    assert lines[0].startswith(f"compiling kernel 1/{len(usable)}: ")
