@@ -6,8 +6,8 @@ are published as small integers.
 """
 
 import math
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from protocols.errors import RangeError
 from protocols.normalize import NormRange, norm_range
 from protocols.plain import Plain
 from protocols.ring import FRACTION_BITS, WEIGHT_BITS, Floats
+from protocols.trace import run_now
 
 MARGIN = 16.0
 """A mean square up to this many times the largest one seen is still represented."""
@@ -28,19 +29,6 @@ TEXTS = (
     "In 1969, 600 million people watched; 3.14159 and 2.71828 are numbers, (a+b)^2 = a^2+2ab+b^2.",
     "Ça va? 你好, мир! Größe, naïve café - <|punctuation|> & 'quotes' \"everywhere\"...",
 )
-T = TypeVar("T")
-
-
-def run_now(task: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never waits (a model over `Plain` or over a tracing lane)."""
-    try:
-        task.send(None)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    finally:
-        task.close()
-    raise RuntimeError("the program waited for a message that nobody sends")
 
 
 def draft_plan(config: LlamaConfig) -> Plan:

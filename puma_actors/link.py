@@ -46,6 +46,7 @@ class InferenceLink:
         self._group: TaskGroup | None = None
         self._deferred: list[Coroutine[Any, Any, None]] = []
         self._boxes: dict[Role, Mailbox] = {}
+        self._ended = False
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -70,6 +71,7 @@ class InferenceLink:
             raise root from root.__cause__
         finally:
             self._group = None
+            self._ended = True
             for task in self._deferred:
                 task.close()
             self._scheduler.end(self.number)
@@ -87,7 +89,8 @@ class InferenceLink:
             PeerFailed: the session failed, or the receiver has left.
         """
         port = self._scheduler.port(to)
-        if port.left or self._scheduler.over:
+        if port.left or self._ended or self._scheduler.over:
+            self._check()
             port.check()
         if len(data) == 1:
             payload = flat(data[0]).toreadonly()
@@ -107,9 +110,14 @@ class InferenceLink:
             PeerFailed: the session failed, or the sender has left.
         """
         box = self._boxes.get(sender)
-        if box is None:
+        if box is None or self._ended:
+            self._check()
             box = self._boxes[sender] = self._scheduler.port(sender).mailbox(self.number)
         return box.take((self.number, *tag))
+
+    def _check(self) -> None:
+        if self._ended:
+            raise LocalProtocolError(f"inference {self.number} has ended: take a new number")
 
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         """As `Link.gather`."""

@@ -198,7 +198,8 @@ class Mailbox:
             self._reserve(total, dealt, parts.awaited)
             self._parts[tag] = parts
         end = parts.received + buffer.nbytes
-        if (offset, total, dealt) != (parts.received, parts.total, parts.dealt) or end > total:
+        fits = (offset, total, dealt) == (parts.received, parts.total, parts.dealt)
+        if not fits or end > total or not buffer.nbytes:
             raise RemoteProtocolError(f"the chunks of message {tag} do not fit together")
         parts.chunks.append(buffer)
         parts.received = end

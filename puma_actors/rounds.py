@@ -45,7 +45,7 @@ from puma_actors.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
 from puma_actors.port import Port
 from puma_actors.session import Peer
 from puma_actors.tasks import Signal, unwrap
-from puma_actors.wire import Frame, Kind, Tag, flat
+from puma_actors.wire import Frame, Kind, Tag, flat, message_tag
 
 _TEXT_CHARS = 500
 
@@ -150,6 +150,12 @@ class RoundScheduler:
         port = self.port(to)
         port.check()
         views = [flat(buffer).toreadonly() for buffer in buffers]
+        size = sum(view.nbytes + 8 for view in views)
+        if size > port.channel.frame_bytes:
+            raise LocalProtocolError(
+                f"request of {size} bytes, a frame holds {port.channel.frame_bytes}:"
+                " send it in parts"
+            )
         await port.control_window.acquire(sum(view.nbytes for view in views))
         port.post(Frame(Kind.CONTROL, port.session, (), dict(header), views))
         await port.drained()
@@ -265,7 +271,7 @@ class RoundScheduler:
 
     def _lost(self, port: Port, error: PumaError) -> None:
         """A channel broke."""
-        if port.left or self._state == "leaving":
+        if port.left or self._state != "running":
             return
         if isinstance(error, RemoteProtocolError):
             self._fail(RemoteProtocolError(f"{port.role} broke the protocol: {error}"))
@@ -331,7 +337,7 @@ class RoundScheduler:
         if type(tags) is not list or len(tags) != len(buffers) or type(dealt) is not bool:
             raise RemoteProtocolError("malformed batch of messages")
         for raw, buffer in zip(tags, buffers, strict=True):
-            tag = raw if type(raw) is tuple else _message_tag(raw)
+            tag = raw if type(raw) is tuple else message_tag(raw)
             box = port.mailboxes.get(tag[0]) or self._mailbox(port, tag)
             if box is not None:
                 box.put(tag, buffer, dealt)
@@ -341,7 +347,7 @@ class RoundScheduler:
     def _on_data(self, port: Port, frame: Frame) -> None:
         offset, total = frame.header.get("offset"), frame.header.get("total")
         dealt = frame.header.get("dealt")
-        tag = _message_tag(list(frame.tag))
+        tag = message_tag(list(frame.tag))
         if type(offset) is not int or type(total) is not int or type(dealt) is not bool:
             raise RemoteProtocolError("malformed part of a message")
         if len(frame.buffers) != 1 or not 0 <= offset <= total:
@@ -384,15 +390,3 @@ class RoundScheduler:
         port.left = True
         port.wake()
         self._changed.notify()
-
-
-def _message_tag(raw: Any) -> Tag:
-    """The tag of a message that came through the codec, which makes lists of the tuples of
-    links.
-    """
-    if type(raw) is not list or not all(type(item) is int and item >= 0 for item in raw):
-        raise RemoteProtocolError("malformed tag of a message")
-    tag: Tag = tuple(raw)
-    if len(tag) < 2:
-        raise RemoteProtocolError("the tag of a message has at least two numbers")
-    return tag

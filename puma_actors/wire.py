@@ -300,6 +300,18 @@ def _naturals(value: Any) -> bool:
     return type(value) is list and all(type(item) is int and item >= 0 for item in value)
 
 
+def message_tag(raw: Any) -> Tag:
+    """The tag of a message that came through the codec, which makes lists of the tuples of
+    links.
+    """
+    if not _naturals(raw):
+        raise RemoteProtocolError("malformed tag of a message")
+    tag: Tag = tuple(raw)
+    if len(tag) < 2:
+        raise RemoteProtocolError("the tag of a message has at least two numbers")
+    return tag
+
+
 # -- structure of hostile MessagePack -------------------------------------------------------------
 # The library sets memory aside for as many elements as an array announces, at every level of
 # nesting; a few kilobytes can so ask for gigabytes. A head that might is therefore walked first,

@@ -41,10 +41,12 @@ Pair = tuple[Channel, Channel]
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     transport = TRANSPORTS[request.param]()
     address = ADDRESSES[request.param].format(next(_numbers))
-    async with await transport.listen(address) as listener:
-        async with await transport.connect(listener.address) as left:
-            async with await listener.accept() as right:
-                yield left, right
+    async with (
+        await transport.listen(address) as listener,
+        await transport.connect(listener.address) as left,
+        await listener.accept() as right,
+    ):
+        yield left, right
     assert len(asyncio.all_tasks()) == 1
 
 

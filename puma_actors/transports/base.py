@@ -22,7 +22,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from protocols.errors import ConfigError, TransportError
-from puma_actors.wire import Frame
+from puma_actors.wire import Frame, Limits
 
 
 class ChannelEnded(TransportError):  # noqa: N818 - an end in good order is no error of anybody's
@@ -53,12 +53,14 @@ class Channel(_Closing):
 
     Attributes:
         local_address, peer_address: for messages and logs.
+        frame_bytes: no frame's payload may be larger.
         chunk_bytes: a buffer larger than this is better sent in several frames.
         sent_frames, sent_bytes: what has left, in wire form where there is one.
     """
 
     local_address: str = ""
     peer_address: str = ""
+    frame_bytes: int = Limits().frame
     chunk_bytes: int = 1 << 20
     sent_frames: int = 0
     sent_bytes: int = 0

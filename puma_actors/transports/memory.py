@@ -148,6 +148,7 @@ class MemoryChannel(Channel):
         self._out = outward
         self.local_address = local
         self.peer_address = peer
+        self.frame_bytes = outward.limits.frame
         codec = outward.decoder is not None
         self.chunk_bytes = _CODEC_CHUNK if codec else outward.limits.frame
 

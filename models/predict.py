@@ -1,0 +1,80 @@
+"""What an inference will cost, and what a model will weigh, before anything runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from models.calibrate import draft_plan
+from models.config import LlamaConfig
+from models.llama import Cache, forward, parameters_of
+from models.plan import Plan
+from models.sharing import hold_parameter
+from protocols.cost import Cost
+from protocols.embedding import reveal
+from protocols.lane import Lane, Settings
+from protocols.ops import Secure
+from protocols.ring import RING_BITS
+from protocols.shares import Role
+from protocols.trace import trace
+
+WORD_BYTES = RING_BITS // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Cost of one step: prefill of a prompt, or decoding one token.
+
+    Attributes:
+        by_protocol: cost charged by each protocol; rounds are counted without their overlap.
+    """
+
+    tokens: int
+    cost: Cost
+    by_protocol: Mapping[str, Cost]
+
+
+def predict(
+    plan: Plan | LlamaConfig,
+    prompt: int,
+    decode: int = 0,
+    settings: Settings | None = None,
+    *,
+    all_rows: bool = False,
+) -> list[Prediction]:
+    """Cost of prefilling `prompt` tokens and of each of `decode` further steps.
+
+    An architecture without a plan is taken with unit ranges, which saves a round a norm where a
+    calibrated plan drops bits.
+    """
+    plan = plan if isinstance(plan, Plan) else draft_plan(plan)
+    config, settings = plan.config, settings or Settings()
+    parameters = {
+        name: hold_parameter(Role.TRACE, number, parameter, None, {})
+        for number, (name, parameter) in enumerate(parameters_of(config).items())
+    }
+    cache = Cache.empty(config.num_layers)
+    steps = []
+    for count in (prompt, *[1] * decode):
+
+        async def step(lane: Lane, count: int = count) -> None:
+            ops = Secure(lane)
+            logits = await forward(ops, plan, parameters, count, cache, last_only=not all_rows)
+            if settings.reveal == "argmax":
+                logits = await ops.argmax(logits)
+            await reveal(lane, logits)
+
+        cost, labels = trace(step, settings)
+        steps.append(Prediction(count, cost, labels))
+    return steps
+
+
+def share_bytes(config: LlamaConfig) -> dict[Role, int]:
+    """Bytes of a model's shares in the memory of each computing party."""
+    held = dict.fromkeys((Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B), 0)
+    for parameter in parameters_of(config).values():
+        size = WORD_BYTES
+        for side in parameter.shape:
+            size *= side
+        for role in held:
+            halves = 1 if role is Role.DEALER and parameter.kind == "weight" else 2
+            held[role] += halves * size
+    return held

@@ -1,0 +1,236 @@
+"""The client: shares token ids, learns logits (or the next token alone), and nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import numpy as np
+
+from models.plan import Plan
+from protocols.cost import Cost
+from protocols.embedding import request_rows, revealed
+from protocols.errors import (
+    ConfigError,
+    ModelError,
+    PeerFailed,
+    PumaError,
+    RemoteProtocolError,
+)
+from protocols.lane import Lane, Settings
+from protocols.ops import ARGMAX_WIDTH
+from protocols.ring import (
+    FRACTION_BITS,
+    RESIDUAL_BITS,
+    RING_BITS,
+    WEIGHT_BITS,
+    Floats,
+    decode,
+)
+from protocols.shares import COMPUTING, Role
+from puma_actors.actor import Actor
+from puma_actors.messages import (
+    CloseMessage,
+    EndedMessage,
+    EndMessage,
+    InferMessage,
+    PlanMessage,
+    ReadyMessage,
+    StepMessage,
+    parse,
+)
+from puma_actors.tasks import Signal
+
+
+@dataclass
+class Inference:
+    """A chain of steps that share a cache.
+
+    Attributes:
+        number: of the first step. prompt: tokens of that step. steps: at most so many.
+        taken: steps done so far.
+        costs: what each step cost all parties together, as far as they have reported.
+    """
+
+    number: int
+    prompt: int
+    steps: int
+    settings: Settings
+    all_rows: bool
+    taken: int = 0
+    costs: dict[int, Cost] = field(default_factory=dict)
+    _reports: dict[int, set[Role]] = field(default_factory=dict)
+    _ended: set[Role] = field(default_factory=set)
+
+    def add(self, step: int, role: Role, cost: Cost) -> None:
+        """Count a party's report; rounds are those of the slowest chain."""
+        self.costs[step] = self.costs.get(step, Cost()).beside(cost)
+        self._reports.setdefault(step, set()).add(role)
+
+    def reported(self, steps: int) -> bool:
+        """All parties have reported the first `steps` steps."""
+        return all(self._reports.get(step, set()) >= set(COMPUTING) for step in range(steps))
+
+
+class Client(Actor):
+    """Requests inferences. Run `listen` beside whatever calls the other methods."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(Role.CLIENT, **options)
+        self.plan: Plan | None = None
+        self._digest = ""
+        self._ready: set[Role] = set()
+        self._next = 0
+        self._inferences: dict[int, Inference] = {}
+        self._changed = Signal()
+        self._listening = True
+        self._failure: PumaError | None = None
+
+    async def listen(self) -> None:
+        """Take in what the others report, for ever."""
+        try:
+            while True:
+                role, header, _ = await self.scheduler.control()
+                self._take(role, parse(header))
+                self._changed.notify()
+        except PumaError as error:
+            self._failure = error
+            raise
+        finally:
+            self._listening = False
+            self._changed.notify()
+
+    def _take(self, role: Role, message: Any) -> None:
+        if isinstance(message, PlanMessage) and role is Role.OWNER and self.plan is None:
+            try:
+                self.plan = Plan.from_public(message.plan)
+            except ModelError as error:
+                raise RemoteProtocolError(f"the owner's plan is unusable: {error}") from None
+            self._digest = self.plan.digest()
+        elif isinstance(message, ReadyMessage) and role in COMPUTING:
+            if self.plan is not None and message.digest != self._digest:
+                raise RemoteProtocolError(f"{role} holds another model than the owner announced")
+            self._ready.add(role)
+        elif isinstance(message, StepMessage) and role in COMPUTING:
+            inference, step = self._find(message.number)
+            cost = Cost(message.rounds, message.online_bytes, message.offline_bytes)
+            inference.add(step, role, cost)
+        elif isinstance(message, EndedMessage) and role in COMPUTING:
+            self._find(message.number)[0]._ended.add(role)
+        else:
+            raise RemoteProtocolError(f"{role} may not send a {message.do!r} request to a client")
+
+    def _find(self, number: int) -> tuple[Inference, int]:
+        for inference in self._inferences.values():
+            if inference.number <= number < inference.number + inference.steps:
+                return inference, number - inference.number
+        raise RemoteProtocolError(f"a report on inference {number}, which was not asked for")
+
+    async def _until(self, condition: Any) -> None:
+        while not condition():
+            if not self._listening:
+                raise self._failure or PeerFailed("the session has ended: start a new one")
+            await self._changed.wait()
+
+    async def wait_ready(self) -> Plan:
+        """Wait until all parties hold the model; its public plan."""
+        await self._until(lambda: self.plan is not None and len(self._ready) == len(COMPUTING))
+        assert self.plan is not None
+        return self.plan
+
+    # -- inferences -------------------------------------------------------------------------------
+
+    async def begin(
+        self,
+        prompt: int,
+        steps: int,
+        settings: Settings | None = None,
+        *,
+        all_rows: bool = False,
+    ) -> Inference:
+        """Ask for an inference of `prompt` tokens and up to `steps` - 1 more.
+
+        Raises:
+            ConfigError: the model's context is too short for them.
+        """
+        plan = await self.wait_ready()
+        if prompt < 1:
+            raise ConfigError("the prompt is empty: give at least one token")
+        limit = plan.config.max_positions
+        if prompt + steps - 1 > limit:
+            raise ConfigError(
+                f"{prompt} prompt tokens and {steps} steps need more than the model's "
+                f"{limit} positions: shorten the prompt or ask for fewer tokens"
+            )
+        settings = settings or Settings()
+        inference = Inference(self._next, prompt, steps, settings, all_rows)
+        self._next += steps
+        self._inferences[inference.number] = inference
+        request = InferMessage(
+            number=inference.number,
+            prompt=prompt,
+            steps=steps,
+            all_rows=all_rows,
+            approximation=settings.approximation,  # type: ignore[arg-type]
+            tree=settings.tree,  # type: ignore[arg-type]
+            lanes=settings.lanes,
+            reveal=settings.reveal,  # type: ignore[arg-type]
+        ).header()
+        for role in COMPUTING:
+            await self.scheduler.send_control(role, request)
+        return inference
+
+    async def step(self, inference: Inference, ids: Sequence[int]) -> Floats:
+        """Send the next tokens; what the parties reveal for them.
+
+        Returns:
+            Logits (rows, vocabulary), or with "argmax" the best token of each row: (rows,).
+
+        Raises:
+            ConfigError: an id is not in the vocabulary.
+        """
+        assert self.plan is not None
+        config = self.plan.config
+        tokens = np.asarray(ids, dtype=np.int64)
+        wrong = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+        if wrong.size:
+            raise ConfigError(f"token id {int(wrong[0])} is not below {config.vocab_size}")
+        number = inference.number + inference.taken
+        async with self.scheduler.link(number, inference.settings) as link:
+            lane = Lane(link)
+            await request_rows(lane, tokens, config.vocab_size)
+            result = await self._result(lane, tokens.size if inference.all_rows else 1)
+        inference.add(
+            inference.taken,
+            Role.CLIENT,
+            Cost(0, link.traffic.online_bytes, link.traffic.offline_bytes),
+        )
+        inference.taken += 1
+        return result
+
+    async def _result(self, lane: Lane, rows: int) -> Floats:
+        assert self.plan is not None
+        config = self.plan.config
+        if lane.settings.reveal == "argmax":
+            return (await revealed(lane, (rows,), ARGMAX_WIDTH)).astype(np.float64)
+        head_frac = RESIDUAL_BITS if config.tie_embeddings else WEIGHT_BITS
+        words = await revealed(lane, (rows, config.vocab_size), RING_BITS - head_frac)
+        return decode(words, FRACTION_BITS, RING_BITS - head_frac)
+
+    async def wait_reports(self, inference: Inference) -> None:
+        """Wait until all parties have reported what the steps taken so far cost."""
+        await self._until(lambda: inference.reported(inference.taken))
+
+    async def end(self, inference: Inference) -> None:
+        """Tell the parties that no more steps follow, and wait until they have forgotten it all."""
+        with anyio.CancelScope(shield=True):
+            request = EndMessage(number=inference.number).header()
+            for role in COMPUTING:
+                await self.scheduler.send_control(role, request)
+            await self._until(lambda: len(inference._ended) == len(COMPUTING))
+        self._inferences.pop(inference.number, None)
+
+    async def close(self) -> None:
+        """End the session for everybody."""
+        for role in COMPUTING:
+            await self.scheduler.send_control(role, CloseMessage().header())

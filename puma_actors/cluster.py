@@ -1,0 +1,409 @@
+"""All five roles in one process.
+
+    async with LocalCluster.from_pretrained(path_or_name) as cluster:
+        logits = await cluster.forward(input_ids)
+        async for token in cluster.generate("What is ...", max_new_tokens=32): ...
+
+`PrivateModel` is the same for code without an event loop.
+"""
+
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import numpy as np
+from anyio.abc import TaskGroup
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from models.calibrate import TEXTS
+from models.plan import Plan
+from models.predict import predict
+from models.sampling import Sampler, SamplingConfig, StopWatcher
+from models.tokenizer import Tokenizer
+from models.weights import Checkpoint, open_checkpoint
+from protocols.cost import Cost
+from protocols.errors import ConfigError, ModelError, PeerFailed, PumaError
+from protocols.kernels import warm_up
+from protocols.lane import Settings
+from protocols.ring import Floats
+from protocols.shares import COMPUTING
+from puma_actors.actor import MEMORY, Actor, connect_all
+from puma_actors.client import Client, Inference
+from puma_actors.compute import Compute
+from puma_actors.owner import Owner, Progress, ignore_progress
+from puma_actors.party import Party
+
+
+@dataclass
+class Usage:
+    """What one request took. Seconds by phase; one cost for prefill and one for each later step."""
+
+    prompt_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: list[Cost] = field(default_factory=list)
+    stop_reason: str = ""
+
+    @property
+    def total(self) -> Cost:
+        """Sum over the steps."""
+        return sum(self.steps, Cost())
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token: its id and the text that became final with it (often empty)."""
+
+    id: int | None
+    text: str
+
+
+class LocalCluster:
+    """Owner, client, dealer and two evaluators as actors over in-memory channels.
+
+    Args:
+        checkpoint: an open checkpoint; closed with the cluster.
+        tokenizer: None if the model has none; then only token ids can be given.
+        settings: approximation set, comparison tree, lanes.
+        codec: force every frame through the wire format instead of passing it by reference.
+        progress: told about compiling, loading and sharing.
+
+    Raises (from any method): ConfigError for unusable arguments; PeerFailed if an actor died.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer | None,
+        *,
+        settings: Settings | None = None,
+        codec: bool = False,
+        compute: Compute | None = None,
+        progress: Progress = ignore_progress,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.tokenizer = tokenizer
+        self.settings = settings or Settings()
+        self.usage = Usage()
+        self.seconds: dict[str, float] = {}
+        self._codec = codec
+        self._progress = progress
+        self._busy = anyio.Lock()
+        options: dict[str, Any] = {"compute": compute or Compute(), "settings": self.settings}
+        self._owner = Owner(checkpoint, self._texts(), progress=progress, **options)
+        self._client = Client(**options)
+        self._parties = [Party(role, **options) for role in COMPUTING]
+        self._group: TaskGroup | None = None
+        self._client_scope = anyio.CancelScope()
+        self._failures: list[BaseException] = []
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, **options: Any) -> Self:
+        """A cluster for a directory, a file, or a name on the Hugging Face hub.
+
+        Raises:
+            ModelError: it cannot be read or is not supported.
+        """
+        checkpoint = open_checkpoint(path_or_name)
+        try:
+            tokenizer = Tokenizer.load(checkpoint.path)
+        except ModelError:
+            tokenizer = None
+        return cls(checkpoint, tokenizer, **options)
+
+    def _texts(self) -> list[list[int]]:
+        """Token sequences for the owner's calibration, of its own choice."""
+        if self.tokenizer is not None:
+            texts = [self.tokenizer.encode(text) for text in TEXTS]
+            return [*texts, self.tokenizer.chat(TEXTS[0])]
+        size = self.checkpoint.config.vocab_size
+        return [[(7919 * i * i + 104729 * i + seed) % size for i in range(48)] for seed in (1, 2)]
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        started = time.perf_counter()
+        await anyio.to_thread.run_sync(warm_up, lambda line: self._progress(line, 0.0))
+        self.seconds["kernels"] = time.perf_counter() - started
+        actors: list[Actor] = [self._owner, self._client, *self._parties]
+        await connect_all(actors, MEMORY + ("?codec=1" if self._codec else ""))
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        try:
+            for actor in (self._owner, *self._parties):
+                self._group.start_soon(self._supervise, actor)
+            self._group.start_soon(self._supervise_client)
+            await self._client.wait_ready()
+            while not self._owner.seconds:
+                await anyio.sleep(0.005)
+        except BaseException as error:
+            await self._stop(error)
+            raise
+        self.seconds.update(self._owner.seconds)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stop(error)
+
+    async def _stop(self, error: BaseException | None) -> None:
+        """End all actors; if one of them failed first, raise what it failed with."""
+        assert self._group is not None
+        group, self._group = self._group, None
+        if error is None and not self._failures:
+            with suppress(PumaError):
+                await self._client.close()
+        else:
+            group.cancel_scope.cancel()
+        self._client_scope.cancel()
+        try:
+            await group.__aexit__(None, None, None)
+        finally:
+            self.checkpoint.close()
+        causes = [e for e in self._failures if not isinstance(e, PeerFailed)]
+        if causes and (error is None or isinstance(error, PeerFailed)):
+            raise causes[0]
+
+    async def _supervise(self, actor: Actor) -> None:
+        try:
+            await actor.run()
+        except Exception as error:  # told to the others by the actor, and raised by `_stop`
+            self._failures.append(error)
+
+    async def _supervise_client(self) -> None:
+        try:
+            with self._client_scope:
+                async with self._client:
+                    await self._client.listen()
+        except Exception as error:
+            self._failures.append(error)
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """The public plan of the model that is shared."""
+        if self._client.plan is None:
+            raise ConfigError("the cluster is not running: use `async with`")
+        return self._client.plan
+
+    def predict(self, prompt: int, decode: int = 0, *, all_rows: bool = False) -> list[Cost]:
+        """The cost of a request, from shapes alone: prefill, then each decoded token."""
+        steps = predict(self.plan, prompt, decode, self.settings, all_rows=all_rows)
+        return [step.cost for step in steps]
+
+    async def forward(self, input_ids: Sequence[int] | Any, *, last_only: bool = False) -> Floats:
+        """Logits (tokens, vocabulary) of a token sequence; of the last token alone if `last_only`."""
+        ids = [int(token) for token in np.asarray(input_ids).reshape(-1)]
+        async with self._busy:
+            self.usage = Usage(prompt_ids=ids)
+            started = time.perf_counter()
+            settings = _with_reveal(self.settings, "logits")
+            inference = await self._client.begin(
+                len(ids), 1, settings, all_rows=not last_only
+            )
+            try:
+                logits = await self._client.step(inference, ids)
+                await self._client.wait_reports(inference)
+            finally:
+                await self._finish(inference)
+            self.usage.seconds["prefill"] = time.perf_counter() - started
+            return logits
+
+    def encode(self, prompt: str | Sequence[int], *, raw: bool = False) -> list[int]:
+        """Token ids of a prompt: through the chat template unless `raw`; ids are taken as they are.
+
+        Raises:
+            ConfigError: the prompt is empty, or text was given to a model without a tokenizer.
+        """
+        if not isinstance(prompt, str):
+            ids = [int(token) for token in prompt]
+        elif not prompt.strip():
+            raise ConfigError("the prompt is empty: give some text")
+        elif self.tokenizer is None:
+            raise ConfigError("this model has no tokenizer: give token ids instead of text")
+        else:
+            ids = self.tokenizer.encode(prompt) if raw else self.tokenizer.chat(prompt)
+        if not ids:
+            raise ConfigError("the prompt is empty: give at least one token")
+        return ids
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingConfig | None = None,
+        *,
+        raw: bool = False,
+        **options: Any,
+    ) -> AsyncIterator[Token]:
+        """Stream tokens. `usage` holds what it took, up to date after every token.
+
+        Args:
+            prompt: text, or token ids.
+            sampling: or its fields as keywords (`max_new_tokens=32`, `temperature=0.7`, ...).
+            raw: do not apply the chat template.
+        """
+        sampling = sampling or SamplingConfig(**options)
+        if self.settings.reveal == "argmax" and (
+            sampling.temperature > 0 or sampling.repetition_penalty != 1
+        ):
+            raise ConfigError(
+                "with secret logits only the best token is revealed: use temperature 0 and no "
+                "repetition penalty"
+            )
+        ids = self.encode(prompt, raw=raw)
+        async with self._busy, aclosing(self._tokens(ids, sampling)) as tokens:
+            async for token in tokens:
+                yield token
+
+    async def _tokens(self, ids: list[int], sampling: SamplingConfig) -> AsyncIterator[Token]:
+        usage = self.usage = Usage(prompt_ids=ids)
+        room = self.plan.config.max_positions - len(ids) + 1
+        if room < 1:
+            raise ConfigError(
+                f"{len(ids)} prompt tokens do not fit the model's {self.plan.config.max_positions} "
+                "positions: shorten the prompt"
+            )
+        steps = min(sampling.max_new_tokens, room)
+        inference = await self._client.begin(len(ids), steps, self.settings)
+        sampler, watcher = Sampler(sampling), StopWatcher(sampling.stop)
+        stream = self.tokenizer.stream() if self.tokenizer is not None else None
+        ends = set(self.plan.config.eos_token_ids)
+        if self.tokenizer is not None:
+            ends |= set(self.tokenizer.eos_token_ids)
+        given = ids
+        try:
+            for _ in range(steps):
+                started = time.perf_counter()
+                answer = await self._client.step(inference, given)
+                phase = "prefill" if given is ids else "decode"
+                spent = time.perf_counter() - started
+                usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
+                usage.steps = _known_costs(inference)
+                token = self._pick(answer, sampler, ids + usage.token_ids)
+                usage.token_ids.append(token)
+                if token in ends:
+                    usage.stop_reason = "end of text"
+                    break
+                yield Token(token, watcher.push(stream.push(token)) if stream else "")
+                if watcher.stopped:
+                    usage.stop_reason = "stop string"
+                    break
+                given = [token]
+            else:
+                usage.stop_reason = "length" if steps == sampling.max_new_tokens else "context"
+            rest = (watcher.push(stream.finish()) + watcher.finish()) if stream else ""
+            if rest:
+                yield Token(None, rest)
+        finally:
+            await self._finish(inference)
+
+    def _pick(self, answer: Floats, sampler: Sampler, previous: list[int]) -> int:
+        if self.settings.reveal == "argmax":
+            return int(answer[0])
+        return sampler.next(answer[-1], previous)
+
+    async def _finish(self, inference: Inference) -> None:
+        """End an inference, unless the session is broken anyway; keep the final costs."""
+        with suppress(PumaError):
+            await self._client.end(inference)
+        self.usage.steps = _known_costs(inference)
+
+
+def _known_costs(inference: Inference) -> list[Cost]:
+    return [inference.costs[step] for step in sorted(inference.costs)]
+
+
+def _with_reveal(settings: Settings, reveal: str) -> Settings:
+    return Settings(settings.approximation, settings.tree, settings.lanes, reveal)
+
+
+class PrivateModel(AbstractContextManager["PrivateModel"]):
+    """`LocalCluster` for notebooks and scripts: the same requests, called without `await`.
+
+    with PrivateModel.from_pretrained(path) as model:
+        print(model.generate("What is ...", max_new_tokens=32))
+
+    Outside `with`, call `close` when done.
+    """
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.cluster = cluster
+        self._portal_context = start_blocking_portal()
+        self._portal: BlockingPortal | None = self._portal_context.__enter__()
+        self._running = self._portal.wrap_async_context_manager(cluster)
+        try:
+            self._running.__enter__()
+        except BaseException:
+            self._portal = None
+            self._portal_context.__exit__(None, None, None)
+            raise
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, **options: Any) -> Self:
+        """As `LocalCluster.from_pretrained`, and ready when it returns."""
+        return cls(LocalCluster.from_pretrained(path_or_name, **options))
+
+    @property
+    def usage(self) -> Usage:
+        """What the last request took."""
+        return self.cluster.usage
+
+    def _call(self, function: Any, *args: Any) -> Any:
+        if self._portal is None:
+            raise ConfigError("the model is closed: load it again")
+        return self._portal.call(function, *args)
+
+    def forward(self, input_ids: Sequence[int] | Any, *, last_only: bool = False) -> Floats:
+        """As `LocalCluster.forward`."""
+
+        async def run() -> Floats:
+            return await self.cluster.forward(input_ids, last_only=last_only)
+
+        logits: Floats = self._call(run)
+        return logits
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
+        """The whole answer."""
+        return "".join(token.text for token in self.stream(prompt, **options))
+
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Token]:
+        """As `LocalCluster.generate`."""
+        tokens = self.cluster.generate(prompt, **options)
+
+        async def following() -> Token | None:
+            return await anext(tokens, None)
+
+        try:
+            while (token := self._call(following)) is not None:
+                yield token
+        finally:
+            if self._portal is not None:
+                self._call(tokens.aclose)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """End the actors and free the shares."""
+        self.__exit__(None, None, None)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._portal is None:
+            return
+        try:
+            self._running.__exit__(kind, error, trace)
+        finally:
+            self._portal = None
+            self._portal_context.__exit__(None, None, None)

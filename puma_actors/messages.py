@@ -1,0 +1,142 @@
+"""Requests between roles, as they stand in a control frame's header; checked before anything acts.
+
+Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload order, then `uploaded`.
+Parties to all who wait: `ready`. Client to parties: `infer`, `end`, `close`. Parties to the client:
+`step` after each step, `ended` after the last.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from protocols.errors import RemoteProtocolError
+from protocols.lane import Settings
+
+MAX_TOKENS = 1 << 20
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def header(self) -> dict[str, Any]:
+        """For the wire."""
+        return self.model_dump()
+
+
+class PlanMessage(_Message):
+    """The public description of a model; `digest` is `Plan.digest`."""
+
+    do: Literal["plan"] = "plan"
+    plan: dict[str, Any]
+    digest: str = Field(min_length=64, max_length=64)
+
+
+class SeedMessage(_Message):
+    """A seed from which masks are expanded; `which` is 1 or 2. The buffer holds it."""
+
+    do: Literal["seed"] = "seed"
+    which: Literal[1, 2]
+
+
+class TensorMessage(_Message):
+    """Rows of a masked tensor, in the buffer: little-endian uint64, `rows` from `start` on."""
+
+    do: Literal["tensor"] = "tensor"
+    number: int = Field(ge=0, lt=1 << 20)
+    start: int = Field(ge=0)
+    rows: int = Field(ge=1)
+
+
+class UploadedMessage(_Message):
+    """The last tensor has been sent."""
+
+    do: Literal["uploaded"] = "uploaded"
+
+
+class ReadyMessage(_Message):
+    """The sender holds its shares of the model with this plan digest."""
+
+    do: Literal["ready"] = "ready"
+    digest: str = Field(min_length=64, max_length=64)
+
+
+class InferMessage(_Message):
+    """Prefill `prompt` tokens and decode up to `steps` - 1 more, one a step.
+
+    Step k is inference number `number` + k, which no party may have seen before.
+    """
+
+    do: Literal["infer"] = "infer"
+    number: int = Field(ge=0, lt=1 << 62)
+    prompt: int = Field(ge=1, le=MAX_TOKENS)
+    steps: int = Field(ge=1, le=MAX_TOKENS)
+    all_rows: bool = False
+    approximation: Literal["tight", "puma"] = "tight"
+    tree: Literal["rounds", "traffic"] = "rounds"
+    lanes: int = Field(default=1, ge=1, le=1024)
+    reveal: Literal["logits", "argmax"] = "logits"
+
+    def settings(self) -> Settings:
+        """For the lanes."""
+        return Settings(self.approximation, self.tree, self.lanes, self.reveal)
+
+
+class StepMessage(_Message):
+    """What one step cost the sender: payload bytes it sent; rounds on its longest chain."""
+
+    do: Literal["step"] = "step"
+    number: int = Field(ge=0)
+    rounds: int = Field(ge=0)
+    online_bytes: int = Field(ge=0)
+    offline_bytes: int = Field(ge=0)
+
+
+class EndMessage(_Message):
+    """The client wants no more steps of the inference that began with `number`."""
+
+    do: Literal["end"] = "end"
+    number: int = Field(ge=0)
+
+
+class EndedMessage(_Message):
+    """The sender has dropped everything of that inference."""
+
+    do: Literal["ended"] = "ended"
+    number: int = Field(ge=0)
+
+
+class CloseMessage(_Message):
+    """The client is done with the session."""
+
+    do: Literal["close"] = "close"
+
+
+Message: TypeAlias = Annotated[
+    PlanMessage
+    | SeedMessage
+    | TensorMessage
+    | UploadedMessage
+    | ReadyMessage
+    | InferMessage
+    | StepMessage
+    | EndMessage
+    | EndedMessage
+    | CloseMessage,
+    Field(discriminator="do"),
+]
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Message)
+
+
+def parse(header: Mapping[str, Any]) -> Any:
+    """The message in a control header.
+
+    Raises:
+        RemoteProtocolError: it is none of ours. The text names fields, never values.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(header))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "do"
+        raise RemoteProtocolError(f"malformed request, {place}: {first['msg']}") from None

@@ -1,0 +1,246 @@
+"""A computing party: dealer or evaluator. It receives shares of a model and serves inferences."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anyio
+import numpy as np
+from anyio.abc import TaskGroup
+
+from models.llama import Cache, forward, parameters_of
+from models.plan import Parameter, Plan
+from models.sharing import SEED_BYTES, hold_parameter
+from protocols.embedding import reveal
+from protocols.errors import ModelError, PumaError, RemoteProtocolError
+from protocols.lane import Lane
+from protocols.ops import Secure
+from protocols.ring import Words
+from protocols.shares import Role
+from puma_actors.actor import Actor
+from puma_actors.messages import (
+    CloseMessage,
+    EndedMessage,
+    EndMessage,
+    InferMessage,
+    PlanMessage,
+    ReadyMessage,
+    SeedMessage,
+    StepMessage,
+    TensorMessage,
+    UploadedMessage,
+    parse,
+)
+
+DEALER_LEAD = 2
+"""Steps that the dealer begins before the client's input to the first of them has come."""
+
+
+class Upload:
+    """The shares of a model as they arrive.
+
+    Raises RemoteProtocolError from every method where the owner strays from the plan.
+    """
+
+    def __init__(self, role: Role, message: PlanMessage) -> None:
+        try:
+            self.plan = Plan.from_public(message.plan)
+        except ModelError as error:
+            raise RemoteProtocolError(f"the owner's plan is unusable: {error}") from None
+        self.digest = self.plan.digest()
+        if self.digest != message.digest:
+            raise RemoteProtocolError("the owner's plan does not have the digest it announced")
+        self._role = role
+        self._seeds: dict[int, bytes] = {}
+        self._wanted = list(parameters_of(self.plan.config).items())
+        self._masked: dict[int, Words] = {}
+        self._filled: dict[int, int] = {}
+
+    def seed(self, which: int, buffers: Sequence[memoryview]) -> None:
+        """One of the seeds, of which an evaluator may have but its own."""
+        allowed = {Role.DEALER: (1, 2), Role.EVALUATOR_A: (1,), Role.EVALUATOR_B: (2,)}
+        if which not in allowed[self._role] or which in self._seeds:
+            raise RemoteProtocolError(f"seed {which} is not for {self._role}, or came twice")
+        if len(buffers) != 1 or buffers[0].nbytes != SEED_BYTES:
+            raise RemoteProtocolError(f"a seed must be one buffer of {SEED_BYTES} bytes")
+        self._seeds[which] = bytes(buffers[0])
+
+    def tensor(self, message: TensorMessage, buffers: Sequence[memoryview]) -> None:
+        """Rows of a masked tensor, in order."""
+        if self._role.is_dealer or message.number >= len(self._wanted):
+            raise RemoteProtocolError(f"tensor {message.number} is not expected here")
+        name, parameter = self._wanted[message.number]
+        rows, columns = _matrix(parameter)
+        filled = self._filled.get(message.number, 0)
+        if message.start != filled or filled + message.rows > rows or len(buffers) != 1:
+            raise RemoteProtocolError(f"rows of {name} came out of order or twice")
+        if buffers[0].nbytes != 8 * message.rows * columns:
+            raise RemoteProtocolError(f"{name} has {buffers[0].nbytes} bytes for {message.rows} rows")
+        words = np.frombuffer(buffers[0], dtype="<u8").astype(np.uint64, copy=False)
+        if message.rows == rows:
+            self._masked[message.number] = words  # whole: kept as it came
+        else:
+            whole = self._masked.setdefault(message.number, np.empty(rows * columns, np.uint64))
+            whole[filled * columns : (filled + message.rows) * columns] = words
+        self._filled[message.number] = filled + message.rows
+
+    def hold(self, number: int) -> tuple[str, Any]:
+        """Name and handle of tensor `number`, all of which must have come."""
+        name, parameter = self._wanted[number]
+        m = None
+        if not self._role.is_dealer:
+            if self._filled.get(number) != _matrix(parameter)[0]:
+                raise RemoteProtocolError(f"{name} is not complete")
+            m = self._masked.pop(number).reshape(parameter.shape)
+        if len(self._seeds) != (2 if self._role.is_dealer else 1):
+            raise RemoteProtocolError("a seed is missing")
+        return name, hold_parameter(self._role, number, parameter, m, self._seeds)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+
+def _matrix(parameter: Parameter) -> tuple[int, int]:
+    """Rows and columns of a tensor; a vector is sent as one entry a row."""
+    shape = parameter.shape
+    return shape[0], shape[1] if len(shape) > 1 else 1
+
+
+class Party(Actor):
+    """The dealer or an evaluator. Serves until the client closes the session.
+
+    An inference is a chain of steps that share a cache of keys and values. The dealer's steps need no
+    input but for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
+    """
+
+    def __init__(self, role: Role, **options: Any) -> None:
+        super().__init__(role, **options)
+        self._upload: Upload | None = None
+        self._plan: Plan | None = None
+        self._parameters: dict[str, Any] = {}
+        self._running_inferences: dict[int, anyio.CancelScope] = {}
+
+    async def main(self) -> None:
+        async with anyio.create_task_group() as group:
+            while True:
+                role, header, buffers = await self.scheduler.control()
+                message = parse(header)
+                if isinstance(message, CloseMessage) and role is Role.CLIENT:
+                    group.cancel_scope.cancel()
+                    return
+                if role is Role.OWNER:
+                    await self._from_owner(message, buffers)
+                elif role is Role.CLIENT:
+                    self._from_client(message, group)
+                else:
+                    raise RemoteProtocolError(f"{role} may not send a {message.do!r} request")
+
+    # -- the model --------------------------------------------------------------------------------
+
+    async def _from_owner(self, message: Any, buffers: Sequence[memoryview]) -> None:
+        if isinstance(message, PlanMessage):
+            if self._upload is not None or self._plan is not None:
+                raise RemoteProtocolError("the owner sent a second model in one session")
+            self._upload = Upload(self.role, message)
+            return
+        if self._upload is None:
+            raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
+        if isinstance(message, SeedMessage):
+            self._upload.seed(message.which, buffers)
+        elif isinstance(message, TensorMessage):
+            self._upload.tensor(message, buffers)
+        elif isinstance(message, UploadedMessage):
+            await self._finish_upload(self._upload)
+        else:
+            raise RemoteProtocolError(f"the owner may not send a {message.do!r} request")
+
+    async def _finish_upload(self, upload: Upload) -> None:
+        for number in range(len(upload)):
+            name, handle = await self.scheduler.compute.run(1 << 40, upload.hold, number)
+            self._parameters[name] = handle
+        self._plan, self._upload = upload.plan, None
+        ready = ReadyMessage(digest=upload.digest).header()
+        for role in (Role.OWNER, Role.CLIENT):
+            await self.scheduler.send_control(role, ready)
+
+    # -- inferences -------------------------------------------------------------------------------
+
+    def _from_client(self, message: Any, group: TaskGroup) -> None:
+        if isinstance(message, InferMessage):
+            if self._plan is None:
+                raise RemoteProtocolError("the client asked for an inference before the model came")
+            if message.number in self._running_inferences:
+                raise RemoteProtocolError(f"inference {message.number} runs already")
+            limit = self._plan.config.max_positions
+            if message.prompt + message.steps - 1 > limit:
+                raise RemoteProtocolError(f"the client asked for more than {limit} positions")
+            self._running_inferences[message.number] = anyio.CancelScope()
+            group.start_soon(self._infer, message, self._plan)
+        elif isinstance(message, EndMessage):
+            scope = self._running_inferences.get(message.number)
+            if scope is None:
+                raise RemoteProtocolError(f"inference {message.number} is not running")
+            scope.cancel()
+        else:
+            raise RemoteProtocolError(f"the client may not send a {message.do!r} request")
+
+    async def _infer(self, message: InferMessage, plan: Plan) -> None:
+        """All steps, then wait for the client's `end`, which may also come at any time before."""
+        with self._running_inferences[message.number]:
+            cache = Cache.empty(plan.config.num_layers)
+            lead = anyio.Semaphore(DEALER_LEAD if self.role.is_dealer else 1)
+            async with anyio.create_task_group() as group:
+                for step in range(message.steps):
+                    await lead.acquire()
+                    done = anyio.Event()
+                    group.start_soon(self._step, message, plan, step, cache, done, lead)
+                    await done.wait()
+                await anyio.sleep_forever()
+        del self._running_inferences[message.number]
+        ended = EndedMessage(number=message.number).header()
+        await self.scheduler.send_control(Role.CLIENT, ended)
+
+    async def _step(
+        self,
+        message: InferMessage,
+        plan: Plan,
+        step: int,
+        cache: Cache,
+        done: anyio.Event,
+        lead: anyio.Semaphore,
+    ) -> None:
+        """One step; `done` is set when the next may begin, `lead` released when all is over."""
+        number, settings = message.number + step, message.settings()
+        count = message.prompt if step == 0 else 1
+        link = self.scheduler.link(number, settings)
+        lane = Lane(link)
+        try:
+            async with link:
+                await self._program(lane, plan, count, cache, all_rows=message.all_rows)
+                done.set()
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True), contextlib.suppress(PumaError):
+                await self._report(number, lane)  # what was dealt ahead was sent all the same
+            raise
+        await self._report(number, lane)
+        lead.release()
+
+    async def _report(self, number: int, lane: Lane) -> None:
+        traffic = lane.link.traffic
+        cost = StepMessage(
+            number=number,
+            rounds=lane.clock,
+            online_bytes=traffic.online_bytes,
+            offline_bytes=traffic.offline_bytes,
+        )
+        await self.scheduler.send_control(Role.CLIENT, cost.header())
+
+    async def _program(
+        self, lane: Lane, plan: Plan, count: int, cache: Cache, *, all_rows: bool
+    ) -> None:
+        ops = Secure(lane)
+        parameters: Mapping[str, Any] = self._parameters
+        result = await forward(ops, plan, parameters, count, cache, last_only=not all_rows)
+        if lane.settings.reveal == "argmax":
+            result = await ops.argmax(result)
+        await reveal(lane, result)

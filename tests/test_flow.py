@@ -1,0 +1,203 @@
+"""Coalescing, chunks, windows, budgets and control messages of the round scheduler."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scheduling import (
+    A,
+    B,
+    D,
+    Unready,
+    batch,
+    circle,
+    forked,
+    hostile,
+    listening,
+    on_lane,
+    run,
+    schedulers,
+    uneven,
+)
+
+from protocols.errors import PeerFailed, RemoteProtocolError
+from protocols.lane import Field, Lane
+from protocols.lockstep import run_parties
+from protocols.shares import COMPUTING, EVALUATORS, Role
+from puma_actors.mailbox import MESSAGE_OVERHEAD, Flow
+from puma_actors.rounds import RoundScheduler
+
+
+async def test_parallel_lanes_share_frames() -> None:
+    lanes, rounds = 8, 10
+
+    async def strand(lane: Lane) -> None:
+        for _ in range(rounds):
+            await lane.swap([Field((4,))], [np.zeros(4, dtype=np.uint64)])
+
+    async def program(lane: Lane) -> None:
+        await lane.parallel([strand] * lanes)
+
+    parties = schedulers(EVALUATORS)
+    found = await run(parties, dict.fromkeys(EVALUATORS, on_lane(program)))
+    for role in EVALUATORS:
+        _, clock, traffic = found[role]
+        assert clock == rounds
+        assert traffic.messages == lanes * rounds
+        assert parties[role].wire.frames <= rounds + 2  # and a goodbye
+
+
+@pytest.mark.parametrize("codec", [False, True])
+async def test_large_messages_travel_in_chunks(codec: bool) -> None:
+    flow = Flow(watermark=1000, chunk=3000)
+    sizes = (1, 999, 1000, 3000, 3001, 100_000)
+
+    async def program(lane: Lane) -> Any:
+        got = []
+        for size in sizes:
+            data = np.arange(size, dtype=np.uint64).astype(np.uint8)
+            await lane.send_bytes(lane.peer, data, online=True)
+            got.append(await lane.receive_bytes(lane.peer, size))
+            assert np.array_equal(got[-1], data)
+            assert not got[-1].flags.writeable
+        return len(got)
+
+    parties = schedulers(EVALUATORS, codec=codec, flow=flow)
+    found = await run(parties, dict.fromkeys(EVALUATORS, on_lane(program)))
+    assert found[A][0] == found[B][0] == len(sizes)
+    assert parties[A].wire.frames == 2 + 1 + 1 + 2 + 34 + 1  # ... and a goodbye
+
+
+async def test_messages_in_memory_are_not_copied() -> None:
+    sent: list[Any] = []
+
+    async def program(lane: Lane) -> bool:
+        data = np.zeros(1 << 20, dtype=np.uint8)
+        sent.append(data)
+        await lane.send_bytes(lane.peer, data, online=True)
+        got = await lane.receive_bytes(lane.peer, 1 << 20)
+        return any(np.shares_memory(got, other) for other in sent)
+
+    found = await run(schedulers(EVALUATORS), dict.fromkeys(EVALUATORS, on_lane(program)))
+    assert found[A][0] and found[B][0]
+
+
+@pytest.mark.parametrize("codec", [False, True])
+async def test_the_dealer_waits_for_a_slow_evaluator(codec: bool) -> None:
+    size, count, window = 1000, 200, 16_000
+    parties = schedulers((D, A), codec=codec, flow=Flow(window=window))
+    ahead = 0
+
+    async def dealer(lane: Lane) -> None:
+        nonlocal ahead
+        for _ in range(count):
+            await lane.send_bytes(A, np.zeros(size, dtype=np.uint8), online=False)
+            ahead += 1
+        big = np.zeros(5 * window, dtype=np.uint8)
+        await lane.send_bytes(A, big, online=False)
+        await lane.send_bytes(A, big, online=False)
+        assert window < parties[D].ports[A].windows[1].peak <= 6 * window + 2 * MESSAGE_OVERHEAD
+
+    async def evaluator(lane: Lane) -> None:
+        nonlocal ahead
+        for taken in range(count):
+            for _ in range(30):
+                await asyncio.sleep(0)
+            assert taken <= ahead
+            assert (ahead - taken - 1) * (size + MESSAGE_OVERHEAD) <= window * 5 / 4
+            if taken < count // 2:
+                assert ahead < count
+            await lane.receive_bytes(D, size)
+        await lane.receive_bytes(D, 5 * window)
+        await lane.receive_bytes(D, 5 * window)
+
+    found = await run(parties, {D: on_lane(dealer), A: on_lane(evaluator)})
+    assert found[D][2].offline_bytes == count * size + 10 * window
+    assert found[A][2].offline_bytes == 0
+
+
+async def test_a_dealer_that_ignores_the_window_is_caught() -> None:
+    frames = [batch((1, number), dealt=True) for number in range(2, 100)]
+    error = await hostile(frames, listening, Flow(window=2000))
+    assert isinstance(error, RemoteProtocolError)
+    assert "more than 2000 bytes sent ahead" in str(error)
+
+
+async def test_dealt_and_ended_messages_free_the_window() -> None:
+    """An evaluator that has ended an inference must not leave the dealer waiting for credit."""
+    parties = schedulers((D, A), flow=Flow(window=4000))
+
+    async def dealer(lane: Lane) -> None:
+        for _ in range(100):
+            await lane.send_bytes(A, np.zeros(1000, dtype=np.uint8), online=False)
+
+    async def evaluator(scheduler: RoundScheduler) -> str:
+        async with scheduler.link(1) as link:
+            await Lane(link).receive_bytes(D, 1000)
+        await scheduler.wait_alone()
+        return "alone"
+
+    found = await run(parties, {D: on_lane(dealer), A: evaluator})
+    assert found[D][2].offline_bytes == 100_000
+    assert found[A] == "alone"
+
+
+async def test_early_messages_have_a_budget() -> None:
+    parties = schedulers(EVALUATORS, flow=Flow(early=10_000))
+
+    async def flood(lane: Lane) -> None:
+        for _ in range(20):
+            await lane.send_bytes(B, np.zeros(1000, dtype=np.uint8), online=True)
+        await lane.receive_bytes(B, 1)
+
+    async def patient(scheduler: RoundScheduler) -> None:
+        scheduler.link(1)
+        await scheduler.control()
+
+    found = await run(parties, {A: on_lane(flood), B: patient})
+    assert isinstance(found[B], RemoteProtocolError)
+    assert "10000 bytes came before anybody asked" in str(found[B])
+    assert isinstance(found[A], PeerFailed)
+    assert "evaluator-a broke the protocol" in str(found[A])
+
+
+@pytest.mark.parametrize("program", [forked, circle, uneven])
+async def test_over_a_channel_that_is_never_ready(program: Callable[[Lane], Any]) -> None:
+    expected = run_parties(dict.fromkeys(COMPUTING, program))
+    parties = schedulers(wrap=Unready, flow=Flow(watermark=100, backlog=50, window=1000))
+    found = await run(parties, dict.fromkeys(COMPUTING, on_lane(program)))
+    for role in EVALUATORS:
+        assert found[role][0] == expected.results[role]
+
+
+@pytest.mark.parametrize("codec", [False, True])
+async def test_control_messages_are_ordered_and_held_back(codec: bool) -> None:
+    count, size, control = 50, 1000, 8000
+    sent = 0
+
+    async def owner(scheduler: RoundScheduler) -> None:
+        nonlocal sent
+        for index in range(count):
+            await scheduler.send_control(A, {"chunk": index}, [bytes(size), b"tail"])
+            sent += 1
+        await scheduler.control()
+
+    async def evaluator(scheduler: RoundScheduler) -> list[int]:
+        got = []
+        for index in range(count):
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert (sent - index - 1) * size <= control * 5 / 4
+            role, header, buffers = await scheduler.control()
+            assert role is Role.OWNER
+            assert [bytes(b) for b in buffers] == [bytes(size), b"tail"]
+            got.append(header["chunk"])
+        await scheduler.send_control(Role.OWNER, {"done": True})
+        return got
+
+    parties = schedulers((Role.OWNER, A), codec=codec, flow=Flow(control=control))
+    found = await run(parties, {Role.OWNER: owner, A: evaluator})
+    assert found[A] == list(range(count))
+    assert found[Role.OWNER] is None
