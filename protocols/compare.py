@@ -7,6 +7,7 @@ the result.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +29,7 @@ from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
 from protocols.lane import Field, Lane
 from protocols.ring import Words, canonical, packed_bytes, shift_right
-from protocols.shares import SecretBits, SecretTensor
+from protocols.shares import SecretBits, SecretTensor, stack
 
 _RADIX = {"rounds": 5, "traffic": 3}
 """Digits combined in one level: 5 keeps the dealt subsets of a level below 40 bits an element."""
@@ -182,8 +183,8 @@ def _subset_masks(count: int) -> range:
 
 
 def select_cost(shape: tuple[int, ...], terms: Sequence[Term], width: int) -> Cost:
-    """Cost of `select`."""
-    return remask_cost(int(np.prod(shape)), width, dealt=False) + Cost(
+    """Cost of `select`; `shape` is that of the result."""
+    return remask_cost(math.prod(shape), width, dealt=False) + Cost(
         offline=sum(f.nbytes for term in terms for f in _term_fields(term, width))
     )
 
@@ -199,9 +200,19 @@ def _term_fields(term: Term, width: int) -> list[Field]:
 
 
 async def select(
-    lane: Lane, terms: Sequence[Term], *, width: int, frac: int, shape: tuple[int, ...]
+    lane: Lane,
+    terms: Sequence[Term],
+    *,
+    width: int,
+    frac: int,
+    shape: tuple[int, ...],
+    total: bool = False,
 ) -> SecretTensor:
     """Sum over terms of (product of bits) * y, in one round however many there are.
+
+    Args:
+        shape: of the result; terms broadcast to it.
+        total: terms have one more axis at the end, which is summed over.
 
     The dealer shares, for every subset S of a term's bits, r_S (the product of their masks) and r_S
     * lam_y.
@@ -221,7 +232,8 @@ async def select(
     shares = iter(await lane.share(fields))
     part = np.zeros(shape, dtype=np.uint64)
     for term in terms:
-        part = part + _term_part(lane, term, shares)
+        product = _term_part(lane, term, shares)
+        part = part + (product.sum(axis=-1, dtype=np.uint64) if total else product)
     return await remask(lane, part, frac=frac, width=width, dealt=False)
 
 
@@ -295,7 +307,7 @@ async def _contest(
     index = np.minimum(np.arange(groups * radix), size - 1).reshape(groups, radix)
     columns = [x[..., index[:, k]] for k in range(radix)]
     pairs = [(i, j) for i in range(radix) for j in range(i + 1, radix)]
-    stacked = _stack([columns[i] - columns[j] for i, j in pairs])
+    stacked = stack([columns[i] - columns[j] for i, j in pairs], axis=0)
     loses = await less(lane, stacked, digits=x.width // DIGIT_BITS)
     beaten = {pair: loses[k] for k, pair in enumerate(pairs)}
     last = columns[-1]
@@ -322,14 +334,3 @@ async def _contest(
         return await pick(lane, 0), None
     best, carried = await lane.both(lambda s: pick(s, 0), lambda s: pick(s, 1))
     return best, carried
-
-
-def _stack(tensors: Sequence[SecretTensor]) -> SecretTensor:
-    first = tensors[0]
-    return SecretTensor(
-        first.role,
-        np.stack([t.a for t in tensors]),
-        np.stack([t.b for t in tensors]),
-        first.width,
-        first.frac,
-    )

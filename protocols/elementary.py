@@ -17,7 +17,7 @@ from protocols.compare import Term, less, select
 from protocols.errors import LocalProtocolError
 from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RING_BITS
-from protocols.shares import SecretBits, SecretTensor
+from protocols.shares import SecretBits, SecretTensor, constant, stack
 from protocols.spline import Spline, evaluate, fit
 
 EXP_CLIP = 15.0
@@ -128,13 +128,7 @@ async def _negative_power(
 
     async def values(strand: Lane) -> SecretTensor:
         scaled = [_align(v, 2 * j, spline) for j in exponents]
-        stacked = SecretTensor(
-            v.role,
-            np.stack([s.a for s in scaled], axis=-1),
-            np.stack([s.b for s in scaled], axis=-1),
-            scaled[0].width,
-            spline.frac,
-        )
+        stacked = stack(scaled, axis=-1)
         return await lift(strand, await evaluate(strand, stacked, spline, frac))
 
     y, under = await lane.both(
@@ -143,26 +137,20 @@ async def _negative_power(
             strand, v, [4**j for j in exponents[:-1]], digits=digits, shift=resolution
         ),
     )
-    # With c_j = [v < 4^j]: sum_j (c_j - c_(j-1)) y_j = y_last + sum_j c_j (y_j - y_(j+1)).
-    count = len(exponents)
-    powers = [np.uint64(1 << (halves * (high - j))) for j in exponents]
-    value_terms = [Term((under[..., j],), y[..., j] - y[..., j + 1]) for j in range(count - 1)]
-    scale_terms = [
-        Term((under[..., j],), np.broadcast_to(powers[j] - powers[j + 1], v.shape))
-        for j in range(count - 1)
-    ]
-
-    async def pick(strand: Lane, terms: list[Term], frac: int) -> SecretTensor:
-        return await select(strand, terms, width=RING_BITS, frac=frac, shape=v.shape)
-
-    # v^(-halves/2) = y * 2^(-halves j) * 2^(halves frac / 2), and the scale holds 2^(halves (high -
-    # j)).
-    scale_frac = halves * high - halves * v.frac // 2 - (exponent - 1)
-    value, scale = await lane.both(
-        lambda strand: pick(strand, value_terms, frac),
-        lambda strand: pick(strand, scale_terms, scale_frac),
+    # With c_j = [v < 4^j]: sum_j (c_j - c_(j-1)) y_j = y_last + sum_j c_j (y_j - y_(j+1)). The same
+    # bits pick the power of two that belongs to y_j, so both are selected in one message.
+    powers = np.array([1 << (halves * (high - j)) for j in exponents], dtype=np.uint64)
+    scales = constant(v.role, np.broadcast_to(powers, y.shape).copy(), frac=frac)
+    rows = stack([y, scales], axis=-2)
+    terms = [Term((under.reshape(*v.shape, 1, -1),), rows[..., :-1] - rows[..., 1:])]
+    shape = (*v.shape, 2)
+    picked = (
+        await select(lane, terms, width=RING_BITS, frac=frac, shape=shape, total=True)
+        + rows[..., -1]
     )
-    return Scaled(value + y[..., -1], scale.add_public(powers[-1]))
+    # v^(-halves/2) = y 2^(-halves j) 2^(halves frac / 2); the scale holds 2^(halves (high - j)).
+    scale_frac = halves * high - halves * v.frac // 2 - (exponent - 1)
+    return Scaled(picked[..., 0], picked[..., 1].reinterpret(scale_frac))
 
 
 def _align(v: SecretTensor, unit: int, spline: Spline) -> SecretTensor:

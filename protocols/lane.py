@@ -6,6 +6,7 @@ lane everything happens in program order. What carries the messages is a `Link`,
 runtime or by the lockstep driver.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -15,7 +16,7 @@ import numpy as np
 from protocols.cost import Cost, Traffic
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.kernels.packing import pack, unpack
-from protocols.prf import Stream
+from protocols.prf import Stream, as_words, word_bytes
 from protocols.ring import RING_BITS, Bytes, Words, packed_bytes
 from protocols.shares import EVALUATORS, Role, SecretBits, SecretTensor
 
@@ -74,24 +75,21 @@ class Link(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
 class Field:
-    """One array of a message: `width` bits an element. Additive over 2^width, or XOR-shared."""
+    """One array of a message: `width` bits an element. Additive over 2^width, or XOR-shared.
 
-    shape: tuple[int, ...]
-    width: int = RING_BITS
-    xor: bool = False
+    Attributes:
+        count: elements. nbytes: bytes on the wire.
+    """
 
-    @property
-    def count(self) -> int:
-        count = 1
-        for side in self.shape:
-            count *= side
-        return count
+    __slots__ = ("count", "nbytes", "shape", "width", "xor")
 
-    @property
-    def nbytes(self) -> int:
-        return packed_bytes(self.count, self.width)
+    def __init__(self, shape: tuple[int, ...], width: int = RING_BITS, xor: bool = False) -> None:
+        self.shape = shape
+        self.width = width
+        self.xor = xor
+        self.count = math.prod(shape)
+        self.nbytes = packed_bytes(self.count, width)
 
 
 def fields_bytes(fields: Sequence[Field]) -> int:
@@ -223,16 +221,27 @@ class Lane:
         receiver = EVALUATORS[self._shares & 1]
         if not self.is_dealer:
             if self.role is not receiver:
-                return [self.draw(Role.DEALER, f.shape, f.width) for f in fields]
+                return self._draw_fields(Role.DEALER, fields)
             return split(await self._receive(Role.DEALER), fields)
         drawer = EVALUATORS[1 - (self._shares & 1)]
         parts = []
-        for field, value in zip(fields, values, strict=True):
-            half = self.draw(drawer, field.shape, field.width)
+        halves = self._draw_fields(drawer, fields)
+        for field, value, half in zip(fields, values, halves, strict=True):
             rest = value ^ half if field.xor else value - half
             parts.append(pack(_flat(rest), field.width))
         await self._send(receiver, parts, online=False)
         return []
+
+    def _draw_fields(self, peer: Role, fields: Sequence[Field]) -> list[Words]:
+        """One draw for all fields: at this size the call costs more than the bytes."""
+        sizes = [-(-f.count * word_bytes(f.width) // 8) * 8 for f in fields]
+        drawn = self.stream(peer).fill(sum(sizes))
+        halves, start = [], 0
+        for field, size in zip(fields, sizes, strict=True):
+            words = as_words(drawn[start : start + size], field.count, field.width)
+            halves.append(words.reshape(field.shape))
+            start += size
+        return halves
 
     async def broadcast(self, nbytes: int, value: Bytes | None = None) -> Bytes:
         """The dealer sends the same `nbytes` to both evaluators. Offline bytes: twice that."""

@@ -179,10 +179,9 @@ class Secure:
     async def gated_silu(self, x: SecretTensor, weight: Weight) -> SecretTensor:
         joint = await linear(self.lane, x, weight)
         half = weight.shape[1] // 2
-        gate, up = await self.lane.both(
-            lambda strand: activate(strand, joint[:, :half], SILU),
-            lambda strand: lift(strand, joint[:, half:]),
-        )
+        gate, up = await activate(self.lane, joint[:, :half], SILU, beside=joint[:, half:])
+        if up is None:
+            raise LocalProtocolError("the gate lost its other half")
         return await lift(self.lane, await mul(self.lane, gate, up, FRACTION_BITS))
 
     async def logits(self, x: SecretTensor, head: Any, *, tied: bool) -> SecretTensor:

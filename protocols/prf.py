@@ -7,6 +7,7 @@ A second stream for the same (peer, path) would repeat masks; the ring refuses i
 """
 
 import hashlib
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -21,6 +22,18 @@ KEY_BYTES = 16
 _BLOCK = 16
 _ZEROS = memoryview(bytes(1 << 20))
 _SLACK = _BLOCK - 1  # update_into wants room for one more block than it writes
+
+
+def word_bytes(width: int) -> int:
+    """Bytes of stream spent on an element of `width` bits: 1, 2, 4 or 8."""
+    return 8 if width > 32 else 4 if width > 16 else 2 if width > 8 else 1
+
+
+def as_words(drawn: Bytes, count: int, width: int) -> Words:
+    """The first `count` elements of `width` bits from bytes of a stream."""
+    size = word_bytes(width)
+    words = drawn[: count * size].view(f"<u{size}").astype(np.uint64, copy=False)
+    return canonical(words, width)
 
 
 class Stream:
@@ -42,24 +55,12 @@ class Stream:
 
     def words(self, shape: tuple[int, ...], width: int = 64) -> Words:
         """Uniform ring elements of `width` bits, as uint64 of the given shape."""
-        count = 1
-        for side in shape:
-            count *= side
-        if width > 32:
-            drawn = self.fill(8 * count).view(np.uint64)
-        elif width > 16:
-            drawn = self.fill(4 * count).view(np.uint32).astype(np.uint64)
-        elif width > 8:
-            drawn = self.fill(2 * count).view(np.uint16).astype(np.uint64)
-        else:
-            drawn = self.fill(count).astype(np.uint64)
-        return canonical(drawn, width).reshape(shape)
+        count = math.prod(shape)
+        return as_words(self.fill(count * word_bytes(width)), count, width).reshape(shape)
 
     def bits(self, shape: tuple[int, ...]) -> Bytes:
         """Uniform bits, one 0/1 byte each."""
-        count = 1
-        for side in shape:
-            count *= side
+        count = math.prod(shape)
         packed = self.fill((count + 7) // 8)
         return np.unpackbits(packed, count=count, bitorder="little").reshape(shape)
 

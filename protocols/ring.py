@@ -27,14 +27,17 @@ WEIGHT_BITS = 20
 """Fraction bits of weights. A product with an activation then reaches 2^(62 - 38) = 2^24."""
 
 
+_MASKS = tuple(np.uint64((1 << width) - 1) for width in range(RING_BITS + 1))
+
+
 def bit_mask(width: int) -> np.uint64:
     """The word whose low `width` bits are set (0 <= width <= 64)."""
-    return np.uint64((1 << width) - 1)
+    return _MASKS[width]
 
 
 def canonical(words: Words, width: int) -> Words:
     """The low `width` bits of every word."""
-    return words if width >= RING_BITS else words & bit_mask(width)
+    return words if width >= RING_BITS else words & _MASKS[width]
 
 
 def shift_left(words: Words, bits: int) -> Words:

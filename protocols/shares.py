@@ -7,7 +7,7 @@ Every operation here is local and linear; a product needs a round and lives in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NoReturn
 
@@ -36,9 +36,12 @@ COMPUTING = (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B)
 EVALUATORS = (Role.EVALUATOR_A, Role.EVALUATOR_B)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class SecretTensor:
-    """A tensor of ring elements, shared. `width` is the ring's bits, `frac` the fraction bits."""
+    """A tensor of ring elements, shared. `width` is the ring's bits, `frac` the fraction bits.
+
+    Never changed once made (not frozen, because making thousands a second must be cheap).
+    """
 
     role: Role
     a: Words
@@ -64,7 +67,7 @@ class SecretTensor:
     # -- linear algebra ----------------------------------------------------------------------------
 
     def _like(self, a: Words, b: Words) -> "SecretTensor":
-        return replace(self, a=a, b=b)
+        return SecretTensor(self.role, a, b, self.width, self.frac)
 
     def _check(self, other: "SecretTensor") -> None:
         if (self.width, self.frac) != (other.width, other.frac):
@@ -95,7 +98,7 @@ class SecretTensor:
 
     def times(self, words: Words | np.uint64, frac: int = 0) -> "SecretTensor":
         """Multiply by public ring words that carry `frac` fraction bits of their own."""
-        return replace(self, a=self.a * words, b=self.b * words, frac=self.frac + frac)
+        return SecretTensor(self.role, self.a * words, self.b * words, self.width, self.frac + frac)
 
     # -- width and fraction bits -------------------------------------------------------------------
 
@@ -110,34 +113,34 @@ class SecretTensor:
         if bits == 0:
             return self
         moved = self.add_public(np.uint64(2**64 - (1 << (bits - 1))))
-        return replace(
-            self,
-            a=shift_right(moved.a, bits, self.width),
-            b=shift_right(moved.b, bits, self.width),
-            width=self.width - bits,
-            frac=self.frac - bits,
+        return SecretTensor(
+            self.role,
+            shift_right(moved.a, bits, self.width),
+            shift_right(moved.b, bits, self.width),
+            self.width - bits,
+            self.frac - bits,
         )
 
     def narrow(self, width: int) -> "SecretTensor":
         """The same value modulo 2^width: exact while it fits. Free."""
         if width > self.width:
             raise LocalProtocolError(f"cannot narrow from {self.width} to {width} bits: use lift")
-        return replace(self, width=width)
+        return SecretTensor(self.role, self.a, self.b, width, self.frac)
 
     def scale_up(self, bits: int) -> "SecretTensor":
         """Multiply by 2^bits; ring and fraction bits grow by as many bits."""
         width = min(self.width + bits, RING_BITS)
-        return replace(
-            self,
-            a=shift_left(self.a, bits),
-            b=shift_left(self.b, bits),
-            width=width,
-            frac=self.frac + bits,
+        return SecretTensor(
+            self.role,
+            shift_left(self.a, bits),
+            shift_left(self.b, bits),
+            width,
+            self.frac + bits,
         )
 
     def reinterpret(self, frac: int) -> "SecretTensor":
         """The same words read with another number of fraction bits: times a power of two."""
-        return replace(self, frac=frac)
+        return SecretTensor(self.role, self.a, self.b, self.width, frac)
 
     # -- shape -------------------------------------------------------------------------------------
 
@@ -170,10 +173,26 @@ def concat(tensors: Sequence[SecretTensor], axis: int) -> SecretTensor:
     first = tensors[0]
     for other in tensors[1:]:
         first._check(other)
-    return replace(
-        first,
-        a=np.concatenate([t.a for t in tensors], axis=axis),
-        b=np.concatenate([t.b for t in tensors], axis=axis),
+    return SecretTensor(
+        first.role,
+        np.concatenate([t.a for t in tensors], axis=axis),
+        np.concatenate([t.b for t in tensors], axis=axis),
+        first.width,
+        first.frac,
+    )
+
+
+def stack(tensors: Sequence[SecretTensor], axis: int) -> SecretTensor:
+    """Sharings of one shape side by side along a new axis."""
+    first = tensors[0]
+    for other in tensors[1:]:
+        first._check(other)
+    return SecretTensor(
+        first.role,
+        np.stack([t.a for t in tensors], axis=axis),
+        np.stack([t.b for t in tensors], axis=axis),
+        first.width,
+        first.frac,
     )
 
 
@@ -183,7 +202,7 @@ def constant(role: Role, words: Words, width: int = RING_BITS, frac: int = 0) ->
     return SecretTensor(role, zeros if role.is_dealer else words, zeros, width, frac)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class SecretBits:
     """Bits shared over Z_2: `x = c ^ r1 ^ r2`, one 0/1 byte each. Held as in `SecretTensor`."""
 
@@ -203,13 +222,13 @@ class SecretBits:
         return self.a ^ self.b
 
     def __invert__(self) -> "SecretBits":
-        return self if self.role.is_dealer else replace(self, a=self.a ^ np.uint8(1))
+        return self if self.role.is_dealer else SecretBits(self.role, self.a ^ np.uint8(1), self.b)
 
     def __xor__(self, other: "SecretBits") -> "SecretBits":
-        return replace(self, a=self.a ^ other.a, b=self.b ^ other.b)
+        return SecretBits(self.role, self.a ^ other.a, self.b ^ other.b)
 
     def __getitem__(self, index: Any) -> "SecretBits":
-        return replace(self, a=self.a[index], b=self.b[index])
+        return SecretBits(self.role, self.a[index], self.b[index])
 
     def reshape(self, *shape: int) -> "SecretBits":
-        return replace(self, a=self.a.reshape(shape), b=self.b.reshape(shape))
+        return SecretBits(self.role, self.a.reshape(shape), self.b.reshape(shape))

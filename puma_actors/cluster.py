@@ -8,7 +8,7 @@
 """
 
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +124,7 @@ class LocalCluster:
         size = self.checkpoint.config.vocab_size
         return [[(7919 * i * i + 104729 * i + seed) % size for i in range(48)] for seed in (1, 2)]
 
-    # -- life ---------------------------------------------------------------------------------------
+    # -- life -------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         started = time.perf_counter()
@@ -187,7 +187,7 @@ class LocalCluster:
         except Exception as error:
             self._failures.append(error)
 
-    # -- requests -----------------------------------------------------------------------------------
+    # -- requests ---------------------------------------------------------------------------------
 
     @property
     def plan(self) -> Plan:
@@ -202,15 +202,13 @@ class LocalCluster:
         return [step.cost for step in steps]
 
     async def forward(self, input_ids: Sequence[int] | Any, *, last_only: bool = False) -> Floats:
-        """Logits (tokens, vocabulary) of a token sequence; of the last token alone if `last_only`."""
+        """Logits (tokens, vocabulary) of a token sequence; if `last_only`, of its last token."""
         ids = [int(token) for token in np.asarray(input_ids).reshape(-1)]
         async with self._busy:
             self.usage = Usage(prompt_ids=ids)
             started = time.perf_counter()
             settings = _with_reveal(self.settings, "logits")
-            inference = await self._client.begin(
-                len(ids), 1, settings, all_rows=not last_only
-            )
+            inference = await self._client.begin(len(ids), 1, settings, all_rows=not last_only)
             try:
                 logits = await self._client.step(inference, ids)
                 await self._client.wait_reports(inference)
@@ -244,7 +242,7 @@ class LocalCluster:
         *,
         raw: bool = False,
         **options: Any,
-    ) -> AsyncIterator[Token]:
+    ) -> AsyncGenerator[Token, None]:
         """Stream tokens. `usage` holds what it took, up to date after every token.
 
         Args:
@@ -265,7 +263,9 @@ class LocalCluster:
             async for token in tokens:
                 yield token
 
-    async def _tokens(self, ids: list[int], sampling: SamplingConfig) -> AsyncIterator[Token]:
+    async def _tokens(
+        self, ids: list[int], sampling: SamplingConfig
+    ) -> AsyncGenerator[Token, None]:
         usage = self.usage = Usage(prompt_ids=ids)
         room = self.plan.config.max_positions - len(ids) + 1
         if room < 1:
@@ -388,7 +388,7 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
                 yield token
         finally:
             if self._portal is not None:
-                self._call(tokens.aclose)  # type: ignore[attr-defined]
+                self._call(tokens.aclose)
 
     def close(self) -> None:
         """End the actors and free the shares."""

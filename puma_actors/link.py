@@ -13,7 +13,7 @@ from protocols.lane import Buffer, Path, Settings
 from protocols.prf import Stream
 from protocols.shares import Role
 from puma_actors.mailbox import Mailbox
-from puma_actors.tasks import gather, unwrap
+from puma_actors.tasks import gather, in_turn, unwrap
 from puma_actors.wire import flat
 
 if TYPE_CHECKING:
@@ -120,7 +120,11 @@ class InferenceLink:
             raise LocalProtocolError(f"inference {self.number} has ended: take a new number")
 
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-        """As `Link.gather`."""
+        """As `Link.gather`. The dealer's lanes wait for nothing but back-pressure: it runs them in turn,
+        which saves it the tasks.
+        """
+        if self.role is Role.DEALER:
+            return await in_turn(tasks)
         return await gather(tasks)
 
     def defer(self, task: Coroutine[Any, Any, None]) -> None:

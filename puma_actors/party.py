@@ -75,7 +75,9 @@ class Upload:
         if message.start != filled or filled + message.rows > rows or len(buffers) != 1:
             raise RemoteProtocolError(f"rows of {name} came out of order or twice")
         if buffers[0].nbytes != 8 * message.rows * columns:
-            raise RemoteProtocolError(f"{name} has {buffers[0].nbytes} bytes for {message.rows} rows")
+            raise RemoteProtocolError(
+                f"{name} has {buffers[0].nbytes} bytes for {message.rows} rows"
+            )
         words = np.frombuffer(buffers[0], dtype="<u8").astype(np.uint64, copy=False)
         if message.rows == rows:
             self._masked[message.number] = words  # whole: kept as it came

@@ -57,6 +57,15 @@ async def gather(tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
     return results
 
 
+async def in_turn(tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Run one after the other; after an error the rest are closed."""
+    try:
+        return [await task for task in tasks]
+    finally:
+        for task in tasks:
+            task.close()
+
+
 class Signal:
     """Wakes everybody who waits. Lighter than `anyio.Event`, reusable, and blind to past
     notifications.

@@ -1,4 +1,4 @@
-"""Running protocols on plain numbers: share the inputs, run the three parties, rebuild the result."""
+"""Running protocols on plain numbers: share inputs, run the three parties, rebuild the result."""
 
 import os
 from collections.abc import Callable, Coroutine, Sequence
@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.calibrate import calibrate, run_now
+from models.calibrate import calibrate
 from models.config import LlamaConfig
 from models.llama import Cache, forward, parameters_of
 from models.plan import Plan
 from models.sharing import hold_parameter, mask_parameter
-from protocols.cost import Cost, Traffic
+from protocols.cost import Cost
 from protocols.embedding import request_rows, reveal, revealed
-from protocols.errors import LocalProtocolError
 from protocols.lane import Lane, Settings
 from protocols.lockstep import Outcome, combine, deal, run_parties
 from protocols.ops import ARGMAX_WIDTH, Secure
 from protocols.prf import Stream
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, Words, decode, encode, signed
 from protocols.shares import COMPUTING, Role, SecretBits, SecretTensor
+from protocols.trace import trace
 
 A, B, D = Role.EVALUATOR_A, Role.EVALUATOR_B, Role.DEALER
 Shared = dict[Role, Any]
@@ -129,35 +129,6 @@ def value_of(shared: Shared) -> NDArray[np.float64]:
 # -- tracing ---------------------------------------------------------------------------------------
 
 
-class TraceLink:
-    """A link that carries nothing: protocols charge what they declare and return blanks."""
-
-    role = Role.TRACE
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
-        self.traffic = Traffic()
-
-    def stream(self, peer: Role, path: tuple[int, ...]) -> Stream:
-        raise LocalProtocolError("a traced program drew randomness")
-
-    async def send(self, *args: Any, **kwargs: Any) -> None:
-        raise LocalProtocolError("a traced program sent a message")
-
-    async def receive(self, *args: Any) -> bytes:
-        raise LocalProtocolError("a traced program waited for a message")
-
-    async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-        return [await task for task in tasks]
-
-    def defer(self, task: Coroutine[Any, Any, None]) -> None:
-        task.close()
-        raise LocalProtocolError("a traced program deferred work")
-
-    async def run(self, work: int, function: Callable[..., Any], *args: Any) -> Any:
-        return function(*args)
-
-
 def blank(value: Any) -> Any:
     """A shared input as a tracing lane sees it: shape, width and fraction bits alone."""
     if isinstance(value, list):
@@ -165,17 +136,13 @@ def blank(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     tensor = value[A]
-    return replace(
-        tensor, role=Role.TRACE, a=np.zeros_like(tensor.a), b=np.zeros_like(tensor.b)
-    )
+    return replace(tensor, role=Role.TRACE, a=np.zeros_like(tensor.a), b=np.zeros_like(tensor.b))
 
 
-def trace(function: Function, *inputs: Any, settings: Settings | None = None) -> Cost:
+def declared(function: Function, *inputs: Any, settings: Settings | None = None) -> Cost:
     """The cost that `function(lane, *inputs)` declares."""
-    link = TraceLink(settings)
-    lane = Lane(link)
-    run_now(function(lane, *(blank(value) for value in inputs)))
-    return Cost(lane.clock, link.traffic.online_bytes, link.traffic.offline_bytes)
+    blanks = [blank(value) for value in inputs]
+    return trace(lambda lane: function(lane, *blanks), settings)[0]
 
 
 # -- a small model ---------------------------------------------------------------------------------
@@ -247,9 +214,7 @@ async def step(
 ) -> SecretTensor:
     """What a computing party (or a tracing lane) runs for one chunk of tokens."""
     ops, held = Secure(lane), model.held[lane.role]
-    logits: SecretTensor = await forward(
-        ops, model.plan, held, count, cache, last_only=last_only
-    )
+    logits: SecretTensor = await forward(ops, model.plan, held, count, cache, last_only=last_only)
     return await ops.argmax(logits) if lane.settings.reveal == "argmax" else logits
 
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from helpers import TinyModel, infer, run, share, tiny_config, tiny_model
 
-from helpers import TinyModel, infer, tiny_config, tiny_model
 from models.calibrate import plain_logits
 from protocols.errors import LocalProtocolError
 from protocols.lane import Settings
-from protocols.ops import Heads, Rotation, rotate
+from protocols.ops import Heads, Rotation, Secure, rotate
 
 IDS = [3, 17, 0, 39, 17, 8]
 TOLERANCE = 0.01
@@ -75,14 +75,11 @@ def test_argmax_reveals_the_token_alone(model):
 
 
 def test_secure_norm_needs_a_range(model):
-    import helpers
-    from protocols.ops import Secure
-
     async def program(lane, x):
         return await Secure(lane).rms_norm(x, "somewhere", 1e-5, None)
 
     with pytest.raises(LocalProtocolError, match="somewhere has no calibrated range"):
-        helpers.run(program, helpers.share(np.ones((1, 4)), frac=22))
+        run(program, share(np.ones((1, 4)), frac=22))
 
 
 def test_rotation_matches_the_complex_product():
