@@ -204,6 +204,7 @@ class LocalCluster:
     async def forward(self, input_ids: Sequence[int] | Any, *, last_only: bool = False) -> Floats:
         """Logits (tokens, vocabulary) of a token sequence; if `last_only`, of its last token."""
         ids = [int(token) for token in np.asarray(input_ids).reshape(-1)]
+        self.check_ids(ids)
         async with self._busy:
             self.usage = Usage(prompt_ids=ids)
             started = time.perf_counter()
@@ -231,9 +232,42 @@ class LocalCluster:
             raise ConfigError("this model has no tokenizer: give token ids instead of text")
         else:
             ids = self.tokenizer.encode(prompt) if raw else self.tokenizer.chat(prompt)
+        self.check_ids(ids)
+        return ids
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Refuse token ids that the model cannot take, before any work starts.
+
+        Raises:
+            ConfigError: none at all, too many, or one outside the vocabulary.
+        """
+        config = self.checkpoint.config
         if not ids:
             raise ConfigError("the prompt is empty: give at least one token")
-        return ids
+        for token in ids:
+            if not 0 <= token < config.vocab_size:
+                raise ConfigError(
+                    f"token id {token} is not in the model's vocabulary of {config.vocab_size}"
+                )
+        if len(ids) > config.max_positions:
+            raise ConfigError(
+                f"{len(ids)} prompt tokens do not fit the model's {config.max_positions} "
+                "positions: shorten the prompt"
+            )
+
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Refuse a choice of tokens that needs logits the client is not to see.
+
+        Raises:
+            ConfigError: see the text.
+        """
+        if self.settings.reveal == "argmax" and (
+            sampling.temperature > 0 or sampling.repetition_penalty != 1
+        ):
+            raise ConfigError(
+                "with secret logits only the best token is revealed: use temperature 0 and no "
+                "repetition penalty"
+            )
 
     async def generate(
         self,
@@ -251,13 +285,7 @@ class LocalCluster:
             raw: do not apply the chat template.
         """
         sampling = sampling or SamplingConfig(**options)
-        if self.settings.reveal == "argmax" and (
-            sampling.temperature > 0 or sampling.repetition_penalty != 1
-        ):
-            raise ConfigError(
-                "with secret logits only the best token is revealed: use temperature 0 and no "
-                "repetition penalty"
-            )
+        self.check_sampling(sampling)
         ids = self.encode(prompt, raw=raw)
         async with self._busy, aclosing(self._tokens(ids, sampling)) as tokens:
             async for token in tokens:
@@ -268,11 +296,6 @@ class LocalCluster:
     ) -> AsyncGenerator[Token, None]:
         usage = self.usage = Usage(prompt_ids=ids)
         room = self.plan.config.max_positions - len(ids) + 1
-        if room < 1:
-            raise ConfigError(
-                f"{len(ids)} prompt tokens do not fit the model's {self.plan.config.max_positions} "
-                "positions: shorten the prompt"
-            )
         steps = min(sampling.max_new_tokens, room)
         inference = await self._client.begin(len(ids), steps, self.settings)
         sampler, watcher = Sampler(sampling), StopWatcher(sampling.stop)

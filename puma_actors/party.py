@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import numpy as np
+import structlog
 from anyio.abc import TaskGroup
 
 from models.llama import Cache, forward, parameters_of
@@ -31,6 +32,8 @@ from puma_actors.messages import (
     UploadedMessage,
     parse,
 )
+
+log = structlog.get_logger()
 
 DEALER_LEAD = 2
 """Steps that the dealer begins before the client's input to the first of them has come."""
@@ -111,8 +114,8 @@ def _matrix(parameter: Parameter) -> tuple[int, int]:
 class Party(Actor):
     """The dealer or an evaluator. Serves until the client closes the session.
 
-    An inference is a chain of steps that share a cache of keys and values. The dealer's steps need no
-    input but for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
+    An inference is a chain of steps that share a cache of keys and values. The dealer's steps need
+    no input but for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
     """
 
     def __init__(self, role: Role, **options: Any) -> None:
@@ -161,6 +164,7 @@ class Party(Actor):
             name, handle = await self.scheduler.compute.run(1 << 40, upload.hold, number)
             self._parameters[name] = handle
         self._plan, self._upload = upload.plan, None
+        log.info("model ready", role=str(self.role), digest=upload.digest[:16])
         ready = ReadyMessage(digest=upload.digest).header()
         for role in (Role.OWNER, Role.CLIENT):
             await self.scheduler.send_control(role, ready)
@@ -235,6 +239,7 @@ class Party(Actor):
             online_bytes=traffic.online_bytes,
             offline_bytes=traffic.offline_bytes,
         )
+        log.info("step done", role=str(self.role), **cost.model_dump(exclude={"do"}))
         await self.scheduler.send_control(Role.CLIENT, cost.header())
 
     async def _program(

@@ -1,0 +1,194 @@
+"""Commands and their options."""
+
+import sys
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from protocols.errors import PumaError
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="puma",
+    help="Private inference: a language model answers without anyone seeing the prompt or the "
+    "weights. Three parties compute on secret shares; only the client learns the answer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Approximation(StrEnum):
+    """Set of function approximations."""
+
+    TIGHT = "tight"
+    PUMA = "puma"
+
+
+class Tree(StrEnum):
+    """What comparisons save."""
+
+    ROUNDS = "rounds"
+    TRAFFIC = "traffic"
+
+
+_state: dict[str, Any] = {"debug": False}
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Directory (config.json + safetensors), .gguf file, or name on the Hugging Face hub. "
+        "Default: the demo model, SmolLM2-135M-Instruct.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
+ApproximationOption = Annotated[
+    Approximation,
+    typer.Option(
+        help="'tight': every function close to exact; 'puma': the paper's own formulas, which "
+        "cost modern chat models their accuracy."
+    ),
+]
+TreeOption = Annotated[Tree, typer.Option(help="Comparisons with fewest rounds or least traffic.")]
+LanesOption = Annotated[
+    int, typer.Option(min=1, max=1024, help="Groups of attention heads computed concurrently.")
+]
+CodecOption = Annotated[
+    bool, typer.Option("--codec", help="Force in-memory frames through the wire format.")
+]
+
+
+@app.callback()
+def configure(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log more.")] = 0,
+) -> None:
+    """Options of every command."""
+    from puma_actors.cli.output import configure_logs
+
+    _state["debug"] = debug
+    configure_logs(verbose)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say to the model.")],
+    model: ModelOption = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1)] = 64,
+    raw: Annotated[bool, typer.Option("--raw", help="Skip the chat template.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 takes the best token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among so many best tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample within this probability mass.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="1: none.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Make sampling repeatable.")] = None,
+    secret_logits: Annotated[
+        bool,
+        typer.Option("--secret-logits", help="Reveal the best token alone, not the logits."),
+    ] = False,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    lanes: LanesOption = 1,
+    codec: CodecOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a prompt privately, with all five roles in this process."""
+    from models.sampling import SamplingConfig
+    from protocols.lane import Settings
+    from puma_actors.cli.generate import run_generate
+
+    sampling = SamplingConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    reveal = "argmax" if secret_logits else "logits"
+    settings = Settings(str(approximation), str(tree), lanes, reveal)
+    run_generate(model, prompt, sampling, settings, raw=raw, codec=codec, as_json=as_json)
+
+
+@app.command()
+def forward(
+    input_ids: Annotated[str, typer.Option("--input-ids", help="Token ids: 1,2,3")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npz file to write.")],
+    model: ModelOption = None,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    lanes: LanesOption = 1,
+    codec: CodecOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a model privately on token ids and write its logits for every position."""
+    from protocols.lane import Settings
+    from puma_actors.cli.generate import run_forward
+
+    settings = Settings(str(approximation), str(tree), lanes)
+    run_forward(model, input_ids, output, settings, codec=codec, as_json=as_json)
+
+
+@app.command()
+def costs(
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what each protocol costs: rounds, online and offline bits an element."""
+    from protocols.lane import Settings
+    from puma_actors.cli.reports import run_costs
+
+    run_costs(Settings(str(approximation), str(tree)), as_json=as_json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        str | None, typer.Argument(help="A model, as for --model.", show_default=False)
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 32,
+    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to decode after it.")] = 1,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell whether a model is supported, and what it would cost to run."""
+    from protocols.lane import Settings
+    from puma_actors.cli.reports import run_inspect
+
+    settings = Settings(str(approximation), str(tree))
+    run_inspect(path, prompt_tokens, new_tokens, settings, as_json=as_json)
+
+
+def main() -> None:
+    """Entry point: one clear line and exit code 2 for bad input, 1 for anything unforeseen."""
+    try:
+        app()
+    except PumaError as error:
+        _fail(f"error: {error}", EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except Exception as error:
+        _fail(
+            f"unexpected {type(error).__name__}: run `puma --debug ...` for the traceback",
+            EXIT_FAILURE,
+        )
+
+
+def _fail(line: str, code: int) -> None:
+    if _state["debug"]:
+        traceback.print_exc()
+    print(" ".join(line.split()), file=sys.stderr)
+    sys.exit(code)

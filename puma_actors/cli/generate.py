@@ -1,0 +1,232 @@
+"""`puma generate` and `puma forward`."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from models.sampling import SamplingConfig
+from models.weights import demo_model_path
+from protocols.cost import Cost
+from protocols.errors import ConfigError
+from protocols.lane import Settings
+from puma_actors.cli.output import amount, print_json, progress, stderr, stdout
+from puma_actors.cluster import LocalCluster, Usage
+
+
+def open_cluster(model: str | None, settings: Settings, **options: Any) -> LocalCluster:
+    """A cluster for a model, or for the demo model."""
+    return LocalCluster.from_pretrained(model or demo_model_path(), settings=settings, **options)
+
+
+def run_generate(
+    model: str | None,
+    prompt: str,
+    sampling: SamplingConfig,
+    settings: Settings,
+    *,
+    raw: bool,
+    codec: bool,
+    as_json: bool,
+) -> None:
+    """Load, share, answer, and say what it took."""
+
+    async def run() -> None:
+        with progress(quiet=as_json) as report:
+            cluster = open_cluster(model, settings, codec=codec, progress=report)
+            cluster.check_sampling(sampling)
+            ids = cluster.encode(prompt, raw=raw)
+            if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
+                print(f"note: {cluster.tokenizer.note}", file=sys.stderr)
+            await cluster.__aenter__()
+        failure: BaseException | None = None
+        try:
+            text = await _stream(cluster, ids, sampling, quiet=as_json)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            await cluster.__aexit__(type(failure) if failure else None, failure, None)
+        if as_json:
+            print_json({"text": text, **_usage(cluster)})
+        else:
+            _summary(cluster)
+
+    anyio.run(run)
+
+
+async def _stream(
+    cluster: LocalCluster, ids: list[int], sampling: SamplingConfig, *, quiet: bool
+) -> str:
+    """The answer, shown as it grows."""
+    text = ""
+    live = stdout.is_terminal and not quiet
+    with Live(console=stdout, auto_refresh=False, transient=True) if live else _Silent() as view:
+        view.update(_view(text, cluster.usage, 0.0), refresh=True)
+        started = time.perf_counter()
+        async for token in cluster.generate(ids, sampling):
+            text += token.text
+            if live:
+                seconds = time.perf_counter() - started
+                view.update(_view(text, cluster.usage, seconds), refresh=True)
+            elif not quiet:
+                print(token.text, end="", flush=True)
+    if live:
+        stdout.print(Text(text))
+    elif not quiet:
+        print(flush=True)
+    return text
+
+
+class _Silent:
+    """A `Live` that shows nothing."""
+
+    def __enter__(self) -> "_Silent":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, *_: object, **__: object) -> None:
+        return None
+
+
+def _view(text: str, usage: Usage, seconds: float) -> Group:
+    total = usage.total
+    count = len(usage.token_ids)
+    decode = usage.seconds.get("decode", 0.0)
+    rate = f"{(count - 1) / decode:.2f} tokens/s" if decode else "reading the prompt"
+    status = (
+        f"{rate} · {count} tokens · {total.rounds:,} rounds · "
+        f"{amount(total.online)} online · {amount(total.offline)} dealt ahead · {seconds:.0f} s"
+    )
+    return Group(Text(text), Text(status, style="dim"))
+
+
+def _usage(cluster: LocalCluster) -> dict[str, Any]:
+    """Everything but the text, as the JSON output names it."""
+    usage, total = cluster.usage, cluster.usage.total
+    seconds = cluster.seconds
+    return {
+        "prompt_ids": usage.prompt_ids,
+        "token_ids": usage.token_ids,
+        "seconds": {
+            "load": seconds["kernels"] + seconds["load"] + seconds["calibrate"],
+            "share": seconds["share"],
+            "prefill": usage.seconds.get("prefill", 0.0),
+            "decode": usage.seconds.get("decode", 0.0),
+        },
+        "traffic": {
+            "rounds": total.rounds,
+            "online_bytes": total.online,
+            "offline_bytes": total.offline,
+        },
+    }
+
+
+def _summary(cluster: LocalCluster) -> None:
+    """A short table on stderr: what prefill took, and each token after it."""
+    usage, seconds = cluster.usage, cluster.seconds
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "time", "rounds", "online", "dealt ahead"):
+        table.add_column(name, justify="left" if not name else "right")
+    load = seconds["kernels"] + seconds["load"] + seconds["calibrate"]
+    table.add_row("load the model", f"{load:.1f} s")
+    table.add_row("share the weights", f"{seconds['share']:.1f} s")
+    if usage.steps:
+        prefill = f"prefill, {len(usage.prompt_ids)} tokens"
+        table.add_row(*_row(prefill, usage.seconds.get("prefill", 0.0), usage.steps[0]))
+    decoded = usage.steps[1 : len(usage.token_ids)]
+    if decoded:
+        count = len(decoded)
+        total = sum(decoded, Cost())
+        mean = Cost(total.rounds // count, total.online // count, total.offline // count)
+        each = usage.seconds.get("decode", 0.0) / count
+        table.add_row(*_row(f"each of {count} more tokens", each, mean))
+    stderr.print()
+    stderr.print(table)
+    stderr.print(
+        f"stopped: {usage.stop_reason} · no party saw the prompt, the weights or an activation",
+        style="dim",
+    )
+
+
+def _row(name: str, seconds: float, cost: Cost) -> tuple[str, ...]:
+    return (
+        name,
+        f"{seconds:.2f} s",
+        f"{cost.rounds:,}",
+        amount(cost.online),
+        amount(cost.offline),
+    )
+
+
+# -- forward --------------------------------------------------------------------------------------
+
+
+def parse_ids(text: str) -> list[int]:
+    """Token ids from "1,2,3".
+
+    Raises:
+        ConfigError: an entry is not a whole number.
+    """
+    ids = []
+    for part in text.split(","):
+        word = part.strip()
+        if not word.isdecimal():
+            raise ConfigError(f"--input-ids: {word!r} is not a token id; write ids as 1,2,3")
+        ids.append(int(word))
+    return ids
+
+
+def run_forward(
+    model: str | None,
+    input_ids: str,
+    output: Path,
+    settings: Settings,
+    *,
+    codec: bool,
+    as_json: bool,
+) -> None:
+    """Write `logits` (tokens, vocabulary) to an .npz file."""
+    ids = parse_ids(input_ids)
+    if output.suffix != ".npz":
+        raise ConfigError(f"--output: {output} must end in .npz")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output: the directory {output.absolute().parent} does not exist")
+
+    async def run() -> None:
+        with progress(quiet=as_json) as report:
+            cluster = open_cluster(model, settings, codec=codec, progress=report)
+            cluster.check_ids(ids)
+            async with cluster:
+                report("running the model on shares", 0.0)
+                logits = await cluster.forward(ids)
+        try:
+            np.savez(output, logits=logits.astype(np.float32), input_ids=np.asarray(ids))
+        except OSError as error:
+            raise ConfigError(f"--output: cannot write {output}: {error.strerror}") from None
+        summary = _usage(cluster)
+        del summary["token_ids"]
+        summary["seconds"].pop("decode")
+        if as_json:
+            shape = list(logits.shape)
+            print_json({"output": str(output), "logits_shape": shape, **summary})
+        else:
+            total = cluster.usage.total
+            stdout.print(f"logits {logits.shape} written to {output}", highlight=False)
+            stdout.print(
+                f"{summary['seconds']['prefill']:.2f} s · {total.rounds:,} rounds · "
+                f"{amount(total.online)} online · {amount(total.offline)} dealt ahead",
+                style="dim",
+                highlight=False,
+            )
+
+    anyio.run(run)

@@ -1,0 +1,78 @@
+"""What commands share: logs, progress, sizes in words."""
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from puma_actors.owner import Progress as Report
+
+stderr = Console(stderr=True)
+stdout = Console()
+
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+def configure_logs(verbose: int) -> None:
+    """Structured logs on stderr, from warnings up, or more."""
+    level = _LEVELS[min(verbose, len(_LEVELS) - 1)]
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+    )
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+def amount(nbytes: float) -> str:
+    """Bytes for people: 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return ""
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Report]:
+    """A progress line on stderr while something long goes on; without a terminal a line a phase."""
+    if quiet:
+        yield lambda what, fraction: None
+        return
+    if not stderr.is_terminal:
+        seen: set[str] = set()
+        lock = threading.Lock()
+
+        def tell(what: str, fraction: float) -> None:
+            phase = what.split(" ")[0]
+            with lock:
+                if phase not in seen:
+                    seen.add(phase)
+                    print(f"{what} ...", file=sys.stderr, flush=True)
+
+        yield tell
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=stderr, transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)

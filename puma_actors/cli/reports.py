@@ -1,0 +1,210 @@
+"""`puma costs` and `puma inspect`: what can be said before anything runs."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+from rich.table import Table as RichTable
+
+from models.locate import resolve_model
+from models.predict import predict, share_bytes
+from models.weights import Checkpoint, demo_model_path, open_checkpoint
+from protocols.activations import GELU, SILU, activate
+from protocols.arithmetic import lift, matmul, mul, mul3
+from protocols.boolean import and_bits
+from protocols.compare import Term, less, maximum, select
+from protocols.cost import Cost
+from protocols.elementary import exp_negative, reciprocal, rsqrt
+from protocols.embedding import embed, reveal
+from protocols.errors import ConfigError, ModelError
+from protocols.lane import Lane, Settings
+from protocols.linear import Table
+from protocols.normalize import attend, norm_range, rms_norm
+from protocols.shares import Role, SecretBits, SecretTensor
+from protocols.trace import trace
+from puma_actors.cli.output import amount, print_json, stdout
+
+COUNT = 8000
+"""Elements a protocol is traced with; a multiple of 8, so that bits fill bytes."""
+
+Program = Callable[[Lane], Coroutine[Any, Any, Any]]
+
+
+def _programs() -> list[tuple[str, int, Program]]:
+    """Name, elements the cost is divided by, program."""
+
+    def x(lane: Lane, *shape: int, width: int = 64, frac: int = 18) -> SecretTensor:
+        return lane.blank(shape or (COUNT,), width, frac)
+
+    def bit(lane: Lane) -> SecretBits:
+        return lane.blank_bits((COUNT,))
+
+    def pick(lane: Lane) -> Coroutine[Any, Any, Any]:
+        term = Term((bit(lane),), x(lane))
+        return select(lane, [term], width=64, frac=18, shape=(COUNT,))
+
+    def attention(lane: Lane) -> Coroutine[Any, Any, Any]:
+        mask = np.tri(32, 32, dtype=np.bool_)
+        return attend(lane, x(lane, 1, 32, 32, width=46), x(lane, 1, 32, 64), mask)
+
+    bounds = norm_range(768, 1e-5, 16.0)
+    table = Table(Role.TRACE, (49152, 576), None, None)
+    rows = (COUNT // 64, 64)
+    return [
+        ("product, truncated", COUNT, lambda s: mul(s, x(s), x(s), 18)),
+        ("lift to 64 bits", COUNT, lambda s: lift(s, x(s, width=46))),
+        ("product of three", COUNT, lambda s: mul3(s, x(s), x(s), x(s), 18)),
+        ("matrix product (32,64)(64,32)", 1024, _matrix_product),
+        ("comparison, 20 bits", COUNT, lambda s: less(s, x(s), digits=5)),
+        ("AND of 4", COUNT, lambda s: and_bits(s, [bit(s)] * 4)),
+        ("selection", COUNT, pick),
+        ("maximum of 64, 20 bits", COUNT, lambda s: maximum(s, x(s, *rows, width=20, frac=6))),
+        ("exp", COUNT, lambda s: exp_negative(s, x(s, width=32))),
+        ("SiLU", COUNT, lambda s: activate(s, x(s, width=46), SILU)),
+        ("GeLU", COUNT, lambda s: activate(s, x(s, width=46), GELU)),
+        ("reciprocal", COUNT, lambda s: reciprocal(s, x(s), 8, 15)),
+        ("rsqrt", COUNT, lambda s: rsqrt(s, x(s), 14, 29)),
+        ("RMSNorm, rows of 768", 6144, lambda s: rms_norm(s, x(s, 8, 768, frac=22), bounds)),
+        ("softmax (32,32) @ (32,64)", 1024, attention),
+        ("embedding, a token of 49152 x 576", 1, lambda s: embed(s, table, 1)),
+        ("reveal to the client", COUNT, lambda s: reveal(s, x(s, width=46))),
+    ]
+
+
+def _matrix_product(lane: Lane) -> Coroutine[Any, Any, Any]:
+    left, right = lane.blank((1, 32, 64), 64, 18), lane.blank((1, 64, 32), 64, 18)
+    return matmul(lane, left, right, 18)
+
+
+def run_costs(settings: Settings, *, as_json: bool) -> None:
+    """A table of declared costs."""
+    rows = [(name, count, trace(program, settings)[0]) for name, count, program in _programs()]
+    if as_json:
+        print_json(
+            {
+                "approximation": settings.approximation,
+                "tree": settings.tree,
+                "protocols": [
+                    {
+                        "name": name,
+                        "rounds": cost.rounds,
+                        "online_bits": 8 * cost.online / count,
+                        "offline_bits": 8 * cost.offline / count,
+                    }
+                    for name, count, cost in rows
+                ],
+            }
+        )
+        return
+    table = RichTable(
+        title=f"Cost an element ({settings.approximation}, least {settings.tree})",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for column in ("protocol", "rounds", "online bits", "offline bits"):
+        table.add_column(column, justify="left" if column == "protocol" else "right")
+    for name, count, cost in rows:
+        table.add_row(
+            name,
+            str(cost.rounds),
+            f"{8 * cost.online / count:,.0f}",
+            f"{8 * cost.offline / count:,.0f}",
+        )
+    stdout.print(table)
+    stdout.print(
+        "online: sent by all parties once the input is known; offline: sent by the dealer, ahead.",
+        style="dim",
+    )
+
+
+def run_inspect(
+    path: str | None, prompt: int, decode: int, settings: Settings, *, as_json: bool
+) -> None:
+    """Whether a model is supported, and its predicted cost."""
+    found = resolve_model(path) if path is not None else demo_model_path()
+    try:
+        checkpoint = open_checkpoint(found)
+    except ModelError as error:
+        if as_json:
+            print_json({"model": str(found), "supported": False, "reason": str(error)})
+        raise
+    with checkpoint:
+        _check_lengths(checkpoint, prompt, decode)
+        report = _report(checkpoint, prompt, decode, settings)
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def _check_lengths(checkpoint: Checkpoint, prompt: int, decode: int) -> None:
+    limit = checkpoint.config.max_positions
+    if prompt + decode > limit:
+        raise ConfigError(
+            f"{prompt} prompt tokens and {decode} new ones need more than the model's {limit} "
+            "positions: ask for fewer"
+        )
+
+
+def _report(checkpoint: Checkpoint, prompt: int, decode: int, settings: Settings) -> dict[str, Any]:
+    config = checkpoint.config
+    steps = predict(config, prompt, min(decode, 1), settings)
+    if decode > 1:
+        steps += predict(config, prompt + decode - 1, 1, settings)[1:]
+    names = ["prefill", "first decode", "last decode"]
+    return {
+        "model": str(checkpoint.path),
+        "supported": True,
+        "architecture": config.to_public(),
+        "parameters": sum(int(np.prod(checkpoint.shape(n))) for n in checkpoint.names()),
+        "prompt_tokens": prompt,
+        "new_tokens": decode,
+        "predicted": {
+            name: _cost_dict(step.cost) for name, step in zip(names, steps, strict=False)
+        },
+        "prefill_by_protocol": {
+            name: _cost_dict(cost) for name, cost in sorted(steps[0].by_protocol.items())
+        },
+        "share_bytes": {str(role): size for role, size in share_bytes(config).items()},
+    }
+
+
+def _cost_dict(cost: Cost) -> dict[str, int]:
+    return {
+        "rounds": cost.rounds,
+        "online_bytes": cost.online,
+        "offline_bytes": cost.offline,
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    public = report["architecture"]
+    stdout.print(f"[bold]{report['model']}[/bold]: supported", highlight=False)
+    facts = RichTable(box=None, pad_edge=False, show_header=False)
+    facts.add_row("parameters", f"{report['parameters']:,}")
+    for name, value in public.items():
+        facts.add_row(name, str(value))
+    stdout.print(facts)
+    costs = RichTable(
+        title=f"\nPredicted for {report['prompt_tokens']} prompt tokens",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for column in ("step", "rounds", "online", "dealt ahead"):
+        costs.add_column(column, justify="left" if column == "step" else "right")
+    for name, cost in report["predicted"].items():
+        costs.add_row(
+            name,
+            f"{cost['rounds']:,}",
+            amount(cost["online_bytes"]),
+            amount(cost["offline_bytes"]),
+        )
+    stdout.print(costs)
+    memory = ", ".join(f"{role} {amount(size)}" for role, size in report["share_bytes"].items())
+    stdout.print(f"\nshares of the weights in memory: {memory}", highlight=False)
+    stdout.print(
+        "rounds are for unit ranges; calibration adds one to each norm whose inputs are large",
+        style="dim",
+    )
