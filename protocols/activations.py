@@ -23,6 +23,9 @@ from protocols.spline import Spline, evaluate, fit
 _CUT_FRAC = 4
 """A cut-off is compared at a resolution of 1/16: 5 digits then reach up to |x| = 2^15."""
 _DIGITS = 5
+_PUMA_CUT_FRAC = 8
+"""The paper's pieces do not meet, so that its cuts are compared in steps of 1/256."""
+_PUMA_DIGITS = 6
 _SPLINE_FRAC = 16
 
 
@@ -140,8 +143,10 @@ async def activate(
 
 
 async def _below(lane: Lane, x: SecretTensor, cuts: tuple[float, ...]) -> SecretBits:
+    puma = lane.settings.approximation == "puma"
+    frac, digits = (_PUMA_CUT_FRAC, _PUMA_DIGITS) if puma else (_CUT_FRAC, _DIGITS)
     thresholds = [round(cut * 2**x.frac) for cut in cuts]
-    return await less(lane, x, thresholds, digits=_DIGITS, shift=x.frac - _CUT_FRAC)
+    return await less(lane, x, thresholds, digits=digits, shift=x.frac - frac)
 
 
 _PIECE_FRAC = 12

@@ -14,9 +14,16 @@ import numpy as np
 
 from protocols.cost import Cost
 from protocols.errors import LocalProtocolError
+from protocols.kernels.elementwise import (
+    joined,
+    lift_secrets,
+    lift_word,
+    masked_sum,
+    rounded,
+)
 from protocols.kernels.matmul import batched_matmul
-from protocols.lane import Field, Lane
-from protocols.ring import RING_BITS, Words, canonical, packed_bytes, shift_left, shift_right
+from protocols.lane import Field, Lane, field
+from protocols.ring import RING_BITS, Words, packed_bytes
 from protocols.shares import Role, SecretTensor
 
 LinearMap = Callable[[Words], Words]
@@ -57,7 +64,7 @@ async def remask(
     Cost: 1 round; width bits each way; width bits dealt if `dealt`.
     """
     dealt = dealt or shift > 0
-    fields = [Field(part.shape, width)]
+    fields = [field(part.shape, width)]
     if lane.is_dealer:
         one, two = lane.masks(part.shape)
         if dealt:
@@ -65,13 +72,14 @@ async def remask(
             await lane.share(fields, [part + rounding])
         return SecretTensor(lane.role, one, two, width - shift, frac)
     mask = lane.mask(part.shape)
-    total = part + shift_left(mask, shift)
     if dealt:
-        total = total + (await lane.share(fields))[0]
+        (correction,) = await lane.share(fields)
+        total = masked_sum(part, mask, shift, correction)
+    else:
+        total = part + mask
     (opened,) = await lane.open(fields, [total])
     if shift:
-        opened = shift_right(opened + np.uint64(1 << (width - 2)), shift, width)
-        opened = opened - np.uint64(1 << (width - 2 - shift))
+        opened = rounded(opened, width, shift)
     return SecretTensor(lane.role, opened, mask, width - shift, frac)
 
 
@@ -96,33 +104,22 @@ async def lift(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor
     if lane.tracing:
         lane.charge("lift", lift_cost(x.size, x.width, to))
         return lane.blank(x.shape, to, x.frac)
-    fields = [Field(x.shape, gap)] * 2
+    fields = [field(x.shape, gap)] * 2
     if lane.is_dealer:
         return await _lift_dealer(lane, x, to, fields)
     upper = lane.mask(x.shape, gap)
     msb, carry = await lane.share(fields)
-    zeta = canonical(x.a + np.uint64(1 << (x.width - 2)), x.width)
-    clear = np.uint64(1) - (zeta >> np.uint64(x.width - 1))
-    (high,) = await lane.open(fields[:1], [clear * msb + carry + upper])
-    m = zeta - np.uint64(1 << (x.width - 2)) + shift_left(high, x.width)
-    own = canonical(x.b, x.width) + shift_left(upper, x.width)
+    (high,) = await lane.open(fields[:1], [lift_word(x.a, msb, carry, upper, x.width)])
+    m = joined(x.a, 1 << (x.width - 2), high, x.width)
+    own = joined(x.b, 0, upper, x.width)
     return SecretTensor(lane.role, m, own, to, x.frac)
 
 
 async def _lift_dealer(lane: Lane, x: SecretTensor, to: int, fields: list[Field]) -> SecretTensor:
     upper_one, upper_two = lane.masks(x.shape, to - x.width)
-    one, two = canonical(x.a, x.width), canonical(x.b, x.width)
-    total = one + two  # at width 63 and below, no wrap of the word itself
-    msb = (total >> np.uint64(x.width - 1)) & np.uint64(1)
-    carry = total >> np.uint64(x.width)
-    await lane.share(fields, [msb, carry])
-    return SecretTensor(
-        lane.role,
-        one + shift_left(upper_one, x.width),
-        two + shift_left(upper_two, x.width),
-        to,
-        x.frac,
-    )
+    await lane.share(fields, lift_secrets(x.a, x.b, x.width))
+    one, two = joined(x.a, 0, upper_one, x.width), joined(x.b, 0, upper_two, x.width)
+    return SecretTensor(lane.role, one, two, to, x.frac)
 
 
 # -- elementwise products --------------------------------------------------------------------------
@@ -195,17 +192,16 @@ async def mul3(
     if lane.tracing:
         lane.charge("mul3", mul3_cost(x.shape, s.shape, width))
         return lane.blank(x.shape, width - shift, frac)
-    fields = [Field(x.shape, width), Field(x.shape, width), Field(s.shape, width)]
+    fields = [field(x.shape, width), field(x.shape, width), field(s.shape, width)]
     if lane.is_dealer:
         lx, ls, lt = x.lam, s.lam, t.lam
         st = ls * lt
         await lane.share(fields, [lx * ls, lx * lt, st])
         return await remask(lane, np.uint64(0) - lx * st, frac=frac, width=width, shift=shift)
     xs, xt, st = await lane.share(fields)
-    linear = x.b * (s.a * t.a) + x.a * (s.b * t.a + s.a * t.b)
-    part = xs * t.a + xt * s.a + st * x.a - linear
-    if lane.leads:
-        part = part + x.a * (s.a * t.a)
+    both = s.a * t.a
+    beside = st - s.b * t.a - s.a * t.b + (both if lane.leads else np.uint64(0))
+    part = x.a * beside - x.b * both + xs * t.a + xt * s.a
     return await remask(lane, part, frac=frac, width=width, shift=shift)
 
 
@@ -284,7 +280,7 @@ async def poly(
     if lane.tracing:
         lane.charge("poly", poly_cost(x.size, degree, RING_BITS, shift=shift))
         return lane.blank(x.shape, RING_BITS - shift, frac)
-    fields = [Field(x.shape)] * (degree - 1)
+    fields = [field(x.shape)] * (degree - 1)
     if lane.is_dealer:
         powers = [x.lam]
         for _ in range(degree - 1):

@@ -15,7 +15,7 @@ import numpy as np
 from protocols.cost import Cost
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import expand_products, mask_products
-from protocols.lane import Field, Lane
+from protocols.lane import Lane, field
 from protocols.ring import Words, packed_bytes
 from protocols.shares import SecretBits
 
@@ -96,7 +96,7 @@ async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Wor
 
     Cost: no round; one bit dealt a subset.
     """
-    fields = [Field(mask.shape, width, xor=True) for width in plan.widths()]
+    fields = [field(mask.shape, width, xor=True) for width in plan.widths()]
     flat = np.ascontiguousarray(mask).reshape(-1)
     if lane.is_dealer:
         if fields:
@@ -132,7 +132,7 @@ async def open_masked(
         one, two = lane.masks(shape, width)
         return one, one ^ two
     mask = lane.mask(shape, width)
-    (opened,) = await lane.open([Field(shape, width, xor=True)], [share ^ mask])
+    (opened,) = await lane.open([field(shape, width, xor=True)], [share ^ mask])
     return opened, mask
 
 

@@ -27,12 +27,14 @@ from protocols.boolean import (
 from protocols.cost import Cost
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
-from protocols.lane import Field, Lane
-from protocols.ring import Words, canonical, packed_bytes, shift_right
+from protocols.kernels.elementwise import chosen, windows
+from protocols.lane import Field, Lane, field
+from protocols.ring import Words, packed_bytes
 from protocols.shares import SecretBits, SecretTensor, stack
 
 _RADIX = {"rounds": 5, "traffic": 3}
 """Digits combined in one level: 5 keeps the dealt subsets of a level below 40 bits an element."""
+_NO_CUT = np.zeros(1, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ async def less(
         Bits of x's shape, with one more axis at the end if thresholds were given.
 
     Cost: levels + 1 rounds. At 5 digits, one threshold, "rounds" (1 level): 11 bits each way and
-    117 dealt; "traffic" (2 levels) 15 each way and 90 dealt.
+    117 dealt; "traffic" (2 levels) 15 each way and 88 dealt.
     """
     if digits * DIGIT_BITS + shift > x.width:
         raise LocalProtocolError(
@@ -130,41 +132,36 @@ async def less(
         lane.charge("less", less_cost(x.size, cuts.size, digits, radix))
         bits = lane.blank_bits(shape)
     else:
-        bits = await to_bits(lane, await _relation(lane, x, cuts, digits, shift, radix), shape)
+        word, public = await _relation(lane, x, cuts, digits, shift, radix)
+        bits = await to_bits(lane, word, shape)
         if not lane.is_dealer:
-            top = _window(x.a[..., None] - cuts, x.width, digits, shift) >> np.uint64(
-                digits * DIGIT_BITS - 1
-            )
-            bits = SecretBits(bits.role, bits.a ^ top.astype(np.uint8), bits.b)
+            top = (public >> np.uint64(digits * DIGIT_BITS - 1)).astype(np.uint8)
+            bits = SecretBits(bits.role, bits.a ^ top.reshape(shape), bits.b)
     return bits if thresholds is not None else bits.reshape(*x.shape)
-
-
-def _window(words: Words, width: int, digits: int, shift: int) -> Words:
-    return canonical(shift_right(words, shift, width), digits * DIGIT_BITS)
 
 
 async def _relation(
     lane: Lane, x: SecretTensor, cuts: Words, digits: int, shift: int, radix: int
-) -> Words:
-    """XOR shares of msb(lam') ^ [low(m') < low(lam')], shape (*x.shape, thresholds)."""
+) -> tuple[Words, Words]:
+    """XOR shares of msb(lam') ^ [low(m') < low(lam')], shape (*x.shape, thresholds); and the
+    evaluators' m', (x.size, thresholds).
+    """
     tree = comparison_tree(digits, radix)
-    shape = (*x.shape, cuts.size)
-    fields = [Field((x.size, digits), 16, xor=True)]
+    shape, bits = (*x.shape, cuts.size), digits * DIGIT_BITS
+    fields = [field((x.size, digits), 16, xor=True)]
     if lane.is_dealer:
-        hidden = _window(x.lam, x.width, digits, shift).reshape(-1)
+        hidden = windows(x.lam, _NO_CUT, x.width, shift, bits).reshape(-1)
         await lane.share(fields, [onehot_digits(hidden, digits)])
-        word = np.zeros(shape, dtype=np.uint64)
+        public = word = np.zeros(shape, dtype=np.uint64)
     else:
         (onehots,) = await lane.share(fields)
-        public = _window(x.a[..., None] - cuts, x.width, digits, shift)
-        public = np.ascontiguousarray(public).reshape(x.size, cuts.size)
-        word = (
-            await lane.run(40 * public.size * digits, digit_relations, onehots, public)
-        ).reshape(shape)
+        public = windows(x.a, cuts, x.width, shift, bits)
+        work = 40 * public.size * digits
+        word = (await lane.run(work, digit_relations, onehots, public)).reshape(shape)
     for level in tree.levels:
         opened, mask = await open_masked(lane, word, level.inputs, shape)
         word = await products(lane, opened, mask, level)
-    return word
+    return word, public
 
 
 # -- selection -------------------------------------------------------------------------------------
@@ -193,9 +190,9 @@ def _term_fields(term: Term, width: int) -> list[Field]:
     shape = np.broadcast_shapes(*(bit.shape for bit in term.bits))
     fields = []
     for _ in _subset_masks(len(term.bits)):
-        fields.append(Field(shape, width))
+        fields.append(field(shape, width))
         if isinstance(term.y, SecretTensor):
-            fields.append(Field(np.broadcast_shapes(shape, term.y.shape), width))
+            fields.append(field(np.broadcast_shapes(shape, term.y.shape), width))
     return fields
 
 
@@ -255,14 +252,16 @@ def _dealt_products(term: Term) -> list[Words]:
 def _term_part(lane: Lane, term: Term, shares: Iterator[Words]) -> Words:
     secret = isinstance(term.y, SecretTensor)
     y = term.y.a if isinstance(term.y, SecretTensor) else term.y
+    base = y if lane.leads else np.uint64(0)
+    if isinstance(term.y, SecretTensor):
+        base = base - term.y.b
+        if len(term.bits) == 1 and term.bits[0].shape == y.shape:
+            return chosen(term.bits[0].a, base, y, next(shares), next(shares))
     publics = [bit.a.astype(np.uint64) for bit in term.bits]
     flips = [np.uint64(1) - (public << np.uint64(1)) for public in publics]
     whole = publics[0]
     for public in publics[1:]:
         whole = whole * public
-    base = y if lane.leads else np.uint64(0)
-    if isinstance(term.y, SecretTensor):
-        base = base - term.y.b
     part = whole * base
     for subset in _subset_masks(len(publics)):
         factor: Words = np.ones((), dtype=np.uint64)

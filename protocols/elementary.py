@@ -72,9 +72,9 @@ async def _exp_puma(lane: Lane, x: SecretTensor) -> SecretTensor:
 
     async def power(strand: Lane) -> SecretTensor:
         frac = 14  # 4 * 14 + 2 bits of value stay below 62
-        base = await lift(strand, x)
-        y = SecretTensor(base.role, base.a, base.b, base.width, base.frac + 5)
-        y = (await lift(strand, y.drop(y.frac - frac))).add_public(np.uint64(1 << frac))
+        # x / 32; below -14 it may leave the narrow ring, and is selected away.
+        y = x.reinterpret(x.frac + 5).drop(x.frac + 5 - frac)
+        y = (await lift(strand, y)).add_public(np.uint64(1 << frac))
         fourth = Polynomial((0.0, 0.0, 0.0, 0.0, 1.0))
         for _ in range(2):
             y = await lift(strand, await poly(strand, y, fourth, scale=4 * frac, frac=frac))

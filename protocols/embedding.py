@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from protocols.cost import Cost
 from protocols.dpf import correction_bytes, expand, generate
 from protocols.kernels.matmul import matmul_into
-from protocols.lane import Field, Lane
+from protocols.lane import Lane, field
 from protocols.linear import Table
 from protocols.ring import Words, canonical, packed_bytes
 from protocols.shares import EVALUATORS, Role, SecretTensor
@@ -56,7 +56,7 @@ def embed_cost(count: int, shape: tuple[int, int]) -> Cost:
 async def request_rows(lane: Lane, ids: NDArray[np.int64], rows: int) -> None:
     """The client's part of `embed`: send every pair its deltas."""
     v = domain_bits(rows)
-    fields = [Field((ids.size,), v)]
+    fields = [field((ids.size,), v)]
     for pair, strand in zip(_PAIRS, lane.fork(len(_PAIRS) + 1), strict=False):
         rho = strand.draw(pair.dealer, (ids.size,), v)
         delta = canonical(ids.reshape(-1).astype(np.uint64) + rho, v)
@@ -88,7 +88,7 @@ async def embed(lane: Lane, table: Table, count: int) -> SecretTensor:
     zero = other if lane.leads else np.uint64(0) - other
     dealer_pad = reshare.draw(Role.DEALER, shape)
     zero = zero - dealer_pad if lane.leads else zero + dealer_pad
-    fields = [Field(shape)]
+    fields = [field(shape)]
     (m,) = await reshare.open(fields, [part + zero])
     (rest,) = await reshare.receive_words(Role.DEALER, fields)
     lane.join([reshare])
@@ -100,7 +100,7 @@ async def _dealer_part(strands: list[Lane], reshare: Lane, table: Table, masks: 
     pad_one, pad_two = reshare.masks(masks.shape)
     for evaluator in EVALUATORS:
         await reshare.send_words(
-            evaluator, [Field(masks.shape)], [part + masks + pad_one - pad_two]
+            evaluator, [field(masks.shape)], [part + masks + pad_one - pad_two]
         )
 
 
@@ -118,7 +118,7 @@ async def _look_up(strands: list[Lane], table: Table, count: int) -> Words:
         party = pair.holders.index(strand.role)
         roots = strand.draw(pair.dealer, (count, 2)).view(np.uint8).reshape(count, 16)
         correction = await strand.receive_bytes(pair.dealer, nbytes)
-        (delta,) = await strand.receive_words(Role.CLIENT, [Field((count,), v)])
+        (delta,) = await strand.receive_words(Role.CLIENT, [field((count,), v)])
         share = _common_share(pair, table)
         work = count * table.shape[0] * table.shape[1]
         rows = await strand.run(work, _read, party, roots, correction, v, delta, share)
@@ -181,12 +181,12 @@ async def reveal(lane: Lane, x: SecretTensor) -> None:
         lane.charge("reveal", reveal_cost(x.size, x.width))
     elif not lane.is_dealer:
         share = x.a - x.b if lane.leads else x.b
-        await lane.send_words(Role.CLIENT, [Field(x.shape, x.width)], [share])
+        await lane.send_words(Role.CLIENT, [field(x.shape, x.width)], [share])
 
 
 async def revealed(lane: Lane, shape: tuple[int, ...], width: int) -> Words:
     """The client's part of `reveal`: the ring words of x."""
-    fields = [Field(shape, width)]
+    fields = [field(shape, width)]
     (first,) = await lane.receive_words(Role.EVALUATOR_A, fields)
     (second,) = await lane.receive_words(Role.EVALUATOR_B, fields)
     return canonical(first - second, width)

@@ -9,6 +9,7 @@ runtime or by the lockstep driver.
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from protocols.cost import Cost, Traffic
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.kernels.packing import pack, unpack
-from protocols.prf import Stream, as_words, word_bytes
+from protocols.prf import Stream, as_words, stream_bytes
 from protocols.ring import RING_BITS, Bytes, Words, packed_bytes
 from protocols.shares import EVALUATORS, Role, SecretBits, SecretTensor
 
@@ -92,6 +93,10 @@ class Field:
         self.nbytes = packed_bytes(self.count, width)
 
 
+field = lru_cache(maxsize=4096)(Field)
+"""`Field`, made once for each shape and width."""
+
+
 def fields_bytes(fields: Sequence[Field]) -> int:
     """Bytes of a message with these fields; each starts on a byte."""
     return sum(field.nbytes for field in fields)
@@ -104,19 +109,26 @@ def split(buffer: Buffer, fields: Sequence[Field]) -> list[Words]:
         RemoteProtocolError: its size is not that of the fields.
     """
     data = np.frombuffer(buffer, dtype=np.uint8)
-    expected = fields_bytes(fields)
-    if data.size != expected:
-        raise RemoteProtocolError(f"message of {data.size} bytes where {expected} belong")
     parts, start = [], 0
-    for field in fields:
-        end = start + field.nbytes
-        parts.append(unpack(data[start:end], field.width, field.count).reshape(field.shape))
+    for item in fields:
+        end = start + item.nbytes
+        if end > data.size:
+            break
+        whole = data if end - start == data.size else data[start:end]
+        parts.append(unpack(whole, item.width, item.count).reshape(item.shape))
         start = end
+    if start != data.size or len(parts) != len(fields):
+        expected = fields_bytes(fields)
+        raise RemoteProtocolError(f"message of {data.size} bytes where {expected} belong")
     return parts
 
 
-def _flat(words: Words) -> Words:
-    return np.ascontiguousarray(words).reshape(-1)
+def join(fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
+    """Pack a message: what `split` unpacks."""
+    return [
+        pack(np.ascontiguousarray(value).reshape(-1), item.width)
+        for item, value in zip(fields, values, strict=True)
+    ]
 
 
 class Lane:
@@ -224,22 +236,25 @@ class Lane:
                 return self._draw_fields(Role.DEALER, fields)
             return split(await self._receive(Role.DEALER), fields)
         drawer = EVALUATORS[1 - (self._shares & 1)]
-        parts = []
-        halves = self._draw_fields(drawer, fields)
-        for field, value, half in zip(fields, values, halves, strict=True):
-            rest = value ^ half if field.xor else value - half
-            parts.append(pack(_flat(rest), field.width))
-        await self._send(receiver, parts, online=False)
+        rests = [
+            value ^ half if item.xor else value - half
+            for item, value, half in zip(
+                fields, values, self._draw_fields(drawer, fields), strict=True
+            )
+        ]
+        await self._send(receiver, join(fields, rests), online=False)
         return []
 
     def _draw_fields(self, peer: Role, fields: Sequence[Field]) -> list[Words]:
         """One draw for all fields: at this size the call costs more than the bytes."""
-        sizes = [-(-f.count * word_bytes(f.width) // 8) * 8 for f in fields]
+        if len(fields) == 1:
+            return [self.stream(peer).words(fields[0].shape, fields[0].width)]
+        sizes = [stream_bytes(item.count, item.width) for item in fields]
         drawn = self.stream(peer).fill(sum(sizes))
         halves, start = [], 0
-        for field, size in zip(fields, sizes, strict=True):
-            words = as_words(drawn[start : start + size], field.count, field.width)
-            halves.append(words.reshape(field.shape))
+        for item, size in zip(fields, sizes, strict=True):
+            words = as_words(drawn[start : start + size], item.count, item.width)
+            halves.append(words.reshape(item.shape))
             start += size
         return halves
 
@@ -261,8 +276,7 @@ class Lane:
         Online bytes: `2 * fields_bytes(fields)`.
         """
         peer = self.peer
-        parts = [pack(_flat(v), f.width) for f, v in zip(fields, values, strict=True)]
-        await self._send(peer, parts, online=True)
+        await self._send(peer, join(fields, values), online=True)
         theirs = split(await self._receive(peer), fields)
         self.clock += 1
         return theirs
@@ -271,14 +285,13 @@ class Lane:
         """A round after which both evaluators know the sums (or XORs) of their `values`."""
         theirs = await self.swap(fields, values)
         return [
-            mine ^ other if field.xor else mine + other
-            for field, mine, other in zip(fields, values, theirs, strict=True)
+            mine ^ other if item.xor else mine + other
+            for item, mine, other in zip(fields, values, theirs, strict=True)
         ]
 
     async def send_words(self, to: Role, fields: Sequence[Field], values: Sequence[Words]) -> None:
         """Send packed words to one party, online."""
-        parts = [pack(_flat(v), f.width) for f, v in zip(fields, values, strict=True)]
-        await self._send(to, parts, online=True)
+        await self._send(to, join(fields, values), online=True)
 
     async def receive_words(self, sender: Role, fields: Sequence[Field]) -> list[Words]:
         """Words that `sender` sent with `send_words`."""

@@ -159,6 +159,8 @@ def run_parties(programs: dict[Role, Program], settings: Settings | None = None)
     finally:
         for step in (*steps.values(), *extra):
             step.task.close()
+        for task in exchange.deferred:
+            task.close()
     if exchange.boxes:
         raise LocalProtocolError(f"messages were never read: {sorted(exchange.boxes)[:3]}")
     rounds = max(lane.clock for lane in lanes.values())

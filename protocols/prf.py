@@ -11,17 +11,21 @@ import math
 import os
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from protocols.errors import LocalProtocolError
-from protocols.ring import Bytes, Words, canonical
+from protocols.ring import Bytes, Words, bit_mask, canonical
 
 KEY_BYTES = 16
 _BLOCK = 16
 _ZEROS = memoryview(bytes(1 << 20))
 _SLACK = _BLOCK - 1  # update_into wants room for one more block than it writes
+_AHEAD = 2048  # bytes generated at least, because a call costs more than that many
+_WORD = np.dtype("<u8")
+_NARROW: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4)}
 
 
 def word_bytes(width: int) -> int:
@@ -29,39 +33,71 @@ def word_bytes(width: int) -> int:
     return 8 if width > 32 else 4 if width > 16 else 2 if width > 8 else 1
 
 
+def stream_bytes(count: int, width: int) -> int:
+    """Bytes of stream spent on `count` elements: whole words of 8, so that all draws stay
+    aligned.
+    """
+    return (count * word_bytes(width) + 7) & -8
+
+
 def as_words(drawn: Bytes, count: int, width: int) -> Words:
     """The first `count` elements of `width` bits from bytes of a stream."""
-    size = word_bytes(width)
-    words = drawn[: count * size].view(f"<u{size}").astype(np.uint64, copy=False)
-    return canonical(words, width)
+    if width > 32:
+        whole: Words = drawn[: 8 * count].view(_WORD)
+        if not whole.flags.aligned:
+            whole = whole.copy()
+        return canonical(whole, width)
+    kind = _NARROW[word_bytes(width)]
+    words: Words = drawn[: count * kind.itemsize].view(kind).astype(np.uint64)
+    if width != 8 * kind.itemsize:
+        words &= bit_mask(width)
+    return words
 
 
 class Stream:
-    """A pseudo-random stream: AES-128-CTR from counter 0 under a key used for nothing else."""
+    """A pseudo-random stream: AES-128-CTR from counter 0 under a key used for nothing else.
+
+    Small draws are served from a block generated ahead. An array drawn is its owner's: no part of
+    the stream is given out twice.
+    """
+
+    __slots__ = ("_ahead", "_at", "_encryptor", "_end")
 
     def __init__(self, key: bytes) -> None:
         cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK)))
         self._encryptor = cipher.encryptor()
+        self._ahead = np.empty(0, dtype=np.uint8)
+        self._at = self._end = 0
 
     def fill(self, count: int) -> Bytes:
         """The next `count` bytes."""
-        out = np.empty(count + _SLACK, dtype=np.uint8)
-        view = memoryview(out.data)
-        step = len(_ZEROS)
-        for start in range(0, count, step):
-            size = min(step, count - start)
-            self._encryptor.update_into(_ZEROS[:size], view[start : start + size + _SLACK])
-        return out[:count]
+        at, end = self._at, self._at + count
+        if end > self._end:
+            self._generate(count)
+            at, end = 0, count
+        self._at = end
+        return self._ahead[at:end]
+
+    def _generate(self, count: int) -> None:
+        """Make `_ahead` what is left of it and so much more that it holds `count` bytes."""
+        left, size = self._end - self._at, max(count, _AHEAD)
+        out = np.empty(size + _SLACK, dtype=np.uint8)
+        out[:left] = self._ahead[self._at : self._end]
+        view, step = memoryview(out.data), len(_ZEROS)
+        for start in range(left, size, step):
+            part = min(step, size - start)
+            self._encryptor.update_into(_ZEROS[:part], view[start : start + part + _SLACK])
+        self._ahead, self._end = out, size
 
     def words(self, shape: tuple[int, ...], width: int = 64) -> Words:
         """Uniform ring elements of `width` bits, as uint64 of the given shape."""
         count = math.prod(shape)
-        return as_words(self.fill(count * word_bytes(width)), count, width).reshape(shape)
+        return as_words(self.fill(stream_bytes(count, width)), count, width).reshape(shape)
 
     def bits(self, shape: tuple[int, ...]) -> Bytes:
         """Uniform bits, one 0/1 byte each."""
         count = math.prod(shape)
-        packed = self.fill((count + 7) // 8)
+        packed = self.fill((count + 63) // 64 * 8)
         return np.unpackbits(packed, count=count, bitorder="little").reshape(shape)
 
 

@@ -129,6 +129,7 @@ def _compile(function: FunctionType, signature: str | None) -> Callable[..., Any
     for rank in (1, 2, 3):
         scope[f"in{rank}"] = types.Array(types.uint64, rank, "C", readonly=True)
         scope[f"in{rank}_32"] = types.Array(types.uint32, rank, "C", readonly=True)
+        scope[f"in{rank}_8"] = types.Array(types.uint8, rank, "C", readonly=True)
     parsed = eval(signature, {"__builtins__": {}}, scope)  # noqa: S307 - our own literals only
     made: Callable[..., Any] = njit(parsed, nogil=True, cache=True)(ready)
     return made

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from protocols.errors import LocalProtocolError
 from protocols.kernels.jit import MODE, Words, kernel
-from protocols.kernels.simd import make_pack, make_pair_dot, make_tile, vector_bytes
+from protocols.kernels.rows import row_products
+from protocols.kernels.simd import make_pack, make_tile, vector_bytes
 
 PANEL = 64  # columns; ranges that start on a panel keep threads on separate cache lines
 _DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
@@ -22,7 +23,6 @@ _STREAMED_ROWS = 4  # up to here the weights are read in place
 Half = NDArray[np.uint32]
 
 _pack = make_pack(4)
-_pair_dot = make_pair_dot()
 _tile1 = make_tile(1, 4)
 _tile2 = make_tile(2, 4)
 _tile4 = make_tile(4, 4)
@@ -150,20 +150,6 @@ def _product(
             _packed(x, xa, rows, w, wa, columns, depth, out, oa, c, hi, panel, edge)
 
 
-@kernel("void(in1, in1, uint64[::1], int64, int64, int64, int64)")
-def _row_dots(
-    x: Words, yt: Words, out: Words, batch: int, rows: int, depth: int, columns: int
-) -> None:
-    """out (B, T, L) = x (B, T, K) times the transposes of yt (B, L, K); K a multiple of eight."""
-    pair = np.empty(2, np.uint64)
-    for b in range(batch):
-        for c in range(columns):
-            line = (b * columns + c) * depth
-            for r in range(b * rows, (b + 1) * rows):
-                _pair_dot(x, r * depth, yt, line, depth, pair, 0)
-                out[r * columns + c] = pair[0] + pair[1]
-
-
 _PRODUCT = "void({0}, {0}, {1}[::1], int64, int64, int64, int64, int64, int64, int64)"
 
 
@@ -231,10 +217,10 @@ def _batched_matmul(x: Words, y: Words) -> Words:
     out = np.zeros((x.shape[0], x.shape[1], y.shape[2]), dtype=np.uint64)
     _check(x, y, out, 0, y.shape[2])
     yt = y.transpose(0, 2, 1)
-    if x.shape[1] <= _STREAMED_ROWS and x.shape[2] % 8 == 0 and yt.flags.c_contiguous:
+    if x.shape[1] <= _STREAMED_ROWS and yt.flags.c_contiguous:
         # One query against rows of cached keys: turning them would cost more than the product.
         x, yt = (np.require(operand, requirements=["C", "A"]) for operand in (x, yt))
-        _row_dots(x.reshape(-1), yt.reshape(-1), out.reshape(-1), *x.shape, y.shape[2])
+        row_products(x.reshape(-1), yt.reshape(-1), out.reshape(-1), *x.shape, y.shape[2])
         return out
     _run(_product64, x, y, out, 0, y.shape[2])
     return out

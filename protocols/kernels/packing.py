@@ -7,7 +7,7 @@ import numpy as np
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.kernels.jit import MODE, Bytes, Words, kernel
 
-_NATIVE = {8: "<u1", 16: "<u2", 32: "<u4", 64: "<u8"}
+_NATIVE = {width: np.dtype(f"<u{width // 8}") for width in (8, 16, 32, 64)}
 
 
 def packed_bytes(count: int, width: int) -> int:
@@ -71,15 +71,36 @@ def _pack(words: Words, width: Any, out: Words) -> Any:
     return at
 
 
-@kernel("void(in1, uint64, uint64[::1])")
-def _unpack(packed: Words, width: Any, out: Words) -> None:
-    """Fill `out` from `packed`, which has at least one word more than the bits need."""
+@kernel()
+def _word_at(data: Bytes, at: int) -> Any:
+    """The eight bytes from `at` on as a little-endian word (LLVM makes it one load)."""
+    word = np.uint64(data[at])
+    for i in range(1, 8):
+        word |= np.uint64(data[at + i]) << np.uint64(8 * i)
+    return word
+
+
+@kernel("void(in1_8, uint64, uint64[::1])")
+def _unpack(packed: Bytes, width: Any, out: Words) -> None:
+    """Fill `out` from `packed`, which may stand at any address."""
     mask = ~np.uint64(0) >> (np.uint64(64) - width)
-    for i in range(out.size):
+    # Elements whose bits begin so far before the end that nine bytes can be read.
+    easy = 0
+    if packed.size > 16:
+        easy = min(out.size, int(np.uint64(8 * (packed.size - 16)) // width))
+    for i in range(easy):
         bit = np.uint64(i) * width
-        at, shift = bit >> np.uint64(6), bit & np.uint64(63)
-        high = (packed[at + np.uint64(1)] << np.uint64(1)) << (np.uint64(63) - shift)
-        out[i] = ((packed[at] >> shift) | high) & mask
+        at, shift = np.int64(bit >> np.uint64(3)), bit & np.uint64(7)
+        # A shift by 64 is undefined: two of them where none may be meant.
+        high = (np.uint64(packed[at + 8]) << np.uint64(1)) << (np.uint64(63) - shift)
+        out[i] = ((_word_at(packed, at) >> shift) | high) & mask
+    for i in range(easy, out.size):
+        word = np.uint64(0)
+        for b in range(np.int64(width)):
+            bit = np.uint64(i) * width + np.uint64(b)
+            found = np.uint64(packed[np.int64(bit >> np.uint64(3))]) >> (bit & np.uint64(7))
+            word |= (found & np.uint64(1)) << np.uint64(b)
+        out[i] = word
 
 
 def _pack_numba(words: Words, width: int) -> Bytes:
@@ -87,12 +108,12 @@ def _pack_numba(words: Words, width: int) -> Bytes:
 
     Unused final bits are zero. At width 64 the result is a view of `words`.
     """
+    native = _NATIVE.get(width)
+    if native is not None:
+        return np.ascontiguousarray(words).astype(native, copy=False).view(np.uint8)
     size = packed_bytes(words.size, width)
-    words = np.ascontiguousarray(words)
-    if width in _NATIVE:
-        return words.astype(_NATIVE[width], copy=False).view(np.uint8)
-    out = np.empty(size // 8 + 2, dtype="<u8")
-    _pack(words, width, out)
+    out = np.empty(size // 8 + 2, dtype=np.uint64)
+    _pack(np.ascontiguousarray(words), width, out)
     return out.view(np.uint8)[:size]
 
 
@@ -103,14 +124,12 @@ def _unpack_numba(buffer: Bytes, width: int, count: int) -> Words:
     """
     _check(buffer, width, count)
     buffer = np.ascontiguousarray(buffer)
-    if width in _NATIVE:
-        words = buffer.view(_NATIVE[width]).astype(np.uint64, copy=False)
+    native = _NATIVE.get(width)
+    if native is not None:
+        words = buffer.view(native).astype(np.uint64, copy=False)
         return words if words.flags.aligned else words.copy()
-    packed = np.empty(buffer.size // 8 + 2, dtype="<u8")
-    packed[-2:] = 0
-    packed.view(np.uint8)[: buffer.size] = buffer
     out = np.empty(count, dtype=np.uint64)
-    _unpack(packed, width, out)
+    _unpack(buffer, width, out)
     return out
 
 

@@ -1,8 +1,58 @@
-"""Products with the rows of a matrix: x @ w^T, without transposing w in memory."""
+"""Products with the rows of a matrix: x @ y^T, without transposing y in memory."""
 
 import numpy as np
 
-from protocols.kernels.jit import Words, kernel
+from protocols.kernels.jit import MODE, Words, kernel
+from protocols.kernels.simd import make_dots
+
+_LANES = 8
+
+_dots1x4 = make_dots(1, 4)
+_dots4x4 = make_dots(4, 4)
+_dots1x1 = make_dots(1, 1)
+
+
+@kernel()
+def _row_block(
+    x: Words, xa: int, rows: int, y: Words, ya: int, depth: int, whole: int,
+    out: Words, oa: int, os: int,
+) -> None:  # fmt: skip
+    """All rows of x with four rows of y."""
+    r = 0
+    while r + 4 <= rows:
+        _dots4x4(x, xa + r * depth, depth, y, ya, depth, whole, out, oa + r * os, os)
+        r += 4
+    while r < rows:
+        _dots1x4(x, xa + r * depth, depth, y, ya, depth, whole, out, oa + r * os, os)
+        r += 1
+
+
+@kernel("void(in1, in1, uint64[::1], int64, int64, int64, int64)")
+def row_products(
+    x: Words, y: Words, out: Words, batch: int, rows: int, depth: int, columns: int
+) -> None:
+    """Add x (B, T, K) times the transposes of y (B, L, K) to out (B, T, L); all flat."""
+    whole = depth // _LANES * _LANES
+    for b in range(batch):
+        xa, oa = b * rows * depth, b * rows * columns
+        for c in range(0, columns - columns % 4, 4):
+            ya = (b * columns + c) * depth
+            _row_block(x, xa, rows, y, ya, depth, whole, out, oa + c, columns)
+        for c in range(columns - columns % 4, columns):
+            ya = (b * columns + c) * depth
+            for r in range(rows):
+                _dots1x1(
+                    x, xa + r * depth, depth, y, ya, depth, whole, out,
+                    oa + r * columns + c, columns,
+                )  # fmt: skip
+        if whole < depth:
+            for c in range(columns):
+                ya = (b * columns + c) * depth
+                for r in range(rows):
+                    total = np.uint64(0)
+                    for p in range(whole, depth):
+                        total += x[xa + r * depth + p] * y[ya + p]
+                    out[oa + r * columns + c] += total
 
 
 def matmul_rows_numpy(x1: Words, w1: Words, x2: Words, w2: Words) -> Words:
@@ -11,44 +61,15 @@ def matmul_rows_numpy(x1: Words, w1: Words, x2: Words, w2: Words) -> Words:
     return result
 
 
-@kernel("void(in1, in1, in1, in1, uint64[::1], int64, int64, int64)")
-def _rows_product(
-    x1: Words, w1: Words, x2: Words, w2: Words, out: Words, count: int, depth: int, rows: int
-) -> None:
-    """out = x1 @ w1^T + x2 @ w2^T, all flat; four rows of x share one pass over w."""
-    for r in range(rows):
-        base = r * depth
-        t = 0
-        while t + 4 <= count:
-            s0 = np.uint64(0)
-            s1 = np.uint64(0)
-            s2 = np.uint64(0)
-            s3 = np.uint64(0)
-            o0, o1, o2, o3 = t * depth, (t + 1) * depth, (t + 2) * depth, (t + 3) * depth
-            for p in range(depth):
-                s0 += x1[o0 + p] * w1[base + p] + x2[o0 + p] * w2[base + p]
-                s1 += x1[o1 + p] * w1[base + p] + x2[o1 + p] * w2[base + p]
-                s2 += x1[o2 + p] * w1[base + p] + x2[o2 + p] * w2[base + p]
-                s3 += x1[o3 + p] * w1[base + p] + x2[o3 + p] * w2[base + p]
-            out[t * rows + r] = s0
-            out[(t + 1) * rows + r] = s1
-            out[(t + 2) * rows + r] = s2
-            out[(t + 3) * rows + r] = s3
-            t += 4
-        while t < count:
-            s0 = np.uint64(0)
-            o0 = t * depth
-            for p in range(depth):
-                s0 += x1[o0 + p] * w1[base + p] + x2[o0 + p] * w2[base + p]
-            out[t * rows + r] = s0
-            t += 1
-
-
-def matmul_rows(x1: Words, w1: Words, x2: Words, w2: Words) -> Words:
+def _matmul_rows(x1: Words, w1: Words, x2: Words, w2: Words) -> Words:
     """x1 @ w1^T + x2 @ w2^T modulo 2^64 for x (T, K) and C-contiguous w (N, K)."""
     count, depth = x1.shape
     rows = w1.shape[0]
-    out = np.empty(count * rows, dtype=np.uint64)
-    flat = [np.ascontiguousarray(array).reshape(-1) for array in (x1, w1, x2, w2)]
-    _rows_product(*flat, out, count, depth, rows)
+    out = np.zeros(count * rows, dtype=np.uint64)
+    for x, w in ((x1, w1), (x2, w2)):
+        flat = [np.ascontiguousarray(array).reshape(-1) for array in (x, w)]
+        row_products(*flat, out, 1, count, depth, rows)
     return out.reshape(count, rows)
+
+
+matmul_rows = _matmul_rows if MODE == "numba" else matmul_rows_numpy

@@ -171,6 +171,22 @@ def make_pack(vectors: int) -> Any:
     return vector_op(pack)
 
 
+def _fold(builder: Any, value: Any) -> Any:
+    """The sum of both halves of a vector."""
+    from llvmlite import ir
+
+    half = value.type.count // 2
+    parts = [
+        builder.shuffle_vector(
+            value,
+            ir.Constant(value.type, None),
+            ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(start, start + half))),
+        )
+        for start in (0, half)
+    ]
+    return builder.add(*parts)
+
+
 def make_pair_dot() -> Any:
     """An op for the sums of products of the even and of the odd words of two arrays."""
 
@@ -190,20 +206,6 @@ def make_pair_dot() -> Any:
                 kind = signature.args[which]
                 return pointer(context, builder, kind, args[which], position, target)
 
-            def fold(value: Any) -> Any:
-                half = value.type.count // 2
-                parts = [
-                    builder.shuffle_vector(
-                        value,
-                        ir.Constant(value.type, None),
-                        ir.Constant(
-                            ir.VectorType(ir.IntType(32), half), list(range(start, start + half))
-                        ),
-                    )
-                    for start in (0, half)
-                ]
-                return builder.add(*parts)
-
             _, a0, _, b0, total, _, out0 = args
             zero, lanes = ir.Constant(total.type, 0), ir.Constant(total.type, 8)
             sums = cgutils.alloca_once_value(builder, ir.Constant(vector, None))
@@ -212,7 +214,7 @@ def make_pair_dot() -> Any:
                 right = builder.load(at(2, builder.add(b0, i), vector), align=8)
                 product = builder.mul(left, right)
                 builder.store(builder.add(builder.load(sums), product), sums)
-            pair = fold(fold(builder.load(sums)))
+            pair = _fold(builder, _fold(builder, builder.load(sums)))
             builder.store(pair, at(5, out0, pair.type), align=8)
             return context.get_dummy_value()
 
@@ -220,3 +222,55 @@ def make_pair_dot() -> Any:
         return types.void(a, n, b, n, n, out, n), codegen
 
     return vector_op(pair_dot)
+
+
+def make_dots(rows: int, columns: int) -> Any:
+    """An op that adds the products of `rows` rows of x with `columns` rows of y to out."""
+
+    def dots(
+        typing: Any,
+        x: Any, x_at: Any, x_step: Any,
+        y: Any, y_at: Any, y_step: Any, depth: Any,
+        out: Any, out_at: Any, out_step: Any,
+    ) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
+        """As `make_tile`, but y is read along its rows; depth is a multiple of eight."""
+        from llvmlite import ir
+        from numba import types
+
+        vector = ir.VectorType(ir.IntType(64), 8)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cgutils = builder_tools()
+
+            def at(which: int, start: Any, step: Any, row: int, target: Any) -> Any:
+                position = builder.add(start, builder.mul(step, ir.Constant(step.type, row)))
+                kind = signature.args[which]
+                return pointer(context, builder, kind, args[which], position, target)
+
+            def load(which: int, start: Any, step: Any, row: int) -> Any:
+                return builder.load(at(which, start, step, row, vector), align=8)
+
+            _, xa, xs, _, ya, ys, total, _, oa, os = args
+            cells = [(r, c) for r in range(rows) for c in range(columns)]
+            zero, lanes = ir.Constant(total.type, 0), ir.Constant(total.type, 8)
+            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in cells]
+            for item in sums:
+                builder.store(ir.Constant(vector, None), item)
+            with cgutils.for_range_slice(builder, zero, total, lanes) as (p, _n):
+                left = [load(0, builder.add(xa, p), xs, r) for r in range(rows)]
+                right = [load(3, builder.add(ya, p), ys, c) for c in range(columns)]
+                for (r, c), item in zip(cells, sums, strict=True):
+                    product = builder.mul(left[r], right[c])
+                    builder.store(builder.add(builder.load(item), product), item)
+            for (r, c), item in zip(cells, sums, strict=True):
+                pair = _fold(builder, _fold(builder, builder.load(item)))
+                place = builder.add(oa, ir.Constant(oa.type, c))
+                spot = at(7, place, os, r, ir.IntType(64))
+                whole = builder.extract_element(_fold(builder, pair), ir.IntType(32)(0))
+                builder.store(builder.add(builder.load(spot), whole), spot)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(x, n, n, y, n, n, n, out, n, n), codegen
+
+    return vector_op(dots)

@@ -1,0 +1,202 @@
+"""Element by element work on ring words, each function in one pass and without the GIL."""
+
+from typing import Any
+
+import numpy as np
+
+from protocols.kernels.jit import MODE, Bytes, Words, kernel
+
+_ONE = np.uint64(1)
+
+
+def _low(width: Any) -> Any:
+    """The word whose low `width` bits (1..64) are set."""
+    return np.uint64(2**64 - 1 >> 64 - width)
+
+
+# -- truncation ------------------------------------------------------------------------------------
+
+
+def masked_sum_numpy(part: Words, mask: Words, shift: int, dealt: Words) -> Words:
+    """NumPy twin of `masked_sum`."""
+    total: Words = part + (mask << np.uint64(shift)) + dealt
+    return total
+
+
+@kernel("void(in1, in1, uint64, in1, uint64[::1])")
+def _masked_sum(part: Words, mask: Words, shift: Any, dealt: Words, out: Words) -> None:
+    for i in range(out.size):
+        out[i] = part[i] + (mask[i] << shift) + dealt[i]
+
+
+def _masked_sum_numba(part: Words, mask: Words, shift: int, dealt: Words) -> Words:
+    """part + mask * 2^shift + dealt, of one shape; shift < 64."""
+    out = np.empty(part.shape, dtype=np.uint64)
+    _masked_sum(flat(part), flat(mask), shift, flat(dealt), out.reshape(-1))
+    return out
+
+
+def rounded_numpy(opened: Words, width: int, shift: int) -> Words:
+    """NumPy twin of `rounded`."""
+    moved = (opened + np.uint64(1 << width - 2)) & _low(width)
+    down: Words = (moved >> np.uint64(shift)) - np.uint64(1 << width - 2 - shift)
+    return down
+
+
+@kernel("void(in1, uint64, uint64, uint64[::1])")
+def _rounded(opened: Words, width: Any, shift: Any, out: Words) -> None:
+    mask = ~np.uint64(0) >> (np.uint64(64) - width)
+    half = np.uint64(1) << (width - np.uint64(2))
+    less = half >> shift
+    for i in range(out.size):
+        out[i] = (((opened[i] + half) & mask) >> shift) - less
+
+
+def _rounded_numba(opened: Words, width: int, shift: int) -> Words:
+    """The signed `width`-bit words shifted right: (x + 2^(width-2) mod 2^width) >> shift, less the
+    offset."""
+    out = np.empty(opened.shape, dtype=np.uint64)
+    _rounded(flat(opened), width, shift, out.reshape(-1))
+    return out
+
+
+# -- lift: Z_2^k to a wider ring -------------------------------------------------------------------
+
+
+def lift_secrets_numpy(one: Words, two: Words, width: int) -> tuple[Words, Words]:
+    """NumPy twin of `lift_secrets`."""
+    total = (one & _low(width)) + (two & _low(width))
+    return total >> np.uint64(width - 1) & _ONE, total >> np.uint64(width)
+
+
+@kernel("void(in1, in1, uint64, uint64[::1], uint64[::1])")
+def _lift_secrets(one: Words, two: Words, width: Any, msb: Words, carry: Words) -> None:
+    mask = ~np.uint64(0) >> (np.uint64(64) - width)
+    for i in range(msb.size):
+        total = (one[i] & mask) + (two[i] & mask)
+        msb[i] = (total >> (width - np.uint64(1))) & np.uint64(1)
+        carry[i] = total >> width
+
+
+def _lift_secrets_numba(one: Words, two: Words, width: int) -> tuple[Words, Words]:
+    """The top bit of the sum of two `width`-bit masks, and the sum's carry; width < 64."""
+    msb, carry = np.empty(one.shape, np.uint64), np.empty(one.shape, np.uint64)
+    _lift_secrets(flat(one), flat(two), width, msb.reshape(-1), carry.reshape(-1))
+    return msb, carry
+
+
+def lift_word_numpy(m: Words, msb: Words, carry: Words, upper: Words, width: int) -> Words:
+    """NumPy twin of `lift_word`."""
+    zeta = (m + np.uint64(1 << width - 2)) & _low(width)
+    word: Words = (_ONE - (zeta >> np.uint64(width - 1))) * msb + carry + upper
+    return word
+
+
+@kernel("void(in1, in1, in1, in1, uint64, uint64[::1])")
+def _lift_word(m: Words, msb: Words, carry: Words, upper: Words, width: Any, out: Words) -> None:
+    half = np.uint64(1) << (width - np.uint64(2))
+    for i in range(out.size):
+        wrapped = ((m[i] + half) >> (width - np.uint64(1))) & np.uint64(1)
+        out[i] = (np.uint64(1) - wrapped) * msb[i] + carry[i] + upper[i]
+
+
+def _lift_word_numba(m: Words, msb: Words, carry: Words, upper: Words, width: int) -> Words:
+    """(1 - msb(zeta)) * share(msb) + share(carry) + upper for zeta = m + 2^(width-2)."""
+    out = np.empty(m.shape, dtype=np.uint64)
+    _lift_word(flat(m), flat(msb), flat(carry), flat(upper), width, out.reshape(-1))
+    return out
+
+
+def joined_numpy(low: Words, offset: int, high: Words, width: int) -> Words:
+    """NumPy twin of `joined`."""
+    word = (low + np.uint64(offset)) & _low(width)
+    whole: Words = word - np.uint64(offset) + (high << np.uint64(width))
+    return whole
+
+
+@kernel("void(in1, uint64, in1, uint64, uint64[::1])")
+def _joined(low: Words, offset: Any, high: Words, width: Any, out: Words) -> None:
+    mask = ~np.uint64(0) >> (np.uint64(64) - width)
+    for i in range(out.size):
+        out[i] = ((low[i] + offset) & mask) - offset + (high[i] << width)
+
+
+def _joined_numba(low: Words, offset: int, high: Words, width: int) -> Words:
+    """(low + offset mod 2^width) - offset + high * 2^width; width < 64."""
+    out = np.empty(low.shape, dtype=np.uint64)
+    _joined(flat(low), offset, flat(high), width, out.reshape(-1))
+    return out
+
+
+# -- comparison and selection ----------------------------------------------------------------------
+
+
+def windows_numpy(words: Words, cuts: Words, width: int, shift: int, bits: int) -> Words:
+    """NumPy twin of `windows`."""
+    moved = ((words.reshape(-1, 1) - cuts) & _low(width)) >> np.uint64(shift)
+    kept: Words = moved & _low(bits)
+    return kept
+
+
+@kernel("void(in1, in1, uint64, uint64, uint64, uint64[::1])")
+def _windows(words: Words, cuts: Words, width: Any, shift: Any, bits: Any, out: Words) -> None:
+    mask = (~np.uint64(0) >> (np.uint64(64) - width)) >> shift
+    mask &= ~np.uint64(0) >> (np.uint64(64) - bits)
+    if cuts.size == 1:
+        for i in range(words.size):
+            out[i] = ((words[i] - cuts[0]) >> shift) & mask
+        return
+    for i in range(words.size):
+        for k in range(cuts.size):
+            out[i * cuts.size + k] = ((words[i] - cuts[k]) >> shift) & mask
+
+
+def _windows_numba(words: Words, cuts: Words, width: int, shift: int, bits: int) -> Words:
+    """Bits shift .. shift + bits - 1 of words - cut modulo 2^width: (words.size, cuts.size)."""
+    out = np.empty((words.size, cuts.size), dtype=np.uint64)
+    _windows(flat(words), cuts, width, shift, bits, out.reshape(-1))
+    return out
+
+
+def chosen_numpy(
+    bits: Bytes, own: Words, m: Words, bit_share: Words, product_share: Words
+) -> Words:
+    """NumPy twin of `chosen`."""
+    public = bits.astype(np.uint64)
+    flip = _ONE - (public << _ONE)
+    part: Words = public * own + flip * (m * bit_share - product_share)
+    return part
+
+
+@kernel("void(in1_8, in1, in1, in1, in1, uint64[::1])")
+def _chosen(
+    bits: Bytes, own: Words, m: Words, bit_share: Words, product_share: Words, out: Words
+) -> None:
+    for i in range(out.size):
+        inner = m[i] * bit_share[i] - product_share[i]
+        out[i] = own[i] - inner if bits[i] else inner
+
+
+def _chosen_numba(
+    bits: Bytes, own: Words, m: Words, bit_share: Words, product_share: Words
+) -> Words:
+    """bits * own + (1 - 2 bits) (m * bit_share - product_share), all of one shape."""
+    out = np.empty(own.shape, dtype=np.uint64)
+    arrays = [flat(array) for array in (own, m, bit_share, product_share)]
+    _chosen(np.ascontiguousarray(bits).reshape(-1), *arrays, out.reshape(-1))
+    return out
+
+
+def flat(words: Words) -> Words:
+    """A contiguous one-dimensional view or copy."""
+    return np.ascontiguousarray(words).reshape(-1)
+
+
+_NUMBA = MODE == "numba"
+masked_sum = _masked_sum_numba if _NUMBA else masked_sum_numpy
+rounded = _rounded_numba if _NUMBA else rounded_numpy
+lift_secrets = _lift_secrets_numba if _NUMBA else lift_secrets_numpy
+lift_word = _lift_word_numba if _NUMBA else lift_word_numpy
+joined = _joined_numba if _NUMBA else joined_numpy
+windows = _windows_numba if _NUMBA else windows_numpy
+chosen = _chosen_numba if _NUMBA else chosen_numpy

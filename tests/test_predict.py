@@ -1,0 +1,117 @@
+"""What was predicted from shapes alone is what was counted."""
+
+from dataclasses import replace
+
+import pytest
+from reference import save_model, save_tokenizer
+
+from models.config import load_config
+from models.plan import Plan
+from models.predict import predict, share_bytes
+from protocols.cost import Cost
+from protocols.lane import Settings
+from protocols.shares import Role
+from puma_actors.cluster import LocalCluster
+
+IDS = [1, 7, 30, 4, 4, 22, 9]
+CHOICES = [
+    Settings(),
+    Settings(tree="traffic"),
+    Settings(approximation="puma"),
+    Settings(approximation="puma", tree="traffic", lanes=2),
+    Settings(lanes=2),
+    Settings(lanes=3, tree="traffic"),
+    Settings(reveal="argmax"),
+    Settings(reveal="argmax", tree="traffic", lanes=2, approximation="puma"),
+]
+
+
+@pytest.fixture(scope="module", params=["tied", "untied", "every head its own keys"])
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    changes = {
+        "tied": {"tie_word_embeddings": True},
+        "untied": {"num_hidden_layers": 3},
+        "every head its own keys": {"num_attention_heads": 3, "num_key_value_heads": 3},
+    }[request.param]
+    if "num_attention_heads" in changes:
+        changes |= {"head_dim": 8, "hidden_size": 24, "num_hidden_layers": 1}
+    return save_tokenizer(save_model(folder, **changes))
+
+
+async def test_counted_costs_are_the_predicted_ones(folder):
+    async with LocalCluster.from_pretrained(folder) as cluster:
+        for settings in CHOICES:
+            cluster.settings = settings
+            tokens = [token async for token in cluster.generate(IDS, max_new_tokens=4)]
+            assert len(tokens) == 4
+            assert cluster.usage.steps == cluster.predict(len(IDS), 3), settings
+            assert cluster.usage.total == sum(cluster.predict(len(IDS), 3), Cost())
+
+            logits = await cluster.forward(IDS)
+            assert len(logits) == len(IDS)
+            cluster.settings = replace(settings, reveal="logits")
+            assert cluster.usage.steps == cluster.predict(len(IDS), all_rows=True), settings
+            await cluster.forward(IDS, last_only=True)
+            assert cluster.usage.steps == cluster.predict(len(IDS)), settings
+
+
+async def test_one_token_alone(folder):
+    async with LocalCluster.from_pretrained(folder) as cluster:
+        await cluster.forward([5])
+        assert cluster.usage.steps == cluster.predict(1, all_rows=True) == cluster.predict(1)
+
+
+@pytest.mark.parametrize("codec", [False, True])
+async def test_costs_do_not_depend_on_the_transport(folder, codec):
+    async with LocalCluster.from_pretrained(folder, codec=codec) as cluster:
+        await cluster.forward(IDS)
+        assert cluster.usage.steps == cluster.predict(len(IDS), all_rows=True)
+
+
+def test_a_prediction_names_the_protocols_and_adds_up(tmp_path):
+    config = load_config(save_model(tmp_path))
+    steps = predict(config, 5, 2)
+    assert [step.tokens for step in steps] == [5, 1, 1]
+    for step in steps:
+        parts = step.by_protocol.values()
+        assert sum(part.online for part in parts) == step.cost.online
+        assert sum(part.offline for part in parts) == step.cost.offline
+        assert max(part.rounds for part in parts) <= step.cost.rounds
+    first, second, third = (step.cost for step in steps)
+    assert first.online > third.online > second.online  # the context grows
+    assert second.rounds == third.rounds
+
+
+def test_traffic_and_rounds_are_what_the_trees_trade(tmp_path):
+    config = load_config(save_model(tmp_path))
+    (rounds,) = predict(config, 8, settings=Settings(tree="rounds"))
+    (traffic,) = predict(config, 8, settings=Settings(tree="traffic"))
+    assert rounds.cost.rounds < traffic.cost.rounds
+    total = [step.cost.online + step.cost.offline for step in (rounds, traffic)]
+    assert total[0] > total[1]
+
+
+def test_lanes_cost_no_rounds(tmp_path):
+    config = load_config(save_model(tmp_path))
+    costs = [predict(config, 8, settings=Settings(lanes=lanes))[0].cost for lanes in (1, 2, 4, 99)]
+    assert len({cost.rounds for cost in costs}) == 1
+
+
+def test_share_bytes_are_those_held(tmp_path):
+    """The dealer holds one word of mask a weight, an evaluator two; both halves of the table."""
+    config = load_config(save_model(tmp_path))
+    held = share_bytes(config)
+    table = config.vocab_size * config.hidden_size
+    inner = 3 * config.intermediate_size + (2 * config.num_heads + 2 * config.num_kv_heads) * 8
+    weights = config.num_layers * inner * config.hidden_size + table  # and an untied head
+    both = 2 * (table + config.hidden_size)
+    assert held[Role.DEALER] == 8 * (both + weights)
+    assert held[Role.EVALUATOR_A] == held[Role.EVALUATOR_B] == 8 * (both + 2 * weights)
+
+
+async def test_a_plan_from_the_wire_predicts_the_same(folder):
+    async with LocalCluster.from_pretrained(folder) as cluster:
+        plan = Plan.from_public(cluster.plan.to_public())
+        steps = predict(plan, len(IDS), 2, cluster.settings)
+        assert [step.cost for step in steps] == cluster.predict(len(IDS), 2)
