@@ -67,7 +67,7 @@ def test_puma(activation, tree):
     got = floats(function, share(x), activation, settings=settings)
     error = np.abs(got - EXACT[activation.name](x))
     # The paper's own errors (0.0199 and 0.0719) and what fixed point adds to them.
-    assert error.max() <= {"gelu": 0.0202, "silu": 0.0758}[activation.name]
+    assert error.max() <= {"gelu": 0.0202, "silu": 0.0725}[activation.name]
     clear = np.abs(x[:, None] - activation.cuts).min(axis=1) > 1 / 8
     assert np.abs(got - pieces(activation, x))[clear].max() <= 5e-4
 
