@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.lane import Settings
@@ -145,6 +146,7 @@ async def connect_all(
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await channel.aclose()
+            await checkpoint_if_cancelled()  # then the error came of it: the other side hung up
             raise
 
     try:

@@ -33,10 +33,10 @@ from puma_actors.messages import (
     CloseMessage,
     EndedMessage,
     EndMessage,
-    InferMessage,
     PlanMessage,
     ReadyMessage,
     StepMessage,
+    infer_message,
     parse,
 )
 from puma_actors.tasks import Signal
@@ -78,8 +78,7 @@ class Client(Actor):
     def __init__(self, **options: Any) -> None:
         super().__init__(Role.CLIENT, **options)
         self.plan: Plan | None = None
-        self._digest = ""
-        self._ready: set[Role] = set()
+        self._ready: dict[Role, str] = {}  # digest of the plan a party is ready for
         self._next = 0
         self._inferences: dict[int, Inference] = {}
         self._changed = Signal()
@@ -106,11 +105,10 @@ class Client(Actor):
                 self.plan = Plan.from_public(message.plan)
             except ModelError as error:
                 raise RemoteProtocolError(f"the owner's plan is unusable: {error}") from None
-            self._digest = self.plan.digest()
+            self._check_ready()
         elif isinstance(message, ReadyMessage) and role in COMPUTING:
-            if self.plan is not None and message.digest != self._digest:
-                raise RemoteProtocolError(f"{role} holds another model than the owner announced")
-            self._ready.add(role)
+            self._ready[role] = message.digest
+            self._check_ready()
         elif isinstance(message, StepMessage) and role in COMPUTING:
             inference, step = self._find(message.number)
             cost = Cost(message.rounds, message.online_bytes, message.offline_bytes)
@@ -119,6 +117,12 @@ class Client(Actor):
             self._find(message.number)[0]._ended.add(role)
         else:
             raise RemoteProtocolError(f"{role} may not send a {message.do!r} request to a client")
+
+    def _check_ready(self) -> None:
+        """The parties' word may come before the owner's."""
+        for role, digest in self._ready.items():
+            if self.plan is not None and digest != self.plan.digest():
+                raise RemoteProtocolError(f"{role} holds another model than the owner announced")
 
     def _find(self, number: int) -> tuple[Inference, int]:
         for inference in self._inferences.values():
@@ -163,21 +167,13 @@ class Client(Actor):
                 f"{limit} positions: shorten the prompt or ask for fewer tokens"
             )
         settings = settings or Settings()
+        request = infer_message(self._next, prompt, steps, settings, all_rows=all_rows)
         inference = Inference(self._next, prompt, steps, settings, all_rows)
         self._next += steps
         self._inferences[inference.number] = inference
-        request = InferMessage(
-            number=inference.number,
-            prompt=prompt,
-            steps=steps,
-            all_rows=all_rows,
-            approximation=settings.approximation,  # type: ignore[arg-type]
-            tree=settings.tree,  # type: ignore[arg-type]
-            lanes=settings.lanes,
-            reveal=settings.reveal,  # type: ignore[arg-type]
-        ).header()
-        for role in COMPUTING:
-            await self.scheduler.send_control(role, request)
+        with anyio.CancelScope(shield=True):  # all parties hear of it, or none
+            for role in COMPUTING:
+                await self.scheduler.send_control(role, request.header())
         return inference
 
     async def step(self, inference: Inference, ids: Sequence[int]) -> Floats:

@@ -35,6 +35,7 @@ from protocols.shares import COMPUTING
 from puma_actors.actor import MEMORY, Actor, connect_all
 from puma_actors.client import Client, Inference
 from puma_actors.compute import Compute
+from puma_actors.messages import infer_message
 from puma_actors.owner import Owner, Progress, ignore_progress
 from puma_actors.party import Party
 
@@ -89,17 +90,19 @@ class LocalCluster:
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
         self.settings = settings or Settings()
+        infer_message(0, 1, 1, self.settings, all_rows=False)  # refuse unusable ones early
         self.usage = Usage()
         self.seconds: dict[str, float] = {}
+        self._no_tokenizer = "none was passed"
         self._codec = codec
         self._progress = progress
-        self._busy = anyio.Lock()
+        self._busy = anyio.Semaphore(1)  # no lock: a stream may be closed by another task
         options: dict[str, Any] = {"compute": compute or Compute(), "settings": self.settings}
         self._owner = Owner(checkpoint, self._texts(), progress=progress, **options)
         self._client = Client(**options)
         self._parties = [Party(role, **options) for role in COMPUTING]
         self._group: TaskGroup | None = None
-        self._client_scope = anyio.CancelScope()
+        self._client_scope: anyio.CancelScope | None = None
         self._failures: list[BaseException] = []
 
     @classmethod
@@ -110,37 +113,63 @@ class LocalCluster:
             ModelError: it cannot be read or is not supported.
         """
         checkpoint = open_checkpoint(path_or_name)
+        tokenizer, reason = None, ""
         try:
             tokenizer = Tokenizer.load(checkpoint.path)
-        except ModelError:
-            tokenizer = None
-        return cls(checkpoint, tokenizer, **options)
+        except ModelError as error:
+            reason = str(error)
+        try:
+            cluster = cls(checkpoint, tokenizer, **options)
+        except BaseException:
+            checkpoint.close()
+            raise
+        cluster._no_tokenizer = reason
+        return cluster
 
     def _texts(self) -> list[list[int]]:
         """Token sequences for the owner's calibration, of its own choice."""
-        if self.tokenizer is not None:
+        config = self.checkpoint.config
+        if self.tokenizer is None:
+            size = config.vocab_size
+            texts = [
+                [(7919 * i * i + 104729 * i + seed) % size for i in range(48)] for seed in (1, 2)
+            ]
+        else:
             texts = [self.tokenizer.encode(text) for text in TEXTS]
-            return [*texts, self.tokenizer.chat(TEXTS[0])]
-        size = self.checkpoint.config.vocab_size
-        return [[(7919 * i * i + 104729 * i + seed) % size for i in range(48)] for seed in (1, 2)]
+            texts.append(self.tokenizer.chat(TEXTS[0]))
+        if max(map(max, texts)) >= config.vocab_size:
+            raise ModelError(
+                f"{self.checkpoint.path}: the tokenizer beside it has more tokens than the model's "
+                f"{config.vocab_size}: put the model's own tokenizer there"
+            )
+        return [ids[: config.max_positions] for ids in texts]
 
     # -- life -------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        if self._client_scope is not None:
+            raise ConfigError("a cluster runs once: make a new one")
+        self._client_scope = anyio.CancelScope()
         started = time.perf_counter()
-        await anyio.to_thread.run_sync(warm_up, lambda line: self._progress(line, 0.0))
-        self.seconds["kernels"] = time.perf_counter() - started
-        actors: list[Actor] = [self._owner, self._client, *self._parties]
-        await connect_all(actors, MEMORY + ("?codec=1" if self._codec else ""))
+        try:
+            await anyio.to_thread.run_sync(warm_up, lambda line: self._progress(line, 0.0))
+            self.seconds["kernels"] = time.perf_counter() - started
+            actors: list[Actor] = [self._owner, self._client, *self._parties]
+            await connect_all(actors, MEMORY + ("?codec=1" if self._codec else ""))
+        except BaseException:
+            self.checkpoint.close()
+            raise
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
         try:
             for actor in (self._owner, *self._parties):
                 self._group.start_soon(self._supervise, actor)
-            self._group.start_soon(self._supervise_client)
+            self._group.start_soon(self._supervise_client, self._client_scope)
             await self._client.wait_ready()
-            while not self._owner.seconds:
+            while not self._owner.seconds and not self._failures:
                 await anyio.sleep(0.005)
+            if self._failures:
+                raise self._failures[0]
         except BaseException as error:
             await self._stop(error)
             raise
@@ -157,7 +186,7 @@ class LocalCluster:
 
     async def _stop(self, error: BaseException | None) -> None:
         """End all actors; if one of them failed first, raise what it failed with."""
-        assert self._group is not None
+        assert self._group is not None and self._client_scope is not None
         group, self._group = self._group, None
         if error is None and not self._failures:
             with suppress(PumaError):
@@ -179,9 +208,9 @@ class LocalCluster:
         except Exception as error:  # told to the others by the actor, and raised by `_stop`
             self._failures.append(error)
 
-    async def _supervise_client(self) -> None:
+    async def _supervise_client(self, scope: anyio.CancelScope) -> None:
         try:
-            with self._client_scope:
+            with scope:
                 async with self._client:
                     await self._client.listen()
         except Exception as error:
@@ -206,6 +235,7 @@ class LocalCluster:
         ids = [int(token) for token in np.asarray(input_ids).reshape(-1)]
         self.check_ids(ids)
         async with self._busy:
+            self._check_running()
             self.usage = Usage(prompt_ids=ids)
             started = time.perf_counter()
             settings = _with_reveal(self.settings, "logits")
@@ -218,6 +248,10 @@ class LocalCluster:
             self.usage.seconds["prefill"] = time.perf_counter() - started
             return logits
 
+    def _check_running(self) -> None:
+        if self._group is None:
+            raise ConfigError("the cluster is not running: use `async with`")
+
     def encode(self, prompt: str | Sequence[int], *, raw: bool = False) -> list[int]:
         """Token ids of a prompt: through the chat template unless `raw`; ids are taken as they are.
 
@@ -229,7 +263,9 @@ class LocalCluster:
         elif not prompt.strip():
             raise ConfigError("the prompt is empty: give some text")
         elif self.tokenizer is None:
-            raise ConfigError("this model has no tokenizer: give token ids instead of text")
+            raise ConfigError(
+                f"no tokenizer, so only token ids can be given ({self._no_tokenizer})"
+            )
         else:
             ids = self.tokenizer.encode(prompt) if raw else self.tokenizer.chat(prompt)
         self.check_ids(ids)
@@ -294,6 +330,7 @@ class LocalCluster:
     async def _tokens(
         self, ids: list[int], sampling: SamplingConfig
     ) -> AsyncGenerator[Token, None]:
+        self._check_running()
         usage = self.usage = Usage(prompt_ids=ids)
         room = self.plan.config.max_positions - len(ids) + 1
         steps = min(sampling.max_new_tokens, room)

@@ -120,8 +120,8 @@ class InferenceLink:
             raise LocalProtocolError(f"inference {self.number} has ended: take a new number")
 
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-        """As `Link.gather`. The dealer's lanes wait for nothing but back-pressure: it runs them in turn,
-        which saves it the tasks.
+        """As `Link.gather`. The dealer's lanes wait for nothing but back-pressure: it runs them in
+        turn, which saves it the tasks.
         """
         if self.role is Role.DEALER:
             return await in_turn(tasks)

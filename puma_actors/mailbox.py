@@ -267,8 +267,11 @@ class Mailbox:
         self._waiting[tag] = waiter
         try:
             found = await waiter
-        finally:
-            self._waiting.pop(tag, None)
+        except asyncio.CancelledError:
+            if self._waiting.pop(tag, None) is not None:
+                self._taken[lane] = number - 1  # should it come yet, it is no replay
+            raise
+        self._waiting.pop(tag, None)
         if found is None:
             self._check()
             raise LocalProtocolError("the inference ended while a lane waited for a message")

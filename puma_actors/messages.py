@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from protocols.errors import RemoteProtocolError
+from protocols.errors import ConfigError, RemoteProtocolError
 from protocols.lane import Settings
 
 MAX_TOKENS = 1 << 20
@@ -82,6 +82,29 @@ class InferMessage(_Message):
         return Settings(self.approximation, self.tree, self.lanes, self.reveal)
 
 
+def infer_message(
+    number: int, prompt: int, steps: int, settings: Settings, *, all_rows: bool
+) -> InferMessage:
+    """The request for an inference with these settings.
+
+    Raises:
+        ConfigError: one of them is unusable.
+    """
+    try:
+        return InferMessage(
+            number=number,
+            prompt=prompt,
+            steps=steps,
+            all_rows=all_rows,
+            approximation=settings.approximation,  # type: ignore[arg-type]
+            tree=settings.tree,  # type: ignore[arg-type]
+            lanes=settings.lanes,
+            reveal=settings.reveal,  # type: ignore[arg-type]
+        )
+    except ValidationError as error:
+        raise ConfigError(f"unusable request, {_first(error)}") from None
+
+
 class StepMessage(_Message):
     """What one step cost the sender: payload bytes it sent; rounds on its longest chain."""
 
@@ -137,6 +160,13 @@ def parse(header: Mapping[str, Any]) -> Any:
     try:
         return _ADAPTER.validate_python(dict(header))
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "do"
-        raise RemoteProtocolError(f"malformed request, {place}: {first['msg']}") from None
+        raise RemoteProtocolError(f"malformed request, {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint, in one line."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    if first["type"] == "union_tag_invalid":  # its text repeats the value
+        return "do: no such request"
+    place = ".".join(str(part) for part in first["loc"]) or "do"
+    return f"{place}: {first['msg']}"

@@ -6,7 +6,6 @@ from typing import Any
 
 import anyio
 import numpy as np
-import structlog
 from anyio.abc import TaskGroup
 
 from models.llama import Cache, forward, parameters_of
@@ -19,6 +18,7 @@ from protocols.ops import Secure
 from protocols.ring import Words
 from protocols.shares import Role
 from puma_actors.actor import Actor
+from puma_actors.logs import log
 from puma_actors.messages import (
     CloseMessage,
     EndedMessage,
@@ -32,8 +32,7 @@ from puma_actors.messages import (
     UploadedMessage,
     parse,
 )
-
-log = structlog.get_logger()
+from puma_actors.tasks import unwrap
 
 DEALER_LEAD = 2
 """Steps that the dealer begins before the client's input to the first of them has come."""
@@ -124,8 +123,18 @@ class Party(Actor):
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
         self._running_inferences: dict[int, anyio.CancelScope] = {}
+        self._unused = 0  # the least number that no inference has taken
 
     async def main(self) -> None:
+        try:
+            await self._serve()
+        except BaseExceptionGroup as errors:
+            root = unwrap(errors)
+            raise root from root.__cause__
+        finally:
+            self._parameters.clear()  # gigabytes, which must not wait for a garbage collection
+
+    async def _serve(self) -> None:
         async with anyio.create_task_group() as group:
             while True:
                 role, header, buffers = await self.scheduler.control()
@@ -175,11 +184,12 @@ class Party(Actor):
         if isinstance(message, InferMessage):
             if self._plan is None:
                 raise RemoteProtocolError("the client asked for an inference before the model came")
-            if message.number in self._running_inferences:
-                raise RemoteProtocolError(f"inference {message.number} runs already")
+            if message.number < self._unused:
+                raise RemoteProtocolError(f"inference {message.number} is not new")
             limit = self._plan.config.max_positions
             if message.prompt + message.steps - 1 > limit:
                 raise RemoteProtocolError(f"the client asked for more than {limit} positions")
+            self._unused = message.number + message.steps
             self._running_inferences[message.number] = anyio.CancelScope()
             group.start_soon(self._infer, message, self._plan)
         elif isinstance(message, EndMessage):
@@ -203,6 +213,8 @@ class Party(Actor):
                     await done.wait()
                 await anyio.sleep_forever()
         del self._running_inferences[message.number]
+        for step in range(message.steps):  # what was dealt for steps that nobody wanted
+            self.scheduler.end(message.number + step)
         ended = EndedMessage(number=message.number).header()
         await self.scheduler.send_control(Role.CLIENT, ended)
 

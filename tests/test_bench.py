@@ -12,7 +12,7 @@ from helpers import tiny_config
 
 from bench import __main__ as command
 from bench import protocols as protocol_benchmarks
-from bench.fidelity import differences
+from bench.fidelity import TorchModel, differences
 from bench.harness import Benchmark, Errors, Options, Repeats, Result, Spread, document
 from bench.model import layer_cost, peak_bytes
 from bench.reference import SPU
@@ -239,3 +239,9 @@ def test_differences_are_told_with_the_reference_model_s_own_gap():
     assert found.gap == pytest.approx(0.01)
     assert found.deficit == pytest.approx(0.01)
     assert differences([1, 0, 0], logits) == []
+
+
+def test_a_missing_torch_is_told_with_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ConfigError, match=r"which is missing .*: run `make test` once"):
+        TorchModel(tmp_path / "model.gguf")

@@ -74,10 +74,10 @@ def configure(
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log more.")] = 0,
 ) -> None:
     """Options of every command."""
-    from puma_actors.cli.output import configure_logs
+    from puma_actors.logs import show_logs
 
     _state["debug"] = debug
-    configure_logs(verbose)
+    show_logs(verbose)
 
 
 @app.command()
@@ -172,19 +172,27 @@ def inspect(
     run_inspect(path, prompt_tokens, new_tokens, settings, as_json=as_json)
 
 
+_UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy inside of typer
+
+
 def main() -> None:
     """Entry point: one clear line and exit code 2 for bad input, 1 for anything unforeseen."""
     try:
-        app()
+        code = app(standalone_mode=len(sys.argv) < 2)
+    except _UsageError as error:
+        _fail(f"error: {error.format_message()}", EXIT_BAD_INPUT)
     except PumaError as error:
         _fail(f"error: {error}", EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
         _fail(
             f"unexpected {type(error).__name__}: run `puma --debug ...` for the traceback",
             EXIT_FAILURE,
         )
+    else:
+        if code == EXIT_INTERRUPTED:
+            _fail("interrupted", EXIT_INTERRUPTED)
 
 
 def _fail(line: str, code: int) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +66,21 @@ def run_generate(
 async def _stream(
     cluster: LocalCluster, ids: list[int], sampling: SamplingConfig, *, quiet: bool
 ) -> str:
-    """The answer, shown as it grows."""
+    """The answer, shown as it grows; on a terminal with a status line that keeps ticking."""
     text = ""
+    started = time.perf_counter()
     live = stdout.is_terminal and not quiet
-    with Live(console=stdout, auto_refresh=False, transient=True) if live else _Silent() as view:
-        view.update(_view(text, cluster.usage, 0.0), refresh=True)
-        started = time.perf_counter()
+
+    def view() -> Group:
+        return _view(text, cluster.usage, time.perf_counter() - started)
+
+    shown: AbstractContextManager[Any] = nullcontext()
+    if live:
+        shown = Live(console=stdout, get_renderable=view, refresh_per_second=4, transient=True)
+    with shown:
         async for token in cluster.generate(ids, sampling):
             text += token.text
-            if live:
-                seconds = time.perf_counter() - started
-                view.update(_view(text, cluster.usage, seconds), refresh=True)
-            elif not quiet:
+            if not live and not quiet:
                 print(token.text, end="", flush=True)
     if live:
         stdout.print(Text(text))
@@ -85,26 +89,18 @@ async def _stream(
     return text
 
 
-class _Silent:
-    """A `Live` that shows nothing."""
-
-    def __enter__(self) -> "_Silent":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def update(self, *_: object, **__: object) -> None:
-        return None
-
-
 def _view(text: str, usage: Usage, seconds: float) -> Group:
     total = usage.total
     count = len(usage.token_ids)
     decode = usage.seconds.get("decode", 0.0)
-    rate = f"{(count - 1) / decode:.2f} tokens/s" if decode else "reading the prompt"
+    if decode:
+        phase = f"{(count - 1) / decode:.2f} tokens/s"
+    elif count:
+        phase = "first token"
+    else:
+        phase = f"reading {len(usage.prompt_ids)} prompt tokens"
     status = (
-        f"{rate} · {count} tokens · {total.rounds:,} rounds · "
+        f"{phase} · {count} tokens · {total.rounds:,} rounds · "
         f"{amount(total.online)} online · {amount(total.offline)} dealt ahead · {seconds:.0f} s"
     )
     return Group(Text(text), Text(status, style="dim"))
@@ -186,6 +182,23 @@ def parse_ids(text: str) -> list[int]:
     return ids
 
 
+def check_output(output: Path) -> None:
+    """Find out before any work whether the file can be written.
+
+    Raises:
+        ConfigError: it cannot, or it has another suffix than .npz.
+    """
+    if output.suffix != ".npz":
+        raise ConfigError(f"--output: {output} must end in .npz")
+    existed = output.exists()
+    try:
+        output.open("ab").close()
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write {output}: {error.strerror}") from None
+    if not existed:
+        output.unlink()
+
+
 def run_forward(
     model: str | None,
     input_ids: str,
@@ -197,10 +210,7 @@ def run_forward(
 ) -> None:
     """Write `logits` (tokens, vocabulary) to an .npz file."""
     ids = parse_ids(input_ids)
-    if output.suffix != ".npz":
-        raise ConfigError(f"--output: {output} must end in .npz")
-    if not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output: the directory {output.absolute().parent} does not exist")
+    check_output(output)
 
     async def run() -> None:
         with progress(quiet=as_json) as report:

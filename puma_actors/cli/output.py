@@ -1,14 +1,12 @@
-"""What commands share: logs, progress, sizes in words."""
+"""What commands share: progress, sizes in words."""
 
 import json
-import logging
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import structlog
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -16,22 +14,6 @@ from puma_actors.owner import Progress as Report
 
 stderr = Console(stderr=True)
 stdout = Console()
-
-_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
-
-
-def configure_logs(verbose: int) -> None:
-    """Structured logs on stderr, from warnings up, or more."""
-    level = _LEVELS[min(verbose, len(_LEVELS) - 1)]
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
-    )
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -1,0 +1,146 @@
+"""Speed of the arithmetic of one party, without protocol or network."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bench.harness import Benchmark, Options, Result, timed
+from protocols.activations import GELU, SILU, Activation, activation_spline
+from protocols.dpf import expand, generate, spline_shares
+from protocols.kernels.matmul import column_ranges, matmul_into
+from protocols.kernels.packing import pack, packed_bytes, unpack
+from protocols.prf import Stream
+from protocols.ring import Bytes, Words
+
+_GEMM = ((32, 576, 3072), (128, 768, 3072), (1024, 1024, 1024))
+_GEMV = ((1, 576, 960), (1, 576, 3072), (1, 1536, 576), (1, 576, 49152))
+_THREADS = (1, 2)
+
+
+def _random(*shape: int) -> Words:
+    return np.random.default_rng(1).integers(0, 2**64, shape, dtype=np.uint64)
+
+
+def _roots(seed: int, count: int) -> Bytes:
+    return np.random.default_rng(seed).integers(0, 256, (count, 16), dtype=np.uint8)
+
+
+def _label(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def _in_threads(pool: ThreadPoolExecutor, jobs: list[Callable[[], Any]]) -> Callable[[], None]:
+    """A call that runs the jobs side by side (one job: without a hop)."""
+    if len(jobs) == 1:
+        return jobs[0]
+
+    def together() -> None:
+        for done in [pool.submit(job) for job in jobs]:
+            done.result()
+
+    return together
+
+
+def _matrix_products(
+    name: str, shapes: tuple[tuple[int, int, int], ...], options: Options
+) -> Iterator[Result]:
+    for rows, depth, columns in shapes[:1] if options.quick else shapes:
+        x, w = _random(rows, depth), _random(depth, columns)
+        out = np.empty((rows, columns), dtype=np.uint64)
+        for threads in _THREADS:
+            jobs: list[Callable[[], Any]] = [
+                partial(matmul_into, x, w, out, lo, hi)
+                for lo, hi in column_ranges(columns, threads)
+            ]
+            with ThreadPoolExecutor(threads) as pool:
+                seconds = timed(_in_threads(pool, jobs), options)
+            case = f"{rows}x{depth} @ {depth}x{columns}, {_label(threads)}"
+            work = rows * depth * columns
+            yield Result(name, case, seconds, work, "multiply-adds")
+
+
+def gemm(options: Options) -> Iterator[Result]:
+    return _matrix_products("kernels.gemm", _GEMM, options)
+
+
+def gemv(options: Options) -> Iterator[Result]:
+    return _matrix_products("kernels.gemv", _GEMV, options)
+
+
+def _draw(stream: Stream, size: int, calls: int) -> None:
+    for _ in range(calls):
+        stream.fill(size)
+
+
+def prf(options: Options) -> Iterator[Result]:
+    for size, label in ((1 << 12, "4 KiB"), (1 << 26, "64 MiB")):
+        size = min(size, 1 << 16) if options.quick else size
+        calls = max(1, (1 << 22) // size)
+        for threads in _THREADS if size > 1 << 20 else (1,):
+            streams = [Stream(bytes(15) + bytes([number])) for number in range(threads)]
+
+            jobs: list[Callable[[], Any]] = [partial(_draw, s, size, calls) for s in streams]
+            with ThreadPoolExecutor(threads) as pool:
+                seconds = timed(_in_threads(pool, jobs), options)
+            case = f"draws of {label}, {_label(threads)}"
+            yield Result("kernels.prf", case, seconds, size * calls * threads, "bytes")
+
+
+def packing(options: Options) -> Iterator[Result]:
+    count = 10_000 if options.quick else 1_000_000
+    words = _random(count)
+    for width in (1, 18, 20, 46):
+        seconds = timed(partial(pack, words, width), options)
+        yield Result("kernels.packing", f"pack {width} bits", seconds, count, "words")
+        packed = pack(words, width)
+        assert packed.size == packed_bytes(count, width)
+        seconds = timed(partial(unpack, packed, width, count), options)
+        yield Result("kernels.packing", f"unpack {width} bits", seconds, count, "words")
+
+
+def dpf(options: Options) -> Iterator[Result]:
+    """Point functions as an embedding uses them: one word at each of 2^v places."""
+    count = 32
+    one, two = _roots(1, count), _roots(2, count)
+    ones = np.ones((count, 1), dtype=np.uint64)
+    for v in (8,) if options.quick else (15, 16):
+        alpha = _random(count) & np.uint64((1 << v) - 1)
+        deal = partial(generate, alpha, ones, one, two, v)
+        seconds = timed(deal, options)
+        yield Result("kernels.dpf", f"deal, 2^{v} places", seconds, count, "elements")
+        seconds = timed(partial(expand, 0, one, deal(), v, 1), options)
+        work = float(count << v)
+        yield Result("kernels.dpf", f"expand {count}, 2^{v} places", seconds, work, "leaves")
+
+
+def spline(options: Options) -> Iterator[Result]:
+    count = 2_000 if options.quick else 65_536
+    for activation in (GELU, SILU):
+        yield from _spline(activation, count, options)
+
+
+def _spline(activation: Activation, count: int, options: Options) -> Iterator[Result]:
+    fitted = activation_spline(activation)
+    v, terms = fitted.segment_bits, fitted.degree + 1
+    one, two = _roots(1, count), _roots(2, count)
+    alpha = _random(count) & np.uint64((1 << v) - 1)
+    payload = _random(count, terms)
+    low = _random(count) & np.uint64((1 << fitted.local_bits) - 1)
+    case = f"{activation.name}, 2^{v} segments, degree {fitted.degree}"
+    deal = partial(generate, alpha, payload, one, two, v)
+    yield Result("kernels.spline", f"deal {case}", timed(deal, options), count, "elements")
+    evaluate = partial(spline_shares, 0, one, deal(), v, alpha, low, fitted.tables)
+    yield Result("kernels.spline", f"evaluate {case}", timed(evaluate, options), count, "elements")
+
+
+BENCHMARKS = [
+    Benchmark("kernels.gemm", "matrix products over Z_2^64", gemm),
+    Benchmark("kernels.gemv", "one row times a matrix over Z_2^64", gemv),
+    Benchmark("kernels.prf", "drawing masks (AES-128-CTR)", prf),
+    Benchmark("kernels.packing", "packing ring words for the wire", packing),
+    Benchmark("kernels.dpf", "dealing and expanding point functions", dpf),
+    Benchmark("kernels.spline", "dealing and evaluating splines", spline),
+]

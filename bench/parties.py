@@ -1,0 +1,100 @@
+"""The three computing parties (and a client) as real actors over `memory://`, for timing."""
+
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from protocols.cost import Cost
+from protocols.lane import Lane, Settings
+from protocols.shares import COMPUTING, Role
+from puma_actors.actor import Actor, connect_all
+from puma_actors.compute import Compute
+from puma_actors.mailbox import Flow
+from puma_actors.tasks import unwrap
+
+Program = Callable[[Lane], Coroutine[Any, Any, Any]]
+_WINDOW = 4 << 30
+"""Bytes the dealer may be ahead: all of a workload, so that the online part can be timed alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Attributes:
+    seconds: until all parties had finished.
+    results: what each party's program returned.
+    cost: counted, of all parties together; rounds of the longest chain.
+    """
+
+    seconds: float
+    results: dict[Role, Any]
+    cost: Cost
+
+
+class Parties:
+    """Connected actors that run one program after another:
+    `async with Parties(roles) as parties: run = await parties.run(programs, settings)`.
+    """
+
+    def __init__(self, roles: Sequence[Role] = COMPUTING) -> None:
+        compute, flow = Compute(), Flow(window=_WINDOW)
+        self._actors = {role: Actor(role, compute=compute, flow=flow) for role in roles}
+        self._stack = AsyncExitStack()
+        self._number = 0
+
+    async def __aenter__(self) -> Self:
+        await connect_all(list(self._actors.values()))
+        for actor in self._actors.values():
+            await self._stack.enter_async_context(actor)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def run(
+        self, programs: Mapping[Role, Program], settings: Settings, *, dealer_first: bool = False
+    ) -> Run:
+        """Run one program a role, as one inference.
+
+        Args:
+            dealer_first: time the others alone, once the dealer has sent everything.
+
+        Raises:
+            Whatever a program raises.
+        """
+        number, self._number = self._number, self._number + 1
+        results: dict[Role, Any] = {}
+        costs: list[Cost] = []
+
+        async def party(role: Role) -> None:
+            async with self._actors[role].scheduler.link(number, settings) as link:
+                lane = Lane(link)
+                results[role] = await programs[role](lane)
+            traffic = link.traffic
+            costs.append(Cost(lane.clock, traffic.online_bytes, traffic.offline_bytes))
+
+        if dealer_first:
+            await party(Role.DEALER)
+        started = time.perf_counter()
+        try:
+            async with anyio.create_task_group() as group:
+                for role in programs:
+                    if not (dealer_first and role is Role.DEALER):
+                        group.start_soon(party, role)
+        except BaseExceptionGroup as errors:
+            root = unwrap(errors)
+            raise root from root.__cause__
+        seconds = time.perf_counter() - started
+        total = Cost()
+        for cost in costs:
+            total = total.beside(cost)
+        return Run(seconds, results, total)

@@ -1,0 +1,64 @@
+"""Sharing inputs and rebuilding results, outside of what is timed."""
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.linear import Table, Weight
+from protocols.lockstep import combine, deal
+from protocols.prf import Stream
+from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, decode, encode
+from protocols.shares import COMPUTING, Role, SecretBits
+
+Shared = dict[Role, Any]
+Reals = NDArray[np.float64]
+
+
+def share(values: Reals, frac: int = FRACTION_BITS, width: int = RING_BITS) -> Shared:
+    """Real numbers, as `SecretTensor`s."""
+    return dict(deal(encode(values, frac, width), width, frac))
+
+
+def share_bits(values: NDArray[np.uint8]) -> Shared:
+    """Bits, as `SecretBits`."""
+    stream = Stream(os.urandom(16))
+    one, two = stream.bits(values.shape), stream.bits(values.shape)
+    public = values ^ one ^ two
+    return {
+        Role.DEALER: SecretBits(Role.DEALER, one, two),
+        Role.EVALUATOR_A: SecretBits(Role.EVALUATOR_A, public, one),
+        Role.EVALUATOR_B: SecretBits(Role.EVALUATOR_B, public, two),
+    }
+
+
+def share_weight(values: Reals) -> Shared:
+    """A matrix that stays, as `Weight` handles."""
+    held: Shared = {}
+    for role, tensor in share(values, WEIGHT_BITS).items():
+        m, lam = (None, tensor.lam) if role.is_dealer else (tensor.a, tensor.b)
+        held[role] = Weight(role, (values.shape[0], values.shape[1]), m, lam)
+    return held
+
+
+def share_table(values: Reals) -> Shared:
+    """An embedding's table, as `Table` handles."""
+    shape = values.shape[0], values.shape[1]
+    return {
+        role: Table(role, shape, tensor.a, tensor.b)
+        for role, tensor in share(values, RESIDUAL_BITS).items()
+    }
+
+
+def rebuild(shares: Shared) -> Reals:
+    """The real numbers of a `SecretTensor`, on which the parties must agree."""
+    tensor = shares[Role.EVALUATOR_A]
+    return decode(combine({role: shares[role] for role in COMPUTING}), tensor.frac, tensor.width)
+
+
+def rebuild_bits(shares: Shared) -> NDArray[np.uint8]:
+    """The bits of a `SecretBits`."""
+    left, right = shares[Role.EVALUATOR_A], shares[Role.EVALUATOR_B]
+    bits: NDArray[np.uint8] = left.a ^ left.b ^ right.b
+    return bits
