@@ -83,15 +83,20 @@ class GgufFile:
         """Unmap the file; reading a tensor afterwards raises ValueError."""
         self._map.close()
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """The tensor in float32, fresh, writable, C-contiguous. Raises ModelError, KeyError."""
-        entry = self.tensors[name]
-        if entry.kind not in _SUPPORTED:
+    def check(self, name: str) -> None:
+        """Raise ModelError unless the tensor's storage type can be read."""
+        kind = self.tensors[name].kind
+        if kind not in _SUPPORTED:
             names = ", ".join(sorted(kind.name for kind in _SUPPORTED))
             raise ModelError(
-                f"{self.path}: {name} is stored as {entry.kind.name}, which is not supported; "
+                f"{self.path}: {name} is stored as {kind.name}, which is not supported; "
                 f"supported: {names} (convert with llama-quantize)"
             )
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """The tensor in float32, fresh, writable, C-contiguous. Raises ModelError, KeyError."""
+        self.check(name)
+        entry = self.tensors[name]
         raw = np.frombuffer(self._map[entry.offset : entry.offset + entry.nbytes], dtype=np.uint8)
         rows = raw.reshape(*entry.shape[:-1], -1)
         values = dequantize(rows, entry.kind)

@@ -62,15 +62,19 @@ class SafetensorsFile:
         entry = self.tensors[name]
         return self._map[entry.start : entry.stop]
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """The tensor in float32, a fresh C-contiguous array. Raises ModelError, KeyError."""
-        entry = self.tensors[name]
-        if entry.dtype not in _ITEM_BYTES:
+    def check(self, name: str) -> None:
+        """Raise ModelError unless the tensor's storage type can be read."""
+        dtype = self.tensors[name].dtype
+        if dtype not in _ITEM_BYTES:
             raise ModelError(
-                f"{self.path}: {name} is stored as {entry.dtype}, which is not supported; "
+                f"{self.path}: {name} is stored as {dtype}, which is not supported; "
                 f"supported: {_DTYPES} (save the model unquantised, e.g. as bfloat16)"
             )
-        raw = self.raw(name)
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """The tensor in float32, a fresh C-contiguous array. Raises ModelError, KeyError."""
+        self.check(name)
+        entry, raw = self.tensors[name], self.raw(name)
         if entry.dtype == "BF16":  # the upper half of a float32
             values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
         else:

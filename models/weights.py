@@ -109,8 +109,7 @@ class Checkpoint(ABC):
     def tensor(self, name: str) -> NDArray[np.float32]:
         """A weight as a fresh C-contiguous float32 array of `shape(name)`; safe in threads.
 
-        Raises ModelError when the name is unknown, the storage type is not supported or a value
-        is NaN or infinite.
+        Raises ModelError when the name is unknown or a value is NaN or infinite.
         """
         shape = self.shape(name)
         values = self._read(name)
@@ -171,6 +170,8 @@ class _SafetensorsCheckpoint(Checkpoint):
                 self._files.append(opened)
                 self._owner.update(dict.fromkeys(opened.tensors, opened))
             self._check_tensors({n: f.tensors[n].shape for n, f in self._owner.items()})
+            for name in self.names():
+                self._owner[name].check(name)
             self._check_tied_head()
         except BaseException:
             self.close()
@@ -223,6 +224,8 @@ class _GgufCheckpoint(Checkpoint):
             self._stored = {_hf_name(name): name for name in self._file.tensors}
             shapes = {hf: self._file.tensors[name].shape for hf, name in self._stored.items()}
             self._check_tensors(shapes)
+            for name in self.names():
+                self._file.check(self._stored[name])
         except BaseException:
             self.close()
             raise
@@ -260,7 +263,8 @@ def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
     """Open a folder, a .safetensors or .gguf file, or a name on the Hugging Face hub.
 
     Everything but the values is checked here: the architecture is supported, every weight is
-    there with the right shape, no file is cut short. Raises ModelError.
+    there with the right shape and in a storage type that can be read, no file is cut short. Raises
+    ModelError.
     """
     source = find_source(resolve_model(path_or_name))
     return _GgufCheckpoint(source) if source.kind == "gguf" else _SafetensorsCheckpoint(source)

@@ -6,7 +6,7 @@ handle: its product is asked for here and nowhere else.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,8 +33,8 @@ class Weight:
 
     role: Role
     shape: tuple[int, int]
-    m: Words | None
-    lam: Words | None
+    m: Words | None = field(repr=False)
+    lam: Words | None = field(repr=False)
     frac: int = WEIGHT_BITS
 
 
@@ -47,8 +47,8 @@ class Table:
 
     role: Role
     shape: tuple[int, int]
-    a: Words | None
-    b: Words | None
+    a: Words | None = field(repr=False)
+    b: Words | None = field(repr=False)
     frac: int = RESIDUAL_BITS
 
 

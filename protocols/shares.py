@@ -7,7 +7,7 @@ Every operation here is local and linear; a product needs a round and lives in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NoReturn
 
@@ -44,8 +44,8 @@ class SecretTensor:
     """
 
     role: Role
-    a: Words
-    b: Words
+    a: Words = field(repr=False)
+    b: Words = field(repr=False)
     width: int = RING_BITS
     frac: int = FRACTION_BITS
 
@@ -207,8 +207,8 @@ class SecretBits:
     """Bits shared over Z_2: `x = c ^ r1 ^ r2`, one 0/1 byte each. Held as in `SecretTensor`."""
 
     role: Role
-    a: Bytes
-    b: Bytes
+    a: Bytes = field(repr=False)
+    b: Bytes = field(repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:

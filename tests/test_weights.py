@@ -152,11 +152,8 @@ def test_nan_and_infinity(copy, bad):
 def test_other_dtypes_are_refused(copy):
     name = "model.layers.0.mlp.up_proj.weight"
     rewrite(copy, lambda t: t.update({name: t[name].astype(np.int8)}))
-    with (
-        open_checkpoint(copy) as checkpoint,
-        pytest.raises(ModelError, match="I8, which is not supported"),
-    ):
-        checkpoint.tensor(name)
+    with pytest.raises(ModelError, match="I8, which is not supported"):
+        open_checkpoint(copy)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
@@ -417,11 +414,8 @@ def test_gguf_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"general\.architecture: 'qwen2'.*llama"):
         open_checkpoint(path)
     write_gguf(path, model, Kind.Q5_0)
-    with (
-        open_checkpoint(path) as checkpoint,
-        pytest.raises(ModelError, match="Q5_0, which is not supported"),
-    ):
-        checkpoint.tensor("model.embed_tokens.weight")
+    with pytest.raises(ModelError, match="Q5_0, which is not supported"):
+        open_checkpoint(path)
     write_gguf(path, model, extra=[("rope_freqs.weight", np.ones(32, np.float32))])
     with pytest.raises(ModelError, match=r"rope_freqs\.weight is not part"):
         open_checkpoint(path)
