@@ -8,21 +8,21 @@ local (ABY2.0, section on multi-input gates).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 
 from protocols.cost import Cost
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import expand_products, mask_products
-from protocols.lane import Field, Lane, field
+from protocols.lane import Lane, field
 from protocols.ring import Words, packed_bytes
 from protocols.shares import SecretBits
 
 _WORD = 64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Circuit:
     """Outputs that are XORs of ANDs of the bits of one word, as flat tables for the kernels.
 
@@ -87,11 +87,6 @@ def products_cost(count: int, plan: Circuit) -> Cost:
     return Cost(offline=sum(packed_bytes(count, width) for width in plan.widths()))
 
 
-@lru_cache(maxsize=1024)
-def _dealt_fields(plan: Circuit, shape: tuple[int, ...]) -> list[Field]:
-    return [field(shape, width, xor=True) for width in plan.widths()]
-
-
 async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Words:
     """XOR shares, one word of `plan.outputs` bits an element, of the circuit's outputs.
 
@@ -101,7 +96,7 @@ async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Wor
 
     Cost: no round; one bit dealt a subset.
     """
-    fields = _dealt_fields(plan, mask.shape)
+    fields = [field(mask.shape, width, xor=True) for width in plan.widths()]
     flat = np.ascontiguousarray(mask).reshape(-1)
     if lane.is_dealer:
         if fields:
@@ -109,11 +104,10 @@ async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Wor
             await lane.share(fields, [dealt[i].reshape(mask.shape) for i in range(plan.fields)])
         return np.zeros(mask.shape, dtype=np.uint64)
     shares = await lane.share(fields) if fields else []
-    if len(shares) == 1:
-        dealt = shares[0].reshape(1, -1)
-    else:
-        dealt = np.array(shares, dtype=np.uint64).reshape(plan.fields, flat.size)
-    public = np.ascontiguousarray(opened).reshape(-1)
+    dealt = np.empty((plan.fields, flat.size), dtype=np.uint64)
+    for i, share in enumerate(shares):
+        dealt[i] = share.reshape(-1)
+    public = np.ascontiguousarray(np.broadcast_to(opened, mask.shape)).reshape(-1)
     word: Words = expand_products(public, flat, dealt, plan.rows, lane.leads)
     return word.reshape(mask.shape)
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -157,7 +156,7 @@ async def _relation(
     else:
         (onehots,) = await lane.share(fields)
         public = windows(x.a, cuts, x.width, shift, bits)
-        work = 10 * public.size * digits
+        work = 40 * public.size * digits
         word = (await lane.run(work, digit_relations, onehots, public)).reshape(shape)
     for level in tree.levels:
         opened, mask = await open_masked(lane, word, level.inputs, shape)
@@ -175,15 +174,9 @@ class Term:
     bits: tuple[SecretBits, ...]
     y: SecretTensor | Words
 
-    def aligned(self) -> "Term":
-        """The same with as many axes everywhere, so that one more can stand in front."""
-        axes = max(len(self.y.shape), *(len(bit.shape) for bit in self.bits))
-        return Term(tuple(_padded(bit, axes) for bit in self.bits), _padded(self.y, axes))
 
-
-def _padded(array: Any, axes: int) -> Any:
-    missing = axes - len(array.shape)
-    return array.reshape(*(1,) * missing, *array.shape) if missing else array
+def _subset_masks(count: int) -> range:
+    return range(1, 1 << count)
 
 
 def select_cost(shape: tuple[int, ...], terms: Sequence[Term], width: int) -> Cost:
@@ -193,19 +186,13 @@ def select_cost(shape: tuple[int, ...], terms: Sequence[Term], width: int) -> Co
     )
 
 
-def _joint(one: tuple[int, ...], two: tuple[int, ...]) -> tuple[int, ...]:
-    return one if one == two else np.broadcast_shapes(one, two)
-
-
 def _term_fields(term: Term, width: int) -> list[Field]:
-    """For every subset of the bits but the empty one: r_S; and r_S * lam_y."""
-    shape = term.bits[0].shape
-    for bit in term.bits[1:]:
-        shape = _joint(shape, bit.shape)
-    subsets = (1 << len(term.bits)) - 1
-    fields = [field((subsets, *shape), width)]
-    if isinstance(term.y, SecretTensor):
-        fields.append(field((subsets, *_joint(shape, term.y.shape)), width))
+    shape = np.broadcast_shapes(*(bit.shape for bit in term.bits))
+    fields = []
+    for _ in _subset_masks(len(term.bits)):
+        fields.append(field(shape, width))
+        if isinstance(term.y, SecretTensor):
+            fields.append(field(np.broadcast_shapes(shape, term.y.shape), width))
     return fields
 
 
@@ -230,7 +217,6 @@ async def select(
     Cost: 1 round; width bits each way; for a term of one bit 2 width bits dealt (width if y is
     public), of three bits 14 width.
     """
-    terms = [term.aligned() for term in terms]
     if lane.tracing:
         lane.charge("select", select_cost(shape, terms, width))
         return lane.blank(shape, width, frac)
@@ -248,36 +234,43 @@ async def select(
     return await remask(lane, part, frac=frac, width=width, dealt=False)
 
 
-def _subset_products(without: Sequence[Words], with_: Sequence[Words]) -> Words:
-    """Entry S: the product over i of with_[i] if i is in S, else of without[i]; (2^n, ...)."""
-    product = np.stack((without[0], with_[0]))
-    for one, two in zip(without[1:], with_[1:], strict=True):
-        product = np.concatenate((product * one, product * two))
-    return product
-
-
 def _dealt_products(term: Term) -> list[Words]:
     masks = [bit.mask.astype(np.uint64) for bit in term.bits]
-    products = _subset_products([np.ones_like(mask) for mask in masks], masks)[1:]
-    return [products, products * term.y.lam] if isinstance(term.y, SecretTensor) else [products]
+    values = []
+    for subset in _subset_masks(len(masks)):
+        product: Words = np.ones((), dtype=np.uint64)
+        for place, mask in enumerate(masks):
+            if subset >> place & 1:
+                product = product * mask
+        shape = np.broadcast_shapes(*(mask.shape for mask in masks))
+        values.append(np.broadcast_to(product, shape))
+        if isinstance(term.y, SecretTensor):
+            values.append(product * term.y.lam)
+    return values
 
 
 def _term_part(lane: Lane, term: Term, shares: Iterator[Words]) -> Words:
-    """With b_i = o_i ^ r_i = o_i + (1 - 2 o_i) r_i, the product of the bits is a sum over subsets S
-    of the product of 1 - 2 o_i in S and of o_i elsewhere, times r_S.
-    """
+    secret = isinstance(term.y, SecretTensor)
     y = term.y.a if isinstance(term.y, SecretTensor) else term.y
-    own = y if lane.leads else np.zeros_like(y)
-    inner = y * next(shares)
+    base = y if lane.leads else np.uint64(0)
     if isinstance(term.y, SecretTensor):
-        own = own - term.y.b
-        inner = inner - next(shares)
-    if len(term.bits) == 1 and term.bits[0].shape == y.shape:
-        return chosen(term.bits[0].a, own, inner[0])
+        base = base - term.y.b
+        if len(term.bits) == 1 and term.bits[0].shape == y.shape:
+            return chosen(term.bits[0].a, base, y, next(shares), next(shares))
     publics = [bit.a.astype(np.uint64) for bit in term.bits]
     flips = [np.uint64(1) - (public << np.uint64(1)) for public in publics]
-    factors = _subset_products(publics, flips)
-    part: Words = factors[0] * own + (factors[1:] * inner).sum(axis=0, dtype=np.uint64)
+    whole = publics[0]
+    for public in publics[1:]:
+        whole = whole * public
+    part = whole * base
+    for subset in _subset_masks(len(publics)):
+        factor: Words = np.ones((), dtype=np.uint64)
+        for place in range(len(publics)):
+            factor = factor * (flips[place] if subset >> place & 1 else publics[place])
+        inner = y * next(shares)
+        if secret:
+            inner = inner - next(shares)
+        part = part + factor * inner
     return part
 
 

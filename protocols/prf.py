@@ -23,8 +23,7 @@ KEY_BYTES = 16
 _BLOCK = 16
 _ZEROS = memoryview(bytes(1 << 20))
 _SLACK = _BLOCK - 1  # update_into wants room for one more block than it writes
-_AHEAD = 8192  # bytes generated at least, because a call costs more than that many
-_COUNTER = modes.CTR(bytes(_BLOCK))
+_AHEAD = 2048  # bytes generated at least, because a call costs more than that many
 _WORD = np.dtype("<u8")
 _NARROW: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4)}
 
@@ -65,7 +64,8 @@ class Stream:
     __slots__ = ("_ahead", "_at", "_encryptor", "_end")
 
     def __init__(self, key: bytes) -> None:
-        self._encryptor = Cipher(algorithms.AES(key), _COUNTER).encryptor()
+        cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK)))
+        self._encryptor = cipher.encryptor()
         self._ahead = np.empty(0, dtype=np.uint8)
         self._at = self._end = 0
 

@@ -82,7 +82,6 @@ def fit(
         bits = scale - power * frac
         words = np.rint(local[:, power] / h**power * 2.0**bits).astype(np.int64)
         tables[0, power, segments % count] = words.view(np.uint64)
-    tables.flags.writeable = False
     return Spline(tables, segment_bits, local_bits, frac, scale, first * h, (first + count - 1) * h)
 
 
@@ -112,27 +111,29 @@ async def evaluate(lane: Lane, x: SecretTensor, spline: Spline, frac: int) -> Se
         return lane.blank(x.shape, RING_BITS - shift, frac)
     nbytes = x.size * correction_bytes(spline.segment_bits, spline.degree + 1)
     if lane.is_dealer:
-        correction = await lane.run(800 * x.size, _deal, lane, x.lam.reshape(-1), spline)
+        correction = await lane.run(100 * x.size, _deal, lane, x.lam.reshape(-1), spline)
         await lane.broadcast(nbytes, correction)
         zero = np.zeros(x.shape, dtype=np.uint64)
         return await remask(lane, zero, frac=frac, shift=shift)
     roots = _roots(lane, Role.DEALER, x.size)
     correction = await lane.broadcast(nbytes)
     m = np.ascontiguousarray(x.a).reshape(-1)
-    work = x.size * 16 << spline.segment_bits
-    part = await lane.run(work, _shares, not lane.leads, roots, correction, spline, m)
+    part = await lane.run(
+        x.size * 8 << spline.segment_bits,
+        spline_shares,
+        0 if lane.leads else 1,
+        roots,
+        correction,
+        spline.segment_bits,
+        (m >> np.uint64(spline.local_bits)) & np.uint64((1 << spline.segment_bits) - 1),
+        m & np.uint64((1 << spline.local_bits) - 1),
+        spline.tables,
+    )
     return await remask(lane, part.reshape(x.shape), frac=frac, shift=shift)
 
 
 def _roots(lane: Lane, peer: Role, count: int) -> Bytes:
     return lane.draw(peer, (count, 2)).view(np.uint8).reshape(count, 16)
-
-
-def _shares(party: int, roots: Bytes, correction: Bytes, spline: Spline, m: Words) -> Words:
-    v, q = spline.segment_bits, spline.local_bits
-    top = (m >> np.uint64(q)) & np.uint64((1 << v) - 1)
-    low = m & np.uint64((1 << q) - 1)
-    return spline_shares(int(party), roots, correction, v, top, low, spline.tables)
 
 
 def _deal(lane: Lane, lam: Words, spline: Spline) -> Bytes:

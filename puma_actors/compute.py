@@ -1,6 +1,6 @@
 """Where computation runs: small calls inline, large ones on a bounded pool of threads.
 
-    compute = Compute(threads=2, threshold=600_000)
+    compute = Compute(threads=2, threshold=2_000_000)
     await compute.run(work, function, *args)
 
 Actors of one process share a `Compute`, so that together they use no more threads than there are
@@ -17,7 +17,7 @@ from protocols.errors import ConfigError
 
 T = TypeVar("T")
 
-THRESHOLD = 600_000
+THRESHOLD = 2_000_000
 """Multiply-adds below which a thread hop (about 0.1 ms) costs more than it gains."""
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import transformers
 from models.config import LlamaConfig
 from models.weights import Checkpoint
 from protocols.ring import Floats
+from puma_actors.logs import NAME
 
 CHOICE = 0.05
 """Where torch's own best two logits are closer than this, either is a fair choice."""
@@ -141,6 +143,18 @@ def agreeing(logits: Floats, reference: Floats) -> list[str]:
         assert theirs[best] - theirs[choice] <= CHOICE, note
         notes.append(note)
     return notes
+
+
+@contextmanager
+def usual_logs() -> Iterator[logging.Logger]:
+    """The package's logger, as it was again after the block."""
+    logger = logging.getLogger(NAME)
+    level, propagate, handlers = logger.level, logger.propagate, logger.handlers
+    try:
+        yield logger
+    finally:
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagate, handlers
 
 
 # -- nothing left behind ---------------------------------------------------------------------------

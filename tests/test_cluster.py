@@ -30,8 +30,9 @@ from protocols.errors import ConfigError, ModelError
 from protocols.lane import Settings
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS
 from protocols.shares import COMPUTING, EVALUATORS, Role
-from puma_actors.cluster import LocalCluster, PrivateModel
+from puma_actors.cluster import LocalCluster
 from puma_actors.messages import InferMessage
+from puma_actors.private import PrivateModel
 from puma_actors.rounds import RoundScheduler
 
 TOLERANCE = 0.02

@@ -43,10 +43,10 @@ async def test_counted_costs_are_the_predicted_ones(folder):
     async with LocalCluster.from_pretrained(folder) as cluster:
         for settings in CHOICES:
             cluster.settings = settings
-            tokens = [token async for token in cluster.generate(IDS, max_new_tokens=4)]
-            assert len(tokens) == 4
-            assert cluster.usage.steps == cluster.predict(len(IDS), 3), settings
-            assert cluster.usage.total == sum(cluster.predict(len(IDS), 3), Cost())
+            tokens = [token async for token in cluster.generate(IDS, max_new_tokens=3)]
+            assert len(tokens) == 3
+            assert cluster.usage.steps == cluster.predict(len(IDS), 2), settings
+            assert cluster.usage.total == sum(cluster.predict(len(IDS), 2), Cost())
 
             logits = await cluster.forward(IDS)
             assert len(logits) == len(IDS)

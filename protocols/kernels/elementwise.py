@@ -158,23 +158,32 @@ def _windows_numba(words: Words, cuts: Words, width: int, shift: int, bits: int)
     return out
 
 
-def chosen_numpy(bits: Bytes, own: Words, inner: Words) -> Words:
+def chosen_numpy(
+    bits: Bytes, own: Words, m: Words, bit_share: Words, product_share: Words
+) -> Words:
     """NumPy twin of `chosen`."""
     public = bits.astype(np.uint64)
-    part: Words = public * own + (_ONE - (public << _ONE)) * inner
+    flip = _ONE - (public << _ONE)
+    part: Words = public * own + flip * (m * bit_share - product_share)
     return part
 
 
-@kernel("void(in1_8, in1, in1, uint64[::1])")
-def _chosen(bits: Bytes, own: Words, inner: Words, out: Words) -> None:
+@kernel("void(in1_8, in1, in1, in1, in1, uint64[::1])")
+def _chosen(
+    bits: Bytes, own: Words, m: Words, bit_share: Words, product_share: Words, out: Words
+) -> None:
     for i in range(out.size):
-        out[i] = own[i] - inner[i] if bits[i] else inner[i]
+        inner = m[i] * bit_share[i] - product_share[i]
+        out[i] = own[i] - inner if bits[i] else inner
 
 
-def _chosen_numba(bits: Bytes, own: Words, inner: Words) -> Words:
-    """bits * own + (1 - 2 bits) * inner, all of one shape."""
+def _chosen_numba(
+    bits: Bytes, own: Words, m: Words, bit_share: Words, product_share: Words
+) -> Words:
+    """bits * own + (1 - 2 bits) (m * bit_share - product_share), all of one shape."""
     out = np.empty(own.shape, dtype=np.uint64)
-    _chosen(np.ascontiguousarray(bits).reshape(-1), flat(own), flat(inner), out.reshape(-1))
+    arrays = [flat(array) for array in (own, m, bit_share, product_share)]
+    _chosen(np.ascontiguousarray(bits).reshape(-1), *arrays, out.reshape(-1))
     return out
 
 

@@ -187,16 +187,13 @@ def _fold(builder: Any, value: Any) -> Any:
     return builder.add(*parts)
 
 
-def make_pair_dots(rows: int) -> Any:
-    """An op for the sums of products of the even and of the odd words of an array with each of
-    `rows` others.
-    """
+def make_pair_dot() -> Any:
+    """An op for the sums of products of the even and of the odd words of two arrays."""
 
-    def pair_dots(
-        typing: Any, a: Any, a_at: Any, b: Any, b_at: Any, b_step: Any, count: Any,
-        out: Any, out_at: Any,
-    ) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
-        """`count` words, a multiple of eight; row r's sums go to out_at + 2 r and the next."""
+    def pair_dot(
+        typing: Any, a: Any, a_at: Any, b: Any, b_at: Any, count: Any, out: Any, out_at: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        """`count` words, a multiple of eight; the two sums go to out_at and out_at + 1."""
         from llvmlite import ir
         from numba import types
 
@@ -209,31 +206,22 @@ def make_pair_dots(rows: int) -> Any:
                 kind = signature.args[which]
                 return pointer(context, builder, kind, args[which], position, target)
 
-            _, a0, _, b0, step, total, _, out0 = args
-            starts = [
-                builder.add(b0, builder.mul(step, ir.Constant(step.type, r))) for r in range(rows)
-            ]
+            _, a0, _, b0, total, _, out0 = args
             zero, lanes = ir.Constant(total.type, 0), ir.Constant(total.type, 8)
-            empty = ir.Constant(vector, None)
-            sums = [cgutils.alloca_once(builder, vector) for _ in starts]
-            for item in sums:
-                builder.store(empty, item)
+            sums = cgutils.alloca_once_value(builder, ir.Constant(vector, None))
             with cgutils.for_range_slice(builder, zero, total, lanes) as (i, _n):
                 left = builder.load(at(0, builder.add(a0, i), vector), align=8)
-                for start, item in zip(starts, sums, strict=True):
-                    right = builder.load(at(2, builder.add(start, i), vector), align=8)
-                    product = builder.mul(left, right)
-                    builder.store(builder.add(builder.load(item), product), item)
-            for r, item in enumerate(sums):
-                pair = _fold(builder, _fold(builder, builder.load(item)))
-                place = builder.add(out0, ir.Constant(out0.type, 2 * r))
-                builder.store(pair, at(6, place, pair.type), align=8)
+                right = builder.load(at(2, builder.add(b0, i), vector), align=8)
+                product = builder.mul(left, right)
+                builder.store(builder.add(builder.load(sums), product), sums)
+            pair = _fold(builder, _fold(builder, builder.load(sums)))
+            builder.store(pair, at(5, out0, pair.type), align=8)
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(a, n, b, n, n, n, out, n), codegen
+        return types.void(a, n, b, n, n, out, n), codegen
 
-    return vector_op(pair_dots)
+    return vector_op(pair_dot)
 
 
 def make_dots(rows: int, columns: int) -> Any:
@@ -265,7 +253,7 @@ def make_dots(rows: int, columns: int) -> Any:
             _, xa, xs, _, ya, ys, total, _, oa, os = args
             cells = [(r, c) for r in range(rows) for c in range(columns)]
             zero, lanes = ir.Constant(total.type, 0), ir.Constant(total.type, 8)
-            sums = [cgutils.alloca_once(builder, vector) for _ in cells]
+            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in cells]
             for item in sums:
                 builder.store(ir.Constant(vector, None), item)
             with cgutils.for_range_slice(builder, zero, total, lanes) as (p, _n):

@@ -2,7 +2,6 @@
 
 from functools import cache
 from math import comb
-from weakref import ref as weakref
 
 import numpy as np
 
@@ -49,22 +48,7 @@ def spline_shares_numpy(
     return out
 
 
-_turned: dict[int, tuple["weakref[Words]", Words]] = {}
-
-
 def turned_tables(tables: Words) -> Words:
-    """`turn_tables`, remembered for as long as the (read-only) tables live."""
-    number = id(tables)
-    known = _turned.get(number)
-    if known is not None and known[0]() is tables:
-        return known[1]
-    turned = turn_tables(tables)
-    if not tables.flags.writeable:
-        _turned[number] = weakref(tables, lambda _: _turned.pop(number, None)), turned
-    return turned
-
-
-def turn_tables(tables: Words) -> Words:
     """Tables (C, w, 2^v) as the fused kernel reads them: reversed, so that top - j runs forward
     with j, twice in a row, so that it never wraps, and (for w > 1) every word twice, because a
     block holds two payload words of one leaf."""
