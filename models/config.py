@@ -128,7 +128,7 @@ class LlamaConfig(ModelConfig):
         """From the contents of a Hugging Face `config.json`.
 
         Raises ModelError for a missing key and for every setting that would change the function
-        computed and is not implemented.
+        computed and is not supported.
         """
         _refuse_unsupported_hf(data)
         heads = _required(data, "num_attention_heads")

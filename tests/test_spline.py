@@ -108,3 +108,12 @@ def test_what_does_not_fit_is_refused():
             run(on_shares, x, spline, 18)
     with pytest.raises(LocalProtocolError, match="spline over"):
         run(on_shares, share([0.0], frac=spline.frac), spline, spline.scale)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 63, 1535, 1536, 1537, 6144])
+def test_every_number_of_elements(count):
+    """Kernels work in chunks and groups: no element may depend on its neighbours."""
+    spline = activation_spline(SILU)
+    x = np.rint(generator().uniform(-15, 15, count) * 2**spline.frac) / 2**spline.frac
+    got = floats(on_shares, share(x, frac=spline.frac), spline, 18)
+    assert np.abs(got - x / (1 + np.exp(-x))).max() < 6e-5
