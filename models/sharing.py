@@ -43,7 +43,7 @@ def mask_parameter(
     except RangeError as error:
         raise RangeError(f"{name}: {error}") from None
     for seed in seeds:
-        words = words + weight_mask(seed, number, matrix.shape)
+        words += weight_mask(seed, number, matrix.shape)
     return words
 
 
@@ -71,7 +71,9 @@ def hold_parameter(
         if parameter.kind == "weight":
             return Weight(role, _matrix(shape), one, two)
     if parameter.kind == "table":
-        return Table(role, _matrix(shape), one, two)
+        table = Table(role, _matrix(shape), one, two)
+        _ = table.low_halves  # made now rather than while somebody waits for an answer
+        return table
     return SecretTensor(role, one, two, frac=FRACTION_BITS)
 
 

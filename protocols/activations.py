@@ -18,7 +18,7 @@ from protocols.compare import Term, less, select
 from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS
 from protocols.shares import SecretBits, SecretTensor, concat
-from protocols.spline import Spline, evaluate, fit
+from protocols.spline import Spline, evaluate_by_coefficients, fit
 
 _CUT_FRAC = 4
 """A cut-off is compared at a resolution of 1/16: 5 digits then reach up to |x| = 2^15."""
@@ -113,7 +113,7 @@ async def activate(
     Returns:
         The function's value, and `beside` over Z_2^64.
 
-    Cost: 3 rounds ("tight"), 6 ("puma").
+    Cost: 4 rounds ("tight"), 6 ("puma").
     """
     if lane.settings.approximation == "puma":
         lifted = None if beside is None else await lift(lane, beside)
@@ -124,7 +124,9 @@ async def activate(
 
     async def value(strand: Lane) -> SecretTensor:
         argument = x.drop(x.frac - spline.frac)
-        return await lift(strand, await evaluate(strand, argument, spline, FRACTION_BITS))
+        return await lift(
+            strand, await evaluate_by_coefficients(strand, argument, spline, FRACTION_BITS)
+        )
 
     async def compare(strand: Lane) -> SecretBits:
         return await _below(strand, x, cuts)

@@ -8,18 +8,24 @@ local (ABY2.0, section on multi-input gates).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
 from protocols.cost import Cost
 from protocols.errors import LocalProtocolError
-from protocols.kernels.bits import expand_products, mask_products
+from protocols.kernels.bits import expand_products, look_up_products, mask_products
 from protocols.lane import Lane, field
 from protocols.ring import Words, packed_bytes
 from protocols.shares import SecretBits
 
 _WORD = 64
+_TABLE_INPUTS = 11
+"""Circuits of up to so many inputs are read from tables, of a few hundred KB at most."""
+
+
+_WORK = 20
+"""Multiply-adds that an element of a circuit takes as long as."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,29 @@ class Circuit:
         """Bits used of each of those words."""
         left = len(self.subsets)
         return [min(_WORD, left - _WORD * i) for i in range(self.fields)]
+
+    @property
+    def small(self) -> bool:
+        """Whether tables over all public words are worth their memory."""
+        return self.inputs <= _TABLE_INPUTS
+
+    @cached_property
+    def asked(self) -> Words:
+        """For `look_up_products`: (2^inputs, outputs, 2 + fields)."""
+        publics = np.arange(1 << self.inputs, dtype=np.uint64)
+        table = np.zeros((publics.size, self.outputs, 2 + self.fields), dtype=np.uint64)
+        for need, kind, index, output in self.rows.tolist():
+            column = 0 if kind == 0 else 1 if kind == 1 else 2 + index // _WORD
+            hit = (publics & np.uint64(need)) == np.uint64(need)
+            table[hit, output, column] ^= np.uint64(1 << index % _WORD)
+        return table
+
+    @cached_property
+    def dealt(self) -> Words:
+        """The dealt products of every mask word: (fields, 2^inputs)."""
+        masks = np.arange(1 << self.inputs, dtype=np.uint64)
+        bits: Words = mask_products(masks, self.subsets, self.fields)
+        return bits
 
 
 @cache
@@ -100,7 +129,10 @@ async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Wor
     flat = np.ascontiguousarray(mask).reshape(-1)
     if lane.is_dealer:
         if fields:
-            dealt = mask_products(flat, plan.subsets, plan.fields)
+            if plan.small:
+                dealt = plan.dealt[:, flat]
+            else:
+                dealt = mask_products(flat, plan.subsets, plan.fields)
             await lane.share(fields, [dealt[i].reshape(mask.shape) for i in range(plan.fields)])
         return np.zeros(mask.shape, dtype=np.uint64)
     shares = await lane.share(fields) if fields else []
@@ -108,7 +140,9 @@ async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Wor
     for i, share in enumerate(shares):
         dealt[i] = share.reshape(-1)
     public = np.ascontiguousarray(np.broadcast_to(opened, mask.shape)).reshape(-1)
-    word: Words = expand_products(public, flat, dealt, plan.rows, lane.leads)
+    kernel, table = (look_up_products, plan.asked) if plan.small else (expand_products, plan.rows)
+    work = public.size * _WORK
+    word: Words = await lane.run(work, kernel, public, flat, dealt, table, lane.leads)
     return word.reshape(mask.shape)
 
 

@@ -7,12 +7,13 @@ handle: its product is asked for here and nowhere else.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from protocols.arithmetic import remask, remask_cost
 from protocols.errors import LocalProtocolError
-from protocols.kernels.matmul import matmul2_into, matmul_into
+from protocols.kernels.matmul import Half, matmul2_into, matmul_into
 from protocols.kernels.rows import matmul_rows
 from protocols.lane import Lane
 from protocols.prf import Stream, derive
@@ -38,7 +39,7 @@ class Weight:
     frac: int = WEIGHT_BITS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """A (rows, columns) matrix of which rows are looked up and which is also multiplied by, shared.
 
@@ -50,6 +51,11 @@ class Table:
     a: Words | None = field(repr=False)
     b: Words | None = field(repr=False)
     frac: int = RESIDUAL_BITS
+
+    @cached_property
+    def low_halves(self) -> tuple[Half, Half]:
+        """a and b modulo 2^32: all that a look-up reads, in half the memory traffic."""
+        return _array(self.a).astype(np.uint32), _array(self.b).astype(np.uint32)
 
 
 def weight_mask(seed: bytes, number: int, shape: tuple[int, ...]) -> Words:

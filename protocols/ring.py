@@ -30,6 +30,9 @@ WEIGHT_BITS = 20
 _MASKS = tuple(np.uint64((1 << width) - 1) for width in range(RING_BITS + 1))
 
 
+_CHUNK = 1 << 15
+
+
 def bit_mask(width: int) -> np.uint64:
     """The word whose low `width` bits are set (0 <= width <= 64)."""
     return _MASKS[width]
@@ -64,15 +67,21 @@ def encode(values: Floats | float, frac: int = FRACTION_BITS, width: int = RING_
     Raises:
         RangeError: a value is not finite or does not fit `width` bits.
     """
-    scaled = np.rint(np.asarray(values, dtype=np.float64) * 2.0**frac)
+    given = np.asarray(values)
+    out = np.empty(given.shape, dtype=np.uint64)
+    source, target = given.reshape(-1), out.reshape(-1)
     limit = 2.0 ** (width - 1)
-    if scaled.size and not (np.abs(scaled).max() < limit):
-        worst = float(np.asarray(values).flat[int(np.argmax(np.abs(scaled)))])
-        raise RangeError(
-            f"{worst!r} does not fit a {width}-bit ring with {frac} fraction bits: "
-            f"values must stay below {limit / 2.0**frac:g}"
-        )
-    return canonical(scaled.astype(np.int64).view(np.uint64), width)
+    for start in range(0, source.size, _CHUNK):  # piece by piece, so that it stays in the cache
+        piece = source[start : start + _CHUNK]
+        scaled = np.rint(np.multiply(piece, 2.0**frac, dtype=np.float64))
+        if not np.abs(scaled).max() < limit:
+            worst = float(piece[int(np.argmax(np.abs(scaled)))])
+            raise RangeError(
+                f"{worst!r} does not fit a {width}-bit ring with {frac} fraction bits: "
+                f"values must stay below {limit / 2.0**frac:g}"
+            )
+        target[start : start + _CHUNK] = scaled.astype(np.int64).view(np.uint64)
+    return canonical(out, width)
 
 
 def decode(words: Words, frac: int = FRACTION_BITS, width: int = RING_BITS) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ powers of m_low: additive shares of P_t(u), before the output's own round. As t 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,9 @@ from protocols.arithmetic import remask, remask_cost
 from protocols.cost import Cost
 from protocols.dpf import correction_bytes, generate, spline_shares
 from protocols.errors import ConfigError, LocalProtocolError
-from protocols.lane import Lane
-from protocols.ring import RING_BITS, Bytes, Words
-from protocols.shares import Role, SecretTensor
+from protocols.lane import Lane, field
+from protocols.ring import RING_BITS, Bytes, Words, bit_mask
+from protocols.shares import EVALUATORS, Role, SecretTensor
 
 Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 _NODES = 64  # Chebyshev points a segment is fitted on
@@ -51,6 +52,25 @@ class Spline:
     @property
     def degree(self) -> int:
         return int(self.tables.shape[1]) - 1
+
+    @property
+    def bits(self) -> int:
+        """Bits of the argument that are read."""
+        return self.segment_bits + self.local_bits
+
+    def split(self, words: Words) -> tuple[Words, Words]:
+        """Segment and local part of masked arguments or of masks, as flat words."""
+        flat = np.ascontiguousarray(words).reshape(-1)
+        top = (flat >> np.uint64(self.local_bits)) & bit_mask(self.segment_bits)
+        return top, flat & bit_mask(self.local_bits)
+
+    def check(self, x: SecretTensor, shift: int) -> None:
+        """Raise LocalProtocolError unless x can be read with this spline."""
+        if x.frac != self.frac or x.width < self.bits or shift < 1:
+            raise LocalProtocolError(
+                f"spline over {self.frac} fraction bits and {self.bits} bits of ring was given "
+                f"{x.frac} and {x.width}"
+            )
 
 
 def fit(
@@ -100,50 +120,108 @@ async def evaluate(lane: Lane, x: SecretTensor, spline: Spline, frac: int) -> Se
     Cost: 1 round; 64 bits each way; 64 bits and twice the point function's correction dealt.
     """
     shift = spline.scale - frac
-    bits = spline.segment_bits + spline.local_bits
-    if x.frac != spline.frac or x.width < bits or shift < 1:
-        raise LocalProtocolError(
-            f"spline over {spline.frac} fraction bits and {bits} bits of ring was given "
-            f"{x.frac} and {x.width}"
-        )
+    spline.check(x, shift)
     if lane.tracing:
         lane.charge("spline", spline_cost(x.size, spline))
         return lane.blank(x.shape, RING_BITS - shift, frac)
-    nbytes = x.size * correction_bytes(spline.segment_bits, spline.degree + 1)
     if lane.is_dealer:
-        correction = await lane.run(100 * x.size, _deal, lane, x.lam.reshape(-1), spline)
-        await lane.broadcast(nbytes, correction)
+        top, low = spline.split(x.lam)
+        await _deal(lane, spline, top, _powers(low, spline.degree + 1))
         zero = np.zeros(x.shape, dtype=np.uint64)
         return await remask(lane, zero, frac=frac, shift=shift)
+    part = await _read(lane, x, spline, spline.tables)
+    return await remask(lane, part.reshape(x.shape), frac=frac, shift=shift)
+
+
+def spline_by_coefficients_cost(count: int, spline: Spline) -> Cost:
+    """Cost of `evaluate_by_coefficients`."""
+    degree = spline.degree
+    dealt = 2 * count * correction_bytes(spline.segment_bits, 1) + 8 * count * degree
+    opened = remask_cost(count * degree, RING_BITS, dealt=False)
+    return opened + remask_cost(count, RING_BITS, dealt=True) + Cost(offline=dealt)
+
+
+async def evaluate_by_coefficients(
+    lane: Lane, x: SecretTensor, spline: Spline, frac: int
+) -> SecretTensor:
+    """As `evaluate`, for many elements: one round more, a third of the computation.
+
+    The point function carries the segment alone, whose expansion is cheap. The evaluators read
+    shares of the coefficients Q_i of (-lam_low)^i off it and open them under masks; the dealer
+    shares the powers of lam_low.
+
+    Cost: 2 rounds; 64 (degree + 1) bits each way; as many dealt, and twice the correction.
+    """
+    shift, degree = spline.scale - frac, spline.degree
+    spline.check(x, shift)
+    if lane.tracing:
+        lane.charge("spline", spline_by_coefficients_cost(x.size, spline))
+        return lane.blank(x.shape, RING_BITS - shift, frac)
+    fields = [field((degree, x.size))]
+    if lane.is_dealer:
+        top, low = spline.split(x.lam)
+        await _deal(lane, spline, top, np.ones((low.size, 1), dtype=np.uint64))
+        zero = np.zeros((degree, x.size), dtype=np.uint64)
+        hidden = await remask(lane, zero, frac=0, dealt=False)
+        powers = np.ascontiguousarray(_powers(np.uint64(0) - low, degree + 1).T[1:])
+        await lane.share(fields, [powers])
+        part = np.uint64(0) - (powers * hidden.lam).sum(axis=0, dtype=np.uint64)
+        return await remask(lane, part.reshape(x.shape), frac=frac, shift=shift)
+    found = await _read(lane, x, spline, spline.tables.transpose(1, 0, 2))
+    shares = await lane.run(found.size * 8, _about_mask, found, spline.split(x.a)[1])
+    opened = await remask(lane, shares[1:], frac=0, dealt=False)
+    (powers,) = await lane.share(fields)
+    part = shares[0] + (powers * opened.a).sum(axis=0, dtype=np.uint64)
+    return await remask(lane, part.reshape(x.shape), frac=frac, shift=shift)
+
+
+def _about_mask(coefficients: Words, low: Words) -> Words:
+    """Coefficients (k, n) of powers of u = low - lam_low -> those of powers of -lam_low."""
+    result = coefficients.copy()
+    count = len(coefficients)
+    power = np.ones_like(low)
+    for distance in range(1, count):
+        power = power * low
+        for i in range(count - distance):
+            factor = np.uint64(comb(i + distance, i))
+            result[i] += factor * power * coefficients[i + distance]
+    return result
+
+
+async def _read(lane: Lane, x: SecretTensor, spline: Spline, tables: Words) -> Words:
+    """An evaluator's shares (classes, n) of the tables' values, for the point function dealt."""
     roots = _roots(lane, Role.DEALER, x.size)
+    width = int(tables.shape[1])
+    nbytes = x.size * correction_bytes(spline.segment_bits, width)
     correction = await lane.broadcast(nbytes)
-    m = np.ascontiguousarray(x.a).reshape(-1)
-    part = await lane.run(
-        x.size * 8 << spline.segment_bits,
+    return await lane.run(
+        2 * x.size * width << spline.segment_bits,
         spline_shares,
         0 if lane.leads else 1,
         roots,
         correction,
         spline.segment_bits,
-        (m >> np.uint64(spline.local_bits)) & np.uint64((1 << spline.segment_bits) - 1),
-        m & np.uint64((1 << spline.local_bits) - 1),
-        spline.tables,
+        *spline.split(x.a),
+        tables,
     )
-    return await remask(lane, part.reshape(x.shape), frac=frac, shift=shift)
 
 
 def _roots(lane: Lane, peer: Role, count: int) -> Bytes:
     return lane.draw(peer, (count, 2)).view(np.uint8).reshape(count, 16)
 
 
-def _deal(lane: Lane, lam: Words, spline: Spline) -> Bytes:
-    v, q = spline.segment_bits, spline.local_bits
-    roots_a = _roots(lane, Role.EVALUATOR_A, lam.size)
-    roots_b = _roots(lane, Role.EVALUATOR_B, lam.size)
-    top = (lam >> np.uint64(q)) & np.uint64((1 << v) - 1)
-    low = lam & np.uint64((1 << q) - 1)
-    payload = np.empty((lam.size, spline.degree + 1), dtype=np.uint64)
-    payload[:, 0] = 1
-    for power in range(1, spline.degree + 1):
-        payload[:, power] = payload[:, power - 1] * low
-    return generate(top, payload, roots_a, roots_b, v)
+def _powers(low: Words, count: int) -> Words:
+    """Powers 0 .. count - 1 of (n,) words: (n, count)."""
+    powers = np.empty((low.size, count), dtype=np.uint64)
+    powers[:, 0] = 1
+    for power in range(1, count):
+        powers[:, power] = powers[:, power - 1] * low
+    return powers
+
+
+async def _deal(lane: Lane, spline: Spline, top: Words, payload: Words) -> None:
+    """The dealer's part of `_read`: point functions at `top` (n,) with `payload` (n, width)."""
+    roots = [_roots(lane, evaluator, top.size) for evaluator in EVALUATORS]
+    bits = spline.segment_bits
+    correction = await lane.run(100 * top.size, generate, top, payload, *roots, bits)
+    await lane.broadcast(top.size * correction_bytes(bits, payload.shape[1]), correction)

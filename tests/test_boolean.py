@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.boolean import and_bits, circuit, open_masked, products, to_bits
+from protocols.compare import comparison_tree
 from protocols.errors import LocalProtocolError
+from protocols.kernels import bits as kernels
 from protocols.shares import COMPUTING
 
 
@@ -96,3 +98,32 @@ def test_to_bits_makes_new_masks():
     results = run(program, shared).results
     np.testing.assert_array_equal(combine_bits(results), values)
     assert 350 < (results[A].a != shared[A].a).sum() < 650
+
+
+PLANS = [level for d, r in ((5, 5), (5, 3), (2, 3)) for level in comparison_tree(d, r).levels]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("leads", [True, False])
+def test_tables_say_what_the_rows_say(plan, leads):
+    """Circuits are read from tables where they are small: the same bits as row by row."""
+    rng = generator()
+    opened, mask = rng.integers(0, 1 << plan.inputs, (2, 400), dtype=np.uint64)
+    dealt = rng.integers(0, 2**64, (plan.fields, 400), dtype=np.uint64)
+    expected = kernels.expand_products(opened, mask, dealt, plan.rows, leads)
+    for kernel in (
+        kernels.look_up_products,
+        kernels.look_up_products_numpy,
+        kernels.expand_products_numpy,
+    ):
+        table = plan.rows if kernel is kernels.expand_products_numpy else plan.asked
+        np.testing.assert_array_equal(kernel(opened, mask, dealt, table, leads), expected)
+    masks = kernels.mask_products(mask, plan.subsets, plan.fields)
+    np.testing.assert_array_equal(plan.dealt[:, mask], masks)
+
+
+def test_one_hots_equal_their_twin():
+    values = generator().integers(0, 2**20, 100, dtype=np.uint64)
+    np.testing.assert_array_equal(
+        kernels.onehot_digits(values, 5), kernels.onehot_digits_numpy(values, 5)
+    )

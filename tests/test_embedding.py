@@ -6,7 +6,7 @@ from helpers import A, B, D, generator, run, share_ints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.embedding import domain_bits, embed, request_rows, reveal, revealed
+from protocols.embedding import LOOKUP_BITS, domain_bits, embed, request_rows, reveal, revealed
 from protocols.errors import LocalProtocolError
 from protocols.linear import Table
 from protocols.lockstep import combine, deal, run_parties
@@ -34,7 +34,9 @@ def look_up(words, ids):
 
 
 def random_table(rows, columns, seed=0):
-    return generator(seed).integers(0, 2**64, (rows, columns), dtype=np.uint64)
+    """Signed entries up to the largest that a look-up can carry."""
+    limit = 2 ** (LOOKUP_BITS - 2)
+    return generator(seed).integers(-limit + 1, limit, (rows, columns)).view(np.uint64)
 
 
 def shares_of(outcome):
@@ -91,7 +93,8 @@ def test_a_missing_client_is_noticed():
 
 @pytest.mark.parametrize("width", [1, 13, 24, 42, 64])
 def test_the_client_gets_the_value_and_nobody_else_a_byte(width):
-    values = signed(random_table(3, 5), width)
+    words = generator().integers(0, 2**64, (3, 5), dtype=np.uint64)
+    values = signed(words, width)
     shared = share_ints(values, width)
 
     async def party(lane):

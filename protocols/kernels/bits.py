@@ -9,9 +9,20 @@ DIGIT_BITS = 4
 
 
 def onehot_digits_numpy(values: Words, digits: int) -> Words:
-    """The 16-entry one-hot of every 4-bit digit, most significant first: (n,) -> (n, digits)."""
+    """NumPy twin of `onehot_digits`."""
     shifts = np.arange(digits - 1, -1, -1, dtype=np.uint64) * np.uint64(DIGIT_BITS)
     return _ONE << ((values[:, None] >> shifts) & np.uint64(15))
+
+
+@kernel("uint64[:,::1](in1, int64)", twin=onehot_digits_numpy)
+def onehot_digits(values: Words, digits: int) -> Words:
+    """The 16-entry one-hot of every 4-bit digit, most significant first: (n,) -> (n, digits)."""
+    out = np.empty((values.size, digits), dtype=np.uint64)
+    for i in range(values.size):
+        for j in range(digits):
+            digit = (values[i] >> np.uint64(4 * (digits - 1 - j))) & np.uint64(15)
+            out[i, j] = np.uint64(1) << digit
+    return out
 
 
 def digit_relations_numpy(shares: Words, publics: Words) -> Words:
@@ -150,4 +161,38 @@ def expand_products(opened: Words, mask: Words, dealt: Words, rows: Words, leads
     return out
 
 
-onehot_digits = onehot_digits_numpy
+def look_up_products_numpy(
+    opened: Words, mask: Words, dealt: Words, table: Words, leads: bool
+) -> Words:
+    """NumPy twin of `look_up_products`."""
+    out = np.zeros(opened.size, dtype=np.uint64)
+    for output in range(table.shape[1]):
+        chosen = table[opened.astype(np.intp), output]  # (n, 2 + fields)
+        word = mask & chosen[:, 1]
+        for field in range(len(dealt)):
+            word ^= dealt[field] & chosen[:, 2 + field]
+        bit = np.bitwise_count(word) & np.uint8(1)
+        if leads:
+            bit = bit ^ chosen[:, 0].astype(np.uint8)
+        out |= bit.astype(np.uint64) << np.uint64(output)
+    return out
+
+
+@kernel("uint64[::1](in1, in1, in2, in3, boolean)", twin=look_up_products_numpy)
+def look_up_products(opened: Words, mask: Words, dealt: Words, table: Words, leads: bool) -> Words:
+    """As `expand_products`, with a table (2^inputs, outputs, 2 + fields) of what each public word
+    asks for: the constant, the bits of the mask and the bits of each dealt word.
+    """
+    out = np.zeros(opened.size, dtype=np.uint64)
+    for i in range(opened.size):
+        row = opened[i]
+        for output in range(table.shape[1]):
+            word = mask[i] & table[row, output, 1]
+            for field in range(dealt.shape[0]):
+                word ^= dealt[field, i] & table[row, output, 2 + field]
+            for shift in (32, 16, 8, 4, 2, 1):
+                word ^= word >> np.uint64(shift)
+            if leads:
+                word ^= table[row, output, 0]
+            out[i] |= (word & np.uint64(1)) << np.uint64(output)
+    return out
