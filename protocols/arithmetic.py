@@ -122,6 +122,30 @@ async def _lift_dealer(lane: Lane, x: SecretTensor, to: int, fields: list[Field]
     return SecretTensor(lane.role, one, two, to, x.frac)
 
 
+async def map_public(
+    lane: Lane, x: SecretTensor, function: LinearMap, *, shift: int, frac: int
+) -> SecretTensor:
+    """A public linear map on the ring words of x, divided by 2^shift. Before that division its
+    values are below 2^(width - 2).
+
+    Args:
+        frac: fraction bits of the result.
+
+    Cost: 1 round; a word each way and dealt.
+    """
+    if lane.tracing:
+        shape = function(x.a).shape
+        lane.charge("map", remask_cost(int(np.prod(shape)), x.width, dealt=True))
+        return lane.blank(shape, x.width - shift, frac)
+    if lane.is_dealer:
+        part = np.zeros_like(function(x.a))
+    elif lane.leads:
+        part = function(x.a - x.b)
+    else:
+        part = function(np.uint64(0) - x.b)
+    return await remask(lane, part, frac=frac, width=x.width, shift=shift)
+
+
 # -- elementwise products --------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""RMSNorm and softmax attention, row-wise work with as few rounds as it takes."""
+"""RMSNorm, LayerNorm and softmax attention, row-wise work with as few rounds as it takes."""
 
 import math
 from dataclasses import dataclass
@@ -6,99 +6,195 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.arithmetic import lift, matmul, mul3, square_sum
+from protocols.arithmetic import lift, matmul, mul, mul3, square_sum
 from protocols.compare import maximum
-from protocols.elementary import COARSE_FRAC, exp_negative, reciprocal, rsqrt
+from protocols.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal, rsqrt
 from protocols.errors import RangeError
+from protocols.kernels.bits import DIGIT_BITS
 from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS
 from protocols.shares import SecretTensor
 
-_MAX_WIDTH = 20
-"""Ring in which the row maximum is found: differences of scores up to 2^13 in steps of 2^-6."""
-_EXP_WIDTH = 32
 _PRODUCT_BITS = 61  # a product to be truncated stays below 2^62; one bit is kept in hand
+_MAX_HIGH = (RING_BITS - 5) // 2
+MAX_ROOT_FRAC = 26
+MIN_ROOT_FRAC = 8
 
 
 @dataclass(frozen=True, slots=True)
-class NormRange:
-    """Public ranges of a norm over `size` entries, fixed by the owner.
-
-    Attributes:
-        drop: bits dropped from x before squaring.
-        low, high: the sum of squares plus eps, as a ring integer, is in [4^low, 4^high).
-        frac: fraction bits of the inverse root's `value`.
+class Norm:
+    """What a norm computes: x / sqrt(mean(x^2) + eps) over `size` entries, less their mean first
+    if `center` (LayerNorm).
     """
 
     size: int
     eps: float
+    center: bool = False
+
+    @property
+    def extra(self) -> int:
+        """Fraction bits that centring adds: size * x - sum(x) is x - mean(x) times size."""
+        return self.size.bit_length() - 1 if self.center else 0
+
+    @property
+    def stretch(self) -> float:
+        """What the entries are multiplied by: size / 2^extra, in [1, 2), if centred."""
+        return self.size / 2.0**self.extra if self.center else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class NormRange:
+    """Public exponents of a norm, fixed by the owner.
+
+    Attributes:
+        drop: bits dropped from x (22 fraction bits) before squaring.
+        low, high: the sum of squares plus eps, as a ring integer, is in [4^low, 4^high).
+        frac: fraction bits of the inverse root's `value`.
+    """
+
     drop: int
     low: int
     high: int
     frac: int
 
-    @property
-    def eps_word(self) -> np.uint64:
-        """size * eps with the fraction bits of a square of the dropped x."""
-        return np.uint64(max(1, round(self.size * self.eps * 4.0 ** (RESIDUAL_BITS - self.drop))))
+    def eps_word(self, norm: Norm) -> np.uint64:
+        """size * eps with the fraction bits of a square of the dropped entries."""
+        return np.uint64(max(1, round(_eps_sum(norm, self.drop))))
 
 
-def norm_range(size: int, eps: float, largest_mean_square: float) -> NormRange:
-    """Exponents under which every row with a mean square up to `largest_mean_square` is normalised.
+def _eps_sum(norm: Norm, drop: int) -> float:
+    return norm.size * norm.eps * norm.stretch**2 * 4.0 ** (RESIDUAL_BITS - drop)
+
+
+def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
+    """Exponents under which every row of Euclidean norm up to `largest` is normalised.
+
+    Args:
+        gain: the largest factor that an entry is multiplied by beside the norm.
 
     Raises:
         RangeError: no choice of exponents holds that range.
     """
+    squares = (largest * norm.stretch) ** 2
     for drop in range(RESIDUAL_BITS - 1):
-        high = (RING_BITS - 5) // 2
-        square_frac = 2 * (RESIDUAL_BITS - drop)
-        if size * (largest_mean_square + eps) * 2.0**square_frac >= 4.0**high:
+        total = squares * 4.0 ** (RESIDUAL_BITS - drop) + _eps_sum(norm, drop)
+        if total >= 4.0**_MAX_HIGH:
             continue
-        floor = max(1.0, size * eps * 2.0**square_frac)
-        low = int(math.log2(floor) // 2)
-        # |x * scale| < 2^(high + drop) and value < 2^(frac + 2).
-        frac = min(26, _PRODUCT_BITS - high - drop - 2)
-        return NormRange(size, eps, drop, low, high, frac)
+        low = int(math.log2(max(1.0, _eps_sum(norm, drop))) // 2)
+        high = max(low + 1, math.ceil(math.log2(max(total, 1.0)) / 2))
+        # |x * gain * scale| < gain 2^(high + drop) and value < 2^(frac + 2).
+        room = _PRODUCT_BITS - high - drop - 2 - max(0, math.ceil(math.log2(max(gain, 1.0))))
+        if room < MIN_ROOT_FRAC:
+            break
+        return NormRange(drop, low, high, min(MAX_ROOT_FRAC, room))
     raise RangeError(
-        f"a mean square of {largest_mean_square:g} over {size} entries leaves no precision in a "
-        "64-bit ring: the model's activations are too large"
+        f"rows of length up to {largest:.3g} over {norm.size} entries leave no precision in a "
+        "64-bit ring: the model's weights are too large"
     )
 
 
-async def rms_norm(lane: Lane, x: SecretTensor, bounds: NormRange) -> SecretTensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis; over Z_2^64, x with 22 fraction bits, the
-    result with 18.
+async def normalize(
+    lane: Lane,
+    x: SecretTensor,
+    norm: Norm,
+    bounds: NormRange,
+    *,
+    gain: SecretTensor | None = None,
+    shift: SecretTensor | None = None,
+    frac: int = FRACTION_BITS,
+    unit: bool = False,
+) -> SecretTensor:
+    """RMSNorm or LayerNorm over the last axis; over Z_2^64, x with 22 fraction bits.
 
-    The gain of a pre-norm is folded into the next weights by the owner.
+    The gain and shift of a pre-norm are folded into the next weights by the owner; those of a
+    post-norm are given here: the gain (18 fraction bits) is multiplied beside the inverse root, and
+    the shift (`frac` bits) is local.
+
+    Args:
+        frac: fraction bits of the result.
+        unit: rows of length 1 instead of mean square 1.
 
     Cost: 7 rounds: sum of squares; inverse root (4); x * value * scale; lift. One more where bits
-    are dropped first: the dropped x is lifted again, because its squares need the whole ring.
+    are dropped first: what is dropped is lifted again, because squares need the whole ring.
     """
-    small = await lift(lane, x.drop(bounds.drop))
-    squares = (await square_sum(lane, small)).add_public(bounds.eps_word)
-    root = await rsqrt(
-        lane, squares, bounds.low, bounds.high, gain=math.sqrt(bounds.size), frac=bounds.frac
-    )
+    small, x = await _prepared(lane, x, norm, bounds)
+
+    async def inverse(strand: Lane) -> Scaled:
+        squares = (await square_sum(strand, small)).add_public(bounds.eps_word(norm))
+        root = 1.0 if unit else math.sqrt(norm.size)
+        return await rsqrt(
+            strand, squares, bounds.low, bounds.high, gain=root, frac=bounds.frac
+        )
+
+    async def gained(strand: Lane) -> SecretTensor:
+        return x if gain is None else await lift(strand, await mul(strand, x, gain, gain.frac))
+
+    root, x = await lane.both(inverse, gained)
     scale, value = root.scale.reshape(*x.shape[:-1], 1), root.value.reshape(*x.shape[:-1], 1)
-    shift = x.frac + scale.frac + value.frac - FRACTION_BITS
-    return await lift(lane, await mul3(lane, x, scale, value, shift))
+    bits = x.frac + scale.frac + value.frac - frac
+    result = await lift(lane, await mul3(lane, x, scale, value, bits))
+    return result if shift is None else result + shift.broadcast(result.shape)
+
+
+async def _prepared(
+    lane: Lane, x: SecretTensor, norm: Norm, bounds: NormRange
+) -> tuple[SecretTensor, SecretTensor]:
+    """The entries to be squared, and those to be scaled: both centred and over Z_2^64."""
+    extra = norm.extra
+    if norm.center:
+        total = x.sum(-1).reshape(*x.shape[:-1], 1).broadcast(x.shape)
+        x = (x.times(np.uint64(norm.size)) - total).reinterpret(x.frac + extra)
+    small = x.drop(extra + bounds.drop)
+    if extra == 0:
+        return await lift(lane, small), x
+    wide = x.drop(extra)
+    if bounds.drop == 0:
+        wide = await lift(lane, wide)
+        return wide, wide
+    return await lane.both(lambda s: lift(s, small), lambda s: lift(s, wide))
+
+
+# -- attention -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRange:
+    """Public exponents of an attention layer, fixed by the owner.
+
+    Attributes:
+        score_bits: |score| < 2^score_bits.
+        value_bits: entries of the values are below 2^value_bits in size.
+        rope_frac: fraction bits that are spent on the angles of rotary positions.
+    """
+
+    score_bits: int
+    value_bits: int
+    rope_frac: int
+
+
+def peak_width(score_bits: int) -> int:
+    """Bits of the ring in which a row's maximum is found: differences of scores in steps of
+    2^-6, in whole digits.
+    """
+    return -(-(score_bits + 2 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS
 
 
 async def softmax_numerators(
-    lane: Lane, scores: SecretTensor, mask: NDArray[np.bool_]
+    lane: Lane, scores: SecretTensor, mask: NDArray[np.bool_], score_bits: int
 ) -> SecretTensor:
     """exp(scores - row maximum) where the public mask is set, 0 elsewhere; over Z_2^64.
 
     Args:
-        scores: (H, R, L) with 18 fraction bits over at least 38 bits, |score| < 2^12.
-        mask: (R, L), entry 0 of every row set.
+        scores: (H, R, L) with 18 fraction bits, |score| < 2^score_bits.
+        mask: (R, L), at least one entry of every row set.
 
     Cost: 3 rounds a level of the maximum (radix 4), then those of exp.
     """
-    columns = np.where(mask, np.arange(mask.shape[1]), 0)  # a masked entry repeats a valid one
+    first = mask.argmax(axis=1)[:, None]  # a masked entry repeats a valid one
+    columns = np.where(mask, np.arange(mask.shape[1]), first)
     rows = np.arange(mask.shape[0])[:, None]
-    coarse = scores[:, rows, columns].drop(scores.frac - COARSE_FRAC).narrow(_MAX_WIDTH)
-    peak, _ = await maximum(lane, coarse)
+    coarse = scores[:, rows, columns].drop(scores.frac - COARSE_FRAC)
+    peak, _ = await maximum(lane, coarse.narrow(peak_width(score_bits)))
     fine = peak.scale_up(scores.frac - COARSE_FRAC)
     shifted = scores.narrow(fine.width) - fine.reshape(*peak.shape, 1).broadcast(scores.shape)
     where = np.nonzero(mask)
@@ -107,20 +203,23 @@ async def softmax_numerators(
 
 
 async def attend(
-    lane: Lane, scores: SecretTensor, values: SecretTensor, mask: NDArray[np.bool_]
+    lane: Lane,
+    scores: SecretTensor,
+    values: SecretTensor,
+    mask: NDArray[np.bool_],
+    bounds: AttentionRange,
 ) -> SecretTensor:
     """softmax(scores) @ values, (H, R, L) and (H, L, C) -> (H, R, C), over Z_2^64.
 
     The division comes after the product: fewer elements, and the reciprocal runs beside it.
-    |values| < 2^8.
 
     Cost: softmax_numerators, then 5 or 6 rounds.
     """
-    weights = await softmax_numerators(lane, scores, mask)
+    weights = await softmax_numerators(lane, scores, mask, bounds.score_bits)
     # The sum of a row lies between exp(-1/16), for its maximum, and the number of entries.
     low = (FRACTION_BITS - 1) // 2
     high = math.ceil((FRACTION_BITS + math.log2(1.1 * max(2, mask.shape[1]))) / 2)
-    frac = min(22, _PRODUCT_BITS - 2 * high - 3 - 8)
+    frac = min(22, _PRODUCT_BITS - 2 * high - 3 - max(0, bounds.value_bits))
 
     async def product(strand: Lane) -> SecretTensor:
         return await lift(strand, await matmul(strand, weights, values, FRACTION_BITS))

@@ -1,12 +1,14 @@
-"""`Ops` in floating point: the reference and the owner's calibration run."""
+"""`Ops` in floating point: the reference that secure runs are compared with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.normalize import NormRange
-from protocols.ops import Heads, Rotation, rotate
+from protocols.activations import ACTIVATIONS
+from protocols.normalize import Norm
+from protocols.ops import Heads, Index, Rotation, Span, rotate
 from protocols.ring import Floats
 
 Record = Callable[[str, Floats], None]
@@ -17,61 +19,116 @@ class Plain:
 
     Args:
         ids: the input token ids that `embed` reads, which a secure run never sees.
-        record: called with a name and a float value where a range must be known in advance.
+        record: called with a place's name and its value, as the secure run has it there.
     """
 
     def __init__(self, ids: NDArray[np.int64], record: Record | None = None) -> None:
         self._ids = ids
         self._record = record or (lambda name, value: None)
 
-    async def embed(self, table: Floats, count: int) -> Floats:
-        return table[self._ids[:count]].astype(np.float64)
+    async def embed(self, table: Floats, count: int, columns: int) -> Floats:
+        return table[self._ids[:count], :columns].astype(np.float64)
 
-    async def rms_norm(self, x: Floats, name: str, eps: float, bounds: NormRange | None) -> Floats:
+    async def norm(
+        self,
+        x: Floats,
+        name: str,
+        norm: Norm,
+        gain: Floats | None = None,
+        shift: Floats | None = None,
+        *,
+        unit: bool = False,
+    ) -> Floats:
+        if norm.center:
+            x = x - x.mean(axis=-1, keepdims=True)
         mean_square = (x * x).mean(axis=-1, keepdims=True)
-        self._record(name, mean_square)
-        return np.asarray(x / np.sqrt(mean_square + eps))
+        y = x / np.sqrt((mean_square + norm.eps) * (norm.size if unit else 1))
+        y = y if gain is None else y * gain
+        return self._seen(name, y if shift is None else y + shift)
 
-    async def gain(self, x: Floats, weights: Floats) -> Floats:
-        return x * weights
+    async def linear(self, x: Floats, weight: Floats, name: str) -> Floats:
+        return self._seen(name, _affine(x, weight))
 
-    async def linear(self, x: Floats, weight: Floats) -> Floats:
-        return np.asarray(x @ weight)
+    async def dense(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
+        return self._seen(name, ACTIVATIONS[activation].exact(_affine(x, weight)))
 
-    async def project(
-        self, x: Floats, weight: Floats, heads: Heads, rotation: Rotation
-    ) -> tuple[Floats, Floats, Floats]:
-        joint = (x @ weight).reshape(x.shape[0], -1, heads.size)
-        self._record("projection", joint)
-        rotated = heads.query + heads.key
-        turned = rotate(joint[:, :rotated], rotation.cos, rotation.sin).transpose(1, 0, 2)
-        values = joint[:, rotated:].transpose(1, 0, 2)
-        return turned[: heads.query], turned[heads.query :], values
-
-    async def attention(self, q: Floats, k: Floats, v: Floats, mask: NDArray[np.bool_]) -> Floats:
-        share = q.shape[0] // k.shape[0]
-        keys, values = np.repeat(k, share, axis=0), np.repeat(v, share, axis=0)
-        scores = np.where(mask, q @ keys.transpose(0, 2, 1), -np.inf)
-        self._record("scores", np.where(mask, scores, 0))
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        return np.asarray((weights @ values).transpose(1, 0, 2).reshape(mask.shape[0], -1))
-
-    async def gated_silu(self, x: Floats, weight: Floats) -> Floats:
-        joint = x @ weight
+    async def gated(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
+        joint = _affine(x, weight)
         half = weight.shape[1] // 2
         gate, up = joint[:, :half], joint[:, half:]
-        self._record("gate", gate)
-        return np.asarray(gate * up / (1 + np.exp(-gate)))
+        return self._seen(name, ACTIVATIONS[activation].exact(gate) * up)
 
-    async def logits(self, x: Floats, head: Floats, *, tied: bool) -> Floats:
-        return np.asarray(x @ (head.T if tied else head))
+    async def project(
+        self,
+        x: Floats,
+        weight: Floats,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        gains: tuple[Floats, Floats] | None = None,
+    ) -> tuple[Floats, Floats, Floats]:
+        joint = _affine(x, weight).reshape(x.shape[0], -1, heads.size)
+        rotated = heads.query + heads.key
+        turned, values = joint[:, :rotated], joint[:, rotated:]
+        if norm is not None and gains is not None:
+            gain = np.repeat(np.stack(gains), [heads.query, heads.key], axis=0)
+            turned = await self.norm(turned, f"{name}.heads", norm, gain)
+        if rotation is not None:
+            turned = rotate(turned, rotation.cos, rotation.sin)
+        turned, values = turned.transpose(1, 0, 2), values.transpose(1, 0, 2)
+        return turned[: heads.query], turned[heads.query :], values
+
+    async def attention(
+        self, q: Floats, k: Floats, v: Floats, name: str, spans: Sequence[Span]
+    ) -> Floats:
+        share = q.shape[0] // k.shape[0]
+        keys, values = np.repeat(k, share, axis=0), np.repeat(v, share, axis=0)
+        parts = []
+        for span in spans:
+            scores = q[:, span.rows] @ keys[:, span.context].transpose(0, 2, 1)
+            if span.bias is not None:
+                scores = scores + span.bias
+            scores = np.where(span.mask, scores, -np.inf)
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            weights /= weights.sum(axis=-1, keepdims=True)
+            context = (weights @ values[:, span.context]).transpose(1, 0, 2)
+            parts.append(context.reshape(len(span.mask), -1))
+        return self._seen(name, np.concatenate(parts))
+
+    async def output(self, x: Floats, weight: Floats, name: str, *, tied: bool = False) -> Floats:
+        return self._seen(name, _affine(x, weight.T if tied else weight))
+
+    async def mean(self, x: Floats, lengths: Sequence[int]) -> Floats:
+        return self.sums(x, lengths) / np.asarray(lengths)[:, None]
+
+    def result(self, x: Floats) -> Floats:
+        return x
 
     def add(self, x: Floats, y: Floats) -> Floats:
         return x + y
 
+    def sums(self, x: Floats, lengths: Sequence[int]) -> Floats:
+        starts = np.cumsum([0, *lengths[:-1]])
+        return np.add.reduceat(x, starts, axis=0)
+
     def append(self, past: Floats | None, new: Floats) -> Floats:
         return new if past is None else np.concatenate([past, new], axis=1)
 
-    def rows(self, x: Floats, start: int) -> Floats:
-        return x[start:]
+    def take(self, x: Floats, index: Index) -> Floats:
+        return x[index]
+
+    def heads_at(self, x: Floats, index: Index) -> Floats:
+        return x[:, index]
+
+    def _seen(self, name: str, value: Any) -> Floats:
+        result: Floats = np.asarray(value)
+        self._record(name, result)
+        return result
+
+
+def _affine(x: Floats, weight: Floats) -> Floats:
+    """x @ W, plus the bias in the last row if there is one."""
+    features = x.shape[1]
+    product = x @ weight[:features]
+    return product if len(weight) == features else product + weight[features]

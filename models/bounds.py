@@ -1,0 +1,308 @@
+"""`Ops` on bounds: the ranges that a model's secure run needs, proven from its weights.
+
+A row that left a norm has a known length, whatever the input was; every later step can stretch it
+by no more than its weights allow. So each range below holds for every input there is, and nothing
+has to be measured. What cannot be represented is refused, with the name of the place.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.errors import RangeError
+from protocols.normalize import AttentionRange, Norm, NormRange, norm_range
+from protocols.ops import Heads, Index, Ranges, Rotation, Span
+from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS, Floats
+
+Vector = NDArray[np.float64]
+
+_PRODUCT_BITS = 62  # what truncation can take
+ACTIVATION_LIMIT = 2.0**15
+OUTPUT_LIMIT = 2.0**17
+_SLACK = 1.001  # float32 products of a few thousand terms stay well within it
+_SQUARINGS = 3
+MAX_SCORE_BITS = 24
+MIN_ROPE_FRAC, MAX_ROPE_FRAC = 8, 18
+
+
+def spectral(matrix: Floats) -> float:
+    """An upper bound of the largest singular value, at most size^(1/32) above it.
+
+    ||G||_2 <= ||G^8||_F^(1/8) for the symmetric G = W^T W (or W W^T, whichever is smaller).
+    """
+    w = np.asarray(matrix, dtype=np.float32)
+    peak = float(np.abs(w).max(initial=0.0))
+    if peak == 0.0 or not math.isfinite(peak):
+        return peak
+    w = w / np.float32(peak)
+    gram = w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
+    log = 0.0
+    for power in range(_SQUARINGS):
+        size = float(np.linalg.norm(gram))
+        gram = gram / np.float32(size)
+        log += math.log(size) / 2**power
+        gram = gram @ gram
+    log += math.log(float(np.linalg.norm(gram))) / 2**_SQUARINGS
+    return _SLACK * peak * math.exp(log / 2)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Rows x = scale * z + shift with |z| <= radius (Euclidean) and entries multiplied one by one.
+
+    Attributes:
+        size: features of a row.
+        scale: (features,) sizes of the factors, or None for ones.
+        shift: (features,), or None for zeros.
+        frac: fraction bits that the secure run has here.
+    """
+
+    size: int
+    radius: float
+    scale: Vector | None = None
+    shift: Vector | None = None
+    frac: int = RESIDUAL_BITS
+
+    @property
+    def length(self) -> float:
+        """Of a whole row."""
+        factor = 1.0 if self.scale is None else float(self.scale.max(initial=0.0))
+        offset = 0.0 if self.shift is None else float(np.linalg.norm(self.shift))
+        return self.radius * factor + offset
+
+    @property
+    def entry(self) -> float:
+        """Of a single entry."""
+        if self.scale is None:
+            return self.length
+        offset = 0.0 if self.shift is None else np.abs(self.shift)
+        return float((self.radius * self.scale + offset).max(initial=0.0))
+
+
+@dataclass(frozen=True)
+class HeadBound:
+    """Lengths of each head's rows of `size` entries, and the largest entry."""
+
+    size: int
+    lengths: Vector
+    entry: float
+
+
+class Bounds:
+    """See the module's text. `ranges` is complete when the program has ended.
+
+    Args:
+        positions: tokens that a sequence can have.
+    """
+
+    def __init__(self, positions: int) -> None:
+        self._positions = positions
+        self._norms: dict[str, NormRange] = {}
+        self._attention: dict[str, AttentionRange] = {}
+        self._rope: dict[str, int] = {}
+
+    @property
+    def ranges(self) -> Ranges:
+        """What the program asked for so far."""
+        return Ranges(dict(self._norms), dict(self._attention))
+
+    async def embed(self, table: Floats, count: int, columns: int) -> Bound:
+        rows = np.asarray(table)[:, :columns]
+        return Bound(columns, float(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64).max())))
+
+    async def norm(
+        self,
+        x: Bound,
+        name: str,
+        norm: Norm,
+        gain: Floats | None = None,
+        shift: Floats | None = None,
+        *,
+        unit: bool = False,
+    ) -> Bound:
+        scale = None if gain is None else np.abs(np.asarray(gain, dtype=np.float64))
+        largest = 1.0 if scale is None else float(scale.max(initial=0.0))
+        self._norms[name] = _named(name, norm_range, norm, _SLACK * x.length + 2.0**-10, largest)
+        if gain is not None:
+            fits = x.length * norm.stretch * largest
+            _check(name, fits, 2.0 ** (_PRODUCT_BITS - RESIDUAL_BITS - FRACTION_BITS), "gain")
+        offset = None if shift is None else np.asarray(shift, dtype=np.float64)
+        radius = 1.0 if unit else math.sqrt(norm.size)
+        frac = FRACTION_BITS if shift is None else RESIDUAL_BITS
+        return Bound(norm.size, _SLACK * radius, scale, offset, frac)
+
+    async def linear(self, x: Bound, weight: Floats, name: str) -> Bound:
+        matrix, bias = _effective(x, weight)
+        length = spectral(matrix) * x.radius + float(np.linalg.norm(bias))
+        _check(name, float(_entries(matrix, bias, x.radius).max()), _limit(x))
+        return Bound(matrix.shape[1], length)
+
+    async def dense(self, x: Bound, weight: Floats, name: str, activation: str) -> Bound:
+        matrix, bias = _effective(x, weight)
+        _check(name, float(_entries(matrix, bias, x.radius).max()), ACTIVATION_LIMIT)
+        # No activation is further from 0 than its argument.
+        length = spectral(matrix) * x.radius + float(np.linalg.norm(bias))
+        return Bound(matrix.shape[1], length, frac=FRACTION_BITS)
+
+    async def gated(self, x: Bound, weight: Floats, name: str, activation: str) -> Bound:
+        matrix, bias = _effective(x, weight)
+        half = matrix.shape[1] // 2
+        sizes = _entries(matrix, bias, x.radius)
+        gate, up = sizes[:half], sizes[half:]
+        _check(name, float(sizes.max()), ACTIVATION_LIMIT)
+        _check(name, float((gate * up).max()), 2.0 ** (_PRODUCT_BITS - 2 * FRACTION_BITS))
+        length = spectral(matrix[:, half:]) * x.radius + float(np.linalg.norm(bias[half:]))
+        return Bound(half, length, gate, None, FRACTION_BITS)
+
+    async def project(
+        self,
+        x: Bound,
+        weight: Floats,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        gains: tuple[Floats, Floats] | None = None,
+    ) -> tuple[HeadBound, HeadBound, HeadBound]:
+        matrix, bias = _effective(x, weight)
+        bound = _heads(matrix, bias, x.radius, heads.size)
+        sizes = _entries(matrix, bias, x.radius)
+        _check(name, float(sizes.max()), _limit(x))
+        rotated = heads.query + heads.key
+        lengths = bound.copy()
+        if norm is not None and gains is not None:
+            longest = Bound(heads.size, float(bound[:rotated].max()))
+            limits = [
+                (await self.norm(longest, f"{name}.heads", norm, np.abs(gain))).length
+                for gain in gains
+            ]
+            gain = np.maximum(*(np.abs(np.asarray(g)) for g in gains))
+            await self.norm(longest, f"{name}.heads", norm, gain)
+            lengths[: heads.query], lengths[heads.query : rotated] = limits
+            self._rope[name] = MAX_ROPE_FRAC
+        elif rotation is not None:
+            pair = _pairs(sizes[: rotated * heads.size], heads.size)
+            largest = max(pair, float(sizes.max()), 1.0)
+            room = _PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(largest))
+            if room < MIN_ROPE_FRAC:
+                raise RangeError(
+                    f"{name}: a projection can reach {largest:.3g}, which leaves {room} bits for "
+                    f"rotary angles where {MIN_ROPE_FRAC} are needed: the weights are too large"
+                )
+            self._rope[name] = min(room, MAX_ROPE_FRAC)
+        entry = float(sizes[rotated * heads.size :].max())
+        parts = np.split(lengths, [heads.query, rotated])
+        q, k, v = (HeadBound(heads.size, part, entry) for part in parts)
+        return q, k, v
+
+    async def attention(
+        self, q: HeadBound, k: HeadBound, v: HeadBound, name: str, spans: Sequence[Span]
+    ) -> Bound:
+        share = len(q.lengths) // len(k.lengths)
+        score = float((q.lengths * np.repeat(k.lengths, share)).max())
+        slopes = [float(np.abs(s.slopes).max()) for s in spans if s.slopes is not None]
+        score += self._positions * max(slopes, default=0.0)
+        bits = max(4, math.ceil(math.log2(max(score * _SLACK, 1.0))))
+        if bits > MAX_SCORE_BITS:
+            raise RangeError(
+                f"{name}: attention scores can reach {score:.3g}, above 2^{MAX_SCORE_BITS}: the "
+                "query and key weights are too large"
+            )
+        value_bits = max(0, math.ceil(math.log2(max(v.entry * _SLACK, 1.0))))
+        self._attention[name] = AttentionRange(bits, value_bits, self._rope.get(name, 0))
+        lengths = np.repeat(v.lengths, share)
+        size = len(lengths) * v.size
+        return Bound(size, float(np.linalg.norm(lengths)), frac=FRACTION_BITS)
+
+    async def output(self, x: Bound, weight: Floats, name: str, *, tied: bool = False) -> Bound:
+        matrix, bias = _effective(x, np.asarray(weight).T if tied else weight)
+        largest = float(_entries(matrix, bias, x.radius).max())
+        fraction = RESIDUAL_BITS if tied else WEIGHT_BITS
+        _check(name, largest, min(OUTPUT_LIMIT, 2.0 ** (_PRODUCT_BITS - x.frac - fraction)))
+        return Bound(matrix.shape[1], largest)
+
+    async def mean(self, x: Bound, lengths: Sequence[int]) -> Bound:
+        return self.result(x)
+
+    def result(self, x: Bound) -> Bound:
+        _check("result", x.entry, OUTPUT_LIMIT)
+        return x
+
+    def add(self, x: Bound, y: Bound) -> Bound:
+        return Bound(x.size, x.length + y.length)
+
+    def sums(self, x: Bound, lengths: Sequence[int]) -> Bound:
+        return Bound(x.size, x.length * self._positions)
+
+    def append(self, past: HeadBound | None, new: HeadBound) -> HeadBound:
+        return new
+
+    def take(self, x: Any, index: Index) -> Any:
+        if isinstance(x, Bound):
+            return x
+        rows = np.asarray(x, dtype=np.float64)
+        return Bound(rows.shape[1], float(np.sqrt((rows**2).sum(axis=-1)).max()))
+
+    def heads_at(self, x: HeadBound, index: Index) -> HeadBound:
+        return x
+
+
+def _effective(x: Bound, weight: Floats) -> tuple[Floats, Vector]:
+    """The matrix and bias as they meet z, where x = scale * z + shift."""
+    matrix = np.asarray(weight[: x.size], dtype=np.float32)
+    bias = np.zeros(matrix.shape[1])
+    if x.size < weight.shape[0]:
+        bias = bias + weight[x.size]
+    if x.shift is not None:
+        bias = bias + x.shift @ matrix
+    if x.scale is not None:
+        matrix = matrix * x.scale[:, None].astype(np.float32)
+    return matrix, bias
+
+
+def _entries(matrix: Floats, bias: Vector, radius: float) -> Vector:
+    """Largest size of each entry of z @ matrix + bias."""
+    lengths = np.sqrt(np.einsum("ij,ij->j", matrix, matrix, dtype=np.float64))
+    sizes: Vector = _SLACK * lengths * radius + np.abs(bias)
+    return sizes
+
+
+def _heads(matrix: Floats, bias: Vector, radius: float, size: int) -> Vector:
+    """Largest length of each head's part of a projection."""
+    count = matrix.shape[1] // size
+    return np.array(
+        [
+            spectral(matrix[:, i * size : (i + 1) * size]) * radius
+            + float(np.linalg.norm(bias[i * size : (i + 1) * size]))
+            for i in range(count)
+        ]
+    )
+
+
+def _pairs(sizes: Vector, size: int) -> float:
+    """Largest entry after any rotation, which mixes entries half a head apart."""
+    pairs = sizes.reshape(-1, 2, size // 2)
+    return float(np.hypot(pairs[:, 0], pairs[:, 1]).max())
+
+
+def _limit(x: Bound) -> float:
+    return 2.0 ** (_PRODUCT_BITS - x.frac - WEIGHT_BITS)
+
+
+def _check(name: str, value: float, limit: float, what: str = "weights") -> None:
+    if not value < limit:
+        raise RangeError(
+            f"{name}: values can reach {value:.3g}, above {limit:g} that the ring can hold: its "
+            f"{what} or those before it are too large"
+        )
+
+
+def _named(name: str, function: Any, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except RangeError as error:
+        raise RangeError(f"{name}: {error}") from None

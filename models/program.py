@@ -1,0 +1,119 @@
+"""What one evaluation of a model is asked: which tokens, where, and which rows of the result."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.errors import ConfigError
+from protocols.ops import Index, Mask, Ops, Span, Tensor
+
+Rows = Literal["all", "last", "first", "mean", "unit"]
+"""Results for every token, for each sequence's last or first one, or for the mean of its last
+hidden states (`unit`: scaled to length 1).
+"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Public facts about an input: nothing in here depends on the tokens themselves.
+
+    Sequences stand one after the other, without padding: a batch costs what its tokens cost, and no
+    sequence can change another's result.
+
+    Attributes:
+        lengths: tokens of each sequence.
+        rows: which results are wanted.
+        types: token types (0 or 1 for the second text of a pair), or None for zeros.
+    """
+
+    lengths: tuple[int, ...]
+    rows: Rows = "all"
+    types: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 1:
+            raise ConfigError("an input is empty: give at least one token")
+        if self.types is not None and len(self.types) != self.tokens:
+            raise ConfigError(f"{len(self.types)} token types for {self.tokens} tokens")
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences together."""
+        return sum(self.lengths)
+
+    @property
+    def wanted(self) -> Index:
+        """Places of the tokens whose last hidden states are needed."""
+        ends = np.cumsum(self.lengths)
+        if self.rows == "last":
+            return ends - 1
+        return ends - np.asarray(self.lengths) if self.rows == "first" else np.arange(self.tokens)
+
+    @property
+    def results(self) -> int:
+        """Number of result rows."""
+        return self.tokens if self.rows == "all" else len(self.lengths)
+
+    def positions(self, start: int = 0) -> Index:
+        """Position of every token in its sequence."""
+        return np.concatenate([np.arange(start, start + size) for size in self.lengths])
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens so far, a pair a layer: (key heads, tokens, size), shared."""
+
+    keys: list[Tensor | None] = field(default_factory=list)
+    values: list[Tensor | None] = field(default_factory=list)
+    length: int = 0
+
+    @classmethod
+    def empty(cls, layers: int) -> "Cache":
+        return cls([None] * layers, [None] * layers)
+
+    def extend(self, ops: Ops, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the new tokens' keys and values of a layer; all of them."""
+        self.keys[layer] = ops.append(self.keys[layer], k)
+        self.values[layer] = ops.append(self.values[layer], v)
+        return self.keys[layer], self.values[layer]
+
+
+def spans_of(
+    batch: Batch,
+    start: int = 0,
+    *,
+    causal: bool,
+    wanted: Index | None = None,
+    window: int | None = None,
+    slopes: NDArray[np.float64] | None = None,
+) -> list[Span]:
+    """Attention of tokens to their own sequence.
+
+    Args:
+        start: tokens of the (only) sequence that are in the cache already.
+        causal: to itself and those before it; else to all.
+        wanted: places of the tokens that ask (default: all).
+        window: a token sees no further back than so many tokens, itself included.
+        slopes: see `Span`.
+    """
+    spans, row, first = [], 0, 0
+    for size in batch.lengths:
+        asking = np.arange(size)
+        if wanted is not None:
+            asking = wanted[(wanted >= first) & (wanted < first + size)] - first
+        behind = (start + asking)[:, None] - np.arange(start + size)
+        mask: Mask = behind >= 0 if causal else np.ones_like(behind, dtype=np.bool_)
+        if window is not None:
+            mask = mask & (behind < window)
+        rows = slice(row, row + len(asking))
+        spans.append(Span(rows, slice(first, first + start + size), mask, slopes))
+        row, first = row + len(asking), first + size
+    return spans
+
+
+def batch_of(sequences: Sequence[Sequence[int]], rows: Rows = "all") -> Batch:
+    """The batch of some token sequences."""
+    return Batch(tuple(len(sequence) for sequence in sequences), rows)

@@ -1,0 +1,284 @@
+"""`Ops` on shares: models evaluated under MPC, or, over a tracing lane, their cost."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from protocols.activations import ACTIVATIONS, activate
+from protocols.arithmetic import lift, map_public, matmul, mul
+from protocols.compare import maximum
+from protocols.embedding import embed
+from protocols.errors import LocalProtocolError
+from protocols.lane import Lane
+from protocols.linear import Table, Weight, linear, table_product
+from protocols.normalize import AttentionRange, Norm, attend, normalize
+from protocols.ops import Heads, Index, Mask, Ranges, Rotation, Span, rotate
+from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
+from protocols.shares import SecretTensor, concat, constant
+
+ARGMAX_FRAC = 12
+ARGMAX_WIDTH = 24
+"""Logits are compared over 24 bits in steps of 2^-12: differences up to 2^11."""
+OUTPUT_WIDTH = 38
+"""Bits of a result for the client, 18 of them fraction bits."""
+_MEAN_FRAC = 20
+
+
+class Secure:
+    """See the module's text. One object drives one lane."""
+
+    def __init__(self, lane: Lane, ranges: Ranges) -> None:
+        self.lane = lane
+        self._ranges = ranges
+
+    async def embed(self, table: Table, count: int, columns: int) -> SecretTensor:
+        return (await embed(self.lane, table, count))[:, :columns]
+
+    # -- norms and products ------------------------------------------------------------------------
+
+    async def norm(
+        self,
+        x: SecretTensor,
+        name: str,
+        norm: Norm,
+        gain: SecretTensor | None = None,
+        shift: SecretTensor | None = None,
+        *,
+        unit: bool = False,
+    ) -> SecretTensor:
+        """With a shift the result has the residual stream's fraction bits, which the shift has."""
+        return await normalize(
+            self.lane,
+            x.scale_up(RESIDUAL_BITS - x.frac),
+            norm,
+            _range(self._ranges.norms, name),
+            gain=gain,
+            shift=shift,
+            frac=FRACTION_BITS if shift is None else RESIDUAL_BITS,
+            unit=unit,
+        )
+
+    async def linear(self, x: SecretTensor, weight: Weight, name: str) -> SecretTensor:
+        product = await linear(self.lane, _with_one(x, weight.shape[0]), weight, frac=RESIDUAL_BITS)
+        return await lift(self.lane, product)
+
+    async def dense(
+        self, x: SecretTensor, weight: Weight, name: str, activation: str
+    ) -> SecretTensor:
+        hidden = await linear(self.lane, _with_one(x, weight.shape[0]), weight)
+        return (await activate(self.lane, hidden, ACTIVATIONS[activation]))[0]
+
+    async def gated(
+        self, x: SecretTensor, weight: Weight, name: str, activation: str
+    ) -> SecretTensor:
+        joint = await linear(self.lane, _with_one(x, weight.shape[0]), weight)
+        half = weight.shape[1] // 2
+        function = ACTIVATIONS[activation]
+        gate, up = await activate(self.lane, joint[:, :half], function, beside=joint[:, half:])
+        if up is None:
+            raise LocalProtocolError("the gate lost its other half")
+        return await lift(self.lane, await mul(self.lane, gate, up, FRACTION_BITS))
+
+    # -- attention ---------------------------------------------------------------------------------
+
+    async def project(
+        self,
+        x: SecretTensor,
+        weight: Weight,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        gains: tuple[SecretTensor, SecretTensor] | None = None,
+    ) -> tuple[SecretTensor, SecretTensor, SecretTensor]:
+        rotated = heads.query + heads.key
+        x = _with_one(x, weight.shape[0])
+        turn, frac = None, 0
+        if rotation is not None:
+            frac = _range(self._ranges.attention, name).rope_frac
+            turn = _Turn(rotation, rotated, heads.size, frac)
+        if norm is None or gains is None:
+            joint = await linear(
+                self.lane, x, weight, then=turn, then_frac=frac if turn is not None else 0
+            )
+            split = _split(await lift(self.lane, joint), heads.size)
+        else:
+            split = await self._normed(x, weight, name, heads, turn, norm, gains)
+        split = split.transpose(1, 0, 2)
+        return split[: heads.query], split[heads.query : rotated], split[rotated:]
+
+    async def _normed(
+        self,
+        x: SecretTensor,
+        weight: Weight,
+        name: str,
+        heads: Heads,
+        turn: "_Turn | None",
+        norm: Norm,
+        gains: tuple[SecretTensor, SecretTensor],
+    ) -> SecretTensor:
+        """(T, heads, size) with queries and keys normalised, then turned (Qwen3)."""
+        wide = await lift(self.lane, await linear(self.lane, x, weight, frac=RESIDUAL_BITS))
+        split = _split(wide, heads.size)
+        query, rotated = heads.query, heads.query + heads.key
+        gain = concat(
+            [
+                gains[0].reshape(1, -1).broadcast((query, heads.size)),
+                gains[1].reshape(1, -1).broadcast((heads.key, heads.size)),
+            ],
+            axis=0,
+        )
+        normed = await self.norm(split[:, :rotated], f"{name}.heads", norm, gain)
+        values = split[:, rotated:]
+        if turn is None:
+            narrow = values.drop(values.frac - FRACTION_BITS)
+            return concat([normed, await lift(self.lane, narrow)], axis=1)
+
+        async def turned(lane: Lane) -> SecretTensor:
+            flat = normed.reshape(normed.shape[0], -1)
+            result = await map_public(lane, flat, turn, shift=turn.frac, frac=flat.frac)
+            return (await lift(lane, result)).reshape(*normed.shape)
+
+        async def widened(lane: Lane) -> SecretTensor:
+            return await lift(lane, values.drop(values.frac - FRACTION_BITS))
+
+        return concat(list(await self.lane.both(turned, widened)), axis=1)
+
+    async def attention(
+        self,
+        q: SecretTensor,
+        k: SecretTensor,
+        v: SecretTensor,
+        name: str,
+        spans: Sequence[Span],
+    ) -> SecretTensor:
+        """Sequences, and groups of key heads within each, run on lanes of their own."""
+        bounds = _range(self._ranges.attention, name)
+        groups = min(self.lane.settings.lanes, k.shape[0])
+        share = q.shape[0] // k.shape[0]
+        cuts = [k.shape[0] * i // groups for i in range(groups + 1)]
+        jobs = [(span, lo, hi) for span in spans for lo, hi in itertools.pairwise(cuts)]
+
+        async def attend_job(lane: Lane, span: Span, lo: int, hi: int) -> SecretTensor:
+            keys, values = (t[lo:hi, span.context] for t in (k, v))
+            heads = slice(lo * share, hi * share)
+            bias = None if span.bias is None else span.bias[heads]
+            return await _attend(lane, q[heads, span.rows], keys, values, span.mask, bias, bounds)
+
+        parts = await self.lane.parallel(
+            [lambda lane, job=job: attend_job(lane, *job) for job in jobs]  # type: ignore[misc]
+        )
+        rows = [
+            concat(parts[start : start + groups], axis=0)
+            for start in range(0, len(parts), groups)
+        ]
+        whole = concat(rows, axis=1).transpose(1, 0, 2)
+        return whole.reshape(whole.shape[0], -1)
+
+    # -- for the client ----------------------------------------------------------------------------
+
+    async def output(
+        self, x: SecretTensor, weight: Any, name: str, *, tied: bool = False
+    ) -> SecretTensor:
+        depth = weight.shape[1] if tied else weight.shape[0]
+        product = table_product if tied else linear
+        return (await product(self.lane, _with_one(x, depth), weight)).narrow(OUTPUT_WIDTH)
+
+    async def mean(self, x: SecretTensor, lengths: Sequence[int]) -> SecretTensor:
+        inverse = encode(1.0 / np.asarray(lengths, dtype=np.float64), _MEAN_FRAC)[:, None]
+        total = self.sums(x, lengths)
+        shift = total.frac + _MEAN_FRAC - FRACTION_BITS
+        mean = await map_public(
+            self.lane, total, lambda words: words * inverse, shift=shift, frac=FRACTION_BITS
+        )
+        return mean.narrow(OUTPUT_WIDTH)
+
+    def result(self, x: SecretTensor) -> SecretTensor:
+        return x.drop(x.frac - FRACTION_BITS).narrow(OUTPUT_WIDTH)
+
+    async def argmax(self, logits: SecretTensor) -> SecretTensor:
+        """Index of the largest entry of each row of (T, V): ring integers over 24 bits."""
+        scores = logits.drop(logits.frac - ARGMAX_FRAC).narrow(ARGMAX_WIDTH)
+        places = np.arange(logits.shape[-1], dtype=np.uint64)
+        index = constant(scores.role, np.broadcast_to(places, scores.shape).copy(), ARGMAX_WIDTH)
+        _, best = await maximum(self.lane, scores, index)
+        if best is None:
+            raise LocalProtocolError("the maximum lost its index")
+        return best
+
+    # -- local -------------------------------------------------------------------------------------
+
+    def add(self, x: SecretTensor, y: SecretTensor) -> SecretTensor:
+        return x + y
+
+    def sums(self, x: SecretTensor, lengths: Sequence[int]) -> SecretTensor:
+        ends = np.cumsum(lengths)
+        runs = [x[end - size : end].sum(0).reshape(1, -1) for size, end in zip(lengths, ends, strict=True)]
+        return concat(runs, axis=0)
+
+    def append(self, past: SecretTensor | None, new: SecretTensor) -> SecretTensor:
+        return new if past is None else concat([past, new], axis=1)
+
+    def take(self, x: SecretTensor, index: Index) -> SecretTensor:
+        return x[index]
+
+    def heads_at(self, x: SecretTensor, index: Index) -> SecretTensor:
+        return x[:, index]
+
+
+class _Turn:
+    """RoPE as a linear map on ring words (T, columns): heads beyond the first `rotated` are only
+    scaled.
+    """
+
+    def __init__(self, rotation: Rotation, rotated: int, size: int, frac: int) -> None:
+        self._cos, self._sin = (encode(angles, frac) for angles in (rotation.cos, rotation.sin))
+        self._rotated, self._size, self.frac = rotated, size, frac
+
+    def __call__(self, words: Words) -> Words:
+        split = words.reshape(words.shape[0], -1, self._size)
+        rest = split[:, self._rotated :] << np.uint64(self.frac)
+        turned = rotate(split[:, : self._rotated], self._cos, self._sin)
+        return np.concatenate([turned, rest], axis=1).reshape(words.shape)
+
+
+def _range(ranges: Any, name: str) -> Any:
+    found = ranges.get(name)
+    if found is None:
+        raise LocalProtocolError(f"{name} has no range: the owner must publish one")
+    return found
+
+
+def _with_one(x: SecretTensor, rows: int) -> SecretTensor:
+    """x with a column of ones, which meets the bias in the weight's last row, if it has one."""
+    if rows == x.shape[1]:
+        return x
+    ones = np.full((x.shape[0], 1), 1 << x.frac, dtype=np.uint64)
+    return concat([x, constant(x.role, ones, x.width, x.frac)], axis=1)
+
+
+def _split(joint: SecretTensor, size: int) -> SecretTensor:
+    return joint.reshape(joint.shape[0], -1, size)
+
+
+async def _attend(
+    lane: Lane,
+    q: SecretTensor,
+    k: SecretTensor,
+    v: SecretTensor,
+    mask: Mask,
+    bias: Any,
+    bounds: AttentionRange,
+) -> SecretTensor:
+    """(H, T, C) queries against (G, L, C) keys and values: (H, T, C)."""
+    groups, tokens, size = k.shape[0], q.shape[1], q.shape[2]
+    share = q.shape[0] // groups
+    stacked = q.reshape(groups, share * tokens, size)
+    scores = await matmul(lane, stacked, k.transpose(0, 2, 1), FRACTION_BITS)
+    if bias is not None:
+        words = np.repeat(encode(bias, FRACTION_BITS), tokens, axis=1)
+        scores = scores.add_public(words.reshape(groups, share * tokens, -1))
+    context = await attend(lane, scores, v, np.tile(mask, (share, 1)), bounds)
+    return context.reshape(q.shape[0], tokens, size)
