@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from models.architecture import ModelConfig
 from models.config import LlamaConfig
 from models.plan import Parameter, Plan
 from models.weights import Checkpoint
+from protocols.errors import ModelError
 from protocols.ops import Heads, Ops, Parameters, Rotation, Tensor
 
 
@@ -27,6 +29,21 @@ class Cache:
     @classmethod
     def empty(cls, layers: int) -> "Cache":
         return cls([None] * layers, [None] * layers)
+
+
+def evaluated(config: ModelConfig) -> LlamaConfig:
+    """`config` if `forward` computes its function. Raises ModelError naming what it lacks."""
+    if not isinstance(config, LlamaConfig) or config.head != "causal-lm":
+        raise ModelError(
+            f"family {config.family!r} with head {config.head!r} cannot be evaluated; supported: "
+            "family 'llama' with head 'causal-lm'"
+        )
+    if config.hidden_act != "silu":
+        raise ModelError(f"hidden_act: {config.hidden_act!r} is not supported; supported: silu")
+    for name in ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "windows", "rope_scaling"):
+        if getattr(config, name):
+            raise ModelError(f"{name}: cannot be evaluated; supported: models without it")
+    return config
 
 
 def heads_of(config: LlamaConfig) -> Heads:
@@ -79,8 +96,9 @@ async def forward(
     return await ops.logits(x, parameters["table" if tied else "head"], tied=tied)
 
 
-def parameters_of(config: LlamaConfig) -> dict[str, Parameter]:
-    """Name -> kind and shape of everything that is shared, in upload order."""
+def parameters_of(config: ModelConfig) -> dict[str, Parameter]:
+    """Name -> kind and shape of everything that is shared, in upload order. Raises ModelError."""
+    config = evaluated(config)
     hidden, inner = config.hidden_size, config.intermediate_size
     heads = heads_of(config)
     wanted = {"table": Parameter("table", (config.vocab_size, hidden))}
@@ -101,7 +119,7 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.fl
     Exact foldings: a pre-norm's gain scales the rows of the matrix after it, and 1 / sqrt(head
     size) the queries.
     """
-    config = checkpoint.config
+    config = evaluated(checkpoint.config)
     queries = config.num_heads * config.head_dim
     yield "table", checkpoint.tensor("model.embed_tokens.weight")
     for i in range(config.num_layers):

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from models.architecture import ModelConfig
 from models.calibrate import draft_plan
-from models.config import LlamaConfig
-from models.llama import Cache, forward, parameters_of
+from models.llama import Cache, evaluated, forward, parameters_of
 from models.plan import Plan
 from models.sharing import hold_parameter
 from protocols.cost import Cost
@@ -33,7 +33,7 @@ class Prediction:
 
 
 def predict(
-    plan: Plan | LlamaConfig,
+    plan: Plan | ModelConfig,
     prompt: int,
     decode: int = 0,
     settings: Settings | None = None,
@@ -45,7 +45,7 @@ def predict(
     An architecture without a plan is taken with unit ranges, which saves a round a norm where a
     calibrated plan drops bits.
     """
-    plan = plan if isinstance(plan, Plan) else draft_plan(plan)
+    plan = plan if isinstance(plan, Plan) else draft_plan(evaluated(plan))
     config, settings = plan.config, settings or Settings()
     parameters = {
         name: hold_parameter(Role.TRACE, number, parameter, None, {})
@@ -67,7 +67,7 @@ def predict(
     return steps
 
 
-def share_bytes(config: LlamaConfig) -> dict[Role, int]:
+def share_bytes(config: ModelConfig) -> dict[Role, int]:
     """Bytes of a model's shares in the memory of each computing party."""
     held = dict.fromkeys((Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B), 0)
     for parameter in parameters_of(config).values():

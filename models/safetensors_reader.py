@@ -33,6 +33,11 @@ class StoredTensor:
     start: int
     stop: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in the file."""
+        return self.stop - self.start
+
 
 class SafetensorsFile:
     """`tensors` of one file by name, memory-mapped until `close`.

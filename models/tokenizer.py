@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 
 from models.chat_template import render_chat
-from models.config import gguf_eos_token_ids
+from models.gguf_config import gguf_eos_token_ids
 from models.gguf_reader import GgufFile
 from models.gguf_tokenizer import tokenizer_from_gguf
 from models.locate import find_source, read_json

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.config import LlamaConfig, ModelConfig, config_from_public, load_config
+from models.gguf_config import llama_of_gguf
 from models.locate import demo_model_path
 from protocols.errors import ModelError
 
@@ -67,7 +68,7 @@ GGUF = {
 
 def test_both_formats_give_the_same_configuration():
     assert LlamaConfig.from_hf(HF) == SMALL
-    assert LlamaConfig.from_gguf(GGUF, tie_embeddings=True) == SMALL
+    assert llama_of_gguf(GGUF, tie_embeddings=True) == SMALL
 
 
 def test_transformers_5_keeps_the_rotary_base_in_a_mapping(tmp_path):
@@ -152,7 +153,7 @@ def test_a_window_as_long_as_the_context_is_full_attention():
 )
 def test_gguf_settings_are_refused_by_name(key, value):
     with pytest.raises(ModelError, match=key):
-        LlamaConfig.from_gguf({**GGUF, key: value}, tie_embeddings=True)
+        llama_of_gguf({**GGUF, key: value}, tie_embeddings=True)
 
 
 def test_public_round_trip_through_json():

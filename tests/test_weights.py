@@ -18,7 +18,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from models import locate
 from models.config import LlamaConfig
 from models.gguf_reader import GgufFile
-from models.weights import demo_model_path, llama_tensors, open_checkpoint
+from models.weights import demo_model_path, open_checkpoint
 from protocols.errors import ModelError
 
 
@@ -440,7 +440,7 @@ def test_tensor_list_counts_the_parameters():
         {**model.config.to_dict(), "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     )
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    assert llama_tensors(config) == shapes
+    assert config.tensors() == shapes
 
 
 # --- the demo model ----------------------------------------------------------------------------

@@ -1,0 +1,62 @@
+"""Names of tensors: how a family's checkpoints differ from the one canonical name of each weight.
+
+The canonical name is the one in the state dict of transformers' class with a head, for example
+`bert.encoder.layer.0.output.dense.weight`. A checkpoint of the bare model lacks the prefix `bert.`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from protocols.errors import ModelError
+
+Shape = tuple[int, ...]
+
+# Checkpoints converted from TensorFlow, bert-base-uncased among them, kept its names.
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What a family's tensors are called on disk.
+
+    Attributes:
+        prefix: of the base model in a class with a head, with its dot.
+        children: first parts of the names inside the base model.
+        heads: first parts of the names outside, of all heads that transformers has for the family.
+        ignored: canonical names of buffers that follow from the configuration.
+        other_prefixes: written in place of `prefix` by some classes.
+    """
+
+    prefix: str
+    children: frozenset[str]
+    heads: frozenset[str]
+    ignored: re.Pattern[str]
+    other_prefixes: tuple[str, ...] = ()
+
+    def canonical(self, name: str) -> str:
+        """Canonical name of a stored tensor; an unknown one stays and is refused later."""
+        for old, new in _OLD_NAMES.items():
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        first, _, rest = name.partition(".")
+        if f"{first}." in self.other_prefixes and rest.partition(".")[0] in self.children:
+            return self.prefix + rest
+        return self.prefix + name if first in self.children else name
+
+    def stored_names(self, stored: Iterable[str]) -> dict[str, str]:
+        """Canonical name -> stored name. Raises ModelError when two stored names mean the same."""
+        found: dict[str, str] = {}
+        for name in stored:
+            canonical = self.canonical(name)
+            if canonical in found:
+                both = f"{found[canonical][:80]} and {name[:80]}"
+                raise ModelError(f"tensors {both} are two copies of {canonical[:80]}")
+            found[canonical] = name
+        return found
+
+    def is_of_other_head(self, name: str, used: Iterable[str]) -> bool:
+        """Whether a tensor belongs to a head that none of the tensors `used` belongs to."""
+        first = name.partition(".")[0]
+        return first in self.heads and first not in {n.partition(".")[0] for n in used}

@@ -1,0 +1,154 @@
+"""Rotary positions: their base and scaling, read from a `config.json`, and their frequencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.validate import check_choice, check_size, number, short, unsupported
+from protocols.errors import ModelError
+
+_MAX_FACTOR = 65536.0
+_MAX_POSITIONS = 1 << 24
+_COMMON_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+# Kind -> fields of RopeScaling that it needs.
+_FIELDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor", "original_max_positions"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_positions"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than those of the training.
+
+    A field that the kind does not have is None. Raises ModelError on construction.
+
+    Attributes:
+        kind: `linear` (all frequencies divided by factor), `dynamic` (a base that grows once the
+            sequence is longer than original_max_positions) or `llama3` (low frequencies divided,
+            high ones kept, a smooth transition between).
+        original_max_positions: context of the training, in tokens.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_positions: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("rope_scaling.kind", self.kind, _FIELDS)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "kind":
+                continue
+            if field.name not in _FIELDS[self.kind]:
+                if value is not None:
+                    raise ModelError(f"rope_scaling of kind {self.kind!r} has no {field.name}")
+            elif field.name == "original_max_positions":
+                check_size("rope_scaling.original_max_positions", value, _MAX_POSITIONS)
+            else:
+                low = 1.0 if field.name == "factor" else 2.0**-16
+                value = number(f"rope_scaling.{field.name}", value, low, _MAX_FACTOR)
+                object.__setattr__(self, field.name, value)
+        if self.kind == "llama3" and not self.high_freq_factor > self.low_freq_factor:  # type: ignore[operator]
+            raise ModelError("rope_scaling: high_freq_factor must be above low_freq_factor")
+
+    def to_public(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_public(cls, data: object) -> RopeScaling:
+        """Inverse of `to_public`, for data from a peer. Raises ModelError."""
+        if not isinstance(data, Mapping) or data.keys() != {f.name for f in fields(cls)}:
+            raise ModelError(f"rope_scaling: {short(data)} is not a rotary scaling or null")
+        return cls(**data)
+
+
+def rotary_frequencies(
+    theta: float, size: int, scaling: RopeScaling | None, length: int
+) -> NDArray[np.float64]:
+    """Angle per position of each pair of entries of a head, radians: (size // 2,).
+
+    length: tokens of the sequence so far, on which the kind `dynamic` depends. The formulas are
+    those of transformers' `modeling_rope_utils`.
+    """
+    if scaling is not None and scaling.kind == "dynamic":
+        assert scaling.original_max_positions is not None
+        ratio = max(length, scaling.original_max_positions) / scaling.original_max_positions
+        theta *= (scaling.factor * ratio - (scaling.factor - 1)) ** (size / (size - 2))
+    rates = theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+    if scaling is None or scaling.kind == "dynamic":
+        return rates
+    return rates / scaling.factor if scaling.kind == "linear" else _llama3(rates, scaling)
+
+
+def _llama3(rates: NDArray[np.float64], scaling: RopeScaling) -> NDArray[np.float64]:
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    assert low is not None and high is not None and scaling.original_max_positions is not None
+    turns = scaling.original_max_positions * rates / (2 * math.pi)  # in the training's context
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return rates * (kept + (1 - kept) / scaling.factor)
+
+
+def read_rope(data: Mapping[str, Any], positions: int) -> tuple[Any, RopeScaling | None]:
+    """Base of the frequencies and their scaling from a `config.json`.
+
+    transformers 5 writes `rope_parameters`; before, there were `rope_theta` and `rope_scaling`.
+    positions: the configuration's `max_position_embeddings`. Raises ModelError for kinds that are
+    not supported.
+    """
+    where = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
+    rope = _flat(where, data.get(where) or {})
+    partial = rope.get("partial_rotary_factor", data.get("partial_rotary_factor"))
+    if partial not in (None, 1):
+        raise unsupported("partial_rotary_factor", partial, "1.0")
+    theta = rope.get("rope_theta", data.get("rope_theta"))
+    return 10000.0 if theta is None else theta, _scaling(data, where, rope, positions)
+
+
+def _scaling(
+    data: Mapping[str, Any], where: str, rope: Mapping[str, Any], positions: int
+) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    original = rope.get("original_max_position_embeddings")
+    check_choice(f"{where}.rope_type", kind, ("default", *_FIELDS))
+    known = {*_FIELDS.get(kind, ()), "original_max_position_embeddings", *_COMMON_KEYS}
+    for name in rope.keys() - known:
+        if rope[name] not in (None, 1):
+            raise unsupported(f"{where}.{short(name)}", rope[name], f"null for kind {kind!r}")
+    if kind == "default":
+        return None
+    if kind == "dynamic" and original not in (None, positions):
+        name = f"{where}.original_max_position_embeddings"
+        raise unsupported(name, original, f"max_position_embeddings {positions} for kind 'dynamic'")
+    if kind == "llama3":
+        # Where transformers finds it, in the order of precedence.
+        found = (data.get("original_max_position_embeddings"), original, positions)
+        original = next(value for value in found if value is not None)
+    values: dict[str, Any] = {
+        name: rope.get(name) for name in _FIELDS[kind] if name != "original_max_positions"
+    }
+    if kind != "linear":
+        values["original_max_positions"] = positions if kind == "dynamic" else original
+    return RopeScaling(kind=kind, **values)
+
+
+def _flat(where: str, rope: object) -> Mapping[str, Any]:
+    """One mapping of parameters, also where they are repeated for each type of layer."""
+    if not isinstance(rope, Mapping):
+        raise unsupported(where, rope, "a mapping with rope_type")
+    nested = [value for value in rope.values() if isinstance(value, Mapping)]
+    if not nested:
+        return rope
+    if len(nested) != len(rope) or any(value != nested[0] for value in nested):
+        raise unsupported(where, dict(rope), "the same rotary positions in every layer")
+    return nested[0]
