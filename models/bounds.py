@@ -204,8 +204,8 @@ class Bounds:
     ) -> Bound:
         share = len(q.lengths) // len(k.lengths)
         score = float((q.lengths * np.repeat(k.lengths, share)).max())
-        slopes = [float(np.abs(s.slopes).max()) for s in spans if s.slopes is not None]
-        score += self._positions * max(slopes, default=0.0)
+        biases = [s.slopes.bias(self._positions) for s in spans if s.slopes is not None]
+        score += max((float(np.abs(bias).max()) for bias in biases), default=0.0)
         bits = max(4, math.ceil(math.log2(max(score * _SLACK, 1.0))))
         if bits > MAX_SCORE_BITS:
             raise RangeError(

@@ -1,49 +1,22 @@
 """The LLaMA family as a program over `Ops`: prefill and decode are the same function.
 
-RMSNorm, rotary positions, grouped-query attention, a SiLU gate, tied or separate head; SmolLM2,
-LLaMA 1 to 3 and TinyLlama are configurations of it.
+RMSNorm, rotary positions, grouped-query attention, a gated MLP, tied or separate head. SmolLM2,
+LLaMA 1 to 3, TinyLlama, Mistral (sliding window), Qwen2 (biases) and Qwen3 (normalised queries and
+keys) are configurations of it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.architecture import ModelConfig
-from models.config import LlamaConfig
-from models.plan import Parameter, Plan
-from models.weights import Checkpoint
-from protocols.errors import ModelError
-from protocols.ops import Heads, Ops, Parameters, Rotation, Tensor
-
-
-@dataclass
-class Cache:
-    """Keys and values of the tokens so far, a pair a layer: (key heads, tokens, size), shared."""
-
-    keys: list[Tensor | None] = field(default_factory=list)
-    values: list[Tensor | None] = field(default_factory=list)
-    length: int = 0
-
-    @classmethod
-    def empty(cls, layers: int) -> "Cache":
-        return cls([None] * layers, [None] * layers)
-
-
-def evaluated(config: ModelConfig) -> LlamaConfig:
-    """`config` if `forward` computes its function. Raises ModelError naming what it lacks."""
-    if not isinstance(config, LlamaConfig) or config.head != "causal-lm":
-        raise ModelError(
-            f"family {config.family!r} with head {config.head!r} cannot be evaluated; supported: "
-            "family 'llama' with head 'causal-lm'"
-        )
-    if config.hidden_act != "silu":
-        raise ModelError(f"hidden_act: {config.hidden_act!r} is not supported; supported: silu")
-    for name in ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "windows", "rope_scaling"):
-        if getattr(config, name):
-            raise ModelError(f"{name}: cannot be evaluated; supported: models without it")
-    return config
+from models.checkpoint import Checkpoint
+from models.folding import Matrix, dense
+from models.llama_config import LlamaConfig
+from models.plan import Parameter
+from models.program import Batch, Cache, rotation_of, spans_of
+from models.tasks import finish, task_parameters, task_weights
+from protocols.normalize import Norm
+from protocols.ops import Heads, Ops, Parameters, Tensor
 
 
 def heads_of(config: LlamaConfig) -> Heads:
@@ -51,99 +24,79 @@ def heads_of(config: LlamaConfig) -> Heads:
     return Heads(config.num_heads, config.num_kv_heads, config.head_dim)
 
 
-def rotation(config: LlamaConfig, start: int, count: int, frac: int) -> Rotation:
-    """Angles of positions start .. start + count - 1."""
-    rates = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
-    angles = np.arange(start, start + count)[:, None] * np.concatenate([rates, rates])
-    return Rotation(np.cos(angles), np.sin(angles), frac)
-
-
 async def forward(
-    ops: Ops,
-    plan: Plan,
-    parameters: Parameters,
-    count: int,
-    cache: Cache,
-    *,
-    last_only: bool = True,
+    ops: Ops, config: LlamaConfig, parameters: Parameters, batch: Batch, cache: Cache
 ) -> Tensor:
-    """Logits after the next `count` input tokens: (1 or count, vocabulary). Extends the cache."""
-    config, start = plan.config, cache.length
-    heads = heads_of(config)
-    mask = np.tri(count, start + count, start, dtype=np.bool_)  # (count, context)
-    norms = iter(plan.norms)
+    """The head's output for the batch's tokens, which extend the cache."""
+    start, hidden, heads = cache.length, config.hidden_size, heads_of(config)
+    norm = Norm(hidden, config.rms_norm_eps)
+    head_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+    turn = rotation_of(config.frequencies, batch, start)
+    windows = config.windows or (None,) * config.num_layers
 
-    x = await ops.embed(parameters["table"], count)  # (count, hidden)
+    x = await ops.embed(parameters["table"], batch.tokens, hidden)  # (tokens, hidden)
     for i in range(config.num_layers):
         name = f"layers.{i}"
-        turn = rotation(config, start, count, plan.rope_frac[i])
-        y = await ops.rms_norm(x, f"{name}.attention", config.rms_norm_eps, next(norms))
-        q, k, v = await ops.project(y, parameters[f"{name}.qkv"], heads, turn)
-        cache.keys[i] = ops.append(cache.keys[i], k)  # (key heads, context, size)
-        cache.values[i] = ops.append(cache.values[i], v)
-        if last_only and i == config.num_layers - 1:  # the rest of the rows has no reader
-            x, q, mask = ops.rows(x, count - 1), q[:, count - 1 :], mask[count - 1 :]
-        y = await ops.attention(q, cache.keys[i], cache.values[i], mask)  # (count, hidden)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.output"]))
-        y = await ops.rms_norm(x, f"{name}.mlp", config.rms_norm_eps, next(norms))
-        y = await ops.gated_silu(y, parameters[f"{name}.gate_up"])  # (count, intermediate)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.down"]))
-    cache.length += count
+        gains = (parameters[f"{name}.q_norm"], parameters[f"{name}.k_norm"]) if head_norm else None
+        y = await ops.norm(x, f"{name}.attention_norm", norm)
+        q, k, v = await ops.project(y, parameters[f"{name}.qkv"], name, heads, turn, head_norm, gains)
+        k, v = cache.extend(ops, i, k, v)  # (key heads, context, size)
+        wanted = None
+        if i == config.num_layers - 1 and batch.rows in ("last", "first"):
+            wanted = batch.wanted  # the other rows have no reader
+            x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
+        spans = spans_of(batch, start, causal=True, wanted=wanted, window=windows[i])
+        y = await ops.attention(q, k, v, name, spans)  # (tokens, query heads * size)
+        x = ops.add(x, await ops.linear(y, parameters[f"{name}.output"], f"{name}.output"))
+        y = await ops.norm(x, f"{name}.mlp_norm", norm)
+        y = await ops.gated(y, parameters[f"{name}.gate_up"], f"{name}.gate_up", config.hidden_act)
+        x = ops.add(x, await ops.linear(y, parameters[f"{name}.down"], f"{name}.down"))
+    cache.length += batch.tokens
 
-    x = await ops.rms_norm(x, "norm", config.rms_norm_eps, next(norms))
-    x = await ops.gain(x, parameters["norm"])
-    tied = config.tie_embeddings
-    return await ops.logits(x, parameters["table" if tied else "head"], tied=tied)
+    x = await ops.norm(x, "norm", norm, parameters["norm"])
+    return await finish(ops, config, parameters, x, batch)
 
 
-def parameters_of(config: ModelConfig) -> dict[str, Parameter]:
-    """Name -> kind and shape of everything that is shared, in upload order. Raises ModelError."""
-    config = evaluated(config)
-    hidden, inner = config.hidden_size, config.intermediate_size
-    heads = heads_of(config)
+def parameters_of(config: LlamaConfig) -> dict[str, Parameter]:
+    """Name -> kind and shape of everything that is shared, in upload order."""
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, heads_of(config)
+    queries = heads.query * heads.size
     wanted = {"table": Parameter("table", (config.vocab_size, hidden))}
     for i in range(config.num_layers):
-        wanted[f"layers.{i}.qkv"] = Parameter("weight", (hidden, heads.columns))
-        wanted[f"layers.{i}.output"] = Parameter("weight", (heads.query * heads.size, hidden))
-        wanted[f"layers.{i}.gate_up"] = Parameter("weight", (hidden, 2 * inner))
-        wanted[f"layers.{i}.down"] = Parameter("weight", (inner, hidden))
-    wanted["norm"] = Parameter("vector", (hidden,))
-    if not config.tie_embeddings:
-        wanted["head"] = Parameter("weight", (hidden, config.vocab_size))
-    return wanted
+        layer = {
+            "qkv": Parameter("weight", (hidden + config.qkv_bias, heads.columns)),
+            "output": Parameter("weight", (queries + config.output_bias, hidden)),
+            "gate_up": Parameter("weight", (hidden + config.mlp_bias, 2 * inner)),
+            "down": Parameter("weight", (inner + config.mlp_bias, hidden)),
+        }
+        if config.qk_norm:
+            layer["q_norm"] = layer["k_norm"] = Parameter("gain", (heads.size,))
+        wanted.update({f"layers.{i}.{name}": parameter for name, parameter in layer.items()})
+    return {**wanted, "norm": Parameter("gain", (hidden,)), **task_parameters(config)}
 
 
-def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """The float matrices to be shared, (inputs, outputs), in the order of `parameters_of`.
-
-    Exact foldings: a pre-norm's gain scales the rows of the matrix after it, and 1 / sqrt(head
-    size) the queries.
-    """
-    config = evaluated(checkpoint.config)
+def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
+    """The float matrices to be shared, in the order of `parameters_of`."""
+    config = checkpoint.config
+    assert isinstance(config, LlamaConfig)
     queries = config.num_heads * config.head_dim
     yield "table", checkpoint.tensor("model.embed_tokens.weight")
     for i in range(config.num_layers):
         source, name = f"model.layers.{i}", f"layers.{i}"
+        attention, mlp = f"{source}.self_attn", f"{source}.mlp"
         gain = checkpoint.tensor(f"{source}.input_layernorm.weight")
-        qkv = _joined(checkpoint, f"{source}.self_attn", ("q_proj", "k_proj", "v_proj"))
-        qkv *= gain[:, None]
-        qkv[:, :queries] *= config.head_dim**-0.5
+        names = [f"{attention}.{part}_proj" for part in ("q", "k", "v")]
+        qkv = dense(checkpoint, names, gain=gain)
+        scale = config.head_dim**-0.5
+        if not config.qk_norm:
+            qkv[:, :queries] *= scale
         yield f"{name}.qkv", qkv
-        yield f"{name}.output", _transposed(checkpoint, f"{source}.self_attn.o_proj")
+        yield f"{name}.output", dense(checkpoint, f"{attention}.o_proj")
         gain = checkpoint.tensor(f"{source}.post_attention_layernorm.weight")
-        gate_up = _joined(checkpoint, f"{source}.mlp", ("gate_proj", "up_proj"))
-        gate_up *= gain[:, None]
-        yield f"{name}.gate_up", gate_up
-        yield f"{name}.down", _transposed(checkpoint, f"{source}.mlp.down_proj")
+        yield f"{name}.gate_up", dense(checkpoint, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], gain=gain)
+        yield f"{name}.down", dense(checkpoint, f"{mlp}.down_proj")
+        if config.qk_norm:
+            yield f"{name}.q_norm", checkpoint.tensor(f"{attention}.q_norm.weight") * np.float32(scale)
+            yield f"{name}.k_norm", checkpoint.tensor(f"{attention}.k_norm.weight")
     yield "norm", checkpoint.tensor("model.norm.weight")
-    if not config.tie_embeddings:
-        yield "head", _transposed(checkpoint, "lm_head")
-
-
-def _transposed(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
-    return np.ascontiguousarray(checkpoint.tensor(f"{name}.weight").T)
-
-
-def _joined(checkpoint: Checkpoint, prefix: str, names: tuple[str, ...]) -> NDArray[np.float32]:
-    parts = [checkpoint.tensor(f"{prefix}.{name}.weight").T for name in names]
-    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+    yield from task_weights(checkpoint)

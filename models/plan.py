@@ -2,55 +2,64 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar
 
-from models.config import LlamaConfig
+from models.architecture import ModelConfig
+from models.config import config_from_public
 from protocols.errors import ModelError
-from protocols.normalize import NormRange
+from protocols.normalize import (
+    MAX_ROOT_FRAC,
+    MIN_ROOT_FRAC,
+    AttentionRange,
+    NormRange,
+)
+from protocols.ops import Ranges
 
-Kind = Literal["table", "weight", "vector"]
+T = TypeVar("T")
+Kind = Literal["table", "weight", "gain", "rows"]
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A tensor to be shared: an embedding table, a matrix (inputs, outputs), or a vector."""
+    """A tensor to be shared: an embedding table, a matrix (inputs, outputs), a norm's gain, or
+    rows (or one) that are added to the residual stream.
+    """
 
     kind: Kind
     shape: tuple[int, ...]
 
 
+MAX_SCORE_BITS = 24
+MAX_VALUE_BITS = 24
+MAX_ROPE_FRAC = 18
 _NORM_BOUNDS = {
-    "size": (1, 1 << 20),
     "drop": (0, 20),
     "low": (0, 29),
-    "high": (1, 29),
-    "frac": (4, 26),
+    "high": (1, 30),
+    "frac": (MIN_ROOT_FRAC, MAX_ROOT_FRAC),
 }
-MIN_ROPE_FRAC, MAX_ROPE_FRAC = 8, 18
+_ATTENTION_BOUNDS = {
+    "score_bits": (1, MAX_SCORE_BITS),
+    "value_bits": (0, MAX_VALUE_BITS),
+    "rope_frac": (0, MAX_ROPE_FRAC),
+}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the parties need to run a model, and all they learn about it.
+    """All that the parties need to run a model, and all they learn about it."""
 
-    Attributes:
-        norms: ranges of every norm in program order (attention and MLP of each layer, then the
-            last).
-        rope_frac: per layer, the fraction bits spent on RoPE's angles.
-    """
-
-    config: LlamaConfig
-    norms: tuple[NormRange, ...]
-    rope_frac: tuple[int, ...]
+    config: ModelConfig
+    ranges: Ranges
 
     def to_public(self) -> dict[str, Any]:
         """JSON types only."""
         return {
             "config": self.config.to_public(),
-            "norms": [asdict(norm) for norm in self.norms],
-            "rope_frac": list(self.rope_frac),
+            "norms": {name: asdict(item) for name, item in self.ranges.norms.items()},
+            "attention": {name: asdict(item) for name, item in self.ranges.attention.items()},
         }
 
     @classmethod
@@ -60,17 +69,18 @@ class Plan:
         Raises:
             ModelError: anything missing, of a wrong type or out of bounds.
         """
-        if not isinstance(data, Mapping) or data.keys() != {"config", "norms", "rope_frac"}:
-            raise ModelError("a model plan must have config, norms and rope_frac")
-        config = LlamaConfig.from_public(data["config"])
-        norms, fracs = data["norms"], data["rope_frac"]
-        if not isinstance(norms, list) or len(norms) != 2 * config.num_layers + 1:
-            raise ModelError(f"a plan of {config.num_layers} layers needs two norms each and one")
-        if not isinstance(fracs, list) or len(fracs) != config.num_layers:
-            raise ModelError(f"rope_frac must have {config.num_layers} entries")
-        for frac in fracs:
-            _check("rope_frac", frac, MIN_ROPE_FRAC, MAX_ROPE_FRAC)
-        return cls(config, tuple(_norm(norm, config) for norm in norms), tuple(fracs))
+        if not isinstance(data, Mapping) or data.keys() != {"config", "norms", "attention"}:
+            raise ModelError("a model plan must have config, norms and attention")
+        config = config_from_public(data["config"])
+        most = 4 * config.num_layers + 8
+        norms = _entries("norm", data["norms"], most, NormRange, _NORM_BOUNDS)
+        for name, item in norms.items():
+            if item.low >= item.high:
+                raise ModelError(f"plan: norm {name}: 4^{item.low} .. 4^{item.high} is empty")
+        attention = _entries(
+            "attention", data["attention"], most, AttentionRange, _ATTENTION_BOUNDS
+        )
+        return cls(config, Ranges(norms, attention))
 
     def digest(self) -> str:
         """What parties compare before they serve: SHA-256 of the canonical JSON, in hex."""
@@ -78,18 +88,47 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class _Typical(Mapping[str, T]):
+    """The same exponents wherever they are asked for."""
+
+    def __init__(self, item: T) -> None:
+        self._item = item
+
+    def __getitem__(self, name: str) -> T:
+        return self._item
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def draft_plan(config: ModelConfig) -> Plan:
+    """A plan with typical exponents: good for shapes and costs, not for secret runs."""
+    norms: Mapping[str, NormRange] = _Typical(NormRange(drop=10, low=1, high=29, frac=18))
+    attention: Mapping[str, AttentionRange] = _Typical(AttentionRange(11, 6, 12))
+    return Plan(config, Ranges(norms, attention))
+
+
+def _entries(
+    kind: str, data: object, most: int, made: type[T], bounds: Mapping[str, tuple[int, int]]
+) -> dict[str, T]:
+    if not isinstance(data, Mapping) or len(data) > most:
+        raise ModelError(f"plan: {kind} ranges must be a mapping with at most {most} entries")
+    names = {f.name for f in fields(made)}  # type: ignore[arg-type]
+    entries = {}
+    for name, item in data.items():
+        if not isinstance(name, str) or len(name) > 64:
+            raise ModelError(f"plan: {str(name)[:40]!r} is no name of a place")
+        if not isinstance(item, Mapping) or item.keys() != names:
+            raise ModelError(f"plan: {kind} {name} must have {', '.join(sorted(names))}")
+        for key, (low, high) in bounds.items():
+            _check(f"{kind} {name}: {key}", item[key], low, high)
+        entries[name] = made(**item)
+    return entries
+
+
 def _check(name: str, value: object, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
         raise ModelError(f"plan: {name} = {str(value)[:40]} is not an integer in {low}..{high}")
-
-
-def _norm(data: object, config: LlamaConfig) -> NormRange:
-    if not isinstance(data, Mapping) or data.keys() != {*_NORM_BOUNDS, "eps"}:
-        raise ModelError(f"plan: a norm must have eps, {', '.join(_NORM_BOUNDS)}")
-    for name, (low, high) in _NORM_BOUNDS.items():
-        _check(f"norm {name}", data[name], low, high)
-    if data["eps"] != config.rms_norm_eps or data["size"] != config.hidden_size:
-        raise ModelError("plan: a norm's eps and size must be those of the architecture")
-    if data["low"] >= data["high"]:
-        raise ModelError(f"plan: norm range 4^{data['low']} .. 4^{data['high']} is empty")
-    return NormRange(**data)

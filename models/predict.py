@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.architecture import ModelConfig
-from models.calibrate import draft_plan
-from models.llama import Cache, evaluated, forward, parameters_of
-from models.plan import Plan
+from models.families import parameters_of
+from models.inference import evaluate
+from models.plan import Plan, draft_plan
+from models.program import Batch, Cache
 from models.sharing import hold_parameter
 from protocols.cost import Cost
-from protocols.embedding import reveal
 from protocols.lane import Lane, Settings
-from protocols.ops import Secure
 from protocols.ring import RING_BITS
 from protocols.shares import Role
 from protocols.trace import trace
@@ -34,18 +33,17 @@ class Prediction:
 
 def predict(
     plan: Plan | ModelConfig,
-    prompt: int,
+    batch: Batch | int,
     decode: int = 0,
     settings: Settings | None = None,
-    *,
-    all_rows: bool = False,
 ) -> list[Prediction]:
-    """Cost of prefilling `prompt` tokens and of each of `decode` further steps.
+    """Cost of a batch (an integer: a prompt of so many tokens, of whose last the logits are wanted)
+    and of each of `decode` further steps.
 
-    An architecture without a plan is taken with unit ranges, which saves a round a norm where a
-    calibrated plan drops bits.
+    An architecture without a plan is taken with typical ranges.
     """
-    plan = plan if isinstance(plan, Plan) else draft_plan(evaluated(plan))
+    plan = plan if isinstance(plan, Plan) else draft_plan(plan)
+    first = batch if isinstance(batch, Batch) else Batch((batch,), "last")
     config, settings = plan.config, settings or Settings()
     parameters = {
         name: hold_parameter(Role.TRACE, number, parameter, None, {})
@@ -53,17 +51,13 @@ def predict(
     }
     cache = Cache.empty(config.num_layers)
     steps = []
-    for count in (prompt, *[1] * decode):
+    for part in (first, *[Batch((1,), "last")] * decode):
 
-        async def step(lane: Lane, count: int = count) -> None:
-            ops = Secure(lane)
-            logits = await forward(ops, plan, parameters, count, cache, last_only=not all_rows)
-            if settings.reveal == "argmax":
-                logits = await ops.argmax(logits)
-            await reveal(lane, logits)
+        async def step(lane: Lane, part: Batch = part) -> None:
+            await evaluate(lane, plan, parameters, part, cache)
 
         cost, labels = trace(step, settings)
-        steps.append(Prediction(count, cost, labels))
+        steps.append(Prediction(part.tokens, cost, labels))
     return steps
 
 

@@ -1,6 +1,6 @@
 """What one evaluation of a model is asked: which tokens, where, and which rows of the result."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import ConfigError
-from protocols.ops import Index, Mask, Ops, Span, Tensor
+from protocols.ops import Index, Mask, Ops, Rotation, Slopes, Span, Tensor
 
 Rows = Literal["all", "last", "first", "mean", "unit"]
 """Results for every token, for each sequence's last or first one, or for the mean of its last
@@ -88,7 +88,7 @@ def spans_of(
     causal: bool,
     wanted: Index | None = None,
     window: int | None = None,
-    slopes: NDArray[np.float64] | None = None,
+    slopes: Slopes | None = None,
 ) -> list[Span]:
     """Attention of tokens to their own sequence.
 
@@ -112,6 +112,22 @@ def spans_of(
         spans.append(Span(rows, slice(first, first + start + size), mask, slopes))
         row, first = row + len(asking), first + size
     return spans
+
+
+def rotation_of(
+    frequencies: Callable[[int], NDArray[np.float64]], batch: Batch, start: int
+) -> Rotation:
+    """Rotary angles of every token.
+
+    Args:
+        frequencies: (head size / 2,) angles per position, for a sequence of so many tokens.
+        start: tokens of the (only) sequence that are in the cache already.
+    """
+    angles = np.concatenate(
+        [np.arange(start, start + size)[:, None] * frequencies(start + size) for size in batch.lengths]
+    )
+    angles = np.concatenate([angles, angles], axis=1)
+    return Rotation(np.cos(angles), np.sin(angles))
 
 
 def batch_of(sequences: Sequence[Sequence[int]], rows: Rows = "all") -> Batch:

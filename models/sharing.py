@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from models.plan import Kind, Parameter
+from protocols.embedding import LOOKUP_BITS
 from protocols.errors import RangeError
 from protocols.linear import Table, Weight, weight_mask
 from protocols.ring import (
@@ -22,7 +23,8 @@ SEED_BYTES = 32
 _FRACTIONS: dict[Kind, int] = {
     "table": RESIDUAL_BITS,
     "weight": WEIGHT_BITS,
-    "vector": FRACTION_BITS,
+    "gain": FRACTION_BITS,
+    "rows": RESIDUAL_BITS,
 }
 
 
@@ -38,13 +40,22 @@ def mask_parameter(
     Raises:
         RangeError: a weight is not finite or too large for its fraction bits in the ring.
     """
+    frac = _FRACTIONS[kind]
     try:
-        words = encode(matrix, _FRACTIONS[kind])
+        if kind == "table":
+            _check_table(matrix, frac)
+        words = encode(matrix, frac)
     except RangeError as error:
         raise RangeError(f"{name}: {error}") from None
     for seed in seeds:
         words += weight_mask(seed, number, matrix.shape)
     return words
+
+
+def _check_table(table: Floats, frac: int) -> None:
+    largest, limit = float(np.abs(table).max(initial=0.0)), 2.0 ** (LOOKUP_BITS - 2 - frac)
+    if not largest < limit:
+        raise RangeError(f"entries reach {largest:.3g}, a look-up carries them below {limit:g}")
 
 
 def hold_parameter(
@@ -74,7 +85,7 @@ def hold_parameter(
         table = Table(role, _matrix(shape), one, two)
         _ = table.low_halves  # made now rather than while somebody waits for an answer
         return table
-    return SecretTensor(role, one, two, frac=FRACTION_BITS)
+    return SecretTensor(role, one, two, frac=_FRACTIONS[parameter.kind])
 
 
 def _blank(parameter: Parameter) -> Any:
@@ -83,7 +94,7 @@ def _blank(parameter: Parameter) -> Any:
     if parameter.kind == "table":
         return Table(Role.TRACE, _matrix(parameter.shape), None, None)
     zeros = np.zeros(parameter.shape, dtype=np.uint64)
-    return SecretTensor(Role.TRACE, zeros, zeros)
+    return SecretTensor(Role.TRACE, zeros, zeros, frac=_FRACTIONS[parameter.kind])
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -67,21 +67,43 @@ class Span:
     Attributes:
         rows: of the queries. context: of the keys and values.
         mask: (queries, context), True where a query may look.
-        slopes: (heads,) by how much a position adds to the scores (ALiBi, arXiv 2108.12409), or
-            None.
+        slopes: by how much a position adds to each head's scores, or None.
     """
 
     rows: slice
     context: slice
     mask: Mask
-    slopes: NDArray[np.float64] | None = None
+    slopes: "Slopes | None" = None
 
     @property
     def bias(self) -> NDArray[np.float64] | None:
         """(heads, 1, context) public numbers that are added to the scores, or None."""
-        if self.slopes is None:
-            return None
-        return self.slopes[:, None, None] * np.arange(self.mask.shape[1])
+        return None if self.slopes is None else self.slopes.bias(self.mask.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """ALiBi (arXiv 2108.12409) as transformers computes it: slope times position, both rounded to
+    bfloat16, then scaled like the scores.
+    """
+
+    slopes: NDArray[np.float64]
+    scale: float
+
+    def bias(self, context: int) -> NDArray[np.float64]:
+        """(heads, 1, context)."""
+        steps = _bfloat16(self.slopes)[:, None, None] * np.arange(context)
+        return _bfloat16(steps) * self.scale
+
+
+def _bfloat16(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rounded to 8 significant bits, halves to even."""
+    words = np.asarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    rounded = (words + np.uint64(0x7FFF) + ((words >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
+    whole: NDArray[np.float64] = (
+        (rounded << np.uint64(16)).astype(np.uint32).view(np.float32).astype(np.float64)
+    )
+    return whole
 
 
 @dataclass(frozen=True)

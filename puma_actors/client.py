@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-import numpy as np
 
+from models.inference import ask
 from models.plan import Plan
+from models.program import Batch
+from models.tasks import check_rows
 from protocols.cost import Cost
-from protocols.embedding import request_rows, revealed
 from protocols.errors import (
     ConfigError,
     ModelError,
@@ -18,15 +19,7 @@ from protocols.errors import (
     RemoteProtocolError,
 )
 from protocols.lane import Lane, Settings
-from protocols.ops import ARGMAX_WIDTH
-from protocols.ring import (
-    FRACTION_BITS,
-    RESIDUAL_BITS,
-    RING_BITS,
-    WEIGHT_BITS,
-    Floats,
-    decode,
-)
+from protocols.ring import Floats
 from protocols.shares import COMPUTING, Role
 from puma_actors.actor import Actor
 from puma_actors.messages import (
@@ -47,16 +40,15 @@ class Inference:
     """A chain of steps that share a cache.
 
     Attributes:
-        number: of the first step. prompt: tokens of that step. steps: at most so many.
+        number: of the first step. batch: what that step evaluates. steps: at most so many.
         taken: steps done so far.
         costs: what each step cost all parties together, as far as they have reported.
     """
 
     number: int
-    prompt: int
+    batch: Batch
     steps: int
     settings: Settings
-    all_rows: bool
     taken: int = 0
     costs: dict[int, Cost] = field(default_factory=dict)
     _reports: dict[int, set[Role]] = field(default_factory=dict)
@@ -145,30 +137,24 @@ class Client(Actor):
     # -- inferences -------------------------------------------------------------------------------
 
     async def begin(
-        self,
-        prompt: int,
-        steps: int,
-        settings: Settings | None = None,
-        *,
-        all_rows: bool = False,
+        self, batch: Batch, steps: int = 1, settings: Settings | None = None
     ) -> Inference:
-        """Ask for an inference of `prompt` tokens and up to `steps` - 1 more.
+        """Ask for a batch to be evaluated, and for up to `steps` - 1 more tokens after it.
 
         Raises:
-            ConfigError: the model's context is too short for them.
+            ConfigError: the model's context is too short for them, or it has no such results.
         """
         plan = await self.wait_ready()
-        if prompt < 1:
-            raise ConfigError("the prompt is empty: give at least one token")
-        limit = plan.config.max_positions
-        if prompt + steps - 1 > limit:
+        limit, longest = plan.config.max_positions, max(batch.lengths)
+        if longest + steps - 1 > limit:
             raise ConfigError(
-                f"{prompt} prompt tokens and {steps} steps need more than the model's "
-                f"{limit} positions: shorten the prompt or ask for fewer tokens"
+                f"{longest} tokens and {steps} steps need more than the model's {limit} "
+                "positions: shorten the text or ask for fewer tokens"
             )
+        check_rows(plan.config, batch.rows)
         settings = settings or Settings()
-        request = infer_message(self._next, prompt, steps, settings, all_rows=all_rows)
-        inference = Inference(self._next, prompt, steps, settings, all_rows)
+        request = infer_message(self._next, batch, steps, settings)
+        inference = Inference(self._next, batch, steps, settings)
         self._next += steps
         self._inferences[inference.number] = inference
         with anyio.CancelScope(shield=True):  # all parties hear of it, or none
@@ -180,38 +166,26 @@ class Client(Actor):
         """Send the next tokens; what the parties reveal for them.
 
         Returns:
-            Logits (rows, vocabulary), or with "argmax" the best token of each row: (rows,).
+            (results, columns); with "argmax" the best column of each row, (results,).
 
         Raises:
-            ConfigError: an id is not in the vocabulary.
+            ConfigError: an id is not in the vocabulary, or there are too few or too many.
         """
         assert self.plan is not None
         config = self.plan.config
-        tokens = np.asarray(ids, dtype=np.int64)
-        wrong = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
-        if wrong.size:
-            raise ConfigError(f"token id {int(wrong[0])} is not below {config.vocab_size}")
+        batch = inference.batch if inference.taken == 0 else Batch((1,), "last")
+        if len(ids) != batch.tokens:
+            raise ConfigError(f"{len(ids)} token ids for a step of {batch.tokens}")
+        for token in ids:
+            if not 0 <= token < config.vocab_size:
+                raise ConfigError(f"token id {token} is not below {config.vocab_size}")
         number = inference.number + inference.taken
         async with self.scheduler.link(number, inference.settings) as link:
-            lane = Lane(link)
-            await request_rows(lane, tokens, config.vocab_size)
-            result = await self._result(lane, tokens.size if inference.all_rows else 1)
-        inference.add(
-            inference.taken,
-            Role.CLIENT,
-            Cost(0, link.traffic.online_bytes, link.traffic.offline_bytes),
-        )
+            result = await ask(Lane(link), config, batch, ids)
+        cost = Cost(0, link.traffic.online_bytes, link.traffic.offline_bytes)
+        inference.add(inference.taken, Role.CLIENT, cost)
         inference.taken += 1
         return result
-
-    async def _result(self, lane: Lane, rows: int) -> Floats:
-        assert self.plan is not None
-        config = self.plan.config
-        if lane.settings.reveal == "argmax":
-            return (await revealed(lane, (rows,), ARGMAX_WIDTH)).astype(np.float64)
-        head_frac = RESIDUAL_BITS if config.tie_embeddings else WEIGHT_BITS
-        words = await revealed(lane, (rows, config.vocab_size), RING_BITS - head_frac)
-        return decode(words, FRACTION_BITS, RING_BITS - head_frac)
 
     async def wait_reports(self, inference: Inference) -> None:
         """Wait until all parties have reported what the steps taken so far cost."""

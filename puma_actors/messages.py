@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from models.program import Batch
 from protocols.errors import ConfigError, RemoteProtocolError
 from protocols.lane import Settings
 
 MAX_TOKENS = 1 << 20
+MAX_SEQUENCES = 1 << 12
 
 
 class _Message(BaseModel):
@@ -62,16 +64,20 @@ class ReadyMessage(_Message):
 
 
 class InferMessage(_Message):
-    """Prefill `prompt` tokens and decode up to `steps` - 1 more, one a step.
+    """Evaluate sequences of these `lengths` (see `models.program.Batch`), and decode up to `steps` -
+    1 more tokens of the only one, one a step.
 
     Step k is inference number `number` + k, which no party may have seen before.
     """
 
     do: Literal["infer"] = "infer"
     number: int = Field(ge=0, lt=1 << 62)
-    prompt: int = Field(ge=1, le=MAX_TOKENS)
+    lengths: list[Annotated[int, Field(ge=1, le=MAX_TOKENS)]] = Field(
+        min_length=1, max_length=MAX_SEQUENCES
+    )
+    rows: Literal["all", "last", "first", "mean", "unit"] = "all"
+    types: list[Annotated[int, Field(ge=0, lt=1 << 16)]] | None = None
     steps: int = Field(ge=1, le=MAX_TOKENS)
-    all_rows: bool = False
     approximation: Literal["tight", "puma"] = "tight"
     tree: Literal["rounds", "traffic"] = "rounds"
     lanes: int = Field(default=1, ge=1, le=1024)
@@ -81,10 +87,22 @@ class InferMessage(_Message):
         """For the lanes."""
         return Settings(self.approximation, self.tree, self.lanes, self.reveal)
 
+    def batch(self) -> Batch:
+        """Of the first step.
 
-def infer_message(
-    number: int, prompt: int, steps: int, settings: Settings, *, all_rows: bool
-) -> InferMessage:
+        Raises:
+            RemoteProtocolError: its parts do not fit together.
+        """
+        if sum(self.lengths) > MAX_TOKENS or (self.steps > 1 and len(self.lengths) > 1):
+            raise RemoteProtocolError("an inference of too many tokens, or that decodes a batch")
+        try:
+            types = None if self.types is None else tuple(self.types)
+            return Batch(tuple(self.lengths), self.rows, types)
+        except ConfigError as error:
+            raise RemoteProtocolError(f"unusable batch: {error}") from None
+
+
+def infer_message(number: int, batch: Batch, steps: int, settings: Settings) -> InferMessage:
     """The request for an inference with these settings.
 
     Raises:
@@ -93,9 +111,10 @@ def infer_message(
     try:
         return InferMessage(
             number=number,
-            prompt=prompt,
+            lengths=list(batch.lengths),
+            rows=batch.rows,
+            types=None if batch.types is None else list(batch.types),
             steps=steps,
-            all_rows=all_rows,
             approximation=settings.approximation,  # type: ignore[arg-type]
             tree=settings.tree,  # type: ignore[arg-type]
             lanes=settings.lanes,

@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from models.calibrate import calibrate
-from models.llama import load_parameters, parameters_of
+from models.families import load_parameters, parameters_of
 from models.plan import Plan
 from models.sharing import SEED_BYTES, mask_parameter
 from models.weights import Checkpoint
@@ -42,7 +42,6 @@ class Owner(Actor):
 
     Args:
         checkpoint: the model.
-        texts: token sequences to calibrate on.
         progress: told about loading and sharing.
 
     Attributes:
@@ -52,14 +51,12 @@ class Owner(Actor):
     def __init__(
         self,
         checkpoint: Checkpoint,
-        texts: Sequence[Sequence[int]],
         *,
         progress: Progress = ignore_progress,
         **options: Any,
     ) -> None:
         super().__init__(Role.OWNER, **options)
         self._checkpoint = checkpoint
-        self._texts = texts
         self._progress = progress
         self.seconds: dict[str, float] = {}
 
@@ -69,9 +66,9 @@ class Owner(Actor):
         self._progress("loading the model", 0.0)
         parameters = await compute.run(1 << 40, self._load)
         loaded = time.perf_counter()
-        self._progress("calibrating", 0.0)
+        self._progress("proving ranges", 0.0)
         config = self._checkpoint.config
-        plan = await compute.run(1 << 40, calibrate, config, parameters, self._texts)
+        plan = await compute.run(1 << 40, calibrate, config, parameters)
         calibrated = time.perf_counter()
         await self._upload(plan, parameters)
         await self._wait_ready(plan)

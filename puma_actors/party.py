@@ -1,20 +1,28 @@
 """A computing party: dealer or evaluator. It receives shares of a model and serves inferences."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
 import numpy as np
 from anyio.abc import TaskGroup
 
-from models.llama import Cache, forward, parameters_of
+from models.families import parameters_of
+from models.inference import evaluate
 from models.plan import Parameter, Plan
+from models.predict import predict
+from models.program import Batch, Cache
 from models.sharing import SEED_BYTES, hold_parameter
-from protocols.embedding import reveal
-from protocols.errors import ModelError, PumaError, RemoteProtocolError
+from models.tasks import check_rows, default_rows
+from protocols.errors import (
+    ConfigError,
+    LocalProtocolError,
+    ModelError,
+    PumaError,
+    RemoteProtocolError,
+)
 from protocols.lane import Lane
-from protocols.ops import Secure
 from protocols.ring import Words
 from protocols.shares import Role
 from puma_actors.actor import Actor
@@ -47,7 +55,8 @@ class Upload:
     def __init__(self, role: Role, message: PlanMessage) -> None:
         try:
             self.plan = Plan.from_public(message.plan)
-        except ModelError as error:
+            predict(self.plan, Batch((1,), default_rows(self.plan.config)))  # asks for each range
+        except (ModelError, LocalProtocolError) as error:
             raise RemoteProtocolError(f"the owner's plan is unusable: {error}") from None
         self.digest = self.plan.digest()
         if self.digest != message.digest:
@@ -186,9 +195,7 @@ class Party(Actor):
                 raise RemoteProtocolError("the client asked for an inference before the model came")
             if message.number < self._unused:
                 raise RemoteProtocolError(f"inference {message.number} is not new")
-            limit = self._plan.config.max_positions
-            if message.prompt + message.steps - 1 > limit:
-                raise RemoteProtocolError(f"the client asked for more than {limit} positions")
+            self._check_request(message, self._plan)
             self._unused = message.number + message.steps
             self._running_inferences[message.number] = anyio.CancelScope()
             group.start_soon(self._infer, message, self._plan)
@@ -199,6 +206,20 @@ class Party(Actor):
             scope.cancel()
         else:
             raise RemoteProtocolError(f"the client may not send a {message.do!r} request")
+
+    def _check_request(self, message: InferMessage, plan: Plan) -> None:
+        batch, config = message.batch(), plan.config
+        if max(batch.lengths) + message.steps - 1 > config.max_positions:
+            raise RemoteProtocolError(
+                f"the client asked for more than {config.max_positions} positions"
+            )
+        types = int(getattr(config, "type_vocab_size", 0))
+        if batch.types is not None and max(batch.types) >= max(1, types):
+            raise RemoteProtocolError(f"token types go up to {types - 1}")
+        try:
+            check_rows(config, batch.rows)
+        except ConfigError as error:
+            raise RemoteProtocolError(f"the client's request is unusable: {error}") from None
 
     async def _infer(self, message: InferMessage, plan: Plan) -> None:
         """All steps, then wait for the client's `end`, which may also come at any time before."""
@@ -229,12 +250,12 @@ class Party(Actor):
     ) -> None:
         """One step; `done` is set when the next may begin, `lead` released when all is over."""
         number, settings = message.number + step, message.settings()
-        count = message.prompt if step == 0 else 1
+        batch = message.batch() if step == 0 else Batch((1,), "last")
         link = self.scheduler.link(number, settings)
         lane = Lane(link)
         try:
             async with link:
-                await self._program(lane, plan, count, cache, all_rows=message.all_rows)
+                await evaluate(lane, plan, self._parameters, batch, cache)
                 done.set()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), contextlib.suppress(PumaError):
@@ -253,13 +274,3 @@ class Party(Actor):
         )
         log.info("step done", role=str(self.role), **cost.model_dump(exclude={"do"}))
         await self.scheduler.send_control(Role.CLIENT, cost.header())
-
-    async def _program(
-        self, lane: Lane, plan: Plan, count: int, cache: Cache, *, all_rows: bool
-    ) -> None:
-        ops = Secure(lane)
-        parameters: Mapping[str, Any] = self._parameters
-        result = await forward(ops, plan, parameters, count, cache, last_only=not all_rows)
-        if lane.settings.reveal == "argmax":
-            result = await ops.argmax(result)
-        await reveal(lane, result)
