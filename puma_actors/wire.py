@@ -134,28 +134,27 @@ def wire_bytes(frame: Frame) -> int:
         LocalProtocolError: it holds what MessagePack cannot carry.
     """
     sizes = [memoryview(buffer).nbytes for buffer in frame.buffers]
-    try:
-        return _PRELUDE.size + len(_pack(frame, sizes)) + _padded(sizes)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise LocalProtocolError(f"frame header cannot be packed: {error}") from error
-
-
-def _pack(frame: Frame, sizes: list[int]) -> bytes:
-    head: bytes = msgpack.packb([frame.tag, sizes, frame.header], use_bin_type=True)
-    return head
+    return _PRELUDE.size + len(_pack(frame, sizes)) + _padded(sizes)
 
 
 def _padded(sizes: list[int]) -> int:
     return sum(size + -size % _ALIGN for size in sizes)
 
 
+def _pack(frame: Frame, sizes: list[int]) -> bytes:
+    try:
+        return bytes(msgpack.packb([frame.tag, sizes, frame.header], use_bin_type=True))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise LocalProtocolError(f"frame header cannot be packed: {error}") from error
+
+
 def _pack_head(frame: Frame, sizes: list[int], limits: Limits) -> bytes:
     """Pack the head, and make sure that the other side will take it."""
+    head = _pack(frame, sizes)
     try:
-        head = _pack(frame, sizes)
         if _suspicious(head, limits.nesting):
             check_structure(head, limits)
-    except (TypeError, ValueError, OverflowError, RecursionError, RemoteProtocolError) as error:
+    except RemoteProtocolError as error:
         raise LocalProtocolError(f"frame header cannot be packed: {error}") from error
     if len(frame.tag) > limits.tag or not _naturals(list(frame.tag)):
         raise LocalProtocolError(f"tag {frame.tag} must be a short tuple of numbers >= 0")

@@ -12,7 +12,7 @@ Each end delays what comes in, so both ends must be wrapped. A frame of `size` b
 so that a large frame holds up what is behind it, whatever lane that belongs to. What comes below
 frames (TLS, TCP and IP headers, lost packets, slow start) is not modelled.
 
-Sending is the inner channel's own, errors and limits included: a frame leaves for the inner channel
+Sending is the inner channel's own, with its errors and limits: a frame leaves for the inner channel
 at once and waits at the receiving end for its time. A direction holds as much as is under way at
 full speed, and `PIPE_BYTES` more; then nothing more is taken from the inner channel, which holds
 its senders back in its own way. The end of the stream and a broken connection travel like a frame
@@ -87,7 +87,7 @@ class DelayedChannel(Channel):
         self._most = line.under_way + PIPE_BYTES
         self._sink: Callable[[Frame], None] | None = None
         self._over: Exception | None = None  # why nothing more arrives
-        self._closed = False
+        self._closed = self._ended = False  # by this side; `_ended`: for sending
         self._changed, self._room = Signal(), Signal()
         self._alarm = Alarm.acquire()
         self._alarmed = False
@@ -105,12 +105,30 @@ class DelayedChannel(Channel):
         return self.inner.sent_bytes
 
     def try_send(self, frame: Frame) -> bool:
-        return self.inner.try_send(frame)
+        try:
+            return self.inner.try_send(frame)
+        except TransportError:
+            if self._informed:
+                raise
+            return True
 
     async def send(self, frame: Frame) -> None:
-        await self.inner.send(frame)
+        try:
+            await self.inner.send(frame)
+        except TransportError:
+            if self._informed:
+                raise
+
+    @property
+    def _informed(self) -> bool:
+        """This side may know that nothing can be sent. While the news that the other side is gone
+        travels, frames are lost on the way, as between hosts, and the reason comes with the news.
+        Otherwise a side that leaves in good order would seem to fail until its farewell arrives.
+        """
+        return self._over is not None or self._ended
 
     async def send_eof(self) -> None:
+        self._ended = True
         await self.inner.send_eof()
 
     # -- what comes in ----------------------------------------------------------------------------
@@ -125,7 +143,7 @@ class DelayedChannel(Channel):
             end = ChannelEnded(f"{self.peer_address} has finished")
         except Exception as error:
             end = error
-        self._depart(0, end)
+        self._depart(time.monotonic(), 0, end)
 
     async def _read_until_full(self) -> bool:
         """True when the inner channel has ended. It pumps, so that a frame's time counts from the
@@ -137,18 +155,19 @@ class DelayedChannel(Channel):
         return False
 
     def _take_in(self, frame: Frame) -> None:
+        now = time.monotonic()
         if self._over is not None:
             return
         size = wire_bytes(frame)
         self._held += size
-        self._depart(size, frame)
+        self._depart(now, size, frame)
         if self._held > self._most:
             self._reading.cancel()
 
-    def _depart(self, size: int, what: Frame | Exception) -> None:
+    def _depart(self, now: float, size: int, what: Frame | Exception) -> None:
         if self._over is not None:
             return
-        arrival = self._line.arrival(time.monotonic(), size)
+        arrival = self._line.arrival(now, size)
         self._flying.append((arrival, size, what))
         if not self._alarmed:
             self._alarmed = True
