@@ -221,7 +221,7 @@ def test_networks_are_as_slow_as_asked(capsys):
     assert [r.case for r in results[:2]] == ["lan: round trip", "lan: throughput"]
     assert len(results) == 2 * len(PRESETS)
     for result in results:
-        assert 0 < result.details["cores"]
+        assert result.details["cores"] > 0
         if result.case.endswith("round trip"):
             asked, delivered = result.details["asked"], result.details["delivered"]
             assert asked <= delivered <= 3 * asked + 0.05
