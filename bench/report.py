@@ -174,6 +174,26 @@ def _model(rows: Sequence[Result]) -> Table:
     return table
 
 
+def _network(rows: Sequence[Result]) -> Table:
+    columns = ("network", "case", "asked", "delivered", "min .. max", "off by", "cores used")
+    table = _table("Modelled networks", columns)
+    for result in rows:
+        details = result.details
+        if result.rate:
+            shown = [f"{scaled(details[key])}{result.unit}/s" for key in ("asked", "delivered")]
+        else:
+            shown = [seconds_text(details[key]) for key in ("asked", "delivered")]
+        table.add_row(
+            _short(result),
+            result.case,
+            *shown,
+            _spread(result.seconds)[1],
+            f"{(details['ratio'] - 1) * 100:+.1f} %",
+            f"{details['cores']:.2f}",
+        )
+    return table
+
+
 def _fidelity(rows: Sequence[Result]) -> Table:
     columns = ("model", "case", "set", "median", "equal tokens", "max logit error", "mean")
     table = _table("Fidelity, against torch float32", columns, left=3)
@@ -194,6 +214,7 @@ def _fidelity(rows: Sequence[Result]) -> Table:
 _TABLES = {
     "kernels": _kernels,
     "protocols": _protocols,
+    "network": _network,
     "model": _model,
     "fidelity": _fidelity,
 }

@@ -17,6 +17,7 @@ thread or waiter is left behind.
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -29,10 +30,12 @@ from protocols.lane import Settings
 from protocols.shares import Role
 from puma_actors.compute import Compute
 from puma_actors.mailbox import Flow
+from puma_actors.network import Network
 from puma_actors.rounds import RoundScheduler
 from puma_actors.session import Identity, Peer, handshake
 from puma_actors.tasks import unwrap
 from puma_actors.transports import Listener, connect, listen
+from puma_actors.transports.delayed import delay
 from puma_actors.wire import SESSION_BYTES
 
 MEMORY = "memory://{session}/{role}"
@@ -116,6 +119,7 @@ async def connect_all(
     *,
     session: bytes | None = None,
     timeout: float = 10.0,
+    network: Network | None = None,
 ) -> None:
     """Connect every two of the actors, shake hands, and attach the peers.
 
@@ -124,6 +128,7 @@ async def connect_all(
         address: where each listens; `{session}` and `{role}` are filled in.
         session: 16 bytes, default: drawn by the operating system.
         timeout: for each handshake, in seconds.
+        network: what to put between the actors, from the handshakes on; None: nothing.
 
     Raises:
         LocalProtocolError: two actors have one role.
@@ -168,4 +173,13 @@ async def connect_all(
             raise root from root.__cause__
         raise
     for actor in actors:
-        actor.attach(peers[actor.role].values())
+        met = peers[actor.role].values()
+        actor.attach(met if network is None else _behind(network, actor.role, met))
+
+
+def _behind(network: Network, role: Role, peers: Iterable[Peer]) -> list[Peer]:
+    """The peers, as far away as the network says."""
+    return [
+        replace(peer, channel=delay(peer.channel, network, sender=peer.role, receiver=role))
+        for peer in peers
+    ]

@@ -35,6 +35,7 @@ from puma_actors.actor import MEMORY, Actor, connect_all
 from puma_actors.client import Client, Inference
 from puma_actors.compute import Compute
 from puma_actors.messages import infer_message
+from puma_actors.network import Network, parse_network
 from puma_actors.owner import Owner, Progress, ignore_progress
 from puma_actors.party import Party
 
@@ -71,6 +72,8 @@ class LocalCluster:
         tokenizer: None if the model has none; then only token ids can be given.
         settings: approximation set, comparison tree, lanes.
         codec: force every frame through the wire format instead of passing it by reference.
+        network: what to put between the roles: a preset ("wan"), a text or a file as for
+            `parse_network`; None: nothing. The upload of the shares goes through it too.
         progress: told about compiling, loading and sharing.
 
     Raises (from any method): ConfigError for unusable arguments; PeerFailed if an actor died.
@@ -83,12 +86,14 @@ class LocalCluster:
         *,
         settings: Settings | None = None,
         codec: bool = False,
+        network: Network | str | Path | None = None,
         compute: Compute | None = None,
         progress: Progress = ignore_progress,
     ) -> None:
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
         self.settings = settings or Settings()
+        self.network = parse_network(network)
         infer_message(0, 1, 1, self.settings, all_rows=False)  # refuse unusable ones early
         self.usage = Usage()
         self.seconds: dict[str, float] = {}
@@ -154,7 +159,8 @@ class LocalCluster:
             await anyio.to_thread.run_sync(warm_up, lambda line: self._progress(line, 0.0))
             self.seconds["kernels"] = time.perf_counter() - started
             actors: list[Actor] = [self._owner, self._client, *self._parties]
-            await connect_all(actors, MEMORY + ("?codec=1" if self._codec else ""))
+            address = MEMORY + ("?codec=1" if self._codec else "")
+            await connect_all(actors, address, network=self.network)
         except BaseException:
             self.checkpoint.close()
             raise

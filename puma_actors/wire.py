@@ -1,6 +1,7 @@
 """Frames and their wire form. No I/O happens here.
 
     Frame(kind, session, tag, header, buffers)   what actors exchange
+    wire_bytes(frame) -> int                     the length of its wire form
     encode(frame, limits) -> list[memoryview]    the buffers themselves, between a head and padding
     Decoder(limits).feed(data) -> list[Frame]    incremental; buffers are slices of one payload
     Decoder.finish()                             the stream ended: raises if inside a frame
@@ -107,7 +108,7 @@ def encode(frame: Frame, limits: Limits | None = None) -> list[memoryview]:
     limits = limits or Limits()
     views = [flat(buffer) for buffer in frame.buffers]
     sizes = [view.nbytes for view in views]
-    payload = sum(size + -size % _ALIGN for size in sizes)
+    payload = _padded(sizes)
     head = _pack_head(frame, sizes, limits)
     _within(len(views), limits.buffers, "buffers", LocalProtocolError)
     _within(len(head), limits.header, "header bytes", LocalProtocolError)
@@ -126,13 +127,34 @@ def encode(frame: Frame, limits: Limits | None = None) -> list[memoryview]:
     return pieces
 
 
+def wire_bytes(frame: Frame) -> int:
+    """The length of the frame's wire form, without making it.
+
+    Raises:
+        LocalProtocolError: it holds what MessagePack cannot carry.
+    """
+    sizes = [memoryview(buffer).nbytes for buffer in frame.buffers]
+    return _PRELUDE.size + len(_pack(frame, sizes)) + _padded(sizes)
+
+
+def _padded(sizes: list[int]) -> int:
+    return sum(size + -size % _ALIGN for size in sizes)
+
+
+def _pack(frame: Frame, sizes: list[int]) -> bytes:
+    try:
+        return bytes(msgpack.packb([frame.tag, sizes, frame.header], use_bin_type=True))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise LocalProtocolError(f"frame header cannot be packed: {error}") from error
+
+
 def _pack_head(frame: Frame, sizes: list[int], limits: Limits) -> bytes:
     """Pack the head, and make sure that the other side will take it."""
+    head = _pack(frame, sizes)
     try:
-        head: bytes = msgpack.packb([frame.tag, sizes, frame.header], use_bin_type=True)
         if _suspicious(head, limits.nesting):
             check_structure(head, limits)
-    except (TypeError, ValueError, OverflowError, RecursionError, RemoteProtocolError) as error:
+    except RemoteProtocolError as error:
         raise LocalProtocolError(f"frame header cannot be packed: {error}") from error
     if len(frame.tag) > limits.tag or not _naturals(list(frame.tag)):
         raise LocalProtocolError(f"tag {frame.tag} must be a short tuple of numbers >= 0")
@@ -245,7 +267,7 @@ class Decoder:
             raise RemoteProtocolError(
                 f"frame announces {self._count} buffers and lists {len(self._sizes)}"
             )
-        if sum(size + -size % _ALIGN for size in self._sizes) != self._payload:
+        if _padded(self._sizes) != self._payload:
             raise RemoteProtocolError(f"buffer sizes do not add up to {self._payload} bytes")
         self.state = State.PAYLOAD
         self._expect(self._payload)

@@ -60,7 +60,7 @@ async def run(parties: Schedulers, programs: dict[Role, Party]) -> dict[Role, An
     async with anyio.create_task_group() as group:
         for role in parties:
             group.start_soon(party, role)
-    assert asyncio.all_tasks() == before
+    assert asyncio.all_tasks() <= before  # readers of channels may have ended
     return results
 
 

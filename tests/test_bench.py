@@ -11,6 +11,7 @@ import pytest
 from helpers import tiny_config
 
 from bench import __main__ as command
+from bench import network as network_benchmarks
 from bench import protocols as protocol_benchmarks
 from bench.fidelity import TorchModel, differences
 from bench.harness import Benchmark, Errors, Options, Repeats, Result, Spread, document
@@ -24,10 +25,11 @@ from protocols.cost import Cost
 from protocols.errors import ConfigError
 from protocols.lane import Settings
 from protocols.lockstep import run_parties
+from puma_actors.network import PRESETS
 
 ROOT = Path(__file__).parent.parent
 QUICK = Options(quick=True)
-GROUPS = {"kernels", "protocols", "model", "fidelity"}
+GROUPS = {"kernels", "protocols", "network", "model", "fidelity"}
 
 
 def test_the_default_selection_leaves_out_what_is_long():
@@ -209,6 +211,25 @@ def test_traffic_stands_beside_a_reference(capsys):
     lines = capsys.readouterr().out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("Beside SecretFlow-SPU"))
     assert lines[start + 2].split()[:5] == ["product", "here", "26", "52", "0.5"]
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+def test_networks_are_as_slow_as_asked(capsys):
+    results = list(network_benchmarks.BENCHMARKS[0].run(QUICK))
+    assert [r.case for r in results[:2]] == ["lan: round trip", "lan: throughput"]
+    assert len(results) == 2 * len(PRESETS)
+    for result in results:
+        assert result.details["cores"] > 0
+        if result.case.endswith("round trip"):
+            asked, delivered = result.details["asked"], result.details["delivered"]
+            assert asked <= delivered <= 3 * asked + 0.05
+        else:
+            assert 0 < result.details["ratio"] <= 1.2  # bursts after a pause of the machine
+    show(console(), document(QUICK, results, {}, 1.0)["machine"], results)
+    out = capsys.readouterr().out
+    assert "Modelled networks" in out and "100 Mbit/s" in out and "150 ms" in out
 
 
 # -- the model -------------------------------------------------------------------------------------

@@ -77,7 +77,8 @@ def test_generate_json_is_one_object(puma, folder, answer):
     assert (code, err) == (0, "")
     assert out.count("\n") == 1
     data = json.loads(out)
-    assert list(data) == ["text", "prompt_ids", "token_ids", "seconds", "traffic"]
+    assert list(data) == ["text", "prompt_ids", "token_ids", "seconds", "traffic", "network"]
+    assert data["network"] is None
     assert data["prompt_ids"] == IDS
     assert data["token_ids"] == answer
     assert data["text"] == Tokenizer.load(folder).decode(answer)
@@ -174,6 +175,33 @@ def test_forward_writes_logits(puma, folder, reference, tmp_path):
     assert f"(7, 46) written to {file}" in out.replace("\n", "")
     assert "running the model" in err
     assert file.stat().st_mtime_ns > before
+
+
+def test_a_network_is_put_between_the_roles_and_named(puma, folder, answer, tmp_path):
+    generate = ("generate", "-m", folder, "-p", PROMPT, "-n", 2, "--network", "lan,jitter=1ms")
+    code, out, err = puma(*generate, "--json")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert data["token_ids"] == answer[:2]
+    assert data["network"] == {
+        "name": "lan,jitter=1ms",
+        "round_trip_ms": 0.5,
+        "bandwidth_mbit": 10000.0,
+        "jitter_ms": 1.0,
+        "seed": 0,
+        "links": [],
+    }
+    assert data["seconds"]["prefill"] + data["seconds"]["decode"] > (
+        data["traffic"]["rounds"] * 0.25e-3
+    )
+    code, out, err = puma(*generate)
+    assert code == 0
+    told = "network lan,jitter=1ms: 0.5 ms round trip, 10 Gbit/s, up to 1 ms jitter"
+    assert told in err.replace("\n", " ")
+    forward = ("forward", "-m", folder, "--input-ids", "1,2", "-o", tmp_path / "out.npz")
+    code, out, err = puma(*forward, "--network", "1ms")
+    assert code == 0
+    assert "network 1ms: 1 ms round trip" in out.replace("\n", " ")
 
 
 # -- costs and inspect -----------------------------------------------------------------------------
@@ -327,6 +355,7 @@ GENERATE = {
     "lanes": (["-p", "x", "--lanes", "0"], "--lanes"),
     "approximation": (["-p", "x", "--approximation", "loose"], "--approximation"),
     "tree": (["-p", "x", "--tree", "oak"], "--tree"),
+    "network": (["-p", "x", "--network", "wlan"], "use lan, paper, wan, intercontinental"),
     "unknown option": (["-p", "x", "--colour"], "--colour"),
     "secret sampling": (["-p", "x", "--secret-logits", "--temperature", "1"], "secret logits"),
     "secret penalty": (["-p", "x", "--secret-logits", "--repetition-penalty", "2"], "secret"),

@@ -14,6 +14,7 @@ from protocols.errors import (
     RemoteProtocolError,
     TransportError,
 )
+from puma_actors.network import Route
 from puma_actors.transports import (
     Channel,
     ChannelEnded,
@@ -24,14 +25,20 @@ from puma_actors.transports import (
     register,
     transport_for,
 )
+from puma_actors.transports.delayed import DelayedTransport
 from puma_actors.wire import Frame, Kind, Limits
 
 LIMITS = Limits(frame=1 << 20)
+NEARBY = Route(round_trip=0.5e-3, bandwidth=10e9, jitter=0.2e-3)
 TRANSPORTS: dict[str, Callable[[], Transport]] = {
     "memory": lambda: MemoryTransport(limits=LIMITS),
     "memory-codec": lambda: MemoryTransport(limits=LIMITS, codec=True),
+    "memory-delayed": lambda: DelayedTransport(MemoryTransport(limits=LIMITS), NEARBY),
+    "memory-codec-delayed": lambda: DelayedTransport(
+        MemoryTransport(limits=LIMITS, codec=True), NEARBY
+    ),
 }
-ADDRESSES = {"memory": "memory://contract-{}", "memory-codec": "memory://contract-{}"}
+ADDRESSES = dict.fromkeys(TRANSPORTS, "memory://contract-{}")
 _numbers = itertools.count()
 
 Pair = tuple[Channel, Channel]

@@ -66,6 +66,15 @@ LanesOption = Annotated[
 CodecOption = Annotated[
     bool, typer.Option("--codec", help="Force in-memory frames through the wire format.")
 ]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Delay the frames between the roles as a network would: lan, paper, wan, "
+        "intercontinental; a round trip and a bandwidth (40ms,100mbit,jitter=2ms,seed=7); "
+        "or a .toml file.",
+        show_default=False,
+    ),
+]
 
 
 @app.callback()
@@ -100,6 +109,7 @@ def generate(
     tree: TreeOption = Tree.ROUNDS,
     lanes: LanesOption = 1,
     codec: CodecOption = False,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt privately, with all five roles in this process."""
@@ -118,7 +128,8 @@ def generate(
     )
     reveal = "argmax" if secret_logits else "logits"
     settings = Settings(str(approximation), str(tree), lanes, reveal)
-    run_generate(model, prompt, sampling, settings, raw=raw, codec=codec, as_json=as_json)
+    options = {"codec": codec, "network": network}
+    run_generate(model, prompt, sampling, settings, raw=raw, options=options, as_json=as_json)
 
 
 @app.command()
@@ -130,6 +141,7 @@ def forward(
     tree: TreeOption = Tree.ROUNDS,
     lanes: LanesOption = 1,
     codec: CodecOption = False,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a model privately on token ids and write its logits for every position."""
@@ -137,7 +149,8 @@ def forward(
     from puma_actors.cli.generate import run_forward
 
     settings = Settings(str(approximation), str(tree), lanes)
-    run_forward(model, input_ids, output, settings, codec=codec, as_json=as_json)
+    options = {"codec": codec, "network": network}
+    run_forward(model, input_ids, output, settings, options=options, as_json=as_json)
 
 
 @app.command()

@@ -20,10 +20,14 @@ from protocols.errors import ConfigError
 from protocols.lane import Settings
 from puma_actors.cli.output import amount, print_json, progress, stderr, stdout
 from puma_actors.cluster import LocalCluster, Usage
+from puma_actors.network import parse_network
 
 
-def open_cluster(model: str | None, settings: Settings, **options: Any) -> LocalCluster:
+def open_cluster(
+    model: str | None, settings: Settings, network: str | None = None, **options: Any
+) -> LocalCluster:
     """A cluster for a model, or for the demo model."""
+    options["network"] = parse_network(network)  # before the model is read
     return LocalCluster.from_pretrained(model or demo_model_path(), settings=settings, **options)
 
 
@@ -34,14 +38,14 @@ def run_generate(
     settings: Settings,
     *,
     raw: bool,
-    codec: bool,
+    options: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Load, share, answer, and say what it took."""
+    """Load, share, answer, and say what it took. `options`: as for `open_cluster`."""
 
     async def run() -> None:
         with progress(quiet=as_json) as report:
-            cluster = open_cluster(model, settings, codec=codec, progress=report)
+            cluster = open_cluster(model, settings, progress=report, **options)
             cluster.check_sampling(sampling)
             ids = cluster.encode(prompt, raw=raw)
             if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
@@ -124,6 +128,7 @@ def _usage(cluster: LocalCluster) -> dict[str, Any]:
             "online_bytes": total.online,
             "offline_bytes": total.offline,
         },
+        "network": cluster.network.to_public() if cluster.network else None,
     }
 
 
@@ -148,6 +153,8 @@ def _summary(cluster: LocalCluster) -> None:
         table.add_row(*_row(f"each of {count} more tokens", each, mean))
     stderr.print()
     stderr.print(table)
+    if cluster.network is not None:
+        stderr.print(f"network {cluster.network.describe()}", style="dim", highlight=False)
     stderr.print(
         f"stopped: {usage.stop_reason} · no party saw the prompt, the weights or an activation",
         style="dim",
@@ -205,16 +212,16 @@ def run_forward(
     output: Path,
     settings: Settings,
     *,
-    codec: bool,
+    options: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Write `logits` (tokens, vocabulary) to an .npz file."""
+    """Write `logits` (tokens, vocabulary) to an .npz file. `options`: as for `open_cluster`."""
     ids = parse_ids(input_ids)
     check_output(output)
 
     async def run() -> None:
         with progress(quiet=as_json) as report:
-            cluster = open_cluster(model, settings, codec=codec, progress=report)
+            cluster = open_cluster(model, settings, progress=report, **options)
             cluster.check_ids(ids)
             async with cluster:
                 report("running the model on shares", 0.0)
@@ -238,5 +245,7 @@ def run_forward(
                 style="dim",
                 highlight=False,
             )
+            if cluster.network is not None:
+                stdout.print(f"network {cluster.network.describe()}", style="dim", highlight=False)
 
     anyio.run(run)

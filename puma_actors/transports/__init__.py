@@ -5,6 +5,8 @@ async with await transport.listen(url) as listener:   Listener
     channel = await listener.accept()                 Channel
 channel = await transport.connect(url)
 register("tcp", TcpTransport)                         adds a scheme
+
+`delayed` has a wrapper that makes any of them as slow as a network between hosts.
 """
 
 from puma_actors.transports.base import (
