@@ -27,7 +27,9 @@ async def forward(
     norm = Norm(hidden, config.layer_norm_eps, center=True)
 
     async def normed(x: Tensor, name: str) -> Tensor:
-        return await ops.norm(x, name, norm, parameters[f"{name}.gain"], parameters[f"{name}.shift"])
+        return await ops.norm(
+            x, name, norm, parameters[f"{name}.gain"], parameters[f"{name}.shift"]
+        )
 
     x = await ops.embed(parameters["table"], batch.tokens, hidden)  # (tokens, hidden)
     x = ops.add(x, ops.take(parameters["positions"], batch.positions(config.position_offset)))

@@ -112,7 +112,8 @@ class Bounds:
 
     async def embed(self, table: Floats, count: int, columns: int) -> Bound:
         rows = np.asarray(table)[:, :columns]
-        return Bound(columns, float(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64).max())))
+        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+        return Bound(columns, math.sqrt(float(squares.max())))
 
     async def norm(
         self,
@@ -127,9 +128,6 @@ class Bounds:
         scale = None if gain is None else np.abs(np.asarray(gain, dtype=np.float64))
         largest = 1.0 if scale is None else float(scale.max(initial=0.0))
         self._norms[name] = _named(name, norm_range, norm, _SLACK * x.length + 2.0**-10, largest)
-        if gain is not None:
-            fits = x.length * norm.stretch * largest
-            _check(name, fits, 2.0 ** (_PRODUCT_BITS - RESIDUAL_BITS - FRACTION_BITS), "gain")
         offset = None if shift is None else np.asarray(shift, dtype=np.float64)
         radius = 1.0 if unit else math.sqrt(norm.size)
         frac = FRACTION_BITS if shift is None else RESIDUAL_BITS

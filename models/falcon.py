@@ -34,7 +34,8 @@ def alibi_slopes(count: int) -> NDArray[np.float64]:
 
     def sequence(size: int) -> NDArray[np.float64]:
         base = 2.0 ** -(2.0 ** -(math.log2(size) - 3))
-        return base ** np.arange(1, size + 1)
+        powers: NDArray[np.float64] = base ** np.arange(1, size + 1)
+        return powers
 
     return np.concatenate([sequence(power), sequence(2 * power)[::2][: count - power]])
 

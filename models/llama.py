@@ -39,7 +39,9 @@ async def forward(
         name = f"layers.{i}"
         gains = (parameters[f"{name}.q_norm"], parameters[f"{name}.k_norm"]) if head_norm else None
         y = await ops.norm(x, f"{name}.attention_norm", norm)
-        q, k, v = await ops.project(y, parameters[f"{name}.qkv"], name, heads, turn, head_norm, gains)
+        q, k, v = await ops.project(
+            y, parameters[f"{name}.qkv"], name, heads, turn, head_norm, gains
+        )
         k, v = cache.extend(ops, i, k, v)  # (key heads, context, size)
         wanted = None
         if i == config.num_layers - 1 and batch.rows in ("last", "first"):
@@ -93,10 +95,16 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
         yield f"{name}.qkv", qkv
         yield f"{name}.output", dense(checkpoint, f"{attention}.o_proj")
         gain = checkpoint.tensor(f"{source}.post_attention_layernorm.weight")
-        yield f"{name}.gate_up", dense(checkpoint, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], gain=gain)
+        yield (
+            f"{name}.gate_up",
+            dense(checkpoint, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], gain=gain),
+        )
         yield f"{name}.down", dense(checkpoint, f"{mlp}.down_proj")
         if config.qk_norm:
-            yield f"{name}.q_norm", checkpoint.tensor(f"{attention}.q_norm.weight") * np.float32(scale)
+            yield (
+                f"{name}.q_norm",
+                checkpoint.tensor(f"{attention}.q_norm.weight") * np.float32(scale),
+            )
             yield f"{name}.k_norm", checkpoint.tensor(f"{attention}.k_norm.weight")
     yield "norm", checkpoint.tensor("model.norm.weight")
     yield from task_weights(checkpoint)

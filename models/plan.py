@@ -125,6 +125,8 @@ def _entries(
             raise ModelError(f"plan: {kind} {name} must have {', '.join(sorted(names))}")
         for key, (low, high) in bounds.items():
             _check(f"{kind} {name}: {key}", item[key], low, high)
+        if type(item.get("early", True)) is not bool:
+            raise ModelError(f"plan: {kind} {name}: early must be true or false")
         entries[name] = made(**item)
     return entries
 

@@ -123,9 +123,11 @@ def rotation_of(
         frequencies: (head size / 2,) angles per position, for a sequence of so many tokens.
         start: tokens of the (only) sequence that are in the cache already.
     """
-    angles = np.concatenate(
-        [np.arange(start, start + size)[:, None] * frequencies(start + size) for size in batch.lengths]
-    )
+    steps = [
+        np.arange(start, start + size)[:, None] * frequencies(start + size)
+        for size in batch.lengths
+    ]
+    angles = np.concatenate(steps)
     angles = np.concatenate([angles, angles], axis=1)
     return Rotation(np.cos(angles), np.sin(angles))
 

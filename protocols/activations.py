@@ -60,6 +60,9 @@ class Activation:
     left: tuple[float, ...]
     centre: tuple[float, ...]
 
+    def exact(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _EXACT[self.name](x)
+
 
 SILU = Activation(
     "silu",
@@ -190,3 +193,6 @@ async def _pieces(lane: Lane, x: SecretTensor, activation: Activation) -> Secret
     ]
     chosen = await select(lane, terms, width=wide.width, frac=wide.frac, shape=x.shape)
     return chosen + wide
+
+
+ACTIVATIONS = {"silu": SILU, "gelu": GELU}

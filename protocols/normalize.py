@@ -50,12 +50,14 @@ class NormRange:
         drop: bits dropped from x (22 fraction bits) before squaring.
         low, high: the sum of squares plus eps, as a ring integer, is in [4^low, 4^high).
         frac: fraction bits of the inverse root's `value`.
+        early: the gain, if there is one, is multiplied before the inverse root is known.
     """
 
     drop: int
     low: int
     high: int
     frac: int
+    early: bool = True
 
     def eps_word(self, norm: Norm) -> np.uint64:
         """size * eps with the fraction bits of a square of the dropped entries."""
@@ -75,6 +77,9 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
     Raises:
         RangeError: no choice of exponents holds that range.
     """
+    early = largest * norm.stretch * gain < 2.0 ** (_PRODUCT_BITS - RESIDUAL_BITS - FRACTION_BITS)
+    if not early:
+        gain = 1.0
     squares = (largest * norm.stretch) ** 2
     for drop in range(RESIDUAL_BITS - 1):
         total = squares * 4.0 ** (RESIDUAL_BITS - drop) + _eps_sum(norm, drop)
@@ -86,7 +91,7 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
         room = _PRODUCT_BITS - high - drop - 2 - max(0, math.ceil(math.log2(max(gain, 1.0))))
         if room < MIN_ROOT_FRAC:
             break
-        return NormRange(drop, low, high, min(MAX_ROOT_FRAC, room))
+        return NormRange(drop, low, high, min(MAX_ROOT_FRAC, room), early)
     raise RangeError(
         f"rows of length up to {largest:.3g} over {norm.size} entries leave no precision in a "
         "64-bit ring: the model's weights are too large"
@@ -107,32 +112,35 @@ async def normalize(
     """RMSNorm or LayerNorm over the last axis; over Z_2^64, x with 22 fraction bits.
 
     The gain and shift of a pre-norm are folded into the next weights by the owner; those of a
-    post-norm are given here: the gain (18 fraction bits) is multiplied beside the inverse root, and
-    the shift (`frac` bits) is local.
+    post-norm are given here: the gain (18 fraction bits) is multiplied beside the inverse root, or
+    after it where the product would not fit the ring; the shift (`frac` bits) is local.
 
     Args:
         frac: fraction bits of the result.
         unit: rows of length 1 instead of mean square 1.
 
     Cost: 7 rounds: sum of squares; inverse root (4); x * value * scale; lift. One more where bits
-    are dropped first: what is dropped is lifted again, because squares need the whole ring.
+    are dropped first: what is dropped is lifted again, because squares need the whole ring. Two
+    more for a late gain.
     """
     small, x = await _prepared(lane, x, norm, bounds)
 
     async def inverse(strand: Lane) -> Scaled:
         squares = (await square_sum(strand, small)).add_public(bounds.eps_word(norm))
         root = 1.0 if unit else math.sqrt(norm.size)
-        return await rsqrt(
-            strand, squares, bounds.low, bounds.high, gain=root, frac=bounds.frac
-        )
+        return await rsqrt(strand, squares, bounds.low, bounds.high, gain=root, frac=bounds.frac)
 
     async def gained(strand: Lane) -> SecretTensor:
-        return x if gain is None else await lift(strand, await mul(strand, x, gain, gain.frac))
+        if gain is None or not bounds.early:
+            return x
+        return await lift(strand, await mul(strand, x, gain, gain.frac))
 
     root, x = await lane.both(inverse, gained)
     scale, value = root.scale.reshape(*x.shape[:-1], 1), root.value.reshape(*x.shape[:-1], 1)
     bits = x.frac + scale.frac + value.frac - frac
     result = await lift(lane, await mul3(lane, x, scale, value, bits))
+    if gain is not None and not bounds.early:
+        result = await lift(lane, await mul(lane, result, gain, gain.frac))
     return result if shift is None else result + shift.broadcast(result.shape)
 
 

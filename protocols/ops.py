@@ -98,12 +98,10 @@ class Slopes:
 
 def _bfloat16(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rounded to 8 significant bits, halves to even."""
-    words = np.asarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
-    rounded = (words + np.uint64(0x7FFF) + ((words >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
-    whole: NDArray[np.float64] = (
-        (rounded << np.uint64(16)).astype(np.uint32).view(np.float32).astype(np.float64)
-    )
-    return whole
+    words = np.asarray(values, dtype=np.float32).view(np.uint32)
+    odd = (words >> np.uint32(16)) & np.uint32(1)
+    rounded = (words + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32).astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Plain:
         return self._seen(name, _affine(x, weight.T if tied else weight))
 
     async def mean(self, x: Floats, lengths: Sequence[int]) -> Floats:
-        return self.sums(x, lengths) / np.asarray(lengths)[:, None]
+        return np.asarray(self.sums(x, lengths) / np.asarray(lengths)[:, None])
 
     def result(self, x: Floats) -> Floats:
         return x
@@ -110,7 +110,7 @@ class Plain:
 
     def sums(self, x: Floats, lengths: Sequence[int]) -> Floats:
         starts = np.cumsum([0, *lengths[:-1]])
-        return np.add.reduceat(x, starts, axis=0)
+        return np.asarray(np.add.reduceat(x, starts, axis=0))
 
     def append(self, past: Floats | None, new: Floats) -> Floats:
         return new if past is None else np.concatenate([past, new], axis=1)

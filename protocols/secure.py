@@ -16,7 +16,7 @@ from protocols.linear import Table, Weight, linear, table_product
 from protocols.normalize import AttentionRange, Norm, attend, normalize
 from protocols.ops import Heads, Index, Mask, Ranges, Rotation, Span, rotate
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
-from protocols.shares import SecretTensor, concat, constant
+from protocols.shares import SecretTensor, concat, constant, stack
 
 ARGMAX_FRAC = 12
 ARGMAX_WIDTH = 24
@@ -171,8 +171,7 @@ class Secure:
             [lambda lane, job=job: attend_job(lane, *job) for job in jobs]  # type: ignore[misc]
         )
         rows = [
-            concat(parts[start : start + groups], axis=0)
-            for start in range(0, len(parts), groups)
+            concat(parts[start : start + groups], axis=0) for start in range(0, len(parts), groups)
         ]
         whole = concat(rows, axis=1).transpose(1, 0, 2)
         return whole.reshape(whole.shape[0], -1)
@@ -215,8 +214,8 @@ class Secure:
 
     def sums(self, x: SecretTensor, lengths: Sequence[int]) -> SecretTensor:
         ends = np.cumsum(lengths)
-        runs = [x[end - size : end].sum(0).reshape(1, -1) for size, end in zip(lengths, ends, strict=True)]
-        return concat(runs, axis=0)
+        runs = [x[end - size : end].sum(0) for size, end in zip(lengths, ends, strict=True)]
+        return stack(runs, axis=0)
 
     def append(self, past: SecretTensor | None, new: SecretTensor) -> SecretTensor:
         return new if past is None else concat([past, new], axis=1)

@@ -64,8 +64,8 @@ class ReadyMessage(_Message):
 
 
 class InferMessage(_Message):
-    """Evaluate sequences of these `lengths` (see `models.program.Batch`), and decode up to `steps` -
-    1 more tokens of the only one, one a step.
+    """Evaluate sequences of these `lengths` (see `models.program.Batch`), and decode up to
+    `steps` - 1 more tokens of the only one, one a step.
 
     Step k is inference number `number` + k, which no party may have seen before.
     """

@@ -49,14 +49,14 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
             raise ConfigError("the model is closed: load it again")
         return self._portal.call(function, *args)
 
-    def forward(self, input_ids: Sequence[int] | Any, *, last_only: bool = False) -> Floats:
+    def forward(self, input_ids: Sequence[int] | Any, **options: Any) -> Floats:
         """As `LocalCluster.forward`."""
 
         async def run() -> Floats:
-            return await self.cluster.forward(input_ids, last_only=last_only)
+            return await self.cluster.forward(input_ids, **options)
 
-        logits: Floats = self._call(run)
-        return logits
+        result: Floats = self._call(run)
+        return result
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
         """The whole answer."""

@@ -19,7 +19,7 @@ from protocols.embedding import embed, reveal
 from protocols.errors import ConfigError, ModelError
 from protocols.lane import Lane, Settings
 from protocols.linear import Table
-from protocols.normalize import attend, norm_range, rms_norm
+from protocols.normalize import AttentionRange, Norm, attend, norm_range, normalize
 from protocols.shares import Role, SecretBits, SecretTensor
 from protocols.trace import trace
 from puma_actors.cli.output import amount, print_json, stdout
@@ -45,10 +45,16 @@ def _programs() -> list[tuple[str, int, Program]]:
 
     def attention(lane: Lane) -> Coroutine[Any, Any, Any]:
         mask = np.tri(32, 32, dtype=np.bool_)
-        return attend(lane, x(lane, 1, 32, 32, width=46), x(lane, 1, 32, 64), mask)
+        return attend(lane, x(lane, 1, 32, 32, width=46), x(lane, 1, 32, 64), mask, ranges)
 
-    bounds = norm_range(768, 1e-5, 16.0)
+    ranges = AttentionRange(score_bits=12, value_bits=8, rope_frac=0)
+    norm, layer_norm = Norm(768, 1e-5), Norm(768, 1e-5, center=True)
+    bounds = norm_range(norm, 100.0)
     table = Table(Role.TRACE, (49152, 576), None, None)
+
+    def wide(lane: Lane) -> SecretTensor:
+        return x(lane, 8, 768, frac=22)
+
     rows = (COUNT // 64, 64)
     return [
         ("product, truncated", COUNT, lambda s: mul(s, x(s), x(s), 18)),
@@ -64,7 +70,8 @@ def _programs() -> list[tuple[str, int, Program]]:
         ("GeLU", COUNT, lambda s: activate(s, x(s, width=46), GELU)),
         ("reciprocal", COUNT, lambda s: reciprocal(s, x(s), 8, 15)),
         ("rsqrt", COUNT, lambda s: rsqrt(s, x(s), 14, 29)),
-        ("RMSNorm, rows of 768", 6144, lambda s: rms_norm(s, x(s, 8, 768, frac=22), bounds)),
+        ("RMSNorm, rows of 768", 6144, lambda s: normalize(s, wide(s), norm, bounds)),
+        ("LayerNorm, rows of 768", 6144, lambda s: normalize(s, wide(s), layer_norm, bounds)),
         ("softmax (32,32) @ (32,64)", 1024, attention),
         ("embedding, a token of 49152 x 576", 1, lambda s: embed(s, table, 1)),
         ("reveal to the client", COUNT, lambda s: reveal(s, x(s, width=46))),

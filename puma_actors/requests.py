@@ -1,0 +1,289 @@
+"""What can be asked of a shared model, wherever its parties run: the same for all clusters."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import anyio
+
+from models.architecture import ModelConfig
+from models.plan import Plan
+from models.predict import predict
+from models.program import Batch, Rows
+from models.sampling import Sampler, SamplingConfig, StopWatcher
+from models.tasks import default_rows
+from models.tokenizer import Tokenizer
+from protocols.cost import Cost
+from protocols.errors import ConfigError, PumaError
+from protocols.lane import Settings
+from protocols.ring import Floats
+from puma_actors.client import Client, Inference
+from puma_actors.messages import infer_message
+
+
+@dataclass
+class Usage:
+    """What one request took. Seconds by phase; one cost for prefill and one for each later step."""
+
+    prompt_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: list[Cost] = field(default_factory=list)
+    stop_reason: str = ""
+
+    @property
+    def total(self) -> Cost:
+        """Sum over the steps."""
+        return sum(self.steps, Cost())
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token: its id and the text that became final with it (often empty)."""
+
+    id: int | None
+    text: str
+
+
+class Requests(ABC):
+    """Requests of one client to one model. One at a time; others wait.
+
+    Args:
+        config: the model's architecture.
+        tokenizer: None if the model has none; then only token ids can be given.
+        client: the actor that speaks with the parties.
+        settings: of every request.
+
+    Attributes:
+        usage: what the last request took.
+    """
+
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer | None, client: Client, settings: Settings
+    ) -> None:
+        infer_message(0, Batch((1,)), 1, settings)  # refuse unusable ones early
+        self.config = config
+        self.tokenizer = tokenizer
+        self.client = client
+        self.settings = settings
+        self.usage = Usage()
+        self._no_tokenizer = "none was passed"
+        self._busy = anyio.Semaphore(1)  # no lock: a stream may be closed by another task
+
+    @property
+    @abstractmethod
+    def running(self) -> bool:
+        """Whether the parties are there to be asked."""
+
+    @property
+    def plan(self) -> Plan:
+        """The public plan of the model that is shared."""
+        if self.client.plan is None:
+            raise ConfigError("the cluster is not running: use `async with`")
+        return self.client.plan
+
+    def predict(self, batch: Batch | int, decode: int = 0) -> list[Cost]:
+        """The cost of a request, from shapes alone: the batch (or a prompt of so many tokens), then
+        each decoded token.
+        """
+        return [step.cost for step in predict(self.plan, batch, decode, self.settings)]
+
+    async def forward(
+        self,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | Any,
+        *,
+        rows: Rows | None = None,
+        types: Sequence[int] | None = None,
+    ) -> Floats:
+        """The model's result for a token sequence, or for several of any lengths.
+
+        Args:
+            input_ids: ids of one sequence, or a list of them for each sequence.
+            rows: see `models.program.Batch`; default: what the model's head is meant for, and every
+                token for the logits of a language model.
+            types: token types of all tokens together (0, and 1 for the second text of a pair).
+
+        Returns:
+            (results, columns): vocabulary, labels, or the hidden size for the bare model.
+
+        Raises:
+            ConfigError: ids or rows that the model does not have.
+        """
+        sequences = _sequences(input_ids)
+        for ids in sequences:
+            self.check_ids(ids)
+        rows = rows or default_rows(self.config)
+        batch = Batch(
+            tuple(len(ids) for ids in sequences), rows, None if types is None else tuple(types)
+        )
+        self._check_types(batch)
+        async with self._busy:
+            self._check_running()
+            joined = [token for ids in sequences for token in ids]
+            self.usage = Usage(prompt_ids=joined)
+            started = time.perf_counter()
+            settings = replace(self.settings, reveal="logits")
+            inference = await self.client.begin(batch, 1, settings)
+            try:
+                result = await self.client.step(inference, joined)
+                await self.client.wait_reports(inference)
+            finally:
+                await self._finish(inference)
+            self.usage.seconds["prefill"] = time.perf_counter() - started
+            return result
+
+    def _check_types(self, batch: Batch) -> None:
+        known = max(1, int(getattr(self.config, "type_vocab_size", 1)))
+        if batch.types is not None and not 0 <= min(batch.types) <= max(batch.types) < known:
+            raise ConfigError(f"token types of this model are 0 to {known - 1}")
+
+    def _check_running(self) -> None:
+        if not self.running:
+            raise ConfigError("the cluster is not running: use `async with`")
+
+    def encode(self, prompt: str | Sequence[int], *, raw: bool = False) -> list[int]:
+        """Token ids of a prompt: through the chat template unless `raw`; ids are taken as they are.
+
+        Raises:
+            ConfigError: the prompt is empty, or text was given to a model without a tokenizer.
+        """
+        if not isinstance(prompt, str):
+            ids = [int(token) for token in prompt]
+        elif not prompt.strip():
+            raise ConfigError("the prompt is empty: give some text")
+        elif self.tokenizer is None:
+            raise ConfigError(
+                f"no tokenizer, so only token ids can be given ({self._no_tokenizer})"
+            )
+        else:
+            ids = self.tokenizer.encode(prompt) if raw else self.tokenizer.chat(prompt)
+        self.check_ids(ids)
+        return ids
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Refuse token ids that the model cannot take, before any work starts.
+
+        Raises:
+            ConfigError: none at all, too many, or one outside the vocabulary.
+        """
+        config = self.config
+        if not ids:
+            raise ConfigError("the prompt is empty: give at least one token")
+        for token in ids:
+            if not 0 <= token < config.vocab_size:
+                raise ConfigError(
+                    f"token id {token} is not in the model's vocabulary of {config.vocab_size}"
+                )
+        if len(ids) > config.max_positions:
+            raise ConfigError(
+                f"{len(ids)} prompt tokens do not fit the model's {config.max_positions} "
+                "positions: shorten the prompt"
+            )
+
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Refuse a choice of tokens that needs logits the client is not to see.
+
+        Raises:
+            ConfigError: see the text.
+        """
+        if self.settings.reveal == "argmax" and (
+            sampling.temperature > 0 or sampling.repetition_penalty != 1
+        ):
+            raise ConfigError(
+                "with secret logits only the best token is revealed: use temperature 0 and no "
+                "repetition penalty"
+            )
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingConfig | None = None,
+        *,
+        raw: bool = False,
+        **options: Any,
+    ) -> AsyncGenerator[Token, None]:
+        """Stream tokens. `usage` holds what it took, up to date after every token.
+
+        Args:
+            prompt: text, or token ids.
+            sampling: or its fields as keywords (`max_new_tokens=32`, `temperature=0.7`, ...).
+            raw: do not apply the chat template.
+        """
+        if self.config.head != "causal-lm":
+            raise ConfigError(
+                f"a model with head {self.config.head!r} generates no text: it needs 'causal-lm'"
+            )
+        sampling = sampling or SamplingConfig(**options)
+        self.check_sampling(sampling)
+        ids = self.encode(prompt, raw=raw)
+        async with self._busy, aclosing(self._tokens(ids, sampling)) as tokens:
+            async for token in tokens:
+                yield token
+
+    async def _tokens(
+        self, ids: list[int], sampling: SamplingConfig
+    ) -> AsyncGenerator[Token, None]:
+        self._check_running()
+        usage = self.usage = Usage(prompt_ids=ids)
+        room = self.plan.config.max_positions - len(ids) + 1
+        steps = min(sampling.max_new_tokens, room)
+        inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings)
+        sampler, watcher = Sampler(sampling), StopWatcher(sampling.stop)
+        stream = self.tokenizer.stream() if self.tokenizer is not None else None
+        ends = set(self.plan.config.eos_token_ids)
+        if self.tokenizer is not None:
+            ends |= set(self.tokenizer.eos_token_ids)
+        given = ids
+        try:
+            for _ in range(steps):
+                started = time.perf_counter()
+                answer = await self.client.step(inference, given)
+                phase = "prefill" if given is ids else "decode"
+                spent = time.perf_counter() - started
+                usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
+                usage.steps = _known_costs(inference)
+                token = self._pick(answer, sampler, ids + usage.token_ids)
+                usage.token_ids.append(token)
+                if token in ends:
+                    usage.stop_reason = "end of text"
+                    break
+                yield Token(token, watcher.push(stream.push(token)) if stream else "")
+                if watcher.stopped:
+                    usage.stop_reason = "stop string"
+                    break
+                given = [token]
+            else:
+                usage.stop_reason = "length" if steps == sampling.max_new_tokens else "context"
+            rest = (watcher.push(stream.finish()) + watcher.finish()) if stream else ""
+            if rest:
+                yield Token(None, rest)
+        finally:
+            await self._finish(inference)
+
+    def _pick(self, answer: Floats, sampler: Sampler, previous: list[int]) -> int:
+        if self.settings.reveal == "argmax":
+            return int(answer[0])
+        return sampler.next(answer[-1], previous)
+
+    async def _finish(self, inference: Inference) -> None:
+        """End an inference, unless the session is broken anyway; keep the final costs."""
+        with suppress(PumaError):
+            await self.client.end(inference)
+        self.usage.steps = _known_costs(inference)
+
+
+def _known_costs(inference: Inference) -> list[Cost]:
+    return [inference.costs[step] for step in sorted(inference.costs)]
+
+
+def _sequences(input_ids: Any) -> list[list[int]]:
+    """One list of ids a sequence, from numbers, lists, or arrays of up to two axes."""
+    items = input_ids.tolist() if hasattr(input_ids, "tolist") else list(input_ids)
+    if not items:
+        raise ConfigError("the input is empty: give at least one token")
+    if all(isinstance(item, Iterable) for item in items):
+        return [[int(token) for token in item] for item in items]
+    return [[int(token) for token in items]]
