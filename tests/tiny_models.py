@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,13 @@ def class_of(model_type: str, head: str) -> Any:
     """The class of transformers."""
     suffix = "LMHeadModel" if (model_type, head) == ("gpt2", "causal-lm") else _SUFFIX[head]
     return getattr(transformers, _PREFIX[model_type] + suffix)
+
+
+def config_json(model_type: str, head: str = "none", /, **changes: Any) -> dict[str, Any]:
+    """A `config.json` as transformers writes it, with some keys set afterwards."""
+    config = getattr(transformers, _PREFIX[model_type] + "Config")(**SETTINGS[model_type])
+    written = json.loads(config.to_json_string(use_diff=False))
+    return {**written, "architectures": [class_of(model_type, head).__name__], **changes}
 
 
 def tiny_model(model_type: str, head: str, *, seed: int = 0, **changes: Any) -> Any:
