@@ -73,7 +73,7 @@ class Checkpoint(ABC):
         Of others, only buffers, copies of tied weights and heads that are not used may be there:
         a bias or an adapter left out in silence would change the answers.
         """
-        expected, config = self._shapes, self.config
+        expected, config, tied = self._shapes, self.config, self.config.tied()
         for name, shape in expected.items():
             if name not in found:
                 raise ModelError(
@@ -85,7 +85,7 @@ class Checkpoint(ABC):
                     f"{self.path}: tensor {name} has shape {found[name]}, expected {shape}"
                 )
         for name in found:
-            if name in expected or name in config.tied() or config.is_ignored(name):
+            if name in expected or name in tied or config.is_ignored(name):
                 continue
             if not config.naming.is_of_other_head(name, expected):
                 raise ModelError(

@@ -18,6 +18,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "position_embedding_type": ("absolute",),
     "embedding_size": (),
     "use_bidirectional_attention": (True,),
+    "is_causal": (False, True),  # read by decoders alone
 }
 
 
@@ -114,6 +115,12 @@ class BertConfig(EncoderConfig):
         wanted = self.head in self._pooled_heads()
         if self.head != "none" and self.pooler != wanted:
             raise ModelError(f"pooler: must be {str(wanted).lower()} with head {self.head!r}")
+        first = self._first_position()
+        if self.position_offset != first:
+            raise ModelError(f"position_offset: {self.position_offset} must be {first}")
+
+    def _first_position(self) -> int:
+        return 0
 
     @classmethod
     def _pooled_heads(cls) -> tuple[str, ...]:
@@ -212,13 +219,10 @@ class RobertaConfig(BertConfig):
         ignored=re.compile(r"roberta\.embeddings\.(position_ids|token_type_ids)"),
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pad_token_id is None or self.position_offset != self.pad_token_id + 1:
-            raise ModelError(
-                f"position_offset: {self.position_offset} is not pad_token_id + 1, where the "
-                "positions of this family begin"
-            )
+    def _first_position(self) -> int:
+        if self.pad_token_id is None:
+            raise ModelError("pad_token_id: None, but the positions of this family begin after it")
+        return self.pad_token_id + 1
 
     @property
     def transform_act(self) -> str:

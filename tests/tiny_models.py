@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+
+from models.weights import Checkpoint
 
 TOKENS = {"bos_token_id": 3, "eos_token_id": 4, "pad_token_id": 1}
 _ENCODER = {
@@ -86,6 +89,13 @@ def class_of(model_type: str, head: str) -> Any:
     return getattr(transformers, _PREFIX[model_type] + suffix)
 
 
+def config_json(model_type: str, head: str = "none", /, **changes: Any) -> dict[str, Any]:
+    """A `config.json` as transformers writes it, with some keys set afterwards."""
+    config = getattr(transformers, _PREFIX[model_type] + "Config")(**SETTINGS[model_type])
+    written = json.loads(config.to_json_string(use_diff=False))
+    return {**written, "architectures": [class_of(model_type, head).__name__], **changes}
+
+
 def tiny_model(model_type: str, head: str, *, seed: int = 0, **changes: Any) -> Any:
     """A model with random weights and biases (transformers begins with zero biases)."""
     torch.manual_seed(seed)
@@ -109,3 +119,32 @@ def save(model: Any, folder: Path) -> Path:
 def state(model: Any) -> dict[str, np.ndarray]:
     """Every tensor of a model in float32, by the name that transformers gives it."""
     return {name: value.float().numpy() for name, value in model.state_dict().items()}
+
+
+def quantisable_llama(
+    dtype: torch.dtype = torch.float32, **changes: Any
+) -> transformers.LlamaForCausalLM:
+    """A seeded model; sizes that the K quants (blocks of 256) can store."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 32,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**sizes, **changes}))
+    return model.to(dtype)
+
+
+def assert_same_weights(checkpoint: Checkpoint, expected: dict[str, np.ndarray]) -> None:
+    assert set(checkpoint.names()) == set(expected)
+    for name in checkpoint.names():
+        values = checkpoint.tensor(name)
+        assert values.dtype == np.float32
+        assert values.flags.c_contiguous
+        assert values.flags.writeable
+        assert values.shape == checkpoint.shape(name)
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
