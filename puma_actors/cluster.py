@@ -64,13 +64,15 @@ class Token:
 
 
 class LocalCluster:
-    """Owner, client, dealer and two evaluators as actors over in-memory channels.
+    """Owner, client, dealer and two evaluators as actors in this process.
 
     Args:
         checkpoint: an open checkpoint; closed with the cluster.
         tokenizer: None if the model has none; then only token ids can be given.
         settings: approximation set, comparison tree, lanes.
         codec: force every frame through the wire format instead of passing it by reference.
+        address: where each role listens, as for `connect_all`; default: in memory. With a network's
+            address frames go through sockets, and `codec` has no meaning.
         progress: told about compiling, loading and sharing.
 
     Raises (from any method): ConfigError for unusable arguments; PeerFailed if an actor died.
@@ -83,6 +85,7 @@ class LocalCluster:
         *,
         settings: Settings | None = None,
         codec: bool = False,
+        address: str = "",
         compute: Compute | None = None,
         progress: Progress = ignore_progress,
     ) -> None:
@@ -93,7 +96,7 @@ class LocalCluster:
         self.usage = Usage()
         self.seconds: dict[str, float] = {}
         self._no_tokenizer = "none was passed"
-        self._codec = codec
+        self._address = address or MEMORY + ("?codec=1" if codec else "")
         self._progress = progress
         self._busy = anyio.Semaphore(1)  # no lock: a stream may be closed by another task
         options: dict[str, Any] = {"compute": compute or Compute(), "settings": self.settings}
@@ -154,7 +157,7 @@ class LocalCluster:
             await anyio.to_thread.run_sync(warm_up, lambda line: self._progress(line, 0.0))
             self.seconds["kernels"] = time.perf_counter() - started
             actors: list[Actor] = [self._owner, self._client, *self._parties]
-            await connect_all(actors, MEMORY + ("?codec=1" if self._codec else ""))
+            await connect_all(actors, self._address)
         except BaseException:
             self.checkpoint.close()
             raise
