@@ -15,6 +15,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from protocols.errors import ConfigError, PumaError, TransportError
+from puma_actors.identity import PeerIdentity
 from puma_actors.logs import log
 from puma_actors.tasks import Signal
 from puma_actors.transports.base import Channel, Listener, Transport, Unreachable
@@ -52,8 +53,13 @@ class StreamTransport(Transport):
         """For accepted connections."""
         return None
 
-    def _admit(self, channel: StreamChannel) -> None:
-        """Look at a new connection, of either side; raise if it is not to be used."""
+    def identify(self, transport: asyncio.BaseTransport) -> PeerIdentity | None:
+        """Whom the other end of a new connection has proved to be; None if there is no proof.
+
+        Raises:
+            TransportError: it is not to be let in.
+        """
+        return None
 
     # -- connecting -------------------------------------------------------------------------------
 
@@ -82,7 +88,7 @@ class StreamTransport(Transport):
         peer = address.partition("?")[0]
 
         def factory() -> StreamChannel:
-            return StreamChannel(options, f"{self.scheme}://here", peer)
+            return StreamChannel(options, f"{self.scheme}://here", peer, self.identify)
 
         try:
             with anyio.fail_after(options.timeout):
@@ -102,7 +108,7 @@ class StreamTransport(Transport):
 
     async def _enter(self, channel: StreamChannel) -> None:
         try:
-            self._admit(channel)
+            channel.check()
             try:
                 await channel.welcomed()
             except TransportError as error:
@@ -123,18 +129,15 @@ class StreamTransport(Transport):
             ) from error
 
         async def welcome(connection: socket.socket) -> StreamChannel:
-            channel = StreamChannel(options, real, peer_name(self.scheme, connection))
+            caller = peer_name(self.scheme, connection)
+            channel = StreamChannel(options, real, caller, self.identify)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: channel,
                 connection,
                 ssl=context,
                 ssl_handshake_timeout=options.timeout if context else None,
             )
-            try:
-                self._admit(channel)
-            except BaseException:
-                channel.abort()
-                raise
+            channel.check()
             return channel
 
         return SocketListener(bound, real, welcome)

@@ -12,13 +12,14 @@ The first is said at once and tells the other side that it was let in.
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import anyio
 
 from protocols.errors import ConfigError, LocalProtocolError, TransportError
+from puma_actors.identity import PeerIdentity
 from puma_actors.tasks import Signal
 from puma_actors.transports.base import Channel
 from puma_actors.transports.inbox import Inbox, Sink
@@ -59,13 +60,27 @@ class StreamOptions:
 
 
 class StreamChannel(Channel, asyncio.BufferedProtocol):
-    """See the module's text. Made by a transport, which connects it to a socket."""
+    """See the module's text. Made by a transport, which connects it to a socket.
 
-    def __init__(self, options: StreamOptions, local: str, peer: str) -> None:
+    Args:
+        options: how it behaves.
+        local, peer: the two ends, for messages.
+        identify: whom the other end has proved to be; raises TransportError to refuse it, before
+            anything is said.
+    """
+
+    def __init__(
+        self,
+        options: StreamOptions,
+        local: str,
+        peer: str,
+        identify: Callable[[asyncio.BaseTransport], PeerIdentity | None],
+    ) -> None:
         self.local_address, self.peer_address = local, peer
         self.frame_bytes = options.limits.frame
         self.chunk_bytes = min(CHUNK_BYTES, self.frame_bytes)
         self._options = options
+        self._identify = identify
         self._inbox = Inbox(options.limits)
         self._transport = cast(asyncio.Transport, None)
         self._changed = Signal()  # room to write, or the end
@@ -83,7 +98,12 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(_HIGH, _LOW)
         self._inbox.attach(self._transport)
-        self._tick()
+        try:
+            self.peer_identity = self._identify(transport)
+        except TransportError as error:
+            self._lose(error)
+        else:
+            self._tick()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._inbox.buffer()
@@ -156,7 +176,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
     def _say(self, kind: Kind) -> None:
         self._transport.write(encode(Frame(kind))[0])
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raise if frames cannot be sent (any more)."""
         if self._ended or self._closed:
             raise TransportError("this side has closed the channel")
@@ -175,7 +195,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         self._spoke = True
 
     def try_send(self, frame: Frame) -> bool:
-        self._check()
+        self.check()
         if self._stuffed or self._turn.locked():
             return False
         pieces, size = self._encode(frame)
@@ -188,7 +208,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
 
     async def send(self, frame: Frame) -> None:
         async with self._turn:  # senders take turns, so that waiting ones are not overtaken
-            self._check()
+            self.check()
             pieces, size = self._encode(frame)
             await self._room()
             self._rest = list(_writes(pieces))[::-1]
@@ -204,7 +224,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
     async def _room(self) -> None:
         while self._stuffed:
             await self._changed.wait()
-            self._check()
+            self.check()
 
     def _write_rest(self) -> None:
         while self._rest:
@@ -212,7 +232,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
 
     async def send_eof(self) -> None:
         if not self._ended:
-            self._check()
+            self.check()
             async with self._turn:
                 self._ended = True
                 self._say(Kind.END)
@@ -242,11 +262,6 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         """Drop the connection; the other side sees it lost."""
         self._closed = True
         self._lose(TransportError("this side has closed the channel"))
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        """What carries the bytes."""
-        return self._transport
 
     async def aclose(self) -> None:
         """Close; wait until the other side has read everything, or `linger` seconds have passed."""

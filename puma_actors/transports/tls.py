@@ -88,19 +88,10 @@ class TlsTransport(StreamTransport):
     def _bind(self, url: SplitResult) -> tuple[socket.socket, str]:
         return bind_tcp(url)
 
-    def _admit(self, channel: StreamChannel) -> None:
-        channel.peer_identity = identity_of(channel.transport)
-
-
-def identity_of(transport: asyncio.BaseTransport) -> PeerIdentity:
-    """Whom the other side's certificate, which TLS has verified, names.
-
-    Raises:
-        TransportError: nobody, or not clearly.
-    """
-    certificate = transport.get_extra_info("peercert") or {}
-    names = certificate.get("subjectAltName", ())
-    try:
-        return PeerIdentity.from_uris([value for kind, value in names if kind == "URI"])
-    except ConfigError as error:
-        raise TransportError(f"the other side's certificate is unusable: {error}") from None
+    def identify(self, transport: asyncio.BaseTransport) -> PeerIdentity | None:
+        certificate = transport.get_extra_info("peercert") or {}
+        names = certificate.get("subjectAltName", ())
+        try:
+            return PeerIdentity.from_uris([value for kind, value in names if kind == "URI"])
+        except ConfigError as error:
+            raise TransportError(f"the other side's certificate is unusable: {error}") from None
