@@ -21,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -125,7 +126,10 @@ async def connect_all(
 
     Args:
         actors: of different roles, in this process.
-        address: where each listens; `{session}` and `{role}` are filled in.
+        address: where each listens; `{session}`, `{role}` and `{name}` are filled in. Who calls
+            uses the address that the listener reports (so port 0 works), with what follows the
+            template's `?` filled in for the caller: over tls:// everybody shows its own
+            certificate.
         session: 16 bytes, default: drawn by the operating system.
         timeout: for each handshake, in seconds.
         network: what to put between the actors, from the handshakes on; None: nothing.
@@ -140,9 +144,15 @@ async def connect_all(
     if len(set(roles)) != len(roles):
         raise LocalProtocolError(f"two actors have the same role: {', '.join(roles)}")
     peers: dict[Role, dict[Role, Peer]] = {role: {} for role in roles}
+    _, question, options = address.partition("?")
+
+    def fill(text: str, actor: Actor) -> str:
+        name = quote(actor.name, safe="")
+        return text.format(session=session.hex(), role=actor.role, name=name)
 
     async def meet(actor: Actor, others: set[Role], listener: Listener, *, dial: bool) -> None:
-        channel = await (connect(listener.address) if dial else listener.accept())
+        way = f"{listener.address}{fill(question + options, actor)}"
+        channel = await (connect(way) if dial else listener.accept())
         identity = Identity(actor.role, actor.name, session)
         try:
             peer = await handshake(channel, identity, others, timeout=timeout)
@@ -157,8 +167,7 @@ async def connect_all(
     try:
         async with AsyncExitStack() as stack, anyio.create_task_group() as group:
             for index, host in enumerate(actors):
-                where = address.format(session=session.hex(), role=host.role)
-                listener = await stack.enter_async_context(await listen(where))
+                listener = await stack.enter_async_context(await listen(fill(address, host)))
                 for guest in actors[index + 1 :]:
                     accept = partial(meet, host, set(roles[index + 1 :]), listener, dial=False)
                     call = partial(meet, guest, {host.role}, listener, dial=True)

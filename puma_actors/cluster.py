@@ -34,7 +34,7 @@ __all__ = ["LocalCluster", "Token", "Usage"]
 
 
 class LocalCluster(Requests):
-    """Owner, client, dealer and two evaluators as actors over in-memory channels.
+    """Owner, client, dealer and two evaluators as actors in this process.
 
     Args:
         checkpoint: an open checkpoint; closed with the cluster.
@@ -43,6 +43,8 @@ class LocalCluster(Requests):
         codec: force every frame through the wire format instead of passing it by reference.
         network: what to put between the roles: a preset ("wan"), a text or a file as for
             `parse_network`; None: nothing. The upload of the shares goes through it too.
+        address: where each role listens, as for `connect_all`; default: in memory. With a network's
+            address frames go through sockets, and `codec` has no meaning.
         progress: told about compiling, loading and sharing.
 
     Raises (from any method): ConfigError for unusable arguments; PeerFailed if an actor died.
@@ -56,6 +58,7 @@ class LocalCluster(Requests):
         settings: Settings | None = None,
         codec: bool = False,
         network: Network | str | Path | None = None,
+        address: str = "",
         compute: Compute | None = None,
         progress: Progress = ignore_progress,
     ) -> None:
@@ -65,7 +68,7 @@ class LocalCluster(Requests):
         self.checkpoint = checkpoint
         self.network = parse_network(network)
         self.seconds: dict[str, float] = {}
-        self._codec = codec
+        self._address = address or MEMORY + ("?codec=1" if codec else "")
         self._progress = progress
         _check_tokenizer(checkpoint, tokenizer)
         self._owner = Owner(checkpoint, progress=progress, **options)
@@ -112,8 +115,7 @@ class LocalCluster(Requests):
             await anyio.to_thread.run_sync(warm_up, lambda line: self._progress(line, 0.0))
             self.seconds["kernels"] = time.perf_counter() - started
             actors: list[Actor] = [self._owner, self.client, *self._parties]
-            address = MEMORY + ("?codec=1" if self._codec else "")
-            await connect_all(actors, address, network=self.network)
+            await connect_all(actors, self._address, network=self.network)
         except BaseException:
             self.checkpoint.close()
             raise

@@ -30,6 +30,7 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction done (0 to 1)."""
 
 CHUNK_BYTES = 512 << 20
+FRAME_OVERHEAD = 64
 """A larger tensor travels in several messages."""
 
 
@@ -108,7 +109,8 @@ class Owner(Actor):
 
     async def _send_tensor(self, number: int, masked: Words) -> None:
         flat = np.ascontiguousarray(masked).reshape(masked.shape[0], -1)
-        rows = max(1, CHUNK_BYTES // flat[0].nbytes)
+        frames = (self.scheduler.port(role).channel.frame_bytes for role in EVALUATORS)
+        rows = max(1, (min(CHUNK_BYTES, *frames) - FRAME_OVERHEAD) // flat[0].nbytes)
         for start in range(0, len(flat), rows):
             part = flat[start : start + rows]
             header = TensorMessage(number=number, start=start, rows=len(part)).header()

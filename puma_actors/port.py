@@ -9,6 +9,10 @@
 The flush is a callback for the next turn of the loop, not a task: messages of all the lanes that
 are ready in this turn are in the batch by then, and a round costs no task switch beyond those of
 the lanes themselves.
+
+On a slow channel two queues form. What a round waits for (small online messages, credit, news of
+a failure) goes before the parts of large messages, dealt messages and requests; within a queue
+order is kept.
 """
 
 import asyncio
@@ -40,6 +44,15 @@ class _Batch:
         frame = Frame(Kind.BATCH, session, (), header, self.buffers)
         self.tags, self.buffers, self.nbytes = [], [], 0
         return frame
+
+
+def _is_urgent(frame: Frame) -> bool:
+    """Whether it may overtake what is not. Messages carry their place in the program, so their
+    order does not matter; that of requests, parts and the goodbye does.
+    """
+    if frame.kind is Kind.BATCH:
+        return not frame.header["dealt"]
+    return frame.kind in (Kind.CREDIT, Kind.ERROR)
 
 
 class Port:
@@ -75,6 +88,7 @@ class Port:
         self._chunk = min(flow.chunk or self.channel.chunk_bytes, self.channel.chunk_bytes)
         self._online, self._dealt = _Batch(False), _Batch(True)
         self._scheduled = False
+        self._urgent: deque[Frame] = deque()
         self._pending: deque[Frame] = deque()
         self._pending_bytes = 0
         self._work = Signal()
@@ -175,14 +189,15 @@ class Port:
     def _emit(self, frame: Frame) -> None:
         if self.left or self.closed:
             return
-        if not self._pending:
+        queue = self._urgent if _is_urgent(frame) else self._pending
+        if not (self._urgent or queue):
             try:
                 if self.channel.try_send(frame):
                     return
             except PumaError as error:
                 self._lost(self, error)
                 return
-        self._pending.append(frame)
+        queue.append(frame)
         self._pending_bytes += frame.nbytes
         self._work.notify()
 
@@ -211,19 +226,21 @@ class Port:
             self.room.notify()
 
     async def _write_pending(self) -> None:
-        while self._pending and not self._broken:
+        while (queue := self._urgent or self._pending) and not self._broken:
             try:
                 self._broken = True  # until the frame is known to have left whole
-                await self.channel.send(self._pending[0])
+                await self.channel.send(queue[0])
                 self._broken = False
             except PumaError as error:
                 self._drop()
                 self._lost(self, error)
                 return
-            self._pending_bytes -= self._pending.popleft().nbytes
+            if queue:  # not dropped meanwhile
+                self._pending_bytes -= queue.popleft().nbytes
             self.room.notify()
 
     def _drop(self) -> None:
+        self._urgent.clear()
         self._pending.clear()
         self._pending_bytes = 0
         self.room.notify()
@@ -231,7 +248,7 @@ class Port:
     async def finish(self) -> None:
         """Send the rest."""
         self.flush()
-        while self._pending and self._writing:
+        while (self._urgent or self._pending) and self._writing:
             await self.room.wait()
         await self._write_pending()
 

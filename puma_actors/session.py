@@ -9,7 +9,8 @@ the shared point with HKDF-SHA256 salted by the hash of both hellos (lower role 
 hash the same), and send an HMAC-SHA256 over their own role and that hash. Whoever changes, replays
 or reflects a hello does not know the keys, and the HMAC fails. Reference: the
 shape is SIGMA's without the signatures; *who* the other side is must be vouched for by the
-transport (one process, or TLS with pinned certificates).
+transport (one process, or TLS with certificates: then the hello must name whom the certificate
+names). A side that refuses says why in an ERROR frame, so that both ends have the reason.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from protocols.shares import Role
+from puma_actors.identity import NAME_CHARS
 from puma_actors.transports.base import Channel
 from puma_actors.wire import SESSION_BYTES, Frame, Kind
 
@@ -34,7 +36,7 @@ HANDSHAKE_VERSION = 1
 SECRET_BYTES = 32
 _NONCE_BYTES = 32
 _KEY_BYTES = 32
-_NAME_CHARS = 64
+_REASON_CHARS = 500
 _LABEL = b"puma-actors handshake"
 
 
@@ -57,8 +59,8 @@ class Identity:
             raise LocalProtocolError(
                 f"session id has {len(self.session)} bytes: use {SESSION_BYTES}"
             )
-        if len(self.name) > _NAME_CHARS:
-            raise LocalProtocolError(f"a name has at most {_NAME_CHARS} characters")
+        if len(self.name) > NAME_CHARS:
+            raise LocalProtocolError(f"a name has at most {NAME_CHARS} characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +112,16 @@ async def handshake(
         timeout: seconds.
 
     Raises:
-        RemoteProtocolError: wrong version, session or role, or a hello that was changed, replayed
-            or reflected.
+        RemoteProtocolError: wrong version, session or role, another role or name than in the peer's
+            certificate, or a hello that was changed, replayed or reflected; or the peer found so.
         TransportError: the connection broke, or time ran out.
     """
     try:
         with anyio.fail_after(timeout):
-            return await _handshake(channel, identity, expected)
+            try:
+                return await _handshake(channel, identity, expected)
+            except TransportError as error:
+                raise await _last_word(channel) or error from None
     except TimeoutError:
         await channel.aclose()
         raise TransportError(
@@ -136,6 +141,7 @@ async def _handshake(channel: Channel, identity: Identity, expected: Collection[
     await channel.send(mine.frame())
     theirs = _read_hello(await channel.receive())
     _check_hello(mine, theirs, expected)
+    await _check_certificate(channel, mine, theirs)
     transcript = _transcript(mine, theirs)
     secret, confirm = _derive(private, theirs, transcript)
     proof = _proof(confirm, mine.role, transcript)
@@ -148,7 +154,38 @@ async def _handshake(channel: Channel, identity: Identity, expected: Collection[
     return Peer(theirs.role, theirs.name, identity.session, channel, secret)
 
 
+async def _check_certificate(channel: Channel, mine: _Hello, theirs: _Hello) -> None:
+    proven = channel.peer_identity
+    if proven is None or (proven.role, proven.name) == (theirs.role, theirs.name):
+        return
+    reason = (
+        f"{theirs.role} {theirs.name!r} called with the certificate of {proven}: start the party "
+        "with its own certificate, or issue one with `puma certs issue`"
+    )
+    await channel.send(Frame(Kind.ERROR, mine.session, (), {"text": reason}))
+    raise RemoteProtocolError(reason)
+
+
+async def _last_word(channel: Channel) -> RemoteProtocolError | None:
+    """Why the other side hung up, if it said so."""
+    try:
+        while True:
+            frame = await channel.receive()
+            if frame.kind is Kind.ERROR:
+                return _refusal(frame)
+    except (TransportError, RemoteProtocolError):
+        return None
+
+
+def _refusal(frame: Frame) -> RemoteProtocolError:
+    text = frame.header.get("text")
+    told = text[:_REASON_CHARS] if isinstance(text, str) else "it gave no reason"
+    return RemoteProtocolError(f"the other side refused the handshake: {told}")
+
+
 def _single_buffer(frame: Frame, kind: Kind, size: int) -> bytes:
+    if frame.kind is Kind.ERROR:
+        raise _refusal(frame)
     if frame.kind is not kind:
         raise RemoteProtocolError(f"{frame.kind.name} during the handshake, {kind.name} expected")
     if len(frame.buffers) != 1 or memoryview(frame.buffers[0]).nbytes != size:
@@ -167,8 +204,8 @@ def _read_hello(frame: Frame) -> _Hello:
         )
     if not (isinstance(role, str) and role in set(Role)):
         raise RemoteProtocolError("the peer's role is unknown")
-    if not (isinstance(name, str) and len(name) <= _NAME_CHARS):
-        raise RemoteProtocolError(f"the peer's name must be text of at most {_NAME_CHARS} letters")
+    if not (isinstance(name, str) and len(name) <= NAME_CHARS):
+        raise RemoteProtocolError(f"the peer's name must be text of at most {NAME_CHARS} letters")
     if not (isinstance(nonce, bytes) and len(nonce) == _NONCE_BYTES):
         raise RemoteProtocolError(f"the peer's nonce must be {_NONCE_BYTES} bytes")
     return _Hello(Role(role), name, frame.session, nonce, key)

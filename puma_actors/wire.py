@@ -4,6 +4,7 @@
     wire_bytes(frame) -> int                     the length of its wire form
     encode(frame, limits) -> list[memoryview]    the buffers themselves, between a head and padding
     Decoder(limits).feed(data) -> list[Frame]    incremental; buffers are slices of one payload
+    Decoder.space(least), Decoder.filled(n)      the same for bytes read straight into place
     Decoder.finish()                             the stream ended: raises if inside a frame
 
 Wire form, little endian:
@@ -48,6 +49,10 @@ class Kind(IntEnum):
     CONTROL = 6  # a request between roles
     ERROR = 7  # the sender has failed
     GOODBYE = 8  # the sender has finished
+    # Between the two ends of a stream; no actor sends or sees them.
+    ALIVE = 9  # the sender lives, and has nothing else to say
+    END = 10  # the sender sends no more
+    CLOSE = 11  # the sender sends no more, and takes no more
 
 
 @dataclass(slots=True)
@@ -213,16 +218,38 @@ class Decoder:
             self._part[self._filled : self._filled + taken] = rest[:taken]
             self._filled += taken
             rest = rest[taken:]
-            if self._filled < len(self._part):
+            if not self._step(frames):
                 return frames
-            try:
-                frame = self._steps[self.state]()
-            except RemoteProtocolError as error:
-                self.state, self._error = State.BROKEN, str(error)
-                self._expect(0)
-                raise
-            if frame is not None:
-                frames.append(frame)
+
+    def space(self, least: int) -> memoryview | None:
+        """Where the next bytes belong, if at least `least` bytes are missing there; None otherwise.
+        Whoever writes n bytes to its beginning must call `filled(n)` before anything else.
+        """
+        if len(self._part) - self._filled < least:
+            return None
+        return memoryview(self._part)[self._filled :]
+
+    def filled(self, size: int) -> list[Frame]:
+        """`size` bytes were written to `space`; what `feed` returns and raises."""
+        frames: list[Frame] = []
+        self._filled += size
+        while self._step(frames):
+            pass
+        return frames
+
+    def _step(self, frames: list[Frame]) -> bool:
+        """Go on if all bytes are there that are waited for; False if some are missing."""
+        if self._filled < len(self._part):
+            return False
+        try:
+            frame = self._steps[self.state]()
+        except RemoteProtocolError as error:
+            self.state, self._error = State.BROKEN, str(error)
+            self._expect(0)
+            raise
+        if frame is not None:
+            frames.append(frame)
+        return True
 
     def finish(self) -> None:
         """The stream has ended.

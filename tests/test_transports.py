@@ -1,12 +1,12 @@
-"""The contract that every transport keeps; add a transport to `TRANSPORTS` and it is tested."""
+"""The contract that every transport keeps; add one to `networks.SCHEMES` and it is tested."""
 
-import asyncio
-import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import numpy as np
 import pytest
+from networks import SCHEMES, Pair, connected, wait_until_quiet
 
 from protocols.errors import (
     ConfigError,
@@ -14,56 +14,27 @@ from protocols.errors import (
     RemoteProtocolError,
     TransportError,
 )
-from puma_actors.network import Route
 from puma_actors.transports import (
     Channel,
     ChannelEnded,
     MemoryTransport,
-    Transport,
+    Unreachable,
     connect,
     listen,
     register,
     transport_for,
 )
-from puma_actors.transports.delayed import DelayedTransport
-from puma_actors.wire import Frame, Kind, Limits
-
-LIMITS = Limits(frame=1 << 20)
-NEARBY = Route(round_trip=0.5e-3, bandwidth=10e9, jitter=0.2e-3)
-TRANSPORTS: dict[str, Callable[[], Transport]] = {
-    "memory": lambda: MemoryTransport(limits=LIMITS),
-    "memory-codec": lambda: MemoryTransport(limits=LIMITS, codec=True),
-    "memory-delayed": lambda: DelayedTransport(MemoryTransport(limits=LIMITS), NEARBY),
-    "memory-codec-delayed": lambda: DelayedTransport(
-        MemoryTransport(limits=LIMITS, codec=True), NEARBY
-    ),
-}
-ADDRESSES = dict.fromkeys(TRANSPORTS, "memory://contract-{}")
-_numbers = itertools.count()
-
-Pair = tuple[Channel, Channel]
+from puma_actors.wire import Frame, Kind
 
 
-@pytest.fixture(params=TRANSPORTS)
-async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
-    transport = TRANSPORTS[request.param]()
-    address = ADDRESSES[request.param].format(next(_numbers))
-    async with (
-        await transport.listen(address) as listener,
-        await transport.connect(listener.address) as left,
-        await listener.accept() as right,
-    ):
-        yield left, right
-    assert len(asyncio.all_tasks()) == 1
+@pytest.fixture(params=SCHEMES)
+async def pair(request: pytest.FixtureRequest, certificates: Path) -> AsyncIterator[Pair]:
+    async with connected(request.param, certificates) as channels:
+        yield channels
 
 
 def numbered(index: int, size: int = 0) -> Frame:
     return Frame(Kind.DATA, tag=(index,), buffers=[bytes(size)])
-
-
-async def wait_until_quiet() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 async def test_frames_arrive_whole_and_in_order(pair: Pair) -> None:
@@ -323,7 +294,7 @@ async def test_codec_option_on_either_side(side: str) -> None:
 
 
 async def test_memory_names() -> None:
-    with pytest.raises(TransportError, match="nobody listens"):
+    with pytest.raises(Unreachable, match="nobody listens"):
         await connect("memory://nowhere")
     listener = await listen("memory://name")
     with pytest.raises(TransportError, match="is taken"):

@@ -86,6 +86,25 @@ def test_round_trip_split_at_arbitrary_points(sent: list[Frame], data: st.DataOb
     assert got == sent
 
 
+@given(st.lists(frames, max_size=4), st.integers(1, 9), st.integers(1, 40))
+def test_reading_into_place_is_the_same(sent: list[Frame], least: int, step: int) -> None:
+    rest = b"".join(wire(frame) for frame in sent)
+    decoder = Decoder(Limits(nesting=32))
+    got: list[Frame] = []
+    while rest:
+        piece, space = rest[:step], decoder.space(least)
+        if space is None:
+            got += decoder.feed(piece)
+        else:
+            assert len(space) >= least
+            piece = piece[: len(space)]
+            space[: len(piece)] = piece
+            got += decoder.filled(len(piece))
+        rest = rest[len(piece) :]
+    decoder.finish()
+    assert got == sent
+
+
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_raise_only_the_protocol_error(data: bytes) -> None:
     for start in (b"", prelude()[:6], prelude(head=max(len(data) - 1, 0))):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from protocols.errors import PumaError
+from puma_actors.cli import certs
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(certs.app, name="certs")
 
 
 class Approximation(StrEnum):

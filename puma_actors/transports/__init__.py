@@ -4,7 +4,13 @@ transport = transport_for("memory://name")            ConfigError names the sche
 async with await transport.listen(url) as listener:   Listener
     channel = await listener.accept()                 Channel
 channel = await transport.connect(url)
-register("tcp", TcpTransport)                         adds a scheme
+channel = await connect(url, retry=30)                tries again while nobody listens yet
+register("pigeon", PigeonTransport)                   adds a scheme
+
+    memory://NAME                                     one process
+    unix:///PATH                                      one user on one machine
+    tls://HOST:PORT?certs=FOLDER&role=ROLE&name=NAME  networks; both sides prove who they are
+    tcp://HOST:PORT?insecure_no_tls=1                 in the clear
 
 `delayed` has a wrapper that makes any of them as slow as a network between hosts.
 """
@@ -14,22 +20,35 @@ from puma_actors.transports.base import (
     ChannelEnded,
     Listener,
     Transport,
+    Unreachable,
     connect,
+    connect_patiently,
     listen,
     register,
     transport_for,
 )
 from puma_actors.transports.memory import MemoryTransport
+from puma_actors.transports.tcp import TcpTransport
+from puma_actors.transports.tls import TlsTransport
+from puma_actors.transports.unix import UnixTransport
 
 register("memory", MemoryTransport)
+register("tcp", TcpTransport)
+register("tls", TlsTransport)
+register("unix", UnixTransport)
 
 __all__ = [
     "Channel",
     "ChannelEnded",
     "Listener",
     "MemoryTransport",
+    "TcpTransport",
+    "TlsTransport",
     "Transport",
+    "UnixTransport",
+    "Unreachable",
     "connect",
+    "connect_patiently",
     "listen",
     "register",
     "transport_for",

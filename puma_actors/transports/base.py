@@ -15,18 +15,29 @@ or when this side closed it; `LocalProtocolError` for a frame beyond the limits;
 `RemoteProtocolError` for malformed frames from the other side.
 """
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+import anyio
+
 from protocols.errors import ConfigError, TransportError
+from puma_actors.identity import PeerIdentity
 from puma_actors.wire import Frame, Limits
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
 
 
 class ChannelEnded(TransportError):  # noqa: N818 - an end in good order is no error of anybody's
     """The other side has sent everything it had to send."""
+
+
+class Unreachable(TransportError):  # noqa: N818 - a state of affairs that may pass
+    """Nobody listens at an address, or not yet."""
 
 
 class _Closing(ABC):
@@ -56,6 +67,7 @@ class Channel(_Closing):
         frame_bytes: no frame's payload may be larger.
         chunk_bytes: a buffer larger than this is better sent in several frames.
         sent_frames, sent_bytes: what has left, in wire form where there is one.
+        peer_identity: who the other side is, where the transport has proof of it.
     """
 
     local_address: str = ""
@@ -64,6 +76,7 @@ class Channel(_Closing):
     chunk_bytes: int = 1 << 20
     sent_frames: int = 0
     sent_bytes: int = 0
+    peer_identity: PeerIdentity | None = None
 
     @abstractmethod
     async def send(self, frame: Frame) -> None:
@@ -120,7 +133,8 @@ class Transport(ABC):
         """Connect to a listener.
 
         Raises:
-            TransportError: nobody listens there.
+            Unreachable: nobody listens there.
+            TransportError: who listens there is not to be talked to.
             ConfigError: the address makes no sense.
         """
 
@@ -161,9 +175,31 @@ def transport_for(address: str) -> Transport:
     return factory()
 
 
-async def connect(address: str) -> Channel:
-    """`Transport.connect` of the address's transport."""
-    return await transport_for(address).connect(address)
+async def connect(address: str, *, retry: float = 0.0) -> Channel:
+    """`Transport.connect` of the address's transport; see `connect_patiently` for `retry`."""
+    return await connect_patiently(transport_for(address), address, retry)
+
+
+async def connect_patiently(transport: Transport, address: str, retry: float) -> Channel:
+    """Connect, and while nobody listens there try again for `retry` seconds.
+
+    The pauses double from 50 ms up to 2 s, each cut at random to between half and all of it, so
+    that parties started together do not keep knocking together.
+
+    Raises:
+        Unreachable: nobody listens there after that time. Other errors of `connect` at once.
+    """
+    deadline = anyio.current_time() + retry
+    longest = _FIRST_PAUSE
+    while True:
+        try:
+            return await transport.connect(address)
+        except Unreachable:
+            pause = longest * random.uniform(0.5, 1.0)  # noqa: S311 - nothing secret about it
+            if anyio.current_time() + pause > deadline:
+                raise
+            await anyio.sleep(pause)
+            longest = min(2 * longest, _LONGEST_PAUSE)
 
 
 async def listen(address: str) -> Listener:

@@ -16,7 +16,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
-from puma_actors.transports.base import Channel, ChannelEnded, Listener, Transport
+from puma_actors.transports.base import Channel, ChannelEnded, Listener, Transport, Unreachable
 from puma_actors.wire import Decoder, Frame, Limits, encode
 
 MAX_FRAMES = 64
@@ -276,7 +276,7 @@ class MemoryTransport(Transport):
         name, codec = self._parse(address)
         listener = _listeners.get(name)
         if listener is None:
-            raise TransportError(f"nobody listens at memory://{name}: start the other actor first")
+            raise Unreachable(f"nobody listens at memory://{name}: start the other actor first")
         codec = codec or listener.codec
         ours, theirs = memory_pair(self._limits, codec=codec, names=(f"{name}#client", name))
         listener.offer(theirs)

@@ -1,0 +1,96 @@
+"""Every transport, ready to be tested: certificates, addresses, pairs of channels."""
+
+import asyncio
+import itertools
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from protocols.shares import Role
+from puma_actors.certs import create_authority, issue
+from puma_actors.identity import PeerIdentity
+from puma_actors.network import Route
+from puma_actors.transports import (
+    Channel,
+    MemoryTransport,
+    TcpTransport,
+    TlsTransport,
+    Transport,
+    UnixTransport,
+)
+from puma_actors.transports.delayed import DelayedTransport
+from puma_actors.transports.stream import StreamOptions
+from puma_actors.transports.tls import Credentials
+from puma_actors.wire import Limits
+
+LIMITS = Limits(frame=1 << 20)
+STREAMS = ["tcp", "tls", "unix"]
+NEARBY = Route(round_trip=0.5e-3, bandwidth=10e9, jitter=0.2e-3)
+DELAYED = "-delayed"
+SCHEMES = ["memory", "memory-codec", "memory-delayed", "memory-codec-delayed", *STREAMS]
+OPTIONS = StreamOptions(limits=LIMITS)
+ALL = (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B, Role.OWNER, Role.CLIENT)
+_numbers = itertools.count()
+
+Pair = tuple[Channel, Channel]
+
+
+def make_certificates(folder: Path) -> Path:
+    """An authority, and a certificate for each role under the role's own name."""
+    create_authority(folder)
+    for role in ALL:
+        issue(folder, PeerIdentity(role, str(role)), ["localhost", "127.0.0.1"])
+    return folder
+
+
+def transport_of(
+    scheme: str, certificates: Path, options: StreamOptions = OPTIONS, role: Role = Role.DEALER
+) -> Transport:
+    """A transport of a scheme; over TLS it is `role`'s."""
+    if scheme.endswith(DELAYED):
+        inner = transport_of(scheme.removesuffix(DELAYED), certificates, options, role)
+        return DelayedTransport(inner, NEARBY)
+    if scheme == "tcp":
+        return TcpTransport(options, insecure_no_tls=True)
+    if scheme == "tls":
+        return TlsTransport(Credentials(certificates, role), options)
+    if scheme == "unix":
+        return UnixTransport(options)
+    return MemoryTransport(limits=options.limits, codec=scheme == "memory-codec")
+
+
+@asynccontextmanager
+async def address_of(scheme: str) -> AsyncIterator[str]:
+    """Where to listen."""
+    if scheme in ("tcp", "tls"):
+        yield f"{scheme}://127.0.0.1:0"
+    elif scheme == "unix":
+        with tempfile.TemporaryDirectory(prefix="puma-") as folder:
+            yield f"unix://{folder}/socket"
+    else:
+        yield f"memory://contract-{next(_numbers)}"
+
+
+@asynccontextmanager
+async def connected(
+    scheme: str, certificates: Path, options: StreamOptions = OPTIONS
+) -> AsyncIterator[Pair]:
+    """A caller and who was called. Nothing may be left behind."""
+    transport = transport_of(scheme, certificates, options)
+    before = len(asyncio.all_tasks())
+    async with (
+        address_of(scheme) as address,
+        await transport.listen(address) as listener,
+        await transport.connect(listener.address) as left,
+        await listener.accept() as right,
+    ):
+        yield left, right
+    assert len(asyncio.all_tasks()) <= before  # a reader of the pair before may have ended since
+
+
+async def wait_until_quiet() -> None:
+    """Let everybody do what they can do now; sockets need a moment of real time."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.005)
