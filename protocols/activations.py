@@ -195,4 +195,4 @@ async def _pieces(lane: Lane, x: SecretTensor, activation: Activation) -> Secret
     return chosen + wide
 
 
-ACTIVATIONS = {"silu": SILU, "gelu": GELU}
+ACTIVATIONS = {"silu": SILU, "gelu": GELU, "gelu_new": GELU}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.compare import Term, less, select
 from protocols.errors import LocalProtocolError
+from protocols.kernels.bits import DIGIT_BITS
 from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RING_BITS
 from protocols.shares import SecretBits, SecretTensor, constant, stack
@@ -26,7 +27,6 @@ PUMA_EXP_CLIP = 14.0
 """Arguments below -14 give 0 (PUMA, arXiv 2307.12533, section 4.2)."""
 COARSE_FRAC = 6
 """Fraction bits that a comparison with a cut-off looks at."""
-_COMPARE_DIGITS = 5
 _SPLINE_FRAC = 15
 _POWER_FRAC = 18
 MAX_POWER_FRAC = 26
@@ -42,7 +42,7 @@ def exp_spline() -> Spline:
 async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
     """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
 
-    x is over a ring of at least 32 bits and |x| < 2^13. "tight": a spline beside one comparison;
+    x is over a ring of 24 bits at least and below a quarter of it in size. "tight": a spline beside one comparison;
     "puma": (1 + x/2^5)^(2^5), 0 below -14.
 
     Cost: 3 rounds ("tight"), 8 ("puma").
@@ -63,7 +63,8 @@ async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
 async def _below(lane: Lane, x: SecretTensor, cut: float) -> SecretBits:
     shift = x.frac - COARSE_FRAC
     threshold = round(cut * 2**x.frac)
-    bits = await less(lane, x, [threshold], digits=_COMPARE_DIGITS, shift=shift)
+    digits = (x.width - shift) // DIGIT_BITS
+    bits = await less(lane, x, [threshold], digits=digits, shift=shift)
     return bits[..., 0]
 
 

@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 import msgpack  # type: ignore[import-untyped]
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
+from puma_actors.structure import check_structure, suspicious
 
 Tag: TypeAlias = tuple[int, ...]
 
@@ -157,8 +158,8 @@ def _pack_head(frame: Frame, sizes: list[int], limits: Limits) -> bytes:
     """Pack the head, and make sure that the other side will take it."""
     head = _pack(frame, sizes)
     try:
-        if _suspicious(head, limits.nesting):
-            check_structure(head, limits)
+        if suspicious(head, limits.nesting):
+            check_structure(head, limits.nesting)
     except RemoteProtocolError as error:
         raise LocalProtocolError(f"frame header cannot be packed: {error}") from error
     if len(frame.tag) > limits.tag or not _naturals(list(frame.tag)):
@@ -320,8 +321,8 @@ def unpack_head(data: bytes, limits: Limits) -> tuple[Tag, list[int], dict[str, 
     Raises:
         RemoteProtocolError: the bytes are not a head within the limits.
     """
-    if _suspicious(data, limits.nesting):
-        check_structure(data, limits)
+    if suspicious(data, limits.nesting):
+        check_structure(data, limits.nesting)
     try:
         head = msgpack.unpackb(
             data,
@@ -359,69 +360,3 @@ def message_tag(raw: Any) -> Tag:
     if len(tag) < 2:
         raise RemoteProtocolError("the tag of a message has at least two numbers")
     return tag
-
-
-# -- structure of hostile MessagePack -------------------------------------------------------------
-# The library sets memory aside for as many elements as an array announces, at every level of
-# nesting; a few kilobytes can so ask for gigabytes. A head that might is therefore walked first,
-# without building anything.
-
-_NOT_CONTAINERS = bytes(b for b in range(256) if not (0x80 <= b <= 0x9F or 0xDC <= b <= 0xDF))
-_FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {
-    code: 1 << (code & 3) for code in range(0xCC, 0xD4)
-}
-_SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-_LISTS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
-
-
-def _suspicious(data: bytes, nesting: int) -> bool:
-    """False if it is certain, at a glance, that no big or deep container is in `data`."""
-    containers = data.translate(None, _NOT_CONTAINERS)
-    return len(containers) > nesting or any(code >= 0xDC for code in containers)
-
-
-def check_structure(data: bytes, limits: Limits) -> None:
-    """Walk MessagePack without building it: complete, nested within the limit, every length in
-    bounds.
-
-    Raises:
-        RemoteProtocolError: it is not so.
-    """
-    end, at = len(data), 0
-    open_items = [1]  # elements still to come, innermost container last
-    while open_items:
-        if open_items[-1] == 0:
-            open_items.pop()
-            continue
-        open_items[-1] -= 1
-        if at >= end:
-            raise RemoteProtocolError("frame header ends inside a value")
-        code = data[at]
-        at += 1
-        size, items = 0, -1
-        if code < 0x80 or code >= 0xE0:
-            pass
-        elif code < 0xA0:
-            items = (code & 15) * (2 if code < 0x90 else 1)
-        elif code < 0xC0:
-            size = code & 31
-        elif code in _FIXED:
-            size = _FIXED[code]
-        elif code in _SIZED:
-            width = _SIZED[code]
-            size = int.from_bytes(data[at : at + width], "big") + width
-        elif code in _LISTS:
-            width, per_item = _LISTS[code]
-            items = int.from_bytes(data[at : at + width], "big") * per_item
-            at += width
-        else:
-            raise RemoteProtocolError(f"frame header holds an extension type (0x{code:02x})")
-        at += size
-        if at > end or items > end - at:
-            raise RemoteProtocolError("frame header announces more than it holds")
-        if items >= 0:
-            open_items.append(items)
-            if len(open_items) > limits.nesting + 1:
-                raise RemoteProtocolError(f"frame header is nested deeper than {limits.nesting}")
-    if at != end:
-        raise RemoteProtocolError("frame header is followed by more bytes")
