@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from protocols.errors import ConfigError, RemoteProtocolError
-from protocols.lane import Settings
+from protocols.lane import APPROXIMATIONS, Approximation, Settings
 
 MAX_TOKENS = 1 << 20
 
@@ -72,7 +72,7 @@ class InferMessage(_Message):
     prompt: int = Field(ge=1, le=MAX_TOKENS)
     steps: int = Field(ge=1, le=MAX_TOKENS)
     all_rows: bool = False
-    approximation: Literal["tight", "puma"] = "tight"
+    approximation: Approximation = APPROXIMATIONS[0]
     tree: Literal["rounds", "traffic"] = "rounds"
     lanes: int = Field(default=1, ge=1, le=1024)
     reveal: Literal["logits", "argmax"] = "logits"
