@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import fidelity, kernels, model, protocols
+from bench import errors, fidelity, kernels, model, protocols
 from bench.harness import Benchmark, Options, Result, document, machine
 from bench.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -19,6 +19,7 @@ from puma_actors.logs import show_logs
 BENCHMARKS: list[Benchmark] = [
     *kernels.BENCHMARKS,
     *protocols.BENCHMARKS,
+    *errors.BENCHMARKS,
     *model.BENCHMARKS,
     *fidelity.BENCHMARKS,
 ]
