@@ -202,10 +202,23 @@ def test_maximum(size, tree):
         return (await maximum(lane, x, x))[1]
 
     x = share_ints(generator().integers(-99, 99, (3, size)), 20)
-    levels = int(np.ceil(np.log(size) / np.log(4))) if size > 1 else 0
+    rounds, left = 0, size
+    while left > 1:
+        rounds += 3 if tree == "rounds" else 4 if left == 2 else 5
+        left = -(-left // min(4, left))
     for function in (alone, beside):
-        cost = same(function, x, settings=Settings(tree=tree))
-        assert cost.rounds == (3 if tree == "rounds" else 4) * levels
+        assert same(function, x, settings=Settings(tree=tree)).rounds == rounds
+
+
+def test_the_tree_of_least_traffic_sends_less():
+    x = share_ints(generator().integers(-99, 99, (8, 64)), 20)
+
+    async def program(lane, x):
+        return (await maximum(lane, x))[0]
+
+    costs = [same(program, x, settings=Settings(tree=tree)) for tree in ("rounds", "traffic")]
+    sent = [cost.online + cost.offline for cost in costs]
+    assert sent[1] < 0.6 * sent[0]
 
 
 @pytest.mark.parametrize(("v", "degree"), [(2, 1), (5, 3), (7, 2)])
