@@ -77,7 +77,7 @@ def _rng() -> np.random.Generator:
     return np.random.default_rng(2307_12533)
 
 
-def _away_from(exact: Reals, value: Callable[[Shared], Reals] = rebuild) -> Check:
+def away_from(exact: Reals, value: Callable[[Shared], Reals] = rebuild) -> Check:
     def check(results: Shared) -> Errors:
         distance = np.abs(value(results) - exact)
         return Errors(float(distance.max()), float(distance.mean()))
@@ -106,7 +106,7 @@ def product(small: bool) -> Iterator[Workload]:
     async def whole(lane: Lane, x: SecretTensor, y: SecretTensor) -> SecretTensor:
         return await lift(lane, await narrow(lane, x, y))
 
-    base = Workload(f"{count:,}, lifted", whole, (share(x), share(y)), _away_from(x * y), count)
+    base = Workload(f"{count:,}, lifted", whole, (share(x), share(y)), away_from(x * y), count)
     yield replace(base, reference=None if small else SPU["product"])
     yield replace(base, case=f"{count:,}, narrow", function=narrow)
 
@@ -123,14 +123,14 @@ def matrix_product(small: bool) -> Iterator[Workload]:
             f"{case}, weight",
             _with_weight,
             (share(x), share_weight(w)),
-            _away_from(exact),
+            away_from(exact),
             float(rows * depth * columns),
             "multiply-adds",
             reference=SPU.get(f"matmul {case}"),
         )
         yield base
         secrets = share(x[None]), share(w[None])
-        check = _away_from(exact[None])
+        check = away_from(exact[None])
         yield replace(
             base, case=f"{case}, secrets", function=_of_secrets, inputs=secrets, check=check
         )
@@ -175,7 +175,7 @@ def selection(small: bool) -> Iterator[Workload]:
     async def pick(lane: Lane, bit: Any, y: SecretTensor) -> SecretTensor:
         return await select(lane, [Term((bit,), y)], width=y.width, frac=y.frac, shape=y.shape)
 
-    yield Workload(f"{count:,}", pick, (share_bits(bits), share(y)), _away_from(bits * y), count)
+    yield Workload(f"{count:,}", pick, (share_bits(bits), share(y)), away_from(bits * y), count)
 
 
 # -- elementary functions --------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def _activation(activation: Activation, small: bool) -> Iterator[Workload]:
             "x".join(map(str, shape)),
             function,
             (share(x, width=NARROW),),
-            _away_from(activation.exact(x)),
+            away_from(activation.exact(x)),
             x.size,
             approximation=approximation,
             reference=None if small else SPU.get(activation.name),
@@ -216,7 +216,7 @@ def exponential(small: bool) -> Iterator[Workload]:
             f"{count:,}, x <= 0",
             exp_negative,
             (share(x, width=32),),
-            _away_from(np.exp(x)),
+            away_from(np.exp(x)),
             count,
             approximation=approximation,
         )
@@ -268,7 +268,7 @@ def softmax(small: bool) -> Iterator[Workload]:
             f"{heads * length}x{length}",
             attend,
             (share(scores, width=NARROW), share(identity), mask),
-            _away_from(odds),
+            away_from(odds),
             scores.size,
             approximation=approximation,
             reference=None if small else SPU["softmax"],
@@ -280,7 +280,7 @@ def softmax(small: bool) -> Iterator[Workload]:
                 base,
                 case=f"{base.case} @ {heads}x{length}x{size}",
                 inputs=(base.inputs[0], share(values), mask),
-                check=_away_from(odds @ values),
+                check=away_from(odds @ values),
                 reference=None,
                 note="",
             )
@@ -297,7 +297,7 @@ def norm(small: bool) -> Iterator[Workload]:
             f"{rows}x{size}, deviation {deviation}",
             rms_norm,
             (share(x, RESIDUAL_BITS), bounds),
-            _away_from(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)),
+            away_from(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)),
             x.size,
             reference=SPU["norm"] if compared else None,
             note="RMSNorm; the reference is LayerNorm" if compared else "",
@@ -312,7 +312,7 @@ def embedding(small: bool) -> Iterator[Workload]:
         f"{tokens} tokens, {rows}x{columns}",
         lambda lane, held: embed(lane, held, tokens),
         (share_table(table),),
-        _away_from(table[ids]),
+        away_from(table[ids]),
         tokens,
         "tokens",
         client=lambda lane: request_rows(lane, ids, rows),

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from models.llama import Cache
 from models.plan import Parameter
 from models.sharing import hold_parameter
-from protocols.activations import GELU, SILU, activate
+from protocols.activations import ACTIVATIONS, GELU, SILU, activate
 from protocols.arithmetic import (
     Polynomial,
     lift,
@@ -43,6 +43,7 @@ from protocols.cost import Cost, Traffic
 from protocols.elementary import exp_negative, reciprocal, rsqrt
 from protocols.embedding import embed, embed_cost, request_rows, reveal, reveal_cost, revealed
 from protocols.errors import LocalProtocolError
+from protocols.exponential import FAST, TIGHT, exp_part
 from protocols.lane import APPROXIMATIONS, Settings
 from protocols.linear import Table, linear, table_product
 from protocols.lockstep import deal, run_parties
@@ -50,6 +51,7 @@ from protocols.normalize import attend, norm_range, rms_norm, softmax_numerators
 from protocols.shares import COMPUTING, Role
 from protocols.spline import evaluate, fit
 from protocols.trace import TraceLink, trace
+from protocols.waves import evaluate as evaluate_waves
 
 ALL_SETTINGS = [
     Settings(approximation=approximation, tree=tree)
@@ -200,10 +202,23 @@ def test_maximum(size, tree):
         return (await maximum(lane, x, x))[1]
 
     x = share_ints(generator().integers(-99, 99, (3, size)), 20)
-    levels = int(np.ceil(np.log(size) / np.log(4))) if size > 1 else 0
+    rounds, left = 0, size
+    while left > 1:
+        rounds += 3 if tree == "rounds" else 4 if left == 2 else 5
+        left = -(-left // min(4, left))
     for function in (alone, beside):
-        cost = same(function, x, settings=Settings(tree=tree))
-        assert cost.rounds == (3 if tree == "rounds" else 4) * levels
+        assert same(function, x, settings=Settings(tree=tree)).rounds == rounds
+
+
+def test_the_tree_of_least_traffic_sends_less():
+    x = share_ints(generator().integers(-99, 99, (8, 64)), 20)
+
+    async def program(lane, x):
+        return (await maximum(lane, x))[0]
+
+    costs = [same(program, x, settings=Settings(tree=tree)) for tree in ("rounds", "traffic")]
+    sent = [cost.online + cost.offline for cost in costs]
+    assert sent[1] < 0.6 * sent[0]
 
 
 @pytest.mark.parametrize(("v", "degree"), [(2, 1), (5, 3), (7, 2)])
@@ -225,6 +240,12 @@ def test_functions_of_one_number(settings):
     async def gelu(lane, x):
         return await activate(lane, x, GELU)
 
+    async def tanh(lane, x):
+        return await activate(lane, x, ACTIVATIONS["tanh"])
+
+    async def relu(lane, x):
+        return await activate(lane, x, ACTIVATIONS["relu"])
+
     async def gate(lane, x, y):
         return await activate(lane, x, SILU, beside=y)
 
@@ -235,16 +256,64 @@ def test_functions_of_one_number(settings):
         return await reciprocal(lane, x, 8, 11)
 
     x = tensor((3, 5), 44)
-    rounds = {"silu": (4, 6), "gelu": (4, 6), "exp_negative": (3, 8)}
+    rounds = {
+        "silu": {"tight": 4, "fast": 4, "puma": 6},
+        "gelu": {"tight": 4, "fast": 4, "puma": 6},
+        "tanh": {"tight": 4, "fast": 4, "puma": 4},
+        "relu": dict.fromkeys(APPROXIMATIONS, 5),
+        "exp_negative": {"tight": 3, "fast": 4, "puma": 8},
+    }
     same(exp_negative, tensor((3, 5), 32), settings=settings)
-    for function in (silu, gelu, exp_negative):
+    for function in (silu, gelu, tanh, relu, exp_negative):
         cost = same(function, tensor((3, 5)), settings=settings)
         if settings.tree == "rounds":
-            expected = rounds[function.__name__][settings.approximation == "puma"]
+            expected = rounds[function.__name__][settings.approximation]
             assert cost.rounds == expected, function.__name__
     same(gate, x, tensor((3, 2), 44), settings=settings)
     same(root, tensor((3, 5)), settings=settings)
     same(inverse, tensor((4,)), settings=settings)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "tanh"])
+@pytest.mark.parametrize("kind", ["tight", "fast"])
+def test_waves(name, kind):
+    waves = getattr(ACTIVATIONS[name], kind).waves
+
+    async def program(lane, x):
+        return await evaluate_waves(lane, x, waves, 12, 30)
+
+    cost = same(program, tensor((8, 5), 40))
+    assert cost.rounds == 2
+    lifted = 4 * (30 - (waves.width - waves.scale + 12)) * 40 // 8
+    assert cost.online + cost.offline == 40 // 8 * waves.width * (2 * waves.count + 2) + lifted
+
+
+@pytest.mark.parametrize("form", [TIGHT, FAST])
+def test_exp_part(form):
+    async def program(lane, x):
+        return await exp_part(lane, x, form)
+
+    words = 5 * form.width
+    assert same(program, tensor((8, 5), 32)) == Cost(1, 2 * words, 4 * words)
+
+
+@pytest.mark.parametrize(("name", "tight", "fast"), [("gelu", 1210, 760), ("silu", 2140, 820)])
+def test_the_figures_of_an_activation(name, tight, fast):
+    """Bits an element, of all parties; SecretFlow-SPU's GeLU sends 7365."""
+
+    async def program(lane, x):
+        return await activate(lane, x, ACTIVATIONS[name])
+
+    x = tensor((800,), 44)
+    for kind, bound in (("tight", tight), ("fast", fast)):
+        cost = same(program, x, settings=Settings(approximation=kind))
+        assert (cost.online + cost.offline) * 8 / 800 <= bound
+
+
+def test_the_figures_of_exp():
+    for kind, bound in (("tight", 785), ("fast", 520)):
+        cost = same(exp_negative, tensor((800,), 32), settings=Settings(approximation=kind))
+        assert (cost.online + cost.offline) * 8 / 800 <= bound
 
 
 @pytest.mark.parametrize("settings", ALL_SETTINGS)
