@@ -4,15 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from costing import same, tensor
 from helpers import (
     A,
     TinyModel,
     blank,
-    declared,
     generator,
     infer,
-    run,
-    share,
     share_bits,
     share_ints,
     step,
@@ -43,7 +41,6 @@ from protocols.cost import Cost, Traffic
 from protocols.elementary import exp_negative, reciprocal, rsqrt
 from protocols.embedding import embed, embed_cost, request_rows, reveal, reveal_cost, revealed
 from protocols.errors import LocalProtocolError
-from protocols.exponential import FAST, TIGHT, exp_part
 from protocols.lane import APPROXIMATIONS, Settings
 from protocols.linear import Table, linear, table_product
 from protocols.lockstep import deal, run_parties
@@ -51,24 +48,12 @@ from protocols.normalize import attend, norm_range, rms_norm, softmax_numerators
 from protocols.shares import COMPUTING, Role
 from protocols.spline import evaluate, fit
 from protocols.trace import TraceLink, trace
-from protocols.waves import evaluate as evaluate_waves
 
 ALL_SETTINGS = [
     Settings(approximation=approximation, tree=tree)
     for approximation in APPROXIMATIONS
     for tree in ("rounds", "traffic")
 ]
-
-
-def same(function, *inputs, settings=None):
-    """Run and trace; the cost on which both agree, field by field."""
-    counted = run(function, *inputs, settings=settings).cost
-    assert declared(function, *inputs, settings=settings) == counted
-    return counted
-
-
-def tensor(shape, width=64, frac=18):
-    return share(generator().uniform(0.5, 1, shape), frac, width)
 
 
 def flags(shape):
@@ -210,17 +195,6 @@ def test_maximum(size, tree):
         assert same(function, x, settings=Settings(tree=tree)).rounds == rounds
 
 
-def test_the_tree_of_least_traffic_sends_less():
-    x = share_ints(generator().integers(-99, 99, (8, 64)), 20)
-
-    async def program(lane, x):
-        return (await maximum(lane, x))[0]
-
-    costs = [same(program, x, settings=Settings(tree=tree)) for tree in ("rounds", "traffic")]
-    sent = [cost.online + cost.offline for cost in costs]
-    assert sent[1] < 0.6 * sent[0]
-
-
 @pytest.mark.parametrize(("v", "degree"), [(2, 1), (5, 3), (7, 2)])
 def test_spline(v, degree):
     spline = fit(np.cos, -1.0, segment_bits=v, width_bits=3, frac=12, degree=degree)
@@ -272,48 +246,6 @@ def test_functions_of_one_number(settings):
     same(gate, x, tensor((3, 2), 44), settings=settings)
     same(root, tensor((3, 5)), settings=settings)
     same(inverse, tensor((4,)), settings=settings)
-
-
-@pytest.mark.parametrize("name", ["gelu", "silu", "tanh"])
-@pytest.mark.parametrize("kind", ["tight", "fast"])
-def test_waves(name, kind):
-    waves = getattr(ACTIVATIONS[name], kind).waves
-
-    async def program(lane, x):
-        return await evaluate_waves(lane, x, waves, 12, 30)
-
-    cost = same(program, tensor((8, 5), 40))
-    assert cost.rounds == 2
-    lifted = 4 * (30 - (waves.width - waves.scale + 12)) * 40 // 8
-    assert cost.online + cost.offline == 40 // 8 * waves.width * (2 * waves.count + 2) + lifted
-
-
-@pytest.mark.parametrize("form", [TIGHT, FAST])
-def test_exp_part(form):
-    async def program(lane, x):
-        return await exp_part(lane, x, form)
-
-    words = 5 * form.width
-    assert same(program, tensor((8, 5), 32)) == Cost(1, 2 * words, 4 * words)
-
-
-@pytest.mark.parametrize(("name", "tight", "fast"), [("gelu", 1210, 760), ("silu", 2140, 820)])
-def test_the_figures_of_an_activation(name, tight, fast):
-    """Bits an element, of all parties; SecretFlow-SPU's GeLU sends 7365."""
-
-    async def program(lane, x):
-        return await activate(lane, x, ACTIVATIONS[name])
-
-    x = tensor((800,), 44)
-    for kind, bound in (("tight", tight), ("fast", fast)):
-        cost = same(program, x, settings=Settings(approximation=kind))
-        assert (cost.online + cost.offline) * 8 / 800 <= bound
-
-
-def test_the_figures_of_exp():
-    for kind, bound in (("tight", 785), ("fast", 520)):
-        cost = same(exp_negative, tensor((800,), 32), settings=Settings(approximation=kind))
-        assert (cost.online + cost.offline) * 8 / 800 <= bound
 
 
 @pytest.mark.parametrize("settings", ALL_SETTINGS)
