@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import errors, fidelity, kernels, model, network, protocols
+from bench import errors, fidelity, kernels, model, network, paper, protocols
 from bench.harness import Benchmark, Options, Result, document, machine
 from bench.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -22,6 +22,7 @@ BENCHMARKS: list[Benchmark] = [
     *network.BENCHMARKS,
     *errors.BENCHMARKS,
     *model.BENCHMARKS,
+    *paper.BENCHMARKS,
     *fidelity.BENCHMARKS,
 ]
 

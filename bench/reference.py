@@ -42,6 +42,24 @@ SPU = {
 128 tokens in 30522 x 768) -> figures.
 """
 
+SPU_MODELS = {
+    "BERT-base": Reference(103.0, 8193.0, 5044, 0.095),
+    "GPT-2 base": Reference(56.0, 1875.0, 4785, 0.062),
+}
+"""Whole models, as in `SPU`: BERT-base 128 tokens, GPT-2 base 32 tokens to next-token logits."""
+PAPER_MODELS = {
+    "BERT-base": "PUMA: 33.9 s, 10.773 GB",
+    "RoBERTa-base": "PUMA: 41.6 s, 11.463 GB",
+    "BERT-large": "PUMA: 73.7 s, 27.246 GB",
+    "GPT-2 base": "PUMA: 15.5 s, 3.774 GB",
+    "GPT-2 medium": "PUMA: 30.3 s, 7.059 GB",
+    "GPT-2 large": "PUMA: 54.2 s, 11.952 GB",
+    "LLaMA-7B": "PUMA: 200.5 s, 1.794 GB",
+}
+"""arXiv 2307.12533, tables 3 to 5: BERT and RoBERTa 128 tokens; GPT-2 32 in, 1 out (three servers
+of 32 vCPU, 5 Gbit/s, 1 ms); LLaMA-7B 8 in, 1 out (128 threads each).
+"""
+
 SPU_GPT2 = (
     "SecretFlow-SPU 0.9.5, GPT-2 base (124M), 32 tokens to next-token logits, another machine "
     "with 2 vCPU: 56 s, 1875 MB, no cache of keys and values"
