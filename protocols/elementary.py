@@ -42,10 +42,11 @@ def exp_spline() -> Spline:
 async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
     """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
 
-    x is over a ring of 24 bits at least and below a quarter of it in size. "tight": a spline beside one comparison;
-    "puma": (1 + x/2^5)^(2^5), 0 below -14.
+    x is over a ring of 24 bits at least and below a quarter of it in size. "tight": a spline beside
+    one comparison; "puma": (1 + x/2^5)^(2^5), 0 below -14.
 
-    Cost: 3 rounds ("tight"), 8 ("puma").
+    Cost: 3 rounds ("tight", over rings of up to 32 bits; beyond, the comparison takes one more), 8
+    ("puma").
     """
     if lane.settings.approximation == "puma":
         return await _exp_puma(lane, x)

@@ -127,7 +127,7 @@ async def attention(lane, scores, values):
 
 async def wide_attention(lane, scores, values):
     return await attend(
-        lane, scores, values, np.ones((1, 2), dtype=np.bool_), AttentionRange(24, 6, 0)
+        lane, scores, values, np.ones((1, 2), dtype=np.bool_), AttentionRange(23, 6, 0)
     )
 
 
@@ -173,7 +173,7 @@ def inputs_of(name, variant):
         "attention": lambda: (attention, [share(pair[:, None, :]), share(pair[:, :, None])]),
         "wide attention": lambda: (
             wide_attention,
-            [share(1e6 * pair[:, None, :]), share(pair[:, :, None])],
+            [share(5e5 * pair[:, None, :]), share(pair[:, :, None])],
         ),
         "linear": lambda: (linear, [share(np.tile(x, (2, 1))), weight_of(matrix)]),
         "table_product": lambda: (table_product, [share(np.tile(x[:3], (8, 1))), table_of(matrix)]),

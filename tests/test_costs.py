@@ -242,7 +242,8 @@ def test_functions_of_one_number(settings):
     for width in (24, 44):
         same(exp_negative, tensor((3, 5), width), settings=settings)
     for function in (silu, gelu, exp_negative):
-        cost = same(function, tensor((3, 5), 32), settings=settings)
+        width = 32 if function is exp_negative else 44
+        cost = same(function, tensor((3, 5), width), settings=settings)
         if settings.tree == "rounds":
             expected = rounds[function.__name__][settings.approximation == "puma"]
             assert cost.rounds == expected, function.__name__
@@ -294,7 +295,7 @@ def test_map_public(shape, shift):
 
 @pytest.mark.parametrize("settings", ALL_SETTINGS)
 @pytest.mark.parametrize(("heads", "rows", "length"), [(1, 1, 1), (2, 3, 3), (3, 1, 18)])
-@pytest.mark.parametrize("score_bits", [4, 13, 24])
+@pytest.mark.parametrize("score_bits", [4, 13, 23])
 def test_attention(settings, heads, rows, length, score_bits):
     mask = np.tri(rows, length, length - rows, dtype=np.bool_)
 
