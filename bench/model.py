@@ -65,11 +65,7 @@ def tokens_of(cluster: LocalCluster, count: int) -> list[int]:
 def layer_cost(plan: Plan, tokens: int, decode: int, settings: Settings) -> Cost:
     """Cost of one whole layer in the last step, by difference with a model of one layer less."""
     layers = plan.config.num_layers - 1
-    shorter = Plan(
-        replace(plan.config, num_layers=layers),
-        (*plan.norms[: 2 * layers], plan.norms[-1]),
-        plan.rope_frac[:layers],
-    )
+    shorter = Plan(replace(plan.config, num_layers=layers), plan.ranges)
     more = predict(plan, tokens, decode, settings)[-1].cost
     less = predict(shorter, tokens, decode, settings)[-1].cost
     return Cost(more.rounds - less.rounds, more.online - less.online, more.offline - less.offline)

@@ -27,9 +27,10 @@ from protocols.elementary import Scaled, exp_negative, reciprocal, rsqrt
 from protocols.embedding import embed, request_rows
 from protocols.lane import APPROXIMATIONS, Lane
 from protocols.linear import linear
-from protocols.normalize import attend, norm_range, rms_norm
-from protocols.ops import Secure
+from protocols.normalize import AttentionRange, Norm, NormRange, attend, norm_range, normalize
+from protocols.ops import Ranges
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, encode
+from protocols.secure import Secure
 from protocols.shares import COMPUTING, Role, SecretTensor
 
 Function = Callable[..., Coroutine[Any, Any, Any]]
@@ -37,6 +38,8 @@ Check = Callable[[Shared], Errors]
 
 NARROW = RING_BITS - WEIGHT_BITS
 """Ring that a product with a weight leaves; activations and attention read it as it is."""
+ATTENTION = AttentionRange(score_bits=11, value_bits=6, rope_frac=0)
+"""Scores below 2,048: what the demo model needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +270,7 @@ def softmax(small: bool) -> Iterator[Workload]:
         base = Workload(
             f"{heads * length}x{length}",
             attend,
-            (share(scores, width=NARROW), share(identity), mask),
+            (share(scores, width=NARROW), share(identity), mask, ATTENTION),
             away_from(odds),
             scores.size,
             approximation=approximation,
@@ -279,7 +282,7 @@ def softmax(small: bool) -> Iterator[Workload]:
             yield replace(
                 base,
                 case=f"{base.case} @ {heads}x{length}x{size}",
-                inputs=(base.inputs[0], share(values), mask),
+                inputs=(base.inputs[0], share(values), mask, ATTENTION),
                 check=away_from(odds @ values),
                 reference=None,
                 note="",
@@ -288,20 +291,37 @@ def softmax(small: bool) -> Iterator[Workload]:
 
 def norm(small: bool) -> Iterator[Workload]:
     rows, size = (4, 64) if small else (128, 768)
-    eps = 1e-5
-    for deviation in (1, 1000):
+    gain, shift = _rng().normal(size=(2, size))
+    for center, deviation in ((False, 1), (False, 1000), (True, 1), (True, 1000)):
         x = _rng().normal(size=(rows, size)) * deviation
-        bounds = norm_range(size, eps, 4.0 * deviation**2)
-        compared = deviation == 1 and not small
+        kind = Norm(size, 1e-5, center)
+        largest = 2.0 * deviation * sqrt(size)
+        affine = (share(gain), share(shift, RESIDUAL_BITS)) if center else ()
+        exact = x - x.mean(-1, keepdims=True) if center else x
+        exact = exact / np.sqrt((exact * exact).mean(-1, keepdims=True) + kind.eps)
+        compared = center and deviation == 1 and not small
         yield Workload(
-            f"{rows}x{size}, deviation {deviation}",
-            rms_norm,
-            (share(x, RESIDUAL_BITS), bounds),
-            away_from(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)),
+            f"{rows}x{size}, {'LayerNorm' if center else 'RMSNorm'}, deviation {deviation}",
+            _norm,
+            (
+                share(x, RESIDUAL_BITS),
+                kind,
+                norm_range(kind, largest, float(abs(gain).max())),
+                *affine,
+            ),
+            away_from(exact * gain + shift if center else exact),
             x.size,
             reference=SPU["norm"] if compared else None,
-            note="RMSNorm; the reference is LayerNorm" if compared else "",
         )
+
+
+async def _norm(
+    lane: Lane, x: SecretTensor, kind: Norm, bounds: NormRange, *affine: SecretTensor
+) -> SecretTensor:
+    if not affine:
+        return await normalize(lane, x, kind, bounds)
+    gain, shift = affine
+    return await normalize(lane, x, kind, bounds, gain=gain, shift=shift, frac=RESIDUAL_BITS)
 
 
 def embedding(small: bool) -> Iterator[Workload]:
@@ -332,7 +352,7 @@ def largest(small: bool) -> Iterator[Workload]:
 
     yield Workload(
         f"1x{vocabulary}",
-        lambda lane, x: Secure(lane).argmax(x),
+        lambda lane, x: Secure(lane, Ranges({}, {})).argmax(x),
         (share(logits, width=RING_BITS - RESIDUAL_BITS),),
         check,
         vocabulary,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import RangeError
-from protocols.normalize import AttentionRange, Norm, NormRange, norm_range
+from protocols.normalize import MAX_SCORE_BITS, AttentionRange, Norm, NormRange, norm_range
 from protocols.ops import Heads, Index, Ranges, Rotation, Span
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS, Floats
 
@@ -25,7 +25,6 @@ ACTIVATION_LIMIT = 2.0**15
 OUTPUT_LIMIT = 2.0**17
 _SLACK = 1.001  # float32 products of a few thousand terms stay well within it
 _SQUARINGS = 3
-MAX_SCORE_BITS = 24
 MIN_ROPE_FRAC, MAX_ROPE_FRAC = 8, 18
 
 

@@ -11,6 +11,7 @@ from models.config import config_from_public
 from protocols.errors import ModelError
 from protocols.normalize import (
     MAX_ROOT_FRAC,
+    MAX_SCORE_BITS,
     MIN_ROOT_FRAC,
     AttentionRange,
     NormRange,
@@ -31,7 +32,6 @@ class Parameter:
     shape: tuple[int, ...]
 
 
-MAX_SCORE_BITS = 24
 MAX_VALUE_BITS = 24
 MAX_ROPE_FRAC = 18
 _NORM_BOUNDS = {

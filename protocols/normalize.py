@@ -19,6 +19,8 @@ _PRODUCT_BITS = 61  # a product to be truncated stays below 2^62; one bit is kep
 _MAX_HIGH = (RING_BITS - 5) // 2
 MAX_ROOT_FRAC = 26
 MIN_ROOT_FRAC = 8
+MAX_SCORE_BITS = 23
+"""Scores are products over 64 - 18 bits: one bit more, and their differences would not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
     Raises:
         RangeError: no choice of exponents holds that range.
     """
+    if not math.isfinite(largest * gain):
+        raise RangeError("weights are not finite, or too large to say how long a row can be")
     early = largest * norm.stretch * gain < 2.0 ** (_PRODUCT_BITS - RESIDUAL_BITS - FRACTION_BITS)
     if not early:
         gain = 1.0
@@ -170,7 +174,7 @@ class AttentionRange:
     """Public exponents of an attention layer, fixed by the owner.
 
     Attributes:
-        score_bits: |score| < 2^score_bits.
+        score_bits: |score| < 2^score_bits; at most `MAX_SCORE_BITS`.
         value_bits: entries of the values are below 2^value_bits in size.
         rope_frac: fraction bits that are spent on the angles of rotary positions.
     """
@@ -181,10 +185,11 @@ class AttentionRange:
 
 
 def peak_width(score_bits: int) -> int:
-    """Bits of the ring in which a row's maximum is found: differences of scores in steps of
-    2^-6, in whole digits; at least what `exp_negative` wants.
+    """Bits of the ring in which a row's maximum is found: differences of scores in steps of 2^-6
+    below a quarter of the ring (half of it is not enough: rounding may add a step), in whole
+    digits; at least what `exp_negative` wants.
     """
-    return max(16, -(-(score_bits + 2 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS)
+    return max(16, -(-(score_bits + 3 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS)
 
 
 async def softmax_numerators(

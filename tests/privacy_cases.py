@@ -1,12 +1,23 @@
 """Every protocol on two very different inputs, and the check that no party can tell them apart."""
 
+from dataclasses import replace
+
 import numpy as np
 from helpers import D, own, share, share_bits, share_ints, words
 from uniformity import check_alike, check_uniform, observe
 
 from protocols import spline, waves
 from protocols.activations import ACTIVATIONS, GELU, SILU, activate
-from protocols.arithmetic import Polynomial, lift, matmul, mul, mul3, poly, square_sum
+from protocols.arithmetic import (
+    Polynomial,
+    lift,
+    map_public,
+    matmul,
+    mul,
+    mul3,
+    poly,
+    square_sum,
+)
 from protocols.boolean import and_bits
 from protocols.compare import Term, less, maximum, select
 from protocols.elementary import exp_negative, power_spline, reciprocal, rsqrt
@@ -14,13 +25,13 @@ from protocols.exponential import TIGHT, exp_part
 from protocols.lane import Settings
 from protocols.linear import Table, Weight, linear, table_product
 from protocols.lockstep import deal, run_parties
-from protocols.normalize import attend, norm_range, rms_norm
+from protocols.normalize import AttentionRange, Norm, attend, norm_range, normalize
 from protocols.shares import COMPUTING, EVALUATORS, Role
 
 RUNS = 128
 COUNT = 8
 """Elements: a multiple of 8, so that no field ends in padding."""
-BOUNDS = norm_range(4, 0.5, 100.0)
+NORM, CENTRED = Norm(4, 0.5), Norm(4, 0.5, center=True)
 """A large eps: few powers of four to choose from, and short messages."""
 
 
@@ -106,11 +117,35 @@ async def inverse(lane, v):
 
 
 async def norm(lane, x):
-    return await rms_norm(lane, x, BOUNDS)
+    return await normalize(lane, x, NORM, norm_range(NORM, 20.0))
+
+
+async def layer_norm(lane, x, gain, shift):
+    """Its gain before the inverse root."""
+    bounds = norm_range(CENTRED, 20.0, 2.0)
+    return await normalize(lane, x, CENTRED, bounds, gain=gain, shift=shift, frac=22)
+
+
+async def late_norm(lane, x, gain, shift):
+    """Its gain after the inverse root."""
+    bounds = replace(norm_range(CENTRED, 20.0), early=False)
+    return await normalize(lane, x, CENTRED, bounds, gain=gain, shift=shift, frac=22)
+
+
+async def mapped(lane, x):
+    return await map_public(lane, x, lambda words: words * np.uint64(77), shift=5, frac=18)
 
 
 async def attention(lane, scores, values):
-    return await attend(lane, scores, values, np.ones((1, 2), dtype=np.bool_))
+    return await attend(
+        lane, scores, values, np.ones((1, 2), dtype=np.bool_), AttentionRange(11, 6, 0)
+    )
+
+
+async def wide_attention(lane, scores, values):
+    return await attend(
+        lane, scores, values, np.ones((1, 2), dtype=np.bool_), AttentionRange(23, 6, 0)
+    )
 
 
 def inputs_of(name, variant):
@@ -121,7 +156,9 @@ def inputs_of(name, variant):
     bit = [share_bits(np.full(COUNT, variant)) for _ in range(3)]
     flipped = share_bits(np.full(COUNT, 1 - variant))
     pair = np.stack([x, -x], axis=1)
+    row = np.linspace(x, -x, 4, axis=1)
     matrix = np.rint(np.tile(x[:, None], (1, 3)) * 2**20).astype(int)
+    affine = [share(row, 22), share(2 * variant - np.ones(4)), share(row[0], 22)]
     cases = {
         "mul": lambda: (mul, [wide, wide, 18]),
         "mul untruncated": lambda: (mul, [wide, wide]),
@@ -151,7 +188,14 @@ def inputs_of(name, variant):
         "waves": lambda: (cosines, [share(x, width=44)]),
         "exp part": lambda: (exp_alone, [share(x, width=32)]),
         "rms_norm": lambda: (norm, [share(np.tile(x[:, None], (1, 4)) + 0.1, 22)]),
+        "layer_norm": lambda: (layer_norm, affine),
+        "layer_norm, late gain": lambda: (late_norm, affine),
+        "map_public": lambda: (mapped, [wide]),
         "attention": lambda: (attention, [share(pair[:, None, :]), share(pair[:, :, None])]),
+        "wide attention": lambda: (
+            wide_attention,
+            [share(5e5 * pair[:, None, :]), share(pair[:, :, None])],
+        ),
         "linear": lambda: (linear, [share(np.tile(x, (2, 1))), weight_of(matrix)]),
         "table_product": lambda: (table_product, [share(np.tile(x[:3], (8, 1))), table_of(matrix)]),
     }
@@ -161,8 +205,9 @@ def inputs_of(name, variant):
 NAMES = [
     "mul", "mul untruncated", "square_sum", "mul3", "mul3 broadcast", "matmul", "poly", "lift",
     "less", "less exactly", "select", "select of three", "and", "maximum", "spline", "exp", "rsqrt",
-    "reciprocal", "silu", "gelu", "tanh", "relu", "waves", "exp part", "rms_norm", "attention",
-    "linear", "table_product",
+    "reciprocal", "silu", "gelu", "tanh", "relu", "waves", "exp part", "rms_norm", "layer_norm",
+    "layer_norm, late gain", "map_public", "attention", "wide attention", "linear",
+    "table_product",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)

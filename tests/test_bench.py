@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import tiny_config
+from secure_models import tiny_config
 
 from bench import __main__ as command
 from bench import errors as error_benchmarks
@@ -20,7 +20,7 @@ from bench.model import layer_cost, peak_bytes
 from bench.reference import SPU
 from bench.report import console, scaled, seconds_text, show
 from bench.workloads import comparison, embedding, gelu, product, softmax
-from models.calibrate import draft_plan
+from models.plan import draft_plan
 from models.predict import predict
 from protocols.cost import Cost
 from protocols.errors import ConfigError

@@ -24,7 +24,7 @@ from reference import (
     torch_model,
 )
 
-from models.llama import load_parameters, parameters_of
+from models.families import load_parameters, parameters_of
 from models.weights import open_checkpoint
 from protocols.errors import ConfigError, ModelError
 from protocols.lane import Settings
@@ -99,7 +99,7 @@ async def test_logits_equal_torch(tmp_path, tied, changes, approximation):
         np.testing.assert_allclose(logits, expected, atol=tolerance)
         if approximation == "tight":
             agreeing(logits, expected)
-        last = await cluster.forward(np.array([ids]), last_only=True)
+        last = await cluster.forward(np.array([ids]), rows="last")
         assert last.shape == (1, size)
         np.testing.assert_allclose(last[0], expected[-1], atol=tolerance)
 
@@ -268,7 +268,7 @@ async def test_an_answer_given_up_early(folder, answer):
             assert await generated(cluster, max_new_tokens=2) == answer[:2]
         inferences = [party._running_inferences for party in cluster._parties]
         assert inferences == [{}, {}, {}]
-        for actor in (cluster._client, *cluster._parties):
+        for actor in (cluster.client, *cluster._parties):
             for port in actor.scheduler.ports.values():
                 assert not port.mailboxes
 
@@ -296,7 +296,7 @@ async def test_unusable_requests_are_refused_before_any_work(folder):
         for options in ({"temperature": -1.0}, {"max_new_tokens": 0}, {"top_p": 0.0}):
             with pytest.raises(ConfigError, match=next(iter(options))):
                 await generated(cluster, **options)
-        assert cluster._client._next == 0  # no inference was begun
+        assert cluster.client._next == 0  # no inference was begun
         assert len(await generated(cluster, max_new_tokens=1)) == 1
 
 
@@ -391,7 +391,7 @@ async def test_who_holds_what(folder):
     async with LocalCluster.from_pretrained(folder) as cluster:
         await cluster.forward(IDS)
         weights = dict(load_parameters(cluster.checkpoint))
-        fractions = {"table": RESIDUAL_BITS, "weight": WEIGHT_BITS, "vector": FRACTION_BITS}
+        fractions = {"table": RESIDUAL_BITS, "weight": WEIGHT_BITS, "gain": FRACTION_BITS}
         held = {party.role: party._parameters for party in cluster._parties}
         for name, parameter in parameters_of(cluster.plan.config).items():
             dealer, left, right = (arrays(held[role][name]) for role in COMPUTING)
@@ -406,9 +406,9 @@ async def test_who_holds_what(folder):
             for mask in (*left, right[1]):  # a bit of a uniform word is set half of the time
                 bits = np.unpackbits(np.ascontiguousarray(mask).view(np.uint8))
                 assert abs(bits.mean() - 0.5) < 4 / bits.size**0.5
-        held_by_client = vars(cluster._client)
+        held_by_client = vars(cluster.client)
         assert not any(isinstance(value, np.ndarray) for value in held_by_client.values())
-        assert cluster._client._inferences == {}
+        assert cluster.client._inferences == {}
 
 
 def arrays(handle) -> list[np.ndarray]:
@@ -542,7 +542,7 @@ def test_private_model(folder, reference, answer):
     before = own_threads()
     with PrivateModel.from_pretrained(folder) as model:
         np.testing.assert_allclose(model.forward(IDS), torch_logits(reference, IDS), atol=TOLERANCE)
-        assert len(model.forward(IDS, last_only=True)) == 1
+        assert len(model.forward(IDS, rows="last")) == 1
         text = model.generate(PROMPT, max_new_tokens=8)
         assert text == model.cluster.tokenizer.decode(answer)
         assert model.usage.token_ids == answer

@@ -7,27 +7,23 @@ import pytest
 from costing import same, tensor
 from helpers import (
     A,
-    TinyModel,
     blank,
     generator,
-    infer,
     share_bits,
     share_ints,
-    step,
-    tiny_config,
-    tiny_model,
 )
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
+from secure_models import TinyModel, batches_of, infer, steps, tiny_config, tiny_model
 
-from models.llama import Cache
 from models.plan import Parameter
 from models.sharing import hold_parameter
 from protocols.activations import ACTIVATIONS, GELU, SILU, activate
 from protocols.arithmetic import (
     Polynomial,
     lift,
+    map_public,
     matmul,
     mul,
     mul3,
@@ -44,7 +40,14 @@ from protocols.errors import LocalProtocolError
 from protocols.lane import APPROXIMATIONS, Settings
 from protocols.linear import Table, linear, table_product
 from protocols.lockstep import deal, run_parties
-from protocols.normalize import attend, norm_range, rms_norm, softmax_numerators
+from protocols.normalize import (
+    AttentionRange,
+    Norm,
+    attend,
+    norm_range,
+    normalize,
+    softmax_numerators,
+)
 from protocols.shares import COMPUTING, Role
 from protocols.spline import evaluate, fit
 from protocols.trace import TraceLink, trace
@@ -237,9 +240,11 @@ def test_functions_of_one_number(settings):
         "relu": dict.fromkeys(APPROXIMATIONS, 5),
         "exp_negative": {"tight": 3, "fast": 4, "puma": 8},
     }
-    same(exp_negative, tensor((3, 5), 32), settings=settings)
+    for width in (28, 44):
+        same(exp_negative, tensor((3, 5), width), settings=settings)
     for function in (silu, gelu, tanh, relu, exp_negative):
-        cost = same(function, tensor((3, 5)), settings=settings)
+        width = 32 if function is exp_negative else 44
+        cost = same(function, tensor((3, 5), width), settings=settings)
         if settings.tree == "rounds":
             expected = rounds[function.__name__][settings.approximation]
             assert cost.rounds == expected, function.__name__
@@ -249,26 +254,57 @@ def test_functions_of_one_number(settings):
 
 
 @pytest.mark.parametrize("settings", ALL_SETTINGS)
-@pytest.mark.parametrize("largest", [1.0, 1e6])
-def test_norm(settings, largest):
-    bounds = norm_range(6, 1e-5, largest)
+@pytest.mark.parametrize("largest", [10.0, 1e5])
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("factor", [None, 1.0, 1000.0])
+def test_norm(settings, largest, center, factor):
+    """With and without centring; no gain, one before the inverse root, one after it."""
+    norm = Norm(6, 1e-5, center)
+    bounds = norm_range(norm, largest, factor or 1.0)
 
+    async def program(lane, x, *rest):
+        gain, shift = rest if rest else (None, None)
+        frac = 22 if rest else 18
+        return await normalize(lane, x, norm, bounds, gain=gain, shift=shift, frac=frac)
+
+    rest = [] if factor is None else [tensor((6,)), tensor((6,), frac=22)]
+    cost = same(program, tensor((3, 6), 64, 22), *rest, settings=settings)
+    plain = same(program, tensor((3, 6), 64, 22), settings=settings)
+    late = factor is not None and not bounds.early
+    assert cost.rounds == plain.rounds + 2 * late
+    if settings.tree == "rounds":
+        dropped = bounds.drop > 0 or center
+        assert plain.rounds == 7 + dropped
+
+
+def test_a_gain_is_late_only_where_its_product_would_not_fit():
+    assert norm_range(Norm(6, 1e-5), 10.0, 1000.0).early
+    assert not norm_range(Norm(6, 1e-5), 1e5, 1000.0).early
+
+
+@pytest.mark.parametrize(("shape", "shift"), [((3, 4), 0), ((5,), 18), ((2, 3, 2), 30)])
+def test_map_public(shape, shift):
     async def program(lane, x):
-        return await rms_norm(lane, x, bounds)
+        def function(words):
+            return np.stack([words + words, words << np.uint64(3)])
 
-    same(program, tensor((3, 6), 64, 22), settings=settings)
+        return await map_public(lane, x, function, shift=shift, frac=4)
+
+    size = 2 * 8 * int(np.prod(shape))
+    assert same(program, tensor(shape)) == Cost(1, 2 * size, size)
 
 
 @pytest.mark.parametrize("settings", ALL_SETTINGS)
 @pytest.mark.parametrize(("heads", "rows", "length"), [(1, 1, 1), (2, 3, 3), (3, 1, 18)])
-def test_attention(settings, heads, rows, length):
+@pytest.mark.parametrize("score_bits", [4, 13, 23])
+def test_attention(settings, heads, rows, length, score_bits):
     mask = np.tri(rows, length, length - rows, dtype=np.bool_)
 
     async def numerators(lane, scores):
-        return await softmax_numerators(lane, scores, mask)
+        return await softmax_numerators(lane, scores, mask, score_bits)
 
     async def whole(lane, scores, values):
-        return await attend(lane, scores, values, mask)
+        return await attend(lane, scores, values, mask, AttentionRange(score_bits, 6, 12))
 
     scores = tensor((heads, rows, length))
     same(numerators, scores, settings=settings)
@@ -343,14 +379,9 @@ def model() -> TinyModel:
 def test_prefill_and_decode_of_a_model(model, settings, reveals, lanes):
     settings = replace(settings, lanes=lanes, reveal=reveals)
     chunks = [[1, 2, 3], [4], [5]]
-    counted = infer(model, chunks, settings, last_only=True).outcome.cost
-
-    async def program(lane):
-        cache = Cache.empty(model.config.num_layers)
-        for chunk in chunks:
-            await reveal(lane, await step(lane, model, len(chunk), cache, last_only=True))
-
-    cost, by_label = trace(program, settings)
+    counted = infer(model, chunks, settings, rows="last").outcome.cost
+    batches = batches_of(chunks, "last")
+    cost, by_label = trace(lambda lane: steps(lane, model, batches), settings)
     assert cost == counted
     assert sum(part.online for part in by_label.values()) == cost.online
     assert sum(part.offline for part in by_label.values()) == cost.offline

@@ -8,6 +8,7 @@ import torch
 from reference import CHOICE, agreeing, torch_greedy, torch_logits, torch_model
 
 from models.locate import demo_model_path
+from models.program import Batch
 from protocols.cost import Cost
 from puma_actors.private import PrivateModel
 
@@ -73,7 +74,7 @@ def test_greedy_tokens_equal_torch(model, reference, capsys, name):
         say(capsys, f"{name}: {note}")
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() <= CHOICE
-    assert model.usage.steps == model.cluster.predict(len(fed), all_rows=True)
+    assert model.usage.steps == model.cluster.predict(Batch((len(fed),)))
 
 
 def test_the_answer_to_the_demo_question(model, reference):
@@ -127,7 +128,7 @@ def test_logit_error_over_64_tokens(model, reference, capsys):
         model.cluster.settings = replace(usual, approximation=approximation)
         try:
             ours = model.forward(ids[:tokens])
-            predicted = model.cluster.predict(tokens, all_rows=True)
+            predicted = model.cluster.predict(Batch((tokens,)))
         finally:
             model.cluster.settings = usual
         assert model.usage.steps == predicted

@@ -1,4 +1,6 @@
-"""RMSNorm over seven orders of magnitude, and attention with causal masks."""
+"""RMSNorm and LayerNorm over seven orders of magnitude, with gains before and after the root."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,152 +10,198 @@ from hypothesis import strategies as st
 
 from protocols.errors import RangeError
 from protocols.lane import Settings
-from protocols.normalize import attend, norm_range, rms_norm, softmax_numerators
+from protocols.normalize import Norm, NormRange, norm_range, normalize
 from protocols.ring import RESIDUAL_BITS
 
 TREES = ["rounds", "traffic"]
+KINDS = [False, True]
 
 
-# -- RMSNorm ---------------------------------------------------------------------------------------
+def exact(x, norm, gain=None, shift=None, unit=False):
+    if norm.center:
+        x = x - x.mean(-1, keepdims=True)
+    scale = norm.size if unit else 1
+    y = x / np.sqrt(((x * x).mean(-1, keepdims=True) + norm.eps) * scale)
+    y = y if gain is None else y * gain
+    return y if shift is None else y + shift
 
 
-def norm(x, eps):
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
+def length_of(x):
+    """The longest row."""
+    return float(np.sqrt((x * x).sum(-1)).max())
 
 
-def secure_norm(x, bounds, tree="rounds"):
-    shared = share(x, frac=RESIDUAL_BITS)
-    return floats(rms_norm, shared, bounds, settings=Settings(tree=tree))
+def secure(x, norm, bounds, gain=None, shift=None, tree="rounds", unit=False):
+    async def program(lane, x, *affine):
+        gain, shift = affine or (None, None)
+        frac = RESIDUAL_BITS if affine else 18
+        return await normalize(lane, x, norm, bounds, gain=gain, shift=shift, frac=frac, unit=unit)
+
+    affine = [] if gain is None else [share(gain), share(shift, RESIDUAL_BITS)]
+    return floats(program, share(x, RESIDUAL_BITS), *affine, settings=Settings(tree=tree))
+
+
+def check(x, norm, bounds, tolerance, **options):
+    error = np.abs(secure(x, norm, bounds, **options) - exact(x, norm)).max()
+    assert error < tolerance
+
+
+# -- without a gain --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("center", KINDS)
 @pytest.mark.parametrize("scale", [0.02, 0.1, 1.0, 30.0])
-def test_rms_norm(scale, tree):
-    x = generator().normal(size=(5, 96)) * scale
-    bounds = norm_range(96, 1e-5, 16 * scale**2)
-    assert np.abs(secure_norm(x, bounds, tree) - norm(x, 1e-5)).max() < 1e-3
+def test_rows_of_usual_sizes(scale, center, tree):
+    x = generator().normal(size=(5, 96)) * scale + 2 * scale
+    norm = Norm(96, 1e-5, center)
+    check(x, norm, norm_range(norm, 4 * length_of(x)), 1e-3, tree=tree)
 
 
-def test_massive_entries():
+@pytest.mark.parametrize("center", KINDS)
+def test_massive_entries(center):
     """One entry of 25,000 in a row of 576 ones: a mean square of 1.1e6, and rows without it."""
     x = generator().normal(size=(4, 576))
     x[0, 17] = 25_000.0
     x[1, 3] = -25_000.0
     x[2] *= 30
-    bounds = norm_range(576, 1e-5, 16 * 25_000.0**2 / 576)
+    norm = Norm(576, 1e-5, center)
+    bounds = norm_range(norm, 4 * 25_000.0)
     assert bounds.drop > 0
-    got, expected = secure_norm(x, bounds), norm(x, 1e-5)
+    got, expected = secure(x, norm, bounds), exact(x, norm)
     assert np.abs(expected).max() > 23
-    assert np.abs(got - expected)[0].max() < 2e-3
-    assert np.abs(got - expected)[1].max() < 2e-3
+    assert np.abs(got - expected)[:2].max() < 2e-3
     assert np.abs(got - expected)[2:].max() < 1e-2
 
 
-def test_tiny_rows_are_damped_by_eps():
+@pytest.mark.parametrize("center", KINDS)
+def test_tiny_rows_are_damped_by_eps(center):
     x = generator().normal(size=(3, 64)) * np.array([[1e-2], [1e-3], [0.0]])
-    bounds = norm_range(64, 1e-5, 1.0)
-    got = secure_norm(x, bounds)
+    norm = Norm(64, 1e-5, center)
+    bounds = norm_range(norm, 8.0)
+    got = secure(x, norm, bounds)
     # Entries of 0.01 have 15 bits, those of 0.001 have 12; each is divided by at least sqrt(eps).
     resolution = 2.0 ** (bounds.drop - RESIDUAL_BITS) / np.sqrt(1e-5)
-    assert np.abs(got - norm(x, 1e-5)).max() < 1e-3 + 2 * resolution
+    assert np.abs(got - exact(x, norm)).max() < 1e-3 + 2 * resolution
     assert np.abs(got[2]).max() < 1e-3
 
 
+@pytest.mark.parametrize("constant", [0.0, 1.0, -300.0])
+def test_a_constant_row_is_centred_to_nothing(constant):
+    norm = Norm(48, 1e-5, center=True)
+    got = secure(np.full((2, 48), constant), norm, norm_range(norm, 48 * 300.0))
+    assert np.abs(got).max() < 1e-3
+
+
 @pytest.mark.parametrize("size", [1, 2, 8, 576, 4096])
-@pytest.mark.parametrize("mean_square", [1e-2, 1.0, 1e4])
-def test_ranges_hold_what_they_promise(size, mean_square):
-    bounds = norm_range(size, 1e-5, mean_square)
+@pytest.mark.parametrize("deviation", [1e-1, 1.0, 1e2])
+@pytest.mark.parametrize("center", KINDS)
+def test_ranges_hold_what_they_promise(size, deviation, center):
+    norm = Norm(size, 1e-5, center)
+    x = deviation * np.where(np.arange(size) % 2, 1.0, -1.0)[None]
+    largest = length_of(x) * 1.001
+    bounds = norm_range(norm, largest)
     frac = 2 * (RESIDUAL_BITS - bounds.drop)
-    assert size * (mean_square + 1e-5) * 2.0**frac < 4.0**bounds.high
-    assert max(1.0, int(bounds.eps_word)) >= 4.0**bounds.low
-    x = np.full((1, size), np.sqrt(mean_square) * 0.99)
-    assert np.abs(secure_norm(x, bounds) - norm(x, 1e-5)).max() < 1e-3
+    total = (largest**2 + size * 1e-5) * norm.stretch**2
+    assert total * 2.0**frac < 4.0**bounds.high
+    assert max(1.0, float(bounds.eps_word(norm))) >= 4.0**bounds.low
+    check(x, norm, bounds, 1e-3)
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.floats(-4, 4), st.integers(2, 80), st.integers(1, 3), st.integers(0, 1000))
-def test_rows_of_any_size(exponent, size, rows, seed):
+@given(st.floats(-3, 4), st.integers(2, 80), st.integers(1, 3), st.integers(0, 1000), st.booleans())
+def test_rows_of_any_size(exponent, size, rows, seed, center):
     scale = 10.0**exponent
     x = generator(seed).normal(size=(rows, size)) * scale
-    largest = float((x * x).mean(-1).max())
-    bounds = norm_range(size, 1e-5, 16 * largest)
-    resolution = 2.0 ** (bounds.drop + 1 - RESIDUAL_BITS) / np.sqrt(largest / 1000 + 1e-5)
-    error = np.abs(secure_norm(x, bounds) - norm(x, 1e-5))
-    assert error.max() < 2e-3 + resolution
+    norm = Norm(size, 1e-5, center)
+    bounds = norm_range(norm, 4 * length_of(x))
+    moved = x - x.mean(-1, keepdims=True) if center else x
+    smallest = float((moved * moved).mean(-1).min())
+    # Half a step of each entry that is squared, and of the entries themselves.
+    step = 2.0 ** (bounds.drop + 1 - RESIDUAL_BITS)
+    resolution = step * (1 + np.abs(moved).max() / np.sqrt(smallest + 1e-5))
+    error = np.abs(secure(x, norm, bounds) - exact(x, norm)).max()
+    assert error < 2e-3 + resolution / np.sqrt(smallest + 1e-5)
 
 
-def test_what_no_range_holds_is_refused():
-    with pytest.raises(RangeError, match="activations are too large"):
-        norm_range(4096, 1e-5, 1e16)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_rows_of_length_one(scale):
+    x = generator(5).normal(size=(4, 40)) * scale
+    x[3] = 0
+    norm = Norm(40, 1e-24)
+    got = secure(x, norm, norm_range(norm, 2 * length_of(x)), unit=True)
+    expected = exact(x, norm, unit=True)
+    np.testing.assert_allclose(np.linalg.norm(expected[:3], axis=1), 1.0)
+    assert np.abs(got - expected).max() < 2e-3
+    assert not got[3].any()
 
 
-# -- attention -------------------------------------------------------------------------------------
+# -- with gain and shift ---------------------------------------------------------------------------
 
 
-def softmax(scores, mask):
-    scores = np.where(mask, scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
-def causal(rows, length):
-    return np.tri(rows, length, length - rows, dtype=np.bool_)
-
-
-@pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize(
-    ("heads", "rows", "length"), [(2, 7, 7), (1, 1, 1), (3, 1, 19), (2, 4, 9), (1, 33, 33)]
-)
-def test_attention_with_a_causal_mask(heads, rows, length, tree):
-    rng = generator(length)
-    scores = rng.normal(size=(heads, rows, length)) * 4
-    values = rng.normal(size=(heads, length, 5))
-    mask = causal(rows, length)
-    got = floats(attend, share(scores), share(values), mask, settings=Settings(tree=tree))
-    assert np.abs(got - softmax(scores, mask) @ values).max() < 1e-3
-
-
-def test_large_scores_and_ties():
-    rng = generator(1)
-    scores = rng.uniform(-4000, 4000, (1, 6, 12))
-    scores[0, 1] = 17.25  # all alike
-    scores[0, 2, :] = -4000.0
-    scores[0, 3, 5] = scores[0, 3].max() + 0.001
-    scores[0, 4] = np.linspace(-16, 0, 12)
-    values = rng.normal(size=(1, 12, 3)) * 50
-    mask = causal(6, 12)
-    got = floats(attend, share(scores), share(values), mask)
-    assert np.abs(got - softmax(scores, mask) @ values).max() < 2e-2
-
-
-def test_one_far_score_takes_all():
-    scores = np.full((1, 1, 5), -300.0)
-    scores[0, 0, 3] = 300.0
-    values = generator(2).normal(size=(1, 5, 4))
-    got = floats(attend, share(scores), share(values), np.ones((1, 5), dtype=np.bool_))
-    assert np.abs(got[0, 0] - values[0, 3]).max() < 2e-4
-
-
-def test_puma_attention():
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("center", KINDS)
+@pytest.mark.parametrize("factor", [0.0, 0.01, 1.0, 1000.0])
+def test_gain_and_shift(center, early, factor):
+    """Both orders give the same numbers; the gain's 18 bits bound what is lost in it."""
     rng = generator(3)
-    scores, values = rng.normal(size=(2, 5, 5)) * 2, rng.normal(size=(2, 5, 4))
-    mask = causal(5, 5)
-    settings = Settings(approximation="puma")
-    got = floats(attend, share(scores), share(values), mask, settings=settings)
-    exact = softmax(scores, mask) @ values
-    assert 1e-4 < np.abs(got - exact).max() < 0.05
+    x = rng.normal(size=(4, 64)) * 3 + 1
+    gain, shift = rng.uniform(-1, 1, 64) * factor, rng.normal(size=64) * 10
+    norm = Norm(64, 1e-5, center)
+    chosen = norm_range(norm, 2 * length_of(x), max(1e-3, factor))
+    assert chosen.early
+    bounds = chosen if early else replace(norm_range(norm, 2 * length_of(x)), early=False)
+    got = secure(x, norm, bounds, gain, shift)
+    expected = exact(x, norm, gain, shift)
+    assert np.abs(got - expected).max() < 1e-4 + 3e-4 * factor
 
 
-def test_numerators():
-    scores = generator(4).normal(size=(2, 4, 6)) * 5
-    mask = causal(4, 6)
-    got = floats(softmax_numerators, share(scores, width=44), mask)
-    assert not got[:, ~mask].any()
-    peak = np.where(mask, scores, -np.inf).max(-1, keepdims=True)
-    expected = np.where(mask, np.exp(scores - peak), 0)
-    # The peak is found in steps of 1/64 and truncated: a common factor close to 1.
-    ratio = got.sum(-1) / expected.sum(-1)
-    assert np.abs(ratio - 1).max() < 0.05
-    assert (
-        np.abs(got / got.sum(-1)[..., None] - expected / expected.sum(-1)[..., None]).max() < 3e-4
-    )
+def test_a_gain_that_would_not_fit_comes_late():
+    """Rows of length 5e4 times a gain of 1000 are beyond what one product holds."""
+    x = generator(4).normal(size=(3, 64)) * 2000
+    gain, shift = np.full(64, 1000.0), np.zeros(64)
+    norm = Norm(64, 1e-5, center=True)
+    bounds = norm_range(norm, 2 * length_of(x), 1000.0)
+    assert not bounds.early
+    got = secure(x, norm, bounds, gain, shift)
+    assert np.abs(got / 1000 - exact(x, norm)).max() < 1e-3
+
+
+# -- ranges ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("largest", "gain"),
+    [(1e16, 1.0), (1e9, 1.0), (np.inf, 1.0), (np.nan, 1.0), (1.0, np.nan), (1.0, np.inf)],
+)
+def test_what_no_range_holds_is_refused(largest, gain):
+    with pytest.raises(RangeError, match="too large"):
+        norm_range(Norm(4096, 1e-5), largest, gain)
+
+
+@given(
+    st.integers(1, 8192),
+    st.floats(1e-3, 1e7),
+    st.floats(1e-13, 1e-2),
+    st.floats(1e-3, 1e5),
+    st.booleans(),
+)
+def test_every_range_keeps_its_products_in_the_ring(size, largest, eps, gain, center):
+    """What the protocol multiplies, at its largest, stays below 2^62."""
+    norm = Norm(size, eps, center)
+    try:
+        bounds = norm_range(norm, largest, gain)
+    except RangeError:
+        return
+    assert isinstance(bounds, NormRange)
+    assert 0 <= bounds.low < bounds.high <= 29
+    assert 8 <= bounds.frac <= 26
+    stretched = largest * norm.stretch
+    factor = max(gain, 1.0) if bounds.early else 1.0
+    product = stretched * 2.0**RESIDUAL_BITS * gain * 2.0**18
+    assert not bounds.early or product < 2.0**62
+    # Entries times the power of two are below 2^(high + drop); the mantissa below 4.
+    assert factor * 2.0 ** (bounds.high + bounds.drop + bounds.frac + 2) <= 2.0**61
+    assert stretched * 2.0 ** (RESIDUAL_BITS - bounds.drop) <= 2.0**bounds.high
+    # The root of the smallest sum there is, and of the largest, are both within the powers.
+    assert float(bounds.eps_word(norm)) >= 4.0**bounds.low

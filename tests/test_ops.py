@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
-from helpers import TinyModel, infer, run, share, tiny_config, tiny_model
+from helpers import run, share
+from secure_models import TinyModel, infer, tiny_config, tiny_model
 
-from models.calibrate import plain_logits
+from models.calibrate import plain_run
 from protocols.errors import LocalProtocolError
 from protocols.lane import Settings
-from protocols.ops import Heads, Rotation, Secure, rotate
+from protocols.normalize import Norm
+from protocols.ops import Heads, Ranges, Rotation, rotate
+from protocols.secure import Secure
 
 IDS = [3, 17, 0, 39, 17, 8]
 TOLERANCE = 0.01
@@ -19,7 +22,7 @@ def model() -> TinyModel:
 
 
 def reference(model: TinyModel, ids: list[int]) -> np.ndarray:
-    return plain_logits(model.config, model.floats, ids)
+    return plain_run(model.config, model.floats, [ids])
 
 
 @pytest.mark.parametrize(
@@ -45,8 +48,8 @@ def test_decode_continues_prefill(model, tree):
     assert np.abs(logits - reference(model, IDS)).max() <= TOLERANCE
 
 
-def test_last_only_is_the_last_row(model):
-    generation = infer(model, [IDS[:4], IDS[4:5], IDS[5:]], last_only=True)
+def test_the_last_row_alone(model):
+    generation = infer(model, [IDS[:4], IDS[4:5], IDS[5:]], rows="last")
     logits = np.concatenate(generation.chunks)
     assert logits.shape == (3, model.config.vocab_size)
     assert np.abs(logits - reference(model, IDS)[3:]).max() <= TOLERANCE
@@ -67,7 +70,7 @@ def test_puma_set_is_less_exact_but_works(model):
 
 def test_argmax_reveals_the_token_alone(model):
     settings = Settings(reveal="argmax")
-    generation = infer(model, [IDS[:5], IDS[5:]], settings, last_only=True)
+    generation = infer(model, [IDS[:5], IDS[5:]], settings, rows="last")
     expected = reference(model, IDS)[4:]
     top = np.sort(expected, axis=1)
     assert (top[:, -1] - top[:, -2]).min() > 2 * TOLERANCE  # else the test would be a coin
@@ -76,9 +79,9 @@ def test_argmax_reveals_the_token_alone(model):
 
 def test_secure_norm_needs_a_range(model):
     async def program(lane, x):
-        return await Secure(lane).rms_norm(x, "somewhere", 1e-5, None)
+        return await Secure(lane, Ranges({}, {})).norm(x, "somewhere", Norm(4, 1e-5))
 
-    with pytest.raises(LocalProtocolError, match="somewhere has no calibrated range"):
+    with pytest.raises(LocalProtocolError, match="somewhere has no range"):
         run(program, share(np.ones((1, 4)), frac=22))
 
 
@@ -86,7 +89,7 @@ def test_rotation_matches_the_complex_product():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 2, 8))
     angles = rng.normal(size=(5, 4))
-    turn = Rotation(np.cos(np.tile(angles, 2)), np.sin(np.tile(angles, 2)), 12)
+    turn = Rotation(np.cos(np.tile(angles, 2)), np.sin(np.tile(angles, 2)))
     turned = rotate(x, turn.cos, turn.sin)
     product = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angles)[:, None, :]
     np.testing.assert_allclose(turned[..., :4], product.real)

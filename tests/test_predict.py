@@ -8,12 +8,14 @@ from reference import save_model, save_tokenizer
 from models.config import load_config
 from models.plan import Plan
 from models.predict import predict, share_bytes
+from models.program import Batch
 from protocols.cost import Cost
 from protocols.lane import Settings
 from protocols.shares import Role
 from puma_actors.cluster import LocalCluster
 
 IDS = [1, 7, 30, 4, 4, 22, 9]
+WHOLE = Batch((len(IDS),))
 CHOICES = [
     Settings(),
     Settings(tree="traffic"),
@@ -51,22 +53,22 @@ async def test_counted_costs_are_the_predicted_ones(folder):
             logits = await cluster.forward(IDS)
             assert len(logits) == len(IDS)
             cluster.settings = replace(settings, reveal="logits")
-            assert cluster.usage.steps == cluster.predict(len(IDS), all_rows=True), settings
-            await cluster.forward(IDS, last_only=True)
+            assert cluster.usage.steps == cluster.predict(WHOLE), settings
+            await cluster.forward(IDS, rows="last")
             assert cluster.usage.steps == cluster.predict(len(IDS)), settings
 
 
 async def test_one_token_alone(folder):
     async with LocalCluster.from_pretrained(folder) as cluster:
         await cluster.forward([5])
-        assert cluster.usage.steps == cluster.predict(1, all_rows=True) == cluster.predict(1)
+        assert cluster.usage.steps == cluster.predict(Batch((1,))) == cluster.predict(1)
 
 
 @pytest.mark.parametrize("codec", [False, True])
 async def test_costs_do_not_depend_on_the_transport(folder, codec):
     async with LocalCluster.from_pretrained(folder, codec=codec) as cluster:
         await cluster.forward(IDS)
-        assert cluster.usage.steps == cluster.predict(len(IDS), all_rows=True)
+        assert cluster.usage.steps == cluster.predict(WHOLE)
 
 
 def test_a_prediction_names_the_protocols_and_adds_up(tmp_path):

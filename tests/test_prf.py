@@ -6,9 +6,10 @@ import hashlib
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from helpers import A, B, D, infer, run, share, tiny_config, tiny_model
+from helpers import A, B, D, run, share
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from secure_models import infer, tiny_config, tiny_model
 
 from protocols import lockstep, prf
 from protocols.activations import SILU, activate
@@ -182,7 +183,7 @@ def test_hundreds_of_lanes_forked_three_deep(derived):
 def test_a_model_draws_no_key_twice(derived):
     model = tiny_model(tiny_config())
     derived.clear()
-    infer(model, [[1, 2, 3], [4], [5]], Settings(lanes=2, reveal="argmax"), last_only=True)
+    infer(model, [[1, 2, 3], [4], [5]], Settings(lanes=2, reveal="argmax"), rows="last")
     counts = _assert_no_key_twice(derived)
     assert len(counts) > 200
 
