@@ -194,6 +194,32 @@ def _network(rows: Sequence[Result]) -> Table:
     return table
 
 
+def _paper(rows: Sequence[Result]) -> Table:
+    columns = (
+        *("model", "published (other machines)", "seconds", "min .. max", "rounds", "online MB"),
+        *("dealt MB", "max error", "SPU s*", "SPU MB", "MB / SPU", "peak memory"),
+    )
+    table = _table("The paper's models, five roles in one process", columns)
+    for result in rows:
+        cost, errors, reference = result.cost, result.errors, result.reference
+        assert cost is not None
+        peak = result.details.get("peak_bytes")
+        table.add_row(
+            result.case,
+            result.note,
+            *_spread(result.seconds),
+            str(cost.rounds),
+            _megabytes(cost.online),
+            _megabytes(cost.offline),
+            _error(errors.largest) if errors else "",
+            f"{reference.seconds:g}" if reference else "",
+            f"{reference.megabytes:g}" if reference else "",
+            f"{result.traffic_ratio:.2g}" if reference else "",
+            f"{peak / 1e9:.1f} GB" if peak else "",
+        )
+    return table
+
+
 def _fidelity(rows: Sequence[Result]) -> Table:
     columns = ("model", "case", "set", "median", "equal tokens", "max logit error", "mean")
     table = _table("Fidelity, against torch float32", columns, left=3)
@@ -243,6 +269,7 @@ _TABLES = {
     "protocols": _protocols,
     "network": _network,
     "model": _model,
+    "paper": _paper,
     "fidelity": _fidelity,
 }
 

@@ -30,7 +30,7 @@ from puma_actors.network import PRESETS
 
 ROOT = Path(__file__).parent.parent
 QUICK = Options(quick=True)
-GROUPS = {"kernels", "protocols", "network", "errors", "model", "fidelity"}
+GROUPS = {"kernels", "protocols", "network", "errors", "model", "paper", "fidelity"}
 
 
 def test_the_default_selection_leaves_out_what_is_long():
