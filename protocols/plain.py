@@ -127,8 +127,8 @@ class Plain:
         return result
 
 
-def _affine(x: Floats, weight: Floats) -> Floats:
+def _affine(x: Floats, weight: Floats) -> NDArray[np.float64]:
     """x @ W, plus the bias in the last row if there is one."""
     features = x.shape[1]
-    product = x @ weight[:features]
+    product: NDArray[np.float64] = np.asarray(x @ weight[:features], dtype=np.float64)
     return product if len(weight) == features else product + weight[features]

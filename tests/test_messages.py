@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import leaves_nothing, save_model
 
-from models.calibrate import draft_plan
-from models.config import LlamaConfig, load_config
-from models.llama import parameters_of
-from models.plan import Plan
+from models.calibrate import calibrate
+from models.config import LlamaConfig
+from models.families import load_parameters, parameters_of
+from models.plan import Plan, draft_plan
+from models.program import Batch
 from models.weights import open_checkpoint
 from protocols.errors import ConfigError, PeerFailed, RemoteProtocolError
 from protocols.lane import Settings
@@ -62,7 +63,7 @@ ALL = [
     TensorMessage(number=0, start=0, rows=5),
     UploadedMessage(),
     ReadyMessage(digest=PLAN.digest()),
-    InferMessage(number=3, prompt=4, steps=2),
+    InferMessage(number=3, lengths=[4], steps=2),
     StepMessage(number=3, rounds=1, online_bytes=2, offline_bytes=3),
     EndMessage(number=3),
     EndedMessage(number=3),
@@ -82,7 +83,7 @@ def test_round_trip(message):
     for name in header:
         assert parse({**header}) == message
         if name != "do" and not (
-            message.do == "infer" and name not in ("number", "prompt", "steps")
+            message.do == "infer" and name not in ("number", "lengths", "steps")
         ):
             with pytest.raises(RemoteProtocolError, match=name):
                 parse({key: value for key, value in header.items() if key != name})
@@ -99,8 +100,17 @@ def test_round_trip(message):
         {"number": 1 << 62},
         {"number": True},
         {"number": 1.0},
-        {"prompt": 0},
-        {"prompt": (1 << 20) + 1},
+        {"lengths": []},
+        {"lengths": [0]},
+        {"lengths": 4},
+        {"lengths": [4, (1 << 20) + 1]},
+        {"lengths": [1] * ((1 << 12) + 1)},
+        {"lengths": [True]},
+        {"rows": "some"},
+        {"rows": 1},
+        {"types": [-1]},
+        {"types": [1 << 16]},
+        {"types": "0"},
         {"steps": 0},
         {"steps": "2"},
         {"lanes": 0},
@@ -108,12 +118,11 @@ def test_round_trip(message):
         {"approximation": "loose"},
         {"tree": ""},
         {"reveal": "everything"},
-        {"all_rows": 1},
     ],
     ids=str,
 )
 def test_inferences_out_of_bounds(change):
-    header = InferMessage(number=0, prompt=1, steps=1).header()
+    header = InferMessage(number=0, lengths=[1], steps=1).header()
     with pytest.raises(RemoteProtocolError, match=f"malformed request, .*{next(iter(change))}"):
         parse({**header, **change})
 
@@ -139,16 +148,23 @@ def test_refusals_never_repeat_what_was_sent():
     secret = "a text that nobody else may read"
     for header in ({"do": secret}, {"do": "infer", "number": secret}, {secret: 1}):
         with pytest.raises(RemoteProtocolError) as caught:
-            parse({"prompt": 1, "steps": 1, **header})
+            parse({"lengths": [1], "steps": 1, **header})
         if secret not in header:
             assert secret not in str(caught.value)
 
 
 def test_settings_travel():
     settings = Settings("puma", "traffic", 3, "argmax")
-    message = infer_message(7, 4, 2, settings, all_rows=True)
-    assert parse(message.header()).settings() == settings
-    assert (message.number, message.prompt, message.steps, message.all_rows) == (7, 4, 2, True)
+    for batch, steps in (
+        (Batch((4,), "last"), 2),
+        (Batch((4,)), 1),
+        (Batch((3, 1, 2), "unit"), 1),
+        (Batch((2, 1), "first", (0, 1, 1)), 1),
+    ):
+        message = parse(infer_message(7, batch, steps, settings).header())
+        assert message.settings() == settings
+        assert message.batch() == batch
+        assert (message.number, message.steps) == (7, steps)
     for bad in (
         Settings(approximation="loose"),
         Settings(tree="x"),
@@ -157,7 +173,23 @@ def test_settings_travel():
         Settings(lanes="2"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ConfigError, match="unusable request"):
-            infer_message(0, 1, 1, bad, all_rows=False)
+            infer_message(0, Batch((1,)), 1, bad)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lengths": [2, 1], "steps": 2},
+        {"lengths": [1 << 20, 1]},
+        {"lengths": [2, 1], "types": [0, 1]},
+        {"lengths": [2], "types": [0, 1, 1]},
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_fit_together(changes):
+    message = parse(InferMessage(**{"number": 0, "steps": 1, **changes}).header())
+    with pytest.raises(RemoteProtocolError):
+        message.batch()
 
 
 # -- what each role refuses ------------------------------------------------------------------------
@@ -249,8 +281,8 @@ FROM_OWNER: dict[str, tuple[Role, list[Request]]] = {
         Role.EVALUATOR_A,
         [tell(PlanMessage(plan=PLAN.to_public(), digest=hashlib.sha256().hexdigest()))],
     ),
-    "a plan without norms": (Role.EVALUATOR_A, [changed(norms=[])]),
-    "a plan with a text": (Role.EVALUATOR_A, [changed(rope_frac="many")]),
+    "a plan of a list": (Role.EVALUATOR_A, [changed(norms=[])]),
+    "a plan with a text": (Role.EVALUATOR_A, [changed(attention="many")]),
     "the other's seed": (Role.EVALUATOR_A, [tell(ANNOUNCED), tell(SeedMessage(which=2), SEED)]),
     "both seeds": (Role.EVALUATOR_B, [tell(ANNOUNCED), tell(SeedMessage(which=1), SEED)]),
     "a seed twice": (
@@ -326,18 +358,25 @@ async def test_a_party_refuses_an_owner(name):
     assert "\n" not in str(error)
 
 
-INFER = InferMessage(number=5, prompt=2, steps=3)
+INFER = InferMessage(number=5, lengths=[2], steps=3)
 FROM_CLIENT: dict[str, list[Request]] = {
     "malformed": [({"do": "infer"}, ())],
     "an owner's request": [tell(UploadedMessage())],
     "a party's report": [tell(EndedMessage(number=0))],
     "a plan": [tell(ANNOUNCED)],
     "end of nothing": [tell(EndMessage(number=0))],
-    "too long": [tell(InferMessage(number=0, prompt=16, steps=2))],
-    "far too long": [tell(InferMessage(number=0, prompt=1 << 20, steps=1 << 20))],
+    "too long": [tell(InferMessage(number=0, lengths=[16], steps=2))],
+    "one of a batch too long": [tell(InferMessage(number=0, lengths=[2, 17], steps=1))],
+    "a batch that goes on": [tell(InferMessage(number=0, lengths=[2, 3], steps=2))],
+    "types that the model lacks": [
+        tell(InferMessage(number=0, lengths=[2], steps=1, types=[0, 1]))
+    ],
+    "fewer types than tokens": [tell(InferMessage(number=0, lengths=[2], steps=1, types=[0]))],
+    "rows that the head lacks": [tell(InferMessage(number=0, lengths=[2], steps=1, rows="mean"))],
+    "far too long": [tell(InferMessage(number=0, lengths=[1 << 20], steps=1 << 20))],
     "the same number": [tell(INFER), tell(INFER)],
-    "a number within": [tell(INFER), tell(InferMessage(number=7, prompt=1, steps=1))],
-    "an earlier number": [tell(INFER), tell(InferMessage(number=4, prompt=1, steps=1))],
+    "a number within": [tell(INFER), tell(InferMessage(number=7, lengths=[1], steps=1))],
+    "an earlier number": [tell(INFER), tell(InferMessage(number=4, lengths=[1], steps=1))],
     "the end of another": [tell(INFER), tell(EndMessage(number=6))],
     "the same number again, after its end": [tell(INFER), tell(EndMessage(number=5)), tell(INFER)],
 }
@@ -433,7 +472,7 @@ async def test_an_owner_refuses_a_party_that_did_not_accept(tmp_path, answer):
 
     save_model(tmp_path)
     with open_checkpoint(tmp_path) as checkpoint:
-        owner = Owner(checkpoint, [[1, 2, 3]])
+        owner = Owner(checkpoint)
         scripts = {Role.CLIENT: silent, **dict.fromkeys(COMPUTING, party)}
         error = await ends_with(owner, scripts)
     assert isinstance(error, RemoteProtocolError)
@@ -441,7 +480,8 @@ async def test_an_owner_refuses_a_party_that_did_not_accept(tmp_path, answer):
 
 
 def test_a_plan_survives_the_wire(tmp_path):
-    plan = draft_plan(load_config(save_model(tmp_path)))
+    with open_checkpoint(save_model(tmp_path)) as checkpoint:
+        plan = calibrate(checkpoint.config, dict(load_parameters(checkpoint)))
     public = parse(PlanMessage(plan=plan.to_public(), digest=plan.digest()).header()).plan
     assert Plan.from_public(public) == plan
     assert Plan.from_public(public).digest() == plan.digest()
