@@ -1,6 +1,7 @@
 """The command line: what it prints where, and how it refuses bad input."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,7 @@ async def test_reported_traffic_is_the_predicted(folder, tmp_path):
         text=True,
         check=True,
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
     )
     data = json.loads(process.stdout)
     assert process.stderr == ""
