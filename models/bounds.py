@@ -13,16 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.sharing import TABLE_LIMIT
 from protocols.errors import RangeError
-from protocols.normalize import MAX_SCORE_BITS, AttentionRange, Norm, NormRange, norm_range
+from protocols.normalize import (
+    MAX_SCORE_BITS,
+    AttentionRange,
+    Norm,
+    NormRange,
+    norm_range,
+    spare_bits,
+)
 from protocols.ops import Heads, Index, Ranges, Rotation, Span
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS, Floats
+from protocols.secure import OUTPUT_LIMIT
 
 Vector = NDArray[np.float64]
 
 _PRODUCT_BITS = 62  # what truncation can take
 ACTIVATION_LIMIT = 2.0**15
-OUTPUT_LIMIT = 2.0**17
 _SLACK = 1.001  # float32 products of a few thousand terms stay well within it
 _SQUARINGS = 3
 MIN_ROPE_FRAC, MAX_ROPE_FRAC = 8, 18
@@ -110,6 +118,7 @@ class Bounds:
         return Ranges(dict(self._norms), dict(self._attention))
 
     async def embed(self, table: Floats, count: int, columns: int) -> Bound:
+        _check("table", float(np.abs(table).max(initial=0.0)), TABLE_LIMIT)
         rows = np.asarray(table)[:, :columns]
         squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
         return Bound(columns, math.sqrt(float(squares.max())))
@@ -130,7 +139,10 @@ class Bounds:
         offset = None if shift is None else np.asarray(shift, dtype=np.float64)
         radius = 1.0 if unit else math.sqrt(norm.size)
         frac = FRACTION_BITS if shift is None else RESIDUAL_BITS
-        return Bound(norm.size, _SLACK * radius, scale, offset, frac)
+        result = Bound(norm.size, _SLACK * radius, scale, offset, frac)
+        if gain is not None:  # which may be multiplied by the result
+            _check(name, result.entry, 2.0 ** (_PRODUCT_BITS - frac - FRACTION_BITS))
+        return result
 
     async def linear(self, x: Bound, weight: Floats, name: str) -> Bound:
         matrix, bias = _effective(x, weight)
@@ -210,6 +222,7 @@ class Bounds:
                 "query and key weights are too large"
             )
         value_bits = max(0, math.ceil(math.log2(max(v.entry * _SLACK, 1.0))))
+        _named(name, spare_bits, value_bits, self._positions)
         self._attention[name] = AttentionRange(bits, value_bits, self._rope.get(name, 0))
         lengths = np.repeat(v.lengths, share)
         size = len(lengths) * v.size

@@ -20,6 +20,8 @@ from protocols.ring import (
 from protocols.shares import Role, SecretTensor
 
 SEED_BYTES = 32
+TABLE_LIMIT = 2.0 ** (LOOKUP_BITS - 2 - RESIDUAL_BITS)
+"""What the entries of an embedding table must stay below."""
 _FRACTIONS: dict[Kind, int] = {
     "table": RESIDUAL_BITS,
     "weight": WEIGHT_BITS,
@@ -43,7 +45,7 @@ def mask_parameter(
     frac = _FRACTIONS[kind]
     try:
         if kind == "table":
-            _check_table(matrix, frac)
+            _check_table(matrix)
         words = encode(matrix, frac)
     except RangeError as error:
         raise RangeError(f"{name}: {error}") from None
@@ -52,10 +54,12 @@ def mask_parameter(
     return words
 
 
-def _check_table(table: Floats, frac: int) -> None:
-    largest, limit = float(np.abs(table).max(initial=0.0)), 2.0 ** (LOOKUP_BITS - 2 - frac)
-    if not largest < limit:
-        raise RangeError(f"entries reach {largest:.3g}, a look-up carries them below {limit:g}")
+def _check_table(table: Floats) -> None:
+    largest = float(np.abs(table).max(initial=0.0))
+    if not largest < TABLE_LIMIT:
+        raise RangeError(
+            f"entries reach {largest:.3g}, a look-up carries them below {TABLE_LIMIT:g}"
+        )
 
 
 def hold_parameter(

@@ -19,6 +19,8 @@ _PRODUCT_BITS = 61  # a product to be truncated stays below 2^62; one bit is kep
 _MAX_HIGH = (RING_BITS - 5) // 2
 MAX_ROOT_FRAC = 26
 MIN_ROOT_FRAC = 8
+MIN_VALUE_FRAC = 6
+"""Fraction bits of values that a long context must leave."""
 MAX_SCORE_BITS = 23
 """Scores are products over 64 - 18 bits: one bit more, and their differences would not fit."""
 
@@ -215,6 +217,27 @@ async def softmax_numerators(
     return values.scatter(scores.shape, (slice(None), *where))
 
 
+def _sum_bits(length: int) -> float:
+    """log2 of the largest sum of a row's numerators."""
+    return math.log2(1.1 * max(2, length))
+
+
+def spare_bits(value_bits: int, length: int) -> int:
+    """Bits to drop from values below 2^value_bits of which `length` are weighted and added.
+
+    Raises:
+        RangeError: too few fraction bits would be left.
+    """
+    total = math.ceil(value_bits + _sum_bits(length))
+    spare = max(0, total + 2 * FRACTION_BITS - _PRODUCT_BITS)
+    if spare > FRACTION_BITS - MIN_VALUE_FRAC:
+        raise RangeError(
+            f"weighted sums of {length} values can reach 2^{total}: the value weights are too "
+            "large for a context of so many positions"
+        )
+    return spare
+
+
 async def attend(
     lane: Lane,
     scores: SecretTensor,
@@ -224,15 +247,28 @@ async def attend(
 ) -> SecretTensor:
     """softmax(scores) @ values, (H, R, L) and (H, L, C) -> (H, R, C), over Z_2^64.
 
-    The division comes after the product: fewer elements, and the reciprocal runs beside it.
+    The division comes after the product: fewer elements, and the reciprocal runs beside it. Where
+    large values and a long context would not fit that product, the values' last bits are dropped
+    first, beside the numerators.
 
     Cost: softmax_numerators, then 5 or 6 rounds.
+
+    Raises:
+        RangeError: values so large that dropping bits leaves nothing of small ones.
     """
-    weights = await softmax_numerators(lane, scores, mask, bounds.score_bits)
     # The sum of a row lies between exp(-1/16), for its maximum, and the number of entries.
     low = (FRACTION_BITS - 1) // 2
-    high = math.ceil((FRACTION_BITS + math.log2(1.1 * max(2, mask.shape[1]))) / 2)
-    frac = min(22, _PRODUCT_BITS - 2 * high - 3 - max(0, bounds.value_bits))
+    high = math.ceil((FRACTION_BITS + _sum_bits(mask.shape[1])) / 2)
+    spare = spare_bits(bounds.value_bits, mask.shape[1])
+
+    async def numerators(strand: Lane) -> SecretTensor:
+        return await softmax_numerators(strand, scores, mask, bounds.score_bits)
+
+    async def fitting(strand: Lane) -> SecretTensor:
+        return await lift(strand, values.drop(spare)) if spare else values
+
+    weights, values = await lane.both(numerators, fitting)
+    frac = min(22, _PRODUCT_BITS - 2 * high - 3 - bounds.value_bits + spare)
 
     async def product(strand: Lane) -> SecretTensor:
         return await lift(strand, await matmul(strand, weights, values, FRACTION_BITS))

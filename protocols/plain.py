@@ -131,8 +131,8 @@ def _activated(name: str, x: Floats) -> Floats:
     return ACTIVATIONS[name].exact(np.asarray(x, dtype=np.float64))
 
 
-def _affine(x: Floats, weight: Floats) -> Floats:
+def _affine(x: Floats, weight: Floats) -> NDArray[np.float64]:
     """x @ W, plus the bias in the last row if there is one."""
     features = x.shape[1]
-    product = x @ weight[:features]
+    product: NDArray[np.float64] = np.asarray(x @ weight[:features], dtype=np.float64)
     return product if len(weight) == features else product + weight[features]

@@ -18,11 +18,13 @@ from protocols.ops import Heads, Index, Mask, Ranges, Rotation, Span, rotate
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
 from protocols.shares import SecretTensor, concat, constant, stack
 
-ARGMAX_FRAC = 12
-ARGMAX_WIDTH = 24
-"""Logits are compared over 24 bits in steps of 2^-12: differences up to 2^11."""
 OUTPUT_WIDTH = 38
 """Bits of a result for the client, 18 of them fraction bits."""
+OUTPUT_LIMIT = 2.0**17
+"""What a result must stay below."""
+ARGMAX_FRAC = 12
+ARGMAX_WIDTH = 32
+"""Logits are compared in steps of 2^-12, as far apart as `OUTPUT_LIMIT` lets them be."""
 _MEAN_FRAC = 20
 
 
@@ -198,7 +200,7 @@ class Secure:
         return x.drop(x.frac - FRACTION_BITS).narrow(OUTPUT_WIDTH)
 
     async def argmax(self, logits: SecretTensor) -> SecretTensor:
-        """Index of the largest entry of each row of (T, V): ring integers over 24 bits."""
+        """Index of the largest entry of each row of (T, V): ring integers over 32 bits."""
         scores = logits.drop(logits.frac - ARGMAX_FRAC).narrow(ARGMAX_WIDTH)
         places = np.arange(logits.shape[-1], dtype=np.uint64)
         index = constant(scores.role, np.broadcast_to(places, scores.shape).copy(), ARGMAX_WIDTH)

@@ -1,12 +1,68 @@
 """Fixtures for several test files."""
 
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conversation import IDS
 from networks import make_certificates
+from reference import (
+    CHOICE,
+    save_model,
+    save_tokenizer,
+    torch_greedy,
+    torch_model,
+    usual_logs,
+)
+
+from models.weights import open_checkpoint
+from puma_actors.cli import main
 
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an authority and a certificate for each role."""
     return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose greedy answer to `conversation.PROMPT` has no close choices."""
+    return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
+
+
+@pytest.fixture(scope="session")
+def reference(folder: Path) -> Any:
+    """Torch's model of that folder."""
+    with open_checkpoint(folder) as checkpoint:
+        return torch_model(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def answer(reference: Any) -> list[int]:
+    """Torch's greedy answer to `conversation.PROMPT`."""
+    tokens, leads = torch_greedy(reference, IDS, 8)
+    assert min(leads) > CHOICE
+    return tokens
+
+
+@pytest.fixture
+def puma(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run a command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["puma", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    with usual_logs():
+        yield run

@@ -101,7 +101,8 @@ def explained(
 
     def run(ops: Plain, held: Any) -> Floats:
         cache = Cache.empty(config.num_layers)
-        return np.asarray(run_now(forward(ops, config, held, batch, cache)))
+        with np.errstate(over="ignore"):  # exp of what an activation makes 0
+            return np.asarray(run_now(forward(ops, config, held, batch, cache)))
 
     exact = run(Plain(tokens), values)
     moved = np.zeros((len(exact), 1))

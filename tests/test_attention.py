@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import floats, generator, share
 
+from protocols.errors import RangeError
 from protocols.lane import Settings
 from protocols.normalize import (
     MAX_SCORE_BITS,
@@ -13,6 +14,7 @@ from protocols.normalize import (
     attend,
     peak_width,
     softmax_numerators,
+    spare_bits,
 )
 
 TREES = ["rounds", "traffic"]
@@ -114,8 +116,8 @@ def test_a_width_holds_every_difference_in_whole_digits():
         assert 2.0 ** (score_bits + 1) * 2**6 <= 2.0 ** (width - 2) < 2.0 ** (score_bits + 11)
 
 
-@pytest.mark.parametrize("value_bits", [0, 5, 12, 18])
-@pytest.mark.parametrize("length", [2, 40])
+@pytest.mark.parametrize("value_bits", [0, 5, 12, 18, 22])
+@pytest.mark.parametrize("length", [2, 40, 300])
 def test_values_as_large_as_their_range(value_bits, length):
     """Relative to the largest value the error stays what the range leaves for the reciprocal."""
     rng = generator(value_bits)
@@ -139,3 +141,10 @@ def test_a_mask_may_leave_one_entry_anywhere():
     got = floats(attend, share(scores), share(values), mask, WIDE)
     assert np.abs(got - softmax(scores, mask) @ values).max() < 1e-3
     assert math.isclose(float(got[0, 0, 0]), values[0, 3, 0], abs_tol=1e-3)
+
+
+def test_values_beyond_every_context_are_refused():
+    assert spare_bits(6, 64) == spare_bits(12, 8192) - 1 == 0
+    assert spare_bits(20, 300) == 4
+    with pytest.raises(RangeError, match=r"weighted sums of 1048576 values can reach 2\^41"):
+        spare_bits(20, 1 << 20)

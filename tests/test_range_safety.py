@@ -31,7 +31,7 @@ def check(config, values, *, rows=None, texts=TEXTS, refusal="", eps=None):
         model = share_model(config, values)
     except RangeError as error:
         assert re.match(
-            r"(layers\.\d+(\.\w+)*|table|positions|types|norm|head[.\w]*|result|unit|embeddings)\b[\w.]*: ",
+            r"(layers\.\d+|table|positions|types|norm|head|result|unit|embeddings)\b[\w.]*: ",
             str(error),
         )
         assert refusal and re.search(refusal, str(error)), error
@@ -57,7 +57,7 @@ def head_of(model_type):
     return "causal-lm" if model_type in ("gpt2", "llama", "qwen3", "falcon") else "masked-lm"
 
 
-FAMILIES = ["bert", "roberta", "distilbert", "gpt2", "llama", "qwen3", "falcon"]
+FAMILIES = ["bert", "gpt2", "llama", "qwen3", "falcon"]
 assert set(FAMILIES) <= set(SETTINGS)
 
 
@@ -104,7 +104,7 @@ def test_an_outlier_channel(model, name, size):
     given = check(
         config, outlier(values, name, 3, size), refusal=rf"^{name}|can reach|too large|length"
     )
-    if name == "positions" or size == 200.0 and name == "table":
+    if name == "positions" or (size == 200.0 and name == "table"):
         assert given
 
 

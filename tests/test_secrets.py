@@ -153,12 +153,12 @@ async def test_errors_of_a_run(folder, seen, logs, monkeypatch):
         told.append(str(failure))
         emit(self, failure)
 
-    async def program(self, lane, plan, count, cache, **options) -> None:
-        held = self._parameters["table"]
+    async def program(lane, plan, parameters, batch, cache) -> None:
+        held = parameters["table"]
         raise ValueError(f"{PROMPT} {held.a if hasattr(held, 'a') else held}")
 
     monkeypatch.setattr(rounds.RoundScheduler, "_fail", failing)
-    monkeypatch.setattr(party.Party, "_program", program)
+    monkeypatch.setattr(party, "evaluate", program)
     tokens = Tokenizer.load(folder).chat(PROMPT)
     async with leaves_nothing():
         with pytest.raises(ValueError, match=PROMPT):  # to whoever runs that party, all of it
@@ -232,9 +232,9 @@ async def test_handles_and_inferences_show_nothing(folder, seen):
     async with LocalCluster.from_pretrained(folder) as cluster:
         tokens = cluster.generate(PROMPT, max_new_tokens=3)
         first = await anext(tokens)
-        (inference,) = cluster._client._inferences.values()
+        (inference,) = cluster.client._inferences.values()
         ids = cluster.usage.prompt_ids
-        for value in (inference, cluster, *cluster._parties, cluster._client, cluster._owner):
+        for value in (inference, cluster, *cluster._parties, cluster.client, cluster._owner):
             clean(shown(value), seen, ids)
         for actor in cluster._parties:
             clean(shown(actor.scheduler), seen, ids)

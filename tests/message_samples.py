@@ -1,0 +1,46 @@
+"""A tiny model's plan, and one request of every kind."""
+
+from models.config import LlamaConfig
+from models.plan import draft_plan
+from puma_actors.messages import (
+    CloseMessage,
+    EndedMessage,
+    EndMessage,
+    InferMessage,
+    PlanMessage,
+    ReadyMessage,
+    SeedMessage,
+    StepMessage,
+    TensorMessage,
+    UploadedMessage,
+)
+
+CONFIG = LlamaConfig(
+    vocab_size=5,
+    hidden_size=4,
+    num_layers=1,
+    num_heads=2,
+    max_positions=16,
+    bos_token_id=None,
+    eos_token_ids=(),
+    intermediate_size=6,
+    num_kv_heads=1,
+    head_dim=2,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    tie_embeddings=True,
+)
+PLAN = draft_plan(CONFIG)
+ANNOUNCED = PlanMessage(plan=PLAN.to_public(), digest=PLAN.digest())
+ALL = [
+    ANNOUNCED,
+    SeedMessage(which=1),
+    TensorMessage(number=0, start=0, rows=5),
+    UploadedMessage(),
+    ReadyMessage(digest=PLAN.digest()),
+    InferMessage(number=3, lengths=[4], steps=2),
+    StepMessage(number=3, rounds=1, online_bytes=2, offline_bytes=3),
+    EndMessage(number=3),
+    EndedMessage(number=3),
+    CloseMessage(),
+]
