@@ -3,7 +3,8 @@
 They come from other machines: traffic compares directly, seconds only roughly.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +51,30 @@ PUMA_PAPER = (
     "GPT-2 base 15.5 s, 3774 MB; GPT-2 medium 30.3 s, 7059 MB; LLaMA-7B (128 threads each), "
     "8 in, 1 out: 200.5 s, 1794 MB"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class PaperErrors:
+    """What is known of a function of the paper.
+
+    Attributes:
+        largest, mean: the absolute errors it claims, if it does.
+        worst: largest error of its formula, evaluated in floating point, and where that is.
+    """
+
+    largest: float | None
+    mean: float | None
+    worst: float
+    where: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+PAPER_ERRORS = {
+    "gelu": PaperErrors(0.01403, 0.00168, 0.0199, "as x -> 3 from below"),
+    "silu": PaperErrors(None, None, 0.0719, "just above 4"),
+    "exp": PaperErrors(None, None, 0.0085, "near -2"),
+}
+"""PUMA, arXiv 2307.12533: GeLU of section 4.1; SiLU as its authors released it; exp of section 4.2.
+"""

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.harness import Result, Spread
-from bench.reference import PUMA_PAPER, SPU_GPT2, SPU_SYSTEM
+from bench.reference import PAPER_ERRORS, PUMA_PAPER, SPU_GPT2, SPU_SYSTEM
 
 _WIDTH = 170  # where the output is not a terminal
 
@@ -211,7 +211,34 @@ def _fidelity(rows: Sequence[Result]) -> Table:
     return table
 
 
+def _errors(rows: Sequence[Result]) -> Table:
+    columns = (
+        *("function", "arguments", "set", "max error", "mean", "rounds", "online MB", "dealt MB"),
+        *("elements", "seconds", "paper max", "paper mean"),
+    )
+    table = _table("Accuracy, against float64 (seconds: the parties one by one)", columns, left=3)
+    for result in rows:
+        cost, errors = result.cost, result.errors
+        assert cost is not None and errors is not None
+        paper = result.details.get("paper") or {}
+        table.add_row(
+            _short(result),
+            result.case,
+            result.approximation or "all",
+            _error(errors.largest),
+            _error(errors.mean),
+            str(cost.rounds),
+            _megabytes(cost.online),
+            _megabytes(cost.offline),
+            scaled(result.work),
+            _spread(result.seconds)[0],
+            *(_error(paper[key]) if paper.get(key) else "" for key in ("largest", "mean")),
+        )
+    return table
+
+
 _TABLES = {
+    "errors": _errors,
     "kernels": _kernels,
     "protocols": _protocols,
     "network": _network,
@@ -228,18 +255,27 @@ def _notes(group: str, rows: Sequence[Result]) -> Iterable[Any]:
         noted = {(_short(r), r.note, r.case) for r in rows if r.note}
         for name, note, case in sorted(noted):
             yield f"{name}, {case}: {note}"
-        for name in dict.fromkeys(_short(r) for r in rows):
-            meanings = {r.errors.meaning for r in rows if _short(r) == name and r.errors}
-            for meaning in sorted(meanings - {"absolute"}):
-                yield f"{name}: the error is {meaning}"
+        yield from _meanings(rows)
         if any(result.reference for result in rows):
             yield ""
             yield comparison(rows)
             yield SPU_SYSTEM
+    elif group == "errors":
+        yield from _meanings(rows)
+        for name in dict.fromkeys(_short(r) for r in rows if r.details.get("paper")):
+            known = PAPER_ERRORS[name]
+            yield f"{name}: the paper's formula itself is off by {known.worst:g} {known.where}"
     elif group == "model":
         yield from (SPU_GPT2, PUMA_PAPER)
     elif group == "fidelity":
         yield from _differences(rows)
+
+
+def _meanings(rows: Sequence[Result]) -> Iterable[str]:
+    for name in dict.fromkeys(_short(r) for r in rows):
+        meanings = {r.errors.meaning for r in rows if _short(r) == name and r.errors}
+        for meaning in sorted(meanings - {"absolute"}):
+            yield f"{name}: the error is {meaning}"
 
 
 def _differences(rows: Sequence[Result]) -> Iterable[str]:

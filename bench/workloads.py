@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
-from math import erf, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from protocols.arithmetic import lift, matmul, mul
 from protocols.compare import Term, less, select
 from protocols.elementary import Scaled, exp_negative, reciprocal, rsqrt
 from protocols.embedding import embed, request_rows
-from protocols.lane import Lane
+from protocols.lane import APPROXIMATIONS, Lane
 from protocols.linear import linear
 from protocols.normalize import attend, norm_range, rms_norm
 from protocols.ops import Secure
@@ -37,7 +37,6 @@ Check = Callable[[Shared], Errors]
 
 NARROW = RING_BITS - WEIGHT_BITS
 """Ring that a product with a weight leaves; activations and attention read it as it is."""
-SETS = ("tight", "puma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ def _rng() -> np.random.Generator:
     return np.random.default_rng(2307_12533)
 
 
-def _away_from(exact: Reals, value: Callable[[Shared], Reals] = rebuild) -> Check:
+def away_from(exact: Reals, value: Callable[[Shared], Reals] = rebuild) -> Check:
     def check(results: Shared) -> Errors:
         distance = np.abs(value(results) - exact)
         return Errors(float(distance.max()), float(distance.mean()))
@@ -107,7 +106,7 @@ def product(small: bool) -> Iterator[Workload]:
     async def whole(lane: Lane, x: SecretTensor, y: SecretTensor) -> SecretTensor:
         return await lift(lane, await narrow(lane, x, y))
 
-    base = Workload(f"{count:,}, lifted", whole, (share(x), share(y)), _away_from(x * y), count)
+    base = Workload(f"{count:,}, lifted", whole, (share(x), share(y)), away_from(x * y), count)
     yield replace(base, reference=None if small else SPU["product"])
     yield replace(base, case=f"{count:,}, narrow", function=narrow)
 
@@ -124,14 +123,14 @@ def matrix_product(small: bool) -> Iterator[Workload]:
             f"{case}, weight",
             _with_weight,
             (share(x), share_weight(w)),
-            _away_from(exact),
+            away_from(exact),
             float(rows * depth * columns),
             "multiply-adds",
             reference=SPU.get(f"matmul {case}"),
         )
         yield base
         secrets = share(x[None]), share(w[None])
-        check = _away_from(exact[None])
+        check = away_from(exact[None])
         yield replace(
             base, case=f"{case}, secrets", function=_of_secrets, inputs=secrets, check=check
         )
@@ -176,25 +175,25 @@ def selection(small: bool) -> Iterator[Workload]:
     async def pick(lane: Lane, bit: Any, y: SecretTensor) -> SecretTensor:
         return await select(lane, [Term((bit,), y)], width=y.width, frac=y.frac, shape=y.shape)
 
-    yield Workload(f"{count:,}", pick, (share_bits(bits), share(y)), _away_from(bits * y), count)
+    yield Workload(f"{count:,}", pick, (share_bits(bits), share(y)), away_from(bits * y), count)
 
 
 # -- elementary functions --------------------------------------------------------------------------
 
 
-def _activation(activation: Activation, exact: Callable[[Reals], Reals], small: bool) -> Any:
+def _activation(activation: Activation, small: bool) -> Iterator[Workload]:
     shape = (8, 64) if small else (128, 3072)
     x = _rng().uniform(-12, 12, shape)
 
     async def function(lane: Lane, x: SecretTensor) -> SecretTensor:
         return (await activate(lane, x, activation))[0]
 
-    for approximation in SETS:
+    for approximation in APPROXIMATIONS:
         yield Workload(
             "x".join(map(str, shape)),
             function,
             (share(x, width=NARROW),),
-            _away_from(exact(x)),
+            away_from(activation.exact(x)),
             x.size,
             approximation=approximation,
             reference=None if small else SPU.get(activation.name),
@@ -202,26 +201,22 @@ def _activation(activation: Activation, exact: Callable[[Reals], Reals], small: 
 
 
 def gelu(small: bool) -> Iterator[Workload]:
-    def exact(x: Reals) -> Reals:
-        result: Reals = x * (1 + np.vectorize(erf)(x / sqrt(2))) / 2
-        return result
-
-    yield from _activation(GELU, exact, small)
+    yield from _activation(GELU, small)
 
 
 def silu(small: bool) -> Iterator[Workload]:
-    yield from _activation(SILU, lambda x: x / (1 + np.exp(-x)), small)
+    yield from _activation(SILU, small)
 
 
 def exponential(small: bool) -> Iterator[Workload]:
     count = 2_000 if small else 200_000
     x = -_rng().uniform(0, 20, count)
-    for approximation in SETS:
+    for approximation in APPROXIMATIONS:
         yield Workload(
             f"{count:,}, x <= 0",
             exp_negative,
             (share(x, width=32),),
-            _away_from(np.exp(x)),
+            away_from(np.exp(x)),
             count,
             approximation=approximation,
         )
@@ -268,24 +263,24 @@ def softmax(small: bool) -> Iterator[Workload]:
     mask = np.ones((length, length), dtype=np.bool_)
     identity = np.broadcast_to(np.eye(length), scores.shape)
     values = _rng().normal(size=(heads, length, size))
-    for approximation in SETS:
+    for approximation in APPROXIMATIONS:
         base = Workload(
             f"{heads * length}x{length}",
             attend,
             (share(scores, width=NARROW), share(identity), mask),
-            _away_from(odds),
+            away_from(odds),
             scores.size,
             approximation=approximation,
             reference=None if small else SPU["softmax"],
             note="attention with the identity for values, which includes that product",
         )
         yield base
-        if approximation == SETS[0]:
+        if approximation == APPROXIMATIONS[0]:
             yield replace(
                 base,
                 case=f"{base.case} @ {heads}x{length}x{size}",
                 inputs=(base.inputs[0], share(values), mask),
-                check=_away_from(odds @ values),
+                check=away_from(odds @ values),
                 reference=None,
                 note="",
             )
@@ -302,7 +297,7 @@ def norm(small: bool) -> Iterator[Workload]:
             f"{rows}x{size}, deviation {deviation}",
             rms_norm,
             (share(x, RESIDUAL_BITS), bounds),
-            _away_from(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)),
+            away_from(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)),
             x.size,
             reference=SPU["norm"] if compared else None,
             note="RMSNorm; the reference is LayerNorm" if compared else "",
@@ -317,7 +312,7 @@ def embedding(small: bool) -> Iterator[Workload]:
         f"{tokens} tokens, {rows}x{columns}",
         lambda lane, held: embed(lane, held, tokens),
         (share_table(table),),
-        _away_from(table[ids]),
+        away_from(table[ids]),
         tokens,
         "tokens",
         client=lambda lane: request_rows(lane, ids, rows),

@@ -17,6 +17,7 @@ import numpy as np
 from protocols.arithmetic import remask, remask_cost
 from protocols.boolean import (
     Circuit,
+    and_bits,
     circuit,
     open_masked,
     open_masked_cost,
@@ -30,7 +31,7 @@ from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
 from protocols.kernels.elementwise import chosen, windows
 from protocols.lane import Field, Lane, field
 from protocols.ring import Words, packed_bytes
-from protocols.shares import SecretBits, SecretTensor, stack
+from protocols.shares import SecretBits, SecretTensor, stack, stack_bits
 
 _RADIX = {"rounds": 5, "traffic": 3}
 """Digits combined in one level: 5 keeps the dealt subsets of a level below 40 bits an element."""
@@ -287,14 +288,26 @@ async def maximum(
     ring; the first of equal entries wins. Differences must stay below 2^(width-1); the width must
     be a multiple of 4.
 
-    Cost: per level levels + 2 rounds (3 at 20 bits with "rounds"); the entries a level halves
-    twice.
+    Cost: per level levels + 2 rounds (3 at 20 bits with "rounds"; "traffic" takes one more where
+    three and more are compared); the entries a level halves twice.
     """
     if x.width % DIGIT_BITS:
         raise LocalProtocolError(f"maximum wants a multiple of 4 bits, not {x.width}: narrow first")
     while x.shape[-1] > 1:
         x, payload = await _contest(lane, x, payload)
     return x[..., 0], None if payload is None else payload[..., 0]
+
+
+async def _joined(
+    lane: Lane, winners: list[tuple[SecretBits, ...]]
+) -> list[tuple[SecretBits, ...]]:
+    """The product of each tuple of bits as one bit: a round more, and a fifth of what a selection
+    by several bits has dealt.
+    """
+    places = range(len(winners[0]))
+    factors = [stack_bits([bits[place] for bits in winners]) for place in places]
+    product = await and_bits(lane, factors)
+    return [(product[k],) for k in range(len(winners))]
 
 
 async def _contest(
@@ -318,6 +331,8 @@ async def _contest(
         )
         for k in range(radix - 1)
     ]
+    if lane.settings.tree == "traffic" and radix > 2:
+        winners = await _joined(lane, winners)
     jobs = [(columns, last)]
     if payload is not None:
         beside = [payload[..., index[:, k]] for k in range(radix)]

@@ -15,56 +15,57 @@ from numpy.typing import NDArray
 from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.compare import Term, less, select
 from protocols.errors import LocalProtocolError
+from protocols.exponential import FAST, TIGHT, exp_part
 from protocols.kernels.bits import DIGIT_BITS
 from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RING_BITS
 from protocols.shares import SecretBits, SecretTensor, constant, stack
 from protocols.spline import Spline, evaluate, fit
 
-EXP_CLIP = 15.0
-"""exp(-15) = 3.1e-7, a twelfth of the resolution of 18 fraction bits."""
+EXP_CLIP = 13.375
+"""exp(-13.375) = 1.6e-6, less than half the resolution of 18 fraction bits."""
+_CLIP_FRAC = 2
+"""The clip is found in steps of 1/4: what is not clipped although it might be is still in range."""
 PUMA_EXP_CLIP = 14.0
 """Arguments below -14 give 0 (PUMA, arXiv 2307.12533, section 4.2)."""
 COARSE_FRAC = 6
 """Fraction bits that a comparison with a cut-off looks at."""
-_SPLINE_FRAC = 15
 _POWER_FRAC = 18
 MAX_POWER_FRAC = 26
 """Fraction bits of `Scaled.value` where the product that follows has room for them."""
 
 
-@cache
-def exp_spline() -> Spline:
-    """exp on [-15.5, 0.25): 64 cubic segments of 1/4."""
-    return fit(np.exp, -15.5, segment_bits=6, width_bits=2, frac=_SPLINE_FRAC, degree=3)
-
-
 async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
     """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
 
-    x is over a ring of 24 bits at least and below a quarter of it in size. "tight": a spline beside one comparison;
-    "puma": (1 + x/2^5)^(2^5), 0 below -14.
+    x is over a ring of 28 bits at least and below a quarter of it in size. "tight" and "fast":
+    exact but for rounding, beside one comparison; "puma": (1 + x/2^5)^(2^5), 0 below -14.
 
-    Cost: 3 rounds ("tight"), 8 ("puma").
+    Cost: 3 rounds ("tight"; 4 with "fast" or the tree of least "traffic", which selects before it
+    lifts), 8 ("puma").
     """
-    if lane.settings.approximation == "puma":
+    settings = lane.settings
+    if settings.approximation == "puma":
         return await _exp_puma(lane, x)
+    form = FAST if settings.approximation == "fast" else TIGHT
+    lifts_last = form is FAST or settings.tree == "traffic"
+    missing = FRACTION_BITS - form.frac
+    wide = RING_BITS - missing
 
     async def value(strand: Lane) -> SecretTensor:
-        spline = exp_spline()
-        argument = x.drop(x.frac - spline.frac)
-        narrow = await evaluate(strand, argument, spline, FRACTION_BITS)
-        return await lift(strand, narrow)
+        narrow = await exp_part(strand, x, form)
+        return narrow if lifts_last else await lift(strand, narrow, wide)
 
-    y, below = await lane.both(value, lambda strand: _below(strand, x, -EXP_CLIP))
-    return await select(lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape)
+    y, below = await lane.both(value, lambda strand: _below(strand, x, -EXP_CLIP, _CLIP_FRAC))
+    kept = await select(lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape)
+    return (await lift(lane, kept, wide)).scale_up(missing)
 
 
-async def _below(lane: Lane, x: SecretTensor, cut: float) -> SecretBits:
-    shift = x.frac - COARSE_FRAC
-    threshold = round(cut * 2**x.frac)
+async def _below(lane: Lane, x: SecretTensor, cut: float, frac: int) -> SecretBits:
+    """In steps of 2^-frac, over all the range that x's ring allows."""
+    shift = x.frac - frac
     digits = (x.width - shift) // DIGIT_BITS
-    bits = await less(lane, x, [threshold], digits=digits, shift=shift)
+    bits = await less(lane, x, [round(cut * 2**x.frac)], digits=digits, shift=shift)
     return bits[..., 0]
 
 
@@ -81,7 +82,10 @@ async def _exp_puma(lane: Lane, x: SecretTensor) -> SecretTensor:
             y = await lift(strand, await poly(strand, y, fourth, scale=4 * frac, frac=frac))
         return await lift(strand, await mul(strand, y, y, 2 * frac - FRACTION_BITS))
 
-    y, below = await lane.both(power, lambda strand: _below(strand, x, -PUMA_EXP_CLIP))
+    async def compare(strand: Lane) -> SecretBits:
+        return await _below(strand, x, -PUMA_EXP_CLIP, COARSE_FRAC)
+
+    y, below = await lane.both(power, compare)
     return await select(lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape)
 
 
@@ -102,7 +106,7 @@ class Scaled:
 
 
 @cache
-def _power_spline(halves: int, gain: float) -> Spline:
+def power_spline(halves: int, gain: float) -> Spline:
     """gain * x^(-halves/2) on [0.21, 1.18): 64 cubic segments of 1/64; gain in [1, 2)."""
 
     def function(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -117,7 +121,7 @@ async def _negative_power(
 ) -> Scaled:
     """gain * (v / 2^v.frac)^(-halves/2) for ring integers 4^low <= v < 4^high."""
     mantissa, exponent = math.frexp(gain)
-    spline = _power_spline(halves, 2 * mantissa)
+    spline = power_spline(halves, 2 * mantissa)
     exponents = range(low + 1, high + 1)
     resolution = max(0, 2 * low - 4)  # a sixteenth of the smallest threshold
     digits = -(-(2 * high + 1 - resolution) // 4)

@@ -182,9 +182,9 @@ class AttentionRange:
 
 def peak_width(score_bits: int) -> int:
     """Bits of the ring in which a row's maximum is found: differences of scores in steps of
-    2^-6, in whole digits.
+    2^-6, in whole digits; at least what `exp_negative` wants.
     """
-    return -(-(score_bits + 2 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS
+    return max(16, -(-(score_bits + 2 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS)
 
 
 async def softmax_numerators(
@@ -196,7 +196,7 @@ async def softmax_numerators(
         scores: (H, R, L) with 18 fraction bits, |score| < 2^score_bits.
         mask: (R, L), at least one entry of every row set.
 
-    Cost: 3 rounds a level of the maximum (radix 4), then those of exp.
+    Cost: those of the maximum (a radix-4 tree over the row), then those of exp.
     """
     first = mask.argmax(axis=1)[:, None]  # a masked entry repeats a valid one
     columns = np.where(mask, np.arange(mask.shape[1]), first)

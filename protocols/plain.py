@@ -50,13 +50,13 @@ class Plain:
         return self._seen(name, affine(x, weight))
 
     async def dense(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
-        return self._seen(name, ACTIVATIONS[activation].exact(affine(x, weight)))
+        return self._seen(name, _activated(activation, affine(x, weight)))
 
     async def gated(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
         joint = affine(x, weight)
         half = weight.shape[1] // 2
         gate, up = joint[:, :half], joint[:, half:]
-        return self._seen(name, ACTIVATIONS[activation].exact(gate) * up)
+        return self._seen(name, _activated(activation, gate) * up)
 
     async def project(
         self,
@@ -125,6 +125,10 @@ class Plain:
         result: Floats = np.asarray(value)
         self._record(name, result)
         return result
+
+
+def _activated(name: str, x: Floats) -> Floats:
+    return ACTIVATIONS[name].exact(np.asarray(x, dtype=np.float64))
 
 
 def affine(x: Floats, weight: Floats) -> Floats:

@@ -232,3 +232,8 @@ class SecretBits:
 
     def reshape(self, *shape: int) -> "SecretBits":
         return SecretBits(self.role, self.a.reshape(shape), self.b.reshape(shape))
+
+
+def stack_bits(bits: Sequence[SecretBits]) -> SecretBits:
+    """Bits of one shape side by side along a new first axis."""
+    return SecretBits(bits[0].role, np.stack([b.a for b in bits]), np.stack([b.b for b in bits]))

@@ -11,7 +11,6 @@ powers of m_low: additive shares of P_t(u), before the output's own round. As t 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from protocols.arithmetic import remask, remask_cost
 from protocols.cost import Cost
 from protocols.dpf import correction_bytes, generate, spline_shares
 from protocols.errors import ConfigError, LocalProtocolError
-from protocols.lane import Lane, field
+from protocols.lane import Lane
 from protocols.ring import RING_BITS, Bytes, Words, bit_mask
 from protocols.shares import EVALUATORS, Role, SecretTensor
 
@@ -131,61 +130,6 @@ async def evaluate(lane: Lane, x: SecretTensor, spline: Spline, frac: int) -> Se
         return await remask(lane, zero, frac=frac, shift=shift)
     part = await _read(lane, x, spline, spline.tables)
     return await remask(lane, part.reshape(x.shape), frac=frac, shift=shift)
-
-
-def spline_by_coefficients_cost(count: int, spline: Spline) -> Cost:
-    """Cost of `evaluate_by_coefficients`."""
-    degree = spline.degree
-    dealt = 2 * count * correction_bytes(spline.segment_bits, 1) + 8 * count * degree
-    opened = remask_cost(count * degree, RING_BITS, dealt=False)
-    return opened + remask_cost(count, RING_BITS, dealt=True) + Cost(offline=dealt)
-
-
-async def evaluate_by_coefficients(
-    lane: Lane, x: SecretTensor, spline: Spline, frac: int
-) -> SecretTensor:
-    """As `evaluate`, for many elements: one round more, a third of the computation.
-
-    The point function carries the segment alone, whose expansion is cheap. The evaluators read
-    shares of the coefficients Q_i of (-lam_low)^i off it and open them under masks; the dealer
-    shares the powers of lam_low.
-
-    Cost: 2 rounds; 64 (degree + 1) bits each way; as many dealt, and twice the correction.
-    """
-    shift, degree = spline.scale - frac, spline.degree
-    spline.check(x, shift)
-    if lane.tracing:
-        lane.charge("spline", spline_by_coefficients_cost(x.size, spline))
-        return lane.blank(x.shape, RING_BITS - shift, frac)
-    fields = [field((degree, x.size))]
-    if lane.is_dealer:
-        top, low = spline.split(x.lam)
-        await _deal(lane, spline, top, np.ones((low.size, 1), dtype=np.uint64))
-        zero = np.zeros((degree, x.size), dtype=np.uint64)
-        hidden = await remask(lane, zero, frac=0, dealt=False)
-        powers = np.ascontiguousarray(_powers(np.uint64(0) - low, degree + 1).T[1:])
-        await lane.share(fields, [powers])
-        part = np.uint64(0) - (powers * hidden.lam).sum(axis=0, dtype=np.uint64)
-        return await remask(lane, part.reshape(x.shape), frac=frac, shift=shift)
-    found = await _read(lane, x, spline, spline.tables.transpose(1, 0, 2))
-    shares = await lane.run(found.size * 8, _about_mask, found, spline.split(x.a)[1])
-    opened = await remask(lane, shares[1:], frac=0, dealt=False)
-    (powers,) = await lane.share(fields)
-    part = shares[0] + (powers * opened.a).sum(axis=0, dtype=np.uint64)
-    return await remask(lane, part.reshape(x.shape), frac=frac, shift=shift)
-
-
-def _about_mask(coefficients: Words, low: Words) -> Words:
-    """Coefficients (k, n) of powers of u = low - lam_low -> those of powers of -lam_low."""
-    result = coefficients.copy()
-    count = len(coefficients)
-    power = np.ones_like(low)
-    for distance in range(1, count):
-        power = power * low
-        for i in range(count - distance):
-            factor = np.uint64(comb(i + distance, i))
-            result[i] += factor * power * coefficients[i + distance]
-    return result
 
 
 async def _read(lane: Lane, x: SecretTensor, spline: Spline, tables: Words) -> Words:

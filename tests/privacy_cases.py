@@ -4,12 +4,13 @@ import numpy as np
 from helpers import D, own, share, share_bits, share_ints, words
 from uniformity import check_alike, check_uniform, observe
 
-from protocols import spline
-from protocols.activations import GELU, SILU, activate
+from protocols import spline, waves
+from protocols.activations import ACTIVATIONS, GELU, SILU, activate
 from protocols.arithmetic import Polynomial, lift, matmul, mul, mul3, poly, square_sum
 from protocols.boolean import and_bits
 from protocols.compare import Term, less, maximum, select
-from protocols.elementary import exp_negative, exp_spline, reciprocal, rsqrt
+from protocols.elementary import exp_negative, power_spline, reciprocal, rsqrt
+from protocols.exponential import TIGHT, exp_part
 from protocols.lane import Settings
 from protocols.linear import Table, Weight, linear, table_product
 from protocols.lockstep import deal, run_parties
@@ -51,6 +52,22 @@ async def gelu(lane, x):
     return (await activate(lane, x, GELU))[0]
 
 
+async def tanh(lane, x):
+    return (await activate(lane, x, ACTIVATIONS["tanh"]))[0]
+
+
+async def relu(lane, x):
+    return (await activate(lane, x, ACTIVATIONS["relu"]))[0]
+
+
+async def cosines(lane, x):
+    return await waves.evaluate(lane, x, GELU.tight.waves, 18, 35)
+
+
+async def exp_alone(lane, x):
+    return await exp_part(lane, x, TIGHT)
+
+
 async def compare(lane, x):
     return await less(lane, x, [0, 7 << 14], digits=5, shift=12)
 
@@ -63,8 +80,8 @@ async def cube(lane, x):
     return await poly(lane, x, Polynomial((0.5, -1.0, 0.0, 0.25)), scale=54, frac=18)
 
 
-async def exp_part(lane, x):
-    return await spline.evaluate(lane, x.drop(3), exp_spline(), 18)
+async def root_part(lane, x):
+    return await spline.evaluate(lane, x, power_spline(1, 1.0), 18)
 
 
 async def select_one(lane, flag, y):
@@ -123,12 +140,16 @@ def inputs_of(name, variant):
             largest,
             [share(np.tile(pair, 3), 8, 20), share(np.tile(pair, 3), 8, 20)],
         ),
-        "spline": lambda: (exp_part, [wide]),
+        "spline": lambda: (root_part, [wide]),
         "exp": lambda: (exp_negative, [share(x, width=32)]),
         "rsqrt": lambda: (root, [v]),
         "reciprocal": lambda: (inverse, [v]),
         "silu": lambda: (silu, [share(x, width=44)]),
         "gelu": lambda: (gelu, [share(x, width=44)]),
+        "tanh": lambda: (tanh, [share(x, width=44)]),
+        "relu": lambda: (relu, [share(x, width=44)]),
+        "waves": lambda: (cosines, [share(x, width=44)]),
+        "exp part": lambda: (exp_alone, [share(x, width=32)]),
         "rms_norm": lambda: (norm, [share(np.tile(x[:, None], (1, 4)) + 0.1, 22)]),
         "attention": lambda: (attention, [share(pair[:, None, :]), share(pair[:, :, None])]),
         "linear": lambda: (linear, [share(np.tile(x, (2, 1))), weight_of(matrix)]),
@@ -140,13 +161,15 @@ def inputs_of(name, variant):
 NAMES = [
     "mul", "mul untruncated", "square_sum", "mul3", "mul3 broadcast", "matmul", "poly", "lift",
     "less", "less exactly", "select", "select of three", "and", "maximum", "spline", "exp", "rsqrt",
-    "reciprocal", "silu", "gelu", "rms_norm", "attention", "linear", "table_product",
+    "reciprocal", "silu", "gelu", "tanh", "relu", "waves", "exp part", "rms_norm", "attention",
+    "linear", "table_product",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)
     for settings, names in (
         (Settings(tree="traffic"), ["less", "less exactly", "maximum"]),
         (Settings(approximation="puma"), ["silu", "gelu", "exp"]),
+        (Settings(approximation="fast"), ["silu", "gelu", "exp"]),
     )
     for name in names
 ]

@@ -11,6 +11,7 @@ import pytest
 from helpers import tiny_config
 
 from bench import __main__ as command
+from bench import errors as error_benchmarks
 from bench import network as network_benchmarks
 from bench import protocols as protocol_benchmarks
 from bench.fidelity import TorchModel, differences
@@ -29,7 +30,7 @@ from puma_actors.network import PRESETS
 
 ROOT = Path(__file__).parent.parent
 QUICK = Options(quick=True)
-GROUPS = {"kernels", "protocols", "network", "model", "fidelity"}
+GROUPS = {"kernels", "protocols", "network", "errors", "model", "fidelity"}
 
 
 def test_the_default_selection_leaves_out_what_is_long():
@@ -41,7 +42,7 @@ def test_the_default_selection_leaves_out_what_is_long():
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["gelu"], ["protocols.gelu"]),
+        (["gelu"], ["protocols.gelu", "errors.gelu"]),
         (["protocols.silu", "kernels.prf"], ["kernels.prf", "protocols.silu"]),
         (["fidelity"], ["fidelity.demo"]),
     ],
@@ -167,7 +168,7 @@ def test_texts():
 # -- workloads -------------------------------------------------------------------------------------
 
 PROTOCOLS = {item.name: item for item in protocol_benchmarks.BENCHMARKS}
-BOUNDS = {"puma": 0.1, "tight": 3e-4, "": 1e-4}
+BOUNDS = {"puma": 0.1, "fast": 0.02, "tight": 3e-4, "": 1e-4}
 RESOLUTION = 1 / 8
 """Of the comparison over 20 bits."""
 
@@ -181,6 +182,26 @@ def test_workloads_are_right(name):
         assert result.cost.rounds >= 1
         assert result.reference is None  # another shape
         assert (result.online_seconds is None) == (name == "protocols.embedding")
+
+
+@pytest.mark.parametrize("item", error_benchmarks.BENCHMARKS, ids=lambda item: item.name)
+def test_the_table_of_errors(item, capsys):
+    results = list(item.run(QUICK))
+    largest = {}
+    for result in results:
+        assert result.errors.largest <= BOUNDS[result.approximation], (result.case, result.errors)
+        assert result.errors.mean <= result.errors.largest
+        assert result.cost.rounds >= 1
+        largest[result.case, result.approximation] = result.errors.largest
+    if item.name in ("errors.gelu", "errors.silu", "errors.exp"):
+        for case in {result.case for result in results}:
+            assert largest[case, "tight"] < largest[case, "fast"] < largest[case, "puma"]
+    document(QUICK, results, {}, 1.0)
+    show(console(), {"memory_bytes": 0, "cpu": "", "cores": 1, "os": ""}, results)
+    printed = capsys.readouterr().out
+    assert "Accuracy" in printed
+    claimed = "0.014" in printed and "0.00168" in printed
+    assert claimed == (item.name == "errors.gelu")
 
 
 @pytest.mark.parametrize("build", [product, comparison, gelu, softmax, embedding])

@@ -24,7 +24,9 @@ from models.predict import predict
 from models.tokenizer import Tokenizer
 from models.weights import open_checkpoint
 from protocols.cost import Cost
+from protocols.lane import APPROXIMATIONS
 from puma_actors.cli import main
+from puma_actors.cli.app import Approximation
 from puma_actors.cluster import LocalCluster
 
 PROMPT = "I see the red cat"
@@ -87,6 +89,10 @@ def test_generate_json_is_one_object(puma, folder, answer):
     assert set(data["traffic"]) == {"rounds", "online_bytes", "offline_bytes"}
 
 
+def test_the_sets_offered_are_those_there_are():
+    assert tuple(Approximation) == APPROXIMATIONS
+
+
 async def test_reported_traffic_is_the_predicted(folder, tmp_path):
     puma = Path(sys.executable).with_name("puma")  # what the package installs
     process = subprocess.run(
@@ -125,7 +131,8 @@ def test_generate_options(puma, folder, answer):
 
     assert tokens("-n", 3, "--secret-logits", "--codec") == answer[:3]
     assert tokens("-n", 3, "--tree", "traffic", "--lanes", 2) == answer[:3]
-    assert len(tokens("-n", 2, "--approximation", "puma")) == 2
+    for kind in ("fast", "puma"):
+        assert len(tokens("-n", 2, "--approximation", kind)) == 2
     hot = ("-n", 4, "--temperature", 2, "--top-k", 30, "--top-p", 0.99)
     assert tokens(*hot, "--seed", 7) == tokens(*hot, "--seed", 7)
     words = Tokenizer.load(folder).decode(answer).split()

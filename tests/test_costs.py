@@ -4,15 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from costing import same, tensor
 from helpers import (
     A,
     TinyModel,
     blank,
-    declared,
     generator,
     infer,
-    run,
-    share,
     share_bits,
     share_ints,
     step,
@@ -26,7 +24,7 @@ from hypothesis import strategies as st
 from models.llama import Cache
 from models.plan import Parameter
 from models.sharing import hold_parameter
-from protocols.activations import GELU, SILU, activate
+from protocols.activations import ACTIVATIONS, GELU, SILU, activate
 from protocols.arithmetic import (
     Polynomial,
     lift,
@@ -43,7 +41,7 @@ from protocols.cost import Cost, Traffic
 from protocols.elementary import exp_negative, reciprocal, rsqrt
 from protocols.embedding import embed, embed_cost, request_rows, reveal, reveal_cost, revealed
 from protocols.errors import LocalProtocolError
-from protocols.lane import Settings
+from protocols.lane import APPROXIMATIONS, Settings
 from protocols.linear import Table, linear, table_product
 from protocols.lockstep import deal, run_parties
 from protocols.normalize import attend, norm_range, rms_norm, softmax_numerators
@@ -53,20 +51,9 @@ from protocols.trace import TraceLink, trace
 
 ALL_SETTINGS = [
     Settings(approximation=approximation, tree=tree)
-    for approximation in ("tight", "puma")
+    for approximation in APPROXIMATIONS
     for tree in ("rounds", "traffic")
 ]
-
-
-def same(function, *inputs, settings=None):
-    """Run and trace; the cost on which both agree, field by field."""
-    counted = run(function, *inputs, settings=settings).cost
-    assert declared(function, *inputs, settings=settings) == counted
-    return counted
-
-
-def tensor(shape, width=64, frac=18):
-    return share(generator().uniform(0.5, 1, shape), frac, width)
 
 
 def flags(shape):
@@ -200,10 +187,12 @@ def test_maximum(size, tree):
         return (await maximum(lane, x, x))[1]
 
     x = share_ints(generator().integers(-99, 99, (3, size)), 20)
-    levels = int(np.ceil(np.log(size) / np.log(4))) if size > 1 else 0
+    rounds, left = 0, size
+    while left > 1:
+        rounds += 3 if tree == "rounds" else 4 if left == 2 else 5
+        left = -(-left // min(4, left))
     for function in (alone, beside):
-        cost = same(function, x, settings=Settings(tree=tree))
-        assert cost.rounds == (3 if tree == "rounds" else 4) * levels
+        assert same(function, x, settings=Settings(tree=tree)).rounds == rounds
 
 
 @pytest.mark.parametrize(("v", "degree"), [(2, 1), (5, 3), (7, 2)])
@@ -225,6 +214,12 @@ def test_functions_of_one_number(settings):
     async def gelu(lane, x):
         return await activate(lane, x, GELU)
 
+    async def tanh(lane, x):
+        return await activate(lane, x, ACTIVATIONS["tanh"])
+
+    async def relu(lane, x):
+        return await activate(lane, x, ACTIVATIONS["relu"])
+
     async def gate(lane, x, y):
         return await activate(lane, x, SILU, beside=y)
 
@@ -235,12 +230,18 @@ def test_functions_of_one_number(settings):
         return await reciprocal(lane, x, 8, 11)
 
     x = tensor((3, 5), 44)
-    rounds = {"silu": (4, 6), "gelu": (4, 6), "exp_negative": (3, 8)}
+    rounds = {
+        "silu": {"tight": 4, "fast": 4, "puma": 6},
+        "gelu": {"tight": 4, "fast": 4, "puma": 6},
+        "tanh": {"tight": 4, "fast": 4, "puma": 4},
+        "relu": dict.fromkeys(APPROXIMATIONS, 5),
+        "exp_negative": {"tight": 3, "fast": 4, "puma": 8},
+    }
     same(exp_negative, tensor((3, 5), 32), settings=settings)
-    for function in (silu, gelu, exp_negative):
+    for function in (silu, gelu, tanh, relu, exp_negative):
         cost = same(function, tensor((3, 5)), settings=settings)
         if settings.tree == "rounds":
-            expected = rounds[function.__name__][settings.approximation == "puma"]
+            expected = rounds[function.__name__][settings.approximation]
             assert cost.rounds == expected, function.__name__
     same(gate, x, tensor((3, 2), 44), settings=settings)
     same(root, tensor((3, 5)), settings=settings)

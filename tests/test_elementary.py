@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from helpers import A, floats, generator, run, share, share_ints
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protocols.elementary import exp_negative, reciprocal, rsqrt
 from protocols.errors import LocalProtocolError
+from protocols.exponential import LOWEST, TIGHT, _tables, exp_part
 from protocols.lane import Settings
 from protocols.lockstep import combine
 from protocols.ring import decode
@@ -24,15 +25,72 @@ def arguments():
     return np.concatenate([near, far, edges])
 
 
+def exp_error(x, width=64, **settings):
+    got = floats(exp_negative, share(x, width=width), settings=Settings(**settings))
+    return np.abs(got - np.exp(x)), got
+
+
 @pytest.mark.parametrize("width", [32, 44, 64])
 @pytest.mark.parametrize("tree", TREES)
 def test_tight_exp(width, tree):
     x = arguments()
-    got = floats(exp_negative, share(x, width=width), settings=Settings(tree=tree))
-    error = np.abs(got - np.exp(x))
-    assert error.max() <= 2.5e-4
-    assert error[:6000].mean() <= 2e-5
-    assert not got[x <= -15.1].any()
+    error, got = exp_error(x, width, tree=tree)
+    assert error.max() <= 2e-5
+    assert error[:6000].mean() <= 3e-6
+    assert not got[x <= -13.65].any()
+
+
+@pytest.mark.parametrize("width", [32, 44, 64])
+@pytest.mark.parametrize("tree", TREES)
+def test_fast_exp(width, tree):
+    x = arguments()
+    error, got = exp_error(x, width, tree=tree, approximation="fast")
+    assert error.max() <= 1.2e-3
+    assert not got[x <= -13.65].any()
+
+
+@pytest.mark.parametrize("reach", [4, 8, 14])
+def test_fast_exp_is_no_less_accurate_than_the_paper(reach):
+    x = np.linspace(-reach, 0, 8001)
+    ours, _ = exp_error(x, 32, approximation="fast")
+    theirs = np.abs(np.where(x < -14, 0, (1 + x / 32) ** 32) - np.exp(x))
+    assert ours.max() <= theirs.max() / 4
+    assert ours.mean() <= theirs.mean() / 4
+
+
+@settings(max_examples=25, deadline=None)
+@example([0.05, -8191.0, -13.4, -13.375])
+@given(st.lists(st.floats(-8191, 0.05), min_size=1, max_size=6))
+def test_exp_of_any_argument(values):
+    for kind, bound in (("tight", 2e-5), ("fast", 1.2e-3)):
+        assert exp_error(np.array(values), 32, approximation=kind)[0].max() <= bound
+
+
+def test_exp_part_at_both_ends():
+    """Every representable argument at the ends of its range, and around the ends of segments."""
+    unit, length = 2.0**-18, 32 / 7
+    cuts = LOWEST + length * np.arange(4)
+    around = (cuts[:, None] + unit * np.arange(-40, 41)).reshape(-1)
+    x = np.rint(around / unit) * unit
+    x = x[(x >= LOWEST) & (x < 0.0625)]
+    got = floats(exp_part, share(x, width=25), TIGHT)
+    assert np.abs(got - np.exp(x)).max() <= 2e-5
+
+
+def test_exp_part_refuses_what_it_cannot_read():
+    for x in (share([0.0], frac=17), share([0.0], width=24)):
+        with pytest.raises(LocalProtocolError, match="exp over 18 fraction bits and 25 bits"):
+            run(exp_part, x, TIGHT)
+
+
+def test_the_evaluators_factors_are_right_to_the_last_bit():
+    upper, lower, segments = _tables()
+    unit = 2.0**-18 / 7
+    for table, step in ((upper, unit * 2**11), (lower, unit)):
+        exact = np.exp(np.arange(table.size) * step) * 2.0**26
+        assert np.abs(table - exact).max() <= 0.51
+    turns = np.exp(0.0625 + 32 / 7 * np.array([0, -3, -2, -1])) * 2.0**26
+    assert np.abs(segments - turns).max() <= 0.51
 
 
 def test_puma_exp():

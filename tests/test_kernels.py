@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
-from protocols.kernels import aesni, forest, jit, matmul, packing, warm_up
+from protocols.kernels import aesni, forest, jit, matmul, packing, warm_up, waves
 from protocols.kernels.aes import fixed_key, mmo
 
 LIMIT = settings(max_examples=40, deadline=None)
@@ -227,3 +227,41 @@ def test_warm_up_names_every_kernel_it_compiles():
     ]
     assert len(lines) == len(usable)
     assert lines[0].startswith(f"compiling kernel 1/{len(usable)}: ")
+
+
+# -- waves -----------------------------------------------------------------------------------------
+
+
+@LIMIT
+@given(SEEDS, st.integers(1, 40), st.integers(3, 30), st.integers(1, 9), st.booleans(), st.data())
+def test_waves_equal_the_twins(seed, count, bits, harmonics, odd, data):
+    frac = data.draw(st.integers(1, 30))
+    x, shares = words(seed, count), words(seed + 1, 2 * harmonics, count)
+    got = waves._harmonics_numba(x, bits, harmonics, frac)
+    np.testing.assert_array_equal(got, waves.harmonics_numpy(x, bits, harmonics, frac))
+    weights = np.random.default_rng(seed).integers(-(2**31), 2**31, harmonics)
+    down = data.draw(st.integers(10, 60))
+    args = (x, bits, weights, odd, shares, down)
+    np.testing.assert_array_equal(waves._combined_numba(*args), waves.combined_numpy(*args))
+
+
+@pytest.mark.parametrize("bits", [3, 10, 21, 25])
+def test_harmonics_are_cosines_and_sines(bits):
+    x = words(0, 500)
+    angles = (x & np.uint64(2**bits - 1)).astype(float) * (2 * np.pi / 2**bits)
+    got = waves.harmonics(x, bits, 20, 29).view(np.int64) / 2.0**29
+    for k in range(1, 21):
+        assert np.abs(got[2 * k - 2] - np.cos(k * angles)).max() <= 1e-7
+        assert np.abs(got[2 * k - 1] - np.sin(k * angles)).max() <= 1e-7
+
+
+@pytest.mark.parametrize("bits", [3, 20, 25])
+def test_roots_are_right_to_the_last_bit(bits):
+    table, low = waves.roots(bits), bits // 2
+    for rows, step, count in (
+        (table[:2], bits - low, 2 ** (bits - low)),
+        (table[2:], bits, 2**low),
+    ):
+        angles = np.arange(count) * (2 * np.pi / 2**step)
+        assert np.abs(rows[0, :count] - np.cos(angles) * 2.0**30).max() <= 0.51
+        assert np.abs(rows[1, :count] - np.sin(angles) * 2.0**30).max() <= 0.51

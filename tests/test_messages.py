@@ -17,7 +17,7 @@ from models.llama import parameters_of
 from models.plan import Plan
 from models.weights import open_checkpoint
 from protocols.errors import ConfigError, PeerFailed, RemoteProtocolError
-from protocols.lane import Settings
+from protocols.lane import APPROXIMATIONS, Settings
 from protocols.shares import COMPUTING, Role
 from puma_actors.actor import Actor, connect_all
 from puma_actors.client import Client
@@ -142,6 +142,12 @@ def test_refusals_never_repeat_what_was_sent():
             parse({"prompt": 1, "steps": 1, **header})
         if secret not in header:
             assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", APPROXIMATIONS)
+def test_every_set_of_approximations_travels(kind):
+    message = infer_message(0, 1, 1, Settings(approximation=kind), all_rows=False)
+    assert parse(message.header()).settings().approximation == kind
 
 
 def test_settings_travel():

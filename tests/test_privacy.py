@@ -131,7 +131,9 @@ def test_messages_are_not_tied_to_what_the_party_knows(name, role):
 
 
 @pytest.mark.parametrize("role", EVALUATORS)
-@pytest.mark.parametrize("name", ["mul", "lift", "less", "select", "spline", "silu"])
+@pytest.mark.parametrize(
+    "name", ["mul", "lift", "less", "select", "spline", "silu", "waves", "exp part"]
+)
 def test_a_simulator_without_inputs_makes_the_same_view(name, role):
     """The party's own code, run on random shares against messages made of coins, opens values with
     the same statistics as in a real run.
@@ -180,7 +182,9 @@ def fails(name):
         check_case(lambda variant: run_once(name, variant))
 
 
-@pytest.mark.parametrize("name", ["mul", "lift", "less", "select", "and", "silu", "rms_norm"])
+@pytest.mark.parametrize(
+    "name", ["mul", "lift", "less", "select", "and", "silu", "rms_norm", "waves", "exp part"]
+)
 def test_masks_of_zeros_are_noticed(name, monkeypatch):
     whole = Lane.draw
 
@@ -197,7 +201,7 @@ def test_masks_of_zeros_are_noticed(name, monkeypatch):
     fails(name)
 
 
-@pytest.mark.parametrize("name", ["less", "and", "select", "lift"])
+@pytest.mark.parametrize("name", ["less", "and", "select", "lift", "waves", "exp part"])
 def test_unmasked_shares_from_the_dealer_are_noticed(name, monkeypatch):
     whole = Lane._draw_fields
 

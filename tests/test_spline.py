@@ -6,16 +6,20 @@ from helpers import A, floats, generator, run, share, share_ints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.activations import GELU, SILU, activation_spline
-from protocols.elementary import exp_spline
 from protocols.errors import ConfigError, LocalProtocolError
+from protocols.exact import silu
 from protocols.lockstep import combine
 from protocols.ring import signed
-from protocols.spline import evaluate, evaluate_by_coefficients, fit
+from protocols.spline import evaluate, fit
 
 
 def sine(x):
     return np.sin(x)
+
+
+EXP = fit(np.exp, -15.5, segment_bits=6, width_bits=2, frac=15, degree=3)
+SINE = fit(sine, -8.0, segment_bits=6, width_bits=2, frac=16, degree=3)
+SILU = fit(silu, -16.0, segment_bits=7, width_bits=2, frac=16, degree=3)
 
 
 def window(spline):
@@ -29,25 +33,15 @@ def window(spline):
     return np.rint(np.concatenate([inside, low, high, around]) / unit) * unit
 
 
-async def at_once(lane, x, spline, frac):
+async def on_shares(lane, x, spline, frac):
     return await evaluate(lane, x, spline, frac)
-
-
-async def by_coefficients(lane, x, spline, frac):
-    return await evaluate_by_coefficients(lane, x, spline, frac)
-
-
-@pytest.fixture(params=[at_once, by_coefficients])
-def on_shares(request):
-    """Both ways to evaluate, which must do the same."""
-    return request.param
 
 
 @pytest.mark.parametrize(
     ("degree", "segment_bits", "width_bits", "frac", "bound"),
     [(3, 5, 2, 14, 3e-4), (2, 6, 3, 12, 1e-3), (1, 8, 5, 10, 4e-3), (4, 3, 1, 10, 2e-3)],
 )
-def test_a_smooth_function(degree, segment_bits, width_bits, frac, bound, on_shares):
+def test_a_smooth_function(degree, segment_bits, width_bits, frac, bound):
     low = -(2.0 ** (segment_bits - width_bits - 1))
     spline = fit(
         sine, low, segment_bits=segment_bits, width_bits=width_bits, frac=frac, degree=degree
@@ -62,19 +56,19 @@ def test_a_smooth_function(degree, segment_bits, width_bits, frac, bound, on_sha
 @pytest.mark.parametrize(
     ("spline", "function", "bound"),
     [
-        (exp_spline(), np.exp, 2e-4),
-        (activation_spline(SILU), lambda x: x / (1 + np.exp(-x)), 1e-4),
+        (EXP, np.exp, 2e-4),
+        (SILU, lambda x: x / (1 + np.exp(-x)), 1e-4),
     ],
 )
-def test_the_shipped_splines_over_their_whole_window(spline, function, bound, on_shares):
+def test_splines_over_their_whole_window(spline, function, bound):
     x = window(spline)
     got = floats(on_shares, share(x, frac=spline.frac, width=48), spline, 18)
     assert np.abs(got - function(x)).max() < bound
 
 
-def test_evaluation_is_the_tables_polynomial_truncated(on_shares):
+def test_evaluation_is_the_tables_polynomial_truncated():
     """Exactly: segment t or t + 1, each with its own local coordinate, rounded down or up."""
-    spline = activation_spline(GELU)
+    spline = SINE
     x = window(spline)
     units = np.rint(x * 2.0**spline.frac).astype(int)
     shift = spline.scale - 18
@@ -98,22 +92,21 @@ def test_evaluation_is_the_tables_polynomial_truncated(on_shares):
 @given(st.floats(-7.9, 7.4), st.integers(20, 64), st.integers(4, 20))
 def test_any_ring_and_any_precision(x, width, frac):
     spline = fit(sine, -8.0, segment_bits=6, width_bits=2, frac=14, degree=3)
-    for function in (at_once, by_coefficients):
-        got = floats(function, share([x], frac=14, width=width), spline, frac)
-        assert abs(got[0] - np.sin(x)) < 3e-4 + 2.0**-frac
+    got = floats(on_shares, share([x], frac=14, width=width), spline, frac)
+    assert abs(got[0] - np.sin(x)) < 3e-4 + 2.0**-frac
 
 
-def test_outside_the_window_the_value_stays_bounded(on_shares):
-    spline = exp_spline()
+def test_outside_the_window_the_value_stays_bounded():
+    spline = EXP
     x = generator().uniform(-4000, 4000, 2000)
     got = floats(on_shares, share(x, frac=spline.frac), spline, 18)
     assert np.abs(got).max() < 2 * np.exp(0.5)
 
 
-def test_what_does_not_fit_is_refused(on_shares):
+def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="2 fraction bits do not resolve segments"):
         fit(sine, -8.0, segment_bits=6, width_bits=2, frac=2, degree=3)
-    spline = exp_spline()
+    spline = EXP
     for x in (share([0.0], frac=spline.frac + 1), share([0.0], frac=spline.frac, width=16)):
         with pytest.raises(LocalProtocolError, match="spline over 15 fraction bits"):
             run(on_shares, x, spline, 18)
@@ -122,9 +115,9 @@ def test_what_does_not_fit_is_refused(on_shares):
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 63, 1535, 1536, 1537, 6144])
-def test_every_number_of_elements(count, on_shares):
+def test_every_number_of_elements(count):
     """Kernels work in chunks and groups: no element may depend on its neighbours."""
-    spline = activation_spline(SILU)
+    spline = SILU
     x = np.rint(generator().uniform(-15, 15, count) * 2**spline.frac) / 2**spline.frac
     got = floats(on_shares, share(x, frac=spline.frac), spline, 18)
     assert np.abs(got - x / (1 + np.exp(-x))).max() < 6e-5
