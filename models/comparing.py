@@ -62,8 +62,9 @@ class Compared:
         parts = (size / self.limits[what] for what, size in self.sizes.items())
         return max(parts, default=0.0)
 
-    def warnings(self, threshold: float) -> list[str]:
-        """What is worth the owner's attention here."""
+    @property
+    def notes(self) -> list[str]:
+        """Shares that are none, and values at the end of their declared range."""
         found = [] if self.agreed else ["the parties' shares do not fit together"]
         for what, size in self.sizes.items():
             limit = self.limits[what]
@@ -71,9 +72,12 @@ class Compared:
                 found.append(f"saturated: {what} reach {size:.3g}, the range ends at {limit:.3g}")
             elif size >= NEAR * limit:
                 found.append(f"{what} reach {size:.3g}, near the end of their range, {limit:.3g}")
-        if self.strays(threshold):
-            found.append(f"differs by {self.relative:.2g} of its size")
         return found
+
+    def warnings(self, threshold: float) -> list[str]:
+        """What is worth the owner's attention here."""
+        differs = f"differs by {self.relative:.2g} of its size"
+        return [*self.notes, differs] if self.relative > threshold else self.notes
 
     def strays(self, threshold: float) -> bool:
         """By the criterion, or because it is no sharing at all."""

@@ -80,26 +80,29 @@ def _print(found: Comparison, tokens: int, settings: Settings) -> None:
     table.add_column("place", no_wrap=True)
     for name in ("largest", "max diff.", "mean diff.", "relative", "range used"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
     for place in found.places:
         table.add_row(*_cells(place, found))
     stdout.print(table)
     stdout.print()
+    for place in found.places:
+        for note in place.notes:
+            stdout.print(f"[yellow]{place.name}[/]: {escape(note)}", highlight=False)
     for line in _conclusion(found):
         stdout.print(line, highlight=False)
 
 
 def _cells(place: Compared, found: Comparison) -> tuple[str, ...]:
-    notes = "; ".join(place.warnings(found.threshold))
-    style = "[bold red]" if place is found.first_stray else "[yellow]"
+    relative = f"{place.relative:.2g}"
+    if place.strays(found.threshold):
+        style = "bold red" if place is found.first_stray else "yellow"
+        relative = f"[{style}]{relative}[/]"
     return (
         place.name,
         f"{place.largest:.4g}",
         f"{place.most:.2g}",
         f"{place.mean:.2g}",
-        f"{place.relative:.2g}",
-        f"{place.fill:.1%}" if place.sizes else "",
-        f"{style}{escape(notes)}[/]" if notes else "",
+        relative,
+        f"{100 * place.fill:.2g} %" if place.sizes else "",
     )
 
 
