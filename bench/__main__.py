@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import errors, fidelity, kernels, model, network, protocols
+from bench import embeddings, errors, fidelity, kernels, model, network, perplexity, protocols
 from bench.harness import Benchmark, Options, Result, document, machine
 from bench.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -23,6 +23,8 @@ BENCHMARKS: list[Benchmark] = [
     *errors.BENCHMARKS,
     *model.BENCHMARKS,
     *fidelity.BENCHMARKS,
+    *perplexity.BENCHMARKS,
+    *embeddings.BENCHMARKS,
 ]
 
 
