@@ -133,7 +133,7 @@ async def _embed(
         approximation=approximation,
         cost=cluster.usage.total,
         errors=Errors(float(off.max()), float(off.mean()), "that of an entry of an embedding"),
-        note=f"cosine to {kind} at least {angles.min():.7f}",
+        note=f"cosine to {kind} at least 1 - {max(0.0, 1 - angles.min()):.1e}",
         details={"cosines": angles.tolist(), "least_cosine": float(angles.min())},
     )
 

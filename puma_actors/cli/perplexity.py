@@ -63,7 +63,7 @@ def _told(kind: str, report: Progress) -> Told:
     def told(done: int, windows: int, rest: float) -> None:
         left = f"about {rest / 60:.0f} min" if rest >= 90 else f"about {rest:.0f} s"
         # The first word differs from window to window: each gets its line without a terminal.
-        report(f"{done}/{windows} windows {kind}, {left} left", done / windows)
+        report(f"{kind}:{done}/{windows} windows, {left} left", done / windows)
 
     return told
 
