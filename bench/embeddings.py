@@ -132,8 +132,9 @@ async def _embed(
         unit="sentences",
         approximation=approximation,
         cost=cluster.usage.total,
-        errors=Errors(float(off.max()), float(off.mean()), "that of an entry of an embedding"),
-        note=f"cosine to {kind} at least 1 - {max(0.0, 1 - angles.min()):.1e}",
+        errors=Errors(float(off.max()), float(off.mean())),
+        note=f"cosine to {kind} at least 1 - {max(0.0, 1 - angles.min()):.1e}; "
+        "the error is that of an entry",
         details={"cosines": angles.tolist(), "least_cosine": float(angles.min())},
     )
 
