@@ -9,7 +9,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import errors, fidelity, kernels, model, network, paper, protocols
+from bench import (
+    embeddings,
+    errors,
+    fidelity,
+    kernels,
+    model,
+    network,
+    paper,
+    perplexity,
+    protocols,
+)
 from bench.harness import Benchmark, Options, Result, document, machine
 from bench.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -24,6 +34,8 @@ BENCHMARKS: list[Benchmark] = [
     *model.BENCHMARKS,
     *paper.BENCHMARKS,
     *fidelity.BENCHMARKS,
+    *perplexity.BENCHMARKS,
+    *embeddings.BENCHMARKS,
 ]
 
 

@@ -221,8 +221,8 @@ def _paper(rows: Sequence[Result]) -> Table:
 
 
 def _fidelity(rows: Sequence[Result]) -> Table:
-    columns = ("model", "case", "set", "median", "equal tokens", "max logit error", "mean")
-    table = _table("Fidelity, against torch float32", columns, left=3)
+    columns = ("model", "case", "set", "median", "equal tokens", "max error", "mean")
+    table = _table("Fidelity: logits, unless it is said below", columns, left=3)
     for result in rows:
         details, errors = result.details, result.errors
         equal = f"{details['equal']} of {details['tokens']}" if "equal" in details else ""
@@ -295,6 +295,10 @@ def _notes(group: str, rows: Sequence[Result]) -> Iterable[Any]:
     elif group == "model":
         yield from (SPU_GPT2, PUMA_PAPER)
     elif group == "fidelity":
+        for result in rows:
+            if result.note:
+                yield f"{_short(result)}, {result.approximation}: {result.note}"
+        yield from _meanings(rows)
         yield from _differences(rows)
 
 

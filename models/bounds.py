@@ -299,8 +299,13 @@ def _pairs(sizes: Vector, size: int) -> float:
     return float(np.hypot(pairs[:, 0], pairs[:, 1]).max())
 
 
+def product_limit(frac: int) -> float:
+    """Below what the products of a weight and an input with `frac` fraction bits must stay."""
+    return 2.0 ** (_PRODUCT_BITS - frac - WEIGHT_BITS)
+
+
 def _limit(x: Bound) -> float:
-    return 2.0 ** (_PRODUCT_BITS - x.frac - WEIGHT_BITS)
+    return product_limit(x.frac)
 
 
 def _check(name: str, value: float, limit: float, what: str = "weights") -> None:

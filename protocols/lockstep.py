@@ -23,17 +23,25 @@ T = TypeVar("T")
 Program = Callable[[Lane], Coroutine[Any, Any, Any]]
 
 
-class _Pause:
-    """Hands control to the driver once."""
+class Pause:
+    """Hands control to the driver once: the other parties run, as far as they can.
 
-    def __await__(self) -> Generator[None, None, None]:
-        yield
+    Args:
+        moved: the party has come further since its last pause, though it may not have sent
+            anything; without that, a pass in which nothing is sent or read is a deadlock.
+    """
+
+    def __init__(self, *, moved: bool = False) -> None:
+        self._moved = moved
+
+    def __await__(self) -> Generator[bool, None, None]:
+        yield self._moved
 
 
 @dataclass
 class Exchange:
     """The post office of a lockstep run: boxes, counters, and the record of what each party
-    received.
+    received, if it is wanted.
     """
 
     boxes: dict[tuple[Role, Role, Path], bytes] = field(default_factory=dict)
@@ -42,6 +50,7 @@ class Exchange:
     deferred: list[Coroutine[Any, Any, None]] = field(default_factory=list)
     waiting: dict[Role, tuple[Role, Path]] = field(default_factory=dict)
     sends: int = 0
+    recorded: bool = True
 
 
 class LockstepLink:
@@ -64,14 +73,15 @@ class LockstepLink:
             raise LocalProtocolError(f"{self.role} sent {tag} to {to} twice")
         self._exchange.boxes[key] = message
         self._exchange.sends += 1
-        self._exchange.views.setdefault(to, []).append(message)
+        if self._exchange.recorded:
+            self._exchange.views.setdefault(to, []).append(message)
         self.traffic.count(len(message), online=online)
 
     async def receive(self, sender: Role, tag: Path) -> Buffer:
         key = (sender, self.role, tag)
         while key not in self._exchange.boxes:
             self._exchange.waiting[self.role] = (sender, tag)
-            await _Pause()
+            await Pause()
         return self._exchange.boxes.pop(key)
 
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
@@ -92,11 +102,13 @@ class _Step(Awaitable[None]):
         self.done = False
         self.result: Any = None
 
-    def advance(self) -> None:
+    def advance(self) -> bool:
+        """Whether the coroutine ended, or says that it moved on."""
         try:
-            self.task.send(None)
+            return bool(self.task.send(None))
         except StopIteration as stop:
             self.done, self.result = True, stop.value
+            return True
 
     def __await__(self) -> Generator[None, None, None]:
         while not self.done:
@@ -114,7 +126,7 @@ async def _interleave(tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
                     step.advance()
             if all(step.done for step in steps):
                 return [step.result for step in steps]
-            await _Pause()
+            await Pause()
     finally:
         for step in steps:
             step.task.close()
@@ -138,13 +150,18 @@ class Outcome:
     views: dict[Role, list[bytes]]
 
 
-def run_parties(programs: dict[Role, Program], settings: Settings | None = None) -> Outcome:
+def run_parties(
+    programs: dict[Role, Program], settings: Settings | None = None, *, record: bool = True
+) -> Outcome:
     """Run one program a role to the end.
+
+    Args:
+        record: keep every party's view; a long run frees each message once it is read without.
 
     Raises:
         LocalProtocolError: all parties wait, or messages were left unread.
     """
-    exchange = Exchange()
+    exchange = Exchange(recorded=record)
     secrets = pair_secrets(list(programs))
     lanes = {
         role: Lane(
@@ -175,15 +192,13 @@ def run_parties(programs: dict[Role, Program], settings: Settings | None = None)
 def _drive(exchange: Exchange, steps: dict[Role, _Step], extra: list[_Step]) -> None:
     while True:
         before = exchange.sends, len(exchange.boxes), len(exchange.deferred)
-        for step in (*steps.values(), *extra):
-            if not step.done:
-                step.advance()
+        moved = [step.advance() for step in (*steps.values(), *extra) if not step.done]
         extra.extend(_Step(task) for task in exchange.deferred)
         grown = bool(exchange.deferred)
         exchange.deferred.clear()
         if all(step.done for step in (*steps.values(), *extra)):
             return
-        if not grown and before == (exchange.sends, len(exchange.boxes), 0):
+        if not grown and not any(moved) and before == (exchange.sends, len(exchange.boxes), 0):
             raise LocalProtocolError(f"every party waits: {exchange.waiting}")
 
 

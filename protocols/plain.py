@@ -47,13 +47,13 @@ class Plain:
         return self._seen(name, y if shift is None else y + shift)
 
     async def linear(self, x: Floats, weight: Floats, name: str) -> Floats:
-        return self._seen(name, _affine(x, weight))
+        return self._seen(name, affine(x, weight))
 
     async def dense(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
-        return self._seen(name, _activated(activation, _affine(x, weight)))
+        return self._seen(name, _activated(activation, affine(x, weight)))
 
     async def gated(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
-        joint = _affine(x, weight)
+        joint = affine(x, weight)
         half = weight.shape[1] // 2
         gate, up = joint[:, :half], joint[:, half:]
         return self._seen(name, _activated(activation, gate) * up)
@@ -68,7 +68,7 @@ class Plain:
         norm: Norm | None = None,
         gains: tuple[Floats, Floats] | None = None,
     ) -> tuple[Floats, Floats, Floats]:
-        joint = _affine(x, weight).reshape(x.shape[0], -1, heads.size)
+        joint = affine(x, weight).reshape(x.shape[0], -1, heads.size)
         rotated = heads.query + heads.key
         turned, values = joint[:, :rotated], joint[:, rotated:]
         if norm is not None and gains is not None:
@@ -97,7 +97,7 @@ class Plain:
         return self._seen(name, np.concatenate(parts))
 
     async def output(self, x: Floats, weight: Floats, name: str, *, tied: bool = False) -> Floats:
-        return self._seen(name, _affine(x, weight.T if tied else weight))
+        return self._seen(name, affine(x, weight.T if tied else weight))
 
     async def mean(self, x: Floats, lengths: Sequence[int]) -> Floats:
         return np.asarray(self.sums(x, lengths) / np.asarray(lengths)[:, None])
@@ -131,7 +131,7 @@ def _activated(name: str, x: Floats) -> Floats:
     return ACTIVATIONS[name].exact(np.asarray(x, dtype=np.float64))
 
 
-def _affine(x: Floats, weight: Floats) -> NDArray[np.float64]:
+def affine(x: Floats, weight: Floats) -> NDArray[np.float64]:
     """x @ W, plus the bias in the last row if there is one."""
     features = x.shape[1]
     product: NDArray[np.float64] = np.asarray(x @ weight[:features], dtype=np.float64)

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from models.architecture import ModelConfig
+from models.perplexity import log_likelihoods
 from models.plan import Plan
 from models.predict import predict
 from models.program import Batch, Rows
@@ -135,6 +136,16 @@ class Requests(ABC):
             self.usage.seconds["prefill"] = time.perf_counter() - started
             return result
 
+    async def log_likelihoods(self, ids: Sequence[int]) -> Floats:
+        """Natural logarithm of the probability that a language model gives to each token but the
+        first, after those before it: (len(ids) - 1,).
+
+        Raises:
+            ConfigError: the model predicts no tokens, or ids as for `forward`.
+        """
+        check_logits(self.config)
+        return log_likelihoods(await self.forward([list(ids)], rows="all"), ids)
+
     def _check_types(self, batch: Batch) -> None:
         known = max(1, int(getattr(self.config, "type_vocab_size", 1)))
         if batch.types is not None and not 0 <= min(batch.types) <= max(batch.types) < known:
@@ -154,34 +165,29 @@ class Requests(ABC):
             ids = [int(token) for token in prompt]
         elif not prompt.strip():
             raise ConfigError("the prompt is empty: give some text")
-        elif self.tokenizer is None:
-            raise ConfigError(
-                f"no tokenizer, so only token ids can be given ({self._no_tokenizer})"
-            )
         else:
-            ids = self.tokenizer.encode(prompt) if raw else self.tokenizer.chat(prompt)
+            ids = self.text_ids(prompt) if raw else self._for_text().chat(prompt)
         self.check_ids(ids)
         return ids
 
-    def check_ids(self, ids: Sequence[int]) -> None:
-        """Refuse token ids that the model cannot take, before any work starts.
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text of any length, with the begin token if the tokenizer puts one.
 
         Raises:
-            ConfigError: none at all, too many, or one outside the vocabulary.
+            ConfigError: the model has no tokenizer.
         """
-        config = self.config
-        if not ids:
-            raise ConfigError("the prompt is empty: give at least one token")
-        for token in ids:
-            if not 0 <= token < config.vocab_size:
-                raise ConfigError(
-                    f"token id {token} is not in the model's vocabulary of {config.vocab_size}"
-                )
-        if len(ids) > config.max_positions:
+        return self._for_text().encode(text)
+
+    def _for_text(self) -> Tokenizer:
+        if self.tokenizer is None:
             raise ConfigError(
-                f"{len(ids)} prompt tokens do not fit the model's {config.max_positions} "
-                "positions: shorten the prompt"
+                f"no tokenizer, so only token ids can be given ({self._no_tokenizer})"
             )
+        return self.tokenizer
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """As `check_ids` of this module, for this model."""
+        check_ids(self.config, ids)
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
         """Refuse a choice of tokens that needs logits the client is not to see.
@@ -273,6 +279,35 @@ class Requests(ABC):
         with suppress(PumaError):
             await self.client.end(inference)
         self.usage.steps = _known_costs(inference)
+
+
+def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
+    """Refuse token ids that a model cannot take, before any work starts.
+
+    Raises:
+        ConfigError: none at all, too many, or one outside the vocabulary.
+    """
+    if not ids:
+        raise ConfigError("the prompt is empty: give at least one token")
+    for token in ids:
+        if not 0 <= token < config.vocab_size:
+            raise ConfigError(
+                f"token id {token} is not in the model's vocabulary of {config.vocab_size}"
+            )
+    if len(ids) > config.max_positions:
+        raise ConfigError(
+            f"{len(ids)} prompt tokens do not fit the model's {config.max_positions} "
+            "positions: shorten the prompt"
+        )
+
+
+def check_logits(config: ModelConfig) -> None:
+    """Raises ConfigError: the model predicts no next tokens."""
+    if config.head != "causal-lm":
+        raise ConfigError(
+            f"a model with head {config.head!r} predicts no next tokens: likelihoods and "
+            "perplexity need head 'causal-lm'"
+        )
 
 
 def _known_costs(inference: Inference) -> list[Cost]:

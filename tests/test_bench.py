@@ -44,7 +44,10 @@ def test_the_default_selection_leaves_out_what_is_long():
     [
         (["gelu"], ["protocols.gelu", "errors.gelu"]),
         (["protocols.silu", "kernels.prf"], ["kernels.prf", "protocols.silu"]),
-        (["fidelity"], ["fidelity.demo"]),
+        (
+            ["fidelity"],
+            ["fidelity.demo", "fidelity.perplexity", "fidelity.embeddings", "fidelity.sets"],
+        ),
     ],
 )
 def test_selection_by_name(names, expected):

@@ -1,256 +1,296 @@
-"""Comparison, selection and maxima against integers: exhaustive where the ring is small."""
+"""`puma compare`: a private evaluation beside the plaintext one, place by place."""
+
+import json
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import A, B, D, bits, generator, ints, run, share, share_bits, share_ints, words
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from reference import save_model, save_tokenizer, usual_logs
+from tiny_models import save, tiny_model
 
-from protocols.compare import Term, comparison_tree, less, maximum, select
+from models.calibrate import calibrate, plain_run
+from models.comparing import (
+    THRESHOLD,
+    compare_held,
+    compare_model,
+    compare_place,
+    least_cosine,
+    relative_difference,
+)
+from models.families import load_parameters
+from models.observe import Place, Rebuilt, hold_all, longest_row, run_plain
+from models.plan import Plan
+from models.program import Batch
+from models.tasks import default_rows
+from models.weights import open_checkpoint
 from protocols.errors import LocalProtocolError
 from protocols.lane import Settings
-from protocols.lockstep import combine
-from protocols.ring import canonical, signed
-from protocols.shares import SecretTensor, constant
-
-TREES = ["rounds", "traffic"]
-tree = pytest.mark.parametrize("tree", TREES)
-
-
-def with_masks(m, lam, width):
-    """The sharing with these public words and these masks."""
-    m, lam = (np.asarray(v, dtype=np.uint64) for v in (m, lam))
-    one = generator().integers(0, 2**64, lam.shape, dtype=np.uint64)
-    two = lam - one
-    return {
-        D: SecretTensor(D, one, two, width, 0),
-        A: SecretTensor(A, m, one, width, 0),
-        B: SecretTensor(B, m, two, width, 0),
-    }
-
-
-# -- comparison ------------------------------------------------------------------------------------
-
-
-@tree
-def test_less_for_every_mask_and_every_value_of_a_byte(tree):
-    m, lam = (v.reshape(-1) for v in np.meshgrid(np.arange(256), np.arange(256)))
-    expected = signed(words(m - lam), 8) < 0
+from protocols.lockstep import Pause, run_parties
+from protocols.normalize import Norm, norm_range
+from protocols.ops import Ranges
+from protocols.shares import COMPUTING, Role
+from puma_actors.cli import main
+
+IDS = [5, 9, 30, 2, 17, 22, 8]
+
+
+def opened(folder):
+    with open_checkpoint(folder) as checkpoint:
+        return checkpoint.config, dict(load_parameters(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return opened(save_model(tmp_path_factory.mktemp("llama"), seed=3))
+
+
+@pytest.fixture
+def shared(llama):
+    """Plan, what each party holds, batch, and the plaintext places."""
+    config, parameters = llama
+    plan, batch = calibrate(config, parameters), Batch((len(IDS),))
+    places = run_plain(config, parameters, batch, IDS)
+    held = {role: {} for role in COMPUTING}
+    for _, parts in hold_all(config, dict(parameters)):
+        for role, part in parts.items():
+            held[role].update(part)
+    return plan, held, batch, places
+
+
+@pytest.mark.parametrize(
+    ("model_type", "head"),
+    [
+        ("llama", "causal-lm"),
+        ("qwen3", "causal-lm"),
+        ("gpt2", "sequence-classification"),
+        ("falcon", "causal-lm"),
+        ("bert", "none"),
+        ("distilbert", "masked-lm"),
+    ],
+)
+def test_sound_models_agree_at_every_place(model_type, head, tmp_path):
+    config, parameters = opened(save(tiny_model(model_type, head), tmp_path))
+    names = list(parameters)
+    expected = plain_run(config, parameters, [IDS, IDS[:3]], default_rows(config))
+    found = compare_model(config, parameters, [IDS, IDS[:3]])
+    assert found.first_stray is None
+    assert all(place.agreed for place in found.places)
+    assert found.result.shape == expected.shape
+    assert found.result.largest == pytest.approx(np.abs(expected).max())
+    assert 0 < found.result.most < 0.02 * max(1.0, found.result.largest)
+    assert found.cosine > 0.999
+    rows = len(expected)
+    assert found.agreement == (None if head == "none" else (rows, rows))
+    assert all(0 <= place.fill < 1 for place in found.places)  # ranges are proven
+    named = {place.name for place in found.places}
+    assert named >= {name for name in names if name.endswith((".output", ".down"))}
+    assert named >= {f"layers.{i}.{part}" for i in (0, 1) for part in ("queries", "attention")}
+
+
+def test_every_place_of_a_layer_is_named_in_order(shared):
+    places = shared[3]
+    layer = [place.name for place in places if place.name.startswith("layers.1")]
+    attention = ["attention_norm", "queries", "keys", "values", "attention", "output"]
+    parts = [*attention, "mlp_norm", "gate_up", "down"]
+    assert layer == [f"layers.1.{part}" for part in parts]
+    assert [place.name for place in places[-3:]] == ["norm", "head", "result"]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "place"),
+    [
+        ("layers.0.down", "layers.0.down"),
+        ("layers.1.qkv", "layers.1.queries"),
+        ("layers.1.output", "layers.1.output"),
+    ],
+)
+@pytest.mark.parametrize("role", [Role.EVALUATOR_A, Role.DEALER])
+def test_an_altered_share_is_found_at_its_place(shared, parameter, place, role):
+    plan, held, batch, places = shared
+    weight = held[role][parameter]
+    lam = weight.lam.copy()
+    lam[:, 0] += np.uint64(1 << 21)  # by 2: not seen in any single share
+    held[role][parameter] = replace(weight, lam=lam)
+    found = compare_held(plan, held, batch, IDS, places)
+    stray = found.first_stray
+    assert stray is not None
+    assert stray.name == place
+    assert stray.relative > THRESHOLD
+    before = found.places[: found.places.index(stray)]
+    assert all(p.relative < THRESHOLD for p in before)
+
+
+def test_parties_that_hold_different_shares_are_told(shared):
+    plan, held, batch, places = shared
+    gain = held[Role.EVALUATOR_B]["norm"]
+    held[Role.EVALUATOR_B]["norm"] = gain._like(gain.a + np.uint64(1 << 40), gain.b)
+    found = compare_held(plan, held, batch, IDS, places)
+    stray = found.first_stray
+    assert stray is not None
+    assert stray.name == "norm"
+
+
+def test_a_set_that_strays_is_named_at_its_first_function(shared):
+    plan, held, batch, places = shared
+    found = compare_held(plan, held, batch, IDS, places, settings=Settings("puma"))
+    assert found.first_stray is not None
+    assert found.first_stray.name in ("layers.0.attention", "layers.0.gate_up")
+    assert found.result.most > 20 * compare_held(plan, held, batch, IDS, places).result.most
+
 
-    async def program(lane, x):
-        return await less(lane, x, digits=2)
-
-    got = bits(program, with_masks(m, lam, 8), settings=Settings(tree=tree))
-    np.testing.assert_array_equal(got, expected)
-
-
-@tree
-def test_thresholds_for_every_mask_and_every_value_of_a_byte(tree):
-    m, lam = (v.reshape(-1) for v in np.meshgrid(np.arange(256), np.arange(256)))
-    x = signed(words(m - lam), 8).astype(int)
-    thresholds = [-5, 0, 1, 63, -100]
-
-    async def program(lane, x):
-        return await less(lane, x, thresholds, digits=2)
-
-    got = bits(program, with_masks(m, lam, 8), settings=Settings(tree=tree))
-    assert got.shape == (65536, len(thresholds))
-    for column, threshold in enumerate(thresholds):
-        inside = np.abs(x - threshold) < 128
-        assert inside.sum() > 39000
-        np.testing.assert_array_equal(got[inside, column], x[inside] < threshold)
-
-
-@pytest.mark.parametrize("shift", [1, 3, 4])
-def test_shifted_comparison_of_every_mask_and_value(shift):
-    """One digit of a small ring, from bit `shift` up."""
-    width = shift + 4
-    side = np.arange(1 << width)
-    m, lam = (v.reshape(-1) for v in np.meshgrid(side, side))
-    x = signed(words(m - lam), width)
-
-    async def program(lane, x):
-        return await less(lane, x, digits=1, shift=shift)
-
-    got = bits(program, with_masks(m, lam, width)).astype(bool)
-    limit = 2 ** (width - 1) - 2**shift  # the carry may cost a unit at the far end
-    sure = (np.abs(x) < limit) & ((x >= 0) | (x <= -(2**shift)))
-    np.testing.assert_array_equal(got[sure], (x < 0)[sure])
-    unsure = (x < 0) & (x > -(2**shift))
-    assert 0 < got[unsure].mean() < 1
-
-
-@tree
-@pytest.mark.parametrize("digits", range(1, 13))
-def test_less_of_any_number_of_digits(digits, tree):
-    width = 4 * digits
-    limit = 2 ** (width - 1)
-    x = generator(digits).integers(-limit, limit, 4000)
-    special = [0, 1, -1, limit - 1, -limit, limit // 2, -limit // 2]
-    x[: len(special)] = special
-
-    async def program(lane, x):
-        return await less(lane, x, digits=digits)
-
-    settings = Settings(tree=tree)
-    np.testing.assert_array_equal(bits(program, share_ints(x, width), settings=settings), x < 0)
-    if width < 64:  # the same numbers in a larger ring
-        np.testing.assert_array_equal(bits(program, share_ints(x), settings=settings), x < 0)
-
-
-@tree
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 12), st.integers(0, 16), st.integers(0, 1000))
-def test_shifted_comparison_is_wrong_within_one_unit_alone(tree, digits, shift, seed):
-    rng = generator(seed)
-    limit = 2 ** (shift + 4 * digits - 1) - 2**shift
-    x = rng.integers(-limit + 1, limit, 200)
-    near = rng.integers(-3 * 2**shift, 3 * 2**shift + 1, 200)
-    x = np.concatenate([x, near[np.abs(near) < limit], [0, -(2**shift)]])
-    x = x[np.abs(x) < limit] if limit > 2**shift else x[:0]
-
-    async def program(lane, x):
-        return await less(lane, x, digits=digits, shift=shift)
-
-    got = bits(program, share_ints(x), settings=Settings(tree=tree))
-    assert not got[x >= 0].any()
-    assert got[x <= -(2**shift)].all()
-
-
-@tree
-def test_many_thresholds_of_a_fixed_point_number(tree):
-    cuts = [-8.0, -4.0, 0.0, 4.0, 15.5]
-    x = generator().uniform(-1000, 1000, 500)
-    x[:5] = np.array(cuts) + 0.1
-
-    async def program(lane, x):
-        return await less(lane, x, [round(c * 2**18) for c in cuts], digits=5, shift=14)
-
-    got = bits(program, share(x, width=44), settings=Settings(tree=tree))
-    sure = np.abs(x[:, None] - cuts) > 1 / 16
-    np.testing.assert_array_equal(got[sure], (x[:, None] < cuts)[sure])
-    assert sure[:5].all()
-
-
-def test_less_refuses_digits_that_do_not_fit():
-    async def program(lane, x):
-        return await less(lane, x, digits=5, shift=10)
-
-    with pytest.raises(LocalProtocolError, match="5 digits from bit 10 do not fit the 20-bit ring"):
-        run(program, share_ints([1], 20))
-
-
-def test_trees_have_the_levels_they_promise():
-    assert [len(comparison_tree(d, 5).levels) for d in (1, 5, 6, 12)] == [1, 1, 2, 2]
-    assert [len(comparison_tree(d, 3).levels) for d in (1, 3, 4, 9, 10)] == [1, 1, 2, 2, 3]
-
-
-# -- selection -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("public", [False, True])
-@pytest.mark.parametrize("width", [20, 64])
-def test_select_by_several_bits(count, public, width):
-    rng = generator(count)
-    chosen = rng.integers(0, 2, (count, 300), dtype=np.uint8)
-    y = signed(canonical(rng.integers(0, 2**64, 300, dtype=np.uint64), width), width)
-
-    async def program(lane, flags, y):
-        term = Term(tuple(flags), words(y) if public else y)
-        return await select(lane, [term], width=width, frac=0, shape=(300,))
-
-    flags = [share_bits(row) for row in chosen]
-    got = ints(program, flags, y if public else share_ints(y, width))
-    np.testing.assert_array_equal(got, np.where(chosen.all(axis=0), y, 0))
-
-
-def test_select_adds_up_terms_and_broadcasts():
-    rng = generator(7)
-    row, whole = rng.integers(0, 2, (4, 1), dtype=np.uint8), rng.integers(0, 2, (4, 6))
-    x = rng.integers(-1000, 1000, (4, 6))
-    y = rng.integers(-1000, 1000, 6)
-
-    async def program(lane, one, two, x):
-        terms = [Term((one,), x), Term((one, two), words(y)), Term((two,), -x)]
-        return await select(lane, terms, width=64, frac=0, shape=(4, 6))
-
-    got = ints(program, share_bits(row), share_bits(whole), share_ints(x))
-    np.testing.assert_array_equal(got, row * x + row * whole * y - whole * x)
-
-
-def test_select_sums_over_the_last_axis():
-    rng = generator(8)
-    chosen = rng.integers(0, 2, (5, 3), dtype=np.uint8)
-    y = rng.integers(-1000, 1000, (5, 3))
-
-    async def program(lane, flags, y):
-        return await select(lane, [Term((flags,), y)], width=64, frac=0, shape=(5,), total=True)
-
-    got = ints(program, share_bits(chosen), share_ints(y))
-    np.testing.assert_array_equal(got, (chosen * y).sum(-1))
-
-
-# -- maximum ---------------------------------------------------------------------------------------
-
-
-async def best(lane, x):
-    return (await maximum(lane, x))[0]
-
-
-async def place(lane, x):
-    index = np.broadcast_to(np.arange(x.shape[-1], dtype=np.uint64), x.shape).copy()
-    return (await maximum(lane, x, constant(x.role, index, x.width)))[1]
-
-
-@pytest.mark.parametrize("size", [*range(1, 22), 31, 63, 64, 65])
-def test_maximum_and_its_first_place(size):
-    rng = generator(size)
-    x = rng.integers(-(2**18), 2**18, (6, size))
-    x[1] = rng.integers(-2, 2, size)  # ties
-    x[2] = -7
-    x[3] = np.arange(size)
-    x[4] = -np.arange(size)
-    x[5] = rng.integers(-(2**19) + 1, -(2**18), size)
-    shared = share_ints(x, 20)
-    np.testing.assert_array_equal(ints(best, shared), x.max(axis=1))
-    np.testing.assert_array_equal(ints(place, shared), x.argmax(axis=1))
-
-
-@tree
-def test_maximum_of_both_trees_and_other_widths(tree):
-    x = generator(1).integers(-(2**30), 2**30, (2, 3, 7))
-    for width in (32, 44, 48):
-        got = ints(best, share_ints(x, width), settings=Settings(tree=tree))
-        np.testing.assert_array_equal(got, x.max(axis=-1))
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(-(2**10), 2**10 - 1), min_size=1, max_size=40))
-def test_maximum_of_any_list(values):
-    """Differences stay below 2^11 in a ring of 12 bits."""
-    shared = share_ints([values], 12)
-    assert ints(best, shared).tolist() == [max(values)]
-    assert ints(place, shared).tolist() == [values.index(max(values))]
-
-
-def test_the_payload_is_the_winners():
-    x = generator(3).integers(-100, 100, (4, 10))
-    payload = generator(4).integers(-(2**18), 2**18, (4, 10))
-
-    async def program(lane, x, payload):
-        return (await maximum(lane, x, payload))[1]
-
-    got = ints(program, share_ints(x, 20), share_ints(payload, 20))
-    np.testing.assert_array_equal(got, payload[np.arange(4), x.argmax(axis=1)])
-
-
-def test_maximum_of_one_entry_is_free():
-    outcome = run(best, share_ints([[5], [-3]], 20))
-    assert outcome.cost.rounds == 0
-    assert signed(combine(outcome.results), 20).tolist() == [5, -3]
-
-
-def test_maximum_refuses_odd_widths():
-    with pytest.raises(LocalProtocolError, match="a multiple of 4 bits, not 46"):
-        run(best, share_ints([[1, 2]], 46))
+def test_a_range_that_is_too_small_saturates(shared):
+    plan, held, batch, places = shared
+    norms, name = dict(plan.ranges.norms), "layers.1.attention_norm"
+    size = next(place.sizes["row lengths"] for place in places if place.name == name)
+    norms[name] = norm_range(Norm(32, 1e-6), size / 16)
+    narrow = Plan(plan.config, Ranges(norms, plan.ranges.attention))
+    found = compare_held(narrow, held, batch, IDS, places)
+    place = next(place for place in found.places if place.name == name)
+    assert place.fill > 1
+    assert any(note.startswith("saturated: row lengths reach") for note in place.notes)
+    assert found.first_stray is place
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("length", [0.5, 7.0, 300.0])
+def test_the_longest_row_holds_what_the_range_was_made_for(center, length):
+    norm = Norm(48, 1e-5, center)
+    longest = longest_row(norm, norm_range(norm, length))
+    assert length <= longest <= 4.1 * length
+
+
+def place_of(plain, **options):
+    return Place("x", np.asarray(plain, dtype=np.float64), options)
+
+
+def test_warnings_of_a_place():
+    plain = np.array([[1.0, -2.0], [0.5, 4.0]])
+    moved = plain + np.array([[0.0, 0.1], [0.0, 0.0]])
+    rebuilt = Rebuilt("x", moved, {"entries": 6.0, "scores": 4.0}, True)
+    found = compare_place(place_of(plain, entries=4.0, scores=4.0), rebuilt)
+    assert (found.largest, found.most) == (4.0, pytest.approx(0.1))
+    assert found.mean == pytest.approx(0.025)
+    assert found.relative == pytest.approx(0.1 / 3)  # the middle row's largest is 3
+    assert found.fill == 1.0
+    assert found.warnings(0.01) == [
+        "entries reach 4, near the end of their range, 6",
+        "saturated: scores reach 4, the range ends at 4",
+        "differs by 0.033 of its size",
+    ]
+    assert found.warnings(0.05) == found.notes
+    assert found.strays(0.01)
+    assert not found.strays(0.05)
+    broken = compare_place(place_of(plain), Rebuilt("x", plain, {}, False))
+    assert broken.strays(1.0)
+    assert broken.warnings(1.0) == ["the parties' shares do not fit together"]
+
+
+def test_programs_at_different_places_are_a_fault():
+    with pytest.raises(LocalProtocolError, match=r"y \(1, 1\) met x \(1, 2\)"):
+        compare_place(place_of([[1.0, 2.0]]), Rebuilt("y", np.zeros((1, 1)), {}, True))
+
+
+def test_not_a_number_strays():
+    plain = np.ones((2, 2))
+    difference = relative_difference(plain, np.array([[np.nan, 0.0], [0.0, 0.0]]))
+    assert np.isnan(difference)
+    rebuilt = Rebuilt("x", plain * np.nan, {}, True)
+    assert compare_place(place_of(plain), rebuilt).strays(1e9)
+
+
+def test_least_cosine_of_zeros():
+    zeros, ones = np.zeros((2, 3)), np.ones((2, 3))
+    assert least_cosine(zeros, zeros) == 1.0
+    assert least_cosine(zeros, ones) == 0.0
+    assert least_cosine(ones, -ones) == pytest.approx(-1.0)
+
+
+def test_parties_that_wait_for_each_other_without_a_message():
+    """What a comparison does at a place: no deadlock if a party says that it moved on."""
+    arrived = []
+
+    async def party(lane):
+        for place in (1, 2, 3):
+            arrived.append(place)
+            moved = True
+            while arrived.count(place) < 3:
+                await Pause(moved=moved)
+                moved = False
+
+    outcome = run_parties(dict.fromkeys(COMPUTING, party), record=False)
+    assert outcome.views == {}
+    assert sorted(arrived) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+    async def stuck(lane):
+        while True:
+            await Pause()
+
+    with pytest.raises(LocalProtocolError, match="every party waits"):
+        run_parties(dict.fromkeys(COMPUTING, stuck))
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
+
+
+@pytest.fixture
+def puma(monkeypatch, capsys):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["puma", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    with usual_logs():
+        yield run
+
+
+def test_the_json_of_a_comparison(puma, folder):
+    given = ("--text", "I see the red cat", "--input-ids", "1,3,7")
+    code, out, err = puma("compare", "-m", folder, *given, "--approximation", "puma", "--json")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    data = json.loads(out)
+    assert (data["tokens"], data["approximation"], data["threshold"]) == (8, "puma", THRESHOLD)
+    assert data["result"]["rows"] == 8
+    assert 0 <= data["result"]["arg_max_equal"] <= 8
+    straying = [p["name"] for p in data["places"] if p["relative"] > THRESHOLD]
+    assert data["first_stray"] == straying[0]
+    assert all(p["warnings"] for p in data["places"] if p["name"] in straying)
+    assert data["rounds"] > 0 < data["online_bytes"]
+
+
+def test_the_table_of_a_comparison(puma, folder):
+    code, out, _ = puma("compare", "-m", folder, "--text", "I see the red cat")
+    text = " ".join(out.split())
+    assert code == 0
+    assert "layers.1.gate_up" in text
+    assert "best entry equal in 5 of 5 rows" in text
+    assert "no place strays (threshold 0.01)" in text
+    assert "A place strays if the relative difference" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "error: nothing to compare on: give --text or --input-ids"),
+        (("--text", " "), "error: --text is empty: give some text"),
+        (("--input-ids", "1,x"), "error: --input-ids: 'x' is not a token id; write ids as 1,2,3"),
+        (("--input-ids", "99"), "error: token id 99 is not in the model's vocabulary of 46"),
+        (
+            ("--input-ids", "1", "--threshold", "0"),
+            "error: --threshold 0: give a number above 0, such as 0.01",
+        ),
+    ],
+)
+def test_bad_comparisons_are_refused(puma, folder, arguments, message):
+    code, out, err = puma("compare", "-m", folder, *arguments)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == message

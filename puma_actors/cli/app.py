@@ -188,6 +188,76 @@ def inspect(
     run_inspect(path, prompt_tokens, new_tokens, settings, as_json=as_json)
 
 
+@app.command()
+def compare(
+    text: Annotated[
+        list[str] | None, typer.Option(help="What to evaluate the model on; repeatable.")
+    ] = None,
+    input_ids: Annotated[
+        list[str] | None, typer.Option("--input-ids", help="Token ids: 1,2,3; repeatable.")
+    ] = None,
+    model: ModelOption = None,
+    threshold: Annotated[
+        float, typer.Option(help="Relative difference from which a place strays.")
+    ] = 0.01,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    as_json: JsonOption = False,
+) -> None:
+    """Find where the private evaluation of your own model leaves the plaintext one.
+
+    Runs both on this machine and compares them layer by layer. Nothing is private here: it is for
+    a model's owner who wants to know why an answer differs.
+    """
+    from protocols.lane import Settings
+    from puma_actors.cli.compare import run_compare
+
+    settings = Settings(str(approximation), str(tree))
+    run_compare(model, text or [], input_ids or [], settings, threshold, as_json=as_json)
+
+
+@app.command()
+def perplexity(
+    file: Annotated[Path, typer.Option("--file", "-f", help="A text in UTF-8.")],
+    model: ModelOption = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens evaluated at once. Default: 512, or the model's positions if fewer.",
+            show_default=False,
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens between windows. Default: the window.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=2, help="Take no more of the text.")
+    ] = None,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    lanes: LanesOption = 1,
+    codec: CodecOption = False,
+    network: NetworkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a text with a language model, in plaintext and privately: two perplexities."""
+    from protocols.lane import Settings
+    from puma_actors.cli.perplexity import run_perplexity
+
+    settings = Settings(str(approximation), str(tree), lanes)
+    run_perplexity(
+        model,
+        file,
+        settings,
+        window=window,
+        stride=stride,
+        max_tokens=max_tokens,
+        options={"codec": codec, "network": network},
+        as_json=as_json,
+    )
+
+
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy inside of typer
 
 

@@ -1,0 +1,124 @@
+"""`puma compare`: where a private evaluation of one's own model leaves the plaintext one."""
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from models.checkpoint import Checkpoint
+from models.comparing import CRITERION, Compared, Comparison, compare_model
+from models.families import load_parameters
+from models.locate import demo_model_path
+from models.tokenizer import Tokenizer
+from models.weights import open_checkpoint
+from protocols.errors import ConfigError
+from protocols.kernels import warm_up
+from protocols.lane import Settings
+from puma_actors.cli.generate import parse_ids
+from puma_actors.cli.output import amount, print_json, progress, stdout
+from puma_actors.requests import check_ids
+
+
+def run_compare(
+    model: str | None,
+    texts: list[str],
+    input_ids: list[str],
+    settings: Settings,
+    threshold: float,
+    *,
+    as_json: bool,
+) -> None:
+    """Compare on texts and on token ids, each a sequence of its own.
+
+    Raises:
+        ConfigError: no sequence, or one that the model cannot take.
+    """
+    if not texts and not input_ids:
+        raise ConfigError("nothing to compare on: give --text or --input-ids")
+    if not threshold > 0:
+        raise ConfigError(f"--threshold {threshold:g}: give a number above 0, such as 0.01")
+    given = [parse_ids(text) for text in input_ids]
+    with progress(quiet=as_json) as report, open_checkpoint(model or demo_model_path()) as opened:
+        sequences = [*_encoded(opened, texts), *given]
+        for ids in sequences:
+            check_ids(opened.config, ids)
+        warm_up(lambda line: report(line, 0.0))
+        report("loading the model", 0.0)
+        parameters = dict(load_parameters(opened))
+        found = compare_model(
+            opened.config,
+            parameters,
+            sequences,
+            settings=settings,
+            threshold=threshold,
+            progress=report,
+        )
+    tokens = sum(map(len, sequences))
+    if as_json:
+        facts = {"model": str(opened.path), "tokens": tokens}
+        print_json({**facts, "approximation": settings.approximation, **found.to_json()})
+    else:
+        _print(found, tokens, settings)
+
+
+def _encoded(checkpoint: Checkpoint, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    if not all(text.strip() for text in texts):
+        raise ConfigError("--text is empty: give some text")
+    tokenizer = Tokenizer.load(checkpoint.path)
+    return [tokenizer.encode(text) for text in texts]
+
+
+def _print(found: Comparison, tokens: int, settings: Settings) -> None:
+    table = Table(
+        title=f"Private ({settings.approximation}) against plaintext (float64), {tokens} tokens",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("place", no_wrap=True)
+    for name in ("largest", "max diff.", "mean diff.", "relative", "range used"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for place in found.places:
+        table.add_row(*_cells(place, found))
+    stdout.print(table)
+    stdout.print()
+    for place in found.places:
+        for note in place.notes:
+            stdout.print(f"[yellow]{place.name}[/]: {escape(note)}", highlight=False)
+    for line in _conclusion(found):
+        stdout.print(line, highlight=False)
+
+
+def _cells(place: Compared, found: Comparison) -> tuple[str, ...]:
+    relative = f"{place.relative:.2g}"
+    if place.strays(found.threshold):
+        style = "bold red" if place is found.first_stray else "yellow"
+        relative = f"[{style}]{relative}[/]"
+    return (
+        place.name,
+        f"{place.largest:.4g}",
+        f"{place.most:.2g}",
+        f"{place.mean:.2g}",
+        relative,
+        f"{100 * place.fill:.2g} %" if place.sizes else "",
+    )
+
+
+def _conclusion(found: Comparison) -> list[Any]:
+    result, stray = found.result, found.first_stray
+    kind = "hidden states" if found.agreement is None else "logits"
+    lines = [
+        f"{kind} {result.shape}: largest error {result.most:.3g}, mean {result.mean:.3g}, "
+        f"least cosine of a row {found.cosine:.6f}"
+    ]
+    if found.agreement is not None:
+        lines.append(f"best entry equal in {found.agreement[0]} of {found.agreement[1]} rows")
+    if stray is None:
+        lines.append(f"[green]no place strays[/] (threshold {found.threshold:g})")
+    else:
+        lines.append(f"[bold red]the first place that strays: {stray.name}[/]")
+    cost = found.cost
+    spent = f"{amount(cost.online)} online · {amount(cost.offline)} dealt ahead"
+    return [*lines, f"[dim]{CRITERION}[/]", f"[dim]{cost.rounds:,} rounds · {spent}[/]"]
