@@ -15,7 +15,7 @@ from bench.harness import Benchmark, Errors, Options, Result, Spread
 from bench.model import tokens_of
 from models.locate import demo_model_path
 from protocols.errors import ConfigError
-from protocols.lane import Settings
+from protocols.lane import APPROXIMATIONS, Settings
 from puma_actors.cluster import LocalCluster
 
 NEW_TOKENS = 24
@@ -179,10 +179,7 @@ async def _measure(options: Options) -> list[Result]:
     torch = TorchModel(path)
     async with LocalCluster.from_pretrained(path, settings=Settings()) as cluster:
         greedy = await _greedy(cluster, torch, options)
-        return [greedy, *[await _logits(cluster, torch, kind, options) for kind in _SETS]]
-
-
-_SETS = ("tight", "puma")
+        return [greedy, *[await _logits(cluster, torch, kind, options) for kind in APPROXIMATIONS]]
 
 
 def demo(options: Options) -> Iterator[Result]:

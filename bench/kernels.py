@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from bench.harness import Benchmark, Options, Result, timed
-from protocols.activations import GELU, SILU, Activation, activation_spline
+from protocols.activation_tables import ACTIVATIONS
 from protocols.dpf import expand, generate, spline_shares
+from protocols.elementary import power_spline
 from protocols.kernels.matmul import column_ranges, matmul_into
 from protocols.kernels.packing import pack, packed_bytes, unpack
+from protocols.kernels.waves import combined, harmonics
 from protocols.prf import Stream
 from protocols.ring import Bytes, Words
 
@@ -118,22 +120,32 @@ def dpf(options: Options) -> Iterator[Result]:
 
 def spline(options: Options) -> Iterator[Result]:
     count = 2_000 if options.quick else 65_536
-    for activation in (GELU, SILU):
-        yield from _spline(activation, count, options)
-
-
-def _spline(activation: Activation, count: int, options: Options) -> Iterator[Result]:
-    fitted = activation_spline(activation)
+    fitted = power_spline(1, 1.0)
     v, terms = fitted.segment_bits, fitted.degree + 1
     one, two = _roots(1, count), _roots(2, count)
     alpha = _random(count) & np.uint64((1 << v) - 1)
     payload = _random(count, terms)
     low = _random(count) & np.uint64((1 << fitted.local_bits) - 1)
-    case = f"{activation.name}, 2^{v} segments, degree {fitted.degree}"
+    case = f"2^{v} segments, degree {fitted.degree}"
     deal = partial(generate, alpha, payload, one, two, v)
     yield Result("kernels.spline", f"deal {case}", timed(deal, options), count, "elements")
     evaluate = partial(spline_shares, 0, one, deal(), v, alpha, low, fitted.tables)
     yield Result("kernels.spline", f"evaluate {case}", timed(evaluate, options), count, "elements")
+
+
+def waves(options: Options) -> Iterator[Result]:
+    count = 2_000 if options.quick else 393_216
+    x = _random(count)
+    for name in ("gelu", "silu"):
+        centre = ACTIVATIONS[name].tight
+        assert centre is not None
+        fitted = centre.waves
+        case = f"{name}, {fitted.count} waves"
+        deal = partial(harmonics, x, fitted.bits, fitted.count, fitted.dealt)
+        yield Result("kernels.waves", f"deal {case}", timed(deal, options), count, "elements")
+        rest = (fitted.bits, fitted.weights, fitted.odd, deal(), fitted.down)
+        seconds = timed(partial(combined, x, *rest), options)
+        yield Result("kernels.waves", f"evaluate {case}", seconds, count, "elements")
 
 
 BENCHMARKS = [
@@ -143,4 +155,5 @@ BENCHMARKS = [
     Benchmark("kernels.packing", "packing ring words for the wire", packing),
     Benchmark("kernels.dpf", "dealing and expanding point functions", dpf),
     Benchmark("kernels.spline", "dealing and evaluating splines", spline),
+    Benchmark("kernels.waves", "dealing and evaluating sums of waves", waves),
 ]

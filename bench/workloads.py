@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
-from math import erf, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from protocols.arithmetic import lift, matmul, mul
 from protocols.compare import Term, less, select
 from protocols.elementary import Scaled, exp_negative, reciprocal, rsqrt
 from protocols.embedding import embed, request_rows
-from protocols.lane import Lane
+from protocols.lane import APPROXIMATIONS, Lane
 from protocols.linear import linear
 from protocols.normalize import attend, norm_range, rms_norm
 from protocols.ops import Secure
@@ -37,7 +37,6 @@ Check = Callable[[Shared], Errors]
 
 NARROW = RING_BITS - WEIGHT_BITS
 """Ring that a product with a weight leaves; activations and attention read it as it is."""
-SETS = ("tight", "puma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,19 +181,19 @@ def selection(small: bool) -> Iterator[Workload]:
 # -- elementary functions --------------------------------------------------------------------------
 
 
-def _activation(activation: Activation, exact: Callable[[Reals], Reals], small: bool) -> Any:
+def _activation(activation: Activation, small: bool) -> Iterator[Workload]:
     shape = (8, 64) if small else (128, 3072)
     x = _rng().uniform(-12, 12, shape)
 
     async def function(lane: Lane, x: SecretTensor) -> SecretTensor:
         return (await activate(lane, x, activation))[0]
 
-    for approximation in SETS:
+    for approximation in APPROXIMATIONS:
         yield Workload(
             "x".join(map(str, shape)),
             function,
             (share(x, width=NARROW),),
-            _away_from(exact(x)),
+            _away_from(activation.exact(x)),
             x.size,
             approximation=approximation,
             reference=None if small else SPU.get(activation.name),
@@ -202,21 +201,17 @@ def _activation(activation: Activation, exact: Callable[[Reals], Reals], small: 
 
 
 def gelu(small: bool) -> Iterator[Workload]:
-    def exact(x: Reals) -> Reals:
-        result: Reals = x * (1 + np.vectorize(erf)(x / sqrt(2))) / 2
-        return result
-
-    yield from _activation(GELU, exact, small)
+    yield from _activation(GELU, small)
 
 
 def silu(small: bool) -> Iterator[Workload]:
-    yield from _activation(SILU, lambda x: x / (1 + np.exp(-x)), small)
+    yield from _activation(SILU, small)
 
 
 def exponential(small: bool) -> Iterator[Workload]:
     count = 2_000 if small else 200_000
     x = -_rng().uniform(0, 20, count)
-    for approximation in SETS:
+    for approximation in APPROXIMATIONS:
         yield Workload(
             f"{count:,}, x <= 0",
             exp_negative,
@@ -268,7 +263,7 @@ def softmax(small: bool) -> Iterator[Workload]:
     mask = np.ones((length, length), dtype=np.bool_)
     identity = np.broadcast_to(np.eye(length), scores.shape)
     values = _rng().normal(size=(heads, length, size))
-    for approximation in SETS:
+    for approximation in APPROXIMATIONS:
         base = Workload(
             f"{heads * length}x{length}",
             attend,
@@ -280,7 +275,7 @@ def softmax(small: bool) -> Iterator[Workload]:
             note="attention with the identity for values, which includes that product",
         )
         yield base
-        if approximation == SETS[0]:
+        if approximation == APPROXIMATIONS[0]:
             yield replace(
                 base,
                 case=f"{base.case} @ {heads}x{length}x{size}",

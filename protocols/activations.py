@@ -1,108 +1,43 @@
-"""GeLU and SiLU in two approximations.
+"""Activation functions on shares, in three approximations.
 
-"tight": a cubic spline where the function bends, 0 and x outside; "puma": the paper's pieces (arXiv
-2307.12533, section 4.1 for GeLU; SiLU as its authors released it for LLaMA).
+"tight" and "fast": a sum of waves where the function bends (`protocols.waves`), what it tends to
+elsewhere; the sets differ in the number of waves and of bits. "puma": the paper's pieces (arXiv
+2307.12533) of GeLU and SiLU; functions that it does not define take their tight form. ReLU is a
+comparison with 0 in every set.
 """
 
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from functools import cache
-from math import erf, sqrt
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from protocols.activation_tables import (
+    ACTIVATIONS,
+    GELU,
+    SILU,
+    Activation,
+    Centre,
+    Pieces,
+)
 from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.compare import Term, less, select
 from protocols.lane import Lane
-from protocols.ring import FRACTION_BITS
-from protocols.shares import SecretBits, SecretTensor, concat
-from protocols.spline import Spline, evaluate_by_coefficients, fit
+from protocols.ring import FRACTION_BITS, RING_BITS
+from protocols.shares import SecretBits, SecretTensor, constant
+from protocols.waves import evaluate
 
-_CUT_FRAC = 4
-"""A cut-off is compared at a resolution of 1/16: 5 digits then reach up to |x| = 2^15."""
+__all__ = ["ACTIVATIONS", "GELU", "SILU", "Activation", "activate"]
+
+_INTEGER_BITS = 15
+"""|x| < 2^15."""
+_NARROW = FRACTION_BITS + _INTEGER_BITS + 2
+"""The ring in which pieces of 18 fraction bits are selected: what `lift` wants for |x| < 2^15."""
+_CUT_FRAC = 3
+"""A cut-off is compared in steps of 1/8: 5 digits then reach beyond any difference with x."""
 _DIGITS = 5
-_PUMA_CUT_FRAC = 8
-"""The paper's pieces do not meet, so that its cuts are compared in steps of 1/256."""
+_SIGN_FRAC = 12
+"""ReLU's sign is compared in steps of 2^-12: that much of a negative number may pass."""
+_SIGN_DIGITS = 7
+_PUMA_CUT_FRAC = 7
+"""The paper's pieces do not meet, so that its cuts are compared in steps of 1/128."""
 _PUMA_DIGITS = 6
-_SPLINE_FRAC = 16
-
-
-def _sigmoid_linear(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = x / (1 + np.exp(-x))
-    return result
-
-
-def _gaussian_linear(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = x * (1 + np.vectorize(erf)(x / sqrt(2))) / 2
-    return result
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """A function that is 0 far to the left and x far to the right.
-
-    Attributes:
-        low, segment_bits, width_bits: the spline has 2^segment_bits segments of 2^-width_bits from
-            `low` up.
-        cuts: the paper's cut points c0 < c1 < c2; its value is 0, `left`, `centre` and x between
-            them.
-        left: polynomial in x, lowest degree first.
-        centre: polynomial in x^2, lowest degree first, to which x / 2 is added.
-    """
-
-    name: str
-    low: float
-    segment_bits: int
-    width_bits: int
-    cuts: tuple[float, float, float]
-    left: tuple[float, ...]
-    centre: tuple[float, ...]
-
-    def exact(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return _EXACT[self.name](x)
-
-
-SILU = Activation(
-    "silu",
-    low=-16.0,
-    segment_bits=7,
-    width_bits=2,
-    cuts=(-8.0, -4.0, 4.0),
-    left=(-0.3067541139982155, -0.0819767021525476, -0.0055465625580307),
-    centre=(0.0085064025895951, 0.2281430841728270, -0.011113046708173, 0.0002743776353465),
-)
-GELU = Activation(
-    "gelu",
-    low=-8.0,
-    segment_bits=6,
-    width_bits=2,
-    cuts=(-4.0, -1.95, 3.0),
-    left=(-0.5054031199708174, -0.42226581151983866, -0.11807612951181953, -0.011034134030615728),
-    centre=(
-        0.008526321541038084,
-        0.3603292692789629,
-        -0.037688200365904236,
-        0.0018067462606141187,
-    ),
-)
-_EXACT = {"silu": _sigmoid_linear, "gelu": _gaussian_linear}
-
-
-@cache
-def activation_spline(activation: Activation) -> Spline:
-    """The spline of the "tight" set: within 5e-5 of SiLU on (-15.75, 15.5) and of GeLU on (-7.75,
-    7.5).
-    """
-    return fit(
-        _EXACT[activation.name],
-        activation.low,
-        segment_bits=activation.segment_bits,
-        width_bits=activation.width_bits,
-        frac=_SPLINE_FRAC,
-        degree=3,
-    )
 
 
 async def activate(
@@ -111,88 +46,119 @@ async def activate(
     """The function at x (18 fraction bits, a ring of at least 36 bits, |x| < 2^15), over Z_2^64.
 
     Args:
-        beside: another tensor over x's ring that is lifted in the same rounds.
+        beside: another tensor, over any ring, that is lifted in the same rounds.
 
     Returns:
-        The function's value, and `beside` over Z_2^64.
+        The function's value with 18 fraction bits, and `beside` over Z_2^64.
 
-    Cost: 4 rounds ("tight"), 6 ("puma").
+    Cost: 4 rounds ("tight" and "fast"), 6 ("puma"'s own pieces, 7 over rings below 38 bits), 5
+    (ReLU).
     """
-    if lane.settings.approximation == "puma":
-        lifted = None if beside is None else await lift(lane, beside)
-        return await _pieces(lane, x, activation), lifted
-    spline = activation_spline(activation)
-    segment = 2.0**-activation.width_bits
-    cuts = (spline.low + segment, spline.high - segment)
 
     async def value(strand: Lane) -> SecretTensor:
-        argument = x.drop(x.frac - spline.frac)
-        return await lift(
-            strand, await evaluate_by_coefficients(strand, argument, spline, FRACTION_BITS)
-        )
+        chosen = await _narrow_value(strand, x, activation)
+        missing = FRACTION_BITS - chosen.frac
+        return (await lift(strand, chosen, RING_BITS - missing)).scale_up(missing)
 
-    async def compare(strand: Lane) -> SecretBits:
-        return await _below(strand, x, cuts)
-
-    async def widen(strand: Lane) -> SecretTensor:
-        return await lift(strand, x if beside is None else concat([x, beside], axis=-1))
-
-    tasks: list[Callable[[Lane], Coroutine[Any, Any, Any]]] = [value, compare, widen]
-    y, below, wide = await lane.parallel(tasks)
-    size = x.shape[-1]
-    wide, other = wide[..., :size], wide[..., size:]
-    # With c_low = [x < low cut] and c_high = [x < high cut]: x + c_high (y - x) - c_low y.
-    terms = [Term((below[..., 1],), y - wide), Term((below[..., 0],), -y)]
-    chosen = await select(lane, terms, width=wide.width, frac=wide.frac, shape=x.shape)
-    return chosen + wide, other if beside is not None else None
+    if beside is None:
+        return await value(lane), None
+    other = beside
+    return await lane.both(value, lambda strand: lift(strand, other))
 
 
-async def _below(lane: Lane, x: SecretTensor, cuts: tuple[float, ...]) -> SecretBits:
-    puma = lane.settings.approximation == "puma"
-    frac, digits = (_PUMA_CUT_FRAC, _PUMA_DIGITS) if puma else (_CUT_FRAC, _DIGITS)
+async def _narrow_value(lane: Lane, x: SecretTensor, activation: Activation) -> SecretTensor:
+    kind = lane.settings.approximation
+    if kind == "puma" and activation.paper is not None:
+        return await _pieces(lane, x, activation.paper)
+    centre = activation.fast if kind == "fast" else activation.tight
+    if centre is None:
+        return await _rectified(lane, x)
+    return await _centre(lane, x, activation, centre)
+
+
+async def _below(
+    lane: Lane, x: SecretTensor, cuts: tuple[float, ...], digits: int, frac: int
+) -> SecretBits:
     thresholds = [round(cut * 2**x.frac) for cut in cuts]
     return await less(lane, x, thresholds, digits=digits, shift=x.frac - frac)
 
 
+# -- exact, tight and fast -------------------------------------------------------------------------
+
+
+async def _rectified(lane: Lane, x: SecretTensor) -> SecretTensor:
+    negative = (await _below(lane, x, (0.0,), _SIGN_DIGITS, _SIGN_FRAC))[..., 0]
+    small = x.narrow(_NARROW)
+    terms = [Term((~negative,), small)]
+    return await select(lane, terms, width=small.width, frac=small.frac, shape=x.shape)
+
+
+async def _centre(
+    lane: Lane, x: SecretTensor, activation: Activation, centre: Centre
+) -> SecretTensor:
+    frac = centre.frac
+    width = frac + 2 + (_INTEGER_BITS if activation.right is None else 1)
+    # A comparison may count what is just below a threshold as not below it: as inside, on the left.
+    cuts = (-centre.cut + 2.0**-_CUT_FRAC, centre.cut)
+    waves, below = await lane.both(
+        lambda strand: evaluate(strand, x, centre.waves, frac, width),
+        lambda strand: _below(strand, x, cuts, _DIGITS, _CUT_FRAC),
+    )
+    left = _everywhere(x, activation.left, width, frac)
+    if activation.right is None:
+        right = x.drop(x.frac - frac).narrow(width)
+        half = x.drop(1).reinterpret(x.frac)  # x / 2
+        y = waves + half.drop(x.frac - frac).narrow(width)
+    else:
+        right, y = _everywhere(x, activation.right, width, frac), waves
+    # With c_low = [x < low cut] and c_high = [x < high cut]: right + c_high (y - right) - c_low (y
+    # - left).
+    terms = [Term((below[..., 1],), y - right), Term((below[..., 0],), left - y)]
+    chosen = await select(lane, terms, width=width, frac=frac, shape=x.shape)
+    return chosen + right
+
+
+def _everywhere(x: SecretTensor, value: float, width: int, frac: int) -> SecretTensor:
+    words = np.full(x.shape, round(value * 2**frac) % 2**64, dtype=np.uint64)
+    return constant(x.role, words, width, frac)
+
+
+# -- the paper's -----------------------------------------------------------------------------------
+
 _PIECE_FRAC = 12
+_SQUARE_WIDTH = 32
+"""Holds x^2 for |x| <= 4, with the room that truncation wants."""
 _LEFT_SCALE = 58
 _CENTRE_SCALE = 59
 
 
-async def _pieces(lane: Lane, x: SecretTensor, activation: Activation) -> SecretTensor:
+async def _pieces(lane: Lane, x: SecretTensor, pieces: Pieces) -> SecretTensor:
     """The paper's pieces; those that are not selected may wrap, and cancel exactly."""
 
-    async def left(strand: Lane, small: SecretTensor) -> SecretTensor:
-        piece = Polynomial(activation.left)
-        outer = await poly(strand, small, piece, scale=_LEFT_SCALE, frac=FRACTION_BITS)
-        return await lift(strand, outer)
+    small = x.drop(x.frac - _PIECE_FRAC)
 
-    async def centre(strand: Lane, small: SecretTensor) -> SecretTensor:
-        square = await lift(strand, await mul(strand, small, small, _PIECE_FRAC))
-        piece = Polynomial(activation.centre)
+    async def left(strand: Lane) -> SecretTensor:
+        wide, piece = await lift(strand, small), Polynomial(pieces.left)
+        outer = await poly(strand, wide, piece, scale=_LEFT_SCALE, frac=FRACTION_BITS)
+        return await lift(strand, outer, _NARROW)
+
+    async def centre(strand: Lane) -> SecretTensor:
+        near = await lift(strand, small, _SQUARE_WIDTH)
+        square = await lift(strand, await mul(strand, near, near, _PIECE_FRAC))
+        piece = Polynomial(pieces.centre)
         even = await poly(strand, square, piece, scale=_CENTRE_SCALE, frac=FRACTION_BITS)
-        return await lift(strand, even)
+        return await lift(strand, even, _NARROW)
 
-    async def polynomials(strand: Lane) -> tuple[SecretTensor, SecretTensor]:
-        small = await lift(strand, x.drop(x.frac - _PIECE_FRAC))
-        return await strand.both(lambda s: left(s, small), lambda s: centre(s, small))
+    async def compare(strand: Lane) -> SecretBits:
+        return await _below(strand, x, pieces.cuts, _PUMA_DIGITS, _PUMA_CUT_FRAC)
 
-    async def linear(strand: Lane) -> tuple[SecretTensor, SecretTensor]:
-        half = x.drop(1).reinterpret(x.frac)
-        return await strand.both(lambda s: lift(s, x), lambda s: lift(s, half))
-
-    ((outer, even), (wide, half)), below = await lane.both(
-        lambda strand: strand.both(polynomials, linear),
-        lambda strand: _below(strand, x, activation.cuts),
-    )
-    inner = even + half
+    (outer, even), below = await lane.both(lambda strand: strand.both(left, centre), compare)
+    linear = x.narrow(_NARROW)
+    inner = even + x.drop(1).reinterpret(x.frac).narrow(_NARROW)
     terms = [
         Term((below[..., 0],), -outer),
         Term((below[..., 1],), outer - inner),
-        Term((below[..., 2],), inner - wide),
+        Term((below[..., 2],), inner - linear),
     ]
-    chosen = await select(lane, terms, width=wide.width, frac=wide.frac, shape=x.shape)
-    return chosen + wide
-
-
-ACTIVATIONS = {"silu": SILU, "gelu": GELU, "gelu_new": GELU}
+    chosen = await select(lane, terms, width=_NARROW, frac=x.frac, shape=x.shape)
+    return chosen + linear

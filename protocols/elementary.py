@@ -42,8 +42,8 @@ def exp_spline() -> Spline:
 async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
     """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
 
-    x is over a ring of 24 bits at least and below a quarter of it in size. "tight": a spline beside one comparison;
-    "puma": (1 + x/2^5)^(2^5), 0 below -14.
+    x is over a ring of 24 bits at least and below a quarter of it in size. "tight": a spline beside
+    one comparison; "puma": (1 + x/2^5)^(2^5), 0 below -14.
 
     Cost: 3 rounds ("tight"), 8 ("puma").
     """
@@ -102,7 +102,7 @@ class Scaled:
 
 
 @cache
-def _power_spline(halves: int, gain: float) -> Spline:
+def power_spline(halves: int, gain: float) -> Spline:
     """gain * x^(-halves/2) on [0.21, 1.18): 64 cubic segments of 1/64; gain in [1, 2)."""
 
     def function(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -117,7 +117,7 @@ async def _negative_power(
 ) -> Scaled:
     """gain * (v / 2^v.frac)^(-halves/2) for ring integers 4^low <= v < 4^high."""
     mantissa, exponent = math.frexp(gain)
-    spline = _power_spline(halves, 2 * mantissa)
+    spline = power_spline(halves, 2 * mantissa)
     exponents = range(low + 1, high + 1)
     resolution = max(0, 2 * low - 4)  # a sixteenth of the smallest threshold
     digits = -(-(2 * high + 1 - resolution) // 4)

@@ -50,13 +50,15 @@ class Plain:
         return self._seen(name, _affine(x, weight))
 
     async def dense(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
-        return self._seen(name, ACTIVATIONS[activation].exact(_affine(x, weight)))
+        inner = np.asarray(_affine(x, weight), np.float64)
+        return self._seen(name, ACTIVATIONS[activation].exact(inner))
 
     async def gated(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
         joint = _affine(x, weight)
         half = weight.shape[1] // 2
         gate, up = joint[:, :half], joint[:, half:]
-        return self._seen(name, ACTIVATIONS[activation].exact(gate) * up)
+        value = ACTIVATIONS[activation].exact(np.asarray(gate, np.float64))
+        return self._seen(name, value * up)
 
     async def project(
         self,

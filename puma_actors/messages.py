@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.program import Batch
 from protocols.errors import ConfigError, RemoteProtocolError
-from protocols.lane import Settings
+from protocols.lane import APPROXIMATIONS, Approximation, Settings
 
 MAX_TOKENS = 1 << 20
 MAX_SEQUENCES = 1 << 12
@@ -78,7 +78,7 @@ class InferMessage(_Message):
     rows: Literal["all", "last", "first", "mean", "unit"] = "all"
     types: list[Annotated[int, Field(ge=0, lt=1 << 16)]] | None = None
     steps: int = Field(ge=1, le=MAX_TOKENS)
-    approximation: Literal["tight", "puma"] = "tight"
+    approximation: Approximation = APPROXIMATIONS[0]
     tree: Literal["rounds", "traffic"] = "rounds"
     lanes: int = Field(default=1, ge=1, le=1024)
     reveal: Literal["logits", "argmax"] = "logits"

@@ -43,7 +43,7 @@ from protocols.cost import Cost, Traffic
 from protocols.elementary import exp_negative, reciprocal, rsqrt
 from protocols.embedding import embed, embed_cost, request_rows, reveal, reveal_cost, revealed
 from protocols.errors import LocalProtocolError
-from protocols.lane import Settings
+from protocols.lane import APPROXIMATIONS, Settings
 from protocols.linear import Table, linear, table_product
 from protocols.lockstep import deal, run_parties
 from protocols.normalize import attend, norm_range, rms_norm, softmax_numerators
@@ -53,7 +53,7 @@ from protocols.trace import TraceLink, trace
 
 ALL_SETTINGS = [
     Settings(approximation=approximation, tree=tree)
-    for approximation in ("tight", "puma")
+    for approximation in APPROXIMATIONS
     for tree in ("rounds", "traffic")
 ]
 

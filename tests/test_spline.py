@@ -6,9 +6,9 @@ from helpers import A, floats, generator, run, share, share_ints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.activations import GELU, SILU, activation_spline
 from protocols.elementary import exp_spline
 from protocols.errors import ConfigError, LocalProtocolError
+from protocols.exact import silu
 from protocols.lockstep import combine
 from protocols.ring import signed
 from protocols.spline import evaluate, evaluate_by_coefficients, fit
@@ -16,6 +16,10 @@ from protocols.spline import evaluate, evaluate_by_coefficients, fit
 
 def sine(x):
     return np.sin(x)
+
+
+SINE = fit(sine, -8.0, segment_bits=6, width_bits=2, frac=16, degree=3)
+SILU = fit(silu, -16.0, segment_bits=7, width_bits=2, frac=16, degree=3)
 
 
 def window(spline):
@@ -63,7 +67,7 @@ def test_a_smooth_function(degree, segment_bits, width_bits, frac, bound, on_sha
     ("spline", "function", "bound"),
     [
         (exp_spline(), np.exp, 2e-4),
-        (activation_spline(SILU), lambda x: x / (1 + np.exp(-x)), 1e-4),
+        (SILU, lambda x: x / (1 + np.exp(-x)), 1e-4),
     ],
 )
 def test_the_shipped_splines_over_their_whole_window(spline, function, bound, on_shares):
@@ -74,7 +78,7 @@ def test_the_shipped_splines_over_their_whole_window(spline, function, bound, on
 
 def test_evaluation_is_the_tables_polynomial_truncated(on_shares):
     """Exactly: segment t or t + 1, each with its own local coordinate, rounded down or up."""
-    spline = activation_spline(GELU)
+    spline = SINE
     x = window(spline)
     units = np.rint(x * 2.0**spline.frac).astype(int)
     shift = spline.scale - 18
@@ -124,7 +128,7 @@ def test_what_does_not_fit_is_refused(on_shares):
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 63, 1535, 1536, 1537, 6144])
 def test_every_number_of_elements(count, on_shares):
     """Kernels work in chunks and groups: no element may depend on its neighbours."""
-    spline = activation_spline(SILU)
+    spline = SILU
     x = np.rint(generator().uniform(-15, 15, count) * 2**spline.frac) / 2**spline.frac
     got = floats(on_shares, share(x, frac=spline.frac), spline, 18)
     assert np.abs(got - x / (1 + np.exp(-x))).max() < 6e-5

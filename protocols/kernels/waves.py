@@ -1,0 +1,183 @@
+"""Harmonics of a masked angle: cosines and sines of its multiples, in whole numbers.
+
+Both evaluators multiply their halves by the same public cosines, so these must be equal to the last
+bit on every machine: all is integer arithmetic, from a square root on.
+"""
+
+from functools import cache
+from math import isqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.kernels.jit import MODE, Words, kernel
+
+Ints = NDArray[np.int64]
+
+UNIT_BITS = 30
+"""Fraction bits of a cosine; a product of two fits a signed word."""
+_EXACT = 96  # fraction bits while the tables are made
+_HALF = 1 << UNIT_BITS - 1
+
+
+@cache
+def roots(bits: int) -> Ints:
+    """Cosine and sine of every angle of `bits` bits, as the product of two tables.
+
+    Returns:
+        (4, 2^ceil(bits/2)): cosine and sine of the upper half of the bits, then of the lower half.
+    """
+    low = bits // 2
+    table = np.zeros((4, 1 << bits - low), dtype=np.int64)
+    table[:2] = _turns(bits - low, bits - low)
+    table[2:, : 1 << low] = _turns(bits, low)
+    return table
+
+
+def _turns(bits: int, count_bits: int) -> Ints:
+    """Cosine and sine of j / 2^bits of a turn for j below 2^count_bits."""
+    one = 1 << _EXACT
+    c, s = -one, 0  # half a turn, halved until it is 2^-bits of one
+    for _ in range(bits - 1):
+        c, s = isqrt((one + c) * one >> 1), isqrt((one - c) * one >> 1)
+    points = []
+    x, y = one, 0
+    for _ in range(1 << count_bits):
+        points.append((_rounded(x), _rounded(y)))
+        x, y = (x * c - y * s) >> _EXACT, (x * s + y * c) >> _EXACT
+    return np.array(points, dtype=np.int64).T
+
+
+def _rounded(value: int) -> int:
+    shift = _EXACT - UNIT_BITS
+    return (value + (1 << shift - 1)) >> shift
+
+
+def _mask(bits: int) -> np.uint64:
+    return np.uint64((1 << bits) - 1)
+
+
+def _first(words: Words, bits: int) -> tuple[Ints, Ints]:
+    table, low = roots(bits), bits // 2
+    upper = ((words & _mask(bits)) >> np.uint64(low)).astype(np.intp)
+    lower = (words & _mask(low)).astype(np.intp)
+    c, s, d, t = table[0, upper], table[1, upper], table[2, lower], table[3, lower]
+    return (c * d - s * t + _HALF) >> UNIT_BITS, (c * t + s * d + _HALF) >> UNIT_BITS
+
+
+def harmonics_numpy(words: Words, bits: int, count: int, frac: int) -> Words:
+    """NumPy twin of `harmonics`."""
+    first = _first(words, bits)
+    c, s = first
+    out = np.empty((2 * count, words.size), dtype=np.uint64)
+    down = UNIT_BITS - frac
+    half = (1 << down) >> 1
+    for k in range(count):
+        out[2 * k], out[2 * k + 1] = (((part + half) >> down).view(np.uint64) for part in (c, s))
+        c, s = _turned(c, s, first)
+    return out
+
+
+def _turned(c: Ints, s: Ints, by: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
+    return (c * by[0] - s * by[1] + _HALF) >> UNIT_BITS, (
+        c * by[1] + s * by[0] + _HALF
+    ) >> UNIT_BITS
+
+
+@kernel()
+def _angle(word: Any, table: Any, bits: Any) -> Any:
+    low = bits // np.uint64(2)
+    upper = (word & ((np.uint64(1) << bits) - np.uint64(1))) >> low
+    lower = word & ((np.uint64(1) << low) - np.uint64(1))
+    return _times(table[0, upper], table[1, upper], table[2, lower], table[3, lower])
+
+
+@kernel()
+def _times(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """(a + bi) (c + di)."""
+    return (a * c - b * d + _HALF) >> UNIT_BITS, (a * d + b * c + _HALF) >> UNIT_BITS
+
+
+@kernel("void(in1, int64[:, ::1], uint64, int64, int64, uint64[:, ::1])")
+def _harmonics(words: Words, table: Any, bits: Any, count: Any, down: Any, out: Words) -> None:
+    half = (np.int64(1) << down) >> np.int64(1)
+    for i in range(words.size):
+        c1, s1 = _angle(words[i], table, bits)
+        c, s = c1, s1
+        for k in range(count):
+            out[2 * k, i] = np.uint64((c + half) >> down)
+            out[2 * k + 1, i] = np.uint64((s + half) >> down)
+            c, s = _times(c, s, c1, s1)
+
+
+def _harmonics_numba(words: Words, bits: int, count: int, frac: int) -> Words:
+    """cos and sin of k a, k = 1 .. count, for flat angles a in 2^-bits of a turn.
+
+    Returns:
+        (2 count, n) signed words with `frac` (at most 30) fraction bits: cos, sin, cos 2a, sin 2a..
+    """
+    out = np.empty((2 * count, words.size), dtype=np.uint64)
+    _harmonics(words, roots(bits), bits, count, UNIT_BITS - frac, out)
+    return out
+
+
+def combined_numpy(
+    words: Words, bits: int, weights: Ints, odd: bool, shares: Words, down: int
+) -> Words:
+    """NumPy twin of `combined`."""
+    first = _first(words, bits)
+    c, s = first
+    total = np.zeros(words.size, dtype=np.uint64)
+    half = (1 << down) >> 1
+    for k, weight in enumerate(weights):
+        for place, factor in enumerate((s, -c) if odd else (c, s), 2 * k):
+            total += ((weight * factor + half) >> down).view(np.uint64) * shares[place]
+        c, s = _turned(c, s, first)
+    return total
+
+
+@kernel("void(in1, int64[:, ::1], uint64, int64[::1], boolean, in2, int64, uint64[::1])")
+def _combined(
+    words: Words,
+    table: Any,
+    bits: Any,
+    weights: Any,
+    odd: Any,
+    shares: Words,
+    down: Any,
+    out: Words,
+) -> None:
+    half = (np.int64(1) << down) >> np.int64(1)
+    for i in range(words.size):
+        c1, s1 = _angle(words[i], table, bits)
+        c, s = c1, s1
+        total = np.uint64(0)
+        for k in range(weights.size):
+            x, y = (s, -c) if odd else (c, s)
+            total += np.uint64((weights[k] * x + half) >> down) * shares[2 * k, i]
+            total += np.uint64((weights[k] * y + half) >> down) * shares[2 * k + 1, i]
+            c, s = _times(c, s, c1, s1)
+        out[i] = total
+
+
+def _combined_numba(
+    words: Words, bits: int, weights: Ints, odd: bool, shares: Words, down: int
+) -> Words:
+    """Sum over k of w_k (C_k cos k a + S_k sin k a), or w_k (C_k sin k a - S_k cos k a) if odd.
+
+    Args:
+        words: (n,) angles a in 2^-bits of a turn.
+        weights: (count,), below 2^32 in size.
+        shares: (2 count, n) words C_1, S_1, C_2 ...
+        down: bits dropped from w_k times a cosine before it meets a share.
+    """
+    out = np.empty(words.size, dtype=np.uint64)
+    whole = np.ascontiguousarray(shares)
+    _combined(words, roots(bits), bits, weights, odd, whole, down, out)
+    return out
+
+
+_NUMBA = MODE == "numba"
+harmonics = _harmonics_numba if _NUMBA else harmonics_numpy
+combined = _combined_numba if _NUMBA else combined_numpy

@@ -1,0 +1,127 @@
+"""A smooth function of a bounded secret in one round: a sum of waves.
+
+A wave splits over x = m - lam: cos k(m - lam) = cos km cos k lam + sin km sin k lam. The dealer
+shares the cosines and sines of its mask's angle, the evaluators multiply their halves by the public
+ones of m, and the sum is a sharing of the function, before its own swap. A period that is a power
+of two of ring units makes the ring's wrap harmless, so that no comparison and no truncation comes
+before. ("Secure Softmax/Sigmoid for Machine-learning Computation", ACSAC 2023, has this for one
+sine and Fourier series.)
+
+The function need only be met on |x| <= c, for c well below half the period: between c and period -
+c the sum may do as it likes, and so needs few waves (a Fourier extension): seven for GeLU to 1e-5.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, log2
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.arithmetic import lift, remask, remask_cost
+from protocols.cost import Cost
+from protocols.errors import LocalProtocolError
+from protocols.kernels.waves import UNIT_BITS, combined, harmonics
+from protocols.lane import Lane, field
+from protocols.ring import FRACTION_BITS, packed_bytes
+from protocols.shares import SecretTensor
+
+_WEIGHT_BITS = 28
+
+
+@dataclass(frozen=True)
+class Waves:
+    """`offset + sum_k amplitudes[k - 1] cos(2 pi k x / period)`; sines and no offset if odd.
+
+    Attributes:
+        gain, bits: the period is 2^bits / gain units of 2^-18.
+        dealt, public: fraction bits of the dealer's words and of the evaluators' factors.
+    """
+
+    gain: int
+    bits: int
+    dealt: int
+    public: int
+    amplitudes: tuple[float, ...]
+    offset: float = 0.0
+    odd: bool = False
+
+    @property
+    def count(self) -> int:
+        return len(self.amplitudes)
+
+    @property
+    def period(self) -> float:
+        return 2.0 ** (self.bits - FRACTION_BITS) / self.gain
+
+    @property
+    def scale(self) -> int:
+        """Fraction bits of the sum."""
+        return self.dealt + self.public
+
+    @cached_property
+    def width(self) -> int:
+        """Ring that the sum never leaves, with the room that `lift` wants."""
+        return self.scale + 2 + max(0, ceil(log2(sum(map(abs, self.amplitudes)) * 1.001)))
+
+    @property
+    def down(self) -> int:
+        """Bits that the evaluators' factors drop."""
+        return _WEIGHT_BITS + UNIT_BITS - self.public
+
+    @cached_property
+    def weights(self) -> NDArray[np.int64]:
+        """The amplitudes as the kernels read them."""
+        scaled = [round(value * 2.0**_WEIGHT_BITS) for value in self.amplitudes]
+        return np.array(scaled, dtype=np.int64)
+
+    def exact(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum in floating point."""
+        turns = np.multiply.outer(x * (2 * np.pi / self.period), np.arange(1, self.count + 1))
+        waves = np.sin(turns) if self.odd else np.cos(turns)
+        result: NDArray[np.float64] = waves @ np.array(self.amplitudes) + self.offset
+        return result
+
+
+def waves_cost(count: int, waves: Waves) -> Cost:
+    """Cost of `evaluate`."""
+    dealt = packed_bytes(2 * waves.count * count, waves.width)
+    return remask_cost(count, waves.width, dealt=False) + Cost(offline=dealt)
+
+
+async def evaluate(lane: Lane, x: SecretTensor, waves: Waves, frac: int, to: int) -> SecretTensor:
+    """The sum at x (18 fraction bits), with `frac` fraction bits, over Z_2^to.
+
+    Cost: 2 rounds (the second is the lift); waves.width bits each way, and for each wave twice that
+    dealt. Nothing depends on the size of x: where the sum is not wanted it is bounded all the same.
+    """
+    if x.frac != FRACTION_BITS or x.width < waves.bits:
+        raise LocalProtocolError(
+            f"waves over {FRACTION_BITS} fraction bits and {waves.bits} bits of ring were given "
+            f"{x.frac} and {x.width}"
+        )
+    offset = np.uint64(round(waves.offset * 2.0**frac) % 2**64)
+    narrow = (await _sum(lane, x, waves)).drop(waves.scale - frac)
+    return (await lift(lane, narrow, to)).add_public(offset)
+
+
+async def _sum(lane: Lane, x: SecretTensor, waves: Waves) -> SecretTensor:
+    if lane.tracing:
+        lane.charge("waves", waves_cost(x.size, waves))
+        return lane.blank(x.shape, waves.width, waves.scale)
+    fields = [field((2 * waves.count, x.size), waves.width)]
+    gain = np.uint64(waves.gain)
+    work = 8 * x.size * waves.count
+    if lane.is_dealer:
+        angles = np.ascontiguousarray(x.lam * gain).reshape(-1)
+        await lane.share(
+            fields, [await lane.run(work, harmonics, angles, waves.bits, waves.count, waves.dealt)]
+        )
+        part = np.zeros(x.shape, dtype=np.uint64)
+    else:
+        (shares,) = await lane.share(fields)
+        angles = np.ascontiguousarray(x.a * gain).reshape(-1)
+        how = (waves.bits, waves.weights, waves.odd, shares, waves.down)
+        flat = await lane.run(work, combined, angles, *how)
+        part = flat.reshape(x.shape)
+    return await remask(lane, part, frac=waves.scale, width=waves.width, dealt=False)
