@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import TypeVar
 
 import tokenizers
 
 from protocols.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -104,19 +107,16 @@ class Encoding:
         raise AssertionError("unreachable")
 
     def _without(self, dropped: set[int]) -> Encoding:
-        kept = [place for place in range(len(self)) if place not in dropped]
+        def kept(values: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(value for place, value in enumerate(values) if place not in dropped)
+
         return Encoding(
-            *(
-                tuple(values[place] for place in kept)
-                for values in (
-                    self.ids,
-                    self.types,
-                    self.offsets,
-                    self.special,
-                    self.words,
-                    self.texts,
-                )
-            )
+            kept(self.ids),
+            kept(self.types),
+            kept(self.offsets),
+            kept(self.special),
+            kept(self.words),
+            kept(self.texts),
         )
 
 

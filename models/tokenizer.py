@@ -42,8 +42,8 @@ class Tokenizer:
     """A tokenizer with its special tokens and chat template.
 
     `eos_token_ids` are the ids that end a text as far as the tokenizer knows; the configuration
-    may name more. `note` is a sentence for the user, or None. `max_length` is the longest input that
-    the tokenizer was saved for, or None.
+    may name more. `note` is a sentence for the user, or None. `max_length` is the longest input
+    that the tokenizer was saved for, or None.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Tokenizer:
         return Encoding.of(encoded)
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
-        """Text of `ids`, as a rule without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        """Text of `ids`, without special tokens unless asked; U+FFFD for bytes that are not UTF-8."""
         return self._backend.decode(list(ids), skip_special_tokens=not special_tokens)
 
     # -- single tokens -----------------------------------------------------------------------------

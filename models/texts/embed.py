@@ -18,9 +18,7 @@ class Features(TextTask):
 
     name: ClassVar[str] = "feature-extraction"
 
-    def job(
-        self, inputs: Any, *, return_tensors: bool = False, truncation: bool = False
-    ) -> Job:
+    def job(self, inputs: Any, *, return_tensors: bool = False, truncation: bool = False) -> Job:
         """
         Args:
             inputs: a text or a list of texts.
