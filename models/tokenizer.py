@@ -143,7 +143,7 @@ class Tokenizer:
         return Encoding.of(encoded)
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
-        """Text of `ids`, without special tokens unless asked; U+FFFD for bytes that are not UTF-8."""
+        """Text of `ids`, without special tokens unless asked; U+FFFD for what is not UTF-8."""
         return self._backend.decode(list(ids), skip_special_tokens=not special_tokens)
 
     # -- single tokens -----------------------------------------------------------------------------
