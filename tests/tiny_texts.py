@@ -32,7 +32,15 @@ def save_byte_level(folder: Path, *, max_length: int = 20) -> Path:
     """RoBERTa's kind: bytes that were merged, no types, `<s>` and `</s>` around the text."""
     special = ["<bos>", "<pad>", "<unk>", "<cls>", "<sep>", "<mask>"]
     letters = sorted({*"Ġcatdogsthenri.,", "Ġ"})
-    merges = [("t", "h"), ("th", "e"), ("c", "a"), ("ca", "t"), ("Ġ", "cat"), ("d", "o"), ("i", "n")]
+    merges = [
+        ("t", "h"),
+        ("th", "e"),
+        ("c", "a"),
+        ("ca", "t"),
+        ("Ġ", "cat"),
+        ("d", "o"),
+        ("i", "n"),
+    ]
     merged = [a + b for a, b in merges]
     ids = {piece: number for number, piece in enumerate([*special, *letters, *merged])}
     backend = tokenizers.Tokenizer(models.BPE(ids, merges))

@@ -119,9 +119,14 @@ def check_checkpoint(task: str, path: Path, head: str | None = None) -> str:
         return "none"
     found = load_config(path, head=head).head
     if TASK_HEADS[task] != found:
-        own = [name for name, needed in TASK_HEADS.items() if needed == found != "none"]
-        raise _unable(task, found, str(path), [*own, *_HEADLESS])
+        raise _unable(task, found, str(path), tasks_of_checkpoint(found))
     return found
+
+
+def tasks_of_checkpoint(head: str) -> list[str]:
+    """What can be done with a checkpoint of that head, and with it opened without the head."""
+    own = [name for name, needed in TASK_HEADS.items() if needed == head != "none"]
+    return [*own, *_HEADLESS]
 
 
 def _unable(task: str, head: str, where: str, able: Sequence[str]) -> ModelError:
