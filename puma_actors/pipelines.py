@@ -115,7 +115,8 @@ class TextPipeline:
         results: list[Floats] = []
         for batch in _batches(job.encodings, self._batch_tokens):
             results += await self._forward(batch, job)
-        return job.finish(results)
+        found = job.finish(results)
+        return [found] if self._texts.wraps(inputs, options) else found
 
     def _merged(self, options: dict[str, Any]) -> dict[str, Any]:
         self._check_options(options)

@@ -45,12 +45,13 @@ class Classify(TextTask):
 
         def finish(results: Sequence[Floats]) -> Any:
             answers = [self._answer(result[0], function, top_k) for result in results]
-            if not single:
-                return answers
-            return answers if top_k is _BEST and isinstance(inputs, str) else answers[0]
+            return answers[0] if single else answers
 
         encodings = [self._encode(item, truncation) for item in items]
         return Job(encodings, default_rows(self.config), finish)
+
+    def wraps(self, inputs: Any, options: Mapping[str, Any]) -> bool:
+        return isinstance(inputs, str) and "top_k" not in options
 
     def _encode(self, item: Any, truncation: bool) -> Encoding:
         if not isinstance(item, Mapping):

@@ -65,6 +65,12 @@ class TextTask(ABC):
     def job(self, inputs: Any, *args: Any, **options: Any) -> Job:
         """The work for the inputs. Raises ConfigError for unusable ones."""
 
+    def wraps(self, inputs: Any, options: Mapping[str, Any]) -> bool:
+        """Whether the result of a call with these options is put into a list, as transformers does
+        with the labels of one text.
+        """
+        return False
+
     def encode(self, text: object, pair: object = None, *, truncation: bool = False) -> Encoding:
         """The tokens of a text or a pair.
 

@@ -108,9 +108,7 @@ def forward(
     network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a model privately on token ids and write what its head gives: logits, or the last hidden
-    states of a bare model.
-    """
+    """Run a model privately on token ids; write logits, or a bare model's last hidden states."""
     from protocols.lane import Settings
     from puma_actors.cli.generate import run_forward
 

@@ -236,12 +236,9 @@ def _print_report(report: dict[str, Any]) -> None:
     for name, value in public.items():
         facts.add_row(name, Text(_fact(value)))
     stdout.print(facts)
-    costs = RichTable(
-        title=f"\nPredicted for {report['prompt_tokens']} tokens, {_ROWS[report['rows']]}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+    wanted = f"{report['prompt_tokens']} tokens, {_ROWS[report['rows']]}"
+    stdout.print(f"\n[italic]Predicted for {wanted}[/italic]", highlight=False)
+    costs = RichTable(box=None, pad_edge=False)
     for column in ("step", "rounds", "online", "dealt ahead"):
         costs.add_column(column, justify="left" if column == "step" else "right")
     for name, cost in report["predicted"].items():

@@ -64,8 +64,8 @@ def embed(
 ) -> None:
     """Make a vector of each text privately, and compare them.
 
-    Pooling and scaling to length 1 happen on shares. Shows the first entries of every vector and
-    the cosine of every pair; --json has whole vectors.
+    Pooling and scaling to length 1 happen on shares. Shows how every vector
+    begins and the cosine of every pair; --json has whole vectors.
     """
     from puma_actors.cli.run_text import read_texts, run_text, show_vectors
 
@@ -102,8 +102,8 @@ def classify(
 ) -> None:
     """Label a text, or a pair of texts, privately (head: sequence-classification).
 
-    Scores are probabilities: softmax over the labels, or a sigmoid each where several labels may
-    hold at once. A regression's number is shown as it is.
+    Scores are probabilities: softmax over the labels, or a sigmoid each where
+    several labels may hold at once. A regression's number is shown as it is.
     """
     from puma_actors.cli.run_text import run_text, show_rows
 
