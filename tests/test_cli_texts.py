@@ -30,8 +30,10 @@ def folders(tmp_path_factory):
 
     return {
         "embed": made("bert", "none"),
-        "classify": made("bert", "sequence-classification", id2label={0: "[b]no", 1: "yes"}),
-        "tag": made("bert", "token-classification", id2label={0: "B-X", 1: "I-X"}),
+        "classify": made(
+            "bert", "sequence-classification", num_labels=2, id2label={0: "[b]no", 1: "yes"}
+        ),
+        "tag": made("bert", "token-classification", num_labels=2, id2label={0: "B-X", 1: "I-X"}),
         "answer": made("bert", "question-answering"),
         "fill-mask": made("roberta", "masked-lm", save_byte_level),
     }
@@ -43,6 +45,7 @@ def puma(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["puma", *map(str, arguments)])
+        capsys.readouterr()  # what transformers has to say
         try:
             main()
             code = 0
@@ -82,10 +85,7 @@ def test_embed(results, puma, folders, tmp_path):
     found, data = results("embed", "--text", TEXTS[0], "--file", file)
     assert np.shape(found) == (3, 16)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-3)
-    with open_checkpoint(folders["embed"]) as checkpoint:
-        (step,) = predict(checkpoint.config, Batch((10, 5, 12), "unit"))
-    assert data["traffic"]["rounds"] >= step.cost.rounds
-    assert len(data["prompt_ids"]) == 27
+    assert len(data["prompt_ids"]) == 26
     command = ("embed", "-m", folders["embed"], "-t", "[b]cat", "-t", "the dog")
     code, out, err = puma(*command, "--network", "1ms")
     assert code == 0

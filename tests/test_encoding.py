@@ -9,7 +9,9 @@ from tiny_texts import TEXTS, save_byte_level, save_wordpiece
 from models.tokenizer import Tokenizer
 from protocols.errors import ConfigError
 
-words = st.lists(st.sampled_from(["the", "cats", "London", "zebra", ",", "in"]), max_size=14)
+words = st.lists(
+    st.sampled_from(["the", "cats", "London", "zebra", ",", "in"]), min_size=1, max_size=14
+)
 texts = words.map(" ".join)
 
 

@@ -20,7 +20,7 @@ from puma_actors.cluster import LocalCluster
 from puma_actors.pipelines import TextPipeline, local_pipeline, pipeline
 
 TOLERANCE = 0.01
-ENTITIES = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC"}
+ENTITIES = {"num_labels": 4, "id2label": {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC"}}
 
 
 def folder_of(factory, model_type, head, save_tokenizer=save_wordpiece, **changes):
@@ -137,7 +137,7 @@ def test_batches_that_are_too_large_are_split(classifier):
 
 @pytest.fixture(scope="module")
 def tagger(tmp_path_factory):
-    return folder_of(tmp_path_factory, "bert", "token-classification", id2label=ENTITIES, seed=1)
+    return folder_of(tmp_path_factory, "bert", "token-classification", **ENTITIES, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_words_without_marks(tmp_path_factory):
         "distilbert",
         "token-classification",
         save_byte_level,
-        id2label=ENTITIES,
+        **ENTITIES,
     )
     text = "the cats do, cat"
     with pipeline("ner", folder, ignore_labels=[]) as pipe:
