@@ -28,6 +28,9 @@ def folders(tmp_path_factory):
         folder = tmp_path_factory.mktemp(head)
         return save_tokenizer(save(tiny_model(name, head, **changes), folder))
 
+    def two(first, second):
+        return {"num_labels": 2, "id2label": {0: first, 1: second}}
+
     return {
         "embed": made("bert", "none"),
         "classify": made(

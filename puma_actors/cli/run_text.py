@@ -46,15 +46,13 @@ def run_text(
 
     async def run() -> None:
         with progress(quiet=as_json) as report:
-            pipe = local_pipeline(
-                task, model, settings=settings, progress=report, **options, **task_options
-            )
+            pipe = local_pipeline(task, model, settings=settings, progress=report, **options)
             given, cluster = inputs(pipe), pipe.requests
             assert isinstance(cluster, LocalCluster)
-            pipe.check(given)
+            pipe.check(given, **task_options)
             async with cluster:
                 report("running the model on shares", 0.0)
-                result = await pipe(given)
+                result = await pipe(given, **task_options)
         if as_json:
             plain = result.tolist() if isinstance(result, np.ndarray) else result
             print_json({"result": plain, **usage_report(cluster, pipe.usage, generated=False)})
