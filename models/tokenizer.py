@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 
 from models.chat_template import render_chat
+from models.encoding import Encoding
 from models.gguf_config import gguf_eos_token_ids
 from models.gguf_reader import GgufFile
 from models.gguf_tokenizer import tokenizer_from_gguf
@@ -24,14 +25,25 @@ Message = Mapping[str, Any]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# transformers writes a huge number where a tokenizer has no limit.
+_NO_LIMIT = 1 << 40
 
 
 class Tokenizer:
     """A tokenizer with its special tokens and chat template.
 
     `eos_token_ids` are the ids that end a text as far as the tokenizer knows; the configuration
-    may name more. `note` is a sentence for the user, or None.
+    may name more. `note` is a sentence for the user, or None. `max_length` is the longest input
+    that the tokenizer was saved for, or None.
     """
 
     def __init__(
@@ -41,8 +53,10 @@ class Tokenizer:
         special_tokens: Mapping[str, str],
         eos_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
+        max_length: int | None = None,
     ) -> None:
         self._backend = backend
+        self.max_length = max_length
         self._special = dict(special_tokens)
         self.eos_token_ids = tuple(eos_token_ids)
         self.chat_template = chat_template
@@ -86,15 +100,16 @@ class Tokenizer:
         # Training leftovers that would cut or fill a prompt.
         backend.no_truncation()
         backend.no_padding()
-        config_file = folder / "tokenizer_config.json"
-        config = read_json(config_file) if config_file.is_file() else {}
-        special = _special_tokens(config)
+        config = _read_optional(folder / "tokenizer_config.json")
+        # Older tokenizers name some of their tokens only here.
+        special = _special_tokens({**_read_optional(folder / "special_tokens_map.json"), **config})
         eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
         return cls(
             backend,
             special_tokens=special,
             eos_token_ids=() if eos is None else (eos,),
             chat_template=_folder_template(folder, config),
+            max_length=_length_limit(config),
         )
 
     @classmethod
@@ -117,9 +132,51 @@ class Tokenizer:
         """Token ids of `text`, with the begin token if the tokenizer puts one."""
         return self._backend.encode(text).ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens; bytes that are not UTF-8 become U+FFFD."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+    def encode_text(
+        self, text: str, pair: str | None = None, *, special_tokens: bool = True
+    ) -> Encoding:
+        """The tokens of a text, or of a pair, with their places; as many as there are.
+
+        special_tokens: add those that the model expects around its input.
+        """
+        encoded = self._backend.encode(text, pair, add_special_tokens=special_tokens)
+        return Encoding.of(encoded)
+
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """Text of `ids`, without special tokens unless asked; U+FFFD for what is not UTF-8."""
+        return self._backend.decode(list(ids), skip_special_tokens=not special_tokens)
+
+    # -- single tokens -----------------------------------------------------------------------------
+
+    def special_token(self, name: str) -> str | None:
+        """Text of the special token of that name ("mask_token"), or None without one."""
+        return self._special.get(name)
+
+    def special_id(self, name: str) -> int | None:
+        """Id of the special token of that name, or None without one."""
+        token = self._special.get(name)
+        return None if token is None else self.id_of(token)
+
+    def id_of(self, token: str) -> int | None:
+        """Id of a token by its spelling in the vocabulary, or None."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def token_of(self, token: int) -> str:
+        """Spelling of a token in the vocabulary; "" for an id that it lacks."""
+        return self._backend.id_to_token(token) or ""
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Text of tokens that are given by their spelling."""
+        decoder = self._backend.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+
+    @property
+    def marks_subwords(self) -> bool:
+        """Whether a token's spelling tells that it continues a word, as "##ing" does."""
+        return bool(getattr(self._backend.model, "continuing_subword_prefix", None))
+
+    # -- chats and streams -------------------------------------------------------------------------
 
     def chat(self, text_or_messages: str | Sequence[Message]) -> list[int]:
         """Ids of a chat, ready for the model's answer.
@@ -199,6 +256,15 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(token, str):
             found[name] = token
     return found
+
+
+def _read_optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _length_limit(config: Mapping[str, Any]) -> int | None:
+    limit = config.get("model_max_length")
+    return limit if type(limit) is int and 0 < limit < _NO_LIMIT else None
 
 
 def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:

@@ -73,7 +73,9 @@ class Plain:
         turned, values = joint[:, :rotated], joint[:, rotated:]
         if norm is not None and gains is not None:
             gain = np.repeat(np.stack(gains), [heads.query, heads.key], axis=0)
-            turned = await self.norm(turned, f"{name}.heads", norm, gain)
+            turned = np.asarray(
+                await self.norm(turned, f"{name}.heads", norm, gain), dtype=np.float64
+            )
         if rotation is not None:
             turned = rotate(turned, rotation.cos, rotation.sin)
         turned, values = turned.transpose(1, 0, 2), values.transpose(1, 0, 2)

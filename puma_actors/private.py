@@ -44,7 +44,8 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         """What the last request took."""
         return self.cluster.usage
 
-    def _call(self, function: Any, *args: Any) -> Any:
+    def call(self, function: Any, *args: Any) -> Any:
+        """Run an async function on the cluster's event loop, and wait for its result."""
         if self._portal is None:
             raise ConfigError("the model is closed: load it again")
         return self._portal.call(function, *args)
@@ -55,7 +56,7 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         async def run() -> Floats:
             return await self.cluster.forward(input_ids, **options)
 
-        result: Floats = self._call(run)
+        result: Floats = self.call(run)
         return result
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
@@ -70,11 +71,11 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
             return await anext(tokens, None)
 
         try:
-            while (token := self._call(following)) is not None:
+            while (token := self.call(following)) is not None:
                 yield token
         finally:
             if self._portal is not None:
-                self._call(tokens.aclose)
+                self.call(tokens.aclose)
 
     def close(self) -> None:
         """End the actors and free the shares."""

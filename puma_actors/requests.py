@@ -299,6 +299,12 @@ def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
             f"{len(ids)} prompt tokens do not fit the model's {config.max_positions} "
             "positions: shorten the prompt"
         )
+    # RoBERTa counts positions of the other tokens alone.
+    if config.family == "roberta" and config.pad_token_id in ids:
+        raise ConfigError(
+            f"token id {config.pad_token_id} is this model's padding, which is never needed: "
+            "sequences of unequal lengths go together without it"
+        )
 
 
 def check_logits(config: ModelConfig) -> None:

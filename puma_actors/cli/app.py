@@ -2,14 +2,24 @@
 
 import sys
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from protocols.errors import PumaError
-from puma_actors.cli import certs
+from puma_actors.cli import certs, text_commands
+from puma_actors.cli.options import (
+    Approximation,
+    ApproximationOption,
+    CodecOption,
+    JsonOption,
+    LanesOption,
+    ModelOption,
+    NetworkOption,
+    Tree,
+    TreeOption,
+)
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
@@ -25,59 +35,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(certs.app, name="certs")
-
-
-class Approximation(StrEnum):
-    """Set of function approximations."""
-
-    TIGHT = "tight"
-    FAST = "fast"
-    PUMA = "puma"
-
-
-class Tree(StrEnum):
-    """What comparisons save."""
-
-    ROUNDS = "rounds"
-    TRAFFIC = "traffic"
+text_commands.register(app)
 
 
 _state: dict[str, Any] = {"debug": False}
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Directory (config.json + safetensors), .gguf file, or name on the Hugging Face hub. "
-        "Default: the demo model, SmolLM2-135M-Instruct.",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
-ApproximationOption = Annotated[
-    Approximation,
-    typer.Option(
-        help="'tight': every function close to exact; 'fast': least traffic, no less accurate than "
-        "'puma': the paper's own formulas, which cost modern chat models their accuracy."
-    ),
-]
-TreeOption = Annotated[Tree, typer.Option(help="Comparisons with fewest rounds or least traffic.")]
-LanesOption = Annotated[
-    int, typer.Option(min=1, max=1024, help="Groups of attention heads computed concurrently.")
-]
-CodecOption = Annotated[
-    bool, typer.Option("--codec", help="Force in-memory frames through the wire format.")
-]
-NetworkOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Delay the frames between the roles as a network would: lan, paper, wan, "
-        "intercontinental; a round trip and a bandwidth (40ms,100mbit,jitter=2ms,seed=7); "
-        "or a .toml file.",
-        show_default=False,
-    ),
-]
 
 
 @app.callback()
@@ -147,7 +108,7 @@ def forward(
     network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a model privately on token ids and write its logits for every position."""
+    """Run a model privately on token ids; write logits, or a bare model's last hidden states."""
     from protocols.lane import Settings
     from puma_actors.cli.generate import run_forward
 

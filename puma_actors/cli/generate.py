@@ -10,15 +10,14 @@ import anyio
 import numpy as np
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from models.sampling import SamplingConfig
 from models.weights import demo_model_path
-from protocols.cost import Cost
 from protocols.errors import ConfigError
 from protocols.lane import Settings
-from puma_actors.cli.output import amount, print_json, progress, stderr, stdout
+from puma_actors.cli.output import amount, print_json, progress, stdout
+from puma_actors.cli.summary import print_summary, usage_report
 from puma_actors.cluster import LocalCluster, Usage
 from puma_actors.network import parse_network
 
@@ -60,9 +59,9 @@ def run_generate(
         finally:
             await cluster.__aexit__(type(failure) if failure else None, failure, None)
         if as_json:
-            print_json({"text": text, **_usage(cluster)})
+            print_json({"text": text, **usage_report(cluster, cluster.usage)})
         else:
-            _summary(cluster)
+            print_summary(cluster, cluster.usage, stopped=True)
 
     anyio.run(run)
 
@@ -110,67 +109,6 @@ def _view(text: str, usage: Usage, seconds: float) -> Group:
     return Group(Text(text), Text(status, style="dim"))
 
 
-def _usage(cluster: LocalCluster) -> dict[str, Any]:
-    """Everything but the text, as the JSON output names it."""
-    usage, total = cluster.usage, cluster.usage.total
-    seconds = cluster.seconds
-    return {
-        "prompt_ids": usage.prompt_ids,
-        "token_ids": usage.token_ids,
-        "seconds": {
-            "load": seconds["kernels"] + seconds["load"] + seconds["calibrate"],
-            "share": seconds["share"],
-            "prefill": usage.seconds.get("prefill", 0.0),
-            "decode": usage.seconds.get("decode", 0.0),
-        },
-        "traffic": {
-            "rounds": total.rounds,
-            "online_bytes": total.online,
-            "offline_bytes": total.offline,
-        },
-        "network": cluster.network.to_public() if cluster.network else None,
-    }
-
-
-def _summary(cluster: LocalCluster) -> None:
-    """A short table on stderr: what prefill took, and each token after it."""
-    usage, seconds = cluster.usage, cluster.seconds
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "time", "rounds", "online", "dealt ahead"):
-        table.add_column(name, justify="left" if not name else "right")
-    load = seconds["kernels"] + seconds["load"] + seconds["calibrate"]
-    table.add_row("load the model", f"{load:.1f} s")
-    table.add_row("share the weights", f"{seconds['share']:.1f} s")
-    if usage.steps:
-        prefill = f"prefill, {len(usage.prompt_ids)} tokens"
-        table.add_row(*_row(prefill, usage.seconds.get("prefill", 0.0), usage.steps[0]))
-    decoded = usage.steps[1 : len(usage.token_ids)]
-    if decoded:
-        count = len(decoded)
-        total = sum(decoded, Cost())
-        mean = Cost(total.rounds // count, total.online // count, total.offline // count)
-        each = usage.seconds.get("decode", 0.0) / count
-        table.add_row(*_row(f"each of {count} more tokens", each, mean))
-    stderr.print()
-    stderr.print(table)
-    if cluster.network is not None:
-        stderr.print(f"network {cluster.network.describe()}", style="dim", highlight=False)
-    stderr.print(
-        f"stopped: {usage.stop_reason} · no party saw the prompt, the weights or an activation",
-        style="dim",
-    )
-
-
-def _row(name: str, seconds: float, cost: Cost) -> tuple[str, ...]:
-    return (
-        name,
-        f"{seconds:.2f} s",
-        f"{cost.rounds:,}",
-        amount(cost.online),
-        amount(cost.offline),
-    )
-
-
 # -- forward --------------------------------------------------------------------------------------
 
 
@@ -215,7 +153,9 @@ def run_forward(
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Write `logits` (tokens, vocabulary) to an .npz file. `options`: as for `open_cluster`."""
+    """Write `logits`, or the `last_hidden_state` of a bare model, to an .npz file: a row for each
+    result (as a rule a token). `options`: as for `open_cluster`.
+    """
     ids = parse_ids(input_ids)
     check_output(output)
 
@@ -225,20 +165,20 @@ def run_forward(
             cluster.check_ids(ids)
             async with cluster:
                 report("running the model on shares", 0.0)
-                logits = await cluster.forward(ids)
+                result = await cluster.forward(ids)
+        name = "last_hidden_state" if cluster.config.head == "none" else "logits"
+        arrays = {name: result.astype(np.float32), "input_ids": np.asarray(ids)}
         try:
-            np.savez(output, logits=logits.astype(np.float32), input_ids=np.asarray(ids))
+            np.savez(output, **arrays)  # type: ignore[arg-type]
         except OSError as error:
             raise ConfigError(f"--output: cannot write {output}: {error.strerror}") from None
-        summary = _usage(cluster)
-        del summary["token_ids"]
-        summary["seconds"].pop("decode")
+        summary = usage_report(cluster, cluster.usage, generated=False)
         if as_json:
-            shape = list(logits.shape)
-            print_json({"output": str(output), "logits_shape": shape, **summary})
+            shape = list(result.shape)
+            print_json({"output": str(output), f"{name}_shape": shape, **summary})
         else:
             total = cluster.usage.total
-            stdout.print(f"logits {logits.shape} written to {output}", highlight=False)
+            stdout.print(f"{name} {result.shape} written to {output}", highlight=False)
             stdout.print(
                 f"{summary['seconds']['prefill']:.2f} s · {total.rounds:,} rounds · "
                 f"{amount(total.online)} online · {amount(total.offline)} dealt ahead",

@@ -5,9 +5,14 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from models.locate import resolve_model
 from models.predict import predict, share_bytes
+from models.program import Batch, Rows
+from models.tasks import default_rows
+from models.texts.sentences import MODULES, sentence_settings
+from models.texts.task import tasks_of_checkpoint
 from models.weights import Checkpoint, demo_model_path, open_checkpoint
 from protocols.activations import GELU, SILU, activate
 from protocols.arithmetic import lift, matmul, mul, mul3
@@ -26,6 +31,15 @@ from puma_actors.cli.output import amount, print_json, stdout
 
 COUNT = 8000
 """Elements a protocol is traced with; a multiple of 8, so that bits fill bytes."""
+
+_SHOWN_ITEMS = 12
+_ROWS = {
+    "all": "a result for each",
+    "first": "a result for the first",
+    "last": "a result for the last",
+    "mean": "the mean of their hidden states",
+    "unit": "the mean of their hidden states, scaled to length 1",
+}
 
 Program = Callable[[Lane], Coroutine[Any, Any, Any]]
 
@@ -137,12 +151,25 @@ def run_inspect(
             print_json({"model": str(found), "supported": False, "reason": str(error)})
         raise
     with checkpoint:
+        if checkpoint.config.head != "causal-lm":
+            decode = 0
         _check_lengths(checkpoint, prompt, decode)
-        report = _report(checkpoint, prompt, decode, settings)
+        report = _report(checkpoint, _wanted_rows(checkpoint), prompt, decode, settings)
     if as_json:
         print_json(report)
     else:
         _print_report(report)
+
+
+def _wanted_rows(checkpoint: Checkpoint) -> Rows:
+    """Results that the head is used for: one row for the next token, or for a sentence's vector."""
+    config = checkpoint.config
+    if config.head == "causal-lm":
+        return "last"
+    if config.head != "none" or not (checkpoint.path.parent / MODULES).is_file():
+        return default_rows(config)
+    settings = sentence_settings(checkpoint.path.parent)
+    return "unit" if settings.normalize and settings.pooling == "mean" else settings.pooling
 
 
 def _check_lengths(checkpoint: Checkpoint, prompt: int, decode: int) -> None:
@@ -154,23 +181,30 @@ def _check_lengths(checkpoint: Checkpoint, prompt: int, decode: int) -> None:
         )
 
 
-def _report(checkpoint: Checkpoint, prompt: int, decode: int, settings: Settings) -> dict[str, Any]:
+def _report(
+    checkpoint: Checkpoint, rows: Rows, prompt: int, decode: int, settings: Settings
+) -> dict[str, Any]:
     config = checkpoint.config
-    steps = predict(config, prompt, min(decode, 1), settings)
+    steps = predict(config, Batch((prompt,), rows), min(decode, 1), settings)
     if decode > 1:
         steps += predict(config, prompt + decode - 1, 1, settings)[1:]
-    names = ["prefill", "first decode", "last decode"]
+    first = "prefill" if config.head == "causal-lm" else "forward"
+    names = [first, "first decode", "last decode"]
     return {
         "model": str(checkpoint.path),
         "supported": True,
+        "head": config.head,
+        "labels": list(config.labels),
+        "tasks": tasks_of_checkpoint(config.head),
         "architecture": config.to_public(),
         "parameters": sum(int(np.prod(checkpoint.shape(n))) for n in checkpoint.names()),
         "prompt_tokens": prompt,
         "new_tokens": decode,
+        "rows": rows,
         "predicted": {
             name: _cost_dict(step.cost) for name, step in zip(names, steps, strict=False)
         },
-        "prefill_by_protocol": {
+        f"{first}_by_protocol": {
             name: _cost_dict(cost) for name, cost in sorted(steps[0].by_protocol.items())
         },
         "share_bytes": {str(role): size for role, size in share_bytes(config).items()},
@@ -185,20 +219,26 @@ def _cost_dict(cost: Cost) -> dict[str, int]:
     }
 
 
+def _fact(value: Any) -> str:
+    """A setting in one line; of many labels the first ones."""
+    if not isinstance(value, list):
+        return str(value)
+    shown = ", ".join(str(item) for item in value[:_SHOWN_ITEMS]) or "none"
+    return shown if len(value) <= _SHOWN_ITEMS else f"{shown} and {len(value) - _SHOWN_ITEMS} more"
+
+
 def _print_report(report: dict[str, Any]) -> None:
     public = report["architecture"]
     stdout.print(f"[bold]{report['model']}[/bold]: supported", highlight=False)
     facts = RichTable(box=None, pad_edge=False, show_header=False)
     facts.add_row("parameters", f"{report['parameters']:,}")
+    facts.add_row("tasks", ", ".join(report["tasks"]))
     for name, value in public.items():
-        facts.add_row(name, str(value))
+        facts.add_row(name, Text(_fact(value)))
     stdout.print(facts)
-    costs = RichTable(
-        title=f"\nPredicted for {report['prompt_tokens']} prompt tokens",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+    wanted = f"{report['prompt_tokens']} tokens, {_ROWS[report['rows']]}"
+    stdout.print(f"\n[italic]Predicted for {wanted}[/italic]", highlight=False)
+    costs = RichTable(box=None, pad_edge=False)
     for column in ("step", "rounds", "online", "dealt ahead"):
         costs.add_column(column, justify="left" if column == "step" else "right")
     for name, cost in report["predicted"].items():

@@ -1,0 +1,79 @@
+"""text-classification: a label for a text, or for a pair of texts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from models.encoding import Encoding
+from models.tasks import default_rows
+from models.texts.task import Job, TextTask, check_choice, check_count, many, softmax
+from protocols.errors import ConfigError
+from protocols.ring import Floats
+
+_FUNCTIONS = ("softmax", "sigmoid", "none")
+_BEST = object()
+"""What `top_k` is when it was not given: one label, and not in a list."""
+
+
+class Classify(TextTask):
+    """Inputs and outputs as those of transformers' TextClassificationPipeline."""
+
+    name: ClassVar[str] = "text-classification"
+
+    def job(
+        self,
+        inputs: Any,
+        *,
+        top_k: Any = _BEST,
+        function_to_apply: str | None = None,
+        truncation: bool = False,
+    ) -> Job:
+        """
+        Args:
+            inputs: a text, a pair {"text": ..., "text_pair": ...}, or a list of them.
+            top_k: how many labels to tell, best first; None for all. Without it the best one.
+            function_to_apply: "softmax", "sigmoid" or "none"; by default what the kind of problem
+                asks for: nothing for a regression, a sigmoid for several labels at once or one
+                label, else softmax.
+        """
+        items, single = many(inputs)
+        if top_k is not _BEST and top_k is not None:
+            check_count("top_k", top_k)
+        function = (function_to_apply or self._usual_function()).lower()
+        check_choice("function_to_apply", function, _FUNCTIONS)
+
+        def finish(results: Sequence[Floats]) -> Any:
+            answers = [self._answer(result[0], function, top_k) for result in results]
+            return answers[0] if single else answers
+
+        encodings = [self._encode(item, truncation) for item in items]
+        return Job(encodings, default_rows(self.config), finish)
+
+    def wraps(self, inputs: Any, options: Mapping[str, Any]) -> bool:
+        return isinstance(inputs, str) and "top_k" not in options
+
+    def _encode(self, item: Any, truncation: bool) -> Encoding:
+        if not isinstance(item, Mapping):
+            if not isinstance(item, str):
+                raise ConfigError('a pair of texts is given as {"text": ..., "text_pair": ...}')
+            return self.encode(item, truncation=truncation)
+        if "text" not in item or not item.keys() <= {"text", "text_pair"}:
+            raise ConfigError('a pair of texts needs the keys "text" and "text_pair", and no other')
+        return self.encode(item["text"], item.get("text_pair"), truncation=truncation)
+
+    def _usual_function(self) -> str:
+        kind, count = self.config.problem_type, self.config.num_labels
+        if kind == "regression":
+            return "none"
+        return "sigmoid" if kind == "multi_label_classification" or count == 1 else "softmax"
+
+    def _answer(self, logits: Floats, function: str, top_k: Any) -> Any:
+        scores = logits
+        if function == "softmax":
+            scores = softmax(logits)
+        elif function == "sigmoid":
+            scores = 1 / (1 + np.exp(-logits))
+        order = np.argsort(-scores, kind="stable")
+        labels = [{"label": self.label(int(i)), "score": float(scores[i])} for i in order]
+        return labels[0] if top_k is _BEST else labels[:top_k]

@@ -1,0 +1,86 @@
+"""feature-extraction and sentence-embedding: vectors for tokens and for whole texts."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from models.architecture import ModelConfig
+from models.program import Rows
+from models.texts.sentences import SentenceSettings
+from models.texts.task import Job, TextTask, many
+from models.tokenizer import Tokenizer
+from protocols.ring import Floats
+
+
+class Features(TextTask):
+    """The last hidden states, as transformers' FeatureExtractionPipeline gives them."""
+
+    name: ClassVar[str] = "feature-extraction"
+
+    def job(self, inputs: Any, *, return_tensors: bool = False, truncation: bool = False) -> Job:
+        """
+        Args:
+            inputs: a text or a list of texts.
+            return_tensors: arrays (1, tokens, hidden size) in place of nested lists.
+        """
+        items, single = many(inputs)
+
+        def finish(results: Sequence[Floats]) -> Any:
+            found = [result[None] if return_tensors else [result.tolist()] for result in results]
+            return found[0] if single else found
+
+        return Job([self.encode(item, truncation=truncation) for item in items], "all", finish)
+
+
+class Sentences(TextTask):
+    """One vector a text. The mean over the tokens is taken, and scaled, on shares: the client
+    learns the vector alone.
+    """
+
+    name: ClassVar[str] = "sentence-embedding"
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        settings: SentenceSettings | None = None,
+    ) -> None:
+        super().__init__(config, tokenizer)
+        self.settings = settings or SentenceSettings()
+        self._cut = self.settings.max_length is not None
+        if self.settings.max_length is not None:
+            self.max_length = min(config.max_positions, self.settings.max_length)
+
+    def job(
+        self, inputs: Any, *, normalize: bool | None = None, truncation: bool | None = None
+    ) -> Job:
+        """
+        Args:
+            inputs: a text or a list of texts.
+            normalize: scale vectors to length 1; default: as the model was made.
+            truncation: cut texts that are too long; default: if the model names its own limit.
+
+        The result is an array (hidden size,), or (texts, hidden size) for a list.
+        """
+        items, single = many(inputs)
+        unit = self.settings.normalize if normalize is None else normalize
+        rows: Rows = self.settings.pooling
+        if rows == "mean" and unit:
+            rows, unit = "unit", False
+        cut = self._cut if truncation is None else truncation
+
+        def finish(results: Sequence[Floats]) -> Any:
+            found = np.concatenate(list(results))
+            if unit:
+                found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+            return found[0] if single else found
+
+        encodings = [self.encode(self._prepared(item), truncation=cut) for item in items]
+        return Job(encodings, rows, finish)
+
+    def _prepared(self, item: Any) -> Any:
+        if not isinstance(item, str):
+            return item
+        text = self.settings.prompt + item
+        return text.lower() if self.settings.lower else text

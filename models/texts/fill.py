@@ -1,0 +1,110 @@
+"""fill-mask: which tokens would stand where the mask is."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from models.encoding import Encoding
+from models.texts.task import Job, TextTask, check_count, many, softmax
+from protocols.errors import ConfigError, ModelError
+from protocols.ring import Floats
+
+
+class FillMask(TextTask):
+    """Inputs and outputs as those of transformers' FillMaskPipeline.
+
+    The parties do not learn where the masks are: logits are computed for every token.
+    """
+
+    name: ClassVar[str] = "fill-mask"
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask. Raises ModelError: the tokenizer names none."""
+        found = self.tokenizer.special_id("mask_token")
+        if found is None:
+            raise ModelError(
+                "the tokenizer names no mask token: put it into tokenizer_config.json as mask_token"
+            )
+        return found
+
+    def job(
+        self,
+        inputs: Any,
+        *,
+        top_k: int = 5,
+        targets: str | Sequence[str] | None = None,
+        truncation: bool = False,
+    ) -> Job:
+        """
+        Args:
+            inputs: a text with one mask or more, or a list of texts.
+            top_k: how many tokens to tell for each mask.
+            targets: tokens to choose among; default: all. Scores stay those among all tokens.
+        """
+        items, single = many(inputs)
+        check_count("top_k", top_k)
+        chosen = None if targets is None else self._target_ids(targets)
+        encodings = [self.encode(item, truncation=truncation) for item in items]
+        for encoding in encodings:
+            if self.mask_id not in encoding.ids:
+                mask = self.tokenizer.special_token("mask_token")
+                raise ConfigError(f"a text holds no mask: write {mask} where a token is to be told")
+
+        def finish(results: Sequence[Floats]) -> Any:
+            answers = [
+                self._answer(encoding, result, top_k, chosen)
+                for encoding, result in zip(encodings, results, strict=True)
+            ]
+            return answers[0] if single or len(answers) == 1 else answers
+
+        return Job(encodings, "all", finish)
+
+    def _answer(
+        self, encoding: Encoding, logits: Floats, top_k: int, targets: list[int] | None
+    ) -> Any:
+        places = [place for place, token in enumerate(encoding.ids) if token == self.mask_id]
+        answers = []
+        for place in places:
+            scores = softmax(logits[place])
+            among = np.arange(len(scores)) if targets is None else np.asarray(targets)
+            best = among[np.argsort(-scores[among], kind="stable")][:top_k]
+            answers.append(
+                [
+                    self._proposal(encoding, place, int(token), float(scores[token]), len(places))
+                    for token in best
+                ]
+            )
+        return answers[0] if len(places) == 1 else answers
+
+    def _proposal(
+        self, encoding: Encoding, place: int, token: int, score: float, masks: int
+    ) -> dict[str, Any]:
+        ids = list(encoding.ids)
+        ids[place] = token
+        padding = self.config.pad_token_id
+        shown = [i for i in ids if i != padding]
+        return {
+            "score": score,
+            "token": token,
+            "token_str": self.tokenizer.decode([token], special_tokens=True),
+            # The other masks are to be seen.
+            "sequence": self.tokenizer.decode(shown, special_tokens=masks > 1),
+        }
+
+    def _target_ids(self, targets: str | Sequence[str]) -> list[int]:
+        """One token for each target, by its spelling in the vocabulary or as the text has it."""
+        words = [targets] if isinstance(targets, str) else list(targets)
+        if not words:
+            raise ConfigError("targets is empty: name at least one token, or leave it out")
+        found = set()
+        for number, word in enumerate(words):
+            token = self.tokenizer.id_of(word)
+            pieces = self.tokenizer.encode_text(word, special_tokens=False).ids
+            if token is None and len(pieces) != 1:
+                raise ConfigError(
+                    f"targets[{number}] is {len(pieces)} tokens of the vocabulary: name single ones"
+                )
+            found.add(pieces[0] if token is None else token)
+        return sorted(found)

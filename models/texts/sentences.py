@@ -1,0 +1,124 @@
+"""How a folder of sentence-transformers makes one vector of a text's hidden states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from models.locate import read_json
+from protocols.errors import ModelError
+
+MODULES = "modules.json"
+_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceSettings:
+    """What comes after the last hidden states, and what before the tokens.
+
+    Attributes:
+        pooling: the mean over a text's tokens, or its first one.
+        normalize: whether vectors are scaled to length 1.
+        max_length: longer texts are cut to so many tokens; None: they are refused.
+        lower: whether texts are put into lower case first.
+        prompt: text in front of every input.
+        folder: of the model itself; "" for the one that was asked about.
+    """
+
+    pooling: Literal["mean", "first"] = "mean"
+    normalize: bool = True
+    max_length: int | None = None
+    lower: bool = False
+    prompt: str = ""
+    folder: str = ""
+
+
+def sentence_settings(path: Path) -> SentenceSettings:
+    """The settings of the folder of a model, or of a file in it; the default (a mean of length 1)
+    without a `modules.json`.
+
+    Raises:
+        ModelError: a part, or a way of pooling, that is not supported.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not (folder / MODULES).is_file():
+        return SentenceSettings()
+    transformer, pooling, normalize = "", "", False
+    for number, (kind, place) in enumerate(_modules(folder / MODULES)):
+        if kind == "Transformer" and number == 0:
+            transformer = place
+        elif kind == "Pooling" and number == 1:
+            pooling = place
+        elif kind == "Normalize" and number == 2:
+            normalize = True
+        else:
+            raise ModelError(
+                f"{folder / MODULES}: part {number}, {kind}, is not supported; a model is a "
+                "Transformer, a Pooling and possibly a Normalize"
+            )
+    if not pooling:
+        raise ModelError(f"{folder / MODULES}: names no Pooling; download the model again")
+    prompt = _default_prompt(folder / "config_sentence_transformers.json")
+    mode = _pooling(folder / pooling / "config.json", bool(prompt))
+    limit, lower = _limits(folder / transformer / "sentence_bert_config.json")
+    return SentenceSettings(mode, normalize, limit, lower, prompt, transformer)
+
+
+def _modules(file: Path) -> list[tuple[str, str]]:
+    """Class and folder of every part, in their order."""
+    try:
+        entries = json.loads(file.read_bytes())
+        found = [(str(e["type"]).rpartition(".")[2], str(e.get("path", ""))) for e in entries]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read as a list of modules ({error})") from None
+    for _, place in found:
+        # A description from the hub must not lead out of its folder.
+        if Path(place).name != place:
+            raise ModelError(f"{file}: {place[:80]!r} is not the name of a folder beside it")
+    return found
+
+
+def _pooling(file: Path, prompted: bool) -> Literal["mean", "first"]:
+    config = read_json(file)
+    modes = [name for key, name in _MODES.items() if config.get(key)]
+    named = config.get("pooling_mode")
+    if isinstance(named, str):
+        modes = [named]
+    if prompted and not config.get("include_prompt", True):
+        raise ModelError(f"{file}: include_prompt false is not supported: use a model without it")
+    if modes == ["mean"]:
+        return "mean"
+    if modes == ["cls"]:
+        return "first"
+    found = " + ".join(modes) or "none"
+    raise ModelError(f"{file}: pooling {found!r} is not supported; supported: 'mean', 'cls'")
+
+
+def _limits(file: Path) -> tuple[int | None, bool]:
+    """Longest input, and whether it is put into lower case."""
+    config: Mapping[str, Any] = read_json(file) if file.is_file() else {}
+    limit = config.get("max_seq_length")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ModelError(f"{file}: max_seq_length: {str(limit)[:40]} is no number of tokens")
+    return limit, bool(config.get("do_lower_case", False))
+
+
+def _default_prompt(file: Path) -> str:
+    config: Mapping[str, Any] = read_json(file) if file.is_file() else {}
+    name, prompts = config.get("default_prompt_name"), config.get("prompts")
+    if name is None:
+        return ""
+    prompt = prompts.get(name) if isinstance(prompts, Mapping) else None
+    if not isinstance(prompt, str):
+        raise ModelError(f"{file}: default_prompt_name {str(name)[:40]!r} is none of the prompts")
+    return prompt

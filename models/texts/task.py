@@ -1,0 +1,170 @@
+"""What the tasks have in common: which head they need, token sequences in, results out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from models.architecture import ModelConfig
+from models.config import load_config
+from models.encoding import Encoding, check_length
+from models.program import Rows
+from models.tokenizer import Tokenizer
+from protocols.errors import ConfigError, ModelError
+from protocols.ring import Floats
+
+TASK_HEADS: Mapping[str, str] = {
+    "text-classification": "sequence-classification",
+    "token-classification": "token-classification",
+    "question-answering": "question-answering",
+    "fill-mask": "masked-lm",
+    "text-generation": "causal-lm",
+    "feature-extraction": "none",
+    "sentence-embedding": "none",
+}
+"""Task -> the head that it needs."""
+_SYNONYMS = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
+_HEADLESS = tuple(task for task, head in TASK_HEADS.items() if head == "none")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Job:
+    """Token sequences to be evaluated, and what to make of the results.
+
+    Attributes:
+        rows: which results are wanted of each sequence.
+        finish: takes an array (rows, columns) a sequence, in their order.
+    """
+
+    encodings: Sequence[Encoding]
+    rows: Rows
+    finish: Callable[[Sequence[Floats]], Any]
+
+
+class TextTask(ABC):
+    """A task over the outputs of one head.
+
+    Args:
+        config: of the model; its head must be the one that the task needs.
+        tokenizer: the model's own.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.max_length = min(config.max_positions, tokenizer.max_length or config.max_positions)
+
+    @abstractmethod
+    def job(self, inputs: Any, *args: Any, **options: Any) -> Job:
+        """The work for the inputs. Raises ConfigError for unusable ones."""
+
+    def wraps(self, inputs: Any, options: Mapping[str, Any]) -> bool:
+        """Whether the result of a call with these options is put into a list, as transformers does
+        with the labels of one text.
+        """
+        return False
+
+    def encode(self, text: object, pair: object = None, *, truncation: bool = False) -> Encoding:
+        """The tokens of a text or a pair.
+
+        Args:
+            truncation: cut the end off a text that is too long, instead of refusing it.
+
+        Raises:
+            ConfigError: no text, or one that is too long.
+        """
+        for value in (text, pair):
+            if not isinstance(value, str) and not (value is None and value is pair):
+                raise ConfigError(f"an input is {type(value).__name__}, not text: give a string")
+        assert isinstance(text, str)
+        encoding = self.tokenizer.encode_text(text, pair if isinstance(pair, str) else None)
+        if not encoding.ids:
+            raise ConfigError("an input is empty: give some text")
+        if truncation:
+            return encoding.shortened(self.max_length)
+        check_length(
+            encoding, self.max_length, remedy="shorten the text, or pass truncation=True to cut it"
+        )
+        return encoding
+
+    def label(self, number: int) -> str:
+        """Name of an output."""
+        return self.config.labels[number] if self.config.labels else f"LABEL_{number}"
+
+
+def canonical_task(task: str) -> str:
+    """The name of a task, which has synonyms. Raises ConfigError."""
+    name = _SYNONYMS.get(task, task)
+    if name not in TASK_HEADS:
+        known = ", ".join((*TASK_HEADS, *_SYNONYMS))
+        raise ConfigError(f"task {task!r} is not known: use one of {known}")
+    return name
+
+
+def check_head(task: str, head: str, where: str = "this model") -> None:
+    """Raises ModelError: a running model with that head cannot do the task."""
+    if TASK_HEADS[task] != head:
+        able = [name for name, needed in TASK_HEADS.items() if needed == head]
+        raise _unable(task, head, where, able)
+
+
+def check_checkpoint(task: str, path: Path, head: str | None = None) -> str:
+    """The head to open a checkpoint with for a task; only its configuration is read.
+
+    head: overrides the one that the checkpoint names. Raises ModelError when it is not the one that
+    the task needs. A checkpoint with any head can be opened without it.
+    """
+    if TASK_HEADS[task] == "none" and head in (None, "none"):
+        return "none"
+    found = load_config(path, head=head).head
+    if TASK_HEADS[task] != found:
+        raise _unable(task, found, str(path), tasks_of_checkpoint(found))
+    return found
+
+
+def tasks_of_checkpoint(head: str) -> list[str]:
+    """What can be done with a checkpoint of that head, and with it opened without the head."""
+    own = [name for name, needed in TASK_HEADS.items() if needed == head != "none"]
+    return [*own, *_HEADLESS]
+
+
+def _unable(task: str, head: str, where: str, able: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"{where}: {task} needs a model with head {TASK_HEADS[task]!r}, and this one has "
+        f"{head!r}: it can do {', '.join(able)}"
+    )
+
+
+def many(inputs: Any) -> tuple[list[Any], bool]:
+    """The inputs as a list, and whether there was only one, not in a list. Raises ConfigError."""
+    if isinstance(inputs, str | Mapping):
+        return [inputs], True
+    if not isinstance(inputs, Sequence) or not inputs:
+        raise ConfigError("nothing was given: give a text, or a list of them")
+    return list(inputs), False
+
+
+def softmax(logits: Floats) -> Floats:
+    """Over the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raises ConfigError unless the value is a whole number, and not below `least`."""
+    if type(value) is not int or value < least:
+        raise ConfigError(f"{name}={str(value)[:40]}: give a whole number, at least {least}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises ConfigError unless the value is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{name}={str(value)[:40]!r}: use one of {', '.join(choices)}")

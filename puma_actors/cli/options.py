@@ -1,0 +1,57 @@
+"""Options that several commands have."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Approximation(StrEnum):
+    """Set of function approximations."""
+
+    TIGHT = "tight"
+    FAST = "fast"
+    PUMA = "puma"
+
+
+class Tree(StrEnum):
+    """What comparisons save."""
+
+    ROUNDS = "rounds"
+    TRAFFIC = "traffic"
+
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Directory (config.json + safetensors), .gguf file, or name on the Hugging Face hub. "
+        "Default: the demo model, SmolLM2-135M-Instruct.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
+ApproximationOption = Annotated[
+    Approximation,
+    typer.Option(
+        help="'tight': every function close to exact; 'fast': least traffic, no less accurate than "
+        "'puma': the paper's own formulas, which cost modern chat models their accuracy."
+    ),
+]
+TreeOption = Annotated[Tree, typer.Option(help="Comparisons with fewest rounds or least traffic.")]
+LanesOption = Annotated[
+    int, typer.Option(min=1, max=1024, help="Groups of attention heads computed concurrently.")
+]
+CodecOption = Annotated[
+    bool, typer.Option("--codec", help="Force in-memory frames through the wire format.")
+]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Delay the frames between the roles as a network would: lan, paper, wan, "
+        "intercontinental; a round trip and a bandwidth (40ms,100mbit,jitter=2ms,seed=7); "
+        "or a .toml file.",
+        show_default=False,
+    ),
+]

@@ -1,0 +1,75 @@
+"""What a request took, as JSON and as a short table."""
+
+from typing import Any
+
+from rich.table import Table
+
+from protocols.cost import Cost
+from puma_actors.cli.output import amount, stderr
+from puma_actors.cluster import LocalCluster, Usage
+
+
+def usage_report(cluster: LocalCluster, usage: Usage, *, generated: bool = True) -> dict[str, Any]:
+    """Token ids, seconds, traffic and network, as the JSON output names them.
+
+    generated: whether there are new tokens, and seconds that they took.
+    """
+    total, seconds = usage.total, cluster.seconds
+    spent = {"prefill": usage.seconds.get("prefill", 0.0)}
+    if generated:
+        spent["decode"] = usage.seconds.get("decode", 0.0)
+    return {
+        "prompt_ids": usage.prompt_ids,
+        **({"token_ids": usage.token_ids} if generated else {}),
+        "seconds": {
+            "load": seconds["kernels"] + seconds["load"] + seconds["calibrate"],
+            "share": seconds["share"],
+            **spent,
+        },
+        "traffic": {
+            "rounds": total.rounds,
+            "online_bytes": total.online,
+            "offline_bytes": total.offline,
+        },
+        "network": cluster.network.to_public() if cluster.network else None,
+    }
+
+
+def print_summary(cluster: LocalCluster, usage: Usage, *, stopped: bool = False) -> None:
+    """A short table on stderr. `stopped`: of a generation, with each token and why it ended."""
+    seconds = cluster.seconds
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "time", "rounds", "online", "dealt ahead"):
+        table.add_column(name, justify="left" if not name else "right")
+    load = seconds["kernels"] + seconds["load"] + seconds["calibrate"]
+    table.add_row("load the model", f"{load:.1f} s")
+    table.add_row("share the weights", f"{seconds['share']:.1f} s")
+    spent, tokens = usage.seconds.get("prefill", 0.0), len(usage.prompt_ids)
+    if usage.steps and stopped:
+        table.add_row(*_row(f"prefill, {tokens} tokens", spent, usage.steps[0]))
+    elif usage.steps:
+        table.add_row(*_row(f"forward, {tokens} tokens", spent, usage.total))
+    decoded = usage.steps[1 : len(usage.token_ids)]
+    if decoded:
+        count = len(decoded)
+        total = sum(decoded, Cost())
+        mean = Cost(total.rounds // count, total.online // count, total.offline // count)
+        each = usage.seconds.get("decode", 0.0) / count
+        table.add_row(*_row(f"each of {count} more tokens", each, mean))
+    stderr.print()
+    stderr.print(table)
+    if cluster.network is not None:
+        stderr.print(f"network {cluster.network.describe()}", style="dim", highlight=False)
+    end = f"stopped: {usage.stop_reason} · no" if stopped else "no"
+    seen = "prompt" if stopped else "text"
+    stderr.print(f"{end} party saw the {seen}, the weights or an activation", style="dim")
+
+
+def _row(name: str, seconds: float, cost: Cost) -> tuple[str, ...]:
+    return (
+        name,
+        f"{seconds:.2f} s",
+        f"{cost.rounds:,}",
+        amount(cost.online),
+        amount(cost.offline),
+    )
