@@ -252,6 +252,6 @@ def _print_report(report: dict[str, Any]) -> None:
     memory = ", ".join(f"{role} {amount(size)}" for role, size in report["share_bytes"].items())
     stdout.print(f"\nshares of the weights in memory: {memory}", highlight=False)
     stdout.print(
-        "rounds are for unit ranges; calibration adds one to each norm whose inputs are large",
+        "ranges are typical ones: those proven from the weights may change a few rounds",
         style="dim",
     )
