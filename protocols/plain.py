@@ -70,7 +70,8 @@ class Plain:
     ) -> tuple[Floats, Floats, Floats]:
         joint = affine(x, weight).reshape(x.shape[0], -1, heads.size)
         rotated = heads.query + heads.key
-        turned, values = joint[:, :rotated], joint[:, rotated:]
+        turned: Floats = joint[:, :rotated]
+        values: Floats = joint[:, rotated:]
         if norm is not None and gains is not None:
             gain = np.repeat(np.stack(gains), [heads.query, heads.key], axis=0)
             turned = np.asarray(

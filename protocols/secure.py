@@ -25,7 +25,7 @@ OUTPUT_LIMIT = 2.0**17
 ARGMAX_FRAC = 12
 ARGMAX_WIDTH = 32
 """Logits are compared in steps of 2^-12, as far apart as `OUTPUT_LIMIT` lets them be."""
-_MEAN_FRAC = 20
+_MEAN_FRAC = 22
 
 
 class Secure:

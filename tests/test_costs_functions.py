@@ -1,7 +1,7 @@
 """What activations, exp and maxima send, in figures."""
 
 import pytest
-from costing import same, tensor
+from counting import same, tensor
 from helpers import generator, share_ints
 
 from protocols.activations import ACTIVATIONS, activate

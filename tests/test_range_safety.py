@@ -14,9 +14,9 @@ from protocols.errors import RangeError
 from protocols.lane import Settings
 
 TEXTS = [[5, 9, 30, 2], [6, 31]]
-FACTOR = 4
+FACTOR = 1.5
 """A secure run's roundings are few draws more than those that were tried."""
-FLOOR = 2e-3
+FLOOR = 5e-4
 """Plus what splines may add, per unit of the largest result."""
 
 
