@@ -12,7 +12,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
-# -- models for pipelines; torch is imported for those alone -----------------------------------------
+# -- models for pipelines; torch is imported for those alone ---------------------------------------
 
 
 @pytest.fixture(scope="session")
