@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from models.architecture import ModelConfig
+from models.encoder_config import EncoderConfig
 from models.perplexity import log_likelihoods
 from models.plan import Plan
 from models.predict import predict
@@ -116,6 +117,7 @@ class Requests(ABC):
         sequences = _sequences(input_ids)
         for ids in sequences:
             self.check_ids(ids)
+            self._check_end(ids)
         rows = rows or default_rows(self.config)
         batch = Batch(
             tuple(len(ids) for ids in sequences), rows, None if types is None else tuple(types)
@@ -145,6 +147,16 @@ class Requests(ABC):
         """
         check_logits(self.config)
         return log_likelihoods(await self.forward([list(ids)], rows="all"), ids)
+
+    def _check_end(self, ids: Sequence[int]) -> None:
+        """A decoder's classifier reads the last token that is not padding; here, the last one."""
+        config = self.config
+        causal = not isinstance(config, EncoderConfig)
+        if config.head == "sequence-classification" and causal and ids[-1] == config.pad_token_id:
+            raise ConfigError(
+                f"a sequence ends with token id {ids[-1]}, this model's padding, which its "
+                "classifier passes over: leave it out"
+            )
 
     def _check_types(self, batch: Batch) -> None:
         known = max(1, int(getattr(self.config, "type_vocab_size", 1)))

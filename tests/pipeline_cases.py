@@ -1,0 +1,49 @@
+"""Models for pipelines, and transformers' own pipelines on the same folders."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_models import save, tiny_model
+from tiny_texts import save_wordpiece
+
+TOLERANCE = 0.01
+ENTITIES = {"num_labels": 4, "id2label": {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC"}}
+
+
+def folder_of(factory, model_type, head, save_tokenizer=save_wordpiece, **changes):
+    """A model whose head tells tokens apart, with a tokenizer."""
+    folder = factory.mktemp(f"{model_type}-{head}")
+    model = tiny_model(model_type, head, **changes)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(("classifier", "score", "qa_outputs")):
+                parameter *= 4
+            if name.endswith("word_embeddings.weight") and "masked" not in head:
+                parameter *= 4
+    return save_tokenizer(save(model, folder))
+
+
+@cache
+def theirs(task, folder, **options):
+    return transformers.pipeline(task, model=str(folder), device="cpu", **options)
+
+
+def assert_same(ours, expected):
+    """Equal, with the same fields in any order, but for numbers that are not whole."""
+    if isinstance(expected, dict):
+        assert set(ours) == set(expected)
+        for key in expected:
+            assert_same(ours[key], expected[key])
+    elif isinstance(expected, list):
+        assert isinstance(ours, list)
+        assert len(ours) == len(expected)
+        for mine, other in zip(ours, expected, strict=True):
+            assert_same(mine, other)
+    elif isinstance(expected, float | np.floating):
+        assert type(ours) is float
+        assert ours == pytest.approx(float(expected), abs=TOLERANCE)
+    else:
+        assert ours == expected
