@@ -15,7 +15,7 @@ import numpy as np
 from protocols.cost import Cost
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import expand_products, look_up_products, mask_products
-from protocols.lane import Lane, field
+from protocols.lane import Lane, field, protocol
 from protocols.ring import Words, packed_bytes
 from protocols.shares import SecretBits
 
@@ -182,6 +182,7 @@ async def to_bits(lane: Lane, share: Words, shape: tuple[int, ...]) -> SecretBit
     return SecretBits(lane.role, opened.astype(np.uint8), mask.astype(np.uint8))
 
 
+@protocol("and")
 async def and_bits(lane: Lane, bits: Sequence[SecretBits]) -> SecretBits:
     """The AND of up to 16 shared bits of one shape.
 

@@ -28,7 +28,7 @@ from protocols.cost import Cost
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
 from protocols.kernels.elementwise import chosen, windows
-from protocols.lane import Field, Lane, field
+from protocols.lane import Field, Lane, field, protocol
 from protocols.ring import Words, packed_bytes
 from protocols.shares import SecretBits, SecretTensor, stack
 
@@ -101,6 +101,7 @@ def less_cost(count: int, thresholds: int, digits: int, radix: int) -> Cost:
     return total + open_masked_cost(count * thresholds, 1)
 
 
+@protocol("less")
 async def less(
     lane: Lane,
     x: SecretTensor,
@@ -196,6 +197,7 @@ def _term_fields(term: Term, width: int) -> list[Field]:
     return fields
 
 
+@protocol("select")
 async def select(
     lane: Lane,
     terms: Sequence[Term],
@@ -277,6 +279,7 @@ def _term_part(lane: Lane, term: Term, shares: Iterator[Words]) -> Words:
 # -- maximum ---------------------------------------------------------------------------------------
 
 
+@protocol("maximum")
 async def maximum(
     lane: Lane, x: SecretTensor, payload: SecretTensor | None = None
 ) -> tuple[SecretTensor, SecretTensor | None]:

@@ -16,7 +16,7 @@ from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.compare import Term, less, select
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import DIGIT_BITS
-from protocols.lane import Lane
+from protocols.lane import Lane, protocol
 from protocols.ring import FRACTION_BITS, RING_BITS
 from protocols.shares import SecretBits, SecretTensor, constant, stack
 from protocols.spline import Spline, evaluate, fit
@@ -39,6 +39,7 @@ def exp_spline() -> Spline:
     return fit(np.exp, -15.5, segment_bits=6, width_bits=2, frac=_SPLINE_FRAC, degree=3)
 
 
+@protocol("exp")
 async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
     """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
 
@@ -162,6 +163,7 @@ def _align(v: SecretTensor, unit: int, spline: Spline) -> SecretTensor:
     return moved.narrow(bits).reinterpret(spline.frac)
 
 
+@protocol("rsqrt")
 async def rsqrt(
     lane: Lane, v: SecretTensor, low: int, high: int, *, gain: float = 1.0, frac: int = 26
 ) -> Scaled:
@@ -177,6 +179,7 @@ async def rsqrt(
     return await _negative_power(lane, v, 1, low, high, gain, frac)
 
 
+@protocol("reciprocal")
 async def reciprocal(lane: Lane, v: SecretTensor, low: int, high: int, *, frac: int = 26) -> Scaled:
     """1 / v for ring integers 4^low <= v < 4^high; otherwise as `rsqrt`."""
     return await _negative_power(lane, v, 2, low, high, 1.0, frac)

@@ -9,8 +9,17 @@ runtime or by the lockstep driver.
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
+from functools import lru_cache, wraps
+from typing import (
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    get_args,
+)
 
 import numpy as np
 
@@ -23,6 +32,7 @@ from protocols.shares import EVALUATORS, Role, SecretBits, SecretTensor
 
 T = TypeVar("T")
 U = TypeVar("U")
+P = ParamSpec("P")
 Path: TypeAlias = tuple[int, ...]
 Buffer: TypeAlias = Bytes | memoryview | bytes
 
@@ -354,7 +364,7 @@ class Lane:
         """Run each task on a lane of its own; rounds of different tasks overlap."""
         lanes = self.fork(len(tasks))
         results: list[T] = await self.link.gather(
-            [task(lane) for task, lane in zip(tasks, lanes, strict=True)]
+            [lane.watch(task(lane)) for task, lane in zip(tasks, lanes, strict=True)]
         )
         self.join(lanes)
         return results
@@ -372,3 +382,35 @@ class Lane:
     def run(self, work: int, function: Callable[..., T], *args: Any) -> Awaitable[T]:
         """Call `function(*args)`, about `work` multiply-adds, where the runtime thinks best."""
         return self.link.run(work, function, *args)
+
+    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+        """Run beside the program; its failure is the program's failure."""
+        self.link.defer(self.watch(task))
+
+    # -- observation: nothing here, see `protocols.observed` ---------------------------------------
+
+    def watch(self, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """`task`, which is to run on this lane."""
+        return task
+
+    def span(self, label: str, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """`task`, which is a call of the protocol `label` on this lane."""
+        return task
+
+
+Entry: TypeAlias = Callable[Concatenate[Lane, P], Coroutine[Any, Any, T]]
+
+
+def protocol(label: str) -> Callable[[Entry[P, T]], Entry[P, T]]:
+    """Decorates the entry function of a protocol, which lanes that are observed then know by
+    `label`.
+    """
+
+    def named(function: Entry[P, T]) -> Entry[P, T]:
+        @wraps(function)
+        def call(lane: Lane, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+            return lane.span(label, function(lane, *args, **kwargs))
+
+        return call
+
+    return named

@@ -15,7 +15,7 @@ from protocols.arithmetic import remask, remask_cost
 from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import Half, matmul2_into, matmul_into
 from protocols.kernels.rows import matmul_rows
-from protocols.lane import Lane
+from protocols.lane import Lane, protocol
 from protocols.prf import Stream, derive
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Words
 from protocols.shares import Role, SecretTensor
@@ -69,6 +69,7 @@ def _array(words: Words | None) -> Words:
     return words
 
 
+@protocol("linear")
 async def linear(
     lane: Lane,
     x: SecretTensor,
@@ -113,6 +114,7 @@ def _weight_part(x: SecretTensor, weight: Weight) -> Words:
     return out
 
 
+@protocol("table_product")
 async def table_product(lane: Lane, x: SecretTensor, table: Table) -> SecretTensor:
     """x @ table^T for x (T, columns): one result a row of the table (a tied language-model head).
 

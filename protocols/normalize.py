@@ -11,7 +11,7 @@ from protocols.compare import maximum
 from protocols.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal, rsqrt
 from protocols.errors import RangeError
 from protocols.kernels.bits import DIGIT_BITS
-from protocols.lane import Lane
+from protocols.lane import Lane, protocol
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS
 from protocols.shares import SecretTensor
 
@@ -98,6 +98,7 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
     )
 
 
+@protocol("norm")
 async def normalize(
     lane: Lane,
     x: SecretTensor,
@@ -187,6 +188,7 @@ def peak_width(score_bits: int) -> int:
     return -(-(score_bits + 2 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS
 
 
+@protocol("softmax")
 async def softmax_numerators(
     lane: Lane, scores: SecretTensor, mask: NDArray[np.bool_], score_bits: int
 ) -> SecretTensor:
@@ -210,6 +212,7 @@ async def softmax_numerators(
     return values.scatter(scores.shape, (slice(None), *where))
 
 
+@protocol("attend")
 async def attend(
     lane: Lane,
     scores: SecretTensor,

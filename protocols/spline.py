@@ -20,7 +20,7 @@ from protocols.arithmetic import remask, remask_cost
 from protocols.cost import Cost
 from protocols.dpf import correction_bytes, generate, spline_shares
 from protocols.errors import ConfigError, LocalProtocolError
-from protocols.lane import Lane, field
+from protocols.lane import Lane, field, protocol
 from protocols.ring import RING_BITS, Bytes, Words, bit_mask
 from protocols.shares import EVALUATORS, Role, SecretTensor
 
@@ -111,6 +111,7 @@ def spline_cost(count: int, spline: Spline) -> Cost:
     return remask_cost(count, RING_BITS, dealt=True) + Cost(offline=dealt)
 
 
+@protocol("spline")
 async def evaluate(lane: Lane, x: SecretTensor, spline: Spline, frac: int) -> SecretTensor:
     """The spline at x, with `frac` fraction bits, over the narrow ring Z_2^(64 - scale + frac).
 
@@ -141,6 +142,7 @@ def spline_by_coefficients_cost(count: int, spline: Spline) -> Cost:
     return opened + remask_cost(count, RING_BITS, dealt=True) + Cost(offline=dealt)
 
 
+@protocol("spline")
 async def evaluate_by_coefficients(
     lane: Lane, x: SecretTensor, spline: Spline, frac: int
 ) -> SecretTensor:

@@ -22,7 +22,7 @@ from protocols.arithmetic import lift, remask, remask_cost
 from protocols.cost import Cost
 from protocols.errors import LocalProtocolError
 from protocols.kernels.waves import UNIT_BITS, combined, harmonics
-from protocols.lane import Lane, field
+from protocols.lane import Lane, field, protocol
 from protocols.ring import FRACTION_BITS, packed_bytes
 from protocols.shares import SecretTensor
 
@@ -89,6 +89,7 @@ def waves_cost(count: int, waves: Waves) -> Cost:
     return remask_cost(count, waves.width, dealt=False) + Cost(offline=dealt)
 
 
+@protocol("waves")
 async def evaluate(lane: Lane, x: SecretTensor, waves: Waves, frac: int, to: int) -> SecretTensor:
     """The sum at x (18 fraction bits), with `frac` fraction bits, over Z_2^to.
 
