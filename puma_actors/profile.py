@@ -159,7 +159,7 @@ async def profile_cluster(
     first = await record(cluster, batch, steps)
     meters = traced(cluster.plan, batch, steps, cluster.settings)
     return Profile(
-        model=cluster.checkpoint.path.name,
+        model=_name_of(cluster.checkpoint.path),
         network=cluster.network,
         settings=cluster.settings,
         tokens_in=tokens_in,
@@ -168,6 +168,11 @@ async def profile_cluster(
         phases=phases_of(recorder, first, meters, generates=generates),
         recorder=recorder,
     )
+
+
+def _name_of(path: Path) -> str:
+    """Of the directory, where the file's own name says nothing."""
+    return path.parent.name if path.suffix == ".safetensors" else path.name
 
 
 async def run_profile(

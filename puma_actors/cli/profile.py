@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from rich.console import Console
 from rich.table import Table
 
 from models.weights import demo_model_path
@@ -104,7 +105,8 @@ def show(profile: Profile) -> None:
 
 
 def _print(table: Table) -> None:
-    stdout.print(table, width=None if stdout.is_terminal else _WIDTH)
+    console = stdout if stdout.is_terminal else Console(width=_WIDTH)
+    console.print(table)
 
 
 def _title(phase: Phase) -> str:

@@ -62,7 +62,7 @@ class Row:
     @property
     def blocked(self) -> float:
         """Seconds without computation."""
-        return self.total - self.seconds[COMPUTE] - self.seconds[HIDDEN]
+        return max(0.0, self.total - self.seconds[COMPUTE] - self.seconds[HIDDEN])
 
     def to_public(self) -> dict[str, Any]:
         """As JSON types."""

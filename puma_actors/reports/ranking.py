@@ -6,7 +6,6 @@ from typing import Any
 
 from protocols.lane import Settings
 from protocols.shares import Role
-from puma_actors.cli.output import amount
 from puma_actors.network import Network, Route
 from puma_actors.reports.analysis import Phase
 from puma_actors.reports.counts import protocol_of
@@ -86,9 +85,9 @@ def _of_rounds(
     if late > max(route.latency, transfer):
         return f"{text}: mostly the other evaluator, which had not come so far yet"
     if transfer > route.latency:
-        return f"{text}, of which {_time(transfer)} for {amount(size)}: less traffic, or more lanes"
+        return f"{text}, where {_time(transfer)} go into {size / 1e3:,.1f} kB: less traffic, or more lanes"
     hint = " (try --tree rounds)" if protocol == "less" and settings.tree != "rounds" else ""
-    return f"{text}, of which {_time(route.latency)} is the way: fewer rounds{hint}"
+    return f"{text}, where the way alone takes {_time(route.latency)}: fewer rounds{hint}"
 
 
 def _time(seconds: float) -> str:
