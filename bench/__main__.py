@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import fidelity, kernels, model, network, protocols
+from bench import decode, fidelity, kernels, model, network, overlap, protocols
 from bench.harness import Benchmark, Options, Result, document, machine
 from bench.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -20,7 +20,9 @@ BENCHMARKS: list[Benchmark] = [
     *kernels.BENCHMARKS,
     *protocols.BENCHMARKS,
     *network.BENCHMARKS,
+    *decode.BENCHMARKS,
     *model.BENCHMARKS,
+    *overlap.BENCHMARKS,
     *fidelity.BENCHMARKS,
 ]
 

@@ -10,7 +10,7 @@ not depend on them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from models.tasks import default_rows
 from protocols.errors import ConfigError
 from protocols.lane import Lane, Link, Settings
 from protocols.observed import Meter, ObservedLane
+from protocols.shares import Role
 from puma_actors.cluster import LocalCluster
-from puma_actors.network import Network, parse_network
+from puma_actors.network import ANY, Network, Route, parse_network
 from puma_actors.recorder import Recorder
 from puma_actors.reports.analysis import Phase, analyse
 from puma_actors.reports.ranking import Advice, rank
@@ -153,8 +154,7 @@ async def profile_cluster(
 ) -> Profile:
     """Profile one request on a running cluster, which must have been made with the recorder."""
     steps = check_tokens(cluster, tokens_in, tokens_out)
-    generates = cluster.config.head == GENERATES
-    batch = Batch((tokens_in,), "last" if generates else default_rows(cluster.config))
+    generates, batch = cluster.config.head == GENERATES, _batch(cluster, tokens_in)
     recorder.clear()
     first = await record(cluster, batch, steps)
     meters = traced(cluster.plan, batch, steps, cluster.settings)
@@ -175,6 +175,21 @@ def _name_of(path: Path) -> str:
     return path.parent.name if path.suffix == ".safetensors" else path.name
 
 
+def _batch(cluster: LocalCluster, tokens: int) -> Batch:
+    generates = cluster.config.head == GENERATES
+    return Batch((tokens,), "last" if generates else default_rows(cluster.config))
+
+
+def without_upload(network: Network | None) -> Network | None:
+    """The network with nothing between the owner and the others: an upload of gigabytes is not what
+    is measured.
+    """
+    if network is None:
+        return None
+    upload = ((str(Role.OWNER), ANY), Route())
+    return replace(network, links=(*network.links, upload))
+
+
 async def run_profile(
     path_or_name: str | Path,
     *,
@@ -186,15 +201,15 @@ async def run_profile(
     """Load and share a model, run one request twice (the first warms up), profile the second.
 
     Args:
-        network: as for `LocalCluster`.
+        network: as for `LocalCluster`, but for the upload of the shares, which is not delayed.
         options: for `LocalCluster.from_pretrained`.
 
     Raises:
         ConfigError: unusable arguments. ModelError: the model cannot be read.
     """
-    recorder = Recorder()
+    recorder, network = Recorder(), parse_network(network)
     cluster = LocalCluster.from_pretrained(
-        path_or_name, network=parse_network(network), recorder=recorder, **options
+        path_or_name, network=without_upload(network), recorder=recorder, **options
     )
     try:
         check_tokens(cluster, tokens_in, tokens_out)
@@ -202,5 +217,6 @@ async def run_profile(
         cluster.checkpoint.close()
         raise
     async with cluster:
-        await record(cluster, Batch((1,), default_rows(cluster.config)), 1)
-        return await profile_cluster(cluster, recorder, tokens_in, tokens_out)
+        await record(cluster, _batch(cluster, tokens_in), 1)
+        profile = await profile_cluster(cluster, recorder, tokens_in, tokens_out)
+    return replace(profile, network=network)

@@ -201,7 +201,7 @@ def analyse(
         sum(sum(found.online.values()) for found in counts),
         sum(sum(found.offline.values()) for found in counts),
     )
-    transfer, hidden = _transfer(recorder, numbers)
+    transfer, hidden = transfer_of(recorder, numbers)
     busy = {role: sum(_computed(step[role]) for step in times) for role in ROLES}
     return Phase(
         name=name,
@@ -291,7 +291,7 @@ def _sent(recorder: Recorder, numbers: Sequence[int]) -> dict[tuple[Role, Role],
     return found
 
 
-def _transfer(recorder: Recorder, numbers: Sequence[int]) -> tuple[float, float]:
+def transfer_of(recorder: Recorder, numbers: Sequence[int]) -> tuple[float, float]:
     """Seconds that messages of rounds were under way to an evaluator (mean of both), and those in
     which that evaluator computed.
     """

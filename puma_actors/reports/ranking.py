@@ -85,7 +85,8 @@ def _of_rounds(
     if late > max(route.latency, transfer):
         return f"{text}: mostly the other evaluator, which had not come so far yet"
     if transfer > route.latency:
-        return f"{text}, where {_time(transfer)} go into {size / 1e3:,.1f} kB: less traffic, or more lanes"
+        spent = f"{_time(transfer)} go into {size / 1e3:,.1f} kB"
+        return f"{text}, where {spent}: less traffic, or more lanes"
     hint = " (try --tree rounds)" if protocol == "less" and settings.tree != "rounds" else ""
     return f"{text}, where the way alone takes {_time(route.latency)}: fewer rounds{hint}"
 
