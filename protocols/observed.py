@@ -10,8 +10,8 @@ time a party computes is known even where several parties share one event loop.
 
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, overload
 
 from protocols.cost import Cost
 from protocols.lane import Buffer, Field, Lane, Link, Path
@@ -21,6 +21,7 @@ from protocols.secure import Secure
 from protocols.shares import Role
 
 T = TypeVar("T")
+E = TypeVar("E")
 
 clock = time.perf_counter
 
@@ -75,6 +76,20 @@ class Receive(NamedTuple):
     number: int
 
 
+class Round(NamedTuple):
+    """Rounds that followed each other at one place. `before` is the number of the entry in front of
+    it on the longest chain, or `NO_ROUND`.
+    """
+
+    before: int
+    rounds: int
+    place: str
+    protocol: str
+
+
+NO_ROUND = -1
+
+
 class Key(NamedTuple):
     """Where in the model, and in which protocols (outermost first, "/" between them)."""
 
@@ -82,12 +97,42 @@ class Key(NamedTuple):
     protocol: str
 
 
-class Chain(NamedTuple):
-    """The rounds on the longest chain up to some point, last first."""
+class Log(Sequence[E]):
+    """Events of one kind. They are noted flat and made when somebody reads them: thousands of small
+    tuples would keep the garbage collector busy while the time is taken.
+    """
 
-    before: "Chain | None"
-    key: Key
-    rounds: int
+    def __init__(self, kind: type[E]) -> None:
+        self._kind: Any = kind
+        self._flat: list[Any] = []
+        self._made: list[E] = []
+        self.note = self._flat.extend
+        """Add one event, given as a tuple of its fields."""
+
+    def __len__(self) -> int:
+        return len(self._flat) // len(self._kind._fields)
+
+    @overload
+    def __getitem__(self, index: int) -> E: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[E]: ...
+
+    def __getitem__(self, index: int | slice) -> E | list[E]:
+        return self._events()[index]
+
+    def __iter__(self) -> Iterator[E]:
+        return iter(self._events())
+
+    def _events(self) -> list[E]:
+        width = len(self._kind._fields)
+        for start in range(len(self._made) * width, len(self._flat), width):
+            first = self._flat[start : start + width]
+            event = self._kind(*first)
+            if not event.place:  # what has no place is named after its protocol
+                event = event._replace(place=event.protocol.partition("/")[0])
+            self._made.append(event)
+        return self._made
 
 
 class Meter:
@@ -95,15 +140,15 @@ class Meter:
 
     def __init__(self, role: Role) -> None:
         self.role = role
-        self.slices: list[Slice] = []
-        self.calls: list[Call] = []
-        self.sends: list[Send] = []
-        self.receives: list[Receive] = []
-        self.rounds: list[Key] = []
+        self.slices = Log(Slice)
+        self.calls = Log(Call)
+        self.sends = Log(Send)
+        self.receives = Log(Receive)
+        self.rounds = Log(Round)
         self.charges: list[tuple[Key, Cost]] = []
         """Declared costs, under `TRACE`."""
-        self.chain: Chain | None = None
-        """Of the program's first lane."""
+        self.chain = NO_ROUND
+        """The last round on the longest chain of the program's first lane."""
         self._lane: ObservedLane | None = None
         self._mark = 0.0
 
@@ -112,7 +157,7 @@ class Meter:
         now = clock()
         before = self._lane
         if before is not None:
-            self.slices.append(Slice(self._mark, now, before.path, before.place, before.protocol))
+            self.slices.note((self._mark, now, before.path, before.place, before.protocol))
         self._lane = lane
         self._mark = now
         return before
@@ -124,10 +169,11 @@ class Meter:
 
     def critical(self) -> list[tuple[Key, int]]:
         """Rounds of the longest chain, from the first to the last."""
-        found, chain = [], self.chain
-        while chain is not None:
-            found.append((chain.key, chain.rounds))
-            chain = chain.before
+        found, at = [], self.chain
+        while at != NO_ROUND:
+            entry = self.rounds[at]
+            found.append((Key(entry.place, entry.protocol), entry.rounds))
+            at = entry.before
         return found[::-1]
 
 
@@ -185,7 +231,7 @@ class ObservedLane(Lane):
     meter: Meter
     place = ""
     protocol = ""
-    _chain: Chain | None = None
+    _chain = NO_ROUND
 
     @classmethod
     def first(cls, link: Link, meter: Meter) -> "ObservedLane":
@@ -193,11 +239,6 @@ class ObservedLane(Lane):
         lane = cls(link)
         lane.meter = meter
         return lane
-
-    @property
-    def key(self) -> Key:
-        """Where the lane is. What has no place is named after its protocol."""
-        return Key(self.place or self.protocol.partition("/")[0], self.protocol)
 
     # -- where -------------------------------------------------------------------------------------
 
@@ -242,58 +283,58 @@ class ObservedLane(Lane):
 
     # -- what --------------------------------------------------------------------------------------
 
-    def _extend(self, chain: Chain | None) -> None:
+    def _extend(self, chain: int) -> None:
         self._chain = chain
         if not self.path:
             self.meter.chain = chain
 
+    def _add_rounds(self, count: int) -> None:
+        rounds = self.meter.rounds
+        rounds.note((self._chain, count, self.place, self.protocol))
+        self._extend(len(rounds) - 1)
+
     def charge(self, label: str, cost: Cost) -> None:
         super().charge(label, cost)
-        self.meter.charges.append((self.key, cost))
+        place = self.place or self.protocol.partition("/")[0]
+        self.meter.charges.append((Key(place, self.protocol), cost))
         if cost.rounds:
-            self._extend(Chain(self._chain, self.key, cost.rounds))
+            self._add_rounds(cost.rounds)
 
     async def swap(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
         theirs = await super().swap(fields, values)
-        key = self.key
-        self.meter.rounds.append(key)
-        self._extend(Chain(self._chain, key, 1))
+        self._add_rounds(1)
         return theirs
 
     async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
         start = clock()
         await super()._send(to, parts, online=online)
-        nbytes = sum(map(_size, parts))
-        place, protocol = self.key
-        self.meter.sends.append(
-            Send(start, clock(), self.path, place, protocol, to, nbytes, self._sent[to], online)
-        )
+        nbytes = _size(parts[0]) if len(parts) == 1 else sum(map(_size, parts))
+        where = (start, clock(), self.path, self.place, self.protocol)
+        self.meter.sends.note((*where, to, nbytes, self._sent[to], online))
 
     async def _receive(self, sender: Role) -> Buffer:
         start = clock()
         buffer = await super()._receive(sender)
-        nbytes, number = _size(buffer), self._received[sender]
-        place, protocol = self.key
-        self.meter.receives.append(
-            Receive(start, clock(), self.path, place, protocol, sender, nbytes, number)
-        )
+        where = (start, clock(), self.path, self.place, self.protocol)
+        self.meter.receives.note((*where, sender, _size(buffer), self._received[sender]))
         return buffer
 
     async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
         asked, loop = clock(), threading.get_ident()
-        ran: list[Any] = []
+        ran: tuple[float, float, bool] = (asked, asked, False)
 
         def timed() -> T:
+            nonlocal ran
             start = clock()
             result = function(*args)
-            ran.extend((start, clock(), threading.get_ident() != loop))
+            ran = (start, clock(), threading.get_ident() != loop)
             return result
 
         result = await self.link.run(work, timed)
         start, end, threaded = ran
         name = getattr(function, "__name__", type(function).__name__)
-        place, protocol = self.key
-        self.meter.calls.append(Call(start, end, self.path, place, protocol, name, threaded, asked))
+        where = (start, end, self.path, self.place, self.protocol)
+        self.meter.calls.note((*where, name, threaded, asked))
         return result
 
 

@@ -72,7 +72,8 @@ def counted(meters: Iterable[Meter]) -> Counts:
             key = Key(send.place, send.protocol)
             (online if send.online else offline)[key] += send.nbytes
         if meter.role is Role.EVALUATOR_A:
-            exchanges.update(meter.rounds)
+            for entry in meter.rounds:
+                exchanges[Key(entry.place, entry.protocol)] += entry.rounds
             for key, rounds in meter.critical():
                 critical[key] += rounds
     return Counts(exchanges, critical, online, offline)

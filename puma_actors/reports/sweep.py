@@ -58,8 +58,7 @@ def message_of(role: Role, number: int, event: Send | Receive) -> Message:
 
 def _spans(meter: Meter, number: int, arrivals: dict[Message, float]) -> Iterable[Span]:
     for piece in meter.slices:
-        key = Key(piece.place or piece.protocol.partition("/")[0], piece.protocol)
-        yield Span(piece.start, piece.end, 0, COMPUTE, key)
+        yield Span(piece.start, piece.end, 0, COMPUTE, Key(piece.place, piece.protocol))
     for call in meter.calls:
         if call.threaded:
             yield Span(call.start, call.end, 1, COMPUTE, Key(call.place, call.protocol))
