@@ -31,9 +31,9 @@ def bound(phase: Phase, network: Network, computing: float) -> float:
     """
     one, two = EVALUATORS
     route = network.route(one, two)
-    assert route.bandwidth is not None
     most = max(phase.sent[one, two][0], phase.sent[two, one][0])
-    return phase.rounds * route.latency + 8 * most / route.bandwidth + computing
+    flow = 8 * most / route.bandwidth if route.bandwidth else 0.0
+    return phase.rounds * route.latency + flow + computing
 
 
 async def _steps(network: Network | None, count: int, recorder: Recorder) -> tuple[Phase, float]:

@@ -149,6 +149,7 @@ class Meter:
         """Declared costs, under `TRACE`."""
         self.chain = NO_ROUND
         """The last round on the longest chain of the program's first lane."""
+        self._note = self.slices.note
         self._lane: ObservedLane | None = None
         self._mark = 0.0
 
@@ -157,7 +158,7 @@ class Meter:
         now = clock()
         before = self._lane
         if before is not None:
-            self.slices.note((self._mark, now, before.path, before.place, before.protocol))
+            self._note((self._mark, now, before.path, before.place, before.protocol))
         self._lane = lane
         self._mark = now
         return before
@@ -165,7 +166,9 @@ class Meter:
     def mark(self, lane: "ObservedLane") -> None:
         """What `lane` computes from now on belongs to something else."""
         if self._lane is lane:
-            self.switch(lane)
+            now = clock()
+            self._note((self._mark, now, lane.path, lane.place, lane.protocol))
+            self._mark = now
 
     def critical(self) -> list[tuple[Key, int]]:
         """Rounds of the longest chain, from the first to the last."""
@@ -184,27 +187,27 @@ def _size(data: Buffer) -> int:
 class Watched(Coroutine[Any, Any, T]):
     """A lane's task, driven so that its meter knows when it runs."""
 
-    __slots__ = ("_lane", "_task")
+    __slots__ = ("_lane", "_send", "_switch", "_task")
 
     def __init__(self, lane: "ObservedLane", task: Coroutine[Any, Any, T]) -> None:
         self._lane = lane
         self._task = task
+        self._send = task.send
+        self._switch = lane.meter.switch
 
     def send(self, value: Any) -> Any:
-        meter = self._lane.meter
-        before = meter.switch(self._lane)
+        before = self._switch(self._lane)
         try:
-            return self._task.send(value)
+            return self._send(value)
         finally:
-            meter.switch(before)
+            self._switch(before)
 
     def throw(self, *error: Any) -> Any:
-        meter = self._lane.meter
-        before = meter.switch(self._lane)
+        before = self._switch(self._lane)
         try:
             return self._task.throw(*error)
         finally:
-            meter.switch(before)
+            self._switch(before)
 
     def close(self) -> None:
         self._task.close()
@@ -216,7 +219,11 @@ class Watched(Coroutine[Any, Any, T]):
         return self
 
     def __next__(self) -> Any:
-        return self.send(None)
+        before = self._switch(self._lane)
+        try:
+            return self._send(None)
+        finally:
+            self._switch(before)
 
 
 class ObservedLane(Lane):

@@ -5,7 +5,7 @@
     profile.to_public()                  as JSON types
     chrome.trace_events(profile.recorder), page.render(profile)
 
-Recording adds one or two per cent to the time. The token ids are made up: what anything costs does
+Recording makes a step a few per cent longer. The token ids are made up: what anything costs does
 not depend on them.
 """
 
