@@ -18,7 +18,8 @@ from protocols.activation_tables import (
 )
 from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.compare import Term, less, select
-from protocols.lane import Lane, protocol
+from protocols.entry import protocol
+from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RING_BITS
 from protocols.shares import SecretBits, SecretTensor, constant
 from protocols.waves import evaluate

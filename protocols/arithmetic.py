@@ -13,6 +13,7 @@ from math import comb
 import numpy as np
 
 from protocols.cost import Cost
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.elementwise import (
     joined,
@@ -22,7 +23,7 @@ from protocols.kernels.elementwise import (
     rounded,
 )
 from protocols.kernels.matmul import batched_matmul
-from protocols.lane import Field, Lane, field, protocol
+from protocols.lane import Field, Lane, field
 from protocols.ring import RING_BITS, Words, packed_bytes
 from protocols.shares import Role, SecretTensor
 

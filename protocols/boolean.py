@@ -13,9 +13,10 @@ from functools import cache, cached_property
 import numpy as np
 
 from protocols.cost import Cost
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import expand_products, look_up_products, mask_products
-from protocols.lane import Lane, field, protocol
+from protocols.lane import Lane, field
 from protocols.ring import Words, packed_bytes
 from protocols.shares import SecretBits
 

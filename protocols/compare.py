@@ -25,10 +25,11 @@ from protocols.boolean import (
     to_bits,
 )
 from protocols.cost import Cost
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
 from protocols.kernels.elementwise import chosen, windows
-from protocols.lane import Field, Lane, field, protocol
+from protocols.lane import Field, Lane, field
 from protocols.ring import Words, packed_bytes
 from protocols.shares import SecretBits, SecretTensor, stack
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.compare import Term, less, select
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import DIGIT_BITS
-from protocols.lane import Lane, protocol
+from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RING_BITS
 from protocols.shares import SecretBits, SecretTensor, constant, stack
 from protocols.spline import Spline, evaluate, fit

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from protocols.arithmetic import lift, lift_cost
 from protocols.cost import Cost
 from protocols.dpf import correction_bytes, expand, generate
+from protocols.entry import protocol
 from protocols.kernels.matmul import Half, matmul32_into
-from protocols.lane import Lane, field, protocol
+from protocols.lane import Lane, field
 from protocols.linear import Table
 from protocols.ring import RING_BITS, Bytes, Words, canonical, packed_bytes
 from protocols.shares import EVALUATORS, Role, SecretTensor

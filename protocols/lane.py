@@ -9,17 +9,8 @@ runtime or by the lockstep driver.
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, wraps
-from typing import (
-    Any,
-    Concatenate,
-    Literal,
-    ParamSpec,
-    Protocol,
-    TypeAlias,
-    TypeVar,
-    get_args,
-)
+from functools import lru_cache
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
@@ -32,7 +23,6 @@ from protocols.shares import EVALUATORS, Role, SecretBits, SecretTensor
 
 T = TypeVar("T")
 U = TypeVar("U")
-P = ParamSpec("P")
 Path: TypeAlias = tuple[int, ...]
 Buffer: TypeAlias = Bytes | memoryview | bytes
 
@@ -396,21 +386,3 @@ class Lane:
     def span(self, label: str, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """`task`, which is a call of the protocol `label` on this lane."""
         return task
-
-
-Entry: TypeAlias = Callable[Concatenate[Lane, P], Coroutine[Any, Any, T]]
-
-
-def protocol(label: str) -> Callable[[Entry[P, T]], Entry[P, T]]:
-    """Decorates the entry function of a protocol, which lanes that are observed then know by
-    `label`.
-    """
-
-    def named(function: Entry[P, T]) -> Entry[P, T]:
-        @wraps(function)
-        def call(lane: Lane, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
-            return lane.span(label, function(lane, *args, **kwargs))
-
-        return call
-
-    return named

@@ -12,10 +12,11 @@ from functools import cached_property
 import numpy as np
 
 from protocols.arithmetic import remask, remask_cost
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import Half, matmul2_into, matmul_into
 from protocols.kernels.rows import matmul_rows
-from protocols.lane import Lane, protocol
+from protocols.lane import Lane
 from protocols.prf import Stream, derive
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Words
 from protocols.shares import Role, SecretTensor

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from protocols.arithmetic import lift, matmul, mul, mul3, square_sum
 from protocols.compare import maximum
 from protocols.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal, rsqrt
+from protocols.entry import protocol
 from protocols.errors import RangeError
 from protocols.kernels.bits import DIGIT_BITS
-from protocols.lane import Lane, protocol
+from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS
 from protocols.shares import SecretTensor
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from protocols.arithmetic import remask, remask_cost
 from protocols.cost import Cost
 from protocols.dpf import correction_bytes, generate, spline_shares
+from protocols.entry import protocol
 from protocols.errors import ConfigError, LocalProtocolError
-from protocols.lane import Lane, field, protocol
+from protocols.lane import Lane, field
 from protocols.ring import RING_BITS, Bytes, Words, bit_mask
 from protocols.shares import EVALUATORS, Role, SecretTensor
 
