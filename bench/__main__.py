@@ -10,12 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import (
+    decode,
     embeddings,
     errors,
     fidelity,
     kernels,
     model,
     network,
+    overlap,
     paper,
     perplexity,
     protocols,
@@ -30,8 +32,10 @@ BENCHMARKS: list[Benchmark] = [
     *kernels.BENCHMARKS,
     *protocols.BENCHMARKS,
     *network.BENCHMARKS,
+    *decode.BENCHMARKS,
     *errors.BENCHMARKS,
     *model.BENCHMARKS,
+    *overlap.BENCHMARKS,
     *paper.BENCHMARKS,
     *fidelity.BENCHMARKS,
     *perplexity.BENCHMARKS,

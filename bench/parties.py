@@ -15,6 +15,9 @@ from protocols.shares import COMPUTING, Role
 from puma_actors.actor import Actor, connect_all
 from puma_actors.compute import Compute
 from puma_actors.mailbox import Flow
+from puma_actors.network import Network
+from puma_actors.recorder import Recorder
+from puma_actors.reports.sweep import message_of
 from puma_actors.tasks import unwrap
 
 Program = Callable[[Lane], Coroutine[Any, Any, Any]]
@@ -38,16 +41,33 @@ class Run:
 class Parties:
     """Connected actors that run one program after another:
     `async with Parties(roles) as parties: run = await parties.run(programs, settings)`.
+
+    Args:
+        network: what lies between them. recorder: notes what happens on their lanes.
+
+    Attributes:
+        number: of the last run, for the recorder.
     """
 
-    def __init__(self, roles: Sequence[Role] = COMPUTING) -> None:
+    def __init__(
+        self,
+        roles: Sequence[Role] = COMPUTING,
+        *,
+        network: Network | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         compute, flow = Compute(), Flow(window=_WINDOW)
-        self._actors = {role: Actor(role, compute=compute, flow=flow) for role in roles}
+        self._actors = {
+            role: Actor(role, compute=compute, flow=flow, recorder=recorder) for role in roles
+        }
+        self._network = network
+        self._recorder = recorder
         self._stack = AsyncExitStack()
         self._number = 0
+        self.number = 0
 
     async def __aenter__(self) -> Self:
-        await connect_all(list(self._actors.values()))
+        await connect_all(list(self._actors.values()), network=self._network)
         for actor in self._actors.values():
             await self._stack.enter_async_context(actor)
         return self
@@ -77,13 +97,14 @@ class Parties:
 
         async def party(role: Role) -> None:
             async with self._actors[role].scheduler.link(number, settings) as link:
-                lane = Lane(link)
-                results[role] = await programs[role](lane)
+                lane = self._actors[role].lane(link)
+                results[role] = await lane.watch(programs[role](lane))
             traffic = link.traffic
             costs.append(Cost(lane.clock, traffic.online_bytes, traffic.offline_bytes))
 
         if dealer_first:
             await party(Role.DEALER)
+            await self._dealt(number)
         started = time.perf_counter()
         try:
             async with anyio.create_task_group() as group:
@@ -94,7 +115,19 @@ class Parties:
             root = unwrap(errors)
             raise root from root.__cause__
         seconds = time.perf_counter() - started
+        self.number = number
         total = Cost()
         for cost in costs:
             total = total.beside(cost)
         return Run(seconds, results, total)
+
+    async def _dealt(self, number: int) -> None:
+        """Wait until everything dealt has arrived, where a recorder can tell."""
+        if self._recorder is None:
+            return
+        meter = self._recorder.meters[Role.DEALER, number]
+        while any(
+            message_of(Role.DEALER, number, send) not in self._recorder.arrivals
+            for send in meter.sends[-2:]
+        ):
+            await anyio.sleep(0.005)

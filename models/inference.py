@@ -16,6 +16,7 @@ from models.program import Batch, Cache
 from models.tasks import columns_of
 from protocols.embedding import request_rows, reveal, revealed
 from protocols.lane import Lane
+from protocols.observed import Observed, ObservedLane
 from protocols.ops import Parameters
 from protocols.ring import FRACTION_BITS, Floats, decode
 from protocols.secure import ARGMAX_WIDTH, OUTPUT_WIDTH, Secure
@@ -25,7 +26,9 @@ async def evaluate(
     lane: Lane, plan: Plan, parameters: Parameters, batch: Batch, cache: Cache
 ) -> None:
     """A computing party's part: the batch's result goes to the client."""
-    ops = Secure(lane, plan.ranges)
+    ops = (
+        Observed(lane, plan.ranges) if isinstance(lane, ObservedLane) else Secure(lane, plan.ranges)
+    )
     result = await forward(ops, plan.config, parameters, batch, cache)
     if lane.settings.reveal == "argmax":
         result = await ops.argmax(result)

@@ -1,6 +1,6 @@
 """What an inference will cost, and what a model will weigh, before anything runs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from models.architecture import ModelConfig
@@ -10,7 +10,7 @@ from models.plan import Plan, draft_plan
 from models.program import Batch, Cache
 from models.sharing import hold_parameter
 from protocols.cost import Cost
-from protocols.lane import Lane, Settings
+from protocols.lane import Lane, Link, Settings
 from protocols.ring import RING_BITS
 from protocols.shares import Role
 from protocols.trace import trace
@@ -36,11 +36,13 @@ def predict(
     batch: Batch | int,
     decode: int = 0,
     settings: Settings | None = None,
+    *,
+    lane_of: Callable[[Link], Lane] = Lane,
 ) -> list[Prediction]:
     """Cost of a batch (an integer: a prompt of so many tokens, of whose last the logits are wanted)
     and of each of `decode` further steps.
 
-    An architecture without a plan is taken with typical ranges.
+    An architecture without a plan is taken with typical ranges. `lane_of` makes each step's lane.
     """
     plan = plan if isinstance(plan, Plan) else draft_plan(plan)
     first = batch if isinstance(batch, Batch) else Batch((batch,), "last")
@@ -56,7 +58,7 @@ def predict(
         async def step(lane: Lane, part: Batch = part) -> None:
             await evaluate(lane, plan, parameters, part, cache)
 
-        cost, labels = trace(step, settings)
+        cost, labels = trace(step, settings, lane_of=lane_of)
         steps.append(Prediction(part.tokens, cost, labels))
     return steps
 

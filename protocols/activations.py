@@ -18,6 +18,7 @@ from protocols.activation_tables import (
 )
 from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.compare import Term, less, select
+from protocols.entry import protocol
 from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RING_BITS
 from protocols.shares import SecretBits, SecretTensor, constant
@@ -40,6 +41,7 @@ _PUMA_CUT_FRAC = 7
 _PUMA_DIGITS = 6
 
 
+@protocol("activation")
 async def activate(
     lane: Lane, x: SecretTensor, activation: Activation, beside: SecretTensor | None = None
 ) -> tuple[SecretTensor, SecretTensor | None]:

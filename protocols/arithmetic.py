@@ -13,6 +13,7 @@ from math import comb
 import numpy as np
 
 from protocols.cost import Cost
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.elementwise import (
     joined,
@@ -89,6 +90,7 @@ def lift_cost(count: int, width: int, to: int) -> Cost:
     return Cost(rounds=1, online=2 * size, offline=2 * size)
 
 
+@protocol("lift")
 async def lift(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor:
     """Carry a sharing over Z_2^k to Z_2^to, exactly, for |x| < 2^(k-2).
 
@@ -122,6 +124,7 @@ async def _lift_dealer(lane: Lane, x: SecretTensor, to: int, fields: list[Field]
     return SecretTensor(lane.role, one, two, to, x.frac)
 
 
+@protocol("map")
 async def map_public(
     lane: Lane, x: SecretTensor, function: LinearMap, *, shift: int, frac: int
 ) -> SecretTensor:
@@ -156,6 +159,7 @@ def _same_width(*tensors: SecretTensor) -> int:
     return widths.pop()
 
 
+@protocol("mul")
 async def mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int = 0) -> SecretTensor:
     """Elementwise product with broadcasting, divided by 2^shift. |x * y| < 2^(width-2) if shift >
     0.
@@ -176,6 +180,7 @@ async def mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int = 0) -> S
     return await remask(lane, part, frac=frac, width=width, shift=shift)
 
 
+@protocol("square_sum")
 async def square_sum(lane: Lane, x: SecretTensor) -> SecretTensor:
     """Sum of squares over the last axis, not truncated (twice the fraction bits).
 
@@ -202,6 +207,7 @@ def mul3_cost(shape: tuple[int, ...], rows: tuple[int, ...], width: int) -> Cost
     return Cost(rounds=1, online=2 * size, offline=3 * size + row_size)
 
 
+@protocol("mul3")
 async def mul3(
     lane: Lane, x: SecretTensor, s: SecretTensor, t: SecretTensor, shift: int = 0
 ) -> SecretTensor:
@@ -232,6 +238,7 @@ async def mul3(
 # -- matrix products -------------------------------------------------------------------------------
 
 
+@protocol("matmul")
 async def matmul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int = 0) -> SecretTensor:
     """Batched product (B, T, K) @ (B, K, L) of two sharings, divided by 2^shift.
 
@@ -288,6 +295,7 @@ def poly_cost(count: int, degree: int, width: int, *, shift: int) -> Cost:
     return Cost(rounds=1, online=2 * size, offline=dealt)
 
 
+@protocol("poly")
 async def poly(
     lane: Lane, x: SecretTensor, polynomial: Polynomial, *, scale: int, frac: int
 ) -> SecretTensor:

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from protocols.cost import Cost
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import expand_products, look_up_products, mask_products
 from protocols.lane import Lane, field
@@ -182,6 +183,7 @@ async def to_bits(lane: Lane, share: Words, shape: tuple[int, ...]) -> SecretBit
     return SecretBits(lane.role, opened.astype(np.uint8), mask.astype(np.uint8))
 
 
+@protocol("and")
 async def and_bits(lane: Lane, bits: Sequence[SecretBits]) -> SecretBits:
     """The AND of up to 16 shared bits of one shape.
 

@@ -26,6 +26,7 @@ from protocols.boolean import (
     to_bits,
 )
 from protocols.cost import Cost
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
 from protocols.kernels.elementwise import chosen, windows
@@ -102,6 +103,7 @@ def less_cost(count: int, thresholds: int, digits: int, radix: int) -> Cost:
     return total + open_masked_cost(count * thresholds, 1)
 
 
+@protocol("less")
 async def less(
     lane: Lane,
     x: SecretTensor,
@@ -197,6 +199,7 @@ def _term_fields(term: Term, width: int) -> list[Field]:
     return fields
 
 
+@protocol("select")
 async def select(
     lane: Lane,
     terms: Sequence[Term],
@@ -278,6 +281,7 @@ def _term_part(lane: Lane, term: Term, shares: Iterator[Words]) -> Words:
 # -- maximum ---------------------------------------------------------------------------------------
 
 
+@protocol("maximum")
 async def maximum(
     lane: Lane, x: SecretTensor, payload: SecretTensor | None = None
 ) -> tuple[SecretTensor, SecretTensor | None]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.compare import Term, less, select
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.exponential import FAST, TIGHT, exp_part
 from protocols.kernels.bits import DIGIT_BITS
@@ -35,6 +36,7 @@ MAX_POWER_FRAC = 26
 """Fraction bits of `Scaled.value` where the product that follows has room for them."""
 
 
+@protocol("exp")
 async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
     """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
 
@@ -166,6 +168,7 @@ def _align(v: SecretTensor, unit: int, spline: Spline) -> SecretTensor:
     return moved.narrow(bits).reinterpret(spline.frac)
 
 
+@protocol("rsqrt")
 async def rsqrt(
     lane: Lane, v: SecretTensor, low: int, high: int, *, gain: float = 1.0, frac: int = 26
 ) -> Scaled:
@@ -181,6 +184,7 @@ async def rsqrt(
     return await _negative_power(lane, v, 1, low, high, gain, frac)
 
 
+@protocol("reciprocal")
 async def reciprocal(lane: Lane, v: SecretTensor, low: int, high: int, *, frac: int = 26) -> Scaled:
     """1 / v for ring integers 4^low <= v < 4^high; otherwise as `rsqrt`."""
     return await _negative_power(lane, v, 2, low, high, 1.0, frac)

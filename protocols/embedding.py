@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from protocols.arithmetic import lift, lift_cost
 from protocols.cost import Cost
 from protocols.dpf import correction_bytes, expand, generate
+from protocols.entry import protocol
 from protocols.kernels.matmul import Half, matmul32_into
 from protocols.lane import Lane, field
 from protocols.linear import Table
@@ -60,6 +61,7 @@ def embed_cost(count: int, shape: tuple[int, int]) -> Cost:
     return found + lift_cost(size, LOOKUP_BITS, RING_BITS)
 
 
+@protocol("embed")
 async def request_rows(lane: Lane, ids: NDArray[np.int64], rows: int) -> None:
     """The client's part of `embed`: send every pair its deltas."""
     v = domain_bits(rows)
@@ -71,6 +73,7 @@ async def request_rows(lane: Lane, ids: NDArray[np.int64], rows: int) -> None:
             await strand.send_words(holder, fields, [delta])
 
 
+@protocol("embed")
 async def embed(lane: Lane, table: Table, count: int) -> SecretTensor:
     """`count` rows of the table at the client's indices: (count, columns) over Z_2^64. Entries are
     below 2^30 in size, fraction bits included.
@@ -88,7 +91,7 @@ async def embed(lane: Lane, table: Table, count: int) -> SecretTensor:
     *strands, reshare = lane.fork(len(_PAIRS) + 1)
     if lane.is_dealer:
         one, two = reshare.masks(shape, LOOKUP_BITS)
-        lane.link.defer(_dealer_part(strands, reshare, table, one + two))
+        lane.defer(_dealer_part(strands, reshare, table, one + two))
         return await lift(lane, SecretTensor(lane.role, one, two, LOOKUP_BITS, table.frac))
     mask = reshare.mask(shape, LOOKUP_BITS)
     part = await _look_up(strands, table, count)
@@ -174,6 +177,7 @@ def reveal_cost(count: int, width: int) -> Cost:
     return Cost(online=2 * packed_bytes(count, width))
 
 
+@protocol("reveal")
 async def reveal(lane: Lane, x: SecretTensor) -> None:
     """Give x to the client and nobody else. A sends m - lam1 and B lam2: uniform but for their
     difference, x.
@@ -185,6 +189,7 @@ async def reveal(lane: Lane, x: SecretTensor) -> None:
         await lane.send_words(Role.CLIENT, [field(x.shape, x.width)], [share])
 
 
+@protocol("reveal")
 async def revealed(lane: Lane, shape: tuple[int, ...], width: int) -> Words:
     """The client's part of `reveal`: the ring words of x."""
     fields = [field(shape, width)]

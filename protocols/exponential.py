@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from protocols.arithmetic import remask, remask_cost
 from protocols.cost import Cost
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.lane import Lane, field
 from protocols.ring import FRACTION_BITS, Words, bit_mask, packed_bytes
@@ -68,6 +69,7 @@ def exp_part_cost(count: int, form: ExpForm) -> Cost:
     return remask_cost(count, form.width, dealt=False) + Cost(offline=dealt)
 
 
+@protocol("exp part")
 async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
     """exp(x) with `form.frac` fraction bits over Z_2^(form.frac + 3), for LOWEST <= x < 1/16.
 

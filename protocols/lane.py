@@ -354,7 +354,7 @@ class Lane:
         """Run each task on a lane of its own; rounds of different tasks overlap."""
         lanes = self.fork(len(tasks))
         results: list[T] = await self.link.gather(
-            [task(lane) for task, lane in zip(tasks, lanes, strict=True)]
+            [lane.watch(task(lane)) for task, lane in zip(tasks, lanes, strict=True)]
         )
         self.join(lanes)
         return results
@@ -372,3 +372,17 @@ class Lane:
     def run(self, work: int, function: Callable[..., T], *args: Any) -> Awaitable[T]:
         """Call `function(*args)`, about `work` multiply-adds, where the runtime thinks best."""
         return self.link.run(work, function, *args)
+
+    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+        """Run beside the program; its failure is the program's failure."""
+        self.link.defer(self.watch(task))
+
+    # -- observation: nothing here, see `protocols.observed` ---------------------------------------
+
+    def watch(self, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """`task`, which is to run on this lane."""
+        return task
+
+    def span(self, label: str, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """`task`, which is a call of the protocol `label` on this lane."""
+        return task

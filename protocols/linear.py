@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from protocols.arithmetic import remask, remask_cost
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import Half, matmul2_into, matmul_into
 from protocols.kernels.rows import matmul_rows
@@ -69,6 +70,7 @@ def _array(words: Words | None) -> Words:
     return words
 
 
+@protocol("linear")
 async def linear(
     lane: Lane,
     x: SecretTensor,
@@ -113,6 +115,7 @@ def _weight_part(x: SecretTensor, weight: Weight) -> Words:
     return out
 
 
+@protocol("table_product")
 async def table_product(lane: Lane, x: SecretTensor, table: Table) -> SecretTensor:
     """x @ table^T for x (T, columns): one result a row of the table (a tied language-model head).
 

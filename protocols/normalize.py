@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from protocols.arithmetic import lift, matmul, mul, mul3, square_sum
 from protocols.compare import maximum
 from protocols.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal, rsqrt
+from protocols.entry import protocol
 from protocols.errors import RangeError
 from protocols.kernels.bits import DIGIT_BITS
 from protocols.lane import Lane
@@ -104,6 +105,7 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
     )
 
 
+@protocol("norm")
 async def normalize(
     lane: Lane,
     x: SecretTensor,
@@ -194,6 +196,7 @@ def peak_width(score_bits: int) -> int:
     return max(16, -(-(score_bits + 3 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS)
 
 
+@protocol("softmax")
 async def softmax_numerators(
     lane: Lane, scores: SecretTensor, mask: NDArray[np.bool_], score_bits: int
 ) -> SecretTensor:
@@ -238,6 +241,7 @@ def spare_bits(value_bits: int, length: int) -> int:
     return spare
 
 
+@protocol("attend")
 async def attend(
     lane: Lane,
     scores: SecretTensor,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from protocols.arithmetic import remask, remask_cost
 from protocols.cost import Cost
 from protocols.dpf import correction_bytes, generate, spline_shares
+from protocols.entry import protocol
 from protocols.errors import ConfigError, LocalProtocolError
 from protocols.lane import Lane
 from protocols.ring import RING_BITS, Bytes, Words, bit_mask
@@ -110,6 +111,7 @@ def spline_cost(count: int, spline: Spline) -> Cost:
     return remask_cost(count, RING_BITS, dealt=True) + Cost(offline=dealt)
 
 
+@protocol("spline")
 async def evaluate(lane: Lane, x: SecretTensor, spline: Spline, frac: int) -> SecretTensor:
     """The spline at x, with `frac` fraction bits, over the narrow ring Z_2^(64 - scale + frac).
 

@@ -5,7 +5,7 @@ from typing import Any, NoReturn, TypeVar
 
 from protocols.cost import Cost, Traffic
 from protocols.errors import LocalProtocolError
-from protocols.lane import Buffer, Lane, Path, Settings
+from protocols.lane import Buffer, Lane, Link, Path, Settings
 from protocols.prf import Stream
 from protocols.shares import Role
 
@@ -56,13 +56,19 @@ def run_now(task: Coroutine[Any, Any, T]) -> T:
 
 
 def trace(
-    program: Callable[[Lane], Coroutine[Any, Any, Any]], settings: Settings | None = None
+    program: Callable[[Lane], Coroutine[Any, Any, Any]],
+    settings: Settings | None = None,
+    *,
+    lane_of: Callable[[Link], Lane] = Lane,
 ) -> tuple[Cost, dict[str, Cost]]:
     """Cost of a program, in all and by protocol. Rounds of all protocols add up to more than the
     whole where some run side by side.
+
+    Args:
+        lane_of: makes the program's lane.
     """
     link = TraceLink(settings)
-    lane = Lane(link)
+    lane = lane_of(link)
     run_now(program(lane))
     total = Cost(lane.clock, link.traffic.online_bytes, link.traffic.offline_bytes)
     return total, link.traffic.by_label

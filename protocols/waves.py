@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from protocols.arithmetic import lift, remask, remask_cost
 from protocols.cost import Cost
+from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.waves import UNIT_BITS, combined, harmonics
 from protocols.lane import Lane, field
@@ -89,6 +90,8 @@ def waves_cost(count: int, waves: Waves) -> Cost:
     return remask_cost(count, waves.width, dealt=False) + Cost(offline=dealt)
 
 
+@protocol("waves")
+@protocol("waves")
 async def evaluate(lane: Lane, x: SecretTensor, waves: Waves, frac: int, to: int) -> SecretTensor:
     """The sum at x (18 fraction bits), with `frac` fraction bits, over Z_2^to.
 

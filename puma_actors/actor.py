@@ -27,11 +27,13 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.lane import Settings
+from protocols.lane import Lane, Settings
 from protocols.shares import Role
 from puma_actors.compute import Compute
+from puma_actors.link import InferenceLink
 from puma_actors.mailbox import Flow
 from puma_actors.network import Network
+from puma_actors.recorder import Recorder
 from puma_actors.rounds import RoundScheduler
 from puma_actors.session import Identity, Peer, handshake
 from puma_actors.tasks import unwrap
@@ -50,6 +52,7 @@ class Actor:
         role: what it is.
         name: for people to read; default: the role.
         settings, flow, compute: for its scheduler.
+        recorder: notes what happens on its lanes; None: nobody does.
     """
 
     def __init__(
@@ -60,12 +63,14 @@ class Actor:
         settings: Settings | None = None,
         flow: Flow | None = None,
         compute: Compute | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.role = role
         self.name = name or str(role)
         self.settings = settings
         self.flow = flow
         self.compute = compute
+        self.recorder = recorder
         self._scheduler: RoundScheduler | None = None
         self._running: AbstractAsyncContextManager[Any] | None = None
 
@@ -85,6 +90,12 @@ class Actor:
         self._scheduler = RoundScheduler(
             self.role, peers, settings=self.settings, flow=self.flow, compute=self.compute
         )
+        if self.recorder is not None:
+            self.recorder.attach(self._scheduler)
+
+    def lane(self, link: InferenceLink) -> Lane:
+        """The lane that a program of this party begins on."""
+        return Lane(link) if self.recorder is None else self.recorder.lane(link)
 
     async def main(self) -> None:
         """What the actor does. Here: stay until all others have left."""

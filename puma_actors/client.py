@@ -18,7 +18,7 @@ from protocols.errors import (
     PumaError,
     RemoteProtocolError,
 )
-from protocols.lane import Lane, Settings
+from protocols.lane import Settings
 from protocols.ring import Floats
 from protocols.shares import COMPUTING, Role
 from puma_actors.actor import Actor
@@ -181,7 +181,8 @@ class Client(Actor):
                 raise ConfigError(f"token id {token} is not below {config.vocab_size}")
         number = inference.number + inference.taken
         async with self.scheduler.link(number, inference.settings) as link:
-            result = await ask(Lane(link), config, batch, ids)
+            lane = self.lane(link)
+            result = await lane.watch(ask(lane, config, batch, ids))
         cost = Cost(0, link.traffic.online_bytes, link.traffic.offline_bytes)
         inference.add(inference.taken, Role.CLIENT, cost)
         inference.taken += 1

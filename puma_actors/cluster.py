@@ -28,6 +28,7 @@ from puma_actors.compute import Compute
 from puma_actors.network import Network, parse_network
 from puma_actors.owner import Owner, Progress, ignore_progress
 from puma_actors.party import Party
+from puma_actors.recorder import Recorder
 from puma_actors.requests import Requests, Token, Usage
 
 __all__ = ["LocalCluster", "Token", "Usage"]
@@ -45,6 +46,7 @@ class LocalCluster(Requests):
             `parse_network`; None: nothing. The upload of the shares goes through it too.
         address: where each role listens, as for `connect_all`; default: in memory. With a network's
             address frames go through sockets, and `codec` has no meaning.
+        recorder: notes what happens on every lane (see `puma_actors.profile`); None: nobody does.
         progress: told about compiling, loading and sharing.
 
     Raises (from any method): ConfigError for unusable arguments; PeerFailed if an actor died.
@@ -60,10 +62,12 @@ class LocalCluster(Requests):
         network: Network | str | Path | None = None,
         address: str = "",
         compute: Compute | None = None,
+        recorder: Recorder | None = None,
         progress: Progress = ignore_progress,
     ) -> None:
         settings = settings or Settings()
         options: dict[str, Any] = {"compute": compute or Compute(), "settings": settings}
+        options["recorder"] = recorder
         super().__init__(checkpoint.config, tokenizer, Client(**options), settings)
         self.checkpoint = checkpoint
         self.network = parse_network(network)

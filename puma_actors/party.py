@@ -252,10 +252,10 @@ class Party(Actor):
         number, settings = message.number + step, message.settings()
         batch = message.batch() if step == 0 else Batch((1,), "last")
         link = self.scheduler.link(number, settings)
-        lane = Lane(link)
+        lane = self.lane(link)
         try:
             async with link:
-                await evaluate(lane, plan, self._parameters, batch, cache)
+                await lane.watch(evaluate(lane, plan, self._parameters, batch, cache))
                 done.set()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), contextlib.suppress(PumaError):

@@ -65,6 +65,9 @@ class Port:
         check: raises if the session, or this peer, has failed.
     """
 
+    mailbox_type: Callable[..., Mailbox] = Mailbox
+    """What makes its mailboxes; a profiler's note when messages arrive."""
+
     def __init__(
         self,
         peer: Peer,
@@ -105,7 +108,7 @@ class Port:
         """The mailbox for an inference, made when first needed."""
         box = self.mailboxes.get(number)
         if box is None:
-            box = self.mailboxes[number] = Mailbox(
+            box = self.mailboxes[number] = self.mailbox_type(
                 self._flow, lambda size: self.credit((number,), size), self.check
             )
         return box

@@ -219,6 +219,34 @@ def perplexity(
     )
 
 
+@app.command()
+def profile(
+    model: ModelOption = None,
+    tokens_in: Annotated[int, typer.Option(help="Length of the prompt.")] = 32,
+    tokens_out: Annotated[
+        int | None,
+        typer.Option(help="New tokens. Default: 4, if the model generates.", show_default=False),
+    ] = None,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    lanes: LanesOption = 1,
+    network: NetworkOption = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Also write trace events (.json), for ui.perfetto.dev.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a report (.html).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a request and show what it costs: by layer, by protocol, and what to improve."""
+    from protocols.lane import Settings
+    from puma_actors.cli.profile import run
+
+    settings = Settings(str(approximation), str(tree), lanes)
+    options = {"network": network}
+    files = {"trace": trace, "html": html}
+    run(model, tokens_in, tokens_out, settings, options=options, as_json=as_json, **files)
+
+
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy inside of typer
 
 

@@ -1,0 +1,73 @@
+"""A decode step over a slow network, against what its rounds, bytes and computation make of it."""
+
+import gc
+import statistics
+from collections.abc import Iterator
+
+import anyio
+
+from bench.harness import Benchmark, Options, Result, Spread
+from models.locate import demo_model_path
+from models.program import Batch
+from protocols.lane import Settings
+from protocols.shares import EVALUATORS
+from puma_actors.cluster import LocalCluster
+from puma_actors.network import PRESETS, Network
+from puma_actors.profile import record, traced, without_upload
+from puma_actors.recorder import Recorder
+from puma_actors.reports.analysis import Phase, analyse, window_of
+
+NETWORKS = ("wan", "intercontinental")
+ALLOWED = 1.3
+"""Times the bound that a step may take."""
+_NAME = "network.decode"
+_PROMPT = 8
+_STEPS = 4  # without a network; over one, the prefill and a single step
+
+
+def bound(phase: Phase, network: Network, computing: float) -> float:
+    """Seconds that a step takes at least: every round one way, since both evaluators send at once;
+    the bytes of the busier direction; and what it takes without a network.
+    """
+    one, two = EVALUATORS
+    route = network.route(one, two)
+    most = max(phase.sent[one, two][0], phase.sent[two, one][0])
+    flow = 8 * most / route.bandwidth if route.bandwidth else 0.0
+    return phase.rounds * route.latency + flow + computing
+
+
+async def _steps(network: Network | None, count: int, recorder: Recorder) -> tuple[Phase, float]:
+    """The last step's phase, and the median seconds of all decode steps."""
+    async with LocalCluster.from_pretrained(
+        demo_model_path(), network=without_upload(network), recorder=recorder
+    ) as cluster:
+        batch = Batch((_PROMPT,), "last")
+        number = await record(cluster, batch, 1 + count)
+        meters = traced(cluster.plan, batch, 1 + count, Settings())
+        phase = analyse(recorder, "decode", [number + count], meters[-1:])
+        windows = [window_of(recorder, number + step) for step in range(1, 1 + count)]
+    return phase, statistics.median(end - start for start, end in windows)
+
+
+def decode(options: Options) -> Iterator[Result]:
+    """The time without a network, then each network's with its ratio to the bound."""
+    _, computing = anyio.run(_steps, None, 1 if options.quick else _STEPS, Recorder())
+    yield Result(_NAME, "in memory", Spread.of([computing]))
+    for name in NETWORKS[: 1 if options.quick else None]:
+        gc.collect()  # the cluster before is full of cycles, and 5 GB large
+        phase, seconds = anyio.run(_steps, PRESETS[name], 1, Recorder())
+        ratio = seconds / bound(phase, PRESETS[name], computing)
+        details = {
+            "bound_seconds": seconds / ratio,
+            "ratio": ratio,
+            "allowed": ALLOWED,
+            "rounds": phase.rounds,
+            "online_bytes": phase.online,
+            "busy_seconds": {str(role): value for role, value in phase.busy.items()},
+            "hidden_share": phase.hidden_share,
+        }
+        note = f"{ratio:.3f} of the bound, {ALLOWED} allowed"
+        yield Result(_NAME, name, Spread.of([seconds]), note=note, details=details)
+
+
+BENCHMARKS = [Benchmark(_NAME, "a decode step over slow networks and its bound", decode, False)]

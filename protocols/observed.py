@@ -1,0 +1,380 @@
+"""A lane that notes what happens on it, and where in the model: for the profiler.
+
+A `Meter` collects the events of one party in one step. Events hold times, sizes, names and places,
+never a value: what they say is what anybody learns who watches the traffic and the clock.
+
+`ObservedLane` notes every message, call and round beside the protocol that asked for it; `Observed`
+tells it the place in the model. The tasks of a lane are driven step by step (`watch`), so that the
+time a party computes is known even where several parties share one event loop.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, overload
+
+from protocols.cost import Cost
+from protocols.lane import Buffer, Field, Lane, Link, Path
+from protocols.ops import Ranges
+from protocols.ring import Words
+from protocols.secure import Secure
+from protocols.shares import Role
+
+T = TypeVar("T")
+E = TypeVar("E")
+
+clock = time.perf_counter
+
+
+class Slice(NamedTuple):
+    """A lane's code ran on the event loop."""
+
+    start: float
+    end: float
+    lane: Path
+    place: str
+    protocol: str
+
+
+class Call(NamedTuple):
+    """A kernel ran: `Link.run`. `asked` is when the lane wanted it to."""
+
+    start: float
+    end: float
+    lane: Path
+    place: str
+    protocol: str
+    name: str
+    threaded: bool
+    asked: float
+
+
+class Send(NamedTuple):
+    """A message was handed to the runtime; it took until `end` where that held the lane back."""
+
+    start: float
+    end: float
+    lane: Path
+    place: str
+    protocol: str
+    peer: Role
+    nbytes: int
+    number: int
+    online: bool
+
+
+class Receive(NamedTuple):
+    """A lane wanted a message at `start` and went on with it at `end`."""
+
+    start: float
+    end: float
+    lane: Path
+    place: str
+    protocol: str
+    peer: Role
+    nbytes: int
+    number: int
+
+
+class Round(NamedTuple):
+    """Rounds that followed each other at one place. `before` is the number of the entry in front of
+    it on the longest chain, or `NO_ROUND`.
+    """
+
+    before: int
+    rounds: int
+    place: str
+    protocol: str
+
+
+NO_ROUND = -1
+
+
+class Key(NamedTuple):
+    """Where in the model, and in which protocols (outermost first, "/" between them)."""
+
+    place: str
+    protocol: str
+
+
+class Log(Sequence[E]):
+    """Events of one kind. They are noted flat and made when somebody reads them: thousands of small
+    tuples would keep the garbage collector busy while the time is taken.
+    """
+
+    def __init__(self, kind: type[E]) -> None:
+        self._kind: Any = kind
+        self._flat: list[Any] = []
+        self._made: list[E] = []
+        self.note = self._flat.extend
+        """Add one event, given as a tuple of its fields."""
+
+    def __len__(self) -> int:
+        return len(self._flat) // len(self._kind._fields)
+
+    @overload
+    def __getitem__(self, index: int) -> E: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[E]: ...
+
+    def __getitem__(self, index: int | slice) -> E | list[E]:
+        return self._events()[index]
+
+    def __iter__(self) -> Iterator[E]:
+        return iter(self._events())
+
+    def _events(self) -> list[E]:
+        width = len(self._kind._fields)
+        for start in range(len(self._made) * width, len(self._flat), width):
+            first = self._flat[start : start + width]
+            event = self._kind(*first)
+            if not event.place:  # what has no place is named after its protocol
+                event = event._replace(place=event.protocol.partition("/")[0])
+            self._made.append(event)
+        return self._made
+
+
+class Meter:
+    """Events of one party in one step."""
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.slices = Log(Slice)
+        self.calls = Log(Call)
+        self.sends = Log(Send)
+        self.receives = Log(Receive)
+        self.rounds = Log(Round)
+        self.charges: list[tuple[Key, Cost]] = []
+        """Declared costs, under `TRACE`."""
+        self.chain = NO_ROUND
+        """The last round on the longest chain of the program's first lane."""
+        self._note = self.slices.note
+        self._lane: ObservedLane | None = None
+        self._mark = 0.0
+
+    def switch(self, lane: "ObservedLane | None") -> "ObservedLane | None":
+        """From now on it is `lane` that computes (None: no lane); the one that did until now."""
+        now = clock()
+        before = self._lane
+        if before is not None:
+            self._note((self._mark, now, before.path, before.place, before.protocol))
+        self._lane = lane
+        self._mark = now
+        return before
+
+    def mark(self, lane: "ObservedLane") -> None:
+        """What `lane` computes from now on belongs to something else."""
+        if self._lane is lane:
+            now = clock()
+            self._note((self._mark, now, lane.path, lane.place, lane.protocol))
+            self._mark = now
+
+    def critical(self) -> list[tuple[Key, int]]:
+        """Rounds of the longest chain, from the first to the last."""
+        found, at = [], self.chain
+        while at != NO_ROUND:
+            entry = self.rounds[at]
+            found.append((Key(entry.place, entry.protocol), entry.rounds))
+            at = entry.before
+        return found[::-1]
+
+
+def _size(data: Buffer) -> int:
+    return len(data) if isinstance(data, bytes) else data.nbytes
+
+
+class Watched(Coroutine[Any, Any, T]):
+    """A lane's task, driven so that its meter knows when it runs."""
+
+    __slots__ = ("_lane", "_send", "_switch", "_task")
+
+    def __init__(self, lane: "ObservedLane", task: Coroutine[Any, Any, T]) -> None:
+        self._lane = lane
+        self._task = task
+        self._send = task.send
+        self._switch = lane.meter.switch
+
+    def send(self, value: Any) -> Any:
+        before = self._switch(self._lane)
+        try:
+            return self._send(value)
+        finally:
+            self._switch(before)
+
+    def throw(self, *error: Any) -> Any:
+        before = self._switch(self._lane)
+        try:
+            return self._task.throw(*error)
+        finally:
+            self._switch(before)
+
+    def close(self) -> None:
+        self._task.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self  # an iterator with send, throw and close
+
+    def __iter__(self) -> "Watched[T]":
+        return self
+
+    def __next__(self) -> Any:
+        before = self._switch(self._lane)
+        try:
+            return self._send(None)
+        finally:
+            self._switch(before)
+
+
+class ObservedLane(Lane):
+    """A lane whose events go to a meter. See the module's text.
+
+    Attributes:
+        meter: of this party in this step; forks share it.
+        place: in the model.
+        protocol: the protocols that are being evaluated, outermost first, "/" between them.
+    """
+
+    meter: Meter
+    place = ""
+    protocol = ""
+    _chain = NO_ROUND
+
+    @classmethod
+    def first(cls, link: Link, meter: Meter) -> "ObservedLane":
+        """The lane a program begins on."""
+        lane = cls(link)
+        lane.meter = meter
+        return lane
+
+    # -- where -------------------------------------------------------------------------------------
+
+    def fork(self, count: int) -> list[Lane]:
+        lanes = super().fork(count)
+        for lane in lanes:
+            assert isinstance(lane, ObservedLane)
+            lane.meter, lane._chain = self.meter, self._chain
+            lane.place, lane.protocol = self.place, self.protocol
+        return lanes
+
+    def join(self, lanes: Sequence[Lane]) -> None:
+        longest = max(lanes, key=lambda lane: lane.clock)
+        if longest.clock > self.clock:
+            assert isinstance(longest, ObservedLane)
+            self._extend(longest._chain)
+        super().join(lanes)
+
+    def watch(self, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        return Watched(self, task)
+
+    async def span(self, label: str, task: Coroutine[Any, Any, T]) -> T:
+        outer = self.protocol
+        self.meter.mark(self)
+        self.protocol = f"{outer}/{label}" if outer else label
+        try:
+            return await task
+        finally:
+            self.meter.mark(self)
+            self.protocol = outer
+
+    async def at(self, place: str, task: Coroutine[Any, Any, T]) -> T:
+        """`task`, which is a part of the model."""
+        outer = self.place
+        self.meter.mark(self)
+        self.place = place
+        try:
+            return await task
+        finally:
+            self.meter.mark(self)
+            self.place = outer
+
+    # -- what --------------------------------------------------------------------------------------
+
+    def _extend(self, chain: int) -> None:
+        self._chain = chain
+        if not self.path:
+            self.meter.chain = chain
+
+    def _add_rounds(self, count: int) -> None:
+        rounds = self.meter.rounds
+        rounds.note((self._chain, count, self.place, self.protocol))
+        self._extend(len(rounds) - 1)
+
+    def charge(self, label: str, cost: Cost) -> None:
+        super().charge(label, cost)
+        place = self.place or self.protocol.partition("/")[0]
+        self.meter.charges.append((Key(place, self.protocol), cost))
+        if cost.rounds:
+            self._add_rounds(cost.rounds)
+
+    async def swap(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
+        theirs = await super().swap(fields, values)
+        self._add_rounds(1)
+        return theirs
+
+    async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
+        start = clock()
+        await super()._send(to, parts, online=online)
+        nbytes = _size(parts[0]) if len(parts) == 1 else sum(map(_size, parts))
+        where = (start, clock(), self.path, self.place, self.protocol)
+        self.meter.sends.note((*where, to, nbytes, self._sent[to], online))
+
+    async def _receive(self, sender: Role) -> Buffer:
+        start = clock()
+        buffer = await super()._receive(sender)
+        where = (start, clock(), self.path, self.place, self.protocol)
+        self.meter.receives.note((*where, sender, _size(buffer), self._received[sender]))
+        return buffer
+
+    async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
+        asked, loop = clock(), threading.get_ident()
+        ran: tuple[float, float, bool] = (asked, asked, False)
+
+        def timed() -> T:
+            nonlocal ran
+            start = clock()
+            result = function(*args)
+            ran = (start, clock(), threading.get_ident() != loop)
+            return result
+
+        result = await self.link.run(work, timed)
+        start, end, threaded = ran
+        name = getattr(function, "__name__", type(function).__name__)
+        where = (start, end, self.path, self.place, self.protocol)
+        self.meter.calls.note((*where, name, threaded, asked))
+        return result
+
+
+class Observed(Secure):
+    """`Secure` that tells its lane where in the model it is."""
+
+    def __init__(self, lane: ObservedLane, ranges: Ranges) -> None:
+        super().__init__(lane, ranges)
+        self._at = lane.at
+
+    async def norm(self, x: Any, name: str, *args: Any, **options: Any) -> Any:
+        return await self._at(name, super().norm(x, name, *args, **options))
+
+    async def linear(self, x: Any, weight: Any, name: str) -> Any:
+        return await self._at(name, super().linear(x, weight, name))
+
+    async def dense(self, x: Any, weight: Any, name: str, activation: str) -> Any:
+        return await self._at(name, super().dense(x, weight, name, activation))
+
+    async def gated(self, x: Any, weight: Any, name: str, activation: str) -> Any:
+        return await self._at(name, super().gated(x, weight, name, activation))
+
+    async def project(self, x: Any, weight: Any, name: str, *args: Any, **options: Any) -> Any:
+        return await self._at(f"{name}.qkv", super().project(x, weight, name, *args, **options))
+
+    async def attention(self, q: Any, k: Any, v: Any, name: str, spans: Any) -> Any:
+        return await self._at(f"{name}.attention", super().attention(q, k, v, name, spans))
+
+    async def output(self, x: Any, weight: Any, name: str, *, tied: bool = False) -> Any:
+        return await self._at(name, super().output(x, weight, name, tied=tied))
+
+    async def mean(self, x: Any, lengths: Sequence[int]) -> Any:
+        return await self._at("mean", super().mean(x, lengths))
+
+    async def argmax(self, logits: Any) -> Any:
+        return await self._at("argmax", super().argmax(logits))

@@ -1,0 +1,68 @@
+"""What the profiler knows about the parties of a process: their meters, and when messages arrived.
+
+    recorder = Recorder()
+    LocalCluster.from_pretrained(path, recorder=recorder)
+
+Without a recorder nothing of this exists and lanes are plain ones.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from protocols.lane import Path
+from protocols.observed import Meter, ObservedLane, clock
+from protocols.shares import Role
+from puma_actors.link import InferenceLink
+from puma_actors.mailbox import Mailbox
+from puma_actors.wire import Tag
+
+if TYPE_CHECKING:
+    from puma_actors.rounds import RoundScheduler
+
+Message: TypeAlias = tuple[Role, Role, Path]
+"""Sender, receiver, and the tag: inference number, lane, number of the message."""
+
+
+class Recorder:
+    """Attributes:
+    meters: of each party in each inference.
+    arrivals: when the last byte of a message was there.
+    """
+
+    def __init__(self) -> None:
+        self.meters: dict[tuple[Role, int], Meter] = {}
+        self.arrivals: dict[Message, float] = {}
+
+    def attach(self, scheduler: "RoundScheduler") -> None:
+        """Note the arrivals of a party's messages."""
+        for role, port in scheduler.ports.items():
+            port.mailbox_type = partial(NotingMailbox, self.arrivals, (role, scheduler.role))
+
+    def lane(self, link: InferenceLink) -> ObservedLane:
+        """The first lane of a party in an inference."""
+        meter = self.meters[link.role, link.number] = Meter(link.role)
+        return ObservedLane.first(link, meter)
+
+    def clear(self) -> None:
+        """Forget everything; not while a request runs."""
+        self.meters.clear()
+        self.arrivals.clear()
+
+
+class NotingMailbox(Mailbox):
+    """A mailbox that notes when messages arrive."""
+
+    def __init__(
+        self, arrivals: dict[Message, float], between: tuple[Role, Role], *args: Any
+    ) -> None:
+        super().__init__(*args)
+        self._arrivals = arrivals
+        self._between = between
+
+    def put(self, tag: Tag, buffer: memoryview, dealt: bool) -> None:
+        self._arrivals[*self._between, tag] = clock()
+        super().put(tag, buffer, dealt)
+
+    def put_chunk(self, tag: Tag, offset: int, total: int, buffer: memoryview, dealt: bool) -> None:
+        self._arrivals[*self._between, tag] = clock()  # that of the last part remains
+        super().put_chunk(tag, offset, total, buffer, dealt)

@@ -1,0 +1,1 @@
+"""What the profiler's records say, and how that is shown."""

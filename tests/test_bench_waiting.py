@@ -1,0 +1,45 @@
+"""The benchmarks of transfer and of slow networks: their arithmetic, and the short one once."""
+
+from types import SimpleNamespace
+
+import anyio
+import pytest
+
+from bench import decode, overlap
+from bench.harness import Options
+from protocols.shares import Role
+from puma_actors.network import PRESETS, Network, Route
+
+A, B = Role.EVALUATOR_A, Role.EVALUATOR_B
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("wan", 26.6 + 0.32 + 2.0), ("intercontinental", 99.75 + 0.64 + 2.0)]
+)
+def test_the_bound_takes_each_round_one_way_and_the_busier_direction(name, expected):
+    sent = {(A, B): (4_000_000, 0), (B, A): (3_000_000, 0), (Role.DEALER, A): (9_000_000, 10**8)}
+    phase = SimpleNamespace(rounds=1330, sent=sent)
+    assert decode.bound(phase, PRESETS[name], computing=2.0) == pytest.approx(expected)
+
+
+def test_an_unlimited_link_adds_no_bytes():
+    phase = SimpleNamespace(rounds=10, sent={(A, B): (10**9, 0), (B, A): (10**9, 0)})
+    network = Network("near", Route(round_trip=2.0))
+    assert decode.bound(phase, network, computing=1.0) == 11.0
+
+
+def test_long_benchmarks_run_only_when_named():
+    for item in (*decode.BENCHMARKS, *overlap.BENCHMARKS):
+        assert not item.default
+
+
+def test_lanes_of_a_small_attention_layer():
+    results = anyio.run(overlap._attention, Options(quick=True), "lan")
+    assert [result.case for result in results] == [
+        f"attention, lan, {lanes} lanes" for lanes in (1, 2, 4)
+    ]
+    for result in results:
+        assert result.name == "overlap.attention"
+        assert 0 <= result.details["hidden_share"] <= 1
+        assert result.seconds.median > result.details["rounds"] * 0.25e-3  # one way
+        assert result.details["online_bytes"] == results[0].details["online_bytes"]
