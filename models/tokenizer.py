@@ -6,6 +6,7 @@ the parties get are shares of ids.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,22 +80,53 @@ class Tokenizer:
                 f"{file}: missing; save the tokenizer beside the weights with transformers' "
                 "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
             )
+        config_file = folder / "tokenizer_config.json"
+        config = read_json(config_file) if config_file.is_file() else {}
+        return cls._from_parts(
+            str(file), file.read_bytes(), config, _folder_template(folder, config)
+        )
+
+    @classmethod
+    def _from_parts(
+        cls, where: str, data: bytes, config: Mapping[str, Any], template: str | None
+    ) -> Tokenizer:
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
+            backend = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{file}: cannot be read as a tokenizer ({error})") from None
+            raise ModelError(f"{where}: cannot be read as a tokenizer ({error})") from None
         # Training leftovers that would cut or fill a prompt.
         backend.no_truncation()
         backend.no_padding()
-        config_file = folder / "tokenizer_config.json"
-        config = read_json(config_file) if config_file.is_file() else {}
         special = _special_tokens(config)
         eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
         return cls(
             backend,
             special_tokens=special,
             eos_token_ids=() if eos is None else (eos,),
-            chat_template=_folder_template(folder, config),
+            chat_template=template,
+        )
+
+    def to_files(self) -> dict[str, bytes]:
+        """All there is to it, as the contents of `tokenizer.json` and `tokenizer_config.json`."""
+        config = {**self._special, "chat_template": self.chat_template}
+        return {
+            "tokenizer.json": self._backend.to_str().encode(),
+            "tokenizer_config.json": json.dumps(config).encode(),
+        }
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Tokenizer:
+        """Inverse of `to_files`, for data from a peer. Raises ModelError."""
+        try:
+            config = json.loads(files["tokenizer_config.json"])
+            data = files["tokenizer.json"]
+        except (KeyError, ValueError, RecursionError):
+            raise ModelError("the published tokenizer is damaged: pass your own") from None
+        if not isinstance(config, dict):
+            raise ModelError("the published tokenizer is damaged: pass your own")
+        template = config.get("chat_template")
+        return cls._from_parts(
+            "the published tokenizer", data, config, template if isinstance(template, str) else None
         )
 
     @classmethod

@@ -154,6 +154,11 @@ class Mux:
         if self._error is not None:
             raise TransportError(str(self._error))
 
+    @property
+    def reason(self) -> str:
+        """Why the connection was lost; empty while it is not."""
+        return str(self._error or "")
+
     def _fail(self, error: PumaError) -> None:
         if self._error is not None:
             return

@@ -34,6 +34,7 @@ from protocols.errors import (
     ProtocolError,
     PumaError,
     RemoteProtocolError,
+    StoreError,
     TransportError,
 )
 from protocols.lane import Settings
@@ -192,6 +193,17 @@ class RoundScheduler:
             await self._changed.wait()
             self.check()
 
+    async def wait_left(self, role: Role) -> None:
+        """Wait until a peer has left in good order.
+
+        Raises:
+            PeerFailed: the session failed.
+        """
+        port = self.port(role)
+        while not port.left:
+            self.check()
+            await self._changed.wait()
+
     # -- life and death ---------------------------------------------------------------------------
 
     @property
@@ -285,7 +297,7 @@ class RoundScheduler:
         kind is told.
         """
         if isinstance(error, Exception):
-            told = isinstance(error, ProtocolError | TransportError | PeerFailed)
+            told = isinstance(error, ProtocolError | TransportError | PeerFailed | StoreError)
             reason = f"{type(error).__name__}: {error}" if told else type(error).__name__
         else:
             reason = "it was cancelled"
