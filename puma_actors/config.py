@@ -122,12 +122,16 @@ class ClusterConfig(_Table):
 
 
 def load_config(
-    path: Path, *, insecure_no_tls: bool = False, environ: Mapping[str, str] | None = None
+    path: Path,
+    *,
+    insecure_no_tls: bool = False,
+    listen: str = "",
+    environ: Mapping[str, str] | None = None,
 ) -> ClusterConfig:
     """Read a cluster.toml.
 
     Args:
-        insecure_no_tls: as if the file said so.
+        insecure_no_tls, listen: as if the file said so.
         environ: overrides; default: the process's environment.
 
     Raises:
@@ -148,6 +152,8 @@ def load_config(
         raise ConfigError(f"{path}: unknown key folder: `puma party --example` shows what there is")
     if insecure_no_tls:
         data["insecure_no_tls"] = True
+    if listen:
+        data["listen"] = listen
     try:
         config = ClusterConfig.model_validate({**data, "folder": path.parent})
     except ValidationError as error:

@@ -55,7 +55,7 @@ from puma_actors.residents import RETRY, Held, Residents
 from puma_actors.serving import Receiver, ServingParty
 from puma_actors.session import Identity, Peer, handshake
 from puma_actors.store import ModelStore
-from puma_actors.tasks import gather
+from puma_actors.tasks import gather, unwrap
 from puma_actors.transports import Channel, Listener
 from puma_actors.wire import NO_SESSION
 
@@ -114,19 +114,31 @@ class PartyServer:
         with self.store:
             async with await transport.listen(address) as listener:
                 log.info("listening", role=str(self.role), address=listener.address)
-                async with anyio.create_task_group() as group:
-                    for peer in self.links.calls:
-                        group.start_soon(self.links.keep, peer)
-                    group.start_soon(self._accept, listener, group)
-                    self.listening.set()
-                    await self._draining.wait()
-                    await self._finish()
-                    group.cancel_scope.cancel()
+                try:
+                    await self._serve(listener)
+                except BaseExceptionGroup as errors:
+                    root = unwrap(errors)
+                    raise root from root.__cause__
         log.info("stopped", role=str(self.role))
+
+    async def _serve(self, listener: Listener) -> None:
+        async with anyio.create_task_group() as group:
+            for peer in self.links.calls:
+                group.start_soon(self.links.keep, peer)
+            group.start_soon(self._accept, listener, group)
+            self.listening.set()
+            await self._draining.wait()
+            await self._finish()
+            group.cancel_scope.cancel()
 
     def drain(self) -> None:
         """Take no new sessions; end when those that run have ended, or after the grace time."""
         self._draining.set()
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._draining.is_set()
 
     async def _finish(self) -> None:
         log.info("draining", role=str(self.role), sessions=self.sessions)

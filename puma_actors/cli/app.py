@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from protocols.errors import PumaError
-from puma_actors.cli import certs
+from protocols.errors import Busy, PumaError
+from puma_actors.cli import certs, hosts, models
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
+EXIT_BUSY = 3
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -25,6 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(certs.app, name="certs")
+app.add_typer(models.app, name="models")
+for command in (hosts.party, hosts.upload, hosts.ping, hosts.doctor):
+    app.command()(command)
 
 
 class Approximation(StrEnum):
@@ -79,6 +83,22 @@ NetworkOption = Annotated[
 ]
 
 
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A cluster.toml: ask three parties elsewhere; --model is then a name of theirs.",
+        show_default=False,
+    ),
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --cluster: where the tokenizer lies. Default: what the owner published.",
+        show_default=False,
+    ),
+]
+
+
 @app.callback()
 def configure(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -112,9 +132,12 @@ def generate(
     lanes: LanesOption = 1,
     codec: CodecOption = False,
     network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: hosts.InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a prompt privately, with all five roles in this process."""
+    """Answer a prompt privately, with all five roles in this process or the parties elsewhere."""
     from models.sampling import SamplingConfig
     from protocols.lane import Settings
     from puma_actors.cli.generate import run_generate
@@ -130,7 +153,8 @@ def generate(
     )
     reveal = "argmax" if secret_logits else "logits"
     settings = Settings(str(approximation), str(tree), lanes, reveal)
-    options = {"codec": codec, "network": network}
+    options = {"codec": codec, "network": network, "cluster": cluster, "tokenizer": tokenizer}
+    options["insecure_no_tls"] = insecure_no_tls
     run_generate(model, prompt, sampling, settings, raw=raw, options=options, as_json=as_json)
 
 
@@ -144,6 +168,9 @@ def forward(
     lanes: LanesOption = 1,
     codec: CodecOption = False,
     network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: hosts.InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a model privately on token ids and write its logits for every position."""
@@ -151,7 +178,8 @@ def forward(
     from puma_actors.cli.generate import run_forward
 
     settings = Settings(str(approximation), str(tree), lanes)
-    options = {"codec": codec, "network": network}
+    options = {"codec": codec, "network": network, "cluster": cluster, "tokenizer": tokenizer}
+    options["insecure_no_tls"] = insecure_no_tls
     run_forward(model, input_ids, output, settings, options=options, as_json=as_json)
 
 
@@ -191,11 +219,14 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy insid
 
 
 def main() -> None:
-    """Entry point: one clear line and exit code 2 for bad input, 1 for anything unforeseen."""
+    """Entry point: one clear line and exit code 2 for bad input, 3 for busy parties, 1 for
+    anything unforeseen."""
     try:
         code = app(standalone_mode=len(sys.argv) < 2)
     except _UsageError as error:
         _fail(f"error: {error.format_message()}", EXIT_BAD_INPUT)
+    except Busy as error:
+        _fail(f"busy: {error}", EXIT_BUSY)
     except PumaError as error:
         _fail(f"error: {error}", EXIT_BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
@@ -208,6 +239,7 @@ def main() -> None:
     else:
         if code == EXIT_INTERRUPTED:
             _fail("interrupted", EXIT_INTERRUPTED)
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(line: str, code: int) -> None:

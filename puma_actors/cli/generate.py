@@ -4,7 +4,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 import numpy as np
@@ -14,21 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from models.sampling import SamplingConfig
-from models.weights import demo_model_path
 from protocols.cost import Cost
 from protocols.errors import ConfigError
 from protocols.lane import Settings
 from puma_actors.cli.output import amount, print_json, progress, stderr, stdout
+from puma_actors.cli.requests import open_requests
 from puma_actors.cluster import LocalCluster, Usage
-from puma_actors.network import parse_network
+from puma_actors.network import Network
+from puma_actors.remote import RemoteCluster
 
-
-def open_cluster(
-    model: str | None, settings: Settings, network: str | None = None, **options: Any
-) -> LocalCluster:
-    """A cluster for a model, or for the demo model."""
-    options["network"] = parse_network(network)  # before the model is read
-    return LocalCluster.from_pretrained(model or demo_model_path(), settings=settings, **options)
+Cluster: TypeAlias = LocalCluster | RemoteCluster
 
 
 def run_generate(
@@ -41,24 +36,18 @@ def run_generate(
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Load, share, answer, and say what it took. `options`: as for `open_cluster`."""
+    """Load, share, answer, and say what it took. `options`: as for `open_requests`."""
+
+    def check(cluster: Cluster) -> None:
+        cluster.check_sampling(sampling)
+        cluster.encode(prompt, raw=raw)
+        if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
+            print(f"note: {cluster.tokenizer.note}", file=sys.stderr)
 
     async def run() -> None:
-        with progress(quiet=as_json) as report:
-            cluster = open_cluster(model, settings, progress=report, **options)
-            cluster.check_sampling(sampling)
+        async with open_requests(model, settings, check=check, quiet=as_json, **options) as cluster:
             ids = cluster.encode(prompt, raw=raw)
-            if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
-                print(f"note: {cluster.tokenizer.note}", file=sys.stderr)
-            await cluster.__aenter__()
-        failure: BaseException | None = None
-        try:
             text = await _stream(cluster, ids, sampling, quiet=as_json)
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            await cluster.__aexit__(type(failure) if failure else None, failure, None)
         if as_json:
             print_json({"text": text, **_usage(cluster)})
         else:
@@ -68,7 +57,7 @@ def run_generate(
 
 
 async def _stream(
-    cluster: LocalCluster, ids: list[int], sampling: SamplingConfig, *, quiet: bool
+    cluster: Cluster, ids: list[int], sampling: SamplingConfig, *, quiet: bool
 ) -> str:
     """The answer, shown as it grows; on a terminal with a status line that keeps ticking."""
     text = ""
@@ -110,16 +99,31 @@ def _view(text: str, usage: Usage, seconds: float) -> Group:
     return Group(Text(text), Text(status, style="dim"))
 
 
-def _usage(cluster: LocalCluster) -> dict[str, Any]:
+def _network(cluster: Cluster) -> Network | None:
+    """What was put between the roles; between hosts there is a real one."""
+    return cluster.network if isinstance(cluster, LocalCluster) else None
+
+
+def _starting(cluster: Cluster) -> dict[str, tuple[str, float]]:
+    """By the name in JSON: what had to be done before the request, and its seconds."""
+    seconds = cluster.seconds
+    if isinstance(cluster, RemoteCluster):
+        return {
+            "load": ("open the session", seconds["open"]),
+            "connect": ("agree on keys", seconds["connect"]),
+        }
+    load = seconds["kernels"] + seconds["load"] + seconds["calibrate"]
+    return {"load": ("load the model", load), "share": ("share the weights", seconds["share"])}
+
+
+def _usage(cluster: Cluster) -> dict[str, Any]:
     """Everything but the text, as the JSON output names it."""
     usage, total = cluster.usage, cluster.usage.total
-    seconds = cluster.seconds
     return {
         "prompt_ids": usage.prompt_ids,
         "token_ids": usage.token_ids,
         "seconds": {
-            "load": seconds["kernels"] + seconds["load"] + seconds["calibrate"],
-            "share": seconds["share"],
+            **{key: spent for key, (_, spent) in _starting(cluster).items()},
             "prefill": usage.seconds.get("prefill", 0.0),
             "decode": usage.seconds.get("decode", 0.0),
         },
@@ -128,19 +132,18 @@ def _usage(cluster: LocalCluster) -> dict[str, Any]:
             "online_bytes": total.online,
             "offline_bytes": total.offline,
         },
-        "network": cluster.network.to_public() if cluster.network else None,
+        "network": network.to_public() if (network := _network(cluster)) else None,
     }
 
 
-def _summary(cluster: LocalCluster) -> None:
+def _summary(cluster: Cluster) -> None:
     """A short table on stderr: what prefill took, and each token after it."""
-    usage, seconds = cluster.usage, cluster.seconds
+    usage = cluster.usage
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "time", "rounds", "online", "dealt ahead"):
         table.add_column(name, justify="left" if not name else "right")
-    load = seconds["kernels"] + seconds["load"] + seconds["calibrate"]
-    table.add_row("load the model", f"{load:.1f} s")
-    table.add_row("share the weights", f"{seconds['share']:.1f} s")
+    for what, spent in _starting(cluster).values():
+        table.add_row(what, f"{spent:.1f} s")
     if usage.steps:
         prefill = f"prefill, {len(usage.prompt_ids)} tokens"
         table.add_row(*_row(prefill, usage.seconds.get("prefill", 0.0), usage.steps[0]))
@@ -153,8 +156,8 @@ def _summary(cluster: LocalCluster) -> None:
         table.add_row(*_row(f"each of {count} more tokens", each, mean))
     stderr.print()
     stderr.print(table)
-    if cluster.network is not None:
-        stderr.print(f"network {cluster.network.describe()}", style="dim", highlight=False)
+    if (network := _network(cluster)) is not None:
+        stderr.print(f"network {network.describe()}", style="dim", highlight=False)
     stderr.print(
         f"stopped: {usage.stop_reason} · no party saw the prompt, the weights or an activation",
         style="dim",
@@ -215,15 +218,15 @@ def run_forward(
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Write `logits` (tokens, vocabulary) to an .npz file. `options`: as for `open_cluster`."""
+    """Write `logits` (tokens, vocabulary) to an .npz file. `options`: as for `open_requests`."""
     ids = parse_ids(input_ids)
     check_output(output)
 
     async def run() -> None:
-        with progress(quiet=as_json) as report:
-            cluster = open_cluster(model, settings, progress=report, **options)
-            cluster.check_ids(ids)
-            async with cluster:
+        async with open_requests(
+            model, settings, check=lambda found: found.check_ids(ids), quiet=as_json, **options
+        ) as cluster:
+            with progress(quiet=as_json) as report:
                 report("running the model on shares", 0.0)
                 logits = await cluster.forward(ids)
         try:
@@ -245,7 +248,7 @@ def run_forward(
                 style="dim",
                 highlight=False,
             )
-            if cluster.network is not None:
-                stdout.print(f"network {cluster.network.describe()}", style="dim", highlight=False)
+            if (network := _network(cluster)) is not None:
+                stdout.print(f"network {network.describe()}", style="dim", highlight=False)
 
     anyio.run(run)
