@@ -194,10 +194,10 @@ def _explain(error: ValidationError, path: Path, variables: Mapping[str, str]) -
     first = error.errors(include_url=False)[0]
     keys = [str(part) for part in first["loc"]]
     place = ".".join(keys)
-    where = next(
-        (name for key, name in variables.items() if place == key or place.startswith(f"{key}.")),
-        str(path),
-    )
+    where = str(path)
+    for key, variable in variables.items():
+        if f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}."):
+            where = variable
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key {place}: `puma party --example` shows what there is"
     if first["type"] == "missing":

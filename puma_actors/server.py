@@ -127,9 +127,13 @@ class PartyServer:
                 group.start_soon(self.links.keep, peer)
             group.start_soon(self._accept, listener, group)
             self.listening.set()
-            await self._draining.wait()
-            await self._finish()
-            group.cancel_scope.cancel()
+            try:
+                await self._draining.wait()
+                await self._finish()
+            finally:  # before the links go, or the others would call again at once
+                with anyio.CancelScope(shield=True):
+                    await listener.aclose()
+                group.cancel_scope.cancel()
 
     def drain(self) -> None:
         """Take no new sessions; end when those that run have ended, or after the grace time."""
@@ -151,7 +155,10 @@ class PartyServer:
 
     async def _accept(self, listener: Listener, group: TaskGroup) -> None:
         while True:
-            channel = await listener.accept()
+            try:
+                channel = await listener.accept()
+            except TransportError:  # closed: this party stops
+                return
             if self._connections >= _MOST_CONNECTIONS:
                 log.warning("too many connections", peer=channel.peer_address)
                 group.start_soon(channel.aclose)

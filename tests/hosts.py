@@ -116,3 +116,10 @@ async def hosts(
         await made.linked()
         yield made
         group.cancel_scope.cancel()
+
+
+async def quiet(cluster: Hosts, sessions: int = 0) -> None:
+    """Wait until every party has so many sessions."""
+    with anyio.fail_after(10):
+        while any(server.sessions != sessions for server in cluster.servers.values()):
+            await anyio.sleep(0.005)

@@ -66,24 +66,29 @@ async def _run_party(config: Any, role: Role) -> None:
     from protocols.kernels import warm_up
     from puma_actors.logs import log
     from puma_actors.server import PartyServer
+    from puma_actors.tasks import unwrap
 
     server = PartyServer(config, role)
-    async with anyio.create_task_group() as group:
 
-        async def obey() -> None:
-            """The first signal drains, the second ends at once."""
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async for number in signals:
-                    log.info("signal", number=int(number))
-                    if server.draining or not server.listening.is_set():
-                        group.cancel_scope.cancel()
-                    server.drain()
+    async def obey(scope: anyio.CancelScope) -> None:
+        """The first signal drains, the second ends at once."""
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("signal", number=int(number))
+                if server.draining or not server.listening.is_set():
+                    scope.cancel()
+                server.drain()
 
-        group.start_soon(obey)
-        log.info("compiling or loading kernels")
-        await anyio.to_thread.run_sync(warm_up, abandon_on_cancel=True)
-        await server.run()
-        group.cancel_scope.cancel()
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(obey, group.cancel_scope)
+            log.info("compiling or loading kernels")
+            await anyio.to_thread.run_sync(warm_up, abandon_on_cancel=True)
+            await server.run()
+            group.cancel_scope.cancel()
+    except BaseExceptionGroup as errors:
+        root = unwrap(errors)
+        raise root from root.__cause__
 
 
 # -- upload ----------------------------------------------------------------------------------------
