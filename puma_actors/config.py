@@ -57,6 +57,7 @@ class Timeouts(_Table):
     silence: Seconds = 10.0
     retry: Annotated[float, Field(ge=0.0, le=86400.0)] = 30.0
     opening: Seconds = 300.0
+    idle: Seconds = 600.0
     grace: Annotated[float, Field(ge=0.0, le=86400.0)] = 30.0
 
 

@@ -183,26 +183,17 @@ class RoundScheduler:
         return all(port.left for port in self.ports.values())
 
     async def wait_alone(self) -> None:
-        """Wait until every peer has left in good order.
-
-        Raises:
-            PeerFailed: the session failed.
-        """
+        """Wait until every peer has left in good order; raises PeerFailed if the session failed."""
+        for role in self.ports:
+            await self.wait_left(role)
         self.check()
-        while not self.alone:
-            await self._changed.wait()
-            self.check()
 
     async def wait_left(self, role: Role) -> None:
-        """Wait until a peer has left in good order.
-
-        Raises:
-            PeerFailed: the session failed.
-        """
-        port = self.port(role)
-        while not port.left:
-            self.check()
+        """Wait until one peer has left in good order; raises as `wait_alone`."""
+        self.check()
+        while not self.port(role).left:
             await self._changed.wait()
+            self.check()
 
     # -- life and death ---------------------------------------------------------------------------
 

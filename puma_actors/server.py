@@ -17,7 +17,7 @@ id is good for one session.
 import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeAlias
 
 import anyio
@@ -52,7 +52,7 @@ from puma_actors.logs import log
 from puma_actors.manifest import check_name
 from puma_actors.mux import Mux
 from puma_actors.residents import RETRY, Held, Residents
-from puma_actors.serving import Receiver, ServingParty
+from puma_actors.serving import Receiver, ServingLimits, ServingParty
 from puma_actors.session import Identity, Peer, handshake
 from puma_actors.store import ModelStore
 from puma_actors.tasks import gather, unwrap
@@ -90,6 +90,7 @@ class PartyServer:
         self._draining = anyio.Event()
         self._idle = anyio.Event()
         self._connections = 0
+        self._uploading: set[str] = set()
         self._used: deque[bytes] = deque(maxlen=_REMEMBERED)
         self._known: set[bytes] = set()
         self._handlers: dict[str, Handler] = {
@@ -227,9 +228,16 @@ class PartyServer:
             ways = {peer: self.links.get(peer).open(session) for peer in self.links.peers}
             try:
                 await self._open(channel, request, session, held)
-                peers = await self._shake_hands(channel, ways, session, caller)
-                tokens = self.config.limits.inference_tokens
-                party = ServingParty(self.role, held, tokens, compute=self.compute)
+                try:
+                    peers = await self._shake_hands(channel, ways, session, caller)
+                except PumaError as error:  # perhaps with another party: tell the client why
+                    with suppress(PumaError):
+                        await refuse(channel, session, error)
+                    raise
+                limits = ServingLimits(
+                    self.config.limits.inference_tokens, self.config.timeouts.idle
+                )
+                party = ServingParty(self.role, held, limits, compute=self.compute)
                 party.attach(peers)
                 log.info("session begins", model=name)
                 await party.run()
@@ -274,8 +282,11 @@ class PartyServer:
         self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
     ) -> None:
         name = check_name(request.model)
+        if name in self._uploading:
+            raise StoreError(f"a model {name!r} is being uploaded to {self.role} already")
         async with self._place(session):
             draft = self.store.draft(name, session.hex())
+            self._uploading.add(name)
             try:
                 await admit(channel, session, self._answer())
                 me = Identity(self.role, self.identity.name, session)
@@ -289,6 +300,7 @@ class PartyServer:
             except (PumaError, OSError) as error:
                 log.warning("upload failed", model=name, reason=str(error))
             finally:
+                self._uploading.discard(name)
                 draft.discard()
 
     # -- short visits -----------------------------------------------------------------------------

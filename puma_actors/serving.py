@@ -1,12 +1,15 @@
 """What a party runs for one caller: a session on a stored model, or the upload of one."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from models.plan import Plan
 from protocols.errors import PeerFailed, RemoteProtocolError
+from protocols.lane import Lane
 from protocols.shares import COMPUTING, Role
 from puma_actors.actor import Actor
 from puma_actors.logs import log
@@ -29,6 +32,14 @@ from puma_actors.store import Draft, seed_file, words_file
 from puma_actors.tasks import unwrap
 
 
+@dataclass(frozen=True, slots=True)
+class ServingLimits:
+    """Tokens of one request; seconds that a session may go without a request or a step."""
+
+    tokens: int
+    idle: float = 600.0
+
+
 class ServingParty(Party):
     """A party whose model is there already.
 
@@ -37,14 +48,14 @@ class ServingParty(Party):
 
     Args:
         held: the model; its parameters are shared with other sessions.
-        tokens: largest request.
     """
 
-    def __init__(self, role: Role, held: Held, tokens: int, **options: Any) -> None:
+    def __init__(self, role: Role, held: Held, limits: ServingLimits, **options: Any) -> None:
         super().__init__(role, **options)
         self._plan = held.plan
         self._parameters = dict(held.parameters)
-        self._tokens = tokens
+        self._limits = limits
+        self._active = True  # since the idle time was last looked at
         self._mine = AgreeMessage(digest=held.manifest.digest, upload=held.manifest.upload)
         self._disagreeing = {other for other in COMPUTING if other is not role}
 
@@ -54,6 +65,7 @@ class ServingParty(Party):
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._watch_client)
+                group.start_soon(self._watch_time)
                 await super().main()
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
@@ -65,6 +77,23 @@ class ServingParty(Party):
         await self.scheduler.wait_left(Role.CLIENT)
         await anyio.sleep(self.scheduler.flow.grace)  # its last request may wait to be read
         raise PeerFailed("the client left without closing the session")
+
+    async def _watch_time(self) -> None:
+        """Nor must one that has gone to sleep, although its process lives."""
+        while self._active:
+            self._active = False
+            await anyio.sleep(self._limits.idle)
+        raise RemoteProtocolError(
+            f"the session was idle for {self._limits.idle:g} s: open a new one"
+        )
+
+    def _from_client(self, message: Any, group: TaskGroup) -> None:
+        self._active = True
+        super()._from_client(message, group)
+
+    async def _report(self, number: int, lane: Lane) -> None:
+        self._active = True
+        await super()._report(number, lane)
 
     async def _from_party(self, role: Role, message: Any) -> None:
         if not isinstance(message, AgreeMessage) or role not in self._disagreeing:
@@ -82,8 +111,10 @@ class ServingParty(Party):
     def _check_request(self, message: InferMessage, plan: Plan) -> None:
         if self._disagreeing:
             raise RemoteProtocolError("the client asked before the parties agreed on the model")
-        if sum(message.lengths) + message.steps - 1 > self._tokens:
-            raise RemoteProtocolError(f"the client asked for more than {self._tokens} tokens")
+        if sum(message.lengths) + message.steps - 1 > self._limits.tokens:
+            raise RemoteProtocolError(
+                f"the client asked for more than {self._limits.tokens} tokens"
+            )
         super()._check_request(message, plan)
 
 

@@ -15,6 +15,8 @@ from networks import make_certificates
 from reference import leaves_nothing, save_model, save_tokenizer
 
 import puma_actors.remote
+import puma_actors.server
+import puma_actors.serving
 from models.weights import open_checkpoint
 from protocols.errors import (
     Busy,
@@ -331,6 +333,32 @@ async def test_a_client_that_never_goes_on_or_leaves_without_a_word(
         async with silent:
             pass
         await quiet(cluster)
+
+
+async def test_an_idle_session_is_ended(
+    folder: Path, certificates: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = puma_actors.serving.ServingLimits
+    monkeypatch.setattr(puma_actors.server, "ServingLimits", lambda tokens, _: limits(tokens, 0.2))
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model)
+        with pytest.raises(PumaError, match=r"idle for 0\.2 s"):
+            async with await RemoteCluster.open(cluster.client, "tiny") as remote:
+                await remote.forward(IDS)
+                await quiet(cluster)
+                await remote.forward(IDS)
+
+
+async def test_one_upload_of_a_name_at_a_time(
+    folder: Path, certificates: Path, model: Path
+) -> None:
+    async with hosts(folder, certificates, "unix") as cluster:
+        first = await call(cluster.client, Role.OWNER, Role.DEALER, "upload", model="tiny")
+        with pytest.raises(ConfigError, match="is being uploaded to dealer already"):
+            await cluster.upload(model)
+        await first.channel.aclose()
+        await quiet(cluster)
+        await cluster.upload(model)
 
 
 # -- stores that do not fit ------------------------------------------------------------------------

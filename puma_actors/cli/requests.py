@@ -60,8 +60,8 @@ async def open_requests(
             )
             running = await _entered(local, check)
     else:
-        if network is not None or codec or options:
-            wrong = ", ".join(["--network", "--codec", *(f"--{name}" for name in options)])
+        given = {"network": network, "codec": codec, **options}
+        if wrong := ", ".join(f"--{name}" for name, value in given.items() if value):
             raise ConfigError(f"{wrong}: for models in this process, not with --cluster")
         if model is None:
             raise ConfigError("--cluster needs --model NAME: `puma models list` shows them")
