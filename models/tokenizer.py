@@ -25,6 +25,7 @@ Message = Mapping[str, Any]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_ENDS = "eos_token_ids"
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -108,7 +109,11 @@ class Tokenizer:
 
     def to_files(self) -> dict[str, bytes]:
         """All there is to it, as the contents of `tokenizer.json` and `tokenizer_config.json`."""
-        config = {**self._special, "chat_template": self.chat_template}
+        config = {
+            **self._special,
+            "chat_template": self.chat_template,
+            _ENDS: list(self.eos_token_ids),
+        }
         return {
             "tokenizer.json": self._backend.to_str().encode(),
             "tokenizer_config.json": json.dumps(config).encode(),
@@ -117,17 +122,21 @@ class Tokenizer:
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Tokenizer:
         """Inverse of `to_files`, for data from a peer. Raises ModelError."""
+        damaged = ModelError("the published tokenizer is damaged: pass your own")
         try:
             config = json.loads(files["tokenizer_config.json"])
             data = files["tokenizer.json"]
         except (KeyError, ValueError, RecursionError):
-            raise ModelError("the published tokenizer is damaged: pass your own") from None
-        if not isinstance(config, dict):
-            raise ModelError("the published tokenizer is damaged: pass your own")
+            raise damaged from None
+        ends = config.get(_ENDS, []) if isinstance(config, dict) else None
+        if not isinstance(ends, list) or not all(type(token) is int for token in ends):
+            raise damaged
         template = config.get("chat_template")
-        return cls._from_parts(
+        made = cls._from_parts(
             "the published tokenizer", data, config, template if isinstance(template, str) else None
         )
+        made.eos_token_ids = tuple(dict.fromkeys((*made.eos_token_ids, *ends)))
+        return made
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
