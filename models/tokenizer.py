@@ -6,6 +6,7 @@ the parties get are shares of ids.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ _SPECIAL_NAMES = (
 )
 # transformers writes a huge number where a tokenizer has no limit.
 _NO_LIMIT = 1 << 40
+_ENDS = "eos_token_ids"
 
 
 class Tokenizer:
@@ -93,24 +95,64 @@ class Tokenizer:
                 f"{file}: missing; save the tokenizer beside the weights with transformers' "
                 "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
             )
+        config = _read_optional(folder / "tokenizer_config.json")
+        template = _folder_template(folder, config)
+        # Older tokenizers name some of their tokens only here.
+        named = {**_read_optional(folder / "special_tokens_map.json"), **config}
+        return cls._from_parts(str(file), file.read_bytes(), named, template)
+
+    @classmethod
+    def _from_parts(
+        cls, where: str, data: bytes, config: Mapping[str, Any], template: str | None
+    ) -> Tokenizer:
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
+            backend = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{file}: cannot be read as a tokenizer ({error})") from None
+            raise ModelError(f"{where}: cannot be read as a tokenizer ({error})") from None
         # Training leftovers that would cut or fill a prompt.
         backend.no_truncation()
         backend.no_padding()
-        config = _read_optional(folder / "tokenizer_config.json")
-        # Older tokenizers name some of their tokens only here.
-        special = _special_tokens({**_read_optional(folder / "special_tokens_map.json"), **config})
+        special = _special_tokens(config)
         eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
         return cls(
             backend,
             special_tokens=special,
             eos_token_ids=() if eos is None else (eos,),
-            chat_template=_folder_template(folder, config),
+            chat_template=template,
             max_length=_length_limit(config),
         )
+
+    def to_files(self) -> dict[str, bytes]:
+        """All there is to it, as the contents of `tokenizer.json` and `tokenizer_config.json`."""
+        config = {
+            **self._special,
+            "chat_template": self.chat_template,
+            "model_max_length": self.max_length,
+            _ENDS: list(self.eos_token_ids),
+        }
+        return {
+            "tokenizer.json": self._backend.to_str().encode(),
+            "tokenizer_config.json": json.dumps(config).encode(),
+        }
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Tokenizer:
+        """Inverse of `to_files`, for data from a peer. Raises ModelError."""
+        damaged = ModelError("the published tokenizer is damaged: pass your own")
+        try:
+            config = json.loads(files["tokenizer_config.json"])
+            data = files["tokenizer.json"]
+        except (KeyError, ValueError, RecursionError):
+            raise damaged from None
+        ends = config.get(_ENDS, []) if isinstance(config, dict) else None
+        if not isinstance(ends, list) or not all(type(token) is int for token in ends):
+            raise damaged
+        template = config.get("chat_template")
+        made = cls._from_parts(
+            "the published tokenizer", data, config, template if isinstance(template, str) else None
+        )
+        made.eos_token_ids = tuple(dict.fromkeys((*made.eos_token_ids, *ends)))
+        return made
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:

@@ -35,3 +35,11 @@ class PeerFailed(PumaError):  # noqa: N818 - the name says who failed, not what
 
 class RangeError(PumaError):
     """A value lies outside the range that its fixed-point representation can carry."""
+
+
+class StoreError(PumaError):
+    """A model in a party's store is damaged, missing, or cannot be written."""
+
+
+class Busy(PumaError):  # noqa: N818 - a state of affairs that passes
+    """A party has no place for another session now; the command line exits with code 3."""

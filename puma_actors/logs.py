@@ -13,20 +13,34 @@ import structlog
 NAME = "puma_actors"
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
+_json = False
+_PLAIN = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
+_JSON = structlog.processors.JSONRenderer()
+
+
+def _render(logger: Any, method: str, event: Any) -> Any:
+    return (_JSON if _json else _PLAIN)(logger, method, event)
+
+
 log: Any = structlog.wrap_logger(
     logging.getLogger(NAME),
     wrapper_class=structlog.stdlib.BoundLogger,
     processors=[
         structlog.stdlib.filter_by_level,
+        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
-        structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        _render,
     ],
 )
 
 
-def show_logs(verbose: int) -> None:
-    """Print logs on stderr, from warnings up (0), information (1) or everything (2)."""
+def show_logs(verbose: int, *, as_json: bool = False) -> None:
+    """Print logs on stderr, from warnings up (0), information (1) or everything (2); as lines of
+    keys and values, or one JSON object a line.
+    """
+    global _json
+    _json = as_json
     logger = logging.getLogger(NAME)
     logger.setLevel(_LEVELS[min(verbose, len(_LEVELS) - 1)])
     logger.propagate = False

@@ -1,8 +1,10 @@
 """Requests between roles, as they stand in a control frame's header; checked before anything acts.
 
-Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload order, then `uploaded`.
-Parties to all who wait: `ready`. Client to parties: `infer`, `end`, `close`. Parties to the client:
-`step` after each step, `ended` after the last.
+Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload order, then `uploaded`;
+where models are stored also `file` before the plan, and `commit` after every party is `ready`.
+Parties to all who wait: `ready`. Parties to each other: `agree`, before they serve a stored model.
+Client to parties: `infer`, `end`, `close`. Parties to the client: `step` after each step, `ended`
+after the last.
 """
 
 from collections.abc import Mapping
@@ -54,6 +56,27 @@ class UploadedMessage(_Message):
     """The last tensor has been sent."""
 
     do: Literal["uploaded"] = "uploaded"
+
+
+class FileMessage(_Message):
+    """A file that the owner publishes with the model, in the buffer."""
+
+    do: Literal["file"] = "file"
+    name: Literal["tokenizer.json", "tokenizer_config.json"]
+
+
+class CommitMessage(_Message):
+    """Every party has the whole model on its disk: make it a model of the store."""
+
+    do: Literal["commit"] = "commit"
+
+
+class AgreeMessage(_Message):
+    """Between parties: which upload of which plan the sender serves in this session."""
+
+    do: Literal["agree"] = "agree"
+    digest: str = Field(min_length=64, max_length=64)
+    upload: str = Field(min_length=32, max_length=32)
 
 
 class ReadyMessage(_Message):
@@ -159,6 +182,9 @@ Message: TypeAlias = Annotated[
     | SeedMessage
     | TensorMessage
     | UploadedMessage
+    | FileMessage
+    | CommitMessage
+    | AgreeMessage
     | ReadyMessage
     | InferMessage
     | StepMessage

@@ -91,7 +91,7 @@ class Owner(Actor):
     async def _upload(self, plan: Plan, parameters: dict[str, Floats]) -> None:
         digest = plan.digest()
         announcement = PlanMessage(plan=plan.to_public(), digest=digest).header()
-        for role in (*COMPUTING, Role.CLIENT):
+        for role in self.scheduler.ports:
             await self.scheduler.send_control(role, announcement)
         seeds = [os.urandom(SEED_BYTES) for _ in EVALUATORS]
         for which, (seed, evaluator) in enumerate(zip(seeds, EVALUATORS, strict=True), start=1):

@@ -89,24 +89,32 @@ class Upload:
             raise RemoteProtocolError(
                 f"{name} has {buffers[0].nbytes} bytes for {message.rows} rows"
             )
-        words = np.frombuffer(buffers[0], dtype="<u8").astype(np.uint64, copy=False)
-        if message.rows == rows:
-            self._masked[message.number] = words  # whole: kept as it came
-        else:
-            whole = self._masked.setdefault(message.number, np.empty(rows * columns, np.uint64))
-            whole[filled * columns : (filled + message.rows) * columns] = words
+        self._keep(message.number, filled * columns, rows * columns, buffers[0])
         self._filled[message.number] = filled + message.rows
 
+    def _keep(self, number: int, at: int, size: int, buffer: memoryview) -> None:
+        """Take words `at` and following of a tensor of `size` words."""
+        words = np.frombuffer(buffer, dtype="<u8").astype(np.uint64, copy=False)
+        if len(words) == size:
+            self._masked[number] = words  # whole: kept as it came
+        else:
+            whole = self._masked.setdefault(number, np.empty(size, np.uint64))
+            whole[at : at + len(words)] = words
+
+    def check_complete(self) -> None:
+        """Everything has come that this party is to have."""
+        if len(self._seeds) != (2 if self._role.is_dealer else 1):
+            raise RemoteProtocolError("a seed is missing")
+        for number, (name, parameter) in enumerate(self._wanted):
+            if not self._role.is_dealer and self._filled.get(number) != _matrix(parameter)[0]:
+                raise RemoteProtocolError(f"{name} is not complete")
+
     def hold(self, number: int) -> tuple[str, Any]:
-        """Name and handle of tensor `number`, all of which must have come."""
+        """Name and handle of tensor `number`; everything must have come."""
         name, parameter = self._wanted[number]
         m = None
         if not self._role.is_dealer:
-            if self._filled.get(number) != _matrix(parameter)[0]:
-                raise RemoteProtocolError(f"{name} is not complete")
             m = self._masked.pop(number).reshape(parameter.shape)
-        if len(self._seeds) != (2 if self._role.is_dealer else 1):
-            raise RemoteProtocolError("a seed is missing")
         return name, hold_parameter(self._role, number, parameter, m, self._seeds)
 
     def __len__(self) -> int:
@@ -156,7 +164,10 @@ class Party(Actor):
                 elif role is Role.CLIENT:
                     self._from_client(message, group)
                 else:
-                    raise RemoteProtocolError(f"{role} may not send a {message.do!r} request")
+                    await self._from_party(role, message)
+
+    async def _from_party(self, role: Role, message: Any) -> None:
+        raise RemoteProtocolError(f"{role} may not send a {message.do!r} request")
 
     # -- the model --------------------------------------------------------------------------------
 
@@ -178,6 +189,7 @@ class Party(Actor):
             raise RemoteProtocolError(f"the owner may not send a {message.do!r} request")
 
     async def _finish_upload(self, upload: Upload) -> None:
+        upload.check_complete()
         for number in range(len(upload)):
             name, handle = await self.scheduler.compute.run(1 << 40, upload.hold, number)
             self._parameters[name] = handle

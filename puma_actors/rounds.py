@@ -34,6 +34,7 @@ from protocols.errors import (
     ProtocolError,
     PumaError,
     RemoteProtocolError,
+    StoreError,
     TransportError,
 )
 from protocols.lane import Settings
@@ -182,13 +183,15 @@ class RoundScheduler:
         return all(port.left for port in self.ports.values())
 
     async def wait_alone(self) -> None:
-        """Wait until every peer has left in good order.
-
-        Raises:
-            PeerFailed: the session failed.
-        """
+        """Wait until every peer has left in good order; raises PeerFailed if the session failed."""
+        for role in self.ports:
+            await self.wait_left(role)
         self.check()
-        while not self.alone:
+
+    async def wait_left(self, role: Role) -> None:
+        """Wait until one peer has left in good order; raises as `wait_alone`."""
+        self.check()
+        while not self.port(role).left:
             await self._changed.wait()
             self.check()
 
@@ -285,7 +288,7 @@ class RoundScheduler:
         kind is told.
         """
         if isinstance(error, Exception):
-            told = isinstance(error, ProtocolError | TransportError | PeerFailed)
+            told = isinstance(error, ProtocolError | TransportError | PeerFailed | StoreError)
             reason = f"{type(error).__name__}: {error}" if told else type(error).__name__
         else:
             reason = "it was cancelled"

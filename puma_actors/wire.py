@@ -54,6 +54,8 @@ class Kind(IntEnum):
     ALIVE = 9  # the sender lives, and has nothing else to say
     END = 10  # the sender sends no more
     CLOSE = 11  # the sender sends no more, and takes no more
+    # Between the two ends of a connection that many sessions share.
+    LINK = 12  # of a session: its window, its end; or a measurement
 
 
 @dataclass(slots=True)

@@ -3,13 +3,15 @@
 import asyncio
 import itertools
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from protocols.shares import Role
 from puma_actors.certs import create_authority, issue
 from puma_actors.identity import PeerIdentity
+from puma_actors.mux import Mux, MuxChannel
 from puma_actors.network import Route
 from puma_actors.transports import (
     Channel,
@@ -22,13 +24,13 @@ from puma_actors.transports import (
 from puma_actors.transports.delayed import DelayedTransport
 from puma_actors.transports.stream import StreamOptions
 from puma_actors.transports.tls import Credentials
-from puma_actors.wire import Limits
+from puma_actors.wire import Frame, Limits
 
 LIMITS = Limits(frame=1 << 20)
 STREAMS = ["tcp", "tls", "unix"]
 NEARBY = Route(round_trip=0.5e-3, bandwidth=10e9, jitter=0.2e-3)
 DELAYED = "-delayed"
-SCHEMES = ["memory", "memory-codec", "memory-delayed", "memory-codec-delayed", *STREAMS]
+SCHEMES = ["memory", "memory-codec", "memory-delayed", "memory-codec-delayed", *STREAMS, "mux"]
 OPTIONS = StreamOptions(limits=LIMITS)
 ALL = (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B, Role.OWNER, Role.CLIENT)
 _numbers = itertools.count()
@@ -77,6 +79,11 @@ async def connected(
     scheme: str, certificates: Path, options: StreamOptions = OPTIONS
 ) -> AsyncIterator[Pair]:
     """A caller and who was called. Nothing may be left behind."""
+    if scheme == "mux":
+        async with multiplexed(certificates, options) as (left_mux, right_mux):
+            session = b"s" * 16
+            yield Labelling(left_mux.open(session)), Labelling(right_mux.open(session))
+        return
     transport = transport_of(scheme, certificates, options)
     before = len(asyncio.all_tasks())
     async with (
@@ -87,6 +94,67 @@ async def connected(
     ):
         yield left, right
     assert len(asyncio.all_tasks()) <= before  # a reader of the pair before may have ended since
+
+
+@asynccontextmanager
+async def multiplexed(
+    certificates: Path, options: StreamOptions = OPTIONS, scheme: str = "unix"
+) -> AsyncIterator[tuple[Mux, Mux]]:
+    """Both ends of a connection that sessions share."""
+    async with connected(scheme, certificates, options) as (left, right):
+        muxes = Mux(left, "right"), Mux(right, "left")
+        begun, over = asyncio.Event(), asyncio.Event()
+
+        async def serve() -> None:  # a task of its own: fixtures begin and end in different ones
+            async with muxes[0].running(), muxes[1].running():
+                begun.set()
+                await over.wait()
+
+        task = asyncio.create_task(serve())
+        await begun.wait()
+        try:
+            yield muxes
+        finally:
+            over.set()
+            await task
+
+
+class Labelling(Channel):
+    """A session's channel for tests whose frames name no session."""
+
+    def __init__(self, inner: MuxChannel) -> None:
+        self.inner = inner
+        self.local_address, self.peer_address = inner.local_address, inner.peer_address
+        self.frame_bytes, self.chunk_bytes = inner.frame_bytes, inner.chunk_bytes
+
+    def _label(self, frame: Frame) -> Frame:
+        return replace(frame, session=self.inner.session)
+
+    @property
+    def sent_frames(self) -> int:  # type: ignore[override]
+        return self.inner.sent_frames
+
+    @property
+    def sent_bytes(self) -> int:  # type: ignore[override]
+        return self.inner.sent_bytes
+
+    async def send(self, frame: Frame) -> None:
+        await self.inner.send(self._label(frame))
+
+    def try_send(self, frame: Frame) -> bool:
+        return self.inner.try_send(self._label(frame))
+
+    async def receive(self) -> Frame:
+        return await self.inner.receive()
+
+    async def pump(self, sink: Callable[[Frame], None]) -> None:
+        await self.inner.pump(sink)
+
+    async def send_eof(self) -> None:
+        await self.inner.send_eof()
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
 
 
 async def wait_until_quiet() -> None:

@@ -340,3 +340,41 @@ def test_splitting_rules_and_begin_token():
 def test_unsupported_metadata(key, value, says):
     with pytest.raises(ModelError, match=says):
         tokenizer_from_gguf({**BYTE_LEVEL, f"tokenizer.ggml.{key}": value})
+
+
+# --- as published files ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["sentencepiece", "byte level", "demo"])
+def test_files_hold_all_of_a_tokenizer(source):
+    if source == "demo":
+        tokenizer = Tokenizer.load(demo_model_path())
+    else:
+        metadata = SENTENCEPIECE if source == "sentencepiece" else BYTE_LEVEL
+        tokenizer = Tokenizer.from_gguf(metadata)
+    again = Tokenizer.from_files(tokenizer.to_files())
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        assert again.encode(text) == ids
+        assert stream_all(again, ids) == stream_all(tokenizer, ids)
+    assert again.chat(QUESTION) == tokenizer.chat(QUESTION)
+    assert again.eos_token_ids == tokenizer.eos_token_ids
+    assert again.note == tokenizer.note
+    assert again.to_files() == tokenizer.to_files()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokenizer.json": b"{}"},
+        {"tokenizer_config.json": b"[]"},
+        {"tokenizer_config.json": b"{"},
+        {"tokenizer_config.json": b'{"eos_token_ids": ["x"]}'},
+    ],
+)
+def test_damaged_published_files(changes):
+    files = Tokenizer.from_gguf(BYTE_LEVEL).to_files()
+    with pytest.raises(ModelError, match="the published tokenizer"):
+        Tokenizer.from_files({**files, **changes})
+    with pytest.raises(ModelError, match="damaged"):
+        Tokenizer.from_files({})

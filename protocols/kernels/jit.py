@@ -101,7 +101,7 @@ def kernels() -> "list[Kernel]":
 
 
 @cache
-def _sources_digest() -> str:
+def sources_digest() -> str:
     """Eight hexadecimal digits that change with any file of this package."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
@@ -118,7 +118,7 @@ def _compile(function: FunctionType, signature: str | None) -> Callable[..., Any
     ready = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
     ready.__module__ = function.__module__
     # The cache looks at a kernel's own file only; the name carries the state of its helpers' files.
-    ready.__qualname__ = f"{function.__qualname__}_{_sources_digest()}"
+    ready.__qualname__ = f"{function.__qualname__}_{sources_digest()}"
     if signature is None:
         helper: Callable[..., Any] = njit(nogil=True)(ready)
         return helper

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from protocols.errors import PumaError
-from puma_actors.cli import certs, text_commands
+from protocols.errors import Busy, PumaError
+from puma_actors.cli import certs, hosts, models, text_commands
 from puma_actors.cli.options import (
     Approximation,
     ApproximationOption,
@@ -23,6 +23,7 @@ from puma_actors.cli.options import (
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
+EXIT_BUSY = 3
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -36,9 +37,28 @@ app = typer.Typer(
 )
 app.add_typer(certs.app, name="certs")
 text_commands.register(app)
+app.add_typer(models.app, name="models")
+for command in (hosts.party, hosts.upload, hosts.ping, hosts.doctor):
+    app.command()(command)
 
 
 _state: dict[str, Any] = {"debug": False}
+
+
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A cluster.toml: ask three parties elsewhere; --model is then a name of theirs.",
+        show_default=False,
+    ),
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --cluster: where the tokenizer lies. Default: what the owner published.",
+        show_default=False,
+    ),
+]
 
 
 @app.callback()
@@ -74,9 +94,12 @@ def generate(
     lanes: LanesOption = 1,
     codec: CodecOption = False,
     network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: hosts.InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a prompt privately, with all five roles in this process."""
+    """Answer a prompt privately, with all five roles in this process or the parties elsewhere."""
     from models.sampling import SamplingConfig
     from protocols.lane import Settings
     from puma_actors.cli.generate import run_generate
@@ -92,7 +115,8 @@ def generate(
     )
     reveal = "argmax" if secret_logits else "logits"
     settings = Settings(str(approximation), str(tree), lanes, reveal)
-    options = {"codec": codec, "network": network}
+    options = {"codec": codec, "network": network, "cluster": cluster, "tokenizer": tokenizer}
+    options["insecure_no_tls"] = insecure_no_tls
     run_generate(model, prompt, sampling, settings, raw=raw, options=options, as_json=as_json)
 
 
@@ -106,6 +130,9 @@ def forward(
     lanes: LanesOption = 1,
     codec: CodecOption = False,
     network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: hosts.InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a model privately on token ids; write logits, or a bare model's last hidden states."""
@@ -113,7 +140,8 @@ def forward(
     from puma_actors.cli.generate import run_forward
 
     settings = Settings(str(approximation), str(tree), lanes)
-    options = {"codec": codec, "network": network}
+    options = {"codec": codec, "network": network, "cluster": cluster, "tokenizer": tokenizer}
+    options["insecure_no_tls"] = insecure_no_tls
     run_forward(model, input_ids, output, settings, options=options, as_json=as_json)
 
 
@@ -251,11 +279,14 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy insid
 
 
 def main() -> None:
-    """Entry point: one clear line and exit code 2 for bad input, 1 for anything unforeseen."""
+    """Entry point: one clear line and exit code 2 for bad input, 3 for busy parties, 1 for
+    anything unforeseen."""
     try:
         code = app(standalone_mode=len(sys.argv) < 2)
     except _UsageError as error:
         _fail(f"error: {error.format_message()}", EXIT_BAD_INPUT)
+    except Busy as error:
+        _fail(f"busy: {error}", EXIT_BUSY)
     except PumaError as error:
         _fail(f"error: {error}", EXIT_BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
@@ -268,6 +299,8 @@ def main() -> None:
     else:
         if code == EXIT_INTERRUPTED:
             _fail("interrupted", EXIT_INTERRUPTED)
+        if isinstance(code, int) and code:  # of `typer.Exit`
+            sys.exit(code)
 
 
 def _fail(line: str, code: int) -> None:

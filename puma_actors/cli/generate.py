@@ -13,21 +13,12 @@ from rich.live import Live
 from rich.text import Text
 
 from models.sampling import SamplingConfig
-from models.weights import demo_model_path
 from protocols.errors import ConfigError
 from protocols.lane import Settings
 from puma_actors.cli.output import amount, print_json, progress, stdout
-from puma_actors.cli.summary import print_summary, usage_report
-from puma_actors.cluster import LocalCluster, Usage
-from puma_actors.network import parse_network
-
-
-def open_cluster(
-    model: str | None, settings: Settings, network: str | None = None, **options: Any
-) -> LocalCluster:
-    """A cluster for a model, or for the demo model."""
-    options["network"] = parse_network(network)  # before the model is read
-    return LocalCluster.from_pretrained(model or demo_model_path(), settings=settings, **options)
+from puma_actors.cli.requests import open_requests
+from puma_actors.cli.summary import Cluster, network_of, print_summary, usage_report
+from puma_actors.cluster import Usage
 
 
 def run_generate(
@@ -40,24 +31,18 @@ def run_generate(
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Load, share, answer, and say what it took. `options`: as for `open_cluster`."""
+    """Load, share, answer, and say what it took. `options`: as for `open_requests`."""
+
+    def check(cluster: Cluster) -> None:
+        cluster.check_sampling(sampling)
+        cluster.encode(prompt, raw=raw)
+        if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
+            print(f"note: {cluster.tokenizer.note}", file=sys.stderr)
 
     async def run() -> None:
-        with progress(quiet=as_json) as report:
-            cluster = open_cluster(model, settings, progress=report, **options)
-            cluster.check_sampling(sampling)
+        async with open_requests(model, settings, check=check, quiet=as_json, **options) as cluster:
             ids = cluster.encode(prompt, raw=raw)
-            if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
-                print(f"note: {cluster.tokenizer.note}", file=sys.stderr)
-            await cluster.__aenter__()
-        failure: BaseException | None = None
-        try:
             text = await _stream(cluster, ids, sampling, quiet=as_json)
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            await cluster.__aexit__(type(failure) if failure else None, failure, None)
         if as_json:
             print_json({"text": text, **usage_report(cluster, cluster.usage)})
         else:
@@ -67,7 +52,7 @@ def run_generate(
 
 
 async def _stream(
-    cluster: LocalCluster, ids: list[int], sampling: SamplingConfig, *, quiet: bool
+    cluster: Cluster, ids: list[int], sampling: SamplingConfig, *, quiet: bool
 ) -> str:
     """The answer, shown as it grows; on a terminal with a status line that keeps ticking."""
     text = ""
@@ -154,16 +139,16 @@ def run_forward(
     as_json: bool,
 ) -> None:
     """Write `logits`, or the `last_hidden_state` of a bare model, to an .npz file: a row for each
-    result (as a rule a token). `options`: as for `open_cluster`.
+    result (as a rule a token). `options`: as for `open_requests`.
     """
     ids = parse_ids(input_ids)
     check_output(output)
 
     async def run() -> None:
-        with progress(quiet=as_json) as report:
-            cluster = open_cluster(model, settings, progress=report, **options)
-            cluster.check_ids(ids)
-            async with cluster:
+        async with open_requests(
+            model, settings, check=lambda found: found.check_ids(ids), quiet=as_json, **options
+        ) as cluster:
+            with progress(quiet=as_json) as report:
                 report("running the model on shares", 0.0)
                 result = await cluster.forward(ids)
         name = "last_hidden_state" if cluster.config.head == "none" else "logits"
@@ -185,7 +170,7 @@ def run_forward(
                 style="dim",
                 highlight=False,
             )
-            if cluster.network is not None:
-                stdout.print(f"network {cluster.network.describe()}", style="dim", highlight=False)
+            if (network := network_of(cluster)) is not None:
+                stdout.print(f"network {network.describe()}", style="dim", highlight=False)
 
     anyio.run(run)

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from protocols.errors import ConfigError
 from protocols.lane import Settings
-from puma_actors.cli.generate import open_cluster
 from puma_actors.cli.output import amount, print_json, progress, stdout
+from puma_actors.cli.requests import open_cluster
 from puma_actors.owner import Progress
 from puma_actors.scoring import Perplexities, Told, plan_windows, score_plain, score_private
 

@@ -1,20 +1,41 @@
 """What a request took, as JSON and as a short table."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.table import Table
 
 from protocols.cost import Cost
 from puma_actors.cli.output import amount, stderr
 from puma_actors.cluster import LocalCluster, Usage
+from puma_actors.network import Network
+from puma_actors.remote import RemoteCluster
+
+Cluster: TypeAlias = LocalCluster | RemoteCluster
 
 
-def usage_report(cluster: LocalCluster, usage: Usage, *, generated: bool = True) -> dict[str, Any]:
+def network_of(cluster: Cluster) -> Network | None:
+    """What was put between the roles; between hosts there is a real one."""
+    return cluster.network if isinstance(cluster, LocalCluster) else None
+
+
+def _starting(cluster: Cluster) -> dict[str, tuple[str, float]]:
+    """By the name in JSON: what had to be done before the request, and its seconds."""
+    seconds = cluster.seconds
+    if isinstance(cluster, RemoteCluster):
+        return {
+            "load": ("open the session", seconds["open"]),
+            "connect": ("agree on keys", seconds["connect"]),
+        }
+    load = seconds["kernels"] + seconds["load"] + seconds["calibrate"]
+    return {"load": ("load the model", load), "share": ("share the weights", seconds["share"])}
+
+
+def usage_report(cluster: Cluster, usage: Usage, *, generated: bool = True) -> dict[str, Any]:
     """Token ids, seconds, traffic and network, as the JSON output names them.
 
     generated: whether there are new tokens, and seconds that they took.
     """
-    total, seconds = usage.total, cluster.seconds
+    total = usage.total
     spent = {"prefill": usage.seconds.get("prefill", 0.0)}
     if generated:
         spent["decode"] = usage.seconds.get("decode", 0.0)
@@ -22,8 +43,7 @@ def usage_report(cluster: LocalCluster, usage: Usage, *, generated: bool = True)
         "prompt_ids": usage.prompt_ids,
         **({"token_ids": usage.token_ids} if generated else {}),
         "seconds": {
-            "load": seconds["kernels"] + seconds["load"] + seconds["calibrate"],
-            "share": seconds["share"],
+            **{key: value for key, (_, value) in _starting(cluster).items()},
             **spent,
         },
         "traffic": {
@@ -31,19 +51,17 @@ def usage_report(cluster: LocalCluster, usage: Usage, *, generated: bool = True)
             "online_bytes": total.online,
             "offline_bytes": total.offline,
         },
-        "network": cluster.network.to_public() if cluster.network else None,
+        "network": network.to_public() if (network := network_of(cluster)) else None,
     }
 
 
-def print_summary(cluster: LocalCluster, usage: Usage, *, stopped: bool = False) -> None:
+def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> None:
     """A short table on stderr. `stopped`: of a generation, with each token and why it ended."""
-    seconds = cluster.seconds
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "time", "rounds", "online", "dealt ahead"):
         table.add_column(name, justify="left" if not name else "right")
-    load = seconds["kernels"] + seconds["load"] + seconds["calibrate"]
-    table.add_row("load the model", f"{load:.1f} s")
-    table.add_row("share the weights", f"{seconds['share']:.1f} s")
+    for what, taken in _starting(cluster).values():
+        table.add_row(what, f"{taken:.1f} s")
     spent, tokens = usage.seconds.get("prefill", 0.0), len(usage.prompt_ids)
     if usage.steps and stopped:
         table.add_row(*_row(f"prefill, {tokens} tokens", spent, usage.steps[0]))
@@ -58,8 +76,8 @@ def print_summary(cluster: LocalCluster, usage: Usage, *, stopped: bool = False)
         table.add_row(*_row(f"each of {count} more tokens", each, mean))
     stderr.print()
     stderr.print(table)
-    if cluster.network is not None:
-        stderr.print(f"network {cluster.network.describe()}", style="dim", highlight=False)
+    if (network := network_of(cluster)) is not None:
+        stderr.print(f"network {network.describe()}", style="dim", highlight=False)
     end = f"stopped: {usage.stop_reason} · no" if stopped else "no"
     seen = "prompt" if stopped else "text"
     stderr.print(f"{end} party saw the {seen}, the weights or an activation", style="dim")

@@ -34,6 +34,7 @@ _WHOLE = 1 << 20
 _SMALL = 64 << 10
 """Less than this is copied into one write with its neighbours."""
 _PULSE = 1.0
+_OWN = (Kind.ALIVE, Kind.END, Kind.CLOSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
             raise TransportError(str(self._lost))
 
     def _encode(self, frame: Frame) -> tuple[list[memoryview], int]:
-        if frame.kind >= Kind.ALIVE:
+        if frame.kind in _OWN:
             raise LocalProtocolError(f"{frame.kind.name} frames are the channel's own")
         pieces = encode(frame, self._options.limits)
         return pieces, sum(piece.nbytes for piece in pieces)

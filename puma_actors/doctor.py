@@ -1,0 +1,178 @@
+"""Whether this machine can take part: processor, kernels, memory, certificates, store, ports.
+
+    for check in examine(config, role): check.name, check.state, check.text
+
+`state` is "ok", "warning" (it works, but) or "problem" (a run would be stopped by it). Nothing is
+changed and nobody is called.
+"""
+
+import os
+import platform
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import protocols.kernels
+from protocols.errors import ConfigError, PumaError
+from protocols.kernels import aesni, simd
+from protocols.kernels.jit import MODE, kernels, sources_digest
+from protocols.shares import COMPUTING, Role
+from puma_actors.certs import describe, load_context, stem
+from puma_actors.compute import available_cores
+from puma_actors.config import ClusterConfig
+
+State = Literal["ok", "warning", "problem"]
+_SOON_DAYS = 14
+_GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding."""
+
+    name: str
+    state: State
+    text: str
+
+
+def examine(config: ClusterConfig | None = None, role: Role | None = None) -> list[Check]:
+    """All checks; those of the network need a configuration, some of them a role."""
+    steps: list[Callable[[], Iterator[Check]]] = [_processor, _kernels, lambda: _memory(config)]
+    if config is not None:
+        steps.append(lambda: _certificates(config, role))
+        steps.append(lambda: _addresses(config, role))
+        if role in COMPUTING:
+            steps.append(lambda: _store(config))
+    return [check for step in steps for check in step()]
+
+
+def _processor() -> Iterator[Check]:
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    good = sys.byteorder == "little" and sys.version_info >= (3, 11)
+    text = system if good else f"{system}: a little-endian machine with Python 3.11 is needed"
+    yield Check("system", "ok" if good else "problem", text)
+    cores = available_cores()
+    few = cores < 2
+    yield Check("cores", "warning" if few else "ok", f"{cores}" + (", slow below 2" if few else ""))
+
+
+def _kernels() -> Iterator[Check]:
+    if MODE == "numpy":
+        yield Check("kernels", "warning", "PUMA_KERNELS=numpy: slow, meant for tests")
+        return
+    bits = 8 * simd.vector_bytes()
+    yield Check("vectors", "ok" if bits == 512 else "warning", f"{bits} bits (512 is fastest)")
+    aes = aesni.available()
+    yield Check("AES", "ok" if aes else "warning", "in hardware" if aes else "in software: slow")
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(protocols.kernels.__path__[0]))
+    made = len(list(folder.rglob(f"*{sources_digest()}*.nbi")))
+    if made:
+        yield Check("compiled kernels", "ok", f"{made} of about {len(kernels()) or made} cached")
+    else:
+        text = f"none in {folder}: the first start compiles them, which takes about 20 s"
+        yield Check("compiled kernels", "warning", text)
+
+
+def _memory(config: ClusterConfig | None) -> Iterator[Check]:
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, free = page * os.sysconf("SC_PHYS_PAGES"), _available()
+    text = f"{free / _GB:.1f} of {total / _GB:.1f} GB available"
+    if config is None or free >= config.limits.memory:
+        yield Check("memory", "ok", text)
+        return
+    wanted = config.limits.memory
+    text += f", limits.memory is {wanted / _GB:.1f} GB: lower it or free some"
+    yield Check("memory", "problem" if wanted > total else "warning", text)
+
+
+def _available() -> int:
+    """Bytes that could be used without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    name = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(name)
+
+
+def _certificates(config: ClusterConfig, role: Role | None) -> Iterator[Check]:
+    if not any(urlsplit(config.parties[peer]).scheme == "tls" for peer in COMPUTING):
+        yield Check("certificates", "warning", "no address is tls://, so none are used")
+        return
+    folder = config.path(config.certificates)
+    identities = [config.identity(role)] if role else [config.identity(r) for r in COMPUTING]
+    identities = [i for i in identities if role or (folder / f"{stem(i)}.pem").exists()]
+    if not identities:
+        yield Check("certificates", "warning", f"none of a party in {folder}; give --role")
+    for identity in identities:
+        path = folder / f"{stem(identity)}.pem"
+        try:
+            load_context(folder, identity, server=identity.role in COMPUTING)
+            left = min(describe(path).days_left, describe(folder / "ca.pem").days_left)
+        except ConfigError as error:
+            yield Check(f"certificate of {identity}", "problem", str(error))
+        else:
+            text = f"{path}, good for {left:.0f} days"
+            state: State = "warning" if left < _SOON_DAYS else "ok"
+            yield Check(f"certificate of {identity}", state, text)
+
+
+def _addresses(config: ClusterConfig, role: Role | None) -> Iterator[Check]:
+    for peer in COMPUTING:
+        address = config.listens(peer) if peer is role else config.parties[peer]
+        name = f"address of {peer}"
+        url = urlsplit(address)
+        if url.scheme == "unix":
+            yield _unix(name, Path(url.path), own=peer is role)
+            continue
+        try:
+            found = socket.getaddrinfo(url.hostname, url.port, type=socket.SOCK_STREAM)
+        except (OSError, ValueError) as error:
+            yield Check(name, "problem", f"{address}: the host is unknown ({error})")
+            continue
+        yield _port(address, name, found) if peer is role else Check(name, "ok", address)
+
+
+def _port(address: str, name: str, found: Sequence[Any]) -> Check:
+    family, kind, _, _, where = found[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(where)
+        except OSError as error:
+            text = f"{address} cannot be listened at ({error.strerror}): is the party running?"
+            return Check(name, "problem", text)
+    return Check(name, "ok", f"{address}, free")
+
+
+def _unix(name: str, path: Path, *, own: bool) -> Check:
+    if not own:
+        return Check(name, "ok" if path.is_socket() else "warning", f"unix://{path}")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        return Check(name, "problem", f"{path.parent} is no folder that can be written to")
+    return Check(name, "ok", f"unix://{path}")
+
+
+def _store(config: ClusterConfig) -> Iterator[Check]:
+    folder = config.path(config.store)
+    there = folder
+    while not there.exists():
+        there = there.parent
+    try:
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(f"{there} cannot be written to: check its rights")
+        if folder.exists() and folder.stat().st_mode & 0o077:
+            raise ConfigError(f"{folder} is open to others: run `chmod 700 {folder}`")
+    except PumaError as error:
+        yield Check("store", "problem", str(error))
+        return
+    status = os.statvfs(there)
+    free = status.f_bavail * status.f_frsize
+    state: State = "ok" if free > _GB else "warning"
+    yield Check("store", state, f"{folder}, {free / _GB:.1f} GB free on its disk")

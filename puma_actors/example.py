@@ -1,0 +1,50 @@
+"""The commented cluster.toml that `puma party --example` prints; docs/cluster.toml is a copy."""
+
+EXAMPLE = """\
+# cluster.toml: who the three computing parties are, and how this machine takes part.
+# `puma party` reads it on their machines; `puma upload`, `models`, `generate --cluster` and `ping`
+# read it on the owner's and the clients'. Paths are relative to this file. Every value can be
+# given in the environment instead: PUMA_CLUSTER__TIMEOUTS__SILENCE=5, PUMA_CLUSTER__NAME=dora.
+
+# The name in this machine's certificate. Default: its role.
+# name = "dora"
+
+# ca.pem and this machine's own certificate and key, from `puma certs`.
+certificates = "certs"
+
+# Where a party keeps its shares of the models. Must be on a disk of its own machine.
+store = "store"
+
+# Where this party listens, if not at its address below (behind a router, in a container).
+# listen = "tls://0.0.0.0:7101"
+
+# tcp:// sends everything in the clear and proves nothing; it is refused unless this is true.
+# insecure_no_tls = true
+
+[parties]
+dealer = "tls://dealer.example.org:7101"            # or unix:///run/puma/dealer
+evaluator-a = "tls://evaluator-a.example.org:7102"
+evaluator-b = "tls://evaluator-b.example.org:7103"
+
+# Seconds.
+[timeouts]
+handshake = 10.0    # for connecting and agreeing on keys
+silence = 10.0      # a connection on which nothing came for so long is dead
+retry = 30.0        # how long a caller keeps trying while a party does not answer
+opening = 300.0     # how long a session may wait until all parties have loaded its model
+idle = 600.0        # a session without a request or a token for so long is ended
+grace = 30.0        # how long running sessions may go on after SIGTERM
+
+# What one party gives away at most. Whoever comes when it is full is told to come back later.
+[limits]
+sessions = 4                # at once, of clients and owners together
+memory = 8000000000         # bytes: loaded models and the sessions' estimated needs
+inference_tokens = 2048     # prompt and answer of one request
+
+# Names in certificates. A list that is left out admits every certificate of the authority with
+# that role; an empty one admits nobody.
+[allow]
+# clients = ["client", "alice"]
+# owners = ["owner"]
+# parties = ["dealer", "evaluator-a", "evaluator-b"]
+"""

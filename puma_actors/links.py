@@ -1,0 +1,131 @@
+"""A party's connections to the two other parties: one each, authenticated, kept up.
+
+    links = Links(config, role)
+    group.start_soon(links.keep, peer)           for each peer that this party calls (`links.calls`)
+    await links.serve(channel, peer, name)       a connection from one that calls this party
+    links.get(peer)                              the `Mux`, or `Busy` while there is none
+
+The party that comes later among dealer, evaluator-a, evaluator-b calls. A connection that is lost
+is made anew, with pauses that double from 50 ms up to 2 s; the sessions on it have failed. When a
+caller comes back before its old connection was found dead, the new one takes its place.
+"""
+
+from dataclasses import dataclass
+
+import anyio
+
+from protocols.errors import Busy, ConfigError, PumaError, RemoteProtocolError
+from protocols.shares import COMPUTING, Role
+from puma_actors.config import ClusterConfig
+from puma_actors.entry import LinkEntry, Request, enter
+from puma_actors.logs import log
+from puma_actors.mux import Mux
+from puma_actors.residents import RETRY
+from puma_actors.session import Identity, handshake
+from puma_actors.transports import Channel
+from puma_actors.wire import NO_SESSION
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_PROBE_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class _Link:
+    mux: Mux
+    scope: anyio.CancelScope
+
+
+class Links:
+    """See the module's text."""
+
+    def __init__(self, config: ClusterConfig, role: Role) -> None:
+        self.role = role
+        self.peers = tuple(other for other in COMPUTING if other is not role)
+        self.calls = tuple(other for other in COMPUTING[: COMPUTING.index(role)])
+        self._config = config
+        self._links: dict[Role, _Link] = {}
+
+    def get(self, peer: Role) -> Mux:
+        """The connection to a party.
+
+        Raises:
+            Busy: there is none now.
+        """
+        link = self._links.get(peer)
+        if link is None or link.mux.lost.is_set():
+            raise Busy(
+                f"{self.role} has no connection to {peer} now: is it running? Try again in "
+                f"{RETRY} s"
+            )
+        return link.mux
+
+    async def keep(self, peer: Role) -> None:
+        """Call a party, and call again whenever the connection is lost, for ever."""
+        pause, told = _FIRST_PAUSE, ""
+        while True:
+            try:
+                channel = await self._call(peer)
+            except PumaError as error:
+                if str(error) != told:  # once, not at every attempt
+                    told = str(error)
+                    log.warning("no link", peer=str(peer), reason=told)
+                await anyio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            pause, told = _FIRST_PAUSE, ""
+            await self.serve(channel, peer)
+
+    async def _call(self, peer: Role) -> Channel:
+        address = self._config.parties[peer]
+        channel = await self._config.transport(address, self.role).connect(address)
+        try:
+            identity = self._config.identity(self.role)
+            request = Request(role=str(self.role), name=identity.name, purpose="link")
+            answer, _ = await enter(channel, request)
+            if answer.role != peer:
+                raise ConfigError(f"{answer.role} answers at {address}, the address of {peer}")
+            await self.greet(channel, peer)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await channel.aclose()
+            raise
+        return channel
+
+    async def greet(self, channel: Channel, peer: Role) -> None:
+        """The handshake on a new connection; who the other side is, is certain afterwards.
+
+        Raises:
+            RemoteProtocolError: it is somebody else, or somebody who is not allowed.
+        """
+        identity = Identity(self.role, self._config.identity(self.role).name, NO_SESSION)
+        timeout = self._config.timeouts.handshake
+        found = await handshake(channel, identity, {peer}, timeout=timeout)
+        proven = channel.peer_identity
+        if proven is not None and not self._config.allow.admits(proven):
+            raise RemoteProtocolError(f"{proven} is not in allow.parties")
+        log.info("link up", peer=str(peer), name=found.name)
+
+    async def serve(self, channel: Channel, peer: Role) -> None:
+        """Carry sessions over a connection until it is lost or another takes its place."""
+        if (old := self._links.pop(peer, None)) is not None:
+            old.scope.cancel()
+        with anyio.CancelScope() as scope:
+            async with Mux(channel, str(peer)).running() as mux:
+                link = self._links[peer] = _Link(mux, scope)
+                await mux.lost.wait()
+                log.warning("link lost", peer=str(peer), reason=mux.reason)
+        if self._links.get(peer) is link:
+            del self._links[peer]
+
+    async def measure(self) -> list[LinkEntry]:
+        """Round trip and throughput to each of the other parties, one after another."""
+        found = []
+        for peer in self.peers:
+            try:
+                mux = self.get(peer)
+                times = await mux.ping(), await mux.throughput(_PROBE_BYTES)
+            except PumaError as error:
+                found.append(LinkEntry(peer=str(peer), problem=str(error)[:300]))
+            else:
+                found.append(LinkEntry(peer=str(peer), round_trip=times[0], throughput=times[1]))
+        return found

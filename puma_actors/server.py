@@ -1,0 +1,361 @@
+"""A computing party as a service: `puma party`.
+
+    server = PartyServer(config, Role.DEALER)
+    await server.run()            until `server.drain()`; raises ConfigError if it cannot start
+    await server.listening.wait()
+
+It keeps a link to each of the two other parties, and takes callers as `puma_actors.entry`
+describes: clients open sessions on stored models, owners upload, list and remove them, anybody may
+ping. Each session has its own id, keys, channels and scheduler; one that fails or is slow touches
+no other. Beyond its limits a party refuses with `Busy`.
+
+A session goes on when the client has been admitted by all three parties: its handshake is the
+sign, and then the parties shake hands with each other over the links, under the session's id. An
+id is good for one session.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import TypeAlias
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from protocols.errors import (
+    Busy,
+    ConfigError,
+    ModelError,
+    PumaError,
+    RemoteProtocolError,
+    StoreError,
+    TransportError,
+)
+from protocols.shares import Role
+from puma_actors.compute import Compute
+from puma_actors.config import ClusterConfig
+from puma_actors.entry import (
+    Answer,
+    FilePart,
+    ModelEntry,
+    Request,
+    admit,
+    caller_of,
+    hear,
+    refuse,
+)
+from puma_actors.identity import PeerIdentity
+from puma_actors.links import Links
+from puma_actors.logs import log
+from puma_actors.manifest import check_name
+from puma_actors.mux import Mux
+from puma_actors.residents import RETRY, Held, Residents
+from puma_actors.serving import Receiver, ServingLimits, ServingParty
+from puma_actors.session import Identity, Peer, handshake
+from puma_actors.store import ModelStore
+from puma_actors.tasks import gather, unwrap
+from puma_actors.transports import Channel, Listener
+from puma_actors.wire import NO_SESSION
+
+_MOST_CONNECTIONS = 256
+_REMEMBERED = 1 << 16
+_PING_TIME = 60.0
+
+Handler: TypeAlias = Callable[[Channel, Request, bytes, PeerIdentity], Awaitable[None]]
+
+
+class PartyServer:
+    """See the module's text.
+
+    Args:
+        config: from `load_config`.
+        role: dealer or evaluator.
+        compute: where computation runs; all its sessions share it.
+    """
+
+    def __init__(
+        self, config: ClusterConfig, role: Role, *, compute: Compute | None = None
+    ) -> None:
+        self.config = config
+        self.role = role
+        self.identity = config.identity(role)
+        self.compute = compute or Compute()
+        self.store = ModelStore(config.path(config.store), role)
+        self.residents = Residents(self.store, config.limits, self.compute)
+        self.links = Links(config, role)
+        self.listening = anyio.Event()
+        self.sessions = 0
+        self._draining = anyio.Event()
+        self._idle = anyio.Event()
+        self._connections = 0
+        self._uploading: set[str] = set()
+        self._used: deque[bytes] = deque(maxlen=_REMEMBERED)
+        self._known: set[bytes] = set()
+        self._handlers: dict[str, Handler] = {
+            "link": self._link,
+            "session": self._session,
+            "upload": self._upload,
+            "list": self._list,
+            "remove": self._remove,
+            "ping": self._ping,
+        }
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until drained.
+
+        Raises:
+            ConfigError, TransportError: the store, the certificate or the address is unusable.
+        """
+        address = self.config.listens(self.role)
+        transport = self.config.transport(address, self.role)
+        with self.store:
+            async with await transport.listen(address) as listener:
+                log.info("listening", role=str(self.role), address=listener.address)
+                try:
+                    await self._serve(listener)
+                except BaseExceptionGroup as errors:
+                    root = unwrap(errors)
+                    raise root from root.__cause__
+        log.info("stopped", role=str(self.role))
+
+    async def _serve(self, listener: Listener) -> None:
+        async with anyio.create_task_group() as group:
+            for peer in self.links.calls:
+                group.start_soon(self.links.keep, peer)
+            group.start_soon(self._accept, listener, group)
+            self.listening.set()
+            try:
+                await self._draining.wait()
+                await self._finish()
+            finally:  # before the links go, or the others would call again at once
+                with anyio.CancelScope(shield=True):
+                    await listener.aclose()
+                group.cancel_scope.cancel()
+
+    def drain(self) -> None:
+        """Take no new sessions; end when those that run have ended, or after the grace time."""
+        self._draining.set()
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._draining.is_set()
+
+    async def _finish(self) -> None:
+        log.info("draining", role=str(self.role), sessions=self.sessions)
+        with anyio.move_on_after(self.config.timeouts.grace) as scope:
+            while self.sessions:
+                self._idle = anyio.Event()
+                await self._idle.wait()
+        if scope.cancelled_caught:
+            log.warning("sessions cut off", sessions=self.sessions)
+
+    async def _accept(self, listener: Listener, group: TaskGroup) -> None:
+        while True:
+            try:
+                channel = await listener.accept()
+            except TransportError:  # closed: this party stops
+                return
+            if self._connections >= _MOST_CONNECTIONS:
+                log.warning("too many connections", peer=channel.peer_address)
+                group.start_soon(channel.aclose)
+                continue
+            self._connections += 1
+            group.start_soon(self._guest, channel)
+
+    async def _guest(self, channel: Channel) -> None:
+        """One connection, from its first words to its end. Nothing that goes wrong gets out."""
+        try:
+            await self._welcome(channel)
+        except PumaError as error:
+            log.warning("caller gone", peer=channel.peer_address, reason=str(error))
+        except Exception as error:  # a bug here must not end the other sessions
+            log.error("session failed", error=type(error).__name__)
+        finally:
+            self._connections -= 1
+            with anyio.CancelScope(shield=True):
+                await channel.aclose()
+
+    async def _welcome(self, channel: Channel) -> None:
+        session = NO_SESSION
+        try:
+            request, session = await hear(channel, self.config.timeouts.handshake)
+            caller = caller_of(channel, request)
+            if not self.config.allow.admits(caller):
+                raise RemoteProtocolError(f"{caller} is not on the allow-list of {self.role}")
+            structlog.contextvars.bind_contextvars(session=session.hex(), caller=str(caller))
+            await self._handlers[request.purpose](channel, request, session, caller)
+        except (Busy, ConfigError, ModelError, RemoteProtocolError, StoreError) as error:
+            log.warning("refused", peer=channel.peer_address, reason=str(error))
+            await refuse(channel, session, error)
+
+    # -- sessions ---------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _place(self, session: bytes) -> AsyncIterator[None]:
+        """One of the party's places, for a session whose id was never used."""
+        if self._draining.is_set():
+            raise Busy(f"{self.role} is shutting down: try again in {RETRY} s")
+        limit = self.config.limits.sessions
+        if self.sessions >= limit:
+            raise Busy(f"{self.role} is busy ({limit} sessions): try again in {RETRY} s")
+        if session in self._known or session == NO_SESSION:
+            raise RemoteProtocolError(f"session {session.hex()} was used before: draw a new one")
+        if len(self._used) == _REMEMBERED:
+            self._known.discard(self._used[0])
+        self._used.append(session)
+        self._known.add(session)
+        self.sessions += 1
+        try:
+            yield
+        finally:
+            self.sessions -= 1
+            self._idle.set()
+
+    def _answer(self, **content: object) -> Answer:
+        name = self.identity.name
+        return Answer.model_validate({"role": str(self.role), "name": name, **content})
+
+    async def _session(
+        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
+    ) -> None:
+        name = check_name(request.model)
+        async with self._place(session), self.residents.lease(name) as held:
+            ways = {peer: self.links.get(peer).open(session) for peer in self.links.peers}
+            try:
+                await self._open(channel, request, session, held)
+                try:
+                    peers = await self._shake_hands(channel, ways, session, caller)
+                except PumaError as error:  # perhaps with another party: tell the client why
+                    with suppress(PumaError):
+                        await refuse(channel, session, error)
+                    raise
+                limits = ServingLimits(
+                    self.config.limits.inference_tokens, self.config.timeouts.idle
+                )
+                party = ServingParty(self.role, held, limits, compute=self.compute)
+                party.attach(peers)
+                log.info("session begins", model=name)
+                await party.run()
+                log.info("session ends", model=name)
+            except PumaError as error:  # admitted: the caller hears of it from the scheduler
+                log.warning("session failed", reason=str(error))
+            finally:
+                with anyio.CancelScope(shield=True):
+                    for way in ways.values():
+                        await way.aclose()
+
+    async def _open(self, channel: Channel, request: Request, session: bytes, held: Held) -> None:
+        parts = [
+            FilePart(name=name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+            for name, data in held.files.items()
+        ]
+        answer = self._answer(
+            model=self._entry(request.model),
+            plan=held.plan.to_public(),
+            tokens=self.config.limits.inference_tokens,
+            files=parts,
+        )
+        await admit(channel, session, answer, list(held.files.values()) if request.files else [])
+
+    async def _shake_hands(
+        self,
+        channel: Channel,
+        ways: Mapping[Role, Channel],
+        session: bytes,
+        caller: PeerIdentity,
+    ) -> list[Peer]:
+        """First with the client, who waits for all parties before; then with them."""
+        me = Identity(self.role, self.identity.name, session)
+        times = self.config.timeouts
+        peer = await handshake(channel, me, {caller.role}, timeout=times.opening)
+        if peer.name != caller.name:
+            raise RemoteProtocolError(f"{caller} went on as {peer.name!r}")
+        others = [handshake(way, me, {role}, timeout=times.handshake) for role, way in ways.items()]
+        return [peer, *await gather(others)]
+
+    async def _upload(
+        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
+    ) -> None:
+        name = check_name(request.model)
+        if name in self._uploading:
+            raise StoreError(f"a model {name!r} is being uploaded to {self.role} already")
+        async with self._place(session):
+            draft = self.store.draft(name, session.hex())
+            self._uploading.add(name)
+            try:
+                await admit(channel, session, self._answer())
+                me = Identity(self.role, self.identity.name, session)
+                peer = await handshake(
+                    channel, me, {Role.OWNER}, timeout=self.config.timeouts.opening
+                )
+                receiver = Receiver(self.role, draft, compute=self.compute)
+                receiver.attach([peer])
+                log.info("upload begins", model=name)
+                await receiver.run()
+            except (PumaError, OSError) as error:
+                log.warning("upload failed", model=name, reason=str(error))
+            finally:
+                self._uploading.discard(name)
+                draft.discard()
+
+    # -- short visits -----------------------------------------------------------------------------
+
+    def _entry(self, name: str) -> ModelEntry:
+        try:
+            stored = self.store.read(name, verify=False)
+        except StoreError as error:
+            return ModelEntry(name=name, problem=str(error)[:500])
+        manifest, config = stored.manifest, stored.plan.config
+        return ModelEntry(
+            name=name,
+            upload=manifest.upload,
+            digest=manifest.digest,
+            created=manifest.created,
+            architecture=config.family,
+            head=config.head,
+            bytes=sum(entry.bytes for entry in manifest.files.values()),
+            loaded=self.residents.loaded(name),
+        )
+
+    async def _list(
+        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
+    ) -> None:
+        models = [self._entry(name) for name in self.store.names()]
+        await admit(channel, session, self._answer(models=models, sessions=self.sessions))
+
+    async def _remove(
+        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
+    ) -> None:
+        name = check_name(request.model)
+        models = [self._entry(name)] if name in self.store else []
+        self.residents.drop(name)
+        await anyio.to_thread.run_sync(self.store.remove, name)
+        log.info("model removed", model=name)
+        await admit(channel, session, self._answer(models=models))
+
+    async def _ping(
+        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
+    ) -> None:
+        links = await self.links.measure() if request.measure else []
+        await admit(channel, session, self._answer(links=links, sessions=self.sessions))
+        with anyio.move_on_after(_PING_TIME):
+            async with Mux(channel).running() as mux:
+                await mux.lost.wait()
+
+    async def _link(
+        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
+    ) -> None:
+        if caller.role not in self.links.peers or caller.role in self.links.calls:
+            raise RemoteProtocolError(f"{self.role} does not expect a link from {caller.role}")
+        await admit(channel, session, self._answer())
+        try:
+            await self.links.greet(channel, caller.role)
+        except (RemoteProtocolError, TransportError) as error:
+            log.warning("no link", peer=str(caller.role), reason=str(error))
+            return
+        await self.links.serve(channel, caller.role)

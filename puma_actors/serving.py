@@ -1,0 +1,207 @@
+"""What a party runs for one caller: a session on a stored model, or the upload of one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from models.plan import Plan
+from protocols.errors import PeerFailed, RemoteProtocolError
+from protocols.lane import Lane
+from protocols.shares import COMPUTING, Role
+from puma_actors.actor import Actor
+from puma_actors.logs import log
+from puma_actors.manifest import PUBLIC_BYTES
+from puma_actors.messages import (
+    AgreeMessage,
+    CommitMessage,
+    FileMessage,
+    InferMessage,
+    PlanMessage,
+    ReadyMessage,
+    SeedMessage,
+    TensorMessage,
+    UploadedMessage,
+    parse,
+)
+from puma_actors.party import Party, Upload
+from puma_actors.residents import Held
+from puma_actors.store import Draft, seed_file, words_file
+from puma_actors.tasks import unwrap
+
+
+@dataclass(frozen=True, slots=True)
+class ServingLimits:
+    """Tokens of one request; seconds that a session may go without a request or a step."""
+
+    tokens: int
+    idle: float = 600.0
+
+
+class ServingParty(Party):
+    """A party whose model is there already.
+
+    It serves once the two others have said that they hold their shares of the same upload; what
+    they would compute with shares of different ones is noise.
+
+    Args:
+        held: the model; its parameters are shared with other sessions.
+    """
+
+    def __init__(self, role: Role, held: Held, limits: ServingLimits, **options: Any) -> None:
+        super().__init__(role, **options)
+        self._plan = held.plan
+        self._parameters = dict(held.parameters)
+        self._limits = limits
+        self._active = True  # since the idle time was last looked at
+        self._mine = AgreeMessage(digest=held.manifest.digest, upload=held.manifest.upload)
+        self._disagreeing = {other for other in COMPUTING if other is not role}
+
+    async def main(self) -> None:
+        for role in self._disagreeing.copy():
+            await self.scheduler.send_control(role, self._mine.header())
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._watch_client)
+                group.start_soon(self._watch_time)
+                await super().main()
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            root = unwrap(errors)
+            raise root from root.__cause__
+
+    async def _watch_client(self) -> None:
+        """A client that leaves without closing the session must not keep its place."""
+        await self.scheduler.wait_left(Role.CLIENT)
+        await anyio.sleep(self.scheduler.flow.grace)  # its last request may wait to be read
+        raise PeerFailed("the client left without closing the session")
+
+    async def _watch_time(self) -> None:
+        """Nor must one that has gone to sleep, although its process lives."""
+        while self._active:
+            self._active = False
+            await anyio.sleep(self._limits.idle)
+        raise RemoteProtocolError(
+            f"the session was idle for {self._limits.idle:g} s: open a new one"
+        )
+
+    def _from_client(self, message: Any, group: TaskGroup) -> None:
+        self._active = True
+        super()._from_client(message, group)
+
+    async def _report(self, number: int, lane: Lane) -> None:
+        self._active = True
+        await super()._report(number, lane)
+
+    async def _from_party(self, role: Role, message: Any) -> None:
+        if not isinstance(message, AgreeMessage) or role not in self._disagreeing:
+            raise RemoteProtocolError(f"{role} may not send a {message.do!r} request")
+        if message != self._mine:
+            raise RemoteProtocolError(
+                f"{role} and {self.role} hold different uploads of the model: run `puma models "
+                "remove`, then `puma upload` again"
+            )
+        self._disagreeing.discard(role)
+        if not self._disagreeing:
+            ready = ReadyMessage(digest=self._mine.digest).header()
+            await self.scheduler.send_control(Role.CLIENT, ready)
+
+    def _check_request(self, message: InferMessage, plan: Plan) -> None:
+        if self._disagreeing:
+            raise RemoteProtocolError("the client asked before the parties agreed on the model")
+        if sum(message.lengths) + message.steps - 1 > self._limits.tokens:
+            raise RemoteProtocolError(
+                f"the client asked for more than {self._limits.tokens} tokens"
+            )
+        super()._check_request(message, plan)
+
+
+class _StoredUpload(Upload):
+    """An upload whose tensors go to the disk as they come, one after another."""
+
+    def __init__(self, role: Role, message: PlanMessage, draft: Draft) -> None:
+        super().__init__(role, message)
+        self._draft = draft
+        self._number = 0
+
+    def seed(self, which: int, buffers: Sequence[memoryview]) -> None:
+        super().seed(which, buffers)
+        self._draft.write(seed_file(which), buffers[0])
+
+    def _keep(self, number: int, at: int, size: int, buffer: memoryview) -> None:
+        if number < self._number:
+            raise RemoteProtocolError(f"tensor {number} came after tensor {self._number}")
+        self._number = number
+        self._draft.write(words_file(number), buffer)
+
+    def finish(self) -> None:
+        """Everything has come: complete the draft."""
+        self.check_complete()
+        self._draft.finish(self.plan)
+
+
+class Receiver(Actor):
+    """Takes one model from its owner. Its draft is published or gone when it ends."""
+
+    def __init__(self, role: Role, draft: Draft, **options: Any) -> None:
+        super().__init__(role, **options)
+        self._draft = draft
+        self._files: set[str] = set()
+        self._published_bytes = 0
+        self._upload: _StoredUpload | None = None
+        self._finished = False
+
+    async def main(self) -> None:
+        try:
+            while True:
+                _, header, buffers = await self.scheduler.control()
+                message = parse(header)
+                if isinstance(message, CommitMessage) and self._finished:
+                    await self._disk(self._draft.publish)
+                    await self._ready()
+                    log.info("model stored", model=self._draft.name)
+                    return
+                await self._take(message, buffers)
+        finally:
+            self._draft.discard()
+
+    async def _take(self, message: Any, buffers: Sequence[memoryview]) -> None:
+        if self._finished:
+            raise RemoteProtocolError(f"the owner sent {message.do!r} after the model")
+        if isinstance(message, FileMessage):
+            await self._file(message, buffers)
+        elif isinstance(message, PlanMessage) and self._upload is None:
+            self._upload = _StoredUpload(self.role, message, self._draft)
+        elif self._upload is None:
+            raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
+        elif isinstance(message, SeedMessage):
+            await self._disk(self._upload.seed, message.which, buffers)
+        elif isinstance(message, TensorMessage):
+            await self._disk(self._upload.tensor, message, buffers)
+        elif isinstance(message, UploadedMessage):
+            await self._disk(self._upload.finish)
+            self._finished = True
+            await self._ready()
+        else:
+            raise RemoteProtocolError(f"the owner may not send a {message.do!r} request")
+
+    async def _file(self, message: FileMessage, buffers: Sequence[memoryview]) -> None:
+        if self._upload is not None or message.name in self._files or len(buffers) != 1:
+            raise RemoteProtocolError(f"{message.name} came twice, or after the plan")
+        self._published_bytes += buffers[0].nbytes
+        if self._published_bytes > PUBLIC_BYTES:
+            raise RemoteProtocolError(
+                f"the published files have more than {PUBLIC_BYTES} bytes: upload without them"
+            )
+        self._files.add(message.name)
+        await self._disk(self._draft.write, message.name, buffers[0])
+
+    async def _ready(self) -> None:
+        ready = ReadyMessage(digest=self._draft.digest).header()
+        await self.scheduler.send_control(Role.OWNER, ready)
+
+    async def _disk(self, function: Any, *args: Any) -> None:
+        """Off the event loop: sessions go on meanwhile."""
+        await self.scheduler.compute.run(1 << 40, function, *args)

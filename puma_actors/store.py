@@ -1,0 +1,369 @@
+"""A party's shares of models, on its own disk.
+
+    with ModelStore(folder, role) as store:              one process at a time
+        draft = store.draft("llama", upload)             a folder that is no model yet
+        draft.write("00000.words", buffer)               in pieces, in order
+        draft.finish(plan)                               all on disk, with a manifest
+        draft.publish()                                  one rename: from now on it exists
+        stored = store.read("llama", verify=True)        plan, seeds, mapped tensors
+        store.remove("llama")
+
+    STORE/NAME/manifest.json      see `puma_actors.manifest`
+    STORE/NAME/00000.words ...    at an evaluator: the masked tensors, little-endian uint64
+    STORE/NAME/seed-1, seed-2     those that the party knows
+    STORE/NAME/tokenizer.json     what the owner published
+
+Folders have mode 0700, files 0600. A draft that was not published, because the owner or this
+process went away, is removed when it is noticed or at the next start: the owner uploads again.
+Everything that is wrong with a model is a StoreError that names the model and the remedy.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from models.families import parameters_of
+from models.plan import Parameter, Plan
+from models.sharing import SEED_BYTES
+from protocols.errors import ConfigError, ModelError, StoreError
+from protocols.ring import Words
+from protocols.shares import Role
+from puma_actors.manifest import (
+    MANIFEST,
+    PUBLIC_FILES,
+    FileEntry,
+    Manifest,
+    check_name,
+    seeds_of,
+)
+
+_DRAFT = ".draft-"
+_GONE = ".gone-"
+_LOCK = ".lock"
+_READ = 4 << 20
+
+
+def words_file(number: int) -> str:
+    """The file of a masked tensor."""
+    return f"{number:05}.words"
+
+
+def seed_file(which: int) -> str:
+    """The file of a seed."""
+    return f"seed-{which}"
+
+
+def _remedy(name: str) -> str:
+    return f"run `puma models remove {name}`, then `puma upload` again"
+
+
+class ModelStore:
+    """See the module's text.
+
+    Raises (from `with`): ConfigError if the folder cannot be used, or another party uses it.
+    """
+
+    def __init__(self, folder: Path, role: Role) -> None:
+        self.folder = folder
+        self.role = role
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise ConfigError(
+                f"the store {self.folder} is in use by another party: give each its own `store`"
+            ) from None
+        except OSError as error:
+            self.close()
+            raise ConfigError(
+                f"the store {self.folder} cannot be used ({error.strerror}): check its rights, or "
+                "set another `store`"
+            ) from None
+        if self.folder.stat().st_mode & 0o077:
+            self.close()
+            raise ConfigError(
+                f"the store {self.folder} is open to others: run `chmod 700 {self.folder}`"
+            )
+        for path in self.folder.iterdir():
+            if path.name.startswith((_DRAFT, _GONE)):
+                shutil.rmtree(path, ignore_errors=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # -- what is there ----------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """All models, damaged ones included."""
+        paths = self.folder.iterdir()
+        return sorted(p.name for p in paths if p.is_dir() and not p.name.startswith("."))
+
+    def __contains__(self, name: str) -> bool:
+        return (self.folder / check_name(name)).is_dir()
+
+    def manifest(self, name: str) -> Manifest:
+        """What a model's folder says about itself.
+
+        Raises:
+            StoreError: there is no such model, or it is damaged or another party's.
+        """
+        if name not in self:
+            raise StoreError(
+                f"{self.role} has no model {name!r}: `puma models list` shows what there is"
+            )
+        with self._reading(name):
+            manifest = Manifest.from_json((self.folder / name / MANIFEST).read_bytes())
+            if manifest.role != self.role:
+                raise StoreError(f"it holds the shares of {manifest.role}, this is {self.role}")
+            if manifest.name != name:
+                raise StoreError(f"it was stored as {manifest.name!r}")
+        return manifest
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Name the model and the remedy in whatever goes wrong."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            missing = Path(str(error.filename)).name
+            raise StoreError(
+                f"model {name} at {self.role}: {missing} is missing; {_remedy(name)}"
+            ) from None
+        except OSError as error:
+            raise StoreError(
+                f"model {name} at {self.role} cannot be read ({error.strerror}): check the disk"
+            ) from None
+        except (StoreError, ModelError) as error:
+            raise StoreError(f"model {name} at {self.role}: {error}; {_remedy(name)}") from None
+
+    def read(self, name: str, *, verify: bool = True) -> "Stored":
+        """Open a model.
+
+        Args:
+            verify: compare every file with its checksum, which reads them all.
+
+        Raises:
+            StoreError: it is missing, or anything in it is not as it was stored.
+        """
+        manifest = self.manifest(name)
+        folder = self.folder / name
+        with self._reading(name):
+            plan = Plan.from_public(manifest.plan)
+            if plan.digest() != manifest.digest:
+                raise StoreError("its plan does not have the digest in its manifest")
+            _check_complete(manifest, plan, self.role)
+            for file, entry in manifest.files.items():
+                _check_file(folder / file, entry, verify=verify)
+        return Stored(folder, manifest, plan)
+
+    def remove(self, name: str) -> bool:
+        """Remove a model; False if there was none. Who has it mapped can go on."""
+        if name not in self:
+            return False
+        gone = self.folder / f"{_GONE}{os.urandom(8).hex()}"
+        try:
+            (self.folder / name).rename(gone)  # at once for everybody who looks
+            _sync_folder(self.folder)
+        except OSError as error:
+            raise StoreError(f"model {name} cannot be removed: {error.strerror}") from None
+        shutil.rmtree(gone, ignore_errors=True)
+        return True
+
+    def draft(self, name: str, upload: str) -> "Draft":
+        """Begin to store a model.
+
+        Raises:
+            StoreError: there is one of this name, or the disk does not take it.
+        """
+        if name in self:
+            raise StoreError(
+                f"{self.role} has a model {name!r} already: use another name, or run "
+                f"`puma models remove {name}` first"
+            )
+        return Draft(self, name, upload)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model on disk."""
+
+    folder: Path
+    manifest: Manifest
+    plan: Plan
+
+    def seeds(self) -> dict[int, bytes]:
+        """Those that this party knows."""
+        role = Role(self.manifest.role)
+        return {which: (self.folder / seed_file(which)).read_bytes() for which in seeds_of(role)}
+
+    def tensor(self, number: int, parameter: Parameter) -> Words:
+        """A masked tensor, mapped read-only."""
+        words: Words = np.memmap(
+            self.folder / words_file(number), dtype="<u8", mode="r", shape=parameter.shape
+        )
+        return words
+
+    def public_files(self) -> dict[str, bytes]:
+        """What the owner published."""
+        there = [name for name in PUBLIC_FILES if name in self.manifest.files]
+        return {name: (self.folder / name).read_bytes() for name in there}
+
+
+def _check_complete(manifest: Manifest, plan: Plan, role: Role) -> None:
+    wanted = {seed_file(which): SEED_BYTES for which in seeds_of(role)}
+    if not role.is_dealer:
+        for number, parameter in enumerate(parameters_of(plan.config).values()):
+            wanted[words_file(number)] = 8 * int(np.prod(parameter.shape))
+    found = {
+        name: entry.bytes for name, entry in manifest.files.items() if name not in PUBLIC_FILES
+    }
+    if found != wanted:
+        raise StoreError("its files are not those of its plan")
+
+
+def _check_file(path: Path, entry: FileEntry, *, verify: bool) -> None:
+    status = path.stat()
+    if status.st_size != entry.bytes:
+        raise StoreError(f"{path.name} has {status.st_size} bytes instead of {entry.bytes}")
+    if status.st_mode & 0o077:
+        raise StoreError(f"{path.name} can be read by others, who may have taken it")
+    if verify and _sha256(path) != entry.sha256:
+        raise StoreError(f"{path.name} is damaged: its checksum is wrong")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(_READ):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+class Draft:
+    """A model on its way to the disk. `discard` it unless it was published."""
+
+    def __init__(self, store: ModelStore, name: str, upload: str) -> None:
+        self.store = store
+        self.name = name
+        self.upload = upload
+        self.digest = ""
+        self._open: tuple[str, Any, Any] | None = None  # name, file and hash of what grows
+        self._entries: dict[str, FileEntry] = {}
+        self._published = False
+        with self._writing():
+            self.folder = Path(tempfile.mkdtemp(dir=store.folder, prefix=_DRAFT))  # mode 0700
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = "its disk is full: make room there" if full else f"{error.strerror}"
+            raise StoreError(
+                f"{self.store.role} cannot store model {self.name} ({what}); nothing of it was "
+                "kept, upload it again"
+            ) from None
+
+    def write(self, file: str, data: Any) -> None:
+        """Append to a file. One grows at a time: a new one completes the one before."""
+        with self._writing():
+            if self._open is None or self._open[0] != file:
+                self._complete()
+                handle = os.open(self.folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                self._open = (file, os.fdopen(handle, "wb", buffering=0), hashlib.sha256())
+            _, out, digest = self._open
+            view = memoryview(data).cast("B")
+            digest.update(view)
+            while view.nbytes:
+                view = view[out.write(view) :]
+
+    def _complete(self) -> None:
+        """Put the file that grows on the disk for good."""
+        if self._open is None:
+            return
+        file, out, digest = self._open
+        os.fsync(out.fileno())
+        self._entries[file] = FileEntry(bytes=out.tell(), sha256=digest.hexdigest())
+        self._open = None
+        out.close()
+
+    def finish(self, plan: Plan) -> None:
+        """Put everything on the disk, and describe it."""
+        with self._writing():
+            self._complete()
+            self.digest = plan.digest()
+            manifest = Manifest(
+                name=self.name,
+                role=str(self.store.role),
+                upload=self.upload,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                plan=plan.to_public(),
+                digest=self.digest,
+                files=dict(self._entries),
+            )
+            _check_complete(manifest, plan, self.store.role)
+            self.write(MANIFEST, manifest.to_json())
+            self._complete()
+            _sync_folder(self.folder)
+
+    def publish(self) -> None:
+        """Make it a model of the store.
+
+        Raises:
+            StoreError: another one of this name was faster.
+        """
+        if self.name in self.store:
+            raise StoreError(f"{self.store.role} has a model {self.name!r} already")
+        with self._writing():
+            self.folder.rename(self.store.folder / self.name)
+            self._published = True
+            _sync_folder(self.store.folder)
+
+    def discard(self) -> None:
+        """Remove it, unless it was published."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+        if not self._published:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
