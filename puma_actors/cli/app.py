@@ -12,11 +12,14 @@ from puma_actors.cli import certs, hosts, models, text_commands
 from puma_actors.cli.options import (
     Approximation,
     ApproximationOption,
+    ClusterOption,
     CodecOption,
+    InsecureOption,
     JsonOption,
     LanesOption,
     ModelOption,
     NetworkOption,
+    TokenizerOption,
     Tree,
     TreeOption,
 )
@@ -43,22 +46,6 @@ for command in (hosts.party, hosts.upload, hosts.ping, hosts.doctor):
 
 
 _state: dict[str, Any] = {"debug": False}
-
-
-ClusterOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="A cluster.toml: ask three parties elsewhere; --model is then a name of theirs.",
-        show_default=False,
-    ),
-]
-TokenizerOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="With --cluster: where the tokenizer lies. Default: what the owner published.",
-        show_default=False,
-    ),
-]
 
 
 @app.callback()
@@ -96,7 +83,7 @@ def generate(
     network: NetworkOption = None,
     cluster: ClusterOption = None,
     tokenizer: TokenizerOption = None,
-    insecure_no_tls: hosts.InsecureOption = False,
+    insecure_no_tls: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt privately, with all five roles in this process or the parties elsewhere."""
@@ -132,7 +119,7 @@ def forward(
     network: NetworkOption = None,
     cluster: ClusterOption = None,
     tokenizer: TokenizerOption = None,
-    insecure_no_tls: hosts.InsecureOption = False,
+    insecure_no_tls: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a model privately on token ids; write logits, or a bare model's last hidden states."""

@@ -11,12 +11,10 @@ import typer
 from protocols.errors import ConfigError
 from protocols.shares import Role
 from puma_actors.cli.certs import Holder
+from puma_actors.cli.options import InsecureOption
 
 ClusterOption = Annotated[
     Path, typer.Option("--cluster", "--config", help="The cluster.toml that names the parties.")
-]
-InsecureOption = Annotated[
-    bool, typer.Option("--insecure-no-tls", help="Allow tcp:// addresses: no encryption, no proof.")
 ]
 CLUSTER = Path("cluster.toml")
 

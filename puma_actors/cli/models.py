@@ -7,7 +7,8 @@ import typer
 
 from protocols.shares import Role
 from puma_actors.cli.certs import Holder
-from puma_actors.cli.hosts import CLUSTER, ClusterOption, InsecureOption
+from puma_actors.cli.hosts import CLUSTER, ClusterOption
+from puma_actors.cli.options import InsecureOption
 
 app = typer.Typer(
     help="Models whose shares the three parties keep.",

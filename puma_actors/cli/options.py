@@ -1,6 +1,7 @@
 """Options that several commands have."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,4 +55,21 @@ NetworkOption = Annotated[
         "or a .toml file.",
         show_default=False,
     ),
+]
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A cluster.toml: ask three parties elsewhere; --model is then a name of theirs.",
+        show_default=False,
+    ),
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --cluster: where the tokenizer lies. Default: what the owner published.",
+        show_default=False,
+    ),
+]
+InsecureOption = Annotated[
+    bool, typer.Option("--insecure-no-tls", help="Allow tcp:// addresses: no encryption, no proof.")
 ]

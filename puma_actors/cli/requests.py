@@ -27,6 +27,24 @@ def open_cluster(
     return LocalCluster.from_pretrained(model or demo_model_path(), settings=settings, **options)
 
 
+def local_options(
+    *,
+    cluster: None,
+    tokenizer: Path | None,
+    insecure_no_tls: bool,
+    network: str | None,
+    codec: bool,
+) -> dict[str, Any]:
+    """Options of a `LocalCluster`, from those of the command line.
+
+    Raises:
+        ConfigError: options that do not go together, or a network that there is not.
+    """
+    if tokenizer is not None or insecure_no_tls:
+        raise ConfigError("--tokenizer and --insecure-no-tls go with --cluster")
+    return {"network": parse_network(network), "codec": codec}
+
+
 def _ignore(requests: Requests) -> None:
     """Nothing to check."""
 
@@ -59,9 +77,13 @@ async def open_requests(
         ConfigError: options that do not go together.
     """
     if cluster is None:
-        if tokenizer is not None or insecure_no_tls:
-            raise ConfigError("--tokenizer and --insecure-no-tls go with --cluster")
-        options |= {"network": network, "codec": codec}
+        options |= local_options(
+            cluster=None,
+            tokenizer=tokenizer,
+            insecure_no_tls=insecure_no_tls,
+            network=network,
+            codec=codec,
+        )
         with progress(quiet=quiet) as report:
             local = open_cluster(model, settings, progress=report, **options)
             running = await _entered(local, check)

@@ -13,10 +13,12 @@ from protocols.errors import ConfigError
 from protocols.lane import Settings
 from protocols.ring import Floats
 from puma_actors.cli.output import print_json, progress, stdout
-from puma_actors.cli.summary import print_summary, usage_report
+from puma_actors.cli.requests import local_options, open_requests
+from puma_actors.cli.summary import Cluster, print_summary, usage_report
 from puma_actors.cluster import LocalCluster
-from puma_actors.network import parse_network
 from puma_actors.pipelines import TextPipeline, local_pipeline
+from puma_actors.remote import RemoteCluster
+from puma_actors.requests import Requests
 
 _MASKS = ("[MASK]", "<mask>")
 _SHOWN_ENTRIES = 4
@@ -39,12 +41,24 @@ def run_text(
     Args:
         inputs: makes them, once the tokenizer is known.
         show: prints the result, unless JSON is wanted.
-        cluster_options: `codec` and `network`.
+        cluster_options: as for `open_requests`.
     """
-    # Before the model is read.
-    options = {**cluster_options, "network": parse_network(cluster_options["network"])}
 
     async def run() -> None:
+        if cluster_options["cluster"] is None:
+            result, pipe = await _here()
+        else:
+            result, pipe = await _elsewhere()
+        if as_json:
+            plain = result.tolist() if isinstance(result, np.ndarray) else result
+            report = usage_report(_cluster(pipe), pipe.usage, generated=False)
+            print_json({"result": plain, **report})
+        else:
+            show(result)
+            print_summary(_cluster(pipe), pipe.usage)
+
+    async def _here() -> tuple[Any, TextPipeline]:
+        options = local_options(**cluster_options)  # before the model is read
         with progress(quiet=as_json) as report:
             pipe = local_pipeline(task, model, settings=settings, progress=report, **options)
             given, cluster = inputs(pipe), pipe.requests
@@ -52,15 +66,27 @@ def run_text(
             pipe.check(given, **task_options)
             async with cluster:
                 report("running the model on shares", 0.0)
-                result = await pipe(given, **task_options)
-        if as_json:
-            plain = result.tolist() if isinstance(result, np.ndarray) else result
-            print_json({"result": plain, **usage_report(cluster, pipe.usage, generated=False)})
-        else:
-            show(result)
-            print_summary(cluster, pipe.usage)
+                return await pipe(given, **task_options), pipe
+
+    async def _elsewhere() -> tuple[Any, TextPipeline]:
+        def check(requests: Requests) -> None:
+            pipe = TextPipeline(task, requests)
+            pipe.check(inputs(pipe), **task_options)
+
+        async with open_requests(
+            model, settings, check=check, quiet=as_json, **cluster_options
+        ) as requests:
+            pipe = TextPipeline(task, requests)
+            with progress(quiet=as_json) as report:
+                report("running the model on shares", 0.0)
+                return await pipe(inputs(pipe), **task_options), pipe
 
     anyio.run(run)
+
+
+def _cluster(pipe: TextPipeline) -> Cluster:
+    assert isinstance(pipe.requests, LocalCluster | RemoteCluster)
+    return pipe.requests
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:

@@ -9,10 +9,13 @@ import typer
 from puma_actors.cli.options import (
     Approximation,
     ApproximationOption,
+    ClusterOption,
     CodecOption,
+    InsecureOption,
     JsonOption,
     LanesOption,
     NetworkOption,
+    TokenizerOption,
     Tree,
     TreeOption,
 )
@@ -60,6 +63,9 @@ def embed(
     lanes: LanesOption = 1,
     codec: CodecOption = False,
     network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a vector of each text privately, and compare them.
@@ -77,7 +83,13 @@ def embed(
         lambda pipe: texts,
         lambda vectors: show_vectors(texts, vectors),
         settings=_settings(approximation, tree, lanes),
-        cluster_options={"codec": codec, "network": network},
+        cluster_options={
+            "codec": codec,
+            "network": network,
+            "cluster": cluster,
+            "tokenizer": tokenizer,
+            "insecure_no_tls": insecure_no_tls,
+        },
         task_options=options,
         as_json=as_json,
     )
@@ -98,6 +110,9 @@ def classify(
     lanes: LanesOption = 1,
     codec: CodecOption = False,
     network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Label a text, or a pair of texts, privately (head: sequence-classification).
@@ -114,7 +129,13 @@ def classify(
         lambda pipe: given,
         lambda labels: show_rows(labels, {"label": "label", "score": "score"}),
         settings=_settings(approximation, tree, lanes),
-        cluster_options={"codec": codec, "network": network},
+        cluster_options={
+            "codec": codec,
+            "network": network,
+            "cluster": cluster,
+            "tokenizer": tokenizer,
+            "insecure_no_tls": insecure_no_tls,
+        },
         task_options={"top_k": top_k, "truncation": truncate},
         as_json=as_json,
     )
@@ -135,6 +156,9 @@ def fill_mask(
     lanes: LanesOption = 1,
     codec: CodecOption = False,
     network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Tell privately which tokens would stand where the mask is (head: masked-lm).
@@ -149,7 +173,13 @@ def fill_mask(
         lambda pipe: with_mask(pipe, text),
         show_masks,
         settings=_settings(approximation, tree, lanes),
-        cluster_options={"codec": codec, "network": network},
+        cluster_options={
+            "codec": codec,
+            "network": network,
+            "cluster": cluster,
+            "tokenizer": tokenizer,
+            "insecure_no_tls": insecure_no_tls,
+        },
         task_options={"top_k": top_k, "truncation": truncate},
         as_json=as_json,
     )
@@ -170,6 +200,9 @@ def answer(
     lanes: LanesOption = 1,
     codec: CodecOption = False,
     network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the part of a text that answers a question, privately (head: question-answering).
@@ -185,7 +218,13 @@ def answer(
         lambda pipe: {"question": question, "context": context},
         lambda found: show_rows(found if isinstance(found, list) else [found], columns),
         settings=_settings(approximation, tree, lanes),
-        cluster_options={"codec": codec, "network": network},
+        cluster_options={
+            "codec": codec,
+            "network": network,
+            "cluster": cluster,
+            "tokenizer": tokenizer,
+            "insecure_no_tls": insecure_no_tls,
+        },
         task_options={"top_k": top_k},
         as_json=as_json,
     )
@@ -207,6 +246,9 @@ def tag(
     lanes: LanesOption = 1,
     codec: CodecOption = False,
     network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Label the words of a text privately (head: token-classification).
@@ -223,7 +265,13 @@ def tag(
         lambda pipe: text,
         lambda entities: show_rows(entities, columns),
         settings=_settings(approximation, tree, lanes),
-        cluster_options={"codec": codec, "network": network},
+        cluster_options={
+            "codec": codec,
+            "network": network,
+            "cluster": cluster,
+            "tokenizer": tokenizer,
+            "insecure_no_tls": insecure_no_tls,
+        },
         task_options={"aggregation_strategy": str(aggregation), "truncation": truncate},
         as_json=as_json,
     )
