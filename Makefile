@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/puma generate --prompt "$(PROMPT)" --max-new-tokens 24
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
