@@ -267,7 +267,7 @@ class Party(Actor):
         """One step; `done` is set when the next may begin, `lead` released when all is over."""
         number, settings = message.number + step, message.settings()
         batch = message.batch() if step == 0 else Batch((1,), "last")
-        link = self.scheduler.link(number, settings)
+        link = self.scheduler.link(number, settings, message.binding())
         lane = Lane(link)
         try:
             async with link:
