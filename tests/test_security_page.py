@@ -23,10 +23,10 @@ TEXT = " ".join((ROOT / "SECURITY.md").read_text("utf-8").split())
         f"frames above {config._STRANGER.frame >> 10} KiB from a caller that was not admitted",
         f"above {StreamOptions().limits.frame >> 20} MiB afterwards",
         f"up to {Flow().early >> 20} MiB of online and as much of dealt",
-        f"up to {Flow().inferences} inferences",
+        f"each of up to {Flow().inferences} inferences",
         f"pair secrets, {session.SECRET_BYTES} bytes",
         f"AES-{8 * prf.KEY_BYTES}-CTR from counter 0",
-        f"on seeds of {SEED_BITS} bits",
+        f"on seeds of {64 + int(SEED_BITS).bit_count()} bits",
     ],
 )
 def test_numbers(said: str) -> None:
