@@ -49,6 +49,7 @@ class Inference:
     batch: Batch
     steps: int
     settings: Settings
+    bound: tuple[int, ...] = ()
     taken: int = 0
     costs: dict[int, Cost] = field(default_factory=dict)
     _reports: dict[int, set[Role]] = field(default_factory=dict)
@@ -154,7 +155,7 @@ class Client(Actor):
         check_rows(plan.config, batch.rows)
         settings = settings or Settings()
         request = infer_message(self._next, batch, steps, settings)
-        inference = Inference(self._next, batch, steps, settings)
+        inference = Inference(self._next, batch, steps, settings, request.binding())
         self._next += steps
         self._inferences[inference.number] = inference
         with anyio.CancelScope(shield=True):  # all parties hear of it, or none
@@ -180,7 +181,7 @@ class Client(Actor):
             if not 0 <= token < config.vocab_size:
                 raise ConfigError(f"token id {token} is not below {config.vocab_size}")
         number = inference.number + inference.taken
-        async with self.scheduler.link(number, inference.settings) as link:
+        async with self.scheduler.link(number, inference.settings, inference.bound) as link:
             lane = self.lane(link)
             result = await lane.watch(ask(lane, config, batch, ids))
         cost = Cost(0, link.traffic.online_bytes, link.traffic.offline_bytes)

@@ -26,9 +26,12 @@ from puma_actors.logs import log
 from puma_actors.transports import TcpTransport, TlsTransport, Transport, UnixTransport
 from puma_actors.transports.stream import StreamOptions
 from puma_actors.transports.tls import Credentials
+from puma_actors.wire import Limits as FrameLimits
 
 PREFIX = "PUMA_CLUSTER__"
 _SCHEMES = ("tls", "unix", "tcp")
+_STRANGER = FrameLimits(header=16 << 10, buffers=16, frame=16 << 10, string=4 << 10)
+"""For the first words of a caller, who may turn out to be nobody."""
 
 Seconds = Annotated[float, Field(ge=0.1, le=86400.0)]
 Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARS)]
@@ -111,7 +114,9 @@ class ClusterConfig(_Table):
 
     def transport(self, address: str, role: Role) -> Transport:
         """The transport of an address, with this machine's certificate for a role."""
-        options = StreamOptions(silence=self.timeouts.silence, timeout=self.timeouts.handshake)
+        options = StreamOptions(
+            silence=self.timeouts.silence, timeout=self.timeouts.handshake, stranger=_STRANGER
+        )
         scheme = urlsplit(address).scheme
         if scheme == "tls":
             identity = self.identity(role)

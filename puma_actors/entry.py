@@ -161,8 +161,8 @@ async def hear(channel: Channel, timeout: float) -> tuple[Request, bytes]:
         raise RemoteProtocolError("a connection must begin with a request to enter")
     if content.get("version") != VERSION:
         raise RemoteProtocolError(
-            f"the caller speaks version {content.get('version')!r}, this party {VERSION}: install "
-            "the same"
+            f"the caller speaks version {repr(content.get('version'))[:16]}, this party "
+            f"{VERSION}: install the same"
         )
     try:
         return Request.model_validate(content), frame.session

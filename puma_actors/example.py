@@ -39,7 +39,7 @@ grace = 30.0        # how long running sessions may go on after SIGTERM
 [limits]
 sessions = 4                # at once, of clients and owners together
 memory = 8000000000         # bytes: loaded models and the sessions' estimated needs
-inference_tokens = 2048     # prompt and answer of one request
+inference_tokens = 2048     # prompt and answer, of what a session runs at a time
 
 # Names in certificates. A list that is left out admits every certificate of the authority with
 # that role; an empty one admits nobody.

@@ -35,13 +35,17 @@ class InferenceLink:
     Attributes:
         role, settings, traffic: as in `Link`; `traffic` counts the payload of this inference alone.
         number: of the inference.
+        bound: goes into the key of every stream.
     """
 
-    def __init__(self, scheduler: "RoundScheduler", number: int, settings: Settings) -> None:
+    def __init__(
+        self, scheduler: "RoundScheduler", number: int, settings: Settings, bound: Path = ()
+    ) -> None:
         self.role = scheduler.role
         self.settings = settings
         self.traffic = Traffic()
         self.number = number
+        self.bound = bound
         self._scheduler = scheduler
         self._group: TaskGroup | None = None
         self._deferred: list[Coroutine[Any, Any, None]] = []
@@ -80,7 +84,7 @@ class InferenceLink:
 
     def stream(self, peer: Role, path: Path) -> Stream:
         """As `Link.stream`."""
-        return self._scheduler.keys.stream(peer, (self.number, *path))
+        return self._scheduler.keys.stream(peer, (self.number, *self.bound, *path))
 
     async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> None:
         """As `Link.send`. The buffers must not be written to afterwards.

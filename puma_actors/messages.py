@@ -7,6 +7,9 @@ Client to parties: `infer`, `end`, `close`. Parties to the client: `step` after 
 after the last.
 """
 
+import hashlib
+import json
+import struct
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -109,6 +112,13 @@ class InferMessage(_Message):
     def settings(self) -> Settings:
         """For the lanes."""
         return Settings(self.approximation, self.tree, self.lanes, self.reveal)
+
+    def binding(self) -> tuple[int, ...]:
+        """Four words that stand for the whole request (SHA-256). All masks are drawn under them, so
+        that a client which asks the parties for different things gets noise from them.
+        """
+        text = json.dumps(self.header(), sort_keys=True, separators=(",", ":"))
+        return struct.unpack("<4Q", hashlib.sha256(text.encode()).digest())
 
     def batch(self) -> Batch:
         """Of the first step.

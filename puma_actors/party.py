@@ -55,6 +55,7 @@ class Upload:
     def __init__(self, role: Role, message: PlanMessage) -> None:
         try:
             self.plan = Plan.from_public(message.plan)
+            self.check_size(role)
             predict(self.plan, Batch((1,), default_rows(self.plan.config)))  # asks for each range
         except (ModelError, LocalProtocolError) as error:
             raise RemoteProtocolError(f"the owner's plan is unusable: {error}") from None
@@ -66,6 +67,9 @@ class Upload:
         self._wanted = list(parameters_of(self.plan.config).items())
         self._masked: dict[int, Words] = {}
         self._filled: dict[int, int] = {}
+
+    def check_size(self, role: Role) -> None:
+        """Refuse a plan that is too large, before anything as large as it is made."""
 
     def seed(self, which: int, buffers: Sequence[memoryview]) -> None:
         """One of the seeds, of which an evaluator may have but its own."""
@@ -263,7 +267,7 @@ class Party(Actor):
         """One step; `done` is set when the next may begin, `lead` released when all is over."""
         number, settings = message.number + step, message.settings()
         batch = message.batch() if step == 0 else Batch((1,), "last")
-        link = self.scheduler.link(number, settings)
+        link = self.scheduler.link(number, settings, message.binding())
         lane = self.lane(link)
         try:
             async with link:

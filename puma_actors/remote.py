@@ -49,9 +49,10 @@ class RemoteClient(Client):
         self, batch: Batch, steps: int = 1, settings: Settings | None = None
     ) -> Inference:
         wanted = batch.tokens + steps - 1
-        if wanted > self.tokens:
+        running = sum(each.batch.tokens + each.steps - 1 for each in self._inferences.values())
+        if wanted + running > self.tokens:
             raise ConfigError(
-                f"{wanted} tokens (prompt and answer) in one request, the parties allow "
+                f"{wanted + running} tokens (prompt and answer) at once, the parties allow "
                 f"{self.tokens}: shorten the text or ask for fewer tokens"
             )
         return await super().begin(batch, steps, settings)

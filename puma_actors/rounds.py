@@ -105,8 +105,14 @@ class RoundScheduler:
 
     # -- inferences -------------------------------------------------------------------------------
 
-    def link(self, number: int, settings: Settings | None = None) -> InferenceLink:
+    def link(
+        self, number: int, settings: Settings | None = None, bound: tuple[int, ...] = ()
+    ) -> InferenceLink:
         """The link of inference `number` (>= 0), which all parties must give the same number.
+
+        Args:
+            bound: what else they must agree on; the streams of parties that do not have nothing in
+                common.
 
         Raises:
             LocalProtocolError: the number was used before: masks would repeat.
@@ -116,7 +122,7 @@ class RoundScheduler:
                 f"inference number {number} is used or negative: take a new one"
             )
         self._opened.add(number)
-        return InferenceLink(self, number, settings or self.settings)
+        return InferenceLink(self, number, settings or self.settings, bound)
 
     def end(self, number: int) -> None:
         """Forget an inference; what still arrives for it is ignored."""

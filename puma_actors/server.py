@@ -293,7 +293,8 @@ class PartyServer:
                 peer = await handshake(
                     channel, me, {Role.OWNER}, timeout=self.config.timeouts.opening
                 )
-                receiver = Receiver(self.role, draft, compute=self.compute)
+                memory = self.config.limits.memory
+                receiver = Receiver(self.role, draft, memory, compute=self.compute)
                 receiver.attach([peer])
                 log.info("upload begins", model=name)
                 await receiver.run()

@@ -27,14 +27,16 @@ from puma_actors.messages import (
     parse,
 )
 from puma_actors.party import Party, Upload
-from puma_actors.residents import Held
+from puma_actors.residents import Held, model_bytes
 from puma_actors.store import Draft, seed_file, words_file
 from puma_actors.tasks import unwrap
 
 
 @dataclass(frozen=True, slots=True)
 class ServingLimits:
-    """Tokens of one request; seconds that a session may go without a request or a step."""
+    """Tokens of the requests that run at a time; seconds that a session may go without a request or
+    a step.
+    """
 
     tokens: int
     idle: float = 600.0
@@ -56,6 +58,7 @@ class ServingParty(Party):
         self._parameters = dict(held.parameters)
         self._limits = limits
         self._active = True  # since the idle time was last looked at
+        self._tokens: dict[int, int] = {}  # of the inferences that run
         self._mine = AgreeMessage(digest=held.manifest.digest, upload=held.manifest.upload)
         self._disagreeing = {other for other in COMPUTING if other is not role}
 
@@ -111,20 +114,33 @@ class ServingParty(Party):
     def _check_request(self, message: InferMessage, plan: Plan) -> None:
         if self._disagreeing:
             raise RemoteProtocolError("the client asked before the parties agreed on the model")
-        if sum(message.lengths) + message.steps - 1 > self._limits.tokens:
+        tokens = sum(message.lengths) + message.steps - 1
+        running = sum(self._tokens[number] for number in self._running_inferences)
+        if tokens + running > self._limits.tokens:
             raise RemoteProtocolError(
-                f"the client asked for more than {self._limits.tokens} tokens"
+                f"the client asked for more than {self._limits.tokens} tokens at once"
             )
         super()._check_request(message, plan)
+        self._tokens = {number: self._tokens[number] for number in self._running_inferences}
+        self._tokens[message.number] = tokens
 
 
 class _StoredUpload(Upload):
     """An upload whose tensors go to the disk as they come, one after another."""
 
-    def __init__(self, role: Role, message: PlanMessage, draft: Draft) -> None:
+    def __init__(self, role: Role, message: PlanMessage, draft: Draft, memory: int) -> None:
+        self._memory = memory
         super().__init__(role, message)
         self._draft = draft
         self._number = 0
+
+    def check_size(self, role: Role) -> None:
+        need = model_bytes(self.plan, role)
+        if need > self._memory:
+            raise RemoteProtocolError(
+                f"the model needs about {need // 1_000_000:,} MB at {role}, which may use "
+                f"{self._memory // 1_000_000:,} MB: raise limits.memory there"
+            )
 
     def seed(self, which: int, buffers: Sequence[memoryview]) -> None:
         super().seed(which, buffers)
@@ -143,11 +159,16 @@ class _StoredUpload(Upload):
 
 
 class Receiver(Actor):
-    """Takes one model from its owner. Its draft is published or gone when it ends."""
+    """Takes one model from its owner. Its draft is published or gone when it ends.
 
-    def __init__(self, role: Role, draft: Draft, **options: Any) -> None:
+    Args:
+        memory: bytes that the party may use; what it could never load is refused at once.
+    """
+
+    def __init__(self, role: Role, draft: Draft, memory: int, **options: Any) -> None:
         super().__init__(role, **options)
         self._draft = draft
+        self._memory = memory
         self._files: set[str] = set()
         self._published_bytes = 0
         self._upload: _StoredUpload | None = None
@@ -173,7 +194,8 @@ class Receiver(Actor):
         if isinstance(message, FileMessage):
             await self._file(message, buffers)
         elif isinstance(message, PlanMessage) and self._upload is None:
-            self._upload = _StoredUpload(self.role, message, self._draft)
+            parts = (self.role, message, self._draft, self._memory)
+            self._upload = await self.scheduler.compute.run(1 << 40, _StoredUpload, *parts)
         elif self._upload is None:
             raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
         elif isinstance(message, SeedMessage):

@@ -199,8 +199,8 @@ def _read_hello(frame: Frame) -> _Hello:
     version, role, name, nonce = (header.get(k) for k in ("version", "role", "name", "nonce"))
     if version != HANDSHAKE_VERSION:
         raise RemoteProtocolError(
-            f"the peer's handshake has version {version!r}, this side's {HANDSHAKE_VERSION}:"
-            " install the same"
+            f"the peer's handshake has version {repr(version)[:16]}, this side's"
+            f" {HANDSHAKE_VERSION}: install the same"
         )
     if not (isinstance(role, str) and role in set(Role)):
         raise RemoteProtocolError("the peer's role is unknown")

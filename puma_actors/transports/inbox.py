@@ -52,6 +52,10 @@ class Inbox:
         """Where to pause and resume reading."""
         self._transport = transport
 
+    def widen(self, limits: Limits) -> None:
+        """Other limits, for frames that begin from now on."""
+        self._decoder.limits = limits
+
     # -- from the stream --------------------------------------------------------------------------
 
     @property

@@ -130,7 +130,7 @@ class StreamTransport(Transport):
 
         async def welcome(connection: socket.socket) -> StreamChannel:
             caller = peer_name(self.scheme, connection)
-            channel = StreamChannel(options, real, caller, self.identify)
+            channel = StreamChannel(options, real, caller, self.identify, guest=True)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: channel,
                 connection,

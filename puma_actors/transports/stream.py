@@ -46,12 +46,15 @@ class StreamOptions:
         timeout: for connecting, TLS included.
         linger: how long a closing side waits until the other has read everything.
         limits: for frames, both ways.
+        stranger: at a listener, for frames of a caller that was not answered yet; None: the
+            same.
     """
 
     silence: float = 10.0
     timeout: float = 10.0
     linger: float = 3.0
     limits: Limits = field(default_factory=lambda: Limits(frame=64 << 20))
+    stranger: Limits | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("silence", 0.1), ("timeout", 0.001), ("linger", 0.0)):
@@ -68,6 +71,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         local, peer: the two ends, for messages.
         identify: whom the other end has proved to be; raises TransportError to refuse it, before
             anything is said.
+        guest: the other end called.
     """
 
     def __init__(
@@ -76,13 +80,15 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         local: str,
         peer: str,
         identify: Callable[[asyncio.BaseTransport], PeerIdentity | None],
+        *,
+        guest: bool = False,
     ) -> None:
         self.local_address, self.peer_address = local, peer
         self.frame_bytes = options.limits.frame
         self.chunk_bytes = min(CHUNK_BYTES, self.frame_bytes)
         self._options = options
         self._identify = identify
-        self._inbox = Inbox(options.limits)
+        self._inbox = Inbox((options.stranger if guest else None) or options.limits)
         self._transport = cast(asyncio.Transport, None)
         self._changed = Signal()  # room to write, or the end
         self._turn = anyio.Lock()
@@ -190,7 +196,9 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         pieces = encode(frame, self._options.limits)
         return pieces, sum(piece.nbytes for piece in pieces)
 
-    def _count(self, size: int) -> None:
+    def _count(self, frame: Frame, size: int) -> None:
+        if not self.sent_frames and frame.kind is not Kind.ERROR:
+            self._inbox.widen(self._options.limits)
         self.sent_frames += 1
         self.sent_bytes += size
         self._spoke = True
@@ -204,7 +212,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
             return False
         for piece in _writes(pieces):
             self._transport.write(piece)
-        self._count(size)
+        self._count(frame, size)
         return True
 
     async def send(self, frame: Frame) -> None:
@@ -213,7 +221,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
             pieces, size = self._encode(frame)
             await self._room()
             self._rest = list(_writes(pieces))[::-1]
-            self._count(size)
+            self._count(frame, size)
             try:
                 while self._rest:
                     await self._room()

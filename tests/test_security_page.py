@@ -1,0 +1,50 @@
+"""What SECURITY.md says in numbers and names is what the program does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from protocols import prf
+from protocols.kernels.tree import SEED_BITS
+from puma_actors import cli, config, server, session
+from puma_actors.config import Allow, ClusterConfig, Limits
+from puma_actors.mailbox import Flow
+from puma_actors.transports.stream import StreamOptions
+
+ROOT = Path(__file__).parent.parent
+TEXT = " ".join((ROOT / "SECURITY.md").read_text("utf-8").split())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"the last {server._REMEMBERED:,}",
+        f"frames above {config._STRANGER.frame >> 10} KiB from a caller that was not admitted",
+        f"above {StreamOptions().limits.frame >> 20} MiB afterwards",
+        f"up to {Flow().early >> 20} MiB of online and as much of dealt",
+        f"each of up to {Flow().inferences} inferences",
+        f"pair secrets, {session.SECRET_BYTES} bytes",
+        f"AES-{8 * prf.KEY_BYTES}-CTR from counter 0",
+        f"on seeds of {64 + int(SEED_BITS).bit_count()} bits",
+    ],
+)
+def test_numbers(said: str) -> None:
+    assert said in TEXT
+
+
+def test_names() -> None:
+    keys = {*ClusterConfig.model_fields, *Limits.model_fields, "allow.parties"}
+    for name in ("allow", "limits", "insecure_no_tls"):
+        assert name in keys
+        assert name in TEXT
+    assert set(Allow.model_fields) == {"clients", "owners", "parties"}
+    assert Flow().early == Flow().window
+    assert cli.main
+    for command in set(re.findall(r"`(puma [a-z]+(?: [a-z]+)?)`", TEXT)):
+        words = command.split()[1:]
+        assert words[0] in ("certs", "models", "upload"), command
+
+
+def test_the_readme_leads_to_it() -> None:
+    assert "[SECURITY.md](SECURITY.md)" in (ROOT / "README.md").read_text("utf-8")
