@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from protocols.errors import Busy, ConfigError, PumaError, RemoteProtocolError
+from protocols.errors import ConfigError, PumaError, RemoteProtocolError
 from protocols.shares import COMPUTING, Role
 from puma_actors.config import ClusterConfig
 from puma_actors.entry import Answer, ModelEntry, Purpose, Request, enter
@@ -73,7 +73,7 @@ async def call(
             measure=measure,
         )
         answer, buffers = await enter(channel, request, session)
-        _check_identity(channel, answer, peer, address)
+        _check_identity(config, channel, answer, peer)
     except BaseException:
         with anyio.CancelScope(shield=True):
             await channel.aclose()
@@ -81,13 +81,15 @@ async def call(
     return Call(channel, answer, buffers, session)
 
 
-def _check_identity(channel: Channel, answer: Answer, peer: Role, address: str) -> None:
-    proven = channel.peer_identity
+def _check_identity(config: ClusterConfig, channel: Channel, answer: Answer, peer: Role) -> None:
+    proven, address = channel.peer_identity, config.parties[peer]
     found = answer.role if proven is None else str(proven.role)
     if found != peer or answer.role != peer:
         raise RemoteProtocolError(
             f"{found} answers at {address}, the address of {peer}: check [parties]"
         )
+    if proven is not None and not config.allow.admits(proven):
+        raise RemoteProtocolError(f"{proven} answers at {address} and is not in allow.parties")
 
 
 async def call_all(
@@ -99,7 +101,7 @@ async def call_all(
         files: ask the dealer for what the owner published.
 
     Raises:
-        As `call`; if several refuse, the first reason that is not `Busy`.
+        As `call`, for the first that refuses or cannot be reached.
     """
     session = os.urandom(SESSION_BYTES)
     found: dict[Role, Call] = {}
@@ -118,13 +120,14 @@ async def call_all(
             )
         except PumaError as error:
             errors.append(error)
+            group.cancel_scope.cancel()  # what the others say does not matter any more
 
     try:
         async with anyio.create_task_group() as group:
             for peer in COMPUTING:
                 group.start_soon(one, peer)
         if errors:
-            raise next((error for error in errors if not isinstance(error, Busy)), errors[0])
+            raise errors[0]
     except BaseException:
         await hang_up(found)
         raise

@@ -32,7 +32,7 @@ def write_config(
     path.write_text(
         f'certificates = "{certificates}"\nstore = "{path.stem}-store"\n'
         f"[parties]\n{parties}"
-        f"[timeouts]\nretry = 5.0\nsilence = 3.0\ngrace = 5.0\n{extra}"
+        f"[timeouts]\nretry = 10.0\nsilence = 20.0\nhandshake = 30.0\ngrace = 20.0\n{extra}"
     )
     return path
 

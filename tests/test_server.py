@@ -17,20 +17,23 @@ from reference import leaves_nothing, save_model, save_tokenizer
 import puma_actors.remote
 import puma_actors.server
 import puma_actors.serving
+from models.plan import draft_plan
 from models.weights import open_checkpoint
 from protocols.errors import (
     Busy,
     ConfigError,
     PeerFailed,
     PumaError,
+    RemoteProtocolError,
     StoreError,
     TransportError,
 )
-from protocols.shares import COMPUTING, Role
+from protocols.shares import COMPUTING, EVALUATORS, Role
 from puma_actors.calls import call, list_models, ping_all, problem_of, remove_model
 from puma_actors.cluster import LocalCluster
 from puma_actors.entry import Request, enter
 from puma_actors.remote import RemoteCluster, upload_model
+from puma_actors.residents import model_bytes, session_bytes
 from puma_actors.server import PartyServer
 from puma_actors.store import Draft
 from puma_actors.wire import Frame, Kind
@@ -254,6 +257,37 @@ async def test_memory_is_set_aside(folder: Path, certificates: Path, model: Path
         await quiet(cluster)
         used = [server.residents.used for server in cluster.servers.values()]
         assert all(0 < size < 2_000_000 for size in used)  # the models stay
+
+
+async def test_an_unused_model_makes_way(folder: Path, certificates: Path, model: Path) -> None:
+    with open_checkpoint(model) as checkpoint:
+        plan = draft_plan(checkpoint.config)
+    memory = session_bytes(plan, 2048) + model_bytes(plan, Role.EVALUATOR_A) * 3 // 2
+    async with hosts(folder, certificates, "unix", f"[limits]\nmemory = {memory}\n") as cluster:
+        for name in ("one", "two"):
+            await cluster.upload(model, name)
+            await quiet(cluster)
+            async with await RemoteCluster.open(cluster.client, name) as remote:
+                await remote.forward(IDS)
+            await quiet(cluster)
+        for role in EVALUATORS:
+            residents = cluster.servers[role].residents
+            assert [residents.loaded(name) for name in ("one", "two")] == [False, True]
+        async with await RemoteCluster.open(cluster.client, "one") as remote:
+            await remote.forward(IDS)
+
+
+async def test_parties_at_swapped_addresses_and_unwanted_ones(
+    folder: Path, certificates: Path
+) -> None:
+    async with hosts(folder, certificates) as cluster:
+        allow = cluster.client.allow.model_copy(update={"parties": ["dealer", "evaluator-a"]})
+        with pytest.raises(RemoteProtocolError, match=r"not in allow\.parties"):
+            await list_models(cluster.client.model_copy(update={"allow": allow}))
+        first, second = cluster.addresses[Role.DEALER], cluster.addresses[Role.EVALUATOR_A]
+        cluster.addresses |= {Role.DEALER: second, Role.EVALUATOR_A: first}
+        with pytest.raises(RemoteProtocolError, match=r"answers at .*, the address of"):
+            await list_models(cluster.client)
 
 
 async def test_a_model_that_never_fits(folder: Path, certificates: Path, model: Path) -> None:

@@ -239,7 +239,8 @@ def main() -> None:
     else:
         if code == EXIT_INTERRUPTED:
             _fail("interrupted", EXIT_INTERRUPTED)
-        sys.exit(code if isinstance(code, int) else 0)
+        if isinstance(code, int) and code:  # of `typer.Exit`
+            sys.exit(code)
 
 
 def _fail(line: str, code: int) -> None:
