@@ -6,13 +6,13 @@ await list_models(config, role) · await remove_model(config, name) · await pin
 """
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
 
-from protocols.errors import ConfigError, PumaError, RemoteProtocolError
+from protocols.errors import ConfigError, PumaError, RemoteProtocolError, TransportError
 from protocols.shares import COMPUTING, Role
 from puma_actors.config import ClusterConfig
 from puma_actors.entry import Answer, ModelEntry, Purpose, Request, enter
@@ -92,6 +92,15 @@ def _check_identity(config: ClusterConfig, channel: Channel, answer: Answer, pee
         raise RemoteProtocolError(f"{proven} answers at {address} and is not in allow.parties")
 
 
+@contextmanager
+def _naming(peer: Role) -> Iterator[None]:
+    """Say which party it was: an address alone tells its user little."""
+    try:
+        yield
+    except (TransportError, RemoteProtocolError) as error:
+        raise type(error)(f"{peer}: {error}") from None
+
+
 async def call_all(
     config: ClusterConfig, role: Role, purpose: Purpose, *, model: str = "", files: bool = False
 ) -> dict[Role, Call]:
@@ -109,15 +118,16 @@ async def call_all(
 
     async def one(peer: Role) -> None:
         try:
-            found[peer] = await call(
-                config,
-                role,
-                peer,
-                purpose,
-                session=session,
-                model=model,
-                files=files and peer.is_dealer,
-            )
+            with _naming(peer):
+                found[peer] = await call(
+                    config,
+                    role,
+                    peer,
+                    purpose,
+                    session=session,
+                    model=model,
+                    files=files and peer.is_dealer,
+                )
         except PumaError as error:
             errors.append(error)
             group.cancel_scope.cancel()  # what the others say does not matter any more
@@ -146,12 +156,13 @@ async def shake_hands(config: ClusterConfig, role: Role, calls: Mapping[Role, Ca
     """Go on to the session: from here on its parties shake hands with each other too."""
     name = config.identity(role).name
     timeout = config.timeouts.handshake
-    return await gather(
-        [
-            handshake(each.channel, Identity(role, name, each.session), {peer}, timeout=timeout)
-            for peer, each in calls.items()
-        ]
-    )
+
+    async def one(peer: Role, each: Call) -> Peer:
+        identity = Identity(role, name, each.session)
+        with _naming(peer):
+            return await handshake(each.channel, identity, {peer}, timeout=timeout)
+
+    return await gather([one(peer, each) for peer, each in calls.items()])
 
 
 # -- models ----------------------------------------------------------------------------------------
