@@ -84,6 +84,7 @@ def aftermath(cell: Cell, cluster: Cluster, marks: dict[Role, int], result: Resu
     result.next_answer = cluster.ask()
     cluster.at_rest()
     assert cluster.stored(MODEL) == list(COMPUTING), "the stored model is gone"
+    wait_until(lambda: cluster.stored(SECOND) == [], "the half upload goes")
     _check_logs(cluster, marks)
 
 
@@ -117,7 +118,7 @@ def strike(cell: Cell, cluster: Cluster) -> None:
     harm(cell, cluster, caller)
     cluster.release()
     suspects = _suspects(cell)
-    if Role.CLIENT in suspects and cell.fault == "SIGKILL":
+    if cell.fault == "SIGKILL" and cell.where in (Role.CLIENT, Role.OWNER):
         caller.process.join(DEADLINE)
     elif harmless(cell):
         _check_success(cell, cluster, caller)
@@ -130,8 +131,6 @@ def strike(cell: Cell, cluster: Cluster) -> None:
     cluster.heal()
     if _is_stopped_caller(cell):
         check_failure(caller, set())
-    if cell.moment == "upload" and not harmless(cell) and cell.fault != "SIGKILL":
-        wait_until(lambda: cluster.stored(SECOND) == [], "the half upload goes")
 
 
 def begin(cell: Cell, cluster: Cluster) -> Caller:
