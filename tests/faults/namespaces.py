@@ -120,7 +120,9 @@ def answer_across_namespaces(folder: Path) -> None:
     model = save_tokenizer(save_model(folder / "model", seed=3))
     _configure(folder, "caller")
     with network():
-        parties = [Party(role, _configure(folder, role), folder / f"{role}.log") for role in COMPUTING]
+        parties = [
+            Party(role, _configure(folder, role), folder / f"{role}.log") for role in COMPUTING
+        ]
         try:
             for party in parties:
                 command = ["party", "--role", party.role, "--config", party.config]

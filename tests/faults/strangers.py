@@ -114,7 +114,9 @@ def certificate_cell(kind: str, where: str) -> Cell:
     """A certificate that is no good, shown by one side to the other."""
     by_party = where.startswith("of dealer")
     name = {"another authority": "wrong certificate", "expired": "expired certificate"}
-    return Cell(name.get(kind, kind), where, "handshake", run=_answer_wrongly if by_party else _call)
+    return Cell(
+        name.get(kind, kind), where, "handshake", run=_answer_wrongly if by_party else _call
+    )
 
 
 def _folder(cluster: Cluster, kind: str) -> Path:
@@ -234,7 +236,10 @@ def disk_cell(role: Role) -> Cell:
 
 
 def _fill(cell: Cell, cluster: Cluster) -> None:
-    party, start = cluster.parties[Role(cell.where)], len(cluster.parties[Role(cell.where)].events())
+    party, start = (
+        cluster.parties[Role(cell.where)],
+        len(cluster.parties[Role(cell.where)].events()),
+    )
     (cluster.folder / "full").write_text(cell.where)
     check_failure(cluster.upload(), {"its disk is full: make room there"})
     wait_until(
