@@ -6,18 +6,18 @@ await list_models(config, role) · await remove_model(config, name) · await pin
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
 
-from protocols.errors import ConfigError, PumaError, RemoteProtocolError, TransportError
+from protocols.errors import ConfigError, PumaError, RemoteProtocolError
 from protocols.shares import COMPUTING, Role
 from puma_actors.config import ClusterConfig
 from puma_actors.entry import Answer, ModelEntry, Purpose, Request, enter
 from puma_actors.mux import Mux
-from puma_actors.session import Identity, Peer, handshake
+from puma_actors.session import Identity, Peer, handshake, naming
 from puma_actors.tasks import gather
 from puma_actors.transports import Channel
 from puma_actors.transports.base import connect_patiently
@@ -92,15 +92,6 @@ def _check_identity(config: ClusterConfig, channel: Channel, answer: Answer, pee
         raise RemoteProtocolError(f"{proven} answers at {address} and is not in allow.parties")
 
 
-@contextmanager
-def _naming(peer: Role) -> Iterator[None]:
-    """Say which party it was: an address alone tells its user little."""
-    try:
-        yield
-    except (TransportError, RemoteProtocolError) as error:
-        raise type(error)(f"{peer}: {error}") from None
-
-
 async def call_all(
     config: ClusterConfig, role: Role, purpose: Purpose, *, model: str = "", files: bool = False
 ) -> dict[Role, Call]:
@@ -118,7 +109,7 @@ async def call_all(
 
     async def one(peer: Role) -> None:
         try:
-            with _naming(peer):
+            with naming(peer):
                 found[peer] = await call(
                     config,
                     role,
@@ -159,7 +150,7 @@ async def shake_hands(config: ClusterConfig, role: Role, calls: Mapping[Role, Ca
 
     async def one(peer: Role, each: Call) -> Peer:
         identity = Identity(role, name, each.session)
-        with _naming(peer):
+        with naming(peer):
             return await handshake(each.channel, identity, {peer}, timeout=timeout)
 
     return await gather([one(peer, each) for peer, each in calls.items()])
