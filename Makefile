@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -q
 
-# Every role, at every moment, hit by every fault: about eight minutes.
+# Every role, at every moment, hit by every fault: about ten minutes.
 test-faults: $(VENV)/.test
 	@PYTHONPATH=tests $(BIN)/python -m faults
 

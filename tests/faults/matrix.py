@@ -13,7 +13,7 @@ SENDERS = (
     "evaluator-a→client",
     "client→evaluator-a",
 )
-_QUICK = {
+QUICK_NAMES = {
     "SIGKILL dealer decode",
     "SIGKILL client prefill",
     "SIGSTOP evaluator-b decode",
@@ -26,7 +26,7 @@ _QUICK = {
     "replayed evaluator-a→evaluator-b prefill",
     "oversize client→evaluator-a decode",
     "disk full evaluator-b upload",
-    "wrong role of a caller to dealer",
+    "wrong role of dealer to a caller handshake",
 }
 
 
@@ -50,7 +50,7 @@ def _cells() -> list[Cell]:
 
 
 ALL: list[Cell] = [
-    Cell(c.fault, c.where, c.moment, f"{c.fault} {c.where} {c.moment}" in _QUICK, c.run)
+    Cell(c.fault, c.where, c.moment, f"{c.fault} {c.where} {c.moment}" in QUICK_NAMES, c.run)
     for c in _cells()
 ]
 QUICK = [cell for cell in ALL if cell.quick]
