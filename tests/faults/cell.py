@@ -165,13 +165,13 @@ def harm(cell: Cell, cluster: Cluster, caller: Caller) -> None:
 
 
 def harmless(cell: Cell) -> bool:
-    """Nothing need fail: an upload uses no links between parties, and a client that gets the same
-    report twice is none the wiser.
+    """Nothing need fail: an upload uses no links between parties; a client that gets the same
+    report twice is none the wiser, and a party ignores what belongs to a step that is over.
     """
     between_parties = "–" in cell.where and not cell.where.startswith("caller")
-    return (cell.moment == "upload" and between_parties) or (
-        cell.fault == "replayed" and cell.where.endswith("→client")
-    )
+    late = cell.where == "client→evaluator-a" and cell.moment == "decode"
+    repeated = cell.fault == "replayed" and (late or cell.where.endswith("→client"))
+    return repeated or (cell.moment == "upload" and between_parties)
 
 
 def _suspects(cell: Cell) -> set[str]:
