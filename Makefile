@@ -4,13 +4,20 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PROMPT ?= What is the capital of France? Answer in one sentence.
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-faults soak lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/puma generate --prompt "$(PROMPT)" --max-new-tokens 24
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# Every role, at every moment, hit by every fault: about ten minutes.
+test-faults: $(VENV)/.test
+	@PYTHONPATH=tests $(BIN)/python -m faults
+
+soak: $(VENV)/.test
+	@PYTHONPATH=tests $(BIN)/python -m faults.soak
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

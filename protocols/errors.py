@@ -2,7 +2,9 @@
 
 
 class PumaError(Exception):
-    """Base of all errors below; the command line prints its text and exits with code 2."""
+    """Base of all errors below; the command line prints its text. Its exit code is 2 for what the
+    user can correct (`ConfigError`, `ModelError`), 3 for `Busy`, and 1 for the others.
+    """
 
 
 class ConfigError(PumaError):

@@ -17,7 +17,7 @@ from protocols.shares import COMPUTING, Role
 from puma_actors.config import ClusterConfig
 from puma_actors.entry import Answer, ModelEntry, Purpose, Request, enter
 from puma_actors.mux import Mux
-from puma_actors.session import Identity, Peer, handshake
+from puma_actors.session import Identity, Peer, handshake, naming
 from puma_actors.tasks import gather
 from puma_actors.transports import Channel
 from puma_actors.transports.base import connect_patiently
@@ -109,15 +109,16 @@ async def call_all(
 
     async def one(peer: Role) -> None:
         try:
-            found[peer] = await call(
-                config,
-                role,
-                peer,
-                purpose,
-                session=session,
-                model=model,
-                files=files and peer.is_dealer,
-            )
+            with naming(peer):
+                found[peer] = await call(
+                    config,
+                    role,
+                    peer,
+                    purpose,
+                    session=session,
+                    model=model,
+                    files=files and peer.is_dealer,
+                )
         except PumaError as error:
             errors.append(error)
             group.cancel_scope.cancel()  # what the others say does not matter any more
@@ -146,12 +147,13 @@ async def shake_hands(config: ClusterConfig, role: Role, calls: Mapping[Role, Ca
     """Go on to the session: from here on its parties shake hands with each other too."""
     name = config.identity(role).name
     timeout = config.timeouts.handshake
-    return await gather(
-        [
-            handshake(each.channel, Identity(role, name, each.session), {peer}, timeout=timeout)
-            for peer, each in calls.items()
-        ]
-    )
+
+    async def one(peer: Role, each: Call) -> Peer:
+        identity = Identity(role, name, each.session)
+        with naming(peer):
+            return await handshake(each.channel, identity, {peer}, timeout=timeout)
+
+    return await gather([one(peer, each) for peer, each in calls.items()])
 
 
 # -- models ----------------------------------------------------------------------------------------

@@ -69,7 +69,9 @@ class FileMessage(_Message):
 
 
 class CommitMessage(_Message):
-    """Every party has the whole model on its disk: make it a model of the store."""
+    """Every party has the whole model on its disk: make it a model of the store. The second time:
+    every party has done that, keep it.
+    """
 
     do: Literal["commit"] = "commit"
 

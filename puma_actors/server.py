@@ -53,7 +53,7 @@ from puma_actors.manifest import check_name
 from puma_actors.mux import Mux
 from puma_actors.residents import RETRY, Held, Residents
 from puma_actors.serving import Receiver, ServingLimits, ServingParty
-from puma_actors.session import Identity, Peer, handshake
+from puma_actors.session import Identity, Peer, handshake, naming
 from puma_actors.store import ModelStore
 from puma_actors.tasks import gather, unwrap
 from puma_actors.transports import Channel, Listener
@@ -275,8 +275,21 @@ class PartyServer:
         peer = await handshake(channel, me, {caller.role}, timeout=times.opening)
         if peer.name != caller.name:
             raise RemoteProtocolError(f"{caller} went on as {peer.name!r}")
-        others = [handshake(way, me, {role}, timeout=times.handshake) for role, way in ways.items()]
-        return [peer, *await gather(others)]
+        return [peer, *await gather([self._meet(me, role, ways) for role in ways])]
+
+    async def _meet(self, me: Identity, role: Role, ways: Mapping[Role, Channel]) -> Peer:
+        """Shake hands with one party. If that fails the other one hears why, before all is
+        cancelled and its channel is closed.
+        """
+        times = self.config.timeouts
+        try:
+            with naming(role):
+                return await handshake(ways[role], me, {role}, timeout=times.handshake)
+        except PumaError as error:
+            for other in ways.keys() - {role}:
+                with suppress(PumaError), anyio.move_on_after(times.handshake):
+                    await refuse(ways[other], me.session, error)
+            raise
 
     async def _upload(
         self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity

@@ -159,7 +159,7 @@ class _StoredUpload(Upload):
 
 
 class Receiver(Actor):
-    """Takes one model from its owner. Its draft is published or gone when it ends.
+    """Takes one model from its owner. Its draft is published everywhere or gone when it ends.
 
     Args:
         memory: bytes that the party may use; what it could never load is refused at once.
@@ -172,21 +172,26 @@ class Receiver(Actor):
         self._files: set[str] = set()
         self._published_bytes = 0
         self._upload: _StoredUpload | None = None
-        self._finished = False
+        self._finished = self._published = self._kept = False
 
     async def main(self) -> None:
         try:
             while True:
                 _, header, buffers = await self.scheduler.control()
                 message = parse(header)
-                if isinstance(message, CommitMessage) and self._finished:
-                    await self._disk(self._draft.publish)
-                    await self._ready()
+                if isinstance(message, CommitMessage) and self._published:
+                    self._kept = True
                     log.info("model stored", model=self._draft.name)
                     return
-                await self._take(message, buffers)
+                if isinstance(message, CommitMessage) and self._finished:
+                    await self._disk(self._draft.publish)
+                    self._published = True
+                    await self._ready()
+                else:
+                    await self._take(message, buffers)
         finally:
-            self._draft.discard()
+            if not self._kept:
+                self._draft.withdraw()
 
     async def _take(self, message: Any, buffers: Sequence[memoryview]) -> None:
         if self._finished:

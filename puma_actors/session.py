@@ -17,7 +17,8 @@ import hashlib
 import hmac
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +95,15 @@ class _Hello:
     def encoded(self) -> bytes:
         parts = (str(self.role).encode(), self.name.encode(), self.session, self.nonce, self.key)
         return b"".join(struct.pack("<I", len(part)) + part for part in parts)
+
+
+@contextmanager
+def naming(peer: Role) -> Iterator[None]:
+    """Say which party it was: an address alone, or none, tells a reader little."""
+    try:
+        yield
+    except (TransportError, RemoteProtocolError) as error:
+        raise type(error)(f"{peer}: {error}") from None
 
 
 async def handshake(

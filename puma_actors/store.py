@@ -25,7 +25,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -351,6 +351,13 @@ class Draft:
             self.folder.rename(self.store.folder / self.name)
             self._published = True
             _sync_folder(self.store.folder)
+
+    def withdraw(self) -> None:
+        """Remove it even if it was published: another party does not have it."""
+        self.discard()
+        with suppress(StoreError):  # it is gone, or another one has its name
+            if self._published and self.store.manifest(self.name).upload == self.upload:
+                self.store.remove(self.name)
 
     def discard(self) -> None:
         """Remove it, unless it was published."""

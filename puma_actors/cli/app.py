@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from protocols.errors import Busy, PumaError
+from protocols.errors import Busy, ConfigError, ModelError, PumaError
 from puma_actors.cli import certs, hosts, models, text_commands
 from puma_actors.cli.options import (
     Approximation,
@@ -267,15 +267,17 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy insid
 
 def main() -> None:
     """Entry point: one clear line and exit code 2 for bad input, 3 for busy parties, 1 for
-    anything unforeseen."""
+    everything that went wrong on the way: a lost connection, a party that failed, a bug."""
     try:
         code = app(standalone_mode=len(sys.argv) < 2)
     except _UsageError as error:
         _fail(f"error: {error.format_message()}", EXIT_BAD_INPUT)
     except Busy as error:
         _fail(f"busy: {error}", EXIT_BUSY)
-    except PumaError as error:
+    except (ConfigError, ModelError) as error:
         _fail(f"error: {error}", EXIT_BAD_INPUT)
+    except PumaError as error:
+        _fail(f"error: {error}", EXIT_FAILURE)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
