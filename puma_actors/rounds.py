@@ -1,12 +1,11 @@
 """The round scheduler: `protocols.lane.Link` over channels, for one party and one session.
-
     scheduler = RoundScheduler(role, peers, settings=Settings(), flow=Flow(), compute=Compute())
     async with scheduler.running():                  receive loops; says goodbye at the end
         async with scheduler.link(number) as link:   one inference; a number is good for one use
             await program(Lane(link))
         await scheduler.send_control(role, {"do": "start"}, [buffer])
         role, header, buffers = await scheduler.control()
-    scheduler.wire                                   frames and bytes that left through the channels
+    scheduler.wire                                   frames and bytes that left
 
 `link.send` queues; all that is ready in one turn of the event loop leaves as one frame per peer
 (see `port`). A received frame is put straight into the mailboxes (see `mailbox`); there is one
