@@ -16,6 +16,7 @@ from protocols.errors import ConfigError, PumaError, RemoteProtocolError
 from protocols.shares import COMPUTING, Role
 from puma_actors.config import ClusterConfig
 from puma_actors.entry import Answer, ModelEntry, Purpose, Request, enter
+from puma_actors.identity import PeerIdentity
 from puma_actors.mux import Mux
 from puma_actors.session import Identity, Peer, handshake, naming
 from puma_actors.tasks import gather
@@ -64,6 +65,7 @@ async def call(
     channel = await connect_patiently(transport, address, retry)
     session = session or os.urandom(SESSION_BYTES)
     try:
+        _check_identity(config, channel.peer_identity, peer)  # first: it may refuse misleadingly
         request = Request(
             role=str(role),
             name=config.identity(role).name,
@@ -73,7 +75,7 @@ async def call(
             measure=measure,
         )
         answer, buffers = await enter(channel, request, session)
-        _check_identity(config, channel, answer, peer)
+        _check_role(config, answer.role, peer)
     except BaseException:
         with anyio.CancelScope(shield=True):
             await channel.aclose()
@@ -81,15 +83,21 @@ async def call(
     return Call(channel, answer, buffers, session)
 
 
-def _check_identity(config: ClusterConfig, channel: Channel, answer: Answer, peer: Role) -> None:
-    proven, address = channel.peer_identity, config.parties[peer]
-    found = answer.role if proven is None else str(proven.role)
-    if found != peer or answer.role != peer:
-        raise RemoteProtocolError(
-            f"{found} answers at {address}, the address of {peer}: check [parties]"
-        )
-    if proven is not None and not config.allow.admits(proven):
+def _check_identity(config: ClusterConfig, proven: PeerIdentity | None, peer: Role) -> None:
+    """Who answers, as far as its certificate tells."""
+    if proven is None:
+        return
+    _check_role(config, str(proven.role), peer)
+    if not config.allow.admits(proven):
+        address = config.parties[peer]
         raise RemoteProtocolError(f"{proven} answers at {address} and is not in allow.parties")
+
+
+def _check_role(config: ClusterConfig, found: str, peer: Role) -> None:
+    if found != peer:
+        raise RemoteProtocolError(
+            f"{found} answers at {config.parties[peer]}, the address of {peer}: check [parties]"
+        )
 
 
 async def call_all(

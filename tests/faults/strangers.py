@@ -121,7 +121,7 @@ def certificate_cell(kind: str, where: str) -> Cell:
 
 def _folder(cluster: Cluster, kind: str) -> Path:
     """Certificates of another authority, or expired ones of the right one."""
-    folder = cluster.folder / kind.partition(" ")[0]
+    folder = cluster.folder / kind.replace(" ", "-")
     if folder.exists():
         return folder
     if kind == "wrong certificate":
