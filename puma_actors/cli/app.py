@@ -9,6 +9,7 @@ import typer
 
 from protocols.errors import Busy, ConfigError, ModelError, PumaError
 from puma_actors.cli import certs, hosts, models, text_commands
+from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import (
     Approximation,
     ApproximationOption,
@@ -87,6 +88,7 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt privately, with all five roles in this process or the parties elsewhere."""
+    refuse_unsupported(None if cluster else model)
     from models.sampling import SamplingConfig
     from protocols.lane import Settings
     from puma_actors.cli.generate import run_generate
@@ -123,6 +125,7 @@ def forward(
     as_json: JsonOption = False,
 ) -> None:
     """Run a model privately on token ids; write logits, or a bare model's last hidden states."""
+    refuse_unsupported(None if cluster else model)
     from protocols.lane import Settings
     from puma_actors.cli.generate import run_forward
 
@@ -157,6 +160,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Tell whether a model is supported, and what it would cost to run."""
+    refuse_unsupported(path)
     from protocols.lane import Settings
     from puma_actors.cli.reports import run_inspect
 
@@ -185,6 +189,7 @@ def compare(
     Runs both on this machine and compares them layer by layer. Nothing is private here: it is for
     a model's owner who wants to know why an answer differs.
     """
+    refuse_unsupported(model)
     from protocols.lane import Settings
     from puma_actors.cli.compare import run_compare
 
@@ -218,6 +223,7 @@ def perplexity(
     as_json: JsonOption = False,
 ) -> None:
     """Score a text with a language model, in plaintext and privately: two perplexities."""
+    refuse_unsupported(model)
     from protocols.lane import Settings
     from puma_actors.cli.perplexity import run_perplexity
 
@@ -253,6 +259,7 @@ def profile(
     as_json: JsonOption = False,
 ) -> None:
     """Run a request and show what it costs: by layer, by protocol, and what to improve."""
+    refuse_unsupported(model)
     from protocols.lane import Settings
     from puma_actors.cli.profile import run
 

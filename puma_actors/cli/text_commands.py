@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import (
     Approximation,
     ApproximationOption,
@@ -73,6 +74,7 @@ def embed(
     Pooling and scaling to length 1 happen on shares. Shows how every vector
     begins and the cosine of every pair; --json has whole vectors.
     """
+    refuse_unsupported(None if cluster else model)
     from puma_actors.cli.run_text import read_texts, run_text, show_vectors
 
     texts = read_texts(text or [], file)
@@ -120,6 +122,7 @@ def classify(
     Scores are probabilities: softmax over the labels, or a sigmoid each where
     several labels may hold at once. A regression's number is shown as it is.
     """
+    refuse_unsupported(None if cluster else model)
     from puma_actors.cli.run_text import run_text, show_rows
 
     given: Any = text if pair is None else {"text": text, "text_pair": pair}
@@ -165,6 +168,7 @@ def fill_mask(
 
     The parties do not learn where the mask is.
     """
+    refuse_unsupported(None if cluster else model)
     from puma_actors.cli.run_text import run_text, show_masks, with_mask
 
     run_text(
@@ -209,6 +213,7 @@ def answer(
 
     "start" and "end" count the context's characters.
     """
+    refuse_unsupported(None if cluster else model)
     from puma_actors.cli.run_text import run_text, show_rows
 
     columns = {name: name for name in ("answer", "score", "start", "end")}
@@ -255,6 +260,7 @@ def tag(
 
     What has the label "O" is left out. "start" and "end" count characters.
     """
+    refuse_unsupported(None if cluster else model)
     from puma_actors.cli.run_text import run_text, show_rows
 
     label = "entity" if aggregation is Aggregation.NONE else "entity_group"
