@@ -237,4 +237,3 @@ def main(arguments: list[str]) -> int:
     }
     (results / "soak.json").write_text(json.dumps(content, indent=1))
     return 1 if figures.problems else 0
-
