@@ -17,7 +17,7 @@ test-faults: $(VENV)/.test
 	@PYTHONPATH=tests $(BIN)/python -m faults
 
 soak: $(VENV)/.test
-	@PYTHONPATH=tests $(BIN)/python -m faults.soak
+	@PYTHONPATH=tests $(BIN)/python -m faults soak
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,4 +1,9 @@
-"""Run cells and print a table. Arguments: words that a cell's name must contain; `--quick`."""
+"""Run cells and print a table. Arguments: words that a cell's name must contain; `--quick`. With
+`soak` as the first argument: see `faults.soak`.
+
+Only this module may be run with `python -m`: of any other, each forked process would import all of
+it again, torch included.
+"""
 
 import json
 import sys
@@ -70,4 +75,8 @@ def _write(results: list[Result]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["soak"]:
+        from faults import soak
+
+        sys.exit(soak.main(sys.argv[2:]))
     sys.exit(main(sys.argv[1:]))

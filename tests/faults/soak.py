@@ -1,6 +1,6 @@
 """Many clients at once, some of which are killed, and a party that is killed and comes back.
 
-    PYTHONPATH=tests python -m faults.soak [--requests 100] [--clients 10] [--seed 1]
+    PYTHONPATH=tests python -m faults soak [--requests 100] [--clients 10] [--seed 1]
 
 Every answer must be that of the plaintext model, or the client must have been refused cleanly: one
 line, exit code 1 or 3. Parties must not grow, nor keep connections or sessions.
@@ -10,7 +10,6 @@ import argparse
 import json
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -238,7 +237,3 @@ def main(arguments: list[str]) -> int:
     }
     (results / "soak.json").write_text(json.dumps(content, indent=1))
     return 1 if figures.problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
