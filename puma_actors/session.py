@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from protocols.shares import Role
+from puma_actors.build import program_digest
 from puma_actors.identity import NAME_CHARS
 from puma_actors.transports.base import Channel
 from puma_actors.wire import SESSION_BYTES, Frame, Kind
@@ -86,6 +87,7 @@ class _Hello:
     def frame(self) -> Frame:
         header = {
             "version": HANDSHAKE_VERSION,
+            "build": program_digest(),
             "role": str(self.role),
             "name": self.name,
             "nonce": self.nonce,
@@ -211,6 +213,10 @@ def _read_hello(frame: Frame) -> _Hello:
         raise RemoteProtocolError(
             f"the peer's handshake has version {repr(version)[:16]}, this side's"
             f" {HANDSHAKE_VERSION}: install the same"
+        )
+    if header.get("build") != program_digest():
+        raise RemoteProtocolError(
+            "the peer runs other programs than this side: install the same version on both"
         )
     if not (isinstance(role, str) and role in set(Role)):
         raise RemoteProtocolError("the peer's role is unknown")

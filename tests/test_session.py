@@ -150,6 +150,7 @@ def altered(frame: Frame, **header: object) -> Frame:
     ("change", "text"),
     [
         ({"version": 7}, "version 7, this side's 1"),
+        ({"build": "0" * 16}, "runs other programs than this side"),
         ({"role": "dealer"}, "own role, dealer"),
         ({"role": "client"}, "client connected where evaluator-a was expected"),
         ({"role": "emperor"}, "role is unknown"),

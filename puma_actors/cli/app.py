@@ -160,7 +160,8 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Tell whether a model is supported, and what it would cost to run."""
-    refuse_unsupported(path)
+    if not as_json:
+        refuse_unsupported(path)
     from protocols.lane import Settings
     from puma_actors.cli.reports import run_inspect
 

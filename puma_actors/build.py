@@ -1,0 +1,25 @@
+"""Which programs this installation runs.
+
+All parties and the client evaluate the same program on the same streams. Two that differ would not
+fail but answer nonsense, so the handshake compares what they are made of.
+"""
+
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import models
+import protocols
+
+
+@cache
+def program_digest() -> str:
+    """16 hexadecimal digits that change with any source file of `protocols` and `models`."""
+    digest = sha256()
+    for package in (models, protocols):
+        root = Path(str(package.__file__)).parent
+        for file in sorted(root.rglob("*.py")):
+            content = file.read_bytes()
+            digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()[:16]
