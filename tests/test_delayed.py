@@ -95,15 +95,15 @@ def test_equal_seeds_draw_equal_jitter() -> None:
 
     def draws(seed: str) -> list[float]:
         line = Line(route, seed)
-        return [line.arrival(float(now), 0) for now in range(20)]
+        return [line.arrival(float(moment), 0) for moment in range(20)]
 
     assert draws("1") == draws("1") != draws("2")
-    assert len({arrival - now for now, arrival in enumerate(draws("1"))}) == 20
+    assert len({arrival - moment for moment, arrival in enumerate(draws("1"))}) == 20
     network = Network("x", route, seed=5)
 
     async def of(sender: Role, receiver: Role) -> list[float]:
         async with delay(memory_pair()[0], network, sender=sender, receiver=receiver) as channel:
-            return [channel._line.arrival(float(now), 0) for now in range(5)]
+            return [channel._line.arrival(float(moment), 0) for moment in range(5)]
 
     there, again, back = (asyncio.run(of(*ends)) for ends in ((A, B), (A, B), (B, A)))
     assert there == again != back

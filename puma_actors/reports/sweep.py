@@ -114,14 +114,14 @@ def _sweep(edges: list[tuple[float, int, int]], spans: list[Span]) -> Seconds:
     active: list[dict[int, Span]] = [{} for _ in range(5)]
     flying = 0
     before = 0.0
-    for now, begins, index in edges:
-        if now > before:
+    for instant, begins, index in edges:
+        if instant > before:
             chosen = next((found for found in active if found), None)
             if chosen:
                 span = next(iter(chosen.values()))  # the oldest
                 hidden = span.cause == COMPUTE and flying
-                seconds[HIDDEN if hidden else span.cause, span.key] += now - before
-            before = now
+                seconds[HIDDEN if hidden else span.cause, span.key] += instant - before
+            before = instant
         if index < 0:
             flying += 1 if begins else -1
         elif begins:
