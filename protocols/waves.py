@@ -8,7 +8,7 @@ before. ("Secure Softmax/Sigmoid for Machine-learning Computation", ACSAC 2023, 
 sine and Fourier series.)
 
 The function need only be met on |x| <= c, for c well below half the period: between c and period -
-c the sum may do as it likes, and so needs few waves (a Fourier extension): seven for GeLU to 1e-5.
+c the sum may do as it likes, and so needs few waves (a Fourier extension): seven for GeLU to 1e-4.
 """
 
 from dataclasses import dataclass

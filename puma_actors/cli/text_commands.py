@@ -85,13 +85,7 @@ def embed(
         lambda pipe: texts,
         lambda vectors: show_vectors(texts, vectors),
         settings=_settings(approximation, tree, lanes),
-        cluster_options={
-            "codec": codec,
-            "network": network,
-            "cluster": cluster,
-            "tokenizer": tokenizer,
-            "insecure_no_tls": insecure_no_tls,
-        },
+        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
         task_options=options,
         as_json=as_json,
     )
@@ -132,13 +126,7 @@ def classify(
         lambda pipe: given,
         lambda labels: show_rows(labels, {"label": "label", "score": "score"}),
         settings=_settings(approximation, tree, lanes),
-        cluster_options={
-            "codec": codec,
-            "network": network,
-            "cluster": cluster,
-            "tokenizer": tokenizer,
-            "insecure_no_tls": insecure_no_tls,
-        },
+        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
         task_options={"top_k": top_k, "truncation": truncate},
         as_json=as_json,
     )
@@ -177,13 +165,7 @@ def fill_mask(
         lambda pipe: with_mask(pipe, text),
         show_masks,
         settings=_settings(approximation, tree, lanes),
-        cluster_options={
-            "codec": codec,
-            "network": network,
-            "cluster": cluster,
-            "tokenizer": tokenizer,
-            "insecure_no_tls": insecure_no_tls,
-        },
+        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
         task_options={"top_k": top_k, "truncation": truncate},
         as_json=as_json,
     )
@@ -223,13 +205,7 @@ def answer(
         lambda pipe: {"question": question, "context": context},
         lambda found: show_rows(found if isinstance(found, list) else [found], columns),
         settings=_settings(approximation, tree, lanes),
-        cluster_options={
-            "codec": codec,
-            "network": network,
-            "cluster": cluster,
-            "tokenizer": tokenizer,
-            "insecure_no_tls": insecure_no_tls,
-        },
+        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
         task_options={"top_k": top_k},
         as_json=as_json,
     )
@@ -271,13 +247,7 @@ def tag(
         lambda pipe: text,
         lambda entities: show_rows(entities, columns),
         settings=_settings(approximation, tree, lanes),
-        cluster_options={
-            "codec": codec,
-            "network": network,
-            "cluster": cluster,
-            "tokenizer": tokenizer,
-            "insecure_no_tls": insecure_no_tls,
-        },
+        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
         task_options={"aggregation_strategy": str(aggregation), "truncation": truncate},
         as_json=as_json,
     )
@@ -287,6 +257,23 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     for command in (embed, classify, fill_mask, answer, tag):
         app.command(command.__name__.replace("_", "-"))(command)
+
+
+def _where(
+    codec: bool,
+    network: str | None,
+    cluster: Path | None,
+    tokenizer: Path | None,
+    insecure_no_tls: bool,
+) -> dict[str, Any]:
+    """Where the parties run, as `open_requests` wants it."""
+    return {
+        "codec": codec,
+        "network": network,
+        "cluster": cluster,
+        "tokenizer": tokenizer,
+        "insecure_no_tls": insecure_no_tls,
+    }
 
 
 def _settings(approximation: Approximation, tree: Tree, lanes: int) -> Any:
