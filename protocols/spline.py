@@ -95,7 +95,10 @@ def fit(
     nodes = np.cos((np.arange(_NODES) + 0.5) * np.pi / _NODES)
     values = function(segments[:, None] * h + nodes * h)
     powers = np.polynomial.chebyshev.chebfit(nodes, values.T, degree)
-    local = np.stack([np.polynomial.chebyshev.cheb2poly(powers[:, s]) for s in range(count)])
+    local = np.zeros((count, degree + 1))
+    for s in range(count):
+        found = np.polynomial.chebyshev.cheb2poly(powers[:, s])  # without zeros at the end
+        local[s, : found.size] = found
     scale = int(_HEADROOM - np.ceil(np.log2(np.abs(values).max() * 1.1)))
     tables = np.zeros((1, degree + 1, count), dtype=np.uint64)
     for power in range(degree + 1):

@@ -91,7 +91,6 @@ def waves_cost(count: int, waves: Waves) -> Cost:
 
 
 @protocol("waves")
-@protocol("waves")
 async def evaluate(lane: Lane, x: SecretTensor, waves: Waves, frac: int, to: int) -> SecretTensor:
     """The sum at x (18 fraction bits), with `frac` fraction bits, over Z_2^to.
 

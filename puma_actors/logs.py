@@ -35,6 +35,19 @@ log: Any = structlog.wrap_logger(
 )
 
 
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to whatever is `sys.stderr` at that time: a program may replace it and close the
+    former one.
+    """
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
 def show_logs(verbose: int, *, as_json: bool = False) -> None:
     """Print logs on stderr, from warnings up (0), information (1) or everything (2); as lines of
     keys and values, or one JSON object a line.
@@ -44,6 +57,6 @@ def show_logs(verbose: int, *, as_json: bool = False) -> None:
     logger = logging.getLogger(NAME)
     logger.setLevel(_LEVELS[min(verbose, len(_LEVELS) - 1)])
     logger.propagate = False
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]

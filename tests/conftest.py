@@ -56,6 +56,7 @@ def puma(
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["puma", *map(str, arguments)])
+        capsys.readouterr()  # what came before, of transformers or a fixture
         try:
             main()
             code = 0

@@ -1,6 +1,7 @@
 """Small checkpoints on disk, and torch's answer to the same weights."""
 
 import asyncio
+import inspect
 import json
 import logging
 import threading
@@ -20,6 +21,9 @@ from models.weights import Checkpoint
 from protocols.ring import Floats
 from puma_actors.logs import NAME
 
+_FORWARD = inspect.signature(transformers.LlamaForCausalLM.forward)
+CACHE = "cache" if "cache" in _FORWARD.parameters else "past_key_values"
+"""What this transformers calls the keys and values so far (renamed in 5.24)."""
 CHOICE = 0.05
 """Where torch's own best two logits are closer than this, either is a fair choice."""
 _TEXT = (
@@ -120,9 +124,9 @@ def torch_greedy(
     given, cache = torch.tensor([list(ids)]), None
     with torch.no_grad():
         for _ in range(count):
-            out = model(given, past_key_values=cache, use_cache=True)
+            out = model(given, use_cache=True, **{CACHE: cache})
             best = out.logits[0, -1].double().topk(2)
-            cache, given = out.past_key_values, best.indices[:1].reshape(1, 1)
+            cache, given = out[CACHE], best.indices[:1].reshape(1, 1)
             answer.append(int(best.indices[0]))
             leads.append(float(best.values[0] - best.values[1]))
     return answer, leads

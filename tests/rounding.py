@@ -89,7 +89,7 @@ def explained(
     values: Any,
     sequences: Sequence[Sequence[int]],
     rows: Rows,
-    runs: int = 6,
+    runs: int = 16,
 ) -> tuple[Floats, Floats]:
     """The exact result, and by how much roundings move each of its rows (the largest of some runs).
 

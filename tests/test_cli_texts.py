@@ -2,19 +2,17 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import transformers
-from reference import set_config, usual_logs
+from reference import set_config
 from tiny_models import CASES, save, tiny_model
 from tiny_texts import TEXTS, save_byte_level, save_wordpiece
 
 from models.predict import predict
 from models.program import Batch
 from models.weights import open_checkpoint
-from puma_actors.cli import main
 from puma_actors.cluster import LocalCluster
 
 USAGE = ["prompt_ids", "seconds", "traffic", "network"]
@@ -40,25 +38,6 @@ def folders(tmp_path_factory):
         "answer": made("bert", "question-answering"),
         "fill-mask": made("roberta", "masked-lm", save_byte_level),
     }
-
-
-@pytest.fixture
-def puma(monkeypatch, capsys):
-    """Run a command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["puma", *map(str, arguments)])
-        capsys.readouterr()  # what transformers has to say
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    with usual_logs():
-        yield run
 
 
 @pytest.fixture

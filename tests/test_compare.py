@@ -1,12 +1,11 @@
 """`puma compare`: a private evaluation beside the plaintext one, place by place."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from reference import save_model, save_tokenizer, usual_logs
+from reference import save_model, save_tokenizer
 from tiny_models import save, tiny_model
 
 from models.calibrate import calibrate, plain_run
@@ -30,7 +29,6 @@ from protocols.lockstep import Pause, run_parties
 from protocols.normalize import Norm, norm_range
 from protocols.ops import Ranges
 from protocols.shares import COMPUTING, Role
-from puma_actors.cli import main
 
 IDS = [5, 9, 30, 2, 17, 22, 8]
 
@@ -236,21 +234,6 @@ def test_parties_that_wait_for_each_other_without_a_message():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
-
-
-@pytest.fixture
-def puma(monkeypatch, capsys):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["puma", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    with usual_logs():
-        yield run
 
 
 def test_the_json_of_a_comparison(puma, folder):

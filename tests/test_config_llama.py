@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from reference import CACHE
 from tiny_models import config_json
 from transformers.masking_utils import create_sliding_window_causal_mask
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -125,7 +126,7 @@ def test_a_window_counts_the_token_itself():
         config=reference,
         inputs_embeds=torch.zeros(1, 6, 4),
         attention_mask=None,
-        past_key_values=None,
+        **{CACHE: None},
     )
     assert (mask[0, 0] == 0).sum(dim=1).tolist() == [1, 2, 3, 3, 3, 3]
 

@@ -3,20 +3,18 @@
 import itertools
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import WORDS, save_model, save_tokenizer, torch_logits, torch_model, usual_logs
+from reference import WORDS, save_model, save_tokenizer, torch_logits, torch_model
 from tiny_models import save, tiny_model
 
 from models.perplexity import Window, log_likelihoods, perplexity, scored, windows_of
 from models.weights import open_checkpoint
 from protocols.errors import ConfigError
-from puma_actors.cli import main
 from puma_actors.cluster import LocalCluster
 from puma_actors.scoring import DEFAULT_WINDOW, plan_windows, score_plain
 
@@ -167,23 +165,10 @@ def test_the_default_window_is_what_the_model_can_take(folder):
 # -- the command -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def puma(monkeypatch, capsys):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["puma", "perplexity", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    with usual_logs():
-        yield run
-
-
 def test_private_perplexity_in_json(puma, folder, file):
-    code, out, err = puma("-m", folder, "-f", file, "--window", 16, "--stride", 8, "--json")
+    code, out, err = puma(
+        "perplexity", "-m", folder, "-f", file, "--window", 16, "--stride", 8, "--json"
+    )
     assert (code, err, out.count("\n")) == (0, "", 1)
     data = json.loads(out)
     ids = [WORDS.index(word) for word in WORDS_OF_TEXT]
@@ -197,7 +182,9 @@ def test_private_perplexity_in_json(puma, folder, file):
 
 
 def test_the_table_and_its_progress(puma, folder, file):
-    code, out, err = puma("-m", folder, "-f", file, "--window", 16, "--max-tokens", 20)
+    code, out, err = puma(
+        "perplexity", "-m", folder, "-f", file, "--window", 16, "--max-tokens", 20
+    )
     text = " ".join(out.split())
     assert code == 0
     assert "plaintext (float64)" in text
@@ -217,7 +204,7 @@ def test_the_table_and_its_progress(puma, folder, file):
     ],
 )
 def test_bad_requests_are_refused(puma, folder, file, arguments, message):
-    code, out, err = puma("-m", folder, "-f", file, *arguments)
+    code, out, err = puma("perplexity", "-m", folder, "-f", file, *arguments)
     assert (code, out) == (2, "")
     assert f"error: {message}" in err.splitlines()[-1]
 
@@ -233,6 +220,6 @@ def test_bad_requests_are_refused(puma, folder, file, arguments, message):
 def test_unusable_texts_are_refused(puma, folder, tmp_path, content, message):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
-    code, out, err = puma("-m", folder, "-f", path)
+    code, out, err = puma("perplexity", "-m", folder, "-f", path)
     assert (code, out) == (2, "")
     assert message in err

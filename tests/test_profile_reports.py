@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections import Counter, defaultdict
 from functools import partial
 from html.parser import HTMLParser
@@ -13,7 +12,6 @@ from tiny_models import save, tiny_model
 
 from protocols.observed import Call, Key, Meter, Receive, Send, Slice
 from protocols.shares import EVALUATORS, Role
-from puma_actors.cli import main
 from puma_actors.profile import run_profile
 from puma_actors.recorder import Recorder
 from puma_actors.reports import chrome, page
@@ -246,21 +244,6 @@ def test_a_model_name_cannot_end_the_script(profile):
 
 
 # -- the command -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def puma(monkeypatch, capsys):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["puma", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_json_is_one_object_and_files_are_written(puma, folder, tmp_path):

@@ -14,7 +14,7 @@ from protocols.errors import RangeError
 from protocols.lane import Settings
 
 TEXTS = [[5, 9, 30, 2], [6, 31]]
-FACTOR = 1.5
+FACTOR = 2.0
 """A secure run's roundings are few draws more than those that were tried."""
 FLOOR = 5e-4
 """Plus what splines may add, per unit of the largest result."""
