@@ -35,20 +35,12 @@ def share_bits(values: NDArray[np.uint8]) -> Shared:
 
 def share_weight(values: Reals) -> Shared:
     """A matrix that stays, as `Weight` handles."""
-    held: Shared = {}
-    for role, tensor in share(values, WEIGHT_BITS).items():
-        m, lam = (None, tensor.lam) if role.is_dealer else (tensor.a, tensor.b)
-        held[role] = Weight(role, (values.shape[0], values.shape[1]), m, lam)
-    return held
+    return {role: Weight.of(tensor) for role, tensor in share(values, WEIGHT_BITS).items()}
 
 
 def share_table(values: Reals) -> Shared:
     """An embedding's table, as `Table` handles."""
-    shape = values.shape[0], values.shape[1]
-    return {
-        role: Table(role, shape, tensor.a, tensor.b)
-        for role, tensor in share(values, RESIDUAL_BITS).items()
-    }
+    return {role: Table.of(tensor) for role, tensor in share(values, RESIDUAL_BITS).items()}
 
 
 def rebuild(shares: Shared) -> Reals:

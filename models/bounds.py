@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.sharing import TABLE_LIMIT
+from protocols.arithmetic import PRODUCT_BITS
 from protocols.errors import RangeError
 from protocols.normalize import (
     MAX_SCORE_BITS,
@@ -29,7 +30,6 @@ from protocols.secure import OUTPUT_LIMIT
 
 Vector = NDArray[np.float64]
 
-_PRODUCT_BITS = 62  # what truncation can take
 ACTIVATION_LIMIT = 2.0**15
 _SLACK = 1.001  # float32 products of a few thousand terms stay well within it
 _SQUARINGS = 3
@@ -141,7 +141,7 @@ class Bounds:
         frac = FRACTION_BITS if shift is None else RESIDUAL_BITS
         result = Bound(norm.size, _SLACK * radius, scale, offset, frac)
         if gain is not None:  # which may be multiplied by the result
-            _check(name, result.entry, 2.0 ** (_PRODUCT_BITS - frac - FRACTION_BITS))
+            _check(name, result.entry, 2.0 ** (PRODUCT_BITS - frac - FRACTION_BITS))
         return result
 
     async def linear(self, x: Bound, weight: Floats, name: str) -> Bound:
@@ -163,7 +163,7 @@ class Bounds:
         sizes = _entries(matrix, bias, x.radius)
         gate, up = sizes[:half], sizes[half:]
         _check(name, float(sizes.max()), ACTIVATION_LIMIT)
-        _check(name, float((gate * up).max()), 2.0 ** (_PRODUCT_BITS - 2 * FRACTION_BITS))
+        _check(name, float((gate * up).max()), 2.0 ** (PRODUCT_BITS - 2 * FRACTION_BITS))
         length = spectral(matrix[:, half:]) * x.radius + float(np.linalg.norm(bias[half:]))
         return Bound(half, length, gate, None, FRACTION_BITS)
 
@@ -196,7 +196,7 @@ class Bounds:
         elif rotation is not None:
             pair = _pairs(sizes[: rotated * heads.size], heads.size)
             largest = max(pair, float(sizes.max()), 1.0)
-            room = _PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(largest))
+            room = PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(largest))
             if room < MIN_ROPE_FRAC:
                 raise RangeError(
                     f"{name}: a projection can reach {largest:.3g}, which leaves {room} bits for "
@@ -232,7 +232,7 @@ class Bounds:
         matrix, bias = _effective(x, np.asarray(weight).T if tied else weight)
         largest = float(_entries(matrix, bias, x.radius).max())
         fraction = RESIDUAL_BITS if tied else WEIGHT_BITS
-        _check(name, largest, min(OUTPUT_LIMIT, 2.0 ** (_PRODUCT_BITS - x.frac - fraction)))
+        _check(name, largest, min(OUTPUT_LIMIT, 2.0 ** (PRODUCT_BITS - x.frac - fraction)))
         return Bound(matrix.shape[1], largest)
 
     async def mean(self, x: Bound, lengths: Sequence[int]) -> Bound:
@@ -301,7 +301,7 @@ def _pairs(sizes: Vector, size: int) -> float:
 
 def product_limit(frac: int) -> float:
     """Below what the products of a weight and an input with `frac` fraction bits must stay."""
-    return 2.0 ** (_PRODUCT_BITS - frac - WEIGHT_BITS)
+    return 2.0 ** (PRODUCT_BITS - frac - WEIGHT_BITS)
 
 
 def _limit(x: Bound) -> float:

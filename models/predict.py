@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from models.architecture import ModelConfig
 from models.families import parameters_of
@@ -63,14 +64,11 @@ def predict(
     return steps
 
 
-def share_bytes(config: ModelConfig) -> dict[Role, int]:
-    """Bytes of a model's shares in the memory of each computing party."""
-    held = dict.fromkeys((Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B), 0)
-    for parameter in parameters_of(config).values():
-        size = WORD_BYTES
-        for side in parameter.shape:
-            size *= side
-        for role in held:
-            halves = 1 if role is Role.DEALER and parameter.kind == "weight" else 2
-            held[role] += halves * size
-    return held
+def share_bytes(config: ModelConfig) -> int:
+    """Bytes of a model's shares in the memory of each computing party: a word an entry of a weight,
+    two of all else (a table's product wants one, its look-ups two halves).
+    """
+    return sum(
+        WORD_BYTES * prod(parameter.shape) * (1 if parameter.kind == "weight" else 2)
+        for parameter in parameters_of(config).values()
+    )

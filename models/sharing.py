@@ -77,24 +77,18 @@ def hold_parameter(
         return _blank(parameter)
     if role.is_dealer:
         one, two = halves[1], halves[2]
-        if parameter.kind == "weight":
-            one += two
-            return Weight(role, _matrix(shape), None, one)
     else:
         assert m is not None
         one, two = m, halves[1 if role is Role.EVALUATOR_A else 2]
-        if parameter.kind == "weight":
-            return Weight(role, _matrix(shape), one, two)
-    if parameter.kind == "table":
-        table = Table(role, _matrix(shape), one, two)
-        _ = table.low_halves  # made now rather than while somebody waits for an answer
-        return table
-    return SecretTensor(role, one, two, frac=_FRACTIONS[parameter.kind])
+    share = SecretTensor(role, one, two, frac=_FRACTIONS[parameter.kind])
+    if parameter.kind == "weight":
+        return Weight.of(share)
+    return Table.of(share) if parameter.kind == "table" else share
 
 
 def _blank(parameter: Parameter) -> Any:
     if parameter.kind == "weight":
-        return Weight(Role.TRACE, _matrix(parameter.shape), None, None)
+        return Weight(Role.TRACE, _matrix(parameter.shape), None)
     if parameter.kind == "table":
         return Table(Role.TRACE, _matrix(parameter.shape), None, None)
     zeros = np.zeros(parameter.shape, dtype=np.uint64)

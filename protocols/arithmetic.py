@@ -4,6 +4,15 @@ The setting is that of ASTRA (CCSW 2019), BLAZE and ABY2.0 (USENIX Security 2021
 `x = m_x - lam_x`, the term `lam_x * lam_y` is known to the dealer before the input exists, so that
 a product costs one exchange between the evaluators. Truncation is fused with that exchange and
 never fails; see `remask` and `lift`.
+
+A truncated product takes one multiplication a party, where that line takes two at each evaluator:
+with u_i = m_x - 2 lam_xi and v_i = m_y - 2 lam_yi, x is the mean of u_1 and u_2 and lam_x2 - lam_x1
+half their difference, so that
+
+    2 x y = u_1 v_1 + u_2 v_2 - 2 (lam_x1 - lam_x2) (lam_y1 - lam_y2).
+
+Each party knows the factors of one of these terms. Two is no unit of the ring, so this is twice the
+product: it is truncated by one bit more, and |x y| must leave one bit more of room.
 """
 
 from collections.abc import Callable
@@ -25,9 +34,13 @@ from protocols.kernels.elementwise import (
 from protocols.kernels.matmul import batched_matmul
 from protocols.lane import Field, Lane, field
 from protocols.ring import RING_BITS, Words, packed_bytes
-from protocols.shares import Role, SecretTensor
+from protocols.shares import SecretTensor
 
 LinearMap = Callable[[Words], Words]
+
+_ONE = np.uint64(1)
+PRODUCT_BITS = RING_BITS - 3
+"""Ring integers x * y must stay below 2^PRODUCT_BITS to be truncated."""
 
 
 def remask_cost(count: int, width: int, *, dealt: bool) -> Cost:
@@ -152,6 +165,21 @@ async def map_public(
 # -- elementwise products --------------------------------------------------------------------------
 
 
+def left_factor(x: SecretTensor) -> Words:
+    """What a party multiplies `right_factor(y)` by for its part of 2 x y; see the module's text."""
+    return (x.b - x.a) << _ONE if x.role.is_dealer else right_factor(x)
+
+
+def right_factor(y: SecretTensor) -> Words:
+    """m - 2 lam_i at an evaluator, lam1 - lam2 at the dealer."""
+    return y.a - y.b if y.role.is_dealer else y.a - (y.b << _ONE)
+
+
+def _check_shift(shift: int) -> None:
+    if shift < 1:
+        raise LocalProtocolError("a product is truncated by one bit at least: give a shift")
+
+
 def _same_width(*tensors: SecretTensor) -> int:
     widths = {t.width for t in tensors}
     if len(widths) != 1:
@@ -160,24 +188,20 @@ def _same_width(*tensors: SecretTensor) -> int:
 
 
 @protocol("mul")
-async def mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int = 0) -> SecretTensor:
-    """Elementwise product with broadcasting, divided by 2^shift. |x * y| < 2^(width-2) if shift >
-    0.
+async def mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -> SecretTensor:
+    """Elementwise product with broadcasting, divided by 2^shift (at least 1), over Z_2^(width - 1 -
+    shift). |x * y| < 2^(width-3).
 
     Cost: 1 round; width bits each way; width bits dealt.
     """
+    _check_shift(shift)
     width, frac = _same_width(x, y), x.frac + y.frac - shift
     shape = np.broadcast_shapes(x.shape, y.shape)
     if lane.tracing:
         lane.charge("mul", remask_cost(int(np.prod(shape)), width, dealt=True))
-        return lane.blank(shape, width - shift, frac)
-    if lane.is_dealer:
-        part = x.lam * y.lam
-    elif lane.leads:
-        part = (x.a - x.b) * y.a - x.a * y.b
-    else:
-        part = np.uint64(0) - x.a * y.b - x.b * y.a
-    return await remask(lane, part, frac=frac, width=width, shift=shift)
+        return lane.blank(shape, width - 1 - shift, frac)
+    part = left_factor(x) * right_factor(y)
+    return await remask(lane, part, frac=frac, width=width, shift=shift + 1)
 
 
 @protocol("square_sum")
@@ -239,27 +263,22 @@ async def mul3(
 
 
 @protocol("matmul")
-async def matmul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int = 0) -> SecretTensor:
-    """Batched product (B, T, K) @ (B, K, L) of two sharings, divided by 2^shift.
+async def matmul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -> SecretTensor:
+    """Batched product (B, T, K) @ (B, K, L) of two sharings, divided by 2^shift; otherwise as
+    `mul`.
 
     Cost: 1 round; width bits an output element each way and dealt.
     """
+    _check_shift(shift)
     width, frac = _same_width(x, y), x.frac + y.frac - shift
     batch, rows, depth = x.shape
     columns = y.shape[2]
     if lane.tracing:
         lane.charge("matmul", remask_cost(batch * rows * columns, width, dealt=True))
-        return lane.blank((batch, rows, columns), width - shift, frac)
+        return lane.blank((batch, rows, columns), width - 1 - shift, frac)
     work = batch * rows * depth * columns
-    part = await lane.run(work * (1 if lane.is_dealer else 2), _matmul_part, lane.role, x, y)
-    return await remask(lane, part, frac=frac, width=width, shift=shift)
-
-
-def _matmul_part(role: Role, x: SecretTensor, y: SecretTensor) -> Words:
-    if role.is_dealer:
-        return batched_matmul(x.lam, y.lam)
-    left = x.a - x.b if role is Role.EVALUATOR_A else np.uint64(0) - x.b
-    return batched_matmul(left, y.a) - batched_matmul(x.a, y.b)
+    part = await lane.run(work, batched_matmul, left_factor(x), right_factor(y))
+    return await remask(lane, part, frac=frac, width=width, shift=shift + 1)
 
 
 # -- polynomials -----------------------------------------------------------------------------------

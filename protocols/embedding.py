@@ -18,6 +18,7 @@ from protocols.arithmetic import lift, lift_cost
 from protocols.cost import Cost
 from protocols.dpf import correction_bytes, expand, generate
 from protocols.entry import protocol
+from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import Half, matmul32_into
 from protocols.lane import Lane, field
 from protocols.linear import Table
@@ -149,7 +150,9 @@ async def _deal(strand: Lane, pair: _Pair, count: int, v: int) -> None:
 
 def _common_share(pair: _Pair, table: Table) -> Half:
     """The array of the table that both holders have: m, lam1 or lam2."""
-    first, second = table.low_halves
+    if table.halves is None:
+        raise LocalProtocolError("this party holds no share of the table")
+    first, second = table.halves
     if table.role.is_dealer:
         return first if Role.EVALUATOR_A in pair.holders else second
     return second if Role.DEALER in pair.holders else first

@@ -1,20 +1,19 @@
 """Products with the model's weights, whose shares stay the same from one inference to the next.
 
 The owner sends m_W to both evaluators and one seed to each evaluator and the dealer, who expand the
-masks. A weight is a
-handle: its product is asked for here and nowhere else.
+masks. What a party keeps is the one matrix that it multiplies by (see `protocols.arithmetic`). A
+weight is a handle: its product is asked for here and nowhere else.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
-from protocols.arithmetic import remask, remask_cost
+from protocols.arithmetic import left_factor, remask, remask_cost, right_factor
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
-from protocols.kernels.matmul import Half, matmul2_into, matmul_into
+from protocols.kernels.matmul import Half, matmul_into
 from protocols.kernels.rows import matmul_rows
 from protocols.lane import Lane
 from protocols.prf import Stream, derive
@@ -29,34 +28,43 @@ class Weight:
     """A (depth, columns) matrix, shared.
 
     Attributes:
-        m: W + lam1 + lam2, at the evaluators; None elsewhere.
-        lam: the evaluator's own half of the mask; at the dealer lam1 + lam2.
+        factor: the `right_factor` of the sharing; None while tracing.
     """
 
     role: Role
     shape: tuple[int, int]
-    m: Words | None = field(repr=False)
-    lam: Words | None = field(repr=False)
+    factor: Words | None = field(repr=False)
     frac: int = WEIGHT_BITS
 
+    @classmethod
+    def of(cls, share: SecretTensor) -> "Weight":
+        """From what a party holds of the matrix."""
+        rows, columns = share.shape
+        return cls(share.role, (rows, columns), right_factor(share), share.frac)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A (rows, columns) matrix of which rows are looked up and which is also multiplied by, shared.
 
-    a, b are held as in `SecretTensor`: the dealer keeps both halves of the mask apart.
+    Attributes:
+        factor: the sharing's `right_factor`, for the product.
+        halves: its a and b as in `SecretTensor`, modulo 2^32: all that a look-up reads, in half the
+            memory traffic.
     """
 
     role: Role
     shape: tuple[int, int]
-    a: Words | None = field(repr=False)
-    b: Words | None = field(repr=False)
+    factor: Words | None = field(repr=False)
+    halves: tuple[Half, Half] | None = field(repr=False)
     frac: int = RESIDUAL_BITS
 
-    @cached_property
-    def low_halves(self) -> tuple[Half, Half]:
-        """a and b modulo 2^32: all that a look-up reads, in half the memory traffic."""
-        return _array(self.a).astype(np.uint32), _array(self.b).astype(np.uint32)
+    @classmethod
+    def of(cls, share: SecretTensor) -> "Table":
+        """From what a party holds of the matrix."""
+        rows, columns = share.shape
+        halves = share.a.astype(np.uint32), share.b.astype(np.uint32)
+        return cls(share.role, (rows, columns), right_factor(share), halves, share.frac)
 
 
 def weight_mask(seed: bytes, number: int, shape: tuple[int, ...]) -> Words:
@@ -87,7 +95,7 @@ async def linear(
             truncation (RoPE);
             it adds `then_frac` fraction bits.
 
-    |result| < 2^(62 - x.frac - W.frac - then_frac).
+    |result| < 2^(61 - x.frac - W.frac - then_frac).
 
     Cost: 1 round; 64 bits an output element each way and dealt.
     """
@@ -95,23 +103,16 @@ async def linear(
     rows, (depth, columns) = x.shape[0], weight.shape
     if lane.tracing:
         lane.charge("linear", remask_cost(rows * columns, RING_BITS, dealt=True))
-        return lane.blank((rows, columns), RING_BITS - shift, frac)
-    work = rows * depth * columns * (1 if lane.is_dealer else 2)
-    part = await lane.run(work, _weight_part, x, weight)
+        return lane.blank((rows, columns), RING_BITS - 1 - shift, frac)
+    part = await lane.run(rows * depth * columns, _weight_part, x, weight)
     if then is not None:
         part = then(part)
-    return await remask(lane, part, frac=frac, shift=shift)
+    return await remask(lane, part, frac=frac, shift=shift + 1)
 
 
 def _weight_part(x: SecretTensor, weight: Weight) -> Words:
     out = np.empty((x.shape[0], weight.shape[1]), dtype=np.uint64)
-    columns = out.shape[1]
-    if x.role.is_dealer:
-        matmul_into(x.lam, _array(weight.lam), out, 0, columns)
-        return out
-    left = x.a - x.b if x.role is Role.EVALUATOR_A else np.uint64(0) - x.b
-    right = np.uint64(0) - x.a
-    matmul2_into(left, _array(weight.m), right, _array(weight.lam), out, 0, columns)
+    matmul_into(left_factor(x), _array(weight.factor), out, 0, out.shape[1])
     return out
 
 
@@ -125,15 +126,6 @@ async def table_product(lane: Lane, x: SecretTensor, table: Table) -> SecretTens
     count = x.shape[0] * table.shape[0]
     if lane.tracing:
         lane.charge("table_product", remask_cost(count, RING_BITS, dealt=True))
-        return lane.blank((x.shape[0], table.shape[0]), RING_BITS - shift, FRACTION_BITS)
-    part = await lane.run(2 * count * table.shape[1], _table_part, x, table)
-    return await remask(lane, part, frac=FRACTION_BITS, shift=shift)
-
-
-def _table_part(x: SecretTensor, table: Table) -> Words:
-    a, b = _array(table.a), _array(table.b)
-    if x.role.is_dealer:
-        lam = x.lam
-        return matmul_rows(lam, a, lam, b)
-    left = x.a - x.b if x.role is Role.EVALUATOR_A else np.uint64(0) - x.b
-    return matmul_rows(left, a, np.uint64(0) - x.a, b)
+        return lane.blank((x.shape[0], table.shape[0]), RING_BITS - 1 - shift, FRACTION_BITS)
+    part = await lane.run(count * table.shape[1], matmul_rows, left_factor(x), _array(table.factor))
+    return await remask(lane, part, frac=FRACTION_BITS, shift=shift + 1)

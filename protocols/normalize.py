@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.arithmetic import lift, matmul, mul, mul3, square_sum
+from protocols.arithmetic import PRODUCT_BITS, lift, matmul, mul, mul3, square_sum
 from protocols.compare import maximum
 from protocols.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal, rsqrt
 from protocols.entry import protocol
@@ -16,7 +16,9 @@ from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS
 from protocols.shares import SecretTensor
 
-_PRODUCT_BITS = 61  # a product to be truncated stays below 2^62; one bit is kept in hand
+# One bit is kept in hand.
+_PRODUCT_BITS = PRODUCT_BITS - 1  # of two factors
+_TRIPLE_BITS = RING_BITS - 3  # of three
 _MAX_HIGH = (RING_BITS - 5) // 2
 MAX_ROOT_FRAC = 26
 MIN_ROOT_FRAC = 8
@@ -95,7 +97,7 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
         low = int(math.log2(max(1.0, _eps_sum(norm, drop))) // 2)
         high = max(low + 1, math.ceil(math.log2(max(total, 1.0)) / 2))
         # |x * gain * scale| < gain 2^(high + drop) and value < 2^(frac + 2).
-        room = _PRODUCT_BITS - high - drop - 2 - max(0, math.ceil(math.log2(max(gain, 1.0))))
+        room = _TRIPLE_BITS - high - drop - 2 - max(0, math.ceil(math.log2(max(gain, 1.0))))
         if room < MIN_ROOT_FRAC:
             break
         return NormRange(drop, low, high, min(MAX_ROOT_FRAC, room), early)
@@ -272,7 +274,7 @@ async def attend(
         return await lift(strand, values.drop(spare)) if spare else values
 
     weights, values = await lane.both(numerators, fitting)
-    frac = min(22, _PRODUCT_BITS - 2 * high - 3 - bounds.value_bits + spare)
+    frac = min(22, _TRIPLE_BITS - 2 * high - 3 - bounds.value_bits + spare)
 
     async def product(strand: Lane) -> SecretTensor:
         return await lift(strand, await matmul(strand, weights, values, FRACTION_BITS))

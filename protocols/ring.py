@@ -24,7 +24,7 @@ RESIDUAL_BITS = 22
 here: a product is truncated by less, so fewer bits are lifted.
 """
 WEIGHT_BITS = 20
-"""Fraction bits of weights. A product with an activation then reaches 2^(62 - 38) = 2^24."""
+"""Fraction bits of weights. A product with an activation then reaches 2^(61 - 38) = 2^23."""
 
 
 _MASKS = tuple(np.uint64((1 << width) - 1) for width in range(RING_BITS + 1))

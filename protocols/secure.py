@@ -18,13 +18,13 @@ from protocols.ops import Heads, Index, Mask, Ranges, Rotation, Span, rotate
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
 from protocols.shares import SecretTensor, concat, constant, stack
 
-OUTPUT_WIDTH = 38
+OUTPUT_WIDTH = 37
 """Bits of a result for the client, 18 of them fraction bits."""
 OUTPUT_LIMIT = 2.0**17
 """What a result must stay below."""
-ARGMAX_FRAC = 12
+ARGMAX_FRAC = 13
 ARGMAX_WIDTH = 32
-"""Logits are compared in steps of 2^-12, as far apart as `OUTPUT_LIMIT` lets them be."""
+"""Logits are compared in steps of 2^-13, as far apart as `OUTPUT_LIMIT` lets them be."""
 _MEAN_FRAC = 22
 
 

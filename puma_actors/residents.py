@@ -12,16 +12,15 @@ with `Busy`, instead of running out.
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import anyio
 
 from models.families import parameters_of
 from models.plan import Plan
+from models.predict import share_bytes
 from models.sharing import hold_parameter
 from protocols.errors import Busy, ConfigError
-from protocols.shares import Role
 from puma_actors.compute import Compute
 from puma_actors.config import Limits
 from puma_actors.logs import log
@@ -43,17 +42,6 @@ class Held:
     parameters: Mapping[str, Any] = field(repr=False)
     files: Mapping[str, bytes] = field(repr=False)
     nbytes: int
-
-
-def model_bytes(plan: Plan, role: Role) -> int:
-    """Memory of a party's handles: masked tensor (mapped) and mask, or the dealer's two masks;
-    tables once more, for look-ups.
-    """
-    total = 0
-    for parameter in parameters_of(plan.config).values():
-        words = 1 if role.is_dealer and parameter.kind == "weight" else 2
-        total += 8 * prod(parameter.shape) * (words + (parameter.kind == "table"))
-    return total
 
 
 def session_bytes(plan: Plan, tokens: int) -> int:
@@ -102,7 +90,7 @@ class Residents:
         need = session_bytes(plan, self._limits.inference_tokens)
         self._users[name] = self._users.get(name, 0) + 1
         try:
-            with self._room(name, need, need + model_bytes(plan, self._store.role)):
+            with self._room(name, need, need + share_bytes(plan.config)):
                 yield await self._hold(name, manifest)
         finally:
             self._users[name] -= 1
@@ -112,7 +100,7 @@ class Residents:
             held = self._loaded.pop(name, None)
             if held is None or held.manifest.upload != manifest.upload:
                 plan = Plan.from_public(manifest.plan)
-                size = model_bytes(plan, self._store.role)
+                size = share_bytes(plan.config)
                 with self._room(name, size, size):
                     held = await self._compute.run(1 << 40, self._load, name)
                 self._verified.add(held.manifest.upload)
@@ -128,7 +116,7 @@ class Residents:
         for number, (tensor, parameter) in enumerate(parameters_of(plan.config).items()):
             m = None if self._store.role.is_dealer else stored.tensor(number, parameter)
             parameters[tensor] = hold_parameter(self._store.role, number, parameter, m, seeds)
-        size = model_bytes(plan, self._store.role)
+        size = share_bytes(plan.config)
         return Held(stored.manifest, plan, parameters, stored.public_files(), size)
 
     def drop(self, name: str) -> None:

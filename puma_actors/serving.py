@@ -8,6 +8,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from models.plan import Plan
+from models.predict import share_bytes
 from protocols.errors import PeerFailed, RemoteProtocolError
 from protocols.lane import Lane
 from protocols.shares import COMPUTING, Role
@@ -27,7 +28,7 @@ from puma_actors.messages import (
     parse,
 )
 from puma_actors.party import Party, Upload
-from puma_actors.residents import Held, model_bytes
+from puma_actors.residents import Held
 from puma_actors.store import Draft, seed_file, words_file
 from puma_actors.tasks import unwrap
 
@@ -135,7 +136,7 @@ class _StoredUpload(Upload):
         self._number = 0
 
     def check_size(self, role: Role) -> None:
-        need = model_bytes(self.plan, role)
+        need = share_bytes(self.plan.config)
         if need > self._memory:
             raise RemoteProtocolError(
                 f"the model needs about {need // 1_000_000:,} MB at {role}, which may use "

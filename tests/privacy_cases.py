@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from helpers import D, own, share, share_bits, share_ints, words
+from helpers import own, share, share_bits, share_ints, words
 from uniformity import check_alike, check_uniform, observe
 
 from protocols import spline, waves
@@ -42,17 +42,13 @@ def column(variant, low, high):
 
 def table_of(values):
     parts = deal(words(values))
-    return {r: Table(r, values.shape, parts[r].a, parts[r].b) for r in COMPUTING}
+    return {r: Table.of(parts[r]) for r in COMPUTING}
 
 
 def weight_of(values):
     """A matrix as the evaluators and the dealer hold it."""
     parts = deal(words(values))
-    shape = values.shape
-    return {
-        D: Weight(D, shape, None, parts[D].lam),
-        **{r: Weight(r, shape, parts[r].a, parts[r].b) for r in EVALUATORS},
-    }
+    return {r: Weight.of(parts[r]) for r in COMPUTING}
 
 
 async def silu(lane, x):
@@ -161,7 +157,7 @@ def inputs_of(name, variant):
     affine = [share(row, 22), share(2 * variant - np.ones(4)), share(row[0], 22)]
     cases = {
         "mul": lambda: (mul, [wide, wide, 18]),
-        "mul untruncated": lambda: (mul, [wide, wide]),
+        "mul by one bit": lambda: (mul, [wide, wide, 1]),
         "square_sum": lambda: (square_sum, [share(pair)]),
         "mul3": lambda: (mul3, [share(x), share(x), wide, 36]),
         "mul3 broadcast": lambda: (mul3, [share(pair), share(x[:, None]), share(x[:, None]), 36]),
@@ -203,7 +199,7 @@ def inputs_of(name, variant):
 
 
 NAMES = [
-    "mul", "mul untruncated", "square_sum", "mul3", "mul3 broadcast", "matmul", "poly", "lift",
+    "mul", "mul by one bit", "square_sum", "mul3", "mul3 broadcast", "matmul", "poly", "lift",
     "less", "less exactly", "select", "select of three", "and", "maximum", "spline", "exp", "rsqrt",
     "reciprocal", "silu", "gelu", "tanh", "relu", "waves", "exp part", "rms_norm", "layer_norm",
     "layer_norm, late gain", "map_public", "attention", "wide attention", "linear",

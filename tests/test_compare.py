@@ -107,9 +107,9 @@ def test_every_place_of_a_layer_is_named_in_order(shared):
 def test_an_altered_share_is_found_at_its_place(shared, parameter, place, role):
     plan, held, batch, places = shared
     weight = held[role][parameter]
-    lam = weight.lam.copy()
-    lam[:, 0] += np.uint64(1 << 21)  # by 2: not seen in any single share
-    held[role][parameter] = replace(weight, lam=lam)
+    factor = weight.factor.copy()
+    factor[:, 0] += np.uint64(1 << 21)  # by 2: not seen in any single share
+    held[role][parameter] = replace(weight, factor=factor)
     found = compare_held(plan, held, batch, IDS, places)
     stray = found.first_stray
     assert stray is not None

@@ -43,7 +43,7 @@ shapes = st.lists(st.integers(1, 5), min_size=2, max_size=3).map(tuple)
 
 
 @limits(max_examples=15, deadline=None)
-@given(shapes, st.integers(0, 40))
+@given(shapes, st.integers(1, 40))
 def test_products(shape, shift):
     x = tensor(shape)
     size = 8 * int(np.prod(shape))
@@ -63,7 +63,7 @@ def test_narrow_products(width):
 
 
 @limits(max_examples=15, deadline=None)
-@given(st.tuples(*[st.integers(1, 6)] * 4), st.integers(0, 30))
+@given(st.tuples(*[st.integers(1, 6)] * 4), st.integers(1, 30))
 def test_matmul(sides, shift):
     batch, rows, depth, columns = sides
     cost = same(matmul, tensor((batch, rows, depth)), tensor((batch, depth, columns)), shift)
@@ -77,12 +77,12 @@ def test_lift(shape, width, to):
 
 
 def test_the_figures_of_a_product_with_truncation_and_lift():
-    """Per element: 100 bits dealt, 82 each way, 2 rounds, at 18 fraction bits."""
+    """Per element: 102 bits dealt, 83 each way, 2 rounds, at 18 fraction bits."""
 
     async def program(lane, x):
         return await lift(lane, await mul(lane, x, x, 18))
 
-    assert same(program, tensor((800,))) == Cost(2, 2 * 82 * 100, 100 * 100)
+    assert same(program, tensor((800,))) == Cost(2, 2 * 83 * 100, 102 * 100)
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 6])
@@ -267,7 +267,7 @@ def test_weights(rows, depth, columns):
 @pytest.mark.parametrize(("count", "rows", "columns"), [(1, 2, 1), (3, 5, 7), (9, 300, 4)])
 def test_embedding_and_reveal(count, rows, columns):
     parts = deal(generator().integers(0, 2**64, (rows, columns), dtype=np.uint64))
-    tables = {r: Table(r, (rows, columns), parts[r].a, parts[r].b) for r in COMPUTING}
+    tables = {r: Table.of(parts[r]) for r in COMPUTING}
     tables[Role.TRACE] = Table(Role.TRACE, (rows, columns), None, None)
 
     async def party(lane):
@@ -304,7 +304,7 @@ def test_lanes_side_by_side_cost_the_rounds_of_the_longest():
         async def twice(strand):
             return await lift(strand, await mul(strand, x, x, 18))
 
-        return await lane.both(lambda s: mul(s, x, x), twice)
+        return await lane.both(lambda s: mul(s, x, x, 1), twice)
 
     assert same(program, tensor((4,))).rounds == 2
 

@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from reference import save_model, save_tokenizer
 
 from models.config import load_config
+from models.families import parameters_of
 from models.plan import Plan
 from models.predict import predict, share_bytes
 from models.program import Batch
+from models.sharing import hold_parameter
 from protocols.cost import Cost
 from protocols.lane import Settings
-from protocols.shares import Role
+from protocols.linear import Table, Weight
+from protocols.shares import COMPUTING
 from puma_actors.cluster import LocalCluster
 
 IDS = [1, 7, 30, 4, 4, 22, 9]
@@ -101,15 +105,29 @@ def test_lanes_cost_no_rounds(tmp_path):
 
 
 def test_share_bytes_are_those_held(tmp_path):
-    """The dealer holds one word of mask a weight, an evaluator two; both halves of the table."""
+    """Every party holds one word an entry of a weight; of all else two."""
     config = load_config(save_model(tmp_path))
     held = share_bytes(config)
     table = config.vocab_size * config.hidden_size
     inner = 3 * config.intermediate_size + (2 * config.num_heads + 2 * config.num_kv_heads) * 8
     weights = config.num_layers * inner * config.hidden_size + table  # and an untied head
     both = 2 * (table + config.hidden_size)
-    assert held[Role.DEALER] == 8 * (both + weights)
-    assert held[Role.EVALUATOR_A] == held[Role.EVALUATOR_B] == 8 * (both + 2 * weights)
+    assert held == 8 * (both + weights)
+    parameters = parameters_of(config)
+    for role in COMPUTING:
+        seeds = {1: bytes(32), 2: bytes(32)}
+        handles = [
+            hold_parameter(role, number, p, np.zeros(p.shape, np.uint64), seeds)
+            for number, p in enumerate(parameters.values())
+        ]
+        arrays = [array for handle in handles for array in arrays_of(handle)]
+        assert sum(array.nbytes for array in arrays) == held
+
+
+def arrays_of(handle):
+    if isinstance(handle, Table):
+        return [handle.factor, *handle.halves]
+    return [handle.factor] if isinstance(handle, Weight) else [handle.a, handle.b]
 
 
 async def test_a_plan_from_the_wire_predicts_the_same(folder):

@@ -96,7 +96,7 @@ def test_reveal_sends_uniform_words_whose_difference_is_the_value():
 
 # -- jointly with what the party knows already -----------------------------------------------------
 
-WORD_PROTOCOLS = ["mul untruncated", "mul", "square_sum", "mul3", "poly", "select", "matmul"]
+WORD_PROTOCOLS = ["mul by one bit", "mul", "square_sum", "mul3", "poly", "select", "matmul"]
 
 
 def joint_words(name, role, runs=RUNS):
@@ -234,7 +234,7 @@ def test_a_stream_that_repeats_is_noticed(monkeypatch):
         return np.resize(whole(self, 8), count)
 
     monkeypatch.setattr(Stream, "fill", repeating)
-    fails("mul untruncated")
+    fails("mul by one bit")
     fails("lift")
 
 
@@ -246,8 +246,8 @@ def test_two_lanes_with_one_stream_are_noticed(monkeypatch):
 
         async def program(lane):
             return await lane.both(
-                lambda s: mul(s, x[lane.role], x[lane.role]),
-                lambda s: mul(s, y[lane.role], y[lane.role]),
+                lambda s: mul(s, x[lane.role], x[lane.role], 8),
+                lambda s: mul(s, y[lane.role], y[lane.role], 8),
             )
 
         run_parties(dict.fromkeys(COMPUTING, program))

@@ -13,6 +13,7 @@ from networks import make_certificates
 from reference import leaves_nothing, save_model, save_tokenizer
 
 from models.plan import draft_plan
+from models.predict import share_bytes
 from models.weights import open_checkpoint
 from protocols.errors import (
     Busy,
@@ -25,7 +26,7 @@ from puma_actors.calls import call, list_models, ping_all, problem_of, remove_mo
 from puma_actors.cluster import LocalCluster
 from puma_actors.entry import Request, enter
 from puma_actors.remote import RemoteCluster, upload_model
-from puma_actors.residents import model_bytes, session_bytes
+from puma_actors.residents import session_bytes
 from puma_actors.wire import Frame, Kind
 
 IDS = [1, 3, 7]
@@ -252,7 +253,7 @@ async def test_memory_is_set_aside(folder: Path, certificates: Path, model: Path
 async def test_an_unused_model_makes_way(folder: Path, certificates: Path, model: Path) -> None:
     with open_checkpoint(model) as checkpoint:
         plan = draft_plan(checkpoint.config)
-    memory = session_bytes(plan, 2048) + model_bytes(plan, Role.EVALUATOR_A) * 3 // 2
+    memory = session_bytes(plan, 2048) + share_bytes(plan.config) * 3 // 2
     async with hosts(folder, certificates, "unix", f"[limits]\nmemory = {memory}\n") as cluster:
         for name in ("one", "two"):
             await cluster.upload(model, name)

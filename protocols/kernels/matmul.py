@@ -45,15 +45,6 @@ def matmul_into_numpy(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
     out[:, lo:hi] = x @ w[:, lo:hi]
 
 
-def matmul2_into_numpy(
-    x1: Words, w1: Words, x2: Words, w2: Words, out: Words, lo: int, hi: int
-) -> None:
-    """NumPy twin of `matmul2_into`."""
-    _check(x1, w1, out, lo, hi)
-    _check(x2, w2, out, lo, hi)
-    out[:, lo:hi] = x1 @ w1[:, lo:hi] + x2 @ w2[:, lo:hi]
-
-
 def batched_matmul_numpy(x: Words, y: Words) -> Words:
     """NumPy twin of `batched_matmul`."""
     product: Words = np.matmul(x, y)
@@ -205,13 +196,6 @@ def _matmul_into(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
     _run(_product64, x, w, out, lo, hi)
 
 
-def _matmul2_into(x1: Words, w1: Words, x2: Words, w2: Words, out: Words, lo: int, hi: int) -> None:
-    """out[:, lo:hi] = x1 @ w1[:, lo:hi] + x2 @ w2[:, lo:hi] modulo 2^64; as `matmul_into`."""
-    _check(x2, w2, out, lo, hi)
-    _matmul_into(x1, w1, out, lo, hi)
-    _run(_product64, x2, w2, out, lo, hi)
-
-
 def _batched_matmul(x: Words, y: Words) -> Words:
     """(B, T, K) @ (B, K, L) -> (B, T, L) modulo 2^64; the operands may have any strides."""
     out = np.zeros((x.shape[0], x.shape[1], y.shape[2]), dtype=np.uint64)
@@ -235,6 +219,5 @@ def _matmul32_into(x: Half, w: Half, out: Half, lo: int, hi: int) -> None:
 
 _NUMBA = MODE == "numba"
 matmul_into = _matmul_into if _NUMBA else matmul_into_numpy
-matmul2_into = _matmul2_into if _NUMBA else matmul2_into_numpy
 batched_matmul = _batched_matmul if _NUMBA else batched_matmul_numpy
 matmul32_into = _matmul32_into if _NUMBA else matmul32_into_numpy

@@ -55,20 +55,18 @@ def row_products(
                     out[oa + r * columns + c] += total
 
 
-def matmul_rows_numpy(x1: Words, w1: Words, x2: Words, w2: Words) -> Words:
+def matmul_rows_numpy(x: Words, w: Words) -> Words:
     """NumPy twin of `matmul_rows`."""
-    result: Words = x1 @ w1.T + x2 @ w2.T
+    result: Words = x @ w.T
     return result
 
 
-def _matmul_rows(x1: Words, w1: Words, x2: Words, w2: Words) -> Words:
-    """x1 @ w1^T + x2 @ w2^T modulo 2^64 for x (T, K) and C-contiguous w (N, K)."""
-    count, depth = x1.shape
-    rows = w1.shape[0]
+def _matmul_rows(x: Words, w: Words) -> Words:
+    """x @ w^T modulo 2^64 for x (T, K) and C-contiguous w (N, K)."""
+    (count, depth), rows = x.shape, w.shape[0]
     out = np.zeros(count * rows, dtype=np.uint64)
-    for x, w in ((x1, w1), (x2, w2)):
-        flat = [np.ascontiguousarray(array).reshape(-1) for array in (x, w)]
-        row_products(*flat, out, 1, count, depth, rows)
+    flat = [np.ascontiguousarray(array).reshape(-1) for array in (x, w)]
+    row_products(*flat, out, 1, count, depth, rows)
     return out.reshape(count, rows)
 
 

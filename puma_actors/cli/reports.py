@@ -25,7 +25,7 @@ from protocols.errors import ConfigError, ModelError
 from protocols.lane import Lane, Settings
 from protocols.linear import Table
 from protocols.normalize import AttentionRange, Norm, attend, norm_range, normalize
-from protocols.shares import Role, SecretBits, SecretTensor
+from protocols.shares import COMPUTING, Role, SecretBits, SecretTensor
 from protocols.trace import trace
 from puma_actors.cli.output import amount, print_json, stdout
 
@@ -207,7 +207,7 @@ def _report(
         f"{first}_by_protocol": {
             name: _cost_dict(cost) for name, cost in sorted(steps[0].by_protocol.items())
         },
-        "share_bytes": {str(role): size for role, size in share_bytes(config).items()},
+        "share_bytes": dict.fromkeys(map(str, COMPUTING), share_bytes(config)),
     }
 
 
