@@ -8,13 +8,16 @@ tree construction of Boyle, Gilboa, Ishai (CCS 2016, figure 1) over a fixed-key 
 in each block for the two control bits, and for payloads of one word two leaves share a block
 (early termination).
 
+Where the payload is one bit, 128 neighbouring leaves share a block and both parties' bits differ at
+alpha alone (`generate_selectors`): the same tree, seven levels less of it.
+
 The roots must be fresh and uniform for every element; a root used twice breaks the scheme. Party
 0's root has control bit 0, party 1's has 1, so bit 0 of the roots' first byte is overwritten.
 """
 
 import numpy as np
 
-from protocols.errors import LocalProtocolError
+from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.kernels import forest
 from protocols.kernels.aes import LEAF, LEFT, RIGHT, mmo
 from protocols.kernels.aesni import available, round_keys
@@ -28,12 +31,21 @@ from protocols.kernels.tree import (
     correction_words,
     expand_numpy,
     leaf_words,
+    next_level,
     root_words,
     seeds_of,
     tree_depth,
 )
 
-__all__ = ["correction_bytes", "expand", "generate", "spline_shares"]
+__all__ = [
+    "correction_bytes",
+    "expand",
+    "expand_selectors",
+    "generate",
+    "generate_selectors",
+    "selector_bytes",
+    "spline_shares",
+]
 
 _ONE = np.uint64(1)
 _ALL = ~np.uint64(0)
@@ -65,14 +77,19 @@ def generate_numpy(alpha: Words, payload: Words, root_a: Words, root_b: Words, v
     n, w = payload.shape
     depth, words = tree_depth(v, w), leaf_words(w)
     correction = np.empty((n, correction_bytes(v, w) // 8), dtype=np.uint64)
-    nodes = np.stack([root_a & ~_CONTROL, root_b | _CONTROL])
-    path = alpha >> np.uint64(v - depth)
-    for level in range(depth):
-        block, nodes = _descend(nodes, (path >> np.uint64(level)) & _ONE)
-        correction[:, 2 * level : 2 * level + 2] = block
+    nodes = _walk(alpha >> np.uint64(v - depth), root_a, root_b, depth, correction)
     leaves = convert(seeds_of(nodes), words)
     correction[:, 2 * depth :] = _final(leaves, nodes[1, :, 0] & _ONE, alpha, payload)
     return correction
+
+
+def _walk(path: Words, root_a: Words, root_b: Words, depth: int, correction: Words) -> Words:
+    """Both parties' nodes (2, n, 2) at the end of the path; fills the levels' corrections."""
+    nodes = np.stack([root_a & ~_CONTROL, root_b | _CONTROL])
+    for level in range(depth):
+        block, nodes = _descend(nodes, (path >> np.uint64(level)) & _ONE)
+        correction[:, 2 * level : 2 * level + 2] = block
+    return nodes
 
 
 def _descend(nodes: Words, bit: Words) -> tuple[Words, Words]:
@@ -122,3 +139,67 @@ def expand(party: int, roots: Bytes, correction: Bytes, v: int, w: int) -> Words
     keys = round_keys(LEAF + (leaf_words(w) + 1) // 2)
     forest.expand(keys, party, seeds.reshape(-1), words.reshape(-1), v, w, out.reshape(-1))
     return out
+
+
+# -- one bit a point -------------------------------------------------------------------------------
+
+_BLOCK_BITS = 7
+"""log2 of the points that share a block."""
+
+
+def _selector_depth(v: int) -> int:
+    return max(0, v - _BLOCK_BITS)
+
+
+def selector_bytes(v: int) -> int:
+    """Bytes per element of a selector's correction: a block a level, and one at the end."""
+    return 16 * (_selector_depth(v) + 1)
+
+
+def generate_selectors(alpha: Words, roots_a: Bytes, roots_b: Bytes, v: int) -> tuple[Bytes, Bytes]:
+    """The dealer's part of point functions over bits: both parties' bits differ at alpha alone.
+
+    Returns:
+        The correction, n * selector_bytes(v) bytes, for both parties; and (n,) the bit that party
+        0 will find at alpha, which neither party may learn.
+    """
+    n, depth = alpha.size, _selector_depth(v)
+    if n and int(alpha.max()) >> v:
+        raise LocalProtocolError(f"points must be below 2^{v}")
+    correction = np.empty((n, 2 * depth + 2), dtype=np.uint64)
+    roots = root_words(roots_a, n), root_words(roots_b, n)
+    nodes = _walk(alpha >> np.uint64(_BLOCK_BITS), *roots, depth, correction)
+    leaves = convert(seeds_of(nodes), 2)
+    target = np.zeros((n, 2), dtype=np.uint64)
+    place = alpha & np.uint64((1 << _BLOCK_BITS) - 1)
+    word = (place >> np.uint64(6)).astype(np.intp)
+    bit = place & np.uint64(63)
+    target[np.arange(n), word] = _ONE << bit
+    final = leaves[0] ^ leaves[1] ^ target
+    correction[:, 2 * depth :] = final
+    first = leaves[0] ^ (final & (nodes[0, :, :1] & _ONE) * _ALL)
+    found = (first[np.arange(n), word] >> bit) & _ONE
+    return correction.reshape(-1).view(np.uint8), found.astype(np.uint8)
+
+
+def expand_selectors(party: int, roots: Bytes, correction: Bytes, v: int) -> Bytes:
+    """The bits (n, 2^v) of `party` (0 or 1), one a byte, from roots (n, 16).
+
+    Raises RemoteProtocolError if the correction's length is not n * selector_bytes(v).
+    """
+    n, depth = len(roots), _selector_depth(v)
+    if correction.size != n * selector_bytes(v):
+        raise RemoteProtocolError(
+            f"a selector's correction has {correction.size} bytes where {n * selector_bytes(v)} "
+            "belong; both parties must run the same program"
+        )
+    levels = np.require(np.ascontiguousarray(correction).view(np.uint64), requirements="A")
+    levels = levels.reshape(n, 2 * depth + 2)
+    nodes = root_words(roots, n)[:, None, :].copy()
+    nodes[..., 0] = (nodes[..., 0] & ~_ONE) | np.uint64(party)
+    for level in range(depth):
+        nodes = next_level(nodes, levels[:, 2 * level : 2 * level + 2])
+    blocks = convert(seeds_of(nodes), 2)
+    blocks ^= levels[:, None, 2 * depth :] & ((nodes[..., :1] & _ONE) * _ALL)
+    whole = blocks.reshape(n, -1).view(np.uint8)
+    return np.unpackbits(whole, axis=1, count=1 << v, bitorder="little")

@@ -13,8 +13,9 @@ import numpy as np
 from protocols.arithmetic import left_factor, remask, remask_cost, right_factor
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
-from protocols.kernels.matmul import Half, matmul_into
+from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
+from protocols.kernels.sums import Half
 from protocols.lane import Lane
 from protocols.prf import Stream, derive
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Words

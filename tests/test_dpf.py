@@ -77,6 +77,51 @@ def test_random_points_and_payloads(seed, v, n, w):
     np.testing.assert_array_equal(total[np.arange(n), :, alpha.astype(int)], payload)
 
 
+# -- one bit a point -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("v", [1, 3, 7, 8, 10])
+def test_selectors_differ_at_their_point_alone(v):
+    rng = np.random.default_rng(v)
+    n = 1 << v
+    alpha, a, b = np.arange(n, dtype=np.uint64), roots(rng, n), roots(rng, n)
+    correction, found = dpf.generate_selectors(alpha, a, b, v)
+    assert correction.shape == (n * dpf.selector_bytes(v),)
+    first, second = (
+        dpf.expand_selectors(0, a, correction, v),
+        dpf.expand_selectors(1, b, correction, v),
+    )
+    np.testing.assert_array_equal(first ^ second, np.eye(n, dtype=np.uint8))
+    np.testing.assert_array_equal(first[np.arange(n), np.arange(n)], found)
+
+
+@pytest.mark.parametrize("v", [3, 12])
+def test_selectors_and_their_corrections_are_balanced(v):
+    """Also at the point itself: a party's bit there says nothing."""
+    rng = np.random.default_rng(7)
+    n = 4000
+    alpha = np.full(n, 5, dtype=np.uint64)
+    a, b = roots(rng, n), roots(rng, n)
+    correction, found = dpf.generate_selectors(alpha, a, b, v)
+    bound = 5 * 0.5 / np.sqrt(n)
+    assert abs(found.mean() - 0.5) < bound
+    for party, seeds in ((0, a), (1, b)):
+        bits = dpf.expand_selectors(party, seeds, correction, v)
+        assert abs(bits[:, 5].mean() - 0.5) < bound
+        assert abs(bits.mean(axis=0) - 0.5).max() < bound
+    shown = np.unpackbits(correction.reshape(n, -1), axis=1).mean(axis=0)
+    assert abs(shown - 0.5).max() < bound
+
+
+def test_selectors_refuse_what_does_not_fit():
+    rng = np.random.default_rng(1)
+    a = roots(rng, 2)
+    with pytest.raises(LocalProtocolError, match="below 2\\^3"):
+        dpf.generate_selectors(np.array([1, 8], dtype=np.uint64), a, a, 3)
+    with pytest.raises(RemoteProtocolError, match="where 32 belong"):
+        dpf.expand_selectors(0, a, np.zeros(16, dtype=np.uint8), 3)
+
+
 def test_vocabulary_domain():
     rng = np.random.default_rng(5)
     v, n = 16, 3

@@ -15,7 +15,7 @@ from protocols.shares import COMPUTING, Role
 
 
 def share_table(words):
-    return {role: Table.of(part) for role, part in deal(words).items()}
+    return {role: Table.of(part) for role, part in deal(words, frac=RESIDUAL_BITS).items()}
 
 
 def look_up(words, ids):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
-from protocols.kernels import aesni, forest, jit, matmul, packing, warm_up, waves
+from protocols.kernels import aesni, forest, jit, matmul, packing, sums, warm_up, waves
 from protocols.kernels.aes import fixed_key, mmo
 
 LIMIT = settings(max_examples=40, deadline=None)
@@ -48,15 +48,15 @@ def test_matmul_deeper_than_a_panel(rows):
     np.testing.assert_array_equal(out, x @ w)
 
 
-@LIMIT
-@given(SEEDS, st.integers(1, 9), st.integers(0, 70), st.integers(1, 150), st.data())
-def test_matmul32_equals_the_twin(seed, rows, depth, columns, data):
-    lo = data.draw(st.integers(0, columns))
-    x, w = words(seed, rows, depth, dtype=np.uint32), words(1, depth, columns, dtype=np.uint32)
-    got, expected = np.zeros((rows, columns), np.uint32), np.zeros((rows, columns), np.uint32)
-    matmul.matmul32_into(x, w, got, lo, columns)
-    matmul.matmul32_into_numpy(x, w, expected, lo, columns)
-    np.testing.assert_array_equal(got, expected)
+@pytest.mark.parametrize("count", [0, 1, 20, 21, 40])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (8, 192), (77, 5), (53, 200), (16, 577)])
+def test_chosen_sums_equal_the_twin(count, rows, columns):
+    rng = np.random.default_rng(count + rows + columns)
+    chosen = rng.integers(0, 2, (count, rows), dtype=np.uint8)
+    table = rng.integers(0, 2**32, (rows, columns), dtype=np.uint32)
+    got = sums.chosen_sums(chosen, table)
+    assert got.dtype == np.uint32
+    np.testing.assert_array_equal(got, sums.chosen_sums_numpy(chosen, table))
 
 
 @LIMIT

@@ -1,4 +1,4 @@
-"""Matrix products modulo 2^64 (and modulo 2^32): the ring GEMM and GEMV.
+"""Matrix products modulo 2^64: the ring GEMM and GEMV.
 
 With few rows the product is bound by memory: the weights are streamed once, straight from their
 row-major array, and the sums stay in registers. With more rows, panels of the weights are packed
@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocols.errors import LocalProtocolError
 from protocols.kernels.jit import MODE, Words, kernel
@@ -19,8 +18,6 @@ from protocols.kernels.simd import make_pack, make_tile, vector_bytes
 PANEL = 64  # columns; ranges that start on a panel keep threads on separate cache lines
 _DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
 _STREAMED_ROWS = 4  # up to here the weights are read in place
-
-Half = NDArray[np.uint32]
 
 _pack = make_pack(4)
 _tile1 = make_tile(1, 4)
@@ -49,12 +46,6 @@ def batched_matmul_numpy(x: Words, y: Words) -> Words:
     """NumPy twin of `batched_matmul`."""
     product: Words = np.matmul(x, y)
     return product
-
-
-def matmul32_into_numpy(x: Half, w: Half, out: Half, lo: int, hi: int) -> None:
-    """NumPy twin of `matmul32_into`."""
-    _check(x, w, out, lo, hi)
-    out[:, lo:hi] = x @ w[:, lo:hi]
 
 
 @kernel()
@@ -154,16 +145,6 @@ def _product64(
     _product(x, w, out, batch, rows, depth, columns, lo, hi, panel, edge)
 
 
-@kernel(_PRODUCT.format("in1_32", "uint32"))
-def _product32(
-    x: Half, w: Half, out: Half, batch: int, rows: int, depth: int, columns: int,
-    lo: int, hi: int, lanes: int,
-) -> None:  # fmt: skip
-    edge = np.zeros(4 * lanes, np.uint32)
-    panel = np.empty(_DEPTH * edge.size, np.uint32)
-    _product(x, w, out, batch, rows, depth, columns, lo, hi, panel, edge)
-
-
 def _run(product: Any, x: Any, w: Any, out: Any, lo: int, hi: int) -> None:
     """Add x @ w to columns lo..hi of out; matrices of a batch if they have three dimensions."""
     *batch, rows, depth = x.shape
@@ -210,14 +191,6 @@ def _batched_matmul(x: Words, y: Words) -> Words:
     return out
 
 
-def _matmul32_into(x: Half, w: Half, out: Half, lo: int, hi: int) -> None:
-    """out[:, lo:hi] = x @ w[:, lo:hi] modulo 2^32, all arrays uint32; as `matmul_into`."""
-    _check(x, w, out, lo, hi)
-    out[:, lo:hi] = 0
-    _run(_product32, x, w, out, lo, hi)
-
-
 _NUMBA = MODE == "numba"
 matmul_into = _matmul_into if _NUMBA else matmul_into_numpy
 batched_matmul = _batched_matmul if _NUMBA else batched_matmul_numpy
-matmul32_into = _matmul32_into if _NUMBA else matmul32_into_numpy

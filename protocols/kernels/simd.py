@@ -171,6 +171,43 @@ def make_pack(vectors: int) -> Any:
     return vector_op(pack)
 
 
+def make_add(elements: int, onto: bool) -> Any:
+    """An op for `elements` sums side by side: out = x + y, or out += x + y if `onto`."""
+
+    def add(
+        typing: Any, x: Any, x_at: Any, y: Any, y_at: Any, out: Any, out_at: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        from llvmlite import ir
+        from numba import types
+
+        element = ir.IntType(out.dtype.bitwidth)
+        lanes = vector_bytes() * 8 // element.width
+        vector = ir.VectorType(element, lanes)
+        align = element.width // 8
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            def at(which: int, shift: int) -> Any:
+                base = args[which + 1]
+                position = builder.add(base, ir.Constant(base.type, shift))
+                kind = signature.args[which]
+                return pointer(context, builder, kind, args[which], position, vector)
+
+            for shift in range(0, elements, lanes):
+                total = builder.add(
+                    builder.load(at(0, shift), align=align), builder.load(at(2, shift), align=align)
+                )
+                target = at(4, shift)
+                if onto:
+                    total = builder.add(total, builder.load(target, align=align))
+                builder.store(total, target, align=align)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(x, n, y, n, out, n), codegen
+
+    return vector_op(add)
+
+
 def _fold(builder: Any, value: Any) -> Any:
     """The sum of both halves of a vector."""
     from llvmlite import ir

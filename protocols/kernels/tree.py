@@ -55,7 +55,7 @@ def child_correction(correction: Words, right: int) -> Words:
     return block
 
 
-def _next_level(nodes: Words, correction: Words) -> Words:
+def next_level(nodes: Words, correction: Words) -> Words:
     """(n, m, 2) nodes and their level's correction (n, 2) -> (n, 2m, 2)."""
     n, m, _ = nodes.shape
     active = (nodes[..., :1] & _ONE) * ~np.uint64(0)
@@ -73,7 +73,7 @@ def expand_numpy(party: int, roots: Words, correction: Words, v: int, w: int) ->
     nodes = roots[:, None, :].copy()
     nodes[..., 0] = (nodes[..., 0] & ~_ONE) | np.uint64(party)
     for level in range(depth):
-        nodes = _next_level(nodes, correction[:, 2 * level : 2 * level + 2])
+        nodes = next_level(nodes, correction[:, 2 * level : 2 * level + 2])
     final = correction[:, None, 2 * depth :]
     shares = convert(seeds_of(nodes), words) + (nodes[..., :1] & _ONE) * final
     if party:
