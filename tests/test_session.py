@@ -149,7 +149,7 @@ def altered(frame: Frame, **header: object) -> Frame:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"version": 7}, "version 7, this side's 1"),
+        ({"version": 7}, "version 7, this side's 2"),
         ({"build": "0" * 16}, "runs other programs than this side"),
         ({"role": "dealer"}, "own role, dealer"),
         ({"role": "client"}, "client connected where evaluator-a was expected"),
