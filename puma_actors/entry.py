@@ -34,6 +34,7 @@ _MAY: dict[Purpose, tuple[Role, ...]] = {
     "list": (Role.OWNER, Role.CLIENT),
     "remove": (Role.OWNER,),
 }
+Named = Annotated[str, Field(max_length=NAME_CHARS)]
 _SEEN = r"^\P{C}*$"
 """No line breaks and no escape sequences: these texts are shown on terminals."""
 Short = Annotated[str, Field(max_length=NAME_CHARS, pattern=_SEEN)]
@@ -58,11 +59,11 @@ class Request(_Words):
     """
 
     version: int = VERSION
-    software: Short = Field(default_factory=software)
-    role: Short
-    name: Short
+    software: Named = Field(default_factory=software)
+    role: Named
+    name: Named
     purpose: Purpose
-    model: Short = ""
+    model: Named = ""
     files: bool = False
     measure: bool = False
 
