@@ -52,7 +52,16 @@ def render_chat(
             **special_tokens,
         )
     # A template may also fail as any Python expression does, e.g. with a TypeError.
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise ModelError(
             f"the model's chat template failed ({error}); change the messages, or pass the prompt "
             "as plain text with --raw"

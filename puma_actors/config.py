@@ -30,7 +30,7 @@ from puma_actors.wire import Limits as FrameLimits
 
 PREFIX = "PUMA_CLUSTER__"
 _SCHEMES = ("tls", "unix", "tcp")
-_STRANGER = FrameLimits(header=16 << 10, buffers=16, frame=16 << 10, string=4 << 10)
+_STRANGER = FrameLimits(header=16 << 10, buffers=16, frame=16 << 10, string=4 << 10, items=1 << 8)
 """For the first words of a caller, who may turn out to be nobody."""
 
 Seconds = Annotated[float, Field(ge=0.1, le=86400.0)]

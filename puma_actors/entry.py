@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocols.errors import Busy, ConfigError, PumaError, RemoteProtocolError, TransportError
 from protocols.shares import Role
 from puma_actors.identity import NAME_CHARS, PeerIdentity
+from puma_actors.texts import TEXT_CHARS, told
 from puma_actors.transports import Channel
 from puma_actors.wire import NO_SESSION, Frame, Kind
 
 VERSION = 1
 """Of these first words and all that follows them."""
-_TEXT_CHARS = 500
 
 Purpose = Literal["link", "session", "upload", "list", "remove", "ping"]
 _MAY: dict[Purpose, tuple[Role, ...]] = {
@@ -34,7 +34,11 @@ _MAY: dict[Purpose, tuple[Role, ...]] = {
     "list": (Role.OWNER, Role.CLIENT),
     "remove": (Role.OWNER,),
 }
-Short = Annotated[str, Field(max_length=NAME_CHARS)]
+Named = Annotated[str, Field(max_length=NAME_CHARS)]
+_SEEN = r"^\P{C}*$"
+"""No line breaks and no escape sequences: these texts are shown on terminals."""
+Short = Annotated[str, Field(max_length=NAME_CHARS, pattern=_SEEN)]
+Problem = Annotated[str, Field(max_length=TEXT_CHARS, pattern=_SEEN)]
 
 
 def software() -> str:
@@ -55,11 +59,11 @@ class Request(_Words):
     """
 
     version: int = VERSION
-    software: Short = Field(default_factory=software)
-    role: Short
-    name: Short
+    software: Named = Field(default_factory=software)
+    role: Named
+    name: Named
     purpose: Purpose
-    model: Short = ""
+    model: Named = ""
     files: bool = False
     measure: bool = False
 
@@ -75,7 +79,7 @@ class ModelEntry(_Words):
     head: Short = ""
     bytes: int = 0
     loaded: bool = False
-    problem: str = Field(default="", max_length=_TEXT_CHARS)
+    problem: Problem = ""
 
 
 class LinkEntry(_Words):
@@ -84,7 +88,7 @@ class LinkEntry(_Words):
     peer: Short
     round_trip: float | None = None
     throughput: float | None = None
-    problem: str = Field(default="", max_length=_TEXT_CHARS)
+    problem: Problem = ""
 
 
 class FilePart(_Words):
@@ -129,7 +133,7 @@ async def enter(
         raise RemoteProtocolError(f"{channel.peer_address} answered with another kind of frame")
     content = dict(frame.header)
     if frame.kind is Kind.ERROR:
-        text = str(content.get("text", "it gave no reason"))[:_TEXT_CHARS]
+        text = told(content) or "it gave no reason"
         raise (Busy if content.get("busy") is True else ConfigError)(text)
     if content.pop("do", None) != "entered":
         raise RemoteProtocolError(f"{channel.peer_address} answered something else than asked")
@@ -204,5 +208,5 @@ async def admit(
 
 async def refuse(channel: Channel, session: bytes, error: PumaError) -> None:
     """Say why not."""
-    header = {"text": str(error)[:_TEXT_CHARS], "busy": isinstance(error, Busy)}
+    header = {"text": str(error)[:TEXT_CHARS], "busy": isinstance(error, Busy)}
     await channel.send(Frame(Kind.ERROR, session, (), header))

@@ -22,6 +22,7 @@ from puma_actors.logs import log
 from puma_actors.mux import Mux
 from puma_actors.residents import RETRY
 from puma_actors.session import Identity, handshake
+from puma_actors.texts import printable
 from puma_actors.transports import Channel
 from puma_actors.wire import NO_SESSION
 
@@ -125,7 +126,7 @@ class Links:
                 mux = self.get(peer)
                 times = await mux.ping(), await mux.throughput(_PROBE_BYTES)
             except PumaError as error:
-                found.append(LinkEntry(peer=str(peer), problem=str(error)[:300]))
+                found.append(LinkEntry(peer=str(peer), problem=printable(str(error)[:300])))
             else:
                 found.append(LinkEntry(peer=str(peer), round_trip=times[0], throughput=times[1]))
         return found

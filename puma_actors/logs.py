@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 
+from puma_actors.texts import printable
+
 NAME = "puma_actors"
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
@@ -19,7 +21,8 @@ _JSON = structlog.processors.JSONRenderer()
 
 
 def _render(logger: Any, method: str, event: Any) -> Any:
-    return (_JSON if _json else _PLAIN)(logger, method, event)
+    """One line without escape sequences, whatever a peer had a hand in."""
+    return printable(str((_JSON if _json else _PLAIN)(logger, method, event)))
 
 
 log: Any = structlog.wrap_logger(

@@ -12,10 +12,11 @@ at a time.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.shares import COMPUTING, Role
 from puma_actors.tasks import Signal
 from puma_actors.wire import Tag
 
@@ -39,6 +40,8 @@ class Flow:
         control: control bytes ahead of the receiver, per peer.
         backlog: bytes that wait for a slow channel before senders wait too.
         message: largest message.
+        guest: what a client or an owner may have a party hold for an inference: its largest
+            message, and all that comes early. They have but ids to send.
         grace: after a failure, how long the actor's own code may take to notice before it is
             cancelled.
         farewell: how long the last words (goodbye or error) may take.
@@ -53,8 +56,16 @@ class Flow:
     control: int = 64 << 20
     backlog: int = 64 << 20
     message: int = 4 << 30
+    guest: int = 8 << 20
     grace: float = 1.0
     farewell: float = 2.0
+
+    def incoming(self, receiver: Role, sender: Role) -> "Flow":
+        """What holds for messages of `sender` where they arrive."""
+        if receiver not in COMPUTING or sender in COMPUTING:
+            return self
+        least = min(self.guest, self.message)
+        return replace(self, message=least, early=min(least, self.early), window=least)
 
 
 class CreditWindow:
@@ -131,15 +142,14 @@ class CreditAccount:
 
 @dataclass(slots=True)
 class _Parts:
-    """A message that arrives in chunks; they are joined at the end, so memory follows what has
-    really come.
+    """A message that arrives in chunks; `data` grows with what has really come, however small the
+    pieces are.
     """
 
     total: int
     dealt: bool
     awaited: bool
-    received: int = 0
-    chunks: list[Any] = field(default_factory=list)
+    data: bytearray = field(default_factory=bytearray)
 
 
 class Mailbox:
@@ -197,18 +207,17 @@ class Mailbox:
             parts = _Parts(total, dealt, tag in self._waiting)
             self._reserve(total, dealt, parts.awaited)
             self._parts[tag] = parts
-        end = parts.received + buffer.nbytes
-        fits = (offset, total, dealt) == (parts.received, parts.total, parts.dealt)
+        end = len(parts.data) + buffer.nbytes
+        fits = (offset, total, dealt) == (len(parts.data), parts.total, parts.dealt)
         if not fits or end > total or not buffer.nbytes:
             raise RemoteProtocolError(f"the chunks of message {tag} do not fit together")
-        parts.chunks.append(buffer)
-        parts.received = end
+        parts.data += buffer
         if end == total:
             del self._parts[tag]
             waiter = self._waiting.pop(tag, None)
             if waiter is not None and not (dealt or parts.awaited):
                 self._early -= total + MESSAGE_OVERHEAD
-            self._hand_over(tag, memoryview(b"".join(parts.chunks)), dealt, waiter)
+            self._hand_over(tag, memoryview(parts.data).toreadonly(), dealt, waiter)
 
     def _hand_over(
         self,

@@ -97,6 +97,8 @@ class FairQueue:
         session = entry.frame.session
         start = max(self._now, self._finish.get(session, 0.0))
         self._finish[session] = start + window_bytes(entry.frame)
+        if len(self._finish) > _REMEMBERED:  # a past finish says nothing; nor may ids pile up
+            self._finish = {s: t for s, t in self._finish.items() if t > self._now}
         heapq.heappush(self._heap, (start, next(self._order), entry))
 
     def pop(self) -> QueuedFrame:

@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from puma_actors.tasks import Signal
+from puma_actors.texts import told
 from puma_actors.transports.base import Channel, ChannelEnded
 from puma_actors.wire import Frame, Kind
 
@@ -23,7 +24,6 @@ WINDOW = 8 << 20
 """Bytes of a session on the way or unread; at 40 ms there and back this allows 200 MB/s."""
 _OVERHEAD = 256
 """What a frame counts for beside its buffers."""
-_TEXT_CHARS = 500
 
 
 def window_bytes(frame: Frame) -> int:
@@ -212,5 +212,4 @@ class MuxChannel(Channel):
 
 
 def _reason(header: Mapping[str, Any]) -> str:
-    text = header.get("text")
-    return text[:_TEXT_CHARS] if isinstance(text, str) else "the other side has closed the channel"
+    return told(header) or "the other side has closed the channel"

@@ -63,6 +63,7 @@ class Port:
         flow: sizes.
         lost: told when the channel breaks.
         check: raises if the session, or this peer, has failed.
+        incoming: sizes of what this peer sends; default: the same.
     """
 
     mailbox_type: Callable[..., Mailbox] = Mailbox
@@ -74,6 +75,7 @@ class Port:
         flow: Flow,
         lost: Callable[["Port", PumaError], None],
         check: Callable[["Port"], None],
+        incoming: Flow | None = None,
     ) -> None:
         self.role = peer.role
         self.session = peer.session
@@ -84,6 +86,7 @@ class Port:
         self.windows: dict[int, CreditWindow] = {}
         self.room = Signal()
         self._flow = flow
+        self._incoming = incoming or flow
         self._lost = lost
         self._check = check
         self.control_window = CreditWindow(flow.control, self.check)
@@ -109,7 +112,7 @@ class Port:
         box = self.mailboxes.get(number)
         if box is None:
             box = self.mailboxes[number] = self.mailbox_type(
-                self._flow, lambda size: self.credit((number,), size), self.check
+                self._incoming, lambda size: self.credit((number,), size), self.check
             )
         return box
 

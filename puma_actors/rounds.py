@@ -45,9 +45,8 @@ from puma_actors.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
 from puma_actors.port import Port
 from puma_actors.session import Peer
 from puma_actors.tasks import Signal, unwrap
+from puma_actors.texts import TEXT_CHARS, told
 from puma_actors.wire import Frame, Kind, Tag, flat, message_tag
-
-_TEXT_CHARS = 500
 
 
 class Wire(NamedTuple):
@@ -84,7 +83,10 @@ class RoundScheduler:
         self.compute = compute or Compute()
         self.keys = KeyRing(role, {peer.role: peer.secret for peer in peers})
         self.ports = {
-            peer.role: Port(peer, self.flow, self._lost, self._check_port) for peer in peers
+            peer.role: Port(
+                peer, self.flow, self._lost, self._check_port, self.flow.incoming(role, peer.role)
+            )
+            for peer in peers
         }
         self._opened: set[int] = set()
         self._ended: set[int] = set()
@@ -156,14 +158,14 @@ class RoundScheduler:
         port = self.port(to)
         port.check()
         views = [flat(buffer).toreadonly() for buffer in buffers]
-        size = sum(view.nbytes + 8 for view in views)
-        if size > port.channel.frame_bytes:
+        if (size := sum(view.nbytes + 8 for view in views)) > port.channel.frame_bytes:
             raise LocalProtocolError(
                 f"request of {size} bytes, a frame holds {port.channel.frame_bytes}:"
                 " send it in parts"
             )
-        await port.control_window.acquire(sum(view.nbytes for view in views))
-        port.post(Frame(Kind.CONTROL, port.session, (), dict(header), views))
+        frame = Frame(Kind.CONTROL, port.session, (), dict(header), views)
+        await port.control_window.acquire(frame.weight)
+        port.post(frame)
         await port.drained()
 
     async def control(self) -> tuple[Role, dict[str, Any], list[memoryview]]:
@@ -304,7 +306,7 @@ class RoundScheduler:
             return
         self._failure = failure
         self._failed.set()
-        header = {"text": str(failure)[:_TEXT_CHARS]}
+        header = {"text": str(failure)[:TEXT_CHARS]}
         for port in self.ports.values():
             port.post(Frame(Kind.ERROR, port.session, (), header))
             port.wake()
@@ -382,17 +384,14 @@ class RoundScheduler:
             raise RemoteProtocolError(f"credit for inference {frame.tag[0]}, where none was used")
 
     def _on_control(self, port: Port, frame: Frame) -> None:
-        buffers = [flat(buffer) for buffer in frame.buffers]
-        size = sum(buffer.nbytes for buffer in buffers)
-        port.control_account.arrived(size)
-        self._controls.append((port, frame.header, buffers, size))
+        port.control_account.arrived(size := frame.weight)
+        self._controls.append((port, frame.header, [flat(b) for b in frame.buffers], size))
         self._changed.notify()
 
     def _on_error(self, port: Port, frame: Frame) -> None:
-        text = frame.header.get("text")
-        if not isinstance(text, str):
+        if not (text := told(frame.header)):
             raise RemoteProtocolError("malformed error report")
-        self._fail(PeerFailed(text[:_TEXT_CHARS]))
+        self._fail(PeerFailed(text))
 
     def _on_goodbye(self, port: Port, frame: Frame) -> None:
         port.left = True

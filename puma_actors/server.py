@@ -56,10 +56,13 @@ from puma_actors.serving import Receiver, ServingLimits, ServingParty
 from puma_actors.session import Identity, Peer, handshake, naming
 from puma_actors.store import ModelStore
 from puma_actors.tasks import gather, unwrap
+from puma_actors.texts import printable
 from puma_actors.transports import Channel, Listener
 from puma_actors.wire import NO_SESSION
 
 _MOST_CONNECTIONS = 256
+_KEPT_FOR_PARTIES = 16
+"""Of these, places that clients and owners cannot take: links must come up again."""
 _REMEMBERED = 1 << 16
 _PING_TIME = 60.0
 
@@ -160,7 +163,10 @@ class PartyServer:
                 channel = await listener.accept()
             except TransportError:  # closed: this party stops
                 return
-            if self._connections >= _MOST_CONNECTIONS:
+            known = channel.peer_identity
+            party = known is not None and known.role in self.links.peers
+            limit = _MOST_CONNECTIONS - (0 if party else _KEPT_FOR_PARTIES)
+            if self._connections >= limit:
                 log.warning("too many connections", peer=channel.peer_address)
                 group.start_soon(channel.aclose)
                 continue
@@ -323,7 +329,7 @@ class PartyServer:
         try:
             stored = self.store.read(name, verify=False)
         except StoreError as error:
-            return ModelEntry(name=name, problem=str(error)[:500])
+            return ModelEntry(name=name, problem=printable(str(error)[:500]))
         manifest, config = stored.manifest, stored.plan.config
         return ModelEntry(
             name=name,

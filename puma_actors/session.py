@@ -31,14 +31,14 @@ from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportE
 from protocols.shares import Role
 from puma_actors.build import program_digest
 from puma_actors.identity import NAME_CHARS
+from puma_actors.texts import told
 from puma_actors.transports.base import Channel
 from puma_actors.wire import SESSION_BYTES, Frame, Kind
 
-HANDSHAKE_VERSION = 1
+HANDSHAKE_VERSION = 2
 SECRET_BYTES = 32
 _NONCE_BYTES = 32
 _KEY_BYTES = 32
-_REASON_CHARS = 500
 _LABEL = b"puma-actors handshake"
 
 
@@ -190,9 +190,8 @@ async def _last_word(channel: Channel) -> RemoteProtocolError | None:
 
 
 def _refusal(frame: Frame) -> RemoteProtocolError:
-    text = frame.header.get("text")
-    told = text[:_REASON_CHARS] if isinstance(text, str) else "it gave no reason"
-    return RemoteProtocolError(f"the other side refused the handshake: {told}")
+    reason = told(frame.header) or "it gave no reason"
+    return RemoteProtocolError(f"the other side refused the handshake: {reason}")
 
 
 def _single_buffer(frame: Frame, kind: Kind, size: int) -> bytes:
@@ -242,7 +241,7 @@ def _check_hello(mine: _Hello, theirs: _Hello, expected: Collection[Role]) -> No
 
 def _transcript(mine: _Hello, theirs: _Hello) -> bytes:
     lower, higher = sorted((mine, theirs), key=lambda hello: str(hello.role))
-    head = _LABEL + struct.pack("<I", HANDSHAKE_VERSION)
+    head = _LABEL + struct.pack("<I", HANDSHAKE_VERSION) + program_digest().encode()
     return hashlib.sha256(head + lower.encoded() + higher.encoded()).digest()
 
 

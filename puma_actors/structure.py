@@ -1,8 +1,9 @@
 """The structure of hostile MessagePack.
 
 The library sets memory aside for as many elements as an array announces, at every level of
-nesting; a few kilobytes can so ask for gigabytes. A head that might is therefore walked first,
-without building anything.
+nesting; a few kilobytes can so ask for gigabytes. And a byte can be an element of seventy: an empty
+map. A head that might is therefore walked first, without building anything, and no further than to
+the last element that is allowed.
 """
 
 from protocols.errors import RemoteProtocolError
@@ -21,14 +22,14 @@ def suspicious(data: bytes, nesting: int) -> bool:
     return len(containers) > nesting or any(code >= 0xDC for code in containers)
 
 
-def check_structure(data: bytes, nesting: int) -> None:
-    """Walk MessagePack without building it: complete, nested within the limit, every length in
-    bounds.
+def check_structure(data: bytes, nesting: int, most: int) -> None:
+    """Walk MessagePack without building it: complete, nested within the limit, at most `most`
+    elements in all containers together, every length in bounds.
 
     Raises:
         RemoteProtocolError: it is not so.
     """
-    end, at = len(data), 0
+    end, at, announced = len(data), 0, 0
     open_items = [1]  # elements still to come, innermost container last
     while open_items:
         if open_items[-1] == 0:
@@ -61,6 +62,9 @@ def check_structure(data: bytes, nesting: int) -> None:
         if at > end or items > end - at:
             raise RemoteProtocolError("frame header announces more than it holds")
         if items >= 0:
+            announced += items
+            if announced > most:
+                raise RemoteProtocolError(f"frame header holds more than {most} elements")
             open_items.append(items)
             if len(open_items) > nesting + 1:
                 raise RemoteProtocolError(f"frame header is nested deeper than {nesting}")

@@ -24,6 +24,7 @@ from enum import Enum, IntEnum, auto
 from typing import Any, TypeAlias
 
 import msgpack  # type: ignore[import-untyped]
+import numpy as np
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from puma_actors.structure import check_structure, suspicious
@@ -37,6 +38,14 @@ NO_SESSION = bytes(SESSION_BYTES)
 _PRELUDE = struct.Struct("<4sBBHIQ16s")
 _ALIGN = 8
 _PADDING = memoryview(bytes(_ALIGN))
+_LAZY = 64 << 10
+"""Space for more bytes than this is set aside without touching it: until they come, it costs
+nothing.
+"""
+_MESSAGE_TAG = 64
+"""Numbers in the tag of a message. Programs stay far below, and each costs memory."""
+HEAD_WEIGHT = 16
+"""A head takes up to so many times its bytes once it is decoded."""
 
 
 class Kind(IntEnum):
@@ -68,6 +77,7 @@ class Frame:
         tag: place in the program, or () where that has no meaning.
         header: str keys; values that MessagePack knows.
         buffers: bytes-like objects, not written to once they are in a frame.
+        head: bytes of its head, where it came over a wire.
     """
 
     kind: Kind
@@ -75,17 +85,24 @@ class Frame:
     tag: Tag = ()
     header: dict[str, Any] = field(default_factory=dict)
     buffers: Sequence[Any] = ()
+    head: int = field(default=0, compare=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes in the buffers."""
         return sum(memoryview(buffer).nbytes for buffer in self.buffers)
 
+    @property
+    def weight(self) -> int:
+        """Bytes of memory it takes, more or less; the same at both ends."""
+        sizes = [memoryview(buffer).nbytes for buffer in self.buffers]
+        return sum(sizes) + HEAD_WEIGHT * (self.head or len(_pack(self, sizes)))
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a peer may make us hold. Lengths in bytes; `nesting` counts containers within
-    containers.
+    containers, `items` all that stands in containers of a head.
     """
 
     header: int = 1 << 20
@@ -93,6 +110,7 @@ class Limits:
     frame: int = 1 << 30
     string: int = 1 << 20
     nesting: int = 8
+    items: int = 1 << 17
     tag: int = 256
 
 
@@ -161,7 +179,7 @@ def _pack_head(frame: Frame, sizes: list[int], limits: Limits) -> bytes:
     head = _pack(frame, sizes)
     try:
         if suspicious(head, limits.nesting):
-            check_structure(head, limits.nesting)
+            check_structure(head, limits.nesting, limits.items)
     except RemoteProtocolError as error:
         raise LocalProtocolError(f"frame header cannot be packed: {error}") from error
     if len(frame.tag) > limits.tag or not _naturals(list(frame.tag)):
@@ -202,7 +220,7 @@ class Decoder:
         }
         self._error = ""
         self._kind, self._session = Kind.GOODBYE, NO_SESSION
-        self._count = self._payload = 0
+        self._count = self._payload = self._head = 0
         self._tag: Tag = ()
         self._sizes: list[int] = []
         self._header: dict[str, Any] = {}
@@ -268,7 +286,9 @@ class Decoder:
             )
 
     def _expect(self, size: int) -> None:
-        self._part, self._filled = bytearray(size), 0
+        self._part: bytearray | memoryview
+        self._part = bytearray(size) if size <= _LAZY else np.empty(size, np.uint8).data
+        self._filled = 0
 
     def _read_nothing(self) -> None:
         raise RemoteProtocolError(f"the stream was broken before: {self._error}")
@@ -287,7 +307,7 @@ class Decoder:
         _within(head, self.limits.header, "header bytes", RemoteProtocolError)
         _within(payload, self.limits.frame, "payload bytes", RemoteProtocolError)
         self._kind, self._session = Kind(kind), session
-        self._count, self._payload = count, payload
+        self._count, self._payload, self._head = count, payload, head
         self.state = State.HEAD
         self._expect(head)
 
@@ -308,7 +328,7 @@ class Decoder:
         for size in self._sizes:
             buffers.append(payload[start : start + size])
             start += size + -size % _ALIGN
-        frame = Frame(self._kind, self._session, self._tag, self._header, buffers)
+        frame = Frame(self._kind, self._session, self._tag, self._header, buffers, self._head)
         self.state = State.PRELUDE
         self._expect(_PRELUDE.size)
         return frame
@@ -324,7 +344,7 @@ def unpack_head(data: bytes, limits: Limits) -> tuple[Tag, list[int], dict[str, 
         RemoteProtocolError: the bytes are not a head within the limits.
     """
     if suspicious(data, limits.nesting):
-        check_structure(data, limits.nesting)
+        check_structure(data, limits.nesting, limits.items)
     try:
         head = msgpack.unpackb(
             data,
@@ -359,6 +379,6 @@ def message_tag(raw: Any) -> Tag:
     if not _naturals(raw):
         raise RemoteProtocolError("malformed tag of a message")
     tag: Tag = tuple(raw)
-    if len(tag) < 2:
-        raise RemoteProtocolError("the tag of a message has at least two numbers")
+    if not 2 <= len(tag) <= _MESSAGE_TAG:
+        raise RemoteProtocolError(f"the tag of a message has 2 to {_MESSAGE_TAG} numbers")
     return tag

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from reference import leaves_nothing, save_model, save_tokenizer, usual_logs
 
 from models.tokenizer import Tokenizer
@@ -17,6 +18,7 @@ from protocols.shares import Role, SecretBits, SecretTensor
 from puma_actors import party, rounds, session
 from puma_actors.cli import main
 from puma_actors.cluster import LocalCluster
+from puma_actors.entry import Answer
 from puma_actors.logs import log, show_logs
 from puma_actors.wire import Frame, Kind
 
@@ -191,6 +193,27 @@ def test_usual_logs_are_quiet(capsys):
     out, err = capsys.readouterr()
     assert "unseen" not in out + err
     assert err.count("seen") == 1
+
+
+def test_logs_are_single_lines_without_escape_sequences(capsys):
+    reason = 'x\n2026 [info] forged \x1b[2J \r "'
+    with usual_logs():
+        for as_json in (False, True):
+            show_logs(0, as_json=as_json)
+            log.warning("refused", reason=reason)
+    out, err = capsys.readouterr()
+    lines = (out + err).splitlines()
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("field", ["software", "role", "name"])
+def test_answers_with_escape_sequences_are_refused(field):
+    good = {"role": "dealer", "name": "dora", "software": "1"}
+    assert Answer.model_validate(good)
+    for bad in ("a\x1b[31m", "a\nb", "a\n"):
+        with pytest.raises(ValidationError):
+            Answer.model_validate({**good, field: bad})
 
 
 # -- reprs -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
 
 import anyio
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from protocols.prf import KeyRing
 from protocols.shares import Role
+from puma_actors import session
 from puma_actors.session import Identity, Peer, handshake
 from puma_actors.transports import Channel
 from puma_actors.transports.memory import memory_pair
@@ -142,6 +144,41 @@ async def test_changed_hello_fails_on_both_sides(field: str) -> None:
     assert any("could not prove" in text for text in caught)
 
 
+async def test_a_lie_about_the_program_fails_the_confirmation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody in the middle makes two different builds believe that they are equal."""
+    build: ContextVar[str] = ContextVar("build")
+    monkeypatch.setattr(session, "program_digest", build.get)
+    (one, left), (right, two) = memory_pair(), memory_pair()
+    caught: list[str] = []
+
+    async def side(channel: Channel, me: Identity, other: Role, own: str) -> None:
+        build.set(own)
+        try:
+            await handshake(channel, me, {other}, timeout=5)
+        except (RemoteProtocolError, TransportError) as error:
+            caught.append(str(error))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(side, one, DEALER, Role.EVALUATOR_A, "1" * 16)
+        group.start_soon(side, two, EVALUATOR, Role.DEALER, "2" * 16)
+        await right.send(altered(await left.receive(), build="2" * 16))
+        await left.send(altered(await right.receive(), build="1" * 16))
+        for source, target in ((left, right), (right, left)):
+            await target.send(await source.receive())
+    assert len(caught) == 2
+    assert any("could not prove" in text for text in caught)
+
+
+async def test_reasons_come_without_escape_sequences() -> None:
+    text = "no\x1b[31m\r\nINFO forged line\u202e"
+    refusal = Frame(Kind.ERROR, SESSION, (), {"text": text})
+    told = str(await against(lambda channel: channel.send(refusal)))
+    assert told.endswith("no?[31m??INFO forged line?")
+    assert told.isprintable()
+
+
 def altered(frame: Frame, **header: object) -> Frame:
     return Frame(frame.kind, frame.session, (), {**frame.header, **header}, frame.buffers)
 
@@ -149,7 +186,7 @@ def altered(frame: Frame, **header: object) -> Frame:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"version": 7}, "version 7, this side's 1"),
+        ({"version": 7}, "version 7, this side's 2"),
         ({"build": "0" * 16}, "runs other programs than this side"),
         ({"role": "dealer"}, "own role, dealer"),
         ({"role": "client"}, "client connected where evaluator-a was expected"),

@@ -212,6 +212,8 @@ def test_template_sources_and_special_tokens(tmp_path):
 @pytest.mark.parametrize(
     "template",
     [
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ messages[0].content | attr('x') | string * (2 ** 60) }}{{ 'x' * (2 ** 60) }}",
         "{{ raise_exception('roles must alternate') }}",
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",

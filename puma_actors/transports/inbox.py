@@ -102,7 +102,7 @@ class Inbox:
                 self._deliver(frame)
                 return
             self._frames.append(frame)
-            self._held += frame.nbytes
+            self._held += frame.weight
             self._pace()
         self.changed.notify()
 
@@ -158,7 +158,7 @@ class Inbox:
             self.check()
             await self.changed.wait()
         frame = self._frames.popleft()
-        self._held -= frame.nbytes
+        self._held -= frame.weight
         self._pace()
         return frame
 
@@ -170,7 +170,7 @@ class Inbox:
         try:
             while self._frames:
                 frame = self._frames.popleft()
-                self._held -= frame.nbytes
+                self._held -= frame.weight
                 self._deliver(frame)
             self._pace()
             while True:

@@ -162,7 +162,7 @@ class SocketListener(Listener):
         bound.setblocking(False)
         bound.listen(_BACKLOG)
         self._socket = bound
-        self._guests: set[asyncio.Task[None]] = set()
+        self._guests: dict[asyncio.Task[None], None] = {}  # the oldest first
         self._server = asyncio.create_task(self._serve())
 
     async def _serve(self) -> None:
@@ -176,12 +176,16 @@ class SocketListener(Listener):
                 continue
             if len(self._guests) + len(self._waiting) >= _BACKLOG:
                 log.warning("too many connections wait", address=self.address)
-                connection.close()
-                continue
+                oldest = next((task for task in self._guests if not task.cancelling()), None)
+                if oldest is None:
+                    connection.close()
+                    continue
+                # Whoever is honest shakes hands in a moment; the oldest is the likeliest to stall.
+                oldest.cancel()
             prepare(connection)
             guest = asyncio.create_task(self._receive(connection))
-            self._guests.add(guest)
-            guest.add_done_callback(self._guests.discard)
+            self._guests[guest] = None
+            guest.add_done_callback(lambda task: self._guests.pop(task, None))
 
     async def _receive(self, connection: socket.socket) -> None:
         peer = peer_name("", connection)
