@@ -26,7 +26,7 @@ from protocols.dpf import expand_selectors, generate_selectors, selector_bytes
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.sums import Half, chosen_sums
-from protocols.lane import Lane, field, fields_bytes, join, split
+from protocols.lane import Lane, field
 from protocols.linear import Table
 from protocols.ring import RING_BITS, Bytes, Words, canonical, packed_bytes
 from protocols.shares import EVALUATORS, Role, SecretBits, SecretTensor
@@ -121,8 +121,8 @@ async def _dealer_found(strands: list[Lane], lane: Lane, table: Table, count: in
     one, two = (mask.astype(np.uint8) for mask in lane.masks(bit, 1))
     first = lane.draw(Role.EVALUATOR_A, bit, 1).astype(np.uint8)
     second = own ^ first
-    packed = join([field(bit, 1)], [second.astype(np.uint64)])[0]
-    await lane.send_bytes(Role.EVALUATOR_B, packed, online=False)
+    sign = [second.astype(np.uint64)]
+    await lane.send_words(Role.EVALUATOR_B, [field(bit, 1)], sign, online=False)
     lane.defer(_dealer_part(strands, lane, table, count, masks[1:]))
     zero = np.zeros_like(own)
     negative = [
@@ -140,9 +140,8 @@ async def _found(strands: list[Lane], lane: Lane, table: Table, count: int) -> _
     if lane.leads:
         first = lane.draw(Role.DEALER, bit, 1).astype(np.uint8)
     else:
-        fields = [field(bit, 1)]
-        packed = await lane.receive_bytes(Role.DEALER, fields_bytes(fields))
-        first = split(packed, fields)[0].astype(np.uint8)
+        (dealt_sign,) = await lane.receive_words(Role.DEALER, [field(bit, 1)])
+        first = dealt_sign.astype(np.uint8)
     pad = lane.draw(Role.DEALER, shape, width)
     mine, other = (_LAM1, _LAM2) if lane.leads else (_LAM2, _LAM1)
     parts = await _look_up(strands, table, count)

@@ -295,9 +295,11 @@ class Lane:
             for item, mine, other in zip(fields, values, theirs, strict=True)
         ]
 
-    async def send_words(self, to: Role, fields: Sequence[Field], values: Sequence[Words]) -> None:
-        """Send packed words to one party, online."""
-        await self._send(to, join(fields, values), online=True)
+    async def send_words(
+        self, to: Role, fields: Sequence[Field], values: Sequence[Words], *, online: bool = True
+    ) -> None:
+        """Send packed words to one party."""
+        await self._send(to, join(fields, values), online=online)
 
     async def receive_words(self, sender: Role, fields: Sequence[Field]) -> list[Words]:
         """Words that `sender` sent with `send_words`."""

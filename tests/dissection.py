@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from uniformity import NotUniform
 
 from protocols import embedding, spline
-from protocols.dpf import generate
+from protocols.dpf import generate, generate_selectors
 from protocols.kernels.packing import unpack_numpy
 from protocols.lane import Field, Lane
 from protocols.ring import Words
@@ -40,7 +40,8 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
     join = Lane._send
     layouts: dict[int, Sequence[Field]] = {}
     corrections: dict[int, tuple[Any, int]] = {}  # with the words of an element
-    swap, share_fields, words_to = Lane.open, Lane.share, Lane.send_words
+    opened, exchange = Lane.open, Lane.swap
+    share_fields, words_to = Lane.share, Lane.send_words
 
     def note(key: Key, width: int, found: Words) -> None:
         seen[key].append(found)
@@ -61,11 +62,11 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
         await join(self, to, parts, online=online)
 
     def with_layout(method: Any, at: int) -> Any:
-        async def call(self: Lane, *args: Any) -> Any:
+        async def call(self: Lane, *args: Any, **options: Any) -> Any:
             before = layouts.get(id(self))
             layouts[id(self)] = args[at]
             try:
-                return await method(self, *args)
+                return await method(self, *args, **options)
             finally:
                 if before is None:
                     layouts.pop(id(self), None)
@@ -75,7 +76,7 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
         return call
 
     async def opening(self: Lane, fields: Sequence[Field], values: Any) -> list[Words]:
-        sums: list[Words] = await with_layout(swap, 0)(self, fields, values)
+        sums: list[Words] = await with_layout(opened, 0)(self, fields, values)
         number = self._received[self.peer]
         for place, (item, total) in enumerate(zip(fields, sums, strict=True)):
             key = (self.role, self.role, (*self.path, number), place)
@@ -87,11 +88,17 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
         corrections[id(made)] = made, made.size // 8 // alpha.size
         return made
 
+    def choosing(alpha: Words, *rest: Any) -> Any:
+        made, found = generate_selectors(alpha, *rest)
+        corrections[id(made)] = made, made.size // 8 // alpha.size
+        return made, found
+
     with (
         mock.patch.object(spline, "generate", generating),
-        mock.patch.object(embedding, "generate", generating),
+        mock.patch.object(embedding, "generate_selectors", choosing),
         mock.patch.object(Lane, "_send", lane_send),
         mock.patch.object(Lane, "open", opening),
+        mock.patch.object(Lane, "swap", with_layout(exchange, 0)),
         mock.patch.object(Lane, "share", with_layout(share_fields, 0)),
         mock.patch.object(Lane, "send_words", with_layout(words_to, 1)),
     ):

@@ -35,7 +35,7 @@ from protocols.shares import COMPUTING, Role
 from puma_actors.cli.reports import _programs
 
 COVERED = {
-    "product, truncated": ["mul", "mul untruncated"],
+    "product, truncated": ["mul", "mul by one bit"],
     "lift to 64 bits": ["lift"],
     "product of three": ["mul3", "mul3 broadcast"],
     "matrix product (32,64)(64,32)": ["matmul"],
