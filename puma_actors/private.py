@@ -32,7 +32,7 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
             self._running.__enter__()
         except BaseException as error:
             self._portal = None
-            # Told of the error, it ends what still runs, as after an interruption, instead of waiting.
+            # Told of an interruption, it ends what still runs instead of waiting for it.
             self._portal_context.__exit__(type(error), error, error.__traceback__)
             raise
 
