@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,32 @@ async def test_a_snippet_runs(snippet, folder, classifier, reader, capsys):
     if "vectors" in names:
         assert names["vectors"].shape == (2, 384)
         assert set(names["answer"]) >= {"answer", "score"}
+
+
+# -- the rounds of a layer -------------------------------------------------------------------------
+
+STEPS = {
+    "attention_norm": ["RMSNorm: "],
+    "qkv": ["queries, keys, values"],
+    "attention": ["scores", "row maximum", "exp: ", "weights × values", "product of three"],
+    "output": ["output projection"],
+    "mlp_norm": ["RMSNorm |"],
+    "gate_up": ["gate and up", "SiLU: ", "gate × up"],
+    "down": ["down projection"],
+}
+"""Places of a layer, and how the rows of the README's table begin that are computed there."""
+
+
+def test_the_rounds_of_a_layer_are_those_of_a_run(puma, folder):
+    code, out, err = puma("profile", "-m", folder, "--tokens-in", 32, "--tokens-out", 2, "--json")
+    assert (code, err) == (0, "")
+    text = README.read_text(encoding="utf-8").partition("### The rounds of a layer")[2]
+    rows = re.findall(r"^\| (.*) \| (\d+)(?: or (\d+))? \|$", text, re.M)
+    for phase in json.loads(out)["phases"]:
+        counted = {row["name"].removeprefix("layers.*."): row["rounds"] for row in phase["places"]}
+        for place, starts in STEPS.items():
+            found = [[row for row in rows if f"{row[0]} |".startswith(s)] for s in starts]
+            assert all(len(matching) == 1 for matching in found), (place, found)
+            least = sum(int(low) for [(_, low, _)] in found)
+            most = sum(int(high or low) for [(_, low, high)] in found)
+            assert 2 * least <= counted[place] <= 2 * most, place  # the model has two layers
