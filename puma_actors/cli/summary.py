@@ -11,7 +11,7 @@ from puma_actors.network import Network
 from puma_actors.remote import RemoteCluster
 
 Cluster: TypeAlias = LocalCluster | RemoteCluster
-_ENDS = {"length": "--max-new-tokens reached", "context": "the model's context is full"}
+_ENDS = {"length": "token limit", "context": "context full"}
 """What `Usage.stop_reason` means, where its own words are short."""
 
 
