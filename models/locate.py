@@ -60,10 +60,12 @@ def resolve_model(path_or_name: str | Path) -> Path:
 
     Raises ModelError when the path is missing or the download fails.
     """
+    name = str(path_or_name)
+    if not name.strip():
+        raise ModelError("the model's path is empty: give a folder, a file or a name on the hub")
     path = Path(path_or_name).expanduser()
     if path.exists():
         return path
-    name = str(path_or_name)
     looks_like_file = path.suffix in (*_PICKLES, ".gguf", ".safetensors")
     if looks_like_file or not _HUB_NAME.fullmatch(name):
         raise ModelError(f"{path}: no such file or folder; give the path of a model")

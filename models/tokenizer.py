@@ -20,7 +20,7 @@ from models.gguf_config import gguf_eos_token_ids
 from models.gguf_reader import GgufFile
 from models.gguf_tokenizer import tokenizer_from_gguf
 from models.locate import find_source, read_json
-from protocols.errors import ModelError
+from protocols.errors import ConfigError, ModelError
 
 Message = Mapping[str, Any]
 
@@ -172,7 +172,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with the begin token if the tokenizer puts one."""
-        return self._backend.encode(text).ids
+        return self._encoded(text).ids
 
     def encode_text(
         self, text: str, pair: str | None = None, *, special_tokens: bool = True
@@ -181,8 +181,15 @@ class Tokenizer:
 
         special_tokens: add those that the model expects around its input.
         """
-        encoded = self._backend.encode(text, pair, add_special_tokens=special_tokens)
-        return Encoding.of(encoded)
+        return Encoding.of(self._encoded(text, pair, add_special_tokens=special_tokens))
+
+    def _encoded(self, text: str, pair: str | None = None, **options: Any) -> tokenizers.Encoding:
+        """Raises ConfigError for a text that came from bytes which are no UTF-8."""
+        try:
+            (text + (pair or "")).encode()
+        except UnicodeEncodeError:
+            raise ConfigError("a text is not valid UTF-8: convert it first") from None
+        return self._backend.encode(text, pair, **options)
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
         """Text of `ids`, without special tokens unless asked; U+FFFD for what is not UTF-8."""
@@ -234,7 +241,7 @@ class Tokenizer:
             return self.encode("\n".join(str(message["content"]) for message in messages))
         text = render_chat(self.chat_template, messages, self._special)
         # The template writes the begin token itself where the model wants one.
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self._encoded(text, add_special_tokens=False).ids
 
     def stream(self) -> TokenStream:
         """A new incremental detokeniser."""

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import protocols.kernels
 from protocols.errors import ConfigError, PumaError
-from protocols.kernels import aesni, simd
-from protocols.kernels.jit import MODE, kernels, sources_digest
+from protocols.kernels import aesni, cache_folder, cached, simd
+from protocols.kernels.jit import MODE, kernels
 from protocols.shares import COMPUTING, Role
 from puma_actors.certs import describe, load_context, stem
 from puma_actors.compute import available_cores
@@ -68,12 +67,10 @@ def _kernels() -> Iterator[Check]:
     yield Check("vectors", "ok" if bits == 512 else "warning", f"{bits} bits (512 is fastest)")
     aes = aesni.available()
     yield Check("AES", "ok" if aes else "warning", "in hardware" if aes else "in software: slow")
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(protocols.kernels.__path__[0]))
-    made = len(list(folder.rglob(f"*{sources_digest()}*.nbi")))
-    if made:
+    if made := cached():
         yield Check("compiled kernels", "ok", f"{made} of about {len(kernels()) or made} cached")
     else:
-        text = f"none in {folder}: the first start compiles them, which takes about 20 s"
+        text = f"none in {cache_folder()}: the first start compiles them, which takes about 20 s"
         yield Check("compiled kernels", "warning", text)
 
 

@@ -1,5 +1,6 @@
 """`LocalCluster` for code without an event loop: notebooks and scripts."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,9 +30,10 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         self._running = self._portal.wrap_async_context_manager(cluster)
         try:
             self._running.__enter__()
-        except BaseException:
+        except BaseException as error:
             self._portal = None
-            self._portal_context.__exit__(None, None, None)
+            # Told of an interruption, it ends what still runs instead of waiting for it.
+            self._portal_context.__exit__(type(error), error, error.__traceback__)
             raise
 
     @classmethod
@@ -45,10 +47,28 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         return self.cluster.usage
 
     def call(self, function: Any, *args: Any) -> Any:
-        """Run an async function on the cluster's event loop, and wait for its result."""
+        """Run an async function on the cluster's event loop, and wait for its result.
+
+        Interrupted (Ctrl-C, or a notebook's stop button), it ends what runs before it raises: the
+        next request would wait for that otherwise.
+        """
         if self._portal is None:
             raise ConfigError("the model is closed: load it again")
-        return self._portal.call(function, *args)
+        ended = threading.Event()
+
+        async def run() -> Any:
+            try:
+                return await function(*args)
+            finally:
+                ended.set()
+
+        future = self._portal.start_task_soon(run)
+        try:
+            return future.result()
+        except BaseException:
+            if future.cancel():  # not what `run` raised: it still runs
+                ended.wait()
+            raise
 
     def forward(self, input_ids: Sequence[int] | Any, **options: Any) -> Floats:
         """As `LocalCluster.forward`."""

@@ -89,8 +89,9 @@ def check_tokens(cluster: LocalCluster, tokens_in: int, tokens_out: int | None) 
         ConfigError: the model cannot take so many tokens, or generates none.
     """
     config = cluster.config
-    if tokens_in < 1 or (tokens_out is not None and tokens_out < 1):
-        raise ConfigError(f"{tokens_in} tokens in, {tokens_out} out: give at least one of each")
+    for name, count in (("in", tokens_in), ("out", tokens_out)):
+        if count is not None and count < 1:
+            raise ConfigError(f"{count} tokens {name}: give at least 1")
     if config.head != GENERATES:
         if tokens_out is not None:
             raise ConfigError(

@@ -202,11 +202,15 @@ class Requests(ABC):
         check_ids(self.config, ids)
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
-        """Refuse a choice of tokens that needs logits the client is not to see.
+        """Refuse to generate with a model that cannot, or by logits the client is not to see.
 
         Raises:
             ConfigError: see the text.
         """
+        if self.config.head != "causal-lm":
+            raise ConfigError(
+                f"a model with head {self.config.head!r} generates no text: it needs 'causal-lm'"
+            )
         if self.settings.reveal == "argmax" and (
             sampling.temperature > 0 or sampling.repetition_penalty != 1
         ):
@@ -230,10 +234,6 @@ class Requests(ABC):
             sampling: or its fields as keywords (`max_new_tokens=32`, `temperature=0.7`, ...).
             raw: do not apply the chat template.
         """
-        if self.config.head != "causal-lm":
-            raise ConfigError(
-                f"a model with head {self.config.head!r} generates no text: it needs 'causal-lm'"
-            )
         sampling = sampling or SamplingConfig(**options)
         self.check_sampling(sampling)
         ids = self.encode(prompt, raw=raw)

@@ -80,7 +80,8 @@ def test_generate_prints_the_answer_on_stdout_and_the_rest_on_stderr(puma, folde
     code, out, err = puma("generate", "-m", folder, "-p", PROMPT, "-n", "4")
     assert code == 0
     assert out == Tokenizer.load(folder).decode(answer) + "\n"
-    for part in ("loading", "sharing", "prefill, 7 tokens", "each of 3 more tokens", "rounds"):
+    end = "stopped: token limit"
+    for part in ("loading", "sharing", "prefill, 7 tokens", "each of 3 more tokens", "rounds", end):
         assert part in err
     assert "Traceback" not in err
 

@@ -1,6 +1,11 @@
 """The command line on bad input: one line, an exit code, and no work before it."""
 
+import errno
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +109,9 @@ GENERATE = {
     "top-p of 0": (["-p", "x", "--top-p", "0"], "top_p"),
     "penalty": (["-p", "x", "--repetition-penalty", "0"], "repetition_penalty"),
     "stop": (["-p", "x", "--stop", ""], "stop"),
-    "no tokens": (["-p", "x", "-n", "0"], "--max-new-tokens"),
+    "no tokens": (["-p", "x", "-n", "0"], "greater than or equal to 1, and '0' is not"),
+    "no model": (["-p", "x", "-m", ""], "the model's path is empty"),
+    "not unicode": (["-p", "x\udcff"], "not valid UTF-8"),
     "lanes": (["-p", "x", "--lanes", "0"], "--lanes"),
     "approximation": (["-p", "x", "--approximation", "loose"], "--approximation"),
     "tree": (["-p", "x", "--tree", "oak"], "--tree"),
@@ -174,6 +181,12 @@ def test_lengths_to_inspect(puma, folder):
     refused(puma("inspect", folder, "--prompt-tokens", 0), "--prompt-tokens")
 
 
+def test_a_short_model_is_inspected_with_what_fits(puma, classifier):
+    code, out, err = puma("inspect", classifier, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["prompt_tokens"] == 20
+
+
 def test_broken_weights_are_refused_while_loading(puma, folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     file = copy / "model.safetensors"
@@ -207,6 +220,47 @@ def test_interruption(puma, folder, monkeypatch):
     monkeypatch.setattr(LocalCluster, "__aenter__", interrupted)
     code, out, err = puma("generate", "-m", folder, "-p", PROMPT, "--json")
     assert (code, out, err) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [["generate", "-p", "x"], ["inspect", ""]])
+def test_heads_and_empty_names(puma, no_work, classifier, arguments):
+    if arguments[0] == "generate":
+        refused(puma(*arguments, "-m", classifier), "generates no text")
+    else:
+        refused(puma(*arguments), "path is empty")
+
+
+def test_a_full_disk(puma, folder, tmp_path, monkeypatch):
+    def full(*_args, **_options) -> None:
+        Path(_args[0]).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", full)
+    out = tmp_path / "out.npz"
+    code, _, err = puma("forward", "-m", folder, "--input-ids", "1", "-o", out, "--json")
+    assert code == 2
+    assert err == f"error: --output: cannot write {out}: No space left on device\n"
+    assert not out.exists()
+
+
+def test_a_full_disk_behind_stdout(folder):
+    with Path("/dev/full").open("w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", "from puma_actors.cli import main; main()", "costs", "--json"],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device\n"
+
+
+def test_version(puma):
+    code, out, err = puma("--version")
+    assert (code, err) == (0, "")
+    assert out.startswith("puma-actors ")
 
 
 def test_help(puma):

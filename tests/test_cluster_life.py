@@ -2,7 +2,11 @@
 
 import asyncio
 import gc
+import os
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import anyio
 import numpy as np
@@ -17,6 +21,7 @@ from reference import (
 from protocols.errors import ConfigError, ModelError
 from protocols.lane import Settings
 from puma_actors.cluster import LocalCluster
+from puma_actors.owner import Owner
 from puma_actors.private import PrivateModel
 
 # -- requests in sequence, side by side, given up --------------------------------------------------
@@ -188,3 +193,44 @@ def test_private_model_says_why_it_did_not_start(folder, tmp_path):
     with pytest.raises(ConfigError, match="lanes"):
         PrivateModel.from_pretrained(folder, settings=Settings(lanes=0))
     assert own_threads() == before
+
+
+@contextmanager
+def interrupted_soon(seconds: float) -> Iterator[None]:
+    """The stop button of a notebook, or Ctrl-C."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    timer.join()
+
+
+def test_an_interrupted_request_ends_and_the_next_is_answered(folder, answer):
+    before = own_threads()
+    with PrivateModel.from_pretrained(folder) as model:
+        model.generate(PROMPT, max_new_tokens=1)
+        with interrupted_soon(0.3):
+            while True:
+                model.generate(PROMPT, max_new_tokens=50)
+        with interrupted_soon(0.3):
+            while True:
+                model.forward(IDS)
+        assert [token.id for token in model.stream(PROMPT, max_new_tokens=2)] == answer[:2]
+    assert own_threads() == before
+
+
+def test_an_interrupted_load_ends(folder, monkeypatch):
+    before = own_threads()
+
+    async def forever(self) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(Owner, "run", forever)
+    with interrupted_soon(1.0):
+        PrivateModel.from_pretrained(folder)
+    assert own_threads() == before
+
+
+async def test_a_private_model_beside_a_running_loop_as_in_a_notebook(folder, answer):
+    with PrivateModel.from_pretrained(folder) as model:
+        assert [token.id for token in model.stream(PROMPT, max_new_tokens=2)] == answer[:2]

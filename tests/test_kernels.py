@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import protocols.kernels
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from protocols.kernels import aesni, forest, jit, matmul, packing, sums, warm_up, waves
 from protocols.kernels.aes import fixed_key, mmo
@@ -212,7 +213,9 @@ def test_an_unknown_mode_is_refused():
 
 
 @compiled
-def test_warm_up_names_every_kernel_it_compiles():
+@pytest.mark.parametrize(("cached", "doing"), [(0, "compiling"), (1000, "loading")])
+def test_warm_up_names_every_kernel(monkeypatch, cached, doing):
+    monkeypatch.setattr(protocols.kernels, "cached", lambda: cached)
     lines: list[str] = []
     warm_up(lines.append)
     usable = [
@@ -221,7 +224,7 @@ def test_warm_up_names_every_kernel_it_compiles():
         if aesni.available() or item.function.__module__ != forest.__name__
     ]
     assert len(lines) == len(usable)
-    assert lines[0].startswith(f"compiling kernel 1/{len(usable)}: ")
+    assert lines[0].startswith(f"{doing} kernel 1/{len(usable)}: ")
 
 
 # -- waves -----------------------------------------------------------------------------------------

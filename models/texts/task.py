@@ -90,7 +90,9 @@ class TextTask(ABC):
         if truncation:
             return encoding.shortened(self.max_length)
         check_length(
-            encoding, self.max_length, remedy="shorten the text, or pass truncation=True to cut it"
+            encoding,
+            self.max_length,
+            remedy="shorten the text, or cut it: truncation=True, or --truncate",
         )
         return encoding
 

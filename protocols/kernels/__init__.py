@@ -1,14 +1,26 @@
 """Arithmetic kernels in Numba, each with a plain NumPy twin of the same signature."""
 
+import os
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
 from protocols.kernels import forest
 from protocols.kernels.aesni import available
-from protocols.kernels.jit import MODE, kernels
+from protocols.kernels.jit import MODE, kernels, sources_digest
 
-__all__ = ["warm_up"]
+__all__ = ["cache_folder", "cached", "warm_up"]
+
+
+def cache_folder() -> Path:
+    """Where Numba keeps compiled kernels, unless it may not write beside the sources."""
+    return Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent)
+
+
+def cached() -> int:
+    """How many kernels of these sources lie in the on-disk cache."""
+    return len(list(cache_folder().rglob(f"*{sources_digest()}*.nbi")))
 
 
 def warm_up(progress: Callable[[str], None] | None = None) -> None:
@@ -21,7 +33,8 @@ def warm_up(progress: Callable[[str], None] | None = None) -> None:
     for module in iter_modules(__path__, f"{__name__}."):
         import_module(module.name)  # registers its kernels
     made = [k for k in kernels() if available() or k.function.__module__ != forest.__name__]
+    doing = "loading" if cached() >= len(made) else "compiling"
     for number, item in enumerate(made, 1):
         if progress is not None:
-            progress(f"compiling kernel {number}/{len(made)}: {item.__name__}")
+            progress(f"{doing} kernel {number}/{len(made)}: {item.__name__}")
         item.compiled()

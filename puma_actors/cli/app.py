@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from protocols.errors import Busy, ConfigError, ModelError, PumaError
 from puma_actors.cli import certs, hosts, models, text_commands
@@ -39,20 +40,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(certs.app, name="certs")
-text_commands.register(app)
-app.add_typer(models.app, name="models")
-for command in (hosts.party, hosts.upload, hosts.ping, hosts.doctor):
-    app.command()(command)
-
-
 _state: dict[str, Any] = {"debug": False}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from puma_actors.entry import software
+
+        typer.echo(f"puma-actors {software()}")
+        raise typer.Exit
 
 
 @app.callback()
 def configure(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log more.")] = 0,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Options of every command."""
     from puma_actors.logs import show_logs
@@ -153,7 +161,14 @@ def inspect(
     path: Annotated[
         str | None, typer.Argument(help="A model, as for --model.", show_default=False)
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 32,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Length of the prompt. Default: 32, or what the model's positions leave.",
+            show_default=False,
+        ),
+    ] = None,
     new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to decode after it.")] = 1,
     approximation: ApproximationOption = Approximation.TIGHT,
     tree: TreeOption = Tree.ROUNDS,
@@ -270,6 +285,13 @@ def profile(
     run(model, tokens_in, tokens_out, settings, options=options, as_json=as_json, **files)
 
 
+# What people try first stands first in the help.
+text_commands.register(app)
+for command in (hosts.party, hosts.upload, hosts.ping, hosts.doctor):
+    app.command()(command)
+app.add_typer(models.app, name="models")
+app.add_typer(certs.app, name="certs")
+
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy inside of typer
 
 
@@ -279,7 +301,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=len(sys.argv) < 2)
     except _UsageError as error:
-        _fail(f"error: {error.format_message()}", EXIT_BAD_INPUT)
+        _fail(f"error: {error.format_message()}{_given(error)}", EXIT_BAD_INPUT)
     except Busy as error:
         _fail(f"busy: {error}", EXIT_BUSY)
     except (ConfigError, ModelError) as error:
@@ -288,6 +310,9 @@ def main() -> None:
         _fail(f"error: {error}", EXIT_FAILURE)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
+    except OSError as error:  # a full disk, a path that vanished: no bug of ours
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"error: {where}{error.strerror or type(error).__name__}", EXIT_FAILURE)
     except Exception as error:
         _fail(
             f"unexpected {type(error).__name__}: run `puma --debug ...` for the traceback",
@@ -298,6 +323,15 @@ def main() -> None:
             _fail("interrupted", EXIT_INTERRUPTED)
         if isinstance(code, int) and code:  # of `typer.Exit`
             sys.exit(code)
+
+
+def _given(error: Any) -> str:
+    """The value that a limit refuses: pydantic's sentence names the limit alone."""
+    if not isinstance(error.__cause__, ValidationError):
+        return ""
+    (found, *_) = error.__cause__.errors()
+    value = repr(found["input"])
+    return "" if value in error.format_message() else f", and {value} is not"
 
 
 def _fail(line: str, code: int) -> None:

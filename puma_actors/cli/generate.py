@@ -15,7 +15,7 @@ from rich.text import Text
 from models.sampling import SamplingConfig
 from protocols.errors import ConfigError
 from protocols.lane import Settings
-from puma_actors.cli.output import amount, print_json, progress, stdout
+from puma_actors.cli.output import amount, check_file, print_json, progress, stdout, writing
 from puma_actors.cli.requests import open_requests
 from puma_actors.cli.summary import Cluster, network_of, print_summary, usage_report
 from puma_actors.cluster import Usage
@@ -112,23 +112,6 @@ def parse_ids(text: str) -> list[int]:
     return ids
 
 
-def check_output(output: Path) -> None:
-    """Find out before any work whether the file can be written.
-
-    Raises:
-        ConfigError: it cannot, or it has another suffix than .npz.
-    """
-    if output.suffix != ".npz":
-        raise ConfigError(f"--output: {output} must end in .npz")
-    existed = output.exists()
-    try:
-        output.open("ab").close()
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write {output}: {error.strerror}") from None
-    if not existed:
-        output.unlink()
-
-
 def run_forward(
     model: str | None,
     input_ids: str,
@@ -142,7 +125,7 @@ def run_forward(
     result (as a rule a token). `options`: as for `open_requests`.
     """
     ids = parse_ids(input_ids)
-    check_output(output)
+    check_file("--output", output, ".npz")
 
     async def run() -> None:
         async with open_requests(
@@ -153,10 +136,8 @@ def run_forward(
                 result = await cluster.forward(ids)
         name = "last_hidden_state" if cluster.config.head == "none" else "logits"
         arrays = {name: result.astype(np.float32), "input_ids": np.asarray(ids)}
-        try:
+        with writing("--output", output):
             np.savez(output, **arrays)  # type: ignore[arg-type]
-        except OSError as error:
-            raise ConfigError(f"--output: cannot write {output}: {error.strerror}") from None
         summary = usage_report(cluster, cluster.usage, generated=False)
         if as_json:
             shape = list(result.shape)

@@ -43,8 +43,9 @@ def party(
         bool, typer.Option("--example", help="Print a commented cluster.toml, and stop.")
     ] = False,
 ) -> None:
-    """Run one computing party, until SIGTERM (or Ctrl-C): then it takes no new sessions, lets those
-    that run finish for a while, and ends.
+    """Run one computing party, until SIGTERM or Ctrl-C.
+
+    It then takes no new sessions, lets those that run finish for a while, and ends.
     """
     from puma_actors.config import load_config
     from puma_actors.example import EXAMPLE
@@ -147,8 +148,9 @@ def ping(
     insecure_no_tls: InsecureOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Reach every party, and have each measure the way to the others. Exit code 1 if any way is
-    broken.
+    """Reach every party, and have each measure the way to the others.
+
+    Exit code 1 if any way is broken.
     """
     from puma_actors.calls import ping_all
     from puma_actors.cli.output import print_json

@@ -5,11 +5,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from protocols.errors import ConfigError
 from puma_actors.owner import Progress as Report
 
 stderr = Console(stderr=True)
@@ -28,6 +30,44 @@ def amount(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return ""
+
+
+def check_file(option: str, file: Path, suffix: str) -> None:
+    """Find out before any work whether a file can be written.
+
+    Raises:
+        ConfigError: it cannot, or it has another suffix.
+    """
+    if file.suffix != suffix:
+        raise ConfigError(f"{option}: {file} must end in {suffix}")
+    existed = file.exists()
+    with _blaming(option, file):
+        file.open("ab").close()
+    if not existed:
+        file.unlink()
+
+
+@contextmanager
+def writing(option: str, file: Path) -> Iterator[None]:
+    """While a result is written: what cannot be written whole is not left there in part.
+
+    Raises:
+        ConfigError: the disk is full, or the like.
+    """
+    with _blaming(option, file):
+        try:
+            yield
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _blaming(option: str, file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{option}: cannot write {file}: {error.strerror}") from None
 
 
 @contextmanager

@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from models.weights import demo_model_path
-from protocols.errors import ConfigError
 from protocols.lane import Settings
-from puma_actors.cli.output import amount, print_json, progress, stdout
+from puma_actors.cli.output import amount, check_file, print_json, progress, stdout, writing
 from puma_actors.profile import Profile, run_profile
 from puma_actors.reports import chrome, page
 from puma_actors.reports.analysis import ROLES, Phase, Row
@@ -18,25 +17,6 @@ from puma_actors.reports.sweep import COMPUTE, HIDDEN
 
 _PROTOCOLS = 14
 _WIDTH = 120  # where there is no terminal
-
-
-def check_file(option: str, file: Path | None, suffix: str) -> None:
-    """Find out before any work whether a file can be written.
-
-    Raises:
-        ConfigError: it cannot, or it has another suffix.
-    """
-    if file is None:
-        return
-    if file.suffix != suffix:
-        raise ConfigError(f"{option}: {file} must end in {suffix}")
-    existed = file.exists()
-    try:
-        file.open("ab").close()
-    except OSError as error:
-        raise ConfigError(f"{option}: cannot write {file}: {error.strerror}") from None
-    if not existed:
-        file.unlink()
 
 
 def run(
@@ -51,13 +31,15 @@ def run(
     as_json: bool,
 ) -> None:
     """Profile a request and print, or write, what it took. `options`: as for `run_profile`."""
-    check_file("--trace", trace, ".json")
-    check_file("--html", html, ".html")
+    if trace is not None:
+        check_file("--trace", trace, ".json")
+    if html is not None:
+        check_file("--html", html, ".html")
 
     async def profiled() -> Profile:
         with progress(quiet=as_json) as report:
             return await run_profile(
-                model or demo_model_path(),
+                demo_model_path() if model is None else model,
                 tokens_in=tokens_in,
                 tokens_out=tokens_out,
                 settings=settings,
@@ -67,9 +49,11 @@ def run(
 
     profile = anyio.run(profiled)
     if trace is not None:
-        chrome.write(profile.recorder, trace)
+        with writing("--trace", trace):
+            chrome.write(profile.recorder, trace)
     if html is not None:
-        html.write_text(page.render(profile), "utf-8")
+        with writing("--html", html):
+            html.write_text(page.render(profile), "utf-8")
     if as_json:
         print_json(profile.to_public())
         return

@@ -32,6 +32,7 @@ from puma_actors.cli.output import amount, print_json, stdout
 COUNT = 8000
 """Elements a protocol is traced with; a multiple of 8, so that bits fill bytes."""
 
+USUAL_PROMPT = 32
 _SHOWN_ITEMS = 12
 _ROWS = {
     "all": "a result for each",
@@ -140,7 +141,7 @@ def run_costs(settings: Settings, *, as_json: bool) -> None:
 
 
 def run_inspect(
-    path: str | None, prompt: int, decode: int, settings: Settings, *, as_json: bool
+    path: str | None, prompt: int | None, decode: int, settings: Settings, *, as_json: bool
 ) -> None:
     """Whether a model is supported, and its predicted cost."""
     found = resolve_model(path) if path is not None else demo_model_path()
@@ -153,6 +154,8 @@ def run_inspect(
     with checkpoint:
         if checkpoint.config.head != "causal-lm":
             decode = 0
+        if prompt is None:
+            prompt = max(1, min(USUAL_PROMPT, checkpoint.config.max_positions - decode))
         _check_lengths(checkpoint, prompt, decode)
         report = _report(checkpoint, _wanted_rows(checkpoint), prompt, decode, settings)
     if as_json:

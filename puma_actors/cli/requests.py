@@ -24,7 +24,8 @@ def open_cluster(
 ) -> LocalCluster:
     """A cluster in this process for a model, or for the demo model; not yet running."""
     options["network"] = parse_network(network)  # before the model is read
-    return LocalCluster.from_pretrained(model or demo_model_path(), settings=settings, **options)
+    path = demo_model_path() if model is None else model
+    return LocalCluster.from_pretrained(path, settings=settings, **options)
 
 
 def local_options(

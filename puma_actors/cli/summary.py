@@ -11,6 +11,8 @@ from puma_actors.network import Network
 from puma_actors.remote import RemoteCluster
 
 Cluster: TypeAlias = LocalCluster | RemoteCluster
+_ENDS = {"length": "token limit", "context": "context full"}
+"""What `Usage.stop_reason` means, where its own words are short."""
 
 
 def network_of(cluster: Cluster) -> Network | None:
@@ -73,12 +75,14 @@ def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> N
         total = sum(decoded, Cost())
         mean = Cost(total.rounds // count, total.online // count, total.offline // count)
         each = usage.seconds.get("decode", 0.0) / count
-        table.add_row(*_row(f"each of {count} more tokens", each, mean))
+        name = "one more token" if count == 1 else f"each of {count} more tokens"
+        table.add_row(*_row(name, each, mean))
     stderr.print()
     stderr.print(table)
     if (network := network_of(cluster)) is not None:
         stderr.print(f"network {network.describe()}", style="dim", highlight=False)
-    end = f"stopped: {usage.stop_reason} · no" if stopped else "no"
+    reason = _ENDS.get(usage.stop_reason, usage.stop_reason)
+    end = f"stopped: {reason} · no" if stopped else "no"
     seen = "prompt" if stopped else "text"
     stderr.print(f"{end} party saw the {seen}, the weights or an activation", style="dim")
 
