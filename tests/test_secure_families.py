@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_families import TEXTS, VARIANTS, outputs
-from tiny_models import CASES, save, tiny_model
+from test_families import ACTIVATED, TEXTS, VARIANTS, outputs
+from tiny_models import CASES, ENCODERS, save, tiny_model
 
 from protocols.lane import Settings
 from puma_actors.cluster import LocalCluster
@@ -42,6 +42,15 @@ async def test_settings_that_change_the_function(model_type, changes, tmp_path):
     async with LocalCluster.from_pretrained(save(model, tmp_path)) as cluster:
         found = await cluster.forward(ids)
     check(found, outputs(model, "causal-lm", ids))
+
+
+@pytest.mark.parametrize(("model_type", "changes"), ACTIVATED)
+async def test_every_activation(model_type, changes, tmp_path):
+    head = "masked-lm" if model_type in ENCODERS else "causal-lm"
+    model = tiny_model(model_type, head, **changes)
+    async with LocalCluster.from_pretrained(save(model, tmp_path)) as cluster:
+        found = await cluster.forward(TEXTS)
+    check(found, np.concatenate([outputs(model, head, ids) for ids in TEXTS]))
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "mistral", "qwen2", "qwen3", "falcon"])
