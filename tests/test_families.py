@@ -50,7 +50,11 @@ def test_a_batch_is_what_transformers_computes_one_by_one(model_type, head, tmp_
     np.testing.assert_allclose(found, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
 
 
-ACTIVATION_KEYS = {"distilbert": "activation", "gpt2": "activation_function", "falcon": "activation"}
+ACTIVATION_KEYS = {
+    "distilbert": "activation",
+    "gpt2": "activation_function",
+    "falcon": "activation",
+}
 """Where it is not `hidden_act`."""
 ACTIVATED = [
     (model_type, {ACTIVATION_KEYS.get(model_type, "hidden_act"): name})
