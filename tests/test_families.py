@@ -62,7 +62,14 @@ ACTIVATED = [
     for name in (*ACTIVATIONS, "swish")
 ]
 """Every family with every activation."""
+STRETCHED = {
+    "max_position_embeddings": 8,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+}
+"""A sequence soon outgrows the training's context, from where on the frequencies change."""
 VARIANTS = [
+    ("llama", STRETCHED),
+    ("falcon", STRETCHED),
     ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e3, "factor": 2.0}}),
     ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
@@ -86,6 +93,7 @@ VARIANTS = [
     ("gpt2", {"activation_function": "gelu"}),
     ("falcon", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
     ("falcon", {"alibi": True, "num_attention_heads": 4}),
+    ("falcon", {"alibi": True, "num_attention_heads": 6, "hidden_size": 24, "multi_query": False}),
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
     ("falcon", {"multi_query": False, "bias": True}),

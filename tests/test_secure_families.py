@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_families import ACTIVATED, TEXTS, VARIANTS, outputs
+from test_families import ACTIVATED, STRETCHED, TEXTS, VARIANTS, outputs
 from tiny_models import CASES, ENCODERS, save, tiny_model
 
 from protocols.lane import Settings
@@ -53,10 +53,16 @@ async def test_every_activation(model_type, changes, tmp_path):
     check(found, np.concatenate([outputs(model, head, ids) for ids in TEXTS]))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "mistral", "qwen2", "qwen3", "falcon"])
-async def test_decoding_with_the_cache(model_type, tmp_path):
-    changes = {"eos_token_id": None, **({"sliding_window": 4} if model_type == "mistral" else {})}
-    model = tiny_model(model_type, "causal-lm", **changes)
+DECODED = [
+    *((name, {}) for name in ("gpt2", "qwen2", "qwen3", "falcon")),
+    ("mistral", {"sliding_window": 4}),
+    ("llama", STRETCHED),
+]
+
+
+@pytest.mark.parametrize(("model_type", "changes"), DECODED)
+async def test_decoding_with_the_cache(model_type, changes, tmp_path):
+    model = tiny_model(model_type, "causal-lm", eos_token_id=None, **changes)
     ids = [5, 9, 30, 2, 17]
     with torch.no_grad():
         reference = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)
