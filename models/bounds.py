@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.plan import MAX_ROPE_FRAC, MAX_VALUE_DROP
 from models.sharing import TABLE_LIMIT
 from protocols.errors import RangeError
 from protocols.normalize import (
@@ -37,7 +38,11 @@ ACTIVATION_ERROR = 0.08
 """No set of approximations is further from an activation function ("puma" is: 0.0725 from SiLU)."""
 _ULP = 2.0**-17  # two units of the last of 18 fraction bits
 _SQUARINGS = 3
-MIN_ROPE_FRAC, MAX_ROPE_FRAC = 8, 18
+MIN_ROPE_FRAC = 8
+_ENOUGH_ROPE_FRAC, _LEAST_BESIDE_VALUES = 16, 12
+"""Fraction bits of angles for which large values give up some of theirs, and how many they must
+leave: an angle's error counts times the score.
+"""
 
 
 def spectral(matrix: Floats) -> float:
@@ -114,7 +119,7 @@ class Bounds:
         self._positions = positions
         self._norms: dict[str, NormRange] = {}
         self._attention: dict[str, AttentionRange] = {}
-        self._rope: dict[str, int] = {}
+        self._rope: dict[str, tuple[int, int]] = {}
 
     @property
     def ranges(self) -> Ranges:
@@ -199,17 +204,10 @@ class Bounds:
             gain = np.maximum(*(np.abs(np.asarray(g)) for g in gains))
             await self.norm(longest, f"{name}.heads", norm, gain)
             lengths[: heads.query], lengths[heads.query : rotated] = limits
-            self._rope[name] = MAX_ROPE_FRAC
+            self._rope[name] = MAX_ROPE_FRAC, 0
         elif rotation is not None:
             pair = _pairs(sizes[: rotated * heads.size], heads.size)
-            largest = max(pair, float(sizes.max()), 1.0)
-            room = _PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(largest))
-            if room < MIN_ROPE_FRAC:
-                raise RangeError(
-                    f"{name}: a projection can reach {largest:.3g}, which leaves {room} bits for "
-                    f"rotary angles where {MIN_ROPE_FRAC} are needed: the weights are too large"
-                )
-            self._rope[name] = min(room, MAX_ROPE_FRAC)
+            self._rope[name] = _rope_bits(name, x, pair, float(sizes[rotated * heads.size :].max()))
         entry = float(sizes[rotated * heads.size :].max())
         parts = np.split(lengths, [heads.query, rotated])
         q, k, v = (HeadBound(heads.size, part, entry) for part in parts)
@@ -230,10 +228,11 @@ class Bounds:
             )
         value_bits = max(0, math.ceil(math.log2(max(v.entry * _SLACK, 1.0))))
         spare = _named(name, spare_bits, value_bits, self._positions)
-        self._attention[name] = AttentionRange(bits, value_bits, self._rope.get(name, 0))
+        rope_frac, drop = self._rope.get(name, (0, 0))
+        self._attention[name] = AttentionRange(bits, value_bits, rope_frac, drop)
         lengths = np.repeat(v.lengths, share)
         size = len(lengths) * v.size
-        length = float(np.linalg.norm(lengths)) + 2.0**spare * _noise(size)
+        length = float(np.linalg.norm(lengths)) + 2.0 ** max(spare, drop) * _noise(size)
         return Bound(size, length, frac=FRACTION_BITS)
 
     async def output(self, x: Bound, weight: Floats, name: str, *, tied: bool = False) -> Bound:
@@ -320,6 +319,28 @@ def _pairs(sizes: Vector, size: int) -> float:
     """Largest entry after any rotation, which mixes entries half a head apart."""
     pairs = sizes.reshape(-1, 2, size // 2)
     return float(np.hypot(pairs[:, 0], pairs[:, 1]).max())
+
+
+def _rope_bits(name: str, x: Bound, pair: float, value: float) -> tuple[int, int]:
+    """Fraction bits of rotary angles, and those that values up to `value` give up for them, where
+    what is rotated stays below `pair`.
+    """
+    turned, held = (
+        _PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(max(size, 1.0)))
+        for size in (pair, value)
+    )
+    drop = min(MAX_VALUE_DROP, max(0, min(turned, _ENOUGH_ROPE_FRAC) - held))
+    found = min(turned, held + drop, MAX_ROPE_FRAC)
+    for what, bits, least, largest in (
+        ("query or key", found, MIN_ROPE_FRAC, pair),
+        ("value", held + drop, min(turned, _LEAST_BESIDE_VALUES), value),
+    ):
+        if bits < least:
+            raise RangeError(
+                f"{name}: a {what} can reach {largest:.3g}, which leaves {bits} bits for rotary "
+                f"angles where {least} are needed: the weights are too large"
+            )
+    return found, drop
 
 
 def product_limit(frac: int) -> float:

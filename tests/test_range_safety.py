@@ -9,7 +9,7 @@ from secure_models import family_values, infer_batch, random_values, share_model
 from tiny_models import ENCODERS, SETTINGS
 
 from models.bounds import Bounds
-from models.calibrate import calibrate
+from models.calibrate import calibrate, plain_run
 from models.families import forward
 from models.program import Batch, Cache
 from models.tasks import default_rows
@@ -203,3 +203,21 @@ def test_secret_logits_far_apart():
     assert (top[:, -1] - top[:, -2]).min() > 1
     found = infer_batch(model, TEXTS, "all", Settings(reveal="argmax"))
     np.testing.assert_array_equal(found, exact.argmax(axis=1))
+
+
+@pytest.mark.parametrize("size", [1.0, 300.0, 10_000.0])
+def test_large_values_leave_angles_their_bits(size):
+    """They share a truncation with queries and keys, whose angles count times the score. The large
+    channel itself is read by nothing, so that it can do no other harm.
+    """
+    config = tiny_config(tied=False)
+    values = random_values(config)
+    for layer in range(config.num_layers):
+        qkv, output = values[f"layers.{layer}.qkv"], values[f"layers.{layer}.output"]
+        qkv[:, :48] *= 2
+        qkv[:, 48] *= size
+        output[[0, 8]] = 0  # the two query heads that share the first key head
+    model = share_model(config, values)
+    ids = [int(token) for token in np.random.default_rng(1).integers(0, config.vocab_size, 40)]
+    exact = plain_run(config, values, [ids])
+    assert np.abs(infer_batch(model, [ids]) - exact).max() <= 0.01
