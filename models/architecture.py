@@ -58,7 +58,10 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "pruned_heads": ({},),
     "is_causal": (True,),
     "attention_chunk_size": (),
+    "per_layer_config": ({},),
 }
+FULL_ATTENTION: dict[str, tuple[object, ...]] = {"layer_types": (), "sliding_window": ()}
+"""Neutral settings of the families in which every token sees all that it may."""
 
 
 @dataclass(frozen=True, kw_only=True)

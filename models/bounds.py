@@ -1,8 +1,9 @@
 """`Ops` on bounds: the ranges that a model's secure run needs, proven from its weights.
 
 A row that left a norm has a known length, whatever the input was; every later step can stretch it
-by no more than its weights allow. So each range below holds for every input there is, and nothing
-has to be measured. What cannot be represented is refused, with the name of the place.
+by no more than its weights allow, and by what the approximations and roundings of a secure run add.
+So each range below holds for every input there is, and nothing has to be measured. What cannot be
+represented is refused, with the name of the place.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.plan import MAX_ROPE_FRAC, MAX_VALUE_DROP
 from models.sharing import TABLE_LIMIT
 from protocols.arithmetic import PRODUCT_BITS
 from protocols.errors import RangeError
@@ -32,8 +34,15 @@ Vector = NDArray[np.float64]
 
 ACTIVATION_LIMIT = 2.0**15
 _SLACK = 1.001  # float32 products of a few thousand terms stay well within it
+ACTIVATION_ERROR = 0.08
+"""No set of approximations is further from an activation function ("puma" is: 0.0725 from SiLU)."""
+_ULP = 2.0**-17  # two units of the last of 18 fraction bits
 _SQUARINGS = 3
-MIN_ROPE_FRAC, MAX_ROPE_FRAC = 8, 18
+MIN_ROPE_FRAC = 8
+_ENOUGH_ROPE_FRAC, _LEAST_BESIDE_VALUES = 16, 12
+"""Fraction bits of angles for which large values give up some of theirs, and how many they must
+leave: an angle's error counts times the score.
+"""
 
 
 def spectral(matrix: Floats) -> float:
@@ -110,7 +119,7 @@ class Bounds:
         self._positions = positions
         self._norms: dict[str, NormRange] = {}
         self._attention: dict[str, AttentionRange] = {}
-        self._rope: dict[str, int] = {}
+        self._rope: dict[str, tuple[int, int]] = {}
 
     @property
     def ranges(self) -> Ranges:
@@ -121,7 +130,7 @@ class Bounds:
         _check("table", float(np.abs(table).max(initial=0.0)), TABLE_LIMIT)
         rows = np.asarray(table)[:, :columns]
         squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-        return Bound(columns, math.sqrt(float(squares.max())))
+        return Bound(columns, math.sqrt(float(squares.max())) + _noise(columns))
 
     async def norm(
         self,
@@ -135,10 +144,13 @@ class Bounds:
     ) -> Bound:
         scale = None if gain is None else np.abs(np.asarray(gain, dtype=np.float64))
         largest = 1.0 if scale is None else float(scale.max(initial=0.0))
-        self._norms[name] = _named(name, norm_range, norm, _SLACK * x.length + 2.0**-10, largest)
+        found = _named(name, norm_range, norm, _SLACK * x.length + 2.0**-10, largest)
+        self._norms[name] = found
         offset = None if shift is None else np.asarray(shift, dtype=np.float64)
-        radius = 1.0 if unit else math.sqrt(norm.size)
+        radius = (1.0 if unit else math.sqrt(norm.size)) * (1 + 4 * 2.0**-found.frac)
         frac = FRACTION_BITS if shift is None else RESIDUAL_BITS
+        if scale is not None:  # a gain of zero leaves roundings
+            scale = np.maximum(scale, 4 * _ULP)
         result = Bound(norm.size, _SLACK * radius, scale, offset, frac)
         if gain is not None:  # which may be multiplied by the result
             _check(name, result.entry, 2.0 ** (PRODUCT_BITS - frac - FRACTION_BITS))
@@ -146,25 +158,25 @@ class Bounds:
 
     async def linear(self, x: Bound, weight: Floats, name: str) -> Bound:
         matrix, bias = _effective(x, weight)
-        length = spectral(matrix) * x.radius + float(np.linalg.norm(bias))
-        _check(name, float(_entries(matrix, bias, x.radius).max()), _limit(x))
-        return Bound(matrix.shape[1], length)
+        _check(name, float(_entries(x, matrix, bias).max()), _limit(x))
+        return Bound(matrix.shape[1], _length(x, matrix, bias))
 
     async def dense(self, x: Bound, weight: Floats, name: str, activation: str) -> Bound:
         matrix, bias = _effective(x, weight)
-        _check(name, float(_entries(matrix, bias, x.radius).max()), ACTIVATION_LIMIT)
-        # No activation is further from 0 than its argument.
-        length = spectral(matrix) * x.radius + float(np.linalg.norm(bias))
-        return Bound(matrix.shape[1], length, frac=FRACTION_BITS)
+        _check(name, float(_entries(x, matrix, bias).max()), ACTIVATION_LIMIT)
+        # No activation is further from 0 than its argument; its approximation may be.
+        size = matrix.shape[1]
+        length = _length(x, matrix, bias) + math.sqrt(size) * ACTIVATION_ERROR
+        return Bound(size, length, frac=FRACTION_BITS)
 
     async def gated(self, x: Bound, weight: Floats, name: str, activation: str) -> Bound:
         matrix, bias = _effective(x, weight)
         half = matrix.shape[1] // 2
-        sizes = _entries(matrix, bias, x.radius)
-        gate, up = sizes[:half], sizes[half:]
+        sizes = _entries(x, matrix, bias)
+        gate, up = sizes[:half] + ACTIVATION_ERROR, sizes[half:]
         _check(name, float(sizes.max()), ACTIVATION_LIMIT)
         _check(name, float((gate * up).max()), 2.0 ** (PRODUCT_BITS - 2 * FRACTION_BITS))
-        length = spectral(matrix[:, half:]) * x.radius + float(np.linalg.norm(bias[half:]))
+        length = _length(x, matrix[:, half:], bias[half:])
         return Bound(half, length, gate, None, FRACTION_BITS)
 
     async def project(
@@ -178,8 +190,8 @@ class Bounds:
         gains: tuple[Floats, Floats] | None = None,
     ) -> tuple[HeadBound, HeadBound, HeadBound]:
         matrix, bias = _effective(x, weight)
-        bound = _heads(matrix, bias, x.radius, heads.size)
-        sizes = _entries(matrix, bias, x.radius)
+        bound = _heads(x, matrix, bias, heads.size)
+        sizes = _entries(x, matrix, bias)
         _check(name, float(sizes.max()), _limit(x))
         rotated = heads.query + heads.key
         lengths = bound.copy()
@@ -192,17 +204,10 @@ class Bounds:
             gain = np.maximum(*(np.abs(np.asarray(g)) for g in gains))
             await self.norm(longest, f"{name}.heads", norm, gain)
             lengths[: heads.query], lengths[heads.query : rotated] = limits
-            self._rope[name] = MAX_ROPE_FRAC
+            self._rope[name] = MAX_ROPE_FRAC, 0
         elif rotation is not None:
             pair = _pairs(sizes[: rotated * heads.size], heads.size)
-            largest = max(pair, float(sizes.max()), 1.0)
-            room = PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(largest))
-            if room < MIN_ROPE_FRAC:
-                raise RangeError(
-                    f"{name}: a projection can reach {largest:.3g}, which leaves {room} bits for "
-                    f"rotary angles where {MIN_ROPE_FRAC} are needed: the weights are too large"
-                )
-            self._rope[name] = min(room, MAX_ROPE_FRAC)
+            self._rope[name] = _rope_bits(name, x, pair, float(sizes[rotated * heads.size :].max()))
         entry = float(sizes[rotated * heads.size :].max())
         parts = np.split(lengths, [heads.query, rotated])
         q, k, v = (HeadBound(heads.size, part, entry) for part in parts)
@@ -222,15 +227,17 @@ class Bounds:
                 "query and key weights are too large"
             )
         value_bits = max(0, math.ceil(math.log2(max(v.entry * _SLACK, 1.0))))
-        _named(name, spare_bits, value_bits, self._positions)
-        self._attention[name] = AttentionRange(bits, value_bits, self._rope.get(name, 0))
+        spare = _named(name, spare_bits, value_bits, self._positions)
+        rope_frac, drop = self._rope.get(name, (0, 0))
+        self._attention[name] = AttentionRange(bits, value_bits, rope_frac, drop)
         lengths = np.repeat(v.lengths, share)
         size = len(lengths) * v.size
-        return Bound(size, float(np.linalg.norm(lengths)), frac=FRACTION_BITS)
+        length = float(np.linalg.norm(lengths)) + 2.0 ** max(spare, drop) * _noise(size)
+        return Bound(size, length, frac=FRACTION_BITS)
 
     async def output(self, x: Bound, weight: Floats, name: str, *, tied: bool = False) -> Bound:
         matrix, bias = _effective(x, np.asarray(weight).T if tied else weight)
-        largest = float(_entries(matrix, bias, x.radius).max())
+        largest = float(_entries(x, matrix, bias).max())
         fraction = RESIDUAL_BITS if tied else WEIGHT_BITS
         _check(name, largest, min(OUTPUT_LIMIT, 2.0 ** (PRODUCT_BITS - x.frac - fraction)))
         return Bound(matrix.shape[1], largest)
@@ -255,7 +262,8 @@ class Bounds:
         if isinstance(x, Bound):
             return x
         rows = np.asarray(x, dtype=np.float64)
-        return Bound(rows.shape[1], float(np.sqrt((rows**2).sum(axis=-1)).max()))
+        length = float(np.sqrt((rows**2).sum(axis=-1)).max())
+        return Bound(rows.shape[1], length + _noise(rows.shape[1]))
 
     def heads_at(self, x: HeadBound, index: Index) -> HeadBound:
         return x
@@ -274,29 +282,65 @@ def _effective(x: Bound, weight: Floats) -> tuple[Floats, Vector]:
     return matrix, bias
 
 
-def _entries(matrix: Floats, bias: Vector, radius: float) -> Vector:
-    """Largest size of each entry of z @ matrix + bias."""
+def _noise(size: int) -> float:
+    """Longest row of `size` roundings."""
+    return math.sqrt(size) * _ULP
+
+
+def _rounded(x: Bound) -> float:
+    """By how much the rounded weights of a column can move its entry: they are shared with
+    WEIGHT_BITS fraction bits (tables with more).
+    """
+    across = math.sqrt(x.size) if x.scale is None else float(np.linalg.norm(x.scale))
+    return 2.0 ** -(WEIGHT_BITS + 1) * across * x.radius
+
+
+def _entries(x: Bound, matrix: Floats, bias: Vector) -> Vector:
+    """Largest size of each entry of the product of x and a matrix (see `_effective`)."""
     lengths = np.sqrt(np.einsum("ij,ij->j", matrix, matrix, dtype=np.float64))
-    sizes: Vector = _SLACK * lengths * radius + np.abs(bias)
+    sizes: Vector = _SLACK * lengths * x.radius + np.abs(bias) + _rounded(x) + _ULP
     return sizes
 
 
-def _heads(matrix: Floats, bias: Vector, radius: float, size: int) -> Vector:
+def _length(x: Bound, matrix: Floats, bias: Vector) -> float:
+    """Largest length of a row of the product of x and a matrix (see `_effective`)."""
+    size = matrix.shape[1]
+    exact = spectral(matrix) * x.radius + float(np.linalg.norm(bias))
+    return exact + math.sqrt(size) * _rounded(x) + _noise(size)
+
+
+def _heads(x: Bound, matrix: Floats, bias: Vector, size: int) -> Vector:
     """Largest length of each head's part of a projection."""
-    count = matrix.shape[1] // size
-    return np.array(
-        [
-            spectral(matrix[:, i * size : (i + 1) * size]) * radius
-            + float(np.linalg.norm(bias[i * size : (i + 1) * size]))
-            for i in range(count)
-        ]
-    )
+    parts = [slice(start, start + size) for start in range(0, matrix.shape[1], size)]
+    return np.array([_length(x, matrix[:, part], bias[part]) for part in parts])
 
 
 def _pairs(sizes: Vector, size: int) -> float:
     """Largest entry after any rotation, which mixes entries half a head apart."""
     pairs = sizes.reshape(-1, 2, size // 2)
     return float(np.hypot(pairs[:, 0], pairs[:, 1]).max())
+
+
+def _rope_bits(name: str, x: Bound, pair: float, value: float) -> tuple[int, int]:
+    """Fraction bits of rotary angles, and those that values up to `value` give up for them, where
+    what is rotated stays below `pair`.
+    """
+    turned, held = (
+        PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(max(size, 1.0)))
+        for size in (pair, value)
+    )
+    drop = min(MAX_VALUE_DROP, max(0, min(turned, _ENOUGH_ROPE_FRAC) - held))
+    found = min(turned, held + drop, MAX_ROPE_FRAC)
+    for what, bits, least, largest in (
+        ("query or key", found, MIN_ROPE_FRAC, pair),
+        ("value", held + drop, min(turned, _LEAST_BESIDE_VALUES), value),
+    ):
+        if bits < least:
+            raise RangeError(
+                f"{name}: a {what} can reach {largest:.3g}, which leaves {bits} bits for rotary "
+                f"angles where {least} are needed: the weights are too large"
+            )
+    return found, drop
 
 
 def product_limit(frac: int) -> float:

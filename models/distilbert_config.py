@@ -39,10 +39,6 @@ class DistilBertConfig(EncoderConfig):
         ),
         ignored=re.compile(r"distilbert\.embeddings\.position_ids"),
     )
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "is_decoder": (False,),
-        "position_embedding_type": ("absolute",),
-    }
 
     layer_norm_eps: float = 1e-12
     type_vocab_size: int = 0

@@ -7,19 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from models.architecture import ModelConfig, activation, layer_norm, linear
+from models.architecture import FULL_ATTENTION, ModelConfig, activation, layer_norm, linear
 from models.names import Naming, Shape
 from models.validate import check_divides, check_flag, check_size, number, required
 from protocols.errors import ModelError
 
 _MAX_TOKEN_TYPES = 1 << 10
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "is_decoder": (False,),
-    "position_embedding_type": ("absolute",),
-    "embedding_size": (),
-    "use_bidirectional_attention": (True,),
-    "is_causal": (False, True),  # read by decoders alone
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +34,14 @@ class EncoderConfig(ModelConfig):
         "token-classification",
         "question-answering",
     )
+    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "is_decoder": (False,),
+        "position_embedding_type": ("absolute",),
+        "embedding_size": (),
+        "use_bidirectional_attention": (True,),
+        "is_causal": (False,),
+        **FULL_ATTENTION,
+    }
 
     layer_norm_eps: float
     type_vocab_size: int
@@ -107,7 +108,6 @@ class BertConfig(EncoderConfig):
             r"bert\.embeddings\.(position_ids|token_type_ids)|cls\.seq_relationship\..*"
         ),
     )
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = _NEUTRAL
 
     def __post_init__(self) -> None:
         super().__post_init__()

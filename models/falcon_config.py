@@ -10,7 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.architecture import DecoderConfig, activation, layer_norm, linear, vocabulary_token
+from models.architecture import (
+    FULL_ATTENTION,
+    DecoderConfig,
+    activation,
+    layer_norm,
+    linear,
+    vocabulary_token,
+)
 from models.llama_config import check_rotary, head_size
 from models.names import Naming, Shape
 from models.rope import RopeScaling, read_rope, rotary_frequencies
@@ -53,6 +60,7 @@ class FalconConfig(DecoderConfig):
         "apply_residual_connection_post_layernorm": (False,),
         "num_experts": (0,),
         "num_local_experts": (0,),
+        **FULL_ATTENTION,
     }
 
     num_kv_heads: int

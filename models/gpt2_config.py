@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from models.architecture import DecoderConfig, activation, layer_norm, vocabulary_token
+from models.architecture import (
+    FULL_ATTENTION,
+    DecoderConfig,
+    activation,
+    layer_norm,
+    vocabulary_token,
+)
 from models.names import Naming, Shape
 from models.validate import check_divides, check_flag, check_size, number, required
 
@@ -33,6 +39,8 @@ class Gpt2Config(DecoderConfig):
         # Causal masks, which old checkpoints carry along.
         ignored=re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias"),
     )
+
+    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = FULL_ATTENTION
 
     layer_norm_eps: float
     scale_attn_weights: bool = True

@@ -253,7 +253,10 @@ class SecureWatched(_Watched, Secure):
     def _product(
         self, x: SecretTensor, weight: Any, *limits: float, tied: bool = False, turned: str = ""
     ) -> Sizes:
-        frac = x.frac + (self._ranges.attention[turned].rope_frac if turned else 0)
+        frac = x.frac
+        if turned:
+            bounds = self._ranges.attention[turned]
+            frac += bounds.rope_frac - bounds.value_drop
         frac += RESIDUAL_BITS - WEIGHT_BITS if tied else 0
         return {"products": min(product_limit(frac), *limits, math.inf)}
 

@@ -34,6 +34,7 @@ class Parameter:
 
 MAX_VALUE_BITS = 24
 MAX_ROPE_FRAC = 18
+MAX_VALUE_DROP = 6
 _NORM_BOUNDS = {
     "drop": (0, 20),
     "low": (0, 29),
@@ -44,6 +45,7 @@ _ATTENTION_BOUNDS = {
     "score_bits": (1, MAX_SCORE_BITS),
     "value_bits": (0, MAX_VALUE_BITS),
     "rope_frac": (0, MAX_ROPE_FRAC),
+    "value_drop": (0, MAX_VALUE_DROP),
 }
 
 

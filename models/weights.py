@@ -69,9 +69,14 @@ class _SafetensorsCheckpoint(Checkpoint):
         for name, source in self.config.tied().items():
             if name in self._places and self._raw(name) != self._raw(source):
                 raise ModelError(
-                    f"{self.path}: {name} differs from {source} though config.json says "
-                    "tie_word_embeddings; set it to false there, or remove the tensor"
+                    f"{self.path}: {name} differs from {source}, and this model has one for both"
+                    f"{self._remedy(name)}"
                 )
+
+    def _remedy(self, name: str) -> str:
+        if not self.config.tie_embeddings or not name.endswith(".weight"):
+            return ": remove the one that is not meant"
+        return ": set tie_word_embeddings to false in config.json, or remove the tensor"
 
     def _raw(self, name: str) -> bytes:
         file, stored = self._places[name]

@@ -183,11 +183,14 @@ class AttentionRange:
         score_bits: |score| < 2^score_bits; at most `MAX_SCORE_BITS`.
         value_bits: entries of the values are below 2^value_bits in size.
         rope_frac: fraction bits that are spent on the angles of rotary positions.
+        value_drop: fraction bits that the values, which share a truncation with what is rotated,
+            give up for them.
     """
 
     score_bits: int
     value_bits: int
     rope_frac: int
+    value_drop: int = 0
 
 
 def peak_width(score_bits: int) -> int:

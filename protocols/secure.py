@@ -97,10 +97,11 @@ class Secure:
     ) -> tuple[SecretTensor, SecretTensor, SecretTensor]:
         rotated = heads.query + heads.key
         x = _with_one(x, weight.shape[0])
-        turn, frac = None, 0
+        turn, frac, drop = None, 0, 0
         if rotation is not None:
-            frac = _range(self._ranges.attention, name).rope_frac
-            turn = _Turn(rotation, rotated, heads.size, frac)
+            bounds = _range(self._ranges.attention, name)
+            frac, drop = bounds.rope_frac, bounds.value_drop
+            turn = _Turn(rotation, rotated, heads.size, frac, drop)
         if norm is None or gains is None:
             joint = await linear(
                 self.lane, x, weight, then=turn, then_frac=frac if turn is not None else 0
@@ -109,7 +110,10 @@ class Secure:
         else:
             split = await self._normed(x, weight, name, heads, turn, norm, gains)
         split = split.transpose(1, 0, 2)
-        return split[: heads.query], split[heads.query : rotated], split[rotated:]
+        values = split[rotated:]
+        if drop:
+            values = values.reinterpret(values.frac - drop).scale_up(drop)
+        return split[: heads.query], split[heads.query : rotated], values
 
     async def _normed(
         self,
@@ -231,16 +235,18 @@ class Secure:
 
 class _Turn:
     """RoPE as a linear map on ring words (T, columns): heads beyond the first `rotated` are only
-    scaled.
+    scaled, by `drop` bits less than the others.
     """
 
-    def __init__(self, rotation: Rotation, rotated: int, size: int, frac: int) -> None:
+    def __init__(
+        self, rotation: Rotation, rotated: int, size: int, frac: int, drop: int = 0
+    ) -> None:
         self._cos, self._sin = (encode(angles, frac) for angles in (rotation.cos, rotation.sin))
-        self._rotated, self._size, self.frac = rotated, size, frac
+        self._rotated, self._size, self.frac, self._drop = rotated, size, frac, drop
 
     def __call__(self, words: Words) -> Words:
         split = words.reshape(words.shape[0], -1, self._size)
-        rest = split[:, self._rotated :] << np.uint64(self.frac)
+        rest = split[:, self._rotated :] << np.uint64(self.frac - self._drop)
         turned = rotate(split[:, : self._rotated], self._cos, self._sin)
         return np.concatenate([turned, rest], axis=1).reshape(words.shape)
 

@@ -37,6 +37,10 @@ from puma_actors.requests import Requests, Usage
 BATCH_TOKENS = 1024
 """Texts travel together up to so many tokens: they share rounds, and memory."""
 GENERATION = "text-generation"
+_WITHOUT_EFFECT = frozenset({"batch_size", "num_workers", "padding"})
+"""Options of transformers' pipelines that change no result, and here nothing else: batches are made
+by their tokens, and nothing is padded.
+"""
 
 
 class TextPipeline:
@@ -70,7 +74,7 @@ class TextPipeline:
         self.requests = requests
         self.usage = Usage()
         self._batch_tokens = batch_tokens
-        self._defaults = options
+        self._defaults = _effective(options)
         config, tokenizer = requests.config, requests.tokenizer
         check_head(self.task, config.head)
         if tokenizer is None:
@@ -82,7 +86,7 @@ class TextPipeline:
         self._texts = None
         if self.task != GENERATION:
             self._texts = text_task(self.task, config, tokenizer, sentences)
-        self._check_options(options)
+        self._check_options(self._defaults)
 
     def option_names(self) -> frozenset[str]:
         """What a call takes besides the inputs."""
@@ -119,8 +123,9 @@ class TextPipeline:
         return [found] if self._texts.wraps(inputs, options) else found
 
     def _merged(self, options: dict[str, Any]) -> dict[str, Any]:
-        self._check_options(options)
-        return {**self._defaults, **options}
+        given = _effective(options)
+        self._check_options(given)
+        return {**self._defaults, **given}
 
     def _check_options(self, options: dict[str, Any]) -> None:
         known = self.option_names()
@@ -267,6 +272,10 @@ def local_pipeline(task: str, model: str | Path | None = None, **options: Any) -
 def pipeline(task: str, model: str | Path | None = None, **options: Any) -> PrivatePipeline:
     """As `local_pipeline`, and ready when it returns: to be called, then closed."""
     return PrivatePipeline(local_pipeline(task, model, **options))
+
+
+def _effective(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
 
 
 def _usual_model(task: str) -> Path:

@@ -69,7 +69,8 @@ class Rounded(Plain):
         bounds = self._ranges.attention[name]
         angle = 2.0 ** -(bounds.rope_frac or 18)
         q, k, v = await super().project(*args, **options)
-        parts = [self._noise(part, 2.0**-FRACTION_BITS) for part in (q, k, v)]
+        parts = [self._noise(part, 2.0**-FRACTION_BITS) for part in (q, k)]
+        parts.append(self._noise(v, 2.0 ** (bounds.value_drop - FRACTION_BITS)))
         for part in parts[:2]:
             part *= 1 + self._rng.uniform(-angle, angle, part.shape)
         return parts[0], parts[1], parts[2]

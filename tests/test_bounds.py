@@ -96,8 +96,8 @@ class Watched(Plain):
         room = 62 - RESIDUAL_BITS - WEIGHT_BITS
         if rotation is not None and norm is None:
             room = 62 - FRACTION_BITS - WEIGHT_BITS - bounds.rope_frac
-        largest = max(np.abs(part).max() for part in (q, k, v))
-        assert largest < 2.0**room, name
+        assert max(np.abs(part).max() for part in (q, k)) < 2.0**room, name
+        assert np.abs(v).max() < 2.0 ** (room + bounds.value_drop), name
         return q, k, v
 
     async def attention(self, q, k, v, name, spans):

@@ -96,6 +96,40 @@ def test_unusable_models(puma, no_work, folder, tmp_path, how, as_json):
     refused(puma("generate", "-m", model, "-p", PROMPT, *options), MODELS[how])
 
 
+EARLY = [
+    "generate --prompt a --model",
+    "forward --input-ids 1 --output out.npz --model",
+    "embed --text a --model",
+    "classify --text a --model",
+    "fill-mask --text [MASK] --model",
+    "answer --question a --context b --model",
+    "tag --text a --model",
+    "compare --text a --model",
+    "perplexity --file README.md --model",
+    "profile --model",
+    "inspect",
+    "upload --name a",
+]
+_FRESH = """
+import sys
+from puma_actors.cli import main
+try:
+    main()
+finally:
+    sys.exit(3) if "numba" in sys.modules else None
+"""
+
+
+@pytest.mark.parametrize("command", EARLY, ids=lambda command: command.split()[0])
+def test_an_unsupported_model_is_refused_before_anything_heavy_is_imported(command, tmp_path):
+    """Which takes a second by itself: a refusal takes less."""
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    (tmp_path / "model.safetensors").touch()
+    line = [sys.executable, "-c", _FRESH, *command.split(), str(tmp_path)]
+    found = subprocess.run(line, capture_output=True, text=True, check=False)
+    refused((found.returncode, found.stdout, found.stderr), "'t5'", "supported: bert, distilbert")
+
+
 GENERATE = {
     "empty prompt": (["-p", ""], "prompt is empty"),
     "blank prompt": (["-p", " \n "], "prompt is empty"),

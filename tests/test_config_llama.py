@@ -222,6 +222,7 @@ def rope(**values):
         ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ("llama", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ("llama", {"is_causal": False}, "is_causal"),
+        ("llama", {"per_layer_config": {"0": {"hidden_act": "gelu"}}}, "per_layer_config"),
         ("llama", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("qwen2", {"use_mrope": True}, "use_mrope"),
         ("llama", {"hidden_size": "32"}, "hidden_size"),

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny_models import CASES, ENCODERS, save, tiny_model
 
+from models.architecture import ACTIVATIONS
 from models.calibrate import plain_run
 from models.families import load_parameters, parameters_of
 from models.tasks import columns_of, default_rows
@@ -49,7 +50,26 @@ def test_a_batch_is_what_transformers_computes_one_by_one(model_type, head, tmp_
     np.testing.assert_allclose(found, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
 
 
+ACTIVATION_KEYS = {
+    "distilbert": "activation",
+    "gpt2": "activation_function",
+    "falcon": "activation",
+}
+"""Where it is not `hidden_act`."""
+ACTIVATED = [
+    (model_type, {ACTIVATION_KEYS.get(model_type, "hidden_act"): name})
+    for model_type in ("bert", "roberta", "distilbert", "gpt2", "llama", "falcon")
+    for name in (*ACTIVATIONS, "swish")
+]
+"""Every family with every activation."""
+STRETCHED = {
+    "max_position_embeddings": 8,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+}
+"""A sequence soon outgrows the training's context, from where on the frequencies change."""
 VARIANTS = [
+    ("llama", STRETCHED),
+    ("falcon", STRETCHED),
     ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e3, "factor": 2.0}}),
     ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
@@ -73,6 +93,7 @@ VARIANTS = [
     ("gpt2", {"activation_function": "gelu"}),
     ("falcon", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
     ("falcon", {"alibi": True, "num_attention_heads": 4}),
+    ("falcon", {"alibi": True, "num_attention_heads": 6, "hidden_size": 24, "multi_query": False}),
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
     ("falcon", {"multi_query": False, "bias": True}),
@@ -87,6 +108,17 @@ def test_every_setting_that_changes_the_function(model_type, changes, tmp_path):
     with checkpoint:
         found = plain_run(checkpoint.config, values, [ids])
     expected = outputs(model, "causal-lm", ids)
+    np.testing.assert_allclose(found, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(("model_type", "changes"), ACTIVATED)
+def test_every_activation(model_type, changes, tmp_path):
+    head = "masked-lm" if model_type in ENCODERS else "causal-lm"
+    model = tiny_model(model_type, head, **changes)
+    checkpoint, values = opened(model, tmp_path)
+    with checkpoint:
+        found = plain_run(checkpoint.config, values, TEXTS)
+    expected = np.concatenate([outputs(model, head, ids) for ids in TEXTS])
     np.testing.assert_allclose(found, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
 
 

@@ -210,3 +210,7 @@ def test_truncation_when_asked(tag, tagger, classify, classifier):
     pair = {"text": "the cat " * 12, "text_pair": TEXTS[0]}
     reference = theirs("text-classification", classifier)
     assert_same(classify(pair, truncation=True), reference(pair, truncation=True))
+    for limit in (6, 9, 15):
+        cut = {"truncation": True, "max_length": limit, "padding": True, "batch_size": 2}
+        for inputs in (pair, [long, TEXTS[1], TEXTS[0]]):
+            assert_same(classify(inputs, **cut), reference(inputs, **cut))

@@ -66,6 +66,7 @@ BAD_CALLS = [
     ("classifier", "text-classification", {"text": "a", "text_pair": 5}, {}, "int, not text"),
     ("classifier", "text-classification", "a", {"top_k": 0}, "top_k=0: .* at least 1"),
     ("classifier", "text-classification", "a", {"function_to_apply": "tanh"}, "use one of softmax"),
+    ("classifier", "text-classification", "a", {"max_length": 0}, "max_length=0: .* at least 1"),
     ("classifier", "text-classification", "a", {"colour": 1}, "has no option 'colour'"),
     ("classifier", "text-classification", "cat " * 19, {}, "21 tokens do not fit the limit of 20"),
     ("filler", "fill-mask", "the cat", {}, r"no mask: write \[MASK\]"),

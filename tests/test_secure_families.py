@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_families import TEXTS, VARIANTS, outputs
-from tiny_models import CASES, save, tiny_model
+from test_families import ACTIVATED, STRETCHED, TEXTS, VARIANTS, outputs
+from tiny_models import CASES, ENCODERS, save, tiny_model
 
 from protocols.lane import Settings
 from puma_actors.cluster import LocalCluster
@@ -44,10 +44,25 @@ async def test_settings_that_change_the_function(model_type, changes, tmp_path):
     check(found, outputs(model, "causal-lm", ids))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "mistral", "qwen2", "qwen3", "falcon"])
-async def test_decoding_with_the_cache(model_type, tmp_path):
-    changes = {"eos_token_id": None, **({"sliding_window": 4} if model_type == "mistral" else {})}
-    model = tiny_model(model_type, "causal-lm", **changes)
+@pytest.mark.parametrize(("model_type", "changes"), ACTIVATED)
+async def test_every_activation(model_type, changes, tmp_path):
+    head = "masked-lm" if model_type in ENCODERS else "causal-lm"
+    model = tiny_model(model_type, head, **changes)
+    async with LocalCluster.from_pretrained(save(model, tmp_path)) as cluster:
+        found = await cluster.forward(TEXTS)
+    check(found, np.concatenate([outputs(model, head, ids) for ids in TEXTS]))
+
+
+DECODED = [
+    *((name, {}) for name in ("gpt2", "qwen2", "qwen3", "falcon")),
+    ("mistral", {"sliding_window": 4}),
+    ("llama", STRETCHED),
+]
+
+
+@pytest.mark.parametrize(("model_type", "changes"), DECODED)
+async def test_decoding_with_the_cache(model_type, changes, tmp_path):
+    model = tiny_model(model_type, "causal-lm", eos_token_id=None, **changes)
     ids = [5, 9, 30, 2, 17]
     with torch.no_grad():
         reference = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)

@@ -28,6 +28,7 @@ class Classify(TextTask):
         top_k: Any = _BEST,
         function_to_apply: str | None = None,
         truncation: bool = False,
+        max_length: int | None = None,
     ) -> Job:
         """
         Args:
@@ -36,10 +37,13 @@ class Classify(TextTask):
             function_to_apply: "softmax", "sigmoid" or "none"; by default what the kind of problem
                 asks for: nothing for a regression, a sigmoid for several labels at once or one
                 label, else softmax.
+            truncation, max_length: see `encode`.
         """
         items, single = many(inputs)
         if top_k is not _BEST and top_k is not None:
             check_count("top_k", top_k)
+        if max_length is not None:
+            check_count("max_length", max_length)
         function = (function_to_apply or self._usual_function()).lower()
         check_choice("function_to_apply", function, _FUNCTIONS)
 
@@ -47,20 +51,21 @@ class Classify(TextTask):
             answers = [self._answer(result[0], function, top_k) for result in results]
             return answers[0] if single else answers
 
-        encodings = [self._encode(item, truncation) for item in items]
+        cut: dict[str, Any] = {"truncation": truncation, "max_length": max_length}
+        encodings = [self._encode(item, cut) for item in items]
         return Job(encodings, default_rows(self.config), finish)
 
     def wraps(self, inputs: Any, options: Mapping[str, Any]) -> bool:
         return isinstance(inputs, str) and "top_k" not in options
 
-    def _encode(self, item: Any, truncation: bool) -> Encoding:
+    def _encode(self, item: Any, cut: dict[str, Any]) -> Encoding:
         if not isinstance(item, Mapping):
             if not isinstance(item, str):
                 raise ConfigError('a pair of texts is given as {"text": ..., "text_pair": ...}')
-            return self.encode(item, truncation=truncation)
+            return self.encode(item, **cut)
         if "text" not in item or not item.keys() <= {"text", "text_pair"}:
             raise ConfigError('a pair of texts needs the keys "text" and "text_pair", and no other')
-        return self.encode(item["text"], item.get("text_pair"), truncation=truncation)
+        return self.encode(item["text"], item.get("text_pair"), **cut)
 
     def _usual_function(self) -> str:
         kind, count = self.config.problem_type, self.config.num_labels

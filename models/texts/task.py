@@ -71,11 +71,19 @@ class TextTask(ABC):
         """
         return False
 
-    def encode(self, text: object, pair: object = None, *, truncation: bool = False) -> Encoding:
+    def encode(
+        self,
+        text: object,
+        pair: object = None,
+        *,
+        truncation: bool = False,
+        max_length: int | None = None,
+    ) -> Encoding:
         """The tokens of a text or a pair.
 
         Args:
             truncation: cut the end off a text that is too long, instead of refusing it.
+            max_length: how many tokens are too long; default: more than the model can take.
 
         Raises:
             ConfigError: no text, or one that is too long.
@@ -87,11 +95,12 @@ class TextTask(ABC):
         encoding = self.tokenizer.encode_text(text, pair if isinstance(pair, str) else None)
         if not encoding.ids:
             raise ConfigError("an input is empty: give some text")
+        limit = self.max_length if max_length is None else min(max_length, self.max_length)
         if truncation:
-            return encoding.shortened(self.max_length)
+            return encoding.shortened(limit)
         check_length(
             encoding,
-            self.max_length,
+            limit,
             remedy="shorten the text, or cut it: truncation=True, or --truncate",
         )
         return encoding

@@ -11,6 +11,7 @@ import typer
 from protocols.errors import ConfigError
 from protocols.shares import Role
 from puma_actors.cli.certs import Holder
+from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import InsecureOption
 
 ClusterOption = Annotated[
@@ -108,6 +109,7 @@ def upload(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Share a model's weights with the three parties, who keep the shares under a name."""
+    refuse_unsupported(model)
     from puma_actors.cli.output import print_json, progress, stdout
     from puma_actors.config import load_config
 
