@@ -78,6 +78,7 @@ class Links:
     async def _call(self, peer: Role) -> Channel:
         address = self._config.parties[peer]
         channel = await self._config.transport(address, self.role).connect(address)
+        channel = self._config.behind(channel, sender=peer, receiver=self.role)
         try:
             identity = self._config.identity(self.role)
             request = Request(role=str(self.role), name=identity.name, purpose="link")

@@ -33,6 +33,7 @@ from puma_actors.compute import Compute
 from puma_actors.config import ClusterConfig
 from puma_actors.manifest import PUBLIC_BYTES, check_name
 from puma_actors.messages import CommitMessage, FileMessage
+from puma_actors.network import Network
 from puma_actors.owner import Owner, Progress, ignore_progress
 from puma_actors.requests import Requests
 
@@ -188,6 +189,11 @@ class RemoteCluster(Requests):
     async def aclose(self) -> None:
         """Close the connections."""
         await hang_up(self._calls)
+
+    @property
+    def network(self) -> Network | None:
+        """What is modelled on this client's connections."""
+        return self._cluster.between
 
     @property
     def running(self) -> bool:
