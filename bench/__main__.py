@@ -14,12 +14,14 @@ from bench import (
     embeddings,
     errors,
     fidelity,
+    hosts,
     kernels,
     model,
     network,
     overlap,
     paper,
     perplexity,
+    profiling,
     protocols,
 )
 from bench.harness import Benchmark, Options, Result, document, machine
@@ -33,6 +35,8 @@ BENCHMARKS: list[Benchmark] = [
     *protocols.BENCHMARKS,
     *network.BENCHMARKS,
     *decode.BENCHMARKS,
+    *hosts.BENCHMARKS,
+    *profiling.BENCHMARKS,
     *errors.BENCHMARKS,
     *model.BENCHMARKS,
     *overlap.BENCHMARKS,

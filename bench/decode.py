@@ -20,7 +20,7 @@ from puma_actors.reports.analysis import Phase, analyse, window_of
 NETWORKS = ("wan", "intercontinental")
 ALLOWED = 1.3
 """Times the bound that a step may take."""
-_NAME = "network.decode"
+_NAME = "waiting.decode"
 _PROMPT = 8
 _STEPS = 4  # without a network; over one, the prefill and a single step
 

@@ -263,11 +263,22 @@ def _errors(rows: Sequence[Result]) -> Table:
     return table
 
 
+def _waiting(rows: Sequence[Result]) -> Table:
+    """What is said in words."""
+    table = _table("Whole requests", ("benchmark", "case", "median", "min .. max", "", ""))
+    for result in rows:
+        cells = (*_spread(result.seconds), _rate(result), result.note)
+        table.add_row(_short(result), result.case, *cells)
+    return table
+
+
 _TABLES = {
     "errors": _errors,
     "kernels": _kernels,
     "protocols": _protocols,
     "network": _network,
+    "overlap": _waiting,
+    "waiting": _waiting,
     "model": _model,
     "paper": _paper,
     "fidelity": _fidelity,

@@ -93,6 +93,14 @@ class Actor:
         if self.recorder is not None:
             self.recorder.attach(self._scheduler)
 
+    def observe(self, recorder: Recorder | None) -> None:
+        """From the next inference on, `recorder` notes what happens; None: nobody does."""
+        self.recorder = recorder
+        if recorder is None:
+            Recorder.detach(self.scheduler)
+        else:
+            recorder.attach(self.scheduler)
+
     def lane(self, link: InferenceLink) -> Lane:
         """The lane that a program of this party begins on."""
         return Lane(link) if self.recorder is None else self.recorder.lane(link)

@@ -63,6 +63,7 @@ async def call(
     transport = config.transport(address, role)
     retry = config.timeouts.retry if retry is None else retry
     channel = await connect_patiently(transport, address, retry)
+    channel = config.behind(channel, sender=peer, receiver=role)
     session = session or os.urandom(SESSION_BYTES)
     try:
         _check_identity(config, channel.peer_identity, peer)  # first: it may refuse misleadingly

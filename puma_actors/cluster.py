@@ -180,6 +180,11 @@ class LocalCluster(Requests):
         except Exception as error:
             self._failures.append(error)
 
+    def observe(self, recorder: Recorder | None) -> None:
+        """From the next request on, `recorder` notes what happens on its lanes; None: nobody."""
+        for actor in (self.client, *self._parties):
+            actor.observe(recorder)
+
     # -- what a request needs ---------------------------------------------------------------------
 
     @property

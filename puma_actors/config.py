@@ -4,6 +4,7 @@
     config.parties[Role.DEALER]                        where the dealer is called
     config.transport(address, role)                    with this machine's certificate for the role
     config.identity(role)                              the name under which it takes part
+    config.behind(channel, sender=..., receiver=...)   as slow as `network` asks
 
 `puma_actors.example` is a commented file. Every key can be given in the environment: the path to
 it in capitals after `PUMA_CLUSTER__`, joined by two underscores, `_` for `-`:
@@ -13,6 +14,7 @@ it in capitals after `PUMA_CLUSTER__`, joined by two underscores, `_` for `-`:
 import os
 import tomllib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -23,7 +25,9 @@ from protocols.errors import ConfigError
 from protocols.shares import COMPUTING, Role
 from puma_actors.identity import NAME_CHARS, PeerIdentity
 from puma_actors.logs import log
-from puma_actors.transports import TcpTransport, TlsTransport, Transport, UnixTransport
+from puma_actors.network import Network, parse_network
+from puma_actors.transports import Channel, TcpTransport, TlsTransport, Transport, UnixTransport
+from puma_actors.transports.delayed import delay
 from puma_actors.transports.stream import StreamOptions
 from puma_actors.transports.tls import Credentials
 from puma_actors.wire import Limits as FrameLimits
@@ -94,6 +98,7 @@ class ClusterConfig(_Table):
     certificates: str = "certs"
     store: str = "store"
     listen: str = ""
+    network: str = ""
     insecure_no_tls: bool = False
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
@@ -111,6 +116,23 @@ class ClusterConfig(_Table):
     def listens(self, role: Role) -> str:
         """Where a party listens."""
         return self.listen or self.parties[role]
+
+    @cached_property
+    def between(self) -> Network | None:
+        """What is modelled between this machine and the others; None: nothing.
+
+        Raises:
+            ConfigError: `network` cannot be understood.
+        """
+        if self.network.lower().endswith(".toml"):
+            return parse_network(self.path(self.network))
+        return parse_network(self.network or None)
+
+    def behind(self, channel: Channel, *, sender: Role, receiver: Role) -> Channel:
+        """This machine's end of a connection: what comes in is as late as `network` asks."""
+        if self.between is None:
+            return channel
+        return delay(channel, self.between, sender=sender, receiver=receiver)
 
     def transport(self, address: str, role: Role) -> Transport:
         """The transport of an address, with this machine's certificate for a role."""
@@ -132,12 +154,14 @@ def load_config(
     *,
     insecure_no_tls: bool = False,
     listen: str = "",
+    network: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> ClusterConfig:
     """Read a cluster.toml.
 
     Args:
-        insecure_no_tls, listen: as if the file said so.
+        insecure_no_tls, listen, network: as if the file said so; a network's file is looked for
+            where this process is.
         environ: overrides; default: the process's environment.
 
     Raises:
@@ -160,11 +184,16 @@ def load_config(
         data["insecure_no_tls"] = True
     if listen:
         data["listen"] = listen
+    if network is not None:
+        is_file = network.lower().endswith(".toml")
+        data["network"] = str(Path(network).absolute()) if is_file else network
     try:
         config = ClusterConfig.model_validate({**data, "folder": path.parent})
     except ValidationError as error:
         raise ConfigError(_explain(error, path, set_here)) from None
     _check_addresses(config, path)
+    if config.between is not None:
+        log.info("modelled network", network=config.between.describe())
     return config
 
 

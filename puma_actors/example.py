@@ -18,6 +18,10 @@ store = "store"
 # Where this party listens, if not at its address below (behind a router, in a container).
 # listen = "tls://0.0.0.0:7101"
 
+# Delay what comes in as a network would (here, or `puma party --network`): to be given to all
+# parties, the owner and the clients alike.
+# network = "wan"                          # or "40ms,100mbit", or a .toml file
+
 # tcp:// sends everything in the clear and proves nothing; it is refused unless this is true.
 # insecure_no_tls = true
 

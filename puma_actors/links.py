@@ -6,8 +6,10 @@
     links.get(peer)                              the `Mux`, or `Busy` while there is none
 
 The party that comes later among dealer, evaluator-a, evaluator-b calls. A connection that is lost
-is made anew, with pauses that double from 50 ms up to 2 s; the sessions on it have failed. When a
-caller comes back before its old connection was found dead, the new one takes its place.
+is made anew, with pauses that double from 50 ms up to 2 s; the sessions on it have failed. One that
+was lost right after it was made counts as a failed call: two processes of one role take the place
+from each other, and must not do so as fast as they can. When a caller comes back before its old
+connection was found dead, the new one takes its place.
 """
 
 from dataclasses import dataclass
@@ -73,12 +75,18 @@ class Links:
                 await anyio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
-            pause, told = _FIRST_PAUSE, ""
+            told, began = "", anyio.current_time()
             await self.serve(channel, peer)
+            if anyio.current_time() - began > 2 * _LONGEST_PAUSE:
+                pause = _FIRST_PAUSE
+            else:
+                await anyio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _call(self, peer: Role) -> Channel:
         address = self._config.parties[peer]
         channel = await self._config.transport(address, self.role).connect(address)
+        channel = self._config.behind(channel, sender=peer, receiver=self.role)
         try:
             identity = self._config.identity(self.role)
             request = Request(role=str(self.role), name=identity.name, purpose="link")

@@ -38,6 +38,12 @@ class Recorder:
         for role, port in scheduler.ports.items():
             port.mailbox_type = partial(NotingMailbox, self.arrivals, (role, scheduler.role))
 
+    @staticmethod
+    def detach(scheduler: "RoundScheduler") -> None:
+        """Nobody notes anything of a party's messages any more."""
+        for port in scheduler.ports.values():
+            port.mailbox_type = Mailbox
+
     def lane(self, link: InferenceLink) -> ObservedLane:
         """The first lane of a party in an inference."""
         meter = self.meters[link.role, link.number] = Meter(link.role)

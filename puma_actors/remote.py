@@ -33,6 +33,7 @@ from puma_actors.compute import Compute
 from puma_actors.config import ClusterConfig
 from puma_actors.manifest import PUBLIC_BYTES, check_name
 from puma_actors.messages import CommitMessage, FileMessage
+from puma_actors.network import Network
 from puma_actors.owner import Owner, Progress, ignore_progress
 from puma_actors.requests import Requests
 
@@ -190,6 +191,11 @@ class RemoteCluster(Requests):
         await hang_up(self._calls)
 
     @property
+    def network(self) -> Network | None:
+        """What is modelled on this client's connections."""
+        return self._cluster.between
+
+    @property
     def running(self) -> bool:
         return self._group is not None
 
@@ -249,8 +255,9 @@ def _check_vocabulary(tokenizer: Tokenizer | None, plan: Plan) -> None:
 
 class _Uploader(Owner):
     """An owner whose parties keep what they get. Each writes everything to its disk first; when all
-    have, they make it a model of their stores; and when all have done that, they are told so. A
-    party that is not told takes its model away again, so that none has one that others lack.
+    have, they make it a model of their stores; and when all have done that, they are told to keep
+    it. A party that is not told, or is gone before it could note it, takes its model away again, so
+    that none has one that others lack.
     """
 
     def __init__(self, checkpoint: Checkpoint, files: Mapping[str, bytes], **options: Any) -> None:
@@ -268,9 +275,9 @@ class _Uploader(Owner):
     async def _wait_ready(self, plan: Plan) -> None:
         await super()._wait_ready(plan)
         self.committing = True
-        await self._commit()
-        await super()._wait_ready(plan)
-        await self._commit()
+        for _ in ("publish", "keep"):
+            await self._commit()
+            await super()._wait_ready(plan)
 
     async def _commit(self) -> None:
         for role in COMPUTING:

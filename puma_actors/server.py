@@ -183,21 +183,24 @@ class PartyServer:
             log.error("session failed", error=type(error).__name__)
         finally:
             self._connections -= 1
-            with anyio.CancelScope(shield=True):
-                await channel.aclose()
 
     async def _welcome(self, channel: Channel) -> None:
-        session = NO_SESSION
+        session, way = NO_SESSION, channel
         try:
             request, session = await hear(channel, self.config.timeouts.handshake)
             caller = caller_of(channel, request)
             if not self.config.allow.admits(caller):
                 raise RemoteProtocolError(f"{caller} is not on the allow-list of {self.role}")
             structlog.contextvars.bind_contextvars(session=session.hex(), caller=str(caller))
-            await self._handlers[request.purpose](channel, request, session, caller)
+            # Only now is it known which link of the modelled network this is.
+            way = self.config.behind(channel, sender=caller.role, receiver=self.role)
+            await self._handlers[request.purpose](way, request, session, caller)
         except (Busy, ConfigError, ModelError, RemoteProtocolError, StoreError) as error:
             log.warning("refused", peer=channel.peer_address, reason=str(error))
-            await refuse(channel, session, error)
+            await refuse(way, session, error)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await way.aclose()
 
     # -- sessions ---------------------------------------------------------------------------------
 

@@ -181,8 +181,10 @@ class Receiver(Actor):
                 _, header, buffers = await self.scheduler.control()
                 message = parse(header)
                 if isinstance(message, CommitMessage) and self._published:
+                    await self._disk(self._draft.keep)
                     self._kept = True
                     log.info("model stored", model=self._draft.name)
+                    await self._ready()
                     return
                 if isinstance(message, CommitMessage) and self._finished:
                     await self._disk(self._draft.publish)

@@ -5,6 +5,7 @@
         draft.write("00000.words", buffer)               in pieces, in order
         draft.finish(plan)                               all on disk, with a manifest
         draft.publish()                                  one rename: from now on it exists
+        draft.keep()                                     the others have it too: it is to stay
         stored = store.read("llama", verify=True)        plan, seeds, mapped tensors
         store.remove("llama")
 
@@ -12,9 +13,10 @@
     STORE/NAME/00000.words ...    at an evaluator: the masked tensors, little-endian uint64
     STORE/NAME/seed-1, seed-2     those that the party knows
     STORE/NAME/tokenizer.json     what the owner published
+    STORE/NAME/pending            until every party is known to have the model
 
-Folders have mode 0700, files 0600. A draft that was not published, because the owner or this
-process went away, is removed when it is noticed or at the next start: the owner uploads again.
+Folders have mode 0700, files 0600. What was not kept, because the owner or this process went away,
+is removed when it is noticed or at the next start: the owner uploads again.
 Everything that is wrong with a model is a StoreError that names the model and the remedy.
 """
 
@@ -52,6 +54,7 @@ from puma_actors.manifest import (
 _DRAFT = ".draft-"
 _GONE = ".gone-"
 _LOCK = ".lock"
+_PENDING = "pending"
 _READ = 4 << 20
 
 
@@ -102,7 +105,7 @@ class ModelStore:
                 f"the store {self.folder} is open to others: run `chmod 700 {self.folder}`"
             )
         for path in self.folder.iterdir():
-            if path.name.startswith((_DRAFT, _GONE)):
+            if path.name.startswith((_DRAFT, _GONE)) or (path / _PENDING).exists():
                 shutil.rmtree(path, ignore_errors=True)
         return self
 
@@ -272,7 +275,7 @@ def _sha256(path: Path) -> str:
 
 
 class Draft:
-    """A model on its way to the disk. `discard` it unless it was published."""
+    """A model on its way to the disk. `withdraw` it unless it was kept."""
 
     def __init__(self, store: ModelStore, name: str, upload: str) -> None:
         self.store = store
@@ -337,6 +340,7 @@ class Draft:
             _check_complete(manifest, plan, self.store.role)
             self.write(MANIFEST, manifest.to_json())
             self._complete()
+            (self.folder / _PENDING).touch(0o600)
             _sync_folder(self.folder)
 
     def publish(self) -> None:
@@ -351,6 +355,17 @@ class Draft:
             self.folder.rename(self.store.folder / self.name)
             self._published = True
             _sync_folder(self.store.folder)
+
+    def keep(self) -> None:
+        """All parties have published it: from now on it survives this process.
+
+        Raises:
+            StoreError: it was removed meanwhile.
+        """
+        with self._writing():
+            folder = self.store.folder / self.name
+            (folder / _PENDING).unlink()
+            _sync_folder(folder)
 
     def withdraw(self) -> None:
         """Remove it even if it was published: another party does not have it."""

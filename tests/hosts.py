@@ -25,12 +25,13 @@ def free_port() -> int:
 
 
 def write_config(
-    path: Path, addresses: dict[Role, str], certificates: Path, extra: str = ""
+    path: Path, addresses: dict[Role, str], certificates: Path, extra: str = "", network: str = ""
 ) -> Path:
-    """A cluster.toml. `extra` goes before the tables if it has keys, behind them if tables."""
+    """A cluster.toml. `extra`: more tables."""
     parties = "".join(f'{role} = "{address}"\n' for role, address in addresses.items())
     path.write_text(
         f'certificates = "{certificates}"\nstore = "{path.stem}-store"\n'
+        f'network = "{network}"\n'
         f"[parties]\n{parties}"
         f"[timeouts]\nretry = 10.0\nsilence = 20.0\nhandshake = 30.0\ngrace = 20.0\n{extra}"
     )
@@ -52,13 +53,15 @@ class Hosts:
     certificates: Path
     group: TaskGroup
     extra: str = ""
+    network: str = ""
     servers: dict[Role, PartyServer] = field(default_factory=dict)
     scopes: dict[Role, anyio.CancelScope] = field(default_factory=dict)
 
     def config(self, who: str, extra: str | None = None) -> ClusterConfig:
         path = self.folder / f"{who}.toml"
         extra = self.extra if extra is None else extra
-        return load_config(write_config(path, self.addresses, self.certificates, extra), environ={})
+        write_config(path, self.addresses, self.certificates, extra, self.network)
+        return load_config(path, environ={})
 
     @property
     def client(self) -> ClusterConfig:
@@ -106,11 +109,15 @@ class Hosts:
 
 @asynccontextmanager
 async def hosts(
-    folder: Path, certificates: Path, scheme: str = "tls", extra: str = ""
+    folder: Path,
+    certificates: Path,
+    scheme: str = "tls",
+    extra: str = "",
+    network: str = "",
 ) -> AsyncIterator[Hosts]:
     """All three parties, linked. They are stopped at the end."""
     async with anyio.create_task_group() as group:
-        made = Hosts(folder, addresses_for(scheme, folder), certificates, group, extra)
+        made = Hosts(folder, addresses_for(scheme, folder), certificates, group, extra, network)
         for role in COMPUTING:
             await made.start(role)
         await made.linked()

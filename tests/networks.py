@@ -30,7 +30,8 @@ LIMITS = Limits(frame=1 << 20)
 STREAMS = ["tcp", "tls", "unix"]
 NEARBY = Route(round_trip=0.5e-3, bandwidth=10e9, jitter=0.2e-3)
 DELAYED = "-delayed"
-SCHEMES = ["memory", "memory-codec", "memory-delayed", "memory-codec-delayed", *STREAMS, "mux"]
+DELAYABLE = ["memory", "memory-codec", *STREAMS]
+SCHEMES = [*DELAYABLE, *(f"{scheme}{DELAYED}" for scheme in DELAYABLE), "mux"]
 OPTIONS = StreamOptions(limits=LIMITS)
 ALL = (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B, Role.OWNER, Role.CLIENT)
 _numbers = itertools.count()
@@ -65,6 +66,7 @@ def transport_of(
 @asynccontextmanager
 async def address_of(scheme: str) -> AsyncIterator[str]:
     """Where to listen."""
+    scheme = scheme.removesuffix(DELAYED)
     if scheme in ("tcp", "tls"):
         yield f"{scheme}://127.0.0.1:0"
     elif scheme == "unix":

@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import anyio
 import pytest
+from reference import save_model, save_tokenizer
 
-from bench import decode, overlap
-from bench.harness import Options
+from bench import decode, hosts, overlap, profiling
+from bench.__main__ import BENCHMARKS
+from bench.harness import Options, Result, Spread
+from bench.report import _TABLES, console, show
 from protocols.shares import Role
 from puma_actors.network import PRESETS, Network, Route
 
@@ -29,8 +32,34 @@ def test_an_unlimited_link_adds_no_bytes():
 
 
 def test_long_benchmarks_run_only_when_named():
-    for item in (*decode.BENCHMARKS, *overlap.BENCHMARKS):
+    modules = (decode, hosts, overlap, profiling)
+    for item in [item for module in modules for item in module.BENCHMARKS]:
         assert not item.default
+
+
+def test_every_group_of_results_can_be_shown(capsys):
+    assert {item.name.partition(".")[0] for item in BENCHMARKS} <= set(_TABLES)
+    rows = [
+        Result("overlap.prefill", "prefill, wan, 3 lanes", Spread.of([2.0]), note="9 % hidden"),
+        Result("waiting.decode", "wan", Spread.of([30.0]), note="1.020 of the bound"),
+    ]
+    show(console(), {"memory_bytes": 0, "cpu": "", "cores": 1, "os": ""}, rows)
+    shown = capsys.readouterr().out
+    assert "9 % hidden" in shown and "1.020 of the bound" in shown
+
+
+def test_five_processes_answer_as_one(tmp_path):
+    model = save_tokenizer(save_model(tmp_path / "model", seed=3))
+    one, five = hosts.compare(model, 3, 1)
+    assert one.seconds.median > 0 and five.seconds.median > 0
+    assert five.details["ratio"] == pytest.approx(one.seconds.median / five.seconds.median)
+    assert len(five.details["token_ids"]) == 3
+
+
+def test_recording_is_turned_on_and_off(tmp_path):
+    on, off = anyio.run(profiling.compare, save_model(tmp_path / "model", seed=3), 1, 2)
+    assert len(on) == len(off) == 2
+    assert all(seconds > 0 for seconds in (*on, *off))
 
 
 def test_lanes_of_a_small_attention_layer():

@@ -42,7 +42,7 @@ def test_the_example_shows_every_key_and_its_default() -> None:
     assert shown["timeouts"] == config.timeouts.model_dump()
     assert shown["limits"] == config.limits.model_dump()
     assert set(shown["allow"]) == set(Allow.model_fields)
-    for key in ("name", "listen", "insecure_no_tls", "certificates", "store"):
+    for key in ("name", "listen", "network", "insecure_no_tls", "certificates", "store"):
         assert f"{key} = " in EXAMPLE
 
 

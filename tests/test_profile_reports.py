@@ -5,18 +5,22 @@ import re
 from collections import Counter, defaultdict
 from functools import partial
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import anyio
 import pytest
 from tiny_models import save, tiny_model
 
+from protocols.lane import Settings
 from protocols.observed import Call, Key, Meter, Receive, Send, Slice
 from protocols.shares import EVALUATORS, Role
+from puma_actors.network import PRESETS
 from puma_actors.profile import run_profile
 from puma_actors.recorder import Recorder
 from puma_actors.reports import chrome, page
 from puma_actors.reports.analysis import Row
 from puma_actors.reports.counts import layer_of, operation_of, place_of, protocol_of
+from puma_actors.reports.ranking import rank
 from puma_actors.reports.sweep import flights, length, spend, union
 
 A, B = EVALUATORS
@@ -52,6 +56,25 @@ def recorded() -> Recorder:
 
 
 KEY = Key("layers.0.down", "linear/lift")
+
+
+def test_rounds_that_wait_beside_others_are_not_blamed_on_the_other_evaluator():
+    """Two of seven are in a row; all seven took 0.1 s, which is less than their way alone takes."""
+    row = Row("spline", rounds=2, exchanges=7, online=1800)
+    phase = SimpleNamespace(
+        keys={("network", Key("norm", "rsqrt/spline")): 0.1}, protocols=[row], wall=2.0
+    )
+    (advice,) = rank(phase, PRESETS["wan"], Settings())
+    assert advice.share == 0.05
+    assert advice.reason == (
+        "2 in a row (7 with those beside), 14.29 ms of waiting each, where the way alone takes "
+        "20.00 ms: fewer rounds"
+    )
+    row.exchanges = 2
+    (advice,) = rank(phase, PRESETS["wan"], Settings())
+    assert advice.reason.endswith(
+        "50.00 ms of waiting each: mostly the other evaluator, which had not come so far yet"
+    )
 
 
 def test_time_is_split_by_cause():

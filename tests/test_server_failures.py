@@ -223,21 +223,50 @@ async def test_a_full_disk_leaves_no_model_anywhere(
         await cluster.upload(model)
 
 
-async def test_a_failure_at_the_last_step_leaves_no_model_anywhere(
-    folder: Path, certificates: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["publish", "keep"])
+async def test_a_failure_at_the_last_steps_leaves_no_model_anywhere(
+    folder: Path, certificates: Path, model: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish = Draft.publish
+    usual = getattr(Draft, step)
 
     def fail(self: Draft) -> None:
         if self.store.role is Role.EVALUATOR_B:
             raise StoreError("the folder cannot be renamed")
-        publish(self)
+        usual(self)
 
-    monkeypatch.setattr(Draft, "publish", fail)
+    monkeypatch.setattr(Draft, step, fail)
     async with hosts(folder, certificates, "unix") as cluster:
         with pytest.raises(PeerFailed, match="cannot be renamed"):
             await cluster.upload(model)
         assert await list_models(cluster.client) == {}
+
+
+@pytest.mark.parametrize("step", ["publish", "keep"])
+async def test_a_party_that_is_gone_at_the_last_steps_has_no_model_when_it_is_back(
+    folder: Path, certificates: Path, model: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it were killed: nothing of what it would do at its end happens."""
+    usual, gone = getattr(Draft, step), Role.EVALUATOR_B
+
+    def die(self: Draft) -> None:
+        if self.store.role is gone:
+            if step == "publish":
+                usual(self)
+            self.store.remove = self.discard = lambda *_: None  # type: ignore[method-assign]
+            raise StoreError("killed")
+        usual(self)
+
+    monkeypatch.setattr(Draft, step, die)
+    async with hosts(folder, certificates, "unix") as cluster:
+        with pytest.raises(PeerFailed, match="killed"):
+            await cluster.upload(model)
+        await cluster.kill(gone)
+        assert (folder / f"{gone}-store" / "tiny").is_dir()
+        monkeypatch.undo()
+        await cluster.start(gone)
+        await cluster.linked()
+        assert await list_models(cluster.client) == {}
+        await cluster.upload(model)
 
 
 async def test_an_owner_that_goes_away(folder: Path, certificates: Path, model: Path) -> None:

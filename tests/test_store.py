@@ -72,6 +72,7 @@ def put(store: ModelStore, name: str = "tiny") -> None:
     draft = fill(store.draft(name, UPLOAD))
     draft.finish(PLAN)
     draft.publish()
+    draft.keep()
 
 
 def left_over(store: ModelStore) -> list[str]:
@@ -127,6 +128,27 @@ def test_a_draft_of_a_process_that_died_goes_at_the_next_start(store: ModelStore
     store.close()
     with ModelStore(store.folder, store.role) as again:
         assert left_over(again) == []
+
+
+def test_a_model_that_others_may_lack_goes_at_the_next_start(store: ModelStore) -> None:
+    draft = fill(store.draft("tiny", UPLOAD))
+    draft.finish(PLAN)
+    draft.publish()
+    assert store.names() == ["tiny"]
+    store.close()
+    with ModelStore(store.folder, store.role) as again:
+        assert again.names() == left_over(again) == []
+
+
+def test_a_model_that_was_removed_cannot_be_kept(store: ModelStore) -> None:
+    draft = fill(store.draft("tiny", UPLOAD))
+    draft.finish(PLAN)
+    draft.publish()
+    store.remove("tiny")
+    with pytest.raises(StoreError, match="cannot store model tiny"):
+        draft.keep()
+    draft.withdraw()
+    assert store.names() == left_over(store) == []
 
 
 def test_a_draft_that_lacks_something_is_refused(evaluator: ModelStore) -> None:

@@ -39,6 +39,14 @@ def party(
     listen: Annotated[
         str, typer.Option(help="Where to listen, if not at the role's own address.")
     ] = "",
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Delay what comes in as a network would, as for `generate --network`; to be given "
+            "to all parties (and clients) alike.",
+            show_default=False,
+        ),
+    ] = None,
     insecure_no_tls: InsecureOption = False,
     example: Annotated[
         bool, typer.Option("--example", help="Print a commented cluster.toml, and stop.")
@@ -58,7 +66,7 @@ def party(
     if role is None:
         raise ConfigError("--role is missing: use dealer, evaluator-a or evaluator-b")
     show_logs(1, as_json=True)
-    config = load_config(cluster, insecure_no_tls=insecure_no_tls, listen=listen)
+    config = load_config(cluster, insecure_no_tls=insecure_no_tls, listen=listen, network=network)
     anyio.run(_run_party, config, Role(role))
 
 

@@ -89,12 +89,12 @@ async def open_requests(
             local = open_cluster(model, settings, progress=report, **options)
             running = await _entered(local, check)
     else:
-        given = {"network": network, "codec": codec, **options}
+        given = {"codec": codec, **options}
         if wrong := ", ".join(f"--{name}" for name, value in given.items() if value):
             raise ConfigError(f"{wrong}: for models in this process, not with --cluster")
         if model is None:
             raise ConfigError("--cluster needs --model NAME: `puma models list` shows them")
-        config = load_config(cluster, insecure_no_tls=insecure_no_tls)
+        config = load_config(cluster, insecure_no_tls=insecure_no_tls, network=network)
         with progress(quiet=quiet) as report:
             await anyio.to_thread.run_sync(warm_up, lambda line: report(line, 0.0))
             report("calling the parties", 0.0)

@@ -16,8 +16,8 @@ _ENDS = {"length": "token limit", "context": "context full"}
 
 
 def network_of(cluster: Cluster) -> Network | None:
-    """What was put between the roles; between hosts there is a real one."""
-    return cluster.network if isinstance(cluster, LocalCluster) else None
+    """What is modelled between the roles; None: nothing, or a real one."""
+    return cluster.network
 
 
 def _starting(cluster: Cluster) -> dict[str, tuple[str, float]]:

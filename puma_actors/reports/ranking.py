@@ -76,10 +76,12 @@ def _of_rounds(
     row = next(row for row in phase.protocols if row.name == protocol)
     if not row.rounds:
         return "beside the longest chain"
-    each = seconds / row.rounds
-    text = f"{row.rounds:,} in a row, {_time(each)} of waiting each"
+    # Those side by side wait at the same time, and that time is counted once.
+    each = seconds / row.exchanges
+    beside = f" ({row.exchanges:,} with those beside)" if row.exchanges > row.rounds else ""
+    text = f"{row.rounds:,} in a row{beside}, {_time(each)} of waiting each"
     route = network.route(Role.EVALUATOR_A, Role.EVALUATOR_B) if network else Route()
-    size = row.online / 2 / row.rounds
+    size = row.online / 2 / row.exchanges
     transfer = 8 * size / route.bandwidth if route.bandwidth else 0.0
     late = each - route.latency - transfer
     if late > max(route.latency, transfer):

@@ -80,6 +80,7 @@ class DelayedChannel(Channel):
         self.peer_address = inner.peer_address
         self.frame_bytes = inner.frame_bytes
         self.chunk_bytes = inner.chunk_bytes
+        self.peer_identity = inner.peer_identity
         self._line = line
         self._flying: deque[tuple[float, int, Frame | Exception]] = deque()
         self._arrived: deque[tuple[int, Frame]] = deque()

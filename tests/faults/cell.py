@@ -25,6 +25,8 @@ from puma_actors.calls import remove_model
 STOPPED = float(os.environ.get("PUMA_FAULTS_STOPPED", "10"))
 """Seconds for which a process stands still."""
 MOMENTS = ("handshake", "upload", "prefill", "decode", "idle")
+UPLOADING = ("upload", "commit")
+"""Moments of an owner; at the second all parties have the model, and one has not noted so."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def strike(cell: Cell, cluster: Cluster) -> None:
         _check_success(cell, cluster, caller)
     else:
         check_failure(caller, suspects, stopped=struck if _is_stopped_caller(cell) else None)
-    if not harmless(cell):
+    if not harmless(cell) and cell.moment != "commit":  # there the others have ended their session
         _check_parties(cell, cluster, marks, suspects)
     if cell.fault == "SIGSTOP":
         time.sleep(max(0.0, struck + STOPPED - time.monotonic()))
@@ -137,7 +139,7 @@ def begin(cell: Cell, cluster: Cluster) -> Caller:
     """Start a caller that stops at the cell's moment (or whoever is to send something wrong)."""
     holder = cell.where.partition("→")[0] if "→" in cell.where else Role.EVALUATOR_A
     cluster.hold(Role.CLIENT if cell.moment == "idle" else holder, cell.moment)
-    caller = cluster.upload() if cell.moment == "upload" else cluster.generate()
+    caller = cluster.upload() if cell.moment in UPLOADING else cluster.generate()
     cluster.wait_reached(caller)
     return caller
 
@@ -171,14 +173,14 @@ def harmless(cell: Cell) -> bool:
     between_parties = "–" in cell.where and not cell.where.startswith("caller")
     late = cell.where == "client→evaluator-a" and cell.moment == "decode"
     repeated = cell.fault == "replayed" and (late or cell.where.endswith("→client"))
-    return repeated or (cell.moment == "upload" and between_parties)
+    return repeated or (cell.moment in UPLOADING and between_parties)
 
 
 def _suspects(cell: Cell) -> set[str]:
     """Who may be named: one of them must be."""
     named = {part for part in cell.where.replace("→", "–").split("–") if part}
     if "caller" in named:
-        named = (named - {"caller"}) | {Role.OWNER if cell.moment == "upload" else Role.CLIENT}
+        named = (named - {"caller"}) | {Role.OWNER if cell.moment in UPLOADING else Role.CLIENT}
     if Role.OWNER in named:
         named |= {Role.OWNER}
     return {str(name) for name in named}
@@ -207,7 +209,7 @@ def _check_success(cell: Cell, cluster: Cluster, caller: Caller) -> None:
     caller.process.join(DEADLINE)
     code, lines = caller.process.exitcode, caller.lines
     assert code == 0, f"the caller's exit code is {code}: {lines}"
-    if cell.moment == "upload":
+    if cell.moment in UPLOADING:
         assert cluster.stored(SECOND) == list(COMPUTING), "the upload is not everywhere"
         cluster.heal()
         anyio.run(remove_model, cluster.client, SECOND)

@@ -122,6 +122,7 @@ def _watch_handshakes(gate: Gate) -> None:
 
 def _watch_uploads(gate: Gate) -> None:
     usual, upload = serving.Receiver._take, remote._Uploader._send_tensor
+    disk = serving.Receiver._disk
 
     async def take(self: Any, message: Any, buffers: Any) -> None:
         if isinstance(message, TensorMessage) and message.number == 3:
@@ -133,7 +134,13 @@ def _watch_uploads(gate: Gate) -> None:
             await gate.at("upload", self.scheduler)
         await upload(self, number, masked)
 
+    async def to_disk(self: Any, function: Any, *args: Any) -> None:
+        if function == self._draft.keep:
+            await gate.at("commit")
+        await disk(self, function, *args)
+
     serving.Receiver._take = take  # type: ignore[method-assign]
+    serving.Receiver._disk = to_disk  # type: ignore[method-assign]
     remote._Uploader._send_tensor = send_tensor  # type: ignore[method-assign]
 
 

@@ -16,6 +16,7 @@ SENDERS = (
 QUICK_NAMES = {
     "SIGKILL dealer decode",
     "SIGKILL client prefill",
+    "SIGKILL evaluator-a commit",
     "SIGSTOP evaluator-b decode",
     "reset caller–evaluator-a decode",
     "reset evaluator-b–evaluator-a prefill",
@@ -36,6 +37,7 @@ def _cells() -> list[Cell]:
         for moment in MOMENTS:
             caller = Role.OWNER if moment == "upload" else Role.CLIENT
             found += [Cell(fault, str(role), moment) for role in (*COMPUTING, caller)]
+    found.append(Cell("SIGKILL", str(Role.EVALUATOR_A), "commit"))
     found += [Cell("reset", way, moment) for way in WAYS for moment in MOMENTS]
     some = ("handshake", "upload", "decode")
     for fault in ("half-open", "corrupt"):

@@ -1,0 +1,143 @@
+"""Five roles as five processes over TLS on loopback, against all of them in one process.
+
+Both answer the same prompt with the same command, one after the other, so that they share the
+machine's mood; the tokens must be equal.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.harness import Benchmark, Options, Result, Spread
+from models.locate import demo_model_path
+from protocols.errors import PumaError
+from protocols.shares import COMPUTING, Role
+from puma_actors.certs import create_authority, issue
+from puma_actors.identity import PeerIdentity
+
+WANTED = 0.7
+"""Of the speed in one process, at least."""
+_NAME = "waiting.hosts"
+_PROMPT = "Write one sentence about the sea."
+_TOKENS = 9
+_RUNS = 2
+_HOST = "127.0.0.1"
+_SECONDS = 300.0
+_PUMA = [sys.executable, "-c", "from puma_actors.cli import main; main()"]
+
+
+def _puma(*arguments: object) -> dict[str, Any]:
+    """What a command prints as JSON."""
+    command = [*_PUMA, *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    if done.returncode:
+        raise PumaError(f"{arguments[0]} failed: {done.stderr.strip()[-500:]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((_HOST, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def write_cluster(folder: Path) -> Path:
+    """Certificates for everybody, and a cluster.toml."""
+    create_authority(folder / "certs")
+    for role in (*COMPUTING, Role.OWNER, Role.CLIENT):
+        issue(folder / "certs", PeerIdentity(role, str(role)), [_HOST])
+    ports = zip(COMPUTING, _free_ports(len(COMPUTING)), strict=True)
+    lines = [f'{role} = "tls://{_HOST}:{port}"' for role, port in ports]
+    config = folder / "cluster.toml"
+    config.write_text("\n".join(["[parties]", *lines, ""]))
+    return config
+
+
+@contextmanager
+def parties(config: Path) -> Iterator[None]:
+    """Three `puma party` processes with their links up; ended with the block."""
+    running: list[tuple[subprocess.Popen[bytes], Path]] = []
+    try:
+        for role in COMPUTING:
+            log = config.parent / f"{role}.log"
+            environment: Mapping[str, str] = {
+                **os.environ,
+                "PUMA_CLUSTER__STORE": str(config.parent / f"store-{role}"),
+            }
+            with log.open("w") as out:
+                command = [*_PUMA, "party", "--role", role, "--config", str(config)]
+                started = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+            running.append((started, log))
+        deadline = time.monotonic() + _SECONDS
+        for process, log in running:
+            while log.read_text().count('"link up"') < len(COMPUTING) - 1:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise PumaError(f"a party did not start: {log.read_text()[-500:]}")
+                time.sleep(0.1)
+        yield
+    finally:
+        for process, _ in running:
+            process.terminate()
+        for process, _ in running:
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _per_token(answer: Mapping[str, Any]) -> float:
+    seconds: float = answer["seconds"]["decode"] / (len(answer["token_ids"]) - 1)
+    return seconds
+
+
+def compare(model: Path, tokens: int, runs: int) -> Iterator[Result]:
+    """Seconds a decoded token takes, in one process and in five.
+
+    Raises:
+        PumaError: the tokens differ, or something failed.
+    """
+    ask = ("generate", "-p", _PROMPT, "-n", tokens)
+    here: list[dict[str, Any]] = []
+    there: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="puma-") as folder:
+        config = write_cluster(Path(folder))
+        with parties(config):
+            _puma("upload", model, "--name", "model", "--cluster", config)
+            for _ in range(runs):
+                here.append(_puma(*ask, "-m", model))
+                there.append(_puma(*ask, "-m", "model", "--cluster", config))
+    if any(answer["token_ids"] != here[0]["token_ids"] for answer in (*here, *there)):
+        raise PumaError("five processes gave other tokens than one")
+    one, five = ([_per_token(answer) for answer in answers] for answers in (here, there))
+    ratio = sum(one) / sum(five)
+    count = len(here[0]["token_ids"]) - 1
+    yield Result(_NAME, "decode in one process", Spread.of(one), 1, "tokens")
+    yield Result(
+        _NAME,
+        "decode in five processes over TLS",
+        Spread.of(five),
+        1,
+        "tokens",
+        note=f"the same {count + 1} tokens at {ratio:.2f} of the speed, {WANTED} wanted",
+        details={"ratio": ratio, "wanted": WANTED, "token_ids": here[0]["token_ids"]},
+    )
+
+
+def hosts(options: Options) -> Iterator[Result]:
+    tokens = 3 if options.quick else _TOKENS
+    yield from compare(demo_model_path(), tokens, options.runs(_RUNS))
+
+
+BENCHMARKS = [Benchmark(_NAME, "five processes over TLS against one", hosts, False)]

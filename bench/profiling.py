@@ -1,0 +1,65 @@
+"""What recording costs: the same decode steps with the profiler and without, turn by turn."""
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+
+from bench.harness import Benchmark, Options, Result, Spread
+from models.locate import demo_model_path
+from models.program import Batch
+from puma_actors.cluster import LocalCluster
+from puma_actors.recorder import Recorder
+
+ALLOWED = 0.03
+"""Of a step's time."""
+_NAME = "waiting.profile"
+_PROMPT = 8
+_STEPS = 4
+_TURNS = 8
+
+
+async def _steps(cluster: LocalCluster, count: int) -> float:
+    """Seconds a decode step takes, on average."""
+    client = cluster.client
+    inference = await client.begin(Batch((_PROMPT,), "last"), 1 + count, cluster.settings)
+    try:
+        await client.step(inference, list(range(_PROMPT)))
+        gc.collect()
+        started = time.perf_counter()
+        for step in range(count):
+            await client.step(inference, [step])
+        return (time.perf_counter() - started) / count
+    finally:
+        await client.end(inference)
+
+
+async def compare(model: Path, steps: int, turns: int) -> tuple[list[float], list[float]]:
+    """Seconds a step, recorded and not. Who begins changes from turn to turn."""
+    recorder = Recorder()
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    async with LocalCluster.from_pretrained(model) as cluster:
+        await _steps(cluster, 1)
+        for turn in range(turns):
+            for on in (True, False) if turn % 2 else (False, True):
+                cluster.observe(recorder if on else None)
+                seconds[on].append(await _steps(cluster, steps))
+                recorder.clear()
+    return seconds[True], seconds[False]
+
+
+def profile(options: Options) -> Iterator[Result]:
+    steps = 1 if options.quick else _STEPS
+    on, off = anyio.run(compare, demo_model_path(), steps, options.runs(_TURNS))
+    ratios = [recorded / plain for recorded, plain in zip(on, off, strict=True)]
+    overhead = statistics.median(ratios) - 1
+    note = f"{overhead:+.1%} (median of {len(ratios)} pairs), {ALLOWED:.0%} allowed"
+    yield Result(_NAME, "a decode step", Spread.of(off))
+    details = {"overhead": overhead, "ratios": ratios, "allowed": ALLOWED}
+    yield Result(_NAME, "the same, recorded", Spread.of(on), note=note, details=details)
+
+
+BENCHMARKS = [Benchmark(_NAME, "what recording a decode step costs", profile, False)]

@@ -1,0 +1,115 @@
+"""A network modelled on the connections of parties on hosts of their own."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hosts import Hosts, hosts
+from networks import transport_of
+from reference import leaves_nothing, save_model
+
+from protocols.errors import ConfigError
+from protocols.shares import COMPUTING, Role
+from puma_actors.calls import ping_all
+from puma_actors.cluster import LocalCluster
+from puma_actors.config import load_config
+from puma_actors.network import parse_network
+from puma_actors.remote import RemoteCluster
+
+IDS = [1, 3, 7]
+TRIP = 0.02
+FAR_DEALER = """
+round_trip = "20ms"
+[[links]]
+between = ["dealer", "*"]
+round_trip = "60ms"
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short enough for the paths of sockets."""
+    with tempfile.TemporaryDirectory(prefix="puma-") as path:
+        yield Path(path)
+
+
+async def forward(cluster: Hosts) -> tuple[np.ndarray, int, float]:
+    """Logits, rounds, and the seconds of the request alone."""
+    async with await RemoteCluster.open(cluster.client, "tiny") as remote:
+        started = time.monotonic()
+        logits = await remote.forward(IDS)
+        return logits, remote.usage.total.rounds, time.monotonic() - started
+
+
+async def test_every_round_between_hosts_takes_its_time(
+    folder: Path, certificates: Path, tmp_path: Path
+) -> None:
+    model = save_model(tmp_path / "model", seed=3)
+    async with LocalCluster.from_pretrained(model) as local:
+        wanted = await local.forward(IDS)
+    async with leaves_nothing(), hosts(folder, certificates, network="20ms") as cluster:
+        await cluster.upload(model)
+        logits, rounds, seconds = await forward(cluster)
+        assert np.abs(logits - wanted).max() < 0.05
+        # Each round one way, and there and back between the client and the parties.
+        assert seconds > rounds * TRIP / 2 + TRIP
+        for found in await ping_all(cluster.client, Role.CLIENT):
+            assert found.round_trip is not None and found.answer is not None
+            trips = [found.round_trip, *(link.round_trip for link in found.answer.links)]
+            assert all(trip is not None and TRIP <= trip < 10 * TRIP for trip in trips), trips
+
+
+async def test_links_between_hosts_can_differ(folder: Path, certificates: Path) -> None:
+    (folder / "far.toml").write_text(FAR_DEALER)
+    async with hosts(folder, certificates, "unix", network="far.toml") as cluster:
+        trips = {}
+        for found in await ping_all(cluster.client, Role.CLIENT):
+            assert found.round_trip is not None and found.answer is not None
+            trips[Role.CLIENT, found.peer] = found.round_trip
+            for link in found.answer.links:
+                assert link.round_trip is not None
+                trips[found.peer, Role(link.peer)] = link.round_trip
+    assert len(trips) == 3 + 6
+    for ends, trip in trips.items():
+        asked = 3 * TRIP if Role.DEALER in ends else TRIP
+        assert asked <= trip < asked + 2 * TRIP, f"{ends}: {trip}"
+
+
+async def test_who_the_other_side_is_stays_known(certificates: Path) -> None:
+    """The handshake compares it with what the other side says: it must not get lost."""
+    dealer = transport_of("tls-delayed", certificates)
+    caller = transport_of("tls-delayed", certificates, role=Role.CLIENT)
+    async with (
+        await dealer.listen("tls://127.0.0.1:0") as listener,
+        await caller.connect(listener.address) as left,
+        await listener.accept() as right,
+    ):
+        assert left.peer_identity is not None and left.peer_identity.role is Role.DEALER
+        assert right.peer_identity is not None and right.peer_identity.role is Role.CLIENT
+
+
+def test_a_network_in_the_file_or_on_the_command_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "cluster.toml"
+    parties = "".join(f'{role} = "unix:///run/{role}"\n' for role in COMPUTING)
+
+    def load(line: str = "", network: str | None = None):  # type: ignore[no-untyped-def]
+        path.write_text(f"{line}\n[parties]\n{parties}")
+        return load_config(path, network=network, environ={}).between
+
+    assert load() is None
+    assert load('network = "WAN"') == parse_network("wan")
+    assert load('network = "wan"', "lan") == parse_network("lan")
+    with pytest.raises(ConfigError, match="'wlan' means nothing: use lan, paper"):
+        load('network = "wlan"')
+    (folder / "far.toml").write_text(FAR_DEALER)
+    assert load('network = "far.toml"') == parse_network(folder / "far.toml")
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    with pytest.raises(ConfigError, match=r"cannot read .*here/far\.toml"):
+        load(network="far.toml")
+    assert load(network="../far.toml") == parse_network(folder / "far.toml")
