@@ -5,7 +5,7 @@
     profile.to_public()                  as JSON types
     chrome.trace_events(profile.recorder), page.render(profile)
 
-Recording makes a step a few per cent longer. The token ids are made up: what anything costs does
+Recording costs about 6 µs an event: a few per cent of a step that waits for no network. The token ids are made up: what anything costs does
 not depend on them.
 """
 
