@@ -27,7 +27,7 @@ WANTED = 0.7
 """Of the speed in one process, at least."""
 _NAME = "waiting.hosts"
 _PROMPT = "Write one sentence about the sea."
-_TOKENS = 9
+_TOKENS = 7
 _RUNS = 2
 _HOST = "127.0.0.1"
 _SECONDS = 300.0
