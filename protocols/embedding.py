@@ -13,8 +13,9 @@ give three rows, which are shared anew, and one selection by the signs adds them
 happens modulo 2^32, in half the memory traffic of the whole ring; the rows found are lifted.
 """
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,8 +100,11 @@ async def embed(lane: Lane, table: Table, count: int) -> SecretTensor:
         lane.charge("embed", embed_cost(count, table.shape))
         return lane.blank(shape, RING_BITS, table.frac)
     *strands, reshare = lane.fork(len(_PAIRS) + 1)
-    found = _dealer_found if lane.is_dealer else _found
-    rows, negative = await found(strands, reshare, table, count)
+    if lane.is_dealer:
+        rows, negative, rest = await _dealer_found(strands, reshare, table, count)
+        lane.defer(rest)
+    else:
+        rows, negative = await _found(strands, reshare, table, count)
     lane.join([reshare])
     # Each is the row or its negative: y - 2 [negative] y.
     weights = (rows[0], -rows[1], -rows[2])
@@ -113,8 +117,12 @@ _Found: TypeAlias = tuple[list[SecretTensor], list[SecretBits]]
 """For each pair the row up to its sign, over Z_2^32, and a bit (count, 1): it is the negative."""
 
 
-async def _dealer_found(strands: list[Lane], lane: Lane, table: Table, count: int) -> _Found:
-    """The dealer's view: it knows the first sign, and one mask of each other."""
+async def _dealer_found(
+    strands: list[Lane], lane: Lane, table: Table, count: int
+) -> tuple[list[SecretTensor], list[SecretBits], Coroutine[Any, Any, None]]:
+    """The dealer's view: it knows the first sign, and one mask of each other. The last result is
+    what is left to do once the client has spoken.
+    """
     shape, bit = (count, table.shape[1]), (count, 1)
     own = await _deal(strands, table, count)
     masks = [lane.masks(shape, LOOKUP_BITS) for _ in _PAIRS]
@@ -123,13 +131,12 @@ async def _dealer_found(strands: list[Lane], lane: Lane, table: Table, count: in
     second = own ^ first
     sign = [second.astype(np.uint64)]
     await lane.send_words(Role.EVALUATOR_B, [field(bit, 1)], sign, online=False)
-    lane.defer(_dealer_part(strands, lane, table, count, masks[1:]))
     zero = np.zeros_like(own)
     negative = [
         SecretBits(lane.role, *pair) for pair in ((first, second), (zero, two), (one, zero))
     ]
     rows = [SecretTensor(lane.role, *pair, LOOKUP_BITS, table.frac) for pair in masks]
-    return rows, negative
+    return rows, negative, _dealer_part(strands, lane, table, count, masks[1:])
 
 
 async def _found(strands: list[Lane], lane: Lane, table: Table, count: int) -> _Found:

@@ -84,8 +84,8 @@ async def test_who_sends_what_to_whom(folder, sent):
 
 
 async def test_who_holds_what(folder):
-    """The dealer two masks or their sum, an evaluator m and one mask, the client nothing. All three
-    together hold the model.
+    """The dealer two masks or their difference, an evaluator m and one mask or what it multiplies
+    by, the client nothing. All three together hold the model.
     """
     async with LocalCluster.from_pretrained(folder) as cluster:
         await cluster.forward(IDS)
@@ -93,16 +93,28 @@ async def test_who_holds_what(folder):
         fractions = {"table": RESIDUAL_BITS, "weight": WEIGHT_BITS, "gain": FRACTION_BITS}
         held = {party.role: party._parameters for party in cluster._parties}
         for name, parameter in parameters_of(cluster.plan.config).items():
-            dealer, left, right = (arrays(held[role][name]) for role in COMPUTING)
-            assert len(left) == len(right) == 2
-            assert len(dealer) == (1 if parameter.kind == "weight" else 2)
-            np.testing.assert_array_equal(left[0], right[0])
-            np.testing.assert_array_equal(sum(dealer[1:], dealer[0]), left[1] + right[1])
-            assert not np.array_equal(left[1], right[1])
+            handles = [held[role][name] for role in COMPUTING]
             frac = fractions[parameter.kind]
-            values = (left[0] - left[1] - right[1]).view(np.int64) / 2.0**frac
-            np.testing.assert_allclose(values, weights[name], atol=2.0**-frac)
-            for mask in (*left, right[1]):  # a bit of a uniform word is set half of the time
+            dealer, left, right = map(arrays, handles)
+            if parameter.kind != "gain":  # m - 2 lam1, m - 2 lam2 and lam1 - lam2
+                apart, one, two = (handle.factor for handle in handles)
+                np.testing.assert_array_equal(two - one, apart << np.uint64(1))
+                values = (one + two).view(np.int64) / 2.0 ** (frac + 1)
+                np.testing.assert_allclose(values, weights[name], atol=2.0**-frac)
+                masks = [apart, one, two]
+            if parameter.kind == "weight":
+                assert len(dealer) == len(left) == len(right) == 1
+            else:  # of a table modulo 2^32
+                assert len(dealer) >= len(left) == len(right) >= 2
+                masks = [left[-2], left[-1], right[-1]]
+                np.testing.assert_array_equal(left[-2], right[-2])
+                np.testing.assert_array_equal(dealer[-2], left[-1])
+                np.testing.assert_array_equal(dealer[-1], right[-1])
+                assert not np.array_equal(left[-1], right[-1])
+                words = left[-2] - left[-1] - right[-1]
+                values = words.view(f"i{words.itemsize}") / 2.0**frac
+                np.testing.assert_allclose(values, weights[name], atol=2.0**-frac)
+            for mask in masks:  # a bit of a uniform word is set half of the time
                 bits = np.unpackbits(np.ascontiguousarray(mask).view(np.uint8))
                 assert abs(bits.mean() - 0.5) < 4 / bits.size**0.5
         held_by_client = vars(cluster.client)
@@ -113,7 +125,8 @@ async def test_who_holds_what(folder):
 def arrays(handle) -> list[np.ndarray]:
     """What a handle holds, in order."""
     values = [getattr(handle, field.name) for field in fields(handle)]
-    return [value for value in values if isinstance(value, np.ndarray)]
+    flat = [part for value in values for part in (value if type(value) is tuple else (value,))]
+    return [value for value in flat if isinstance(value, np.ndarray)]
 
 
 async def test_equal_requests_travel_under_different_masks(folder, monkeypatch):
