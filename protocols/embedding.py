@@ -8,8 +8,8 @@ with each party, so it knows every rho and sends the deltas; an id alone never l
 
 The point functions are of bits: the two of a pair choose sets of rows that differ in the wanted row
 alone, and the difference of their sums is that row, up to a sign. Sums of rows are all there is to
-compute, an eighth of the work of products; who dealt the point function knows the sign. Three pairs
-give three rows, which are shared anew, and one selection by the signs adds them up. All that
+compute, a fraction of the work of products; who dealt the point function knows the sign. Three
+pairs give three rows, which are shared anew, and one selection by the signs adds them up. All that
 happens modulo 2^32, in half the memory traffic of the whole ring; the rows found are lifted.
 """
 
