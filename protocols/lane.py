@@ -17,7 +17,7 @@ import numpy as np
 from protocols.cost import Cost, Traffic
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.kernels.packing import pack, unpack
-from protocols.prf import Stream, as_words, stream_bytes
+from protocols.prf import Stream
 from protocols.ring import RING_BITS, Bytes, Words, packed_bytes
 from protocols.shares import EVALUATORS, Role, SecretBits, SecretTensor
 
@@ -25,6 +25,11 @@ T = TypeVar("T")
 U = TypeVar("U")
 Path: TypeAlias = tuple[int, ...]
 Buffer: TypeAlias = Bytes | memoryview | bytes
+
+_WORK = 12
+"""Multiply-adds that drawing, adding or packing an element is worth."""
+_FEW = 1 << 13
+"""Elements that are seen to at once: to ask the runtime would cost more than a thread gains."""
 
 Approximation: TypeAlias = Literal["tight", "fast", "puma"]
 APPROXIMATIONS: tuple[Approximation, ...] = get_args(Approximation)
@@ -239,30 +244,25 @@ class Lane:
         receiver = EVALUATORS[self._shares & 1]
         if not self.is_dealer:
             if self.role is not receiver:
-                return self._draw_fields(Role.DEALER, fields)
-            return split(await self._receive(Role.DEALER), fields)
+                return await self._local(fields, self._draw_fields, Role.DEALER, fields)
+            return await self._local(fields, split, await self._receive(Role.DEALER), fields)
         drawer = EVALUATORS[1 - (self._shares & 1)]
-        rests = [
-            value ^ half if item.xor else value - half
-            for item, value, half in zip(
-                fields, values, self._draw_fields(drawer, fields), strict=True
-            )
-        ]
-        await self._send(receiver, join(fields, rests), online=False)
+        rests = await self._local(fields, self._rests, drawer, fields, values)
+        await self._send(receiver, rests, online=False)
         return []
 
+    def _rests(self, drawer: Role, fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
+        """What makes up the values with the halves that the drawer draws, packed."""
+        halves = self._draw_fields(drawer, fields)
+        rests = [
+            value ^ half if item.xor else value - half
+            for item, value, half in zip(fields, values, halves, strict=True)
+        ]
+        return join(fields, rests)
+
     def _draw_fields(self, peer: Role, fields: Sequence[Field]) -> list[Words]:
-        """One draw for all fields: at this size the call costs more than the bytes."""
-        if len(fields) == 1:
-            return [self.stream(peer).words(fields[0].shape, fields[0].width)]
-        sizes = [stream_bytes(item.count, item.width) for item in fields]
-        drawn = self.stream(peer).fill(sum(sizes))
-        halves, start = [], 0
-        for item, size in zip(fields, sizes, strict=True):
-            words = as_words(drawn[start : start + size], item.count, item.width)
-            halves.append(words.reshape(item.shape))
-            start += size
-        return halves
+        stream = self.stream(peer)
+        return [stream.words(item.shape, item.width) for item in fields]
 
     async def broadcast(self, nbytes: int, value: Bytes | None = None) -> Bytes:
         """The dealer sends the same `nbytes` to both evaluators. Offline bytes: twice that."""
@@ -282,8 +282,8 @@ class Lane:
         Online bytes: `2 * fields_bytes(fields)`.
         """
         peer = self.peer
-        await self._send(peer, join(fields, values), online=True)
-        theirs = split(await self._receive(peer), fields)
+        await self._send(peer, await self._local(fields, join, fields, values), online=True)
+        theirs = await self._local(fields, split, await self._receive(peer), fields)
         self.clock += 1
         return theirs
 
@@ -348,15 +348,20 @@ class Lane:
 
     def join(self, lanes: Sequence["Lane"]) -> None:
         """Continue after `lanes`."""
-        self.clock = max(self.clock, *(lane.clock for lane in lanes))
+        self.clock = max((self.clock, *(lane.clock for lane in lanes)))
 
     async def parallel(
         self, tasks: Sequence[Callable[["Lane"], Coroutine[Any, Any, T]]]
     ) -> list[T]:
-        """Run each task on a lane of its own; rounds of different tasks overlap."""
-        lanes = self.fork(len(tasks))
+        """Run each task on a lane of its own; rounds of different tasks overlap.
+
+        The first stays on this lane, which has nothing else to do meanwhile: a lane costs the keys
+        of its streams.
+        """
+        first, *rest = tasks
+        lanes = self.fork(len(rest))
         results: list[T] = await self.link.gather(
-            [lane.watch(task(lane)) for task, lane in zip(tasks, lanes, strict=True)]
+            [first(self), *(lane.watch(task(lane)) for task, lane in zip(rest, lanes, strict=True))]
         )
         self.join(lanes)
         return results
@@ -370,6 +375,13 @@ class Lane:
         tasks: list[Callable[[Lane], Coroutine[Any, Any, Any]]] = [first, second]
         one, two = await self.parallel(tasks)
         return one, two
+
+    async def _local(self, fields: Sequence[Field], function: Callable[..., T], *args: Any) -> T:
+        """`run` for what a lane does itself with all elements of a message."""
+        count = sum([item.count for item in fields])
+        if count < _FEW:
+            return function(*args)
+        return await self.run(_WORK * count, function, *args)
 
     def run(self, work: int, function: Callable[..., T], *args: Any) -> Awaitable[T]:
         """Call `function(*args)`, about `work` multiply-adds, where the runtime thinks best."""

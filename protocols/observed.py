@@ -258,7 +258,7 @@ class ObservedLane(Lane):
         return lanes
 
     def join(self, lanes: Sequence[Lane]) -> None:
-        longest = max(lanes, key=lambda lane: lane.clock)
+        longest = max((self, *lanes), key=lambda lane: lane.clock)
         if longest.clock > self.clock:
             assert isinstance(longest, ObservedLane)
             self._extend(longest._chain)

@@ -10,13 +10,15 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from protocols.errors import LocalProtocolError
+from protocols.kernels.aesni import available
+from protocols.kernels.ctr import STATE_WORDS, begin, draw
 from protocols.ring import Bytes, Words, bit_mask, canonical
 
 KEY_BYTES = 16
@@ -27,72 +29,76 @@ _AHEAD = 2048  # bytes generated at least, because a call costs more than that m
 _WORD = np.dtype("<u8")
 _NARROW: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4)}
 
-
-def word_bytes(width: int) -> int:
-    """Bytes of stream spent on an element of `width` bits: 1, 2, 4 or 8."""
-    return 8 if width > 32 else 4 if width > 16 else 2 if width > 8 else 1
-
-
-def stream_bytes(count: int, width: int) -> int:
-    """Bytes of stream spent on `count` elements: whole words of 8, so that all draws stay
-    aligned.
-    """
-    return (count * word_bytes(width) + 7) & -8
+Source: TypeAlias = Callable[[int, int], Words]
+"""Draws so many words of so many bits. An element takes 1, 2, 4 or 8 bytes, a draw whole words of
+eight.
+"""
 
 
-def as_words(drawn: Bytes, count: int, width: int) -> Words:
-    """The first `count` elements of `width` bits from bytes of a stream."""
-    if width > 32:
-        whole: Words = drawn[: 8 * count].view(_WORD)
-        if not whole.flags.aligned:
-            whole = whole.copy()
-        return canonical(whole, width)
-    kind = _NARROW[word_bytes(width)]
-    words: Words = drawn[: count * kind.itemsize].view(kind).astype(np.uint64)
-    if width != 8 * kind.itemsize:
-        words &= bit_mask(width)
-    return words
+def kernel_source(key: bytes) -> Source:
+    """AES-128-CTR on the processor's instructions; it holds no lock while it draws."""
+    state = np.empty(STATE_WORDS, dtype=np.uint64)
+    begin(np.frombuffer(key, dtype=np.uint64), state)
+
+    def source(count: int, width: int) -> Words:
+        out = np.empty(count, dtype=np.uint64)
+        draw(state, width, out)
+        return out
+
+    return source
+
+
+def library_source(key: bytes) -> Source:
+    """The same stream from `cryptography`. Small draws are served from bytes made ahead."""
+    encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK))).encryptor()
+    ahead, at, end = np.empty(0, dtype=np.uint8), 0, 0
+
+    def generate(count: int) -> None:
+        """Make `ahead` what is left of it and so much more that it holds `count` bytes."""
+        nonlocal ahead, at, end
+        left, size = end - at, max(count, _AHEAD)
+        out = np.empty(size + _SLACK, dtype=np.uint8)
+        out[:left] = ahead[at:end]
+        view, step = memoryview(out.data), len(_ZEROS)
+        for start in range(left, size, step):
+            part = min(step, size - start)
+            encryptor.update_into(_ZEROS[:part], view[start : start + part + _SLACK])
+        ahead, at, end = out, 0, size
+
+    def source(count: int, width: int) -> Words:
+        nonlocal at
+        kind = 8 if width > 32 else 4 if width > 16 else 2 if width > 8 else 1
+        size = (count * kind + 7) & -8
+        if at + size > end:
+            generate(size)
+        drawn = ahead[at : at + count * kind]
+        at += size
+        if kind == 8:
+            return canonical(drawn.view(_WORD).copy(), width)
+        words: Words = drawn.view(_NARROW[kind]).astype(np.uint64)
+        return words & bit_mask(width)
+
+    return source
 
 
 class Stream:
     """A pseudo-random stream: AES-128-CTR from counter 0 under a key used for nothing else.
 
-    Small draws are served from a block generated ahead. An array drawn is its owner's: no part of
-    the stream is given out twice.
+    An array drawn is its owner's: no part of the stream is given out twice.
     """
 
-    __slots__ = ("_ahead", "_at", "_encryptor", "_end")
+    __slots__ = ("_source",)
 
     def __init__(self, key: bytes) -> None:
-        cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK)))
-        self._encryptor = cipher.encryptor()
-        self._ahead = np.empty(0, dtype=np.uint8)
-        self._at = self._end = 0
-
-    def fill(self, count: int) -> Bytes:
-        """The next `count` bytes."""
-        at, end = self._at, self._at + count
-        if end > self._end:
-            self._generate(count)
-            at, end = 0, count
-        self._at = end
-        return self._ahead[at:end]
-
-    def _generate(self, count: int) -> None:
-        """Make `_ahead` what is left of it and so much more that it holds `count` bytes."""
-        left, size = self._end - self._at, max(count, _AHEAD)
-        out = np.empty(size + _SLACK, dtype=np.uint8)
-        out[:left] = self._ahead[self._at : self._end]
-        view, step = memoryview(out.data), len(_ZEROS)
-        for start in range(left, size, step):
-            part = min(step, size - start)
-            self._encryptor.update_into(_ZEROS[:part], view[start : start + part + _SLACK])
-        self._ahead, self._end = out, size
+        self._source = (kernel_source if available() else library_source)(key)
 
     def words(self, shape: tuple[int, ...], width: int = 64) -> Words:
         """Uniform ring elements of `width` bits, as uint64 of the given shape."""
-        count = math.prod(shape)
-        return as_words(self.fill(stream_bytes(count, width)), count, width).reshape(shape)
+        return self._source(math.prod(shape), width).reshape(shape)
+
+    def fill(self, count: int) -> Bytes:
+        """The next `count` bytes; what is left of the last word of eight is skipped."""
+        return self._source((count + 7) // 8, 64).view(np.uint8)[:count]
 
     def bits(self, shape: tuple[int, ...]) -> Bytes:
         """Uniform bits, one 0/1 byte each."""

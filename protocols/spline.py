@@ -144,7 +144,7 @@ async def _read(lane: Lane, x: SecretTensor, spline: Spline, tables: Words) -> W
     nbytes = x.size * correction_bytes(spline.segment_bits, width)
     correction = await lane.broadcast(nbytes)
     return await lane.run(
-        2 * x.size * width << spline.segment_bits,
+        12 * x.size * width << spline.segment_bits,
         spline_shares,
         0 if lane.leads else 1,
         roots,

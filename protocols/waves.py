@@ -111,7 +111,7 @@ async def _sum(lane: Lane, x: SecretTensor, waves: Waves) -> SecretTensor:
     if lane.tracing:
         lane.charge("waves", waves_cost(x.size, waves))
         return lane.blank(x.shape, waves.width, waves.scale)
-    fields = [field((2 * waves.count, x.size), waves.width)]
+    fields = [field((x.size, 2 * waves.count), waves.width)]
     gain = np.uint64(waves.gain)
     work = 8 * x.size * waves.count
     if lane.is_dealer:

@@ -228,12 +228,12 @@ def test_keys_used_for_two_runs_are_noticed(name, monkeypatch):
 
 def test_a_stream_that_repeats_is_noticed(monkeypatch):
     """Every element of a draw under the same mask; the keys are fresh."""
-    whole = Stream.fill
+    whole = Stream.words
 
-    def repeating(self, count):
-        return np.resize(whole(self, 8), count)
+    def repeating(self, shape, width=64):
+        return np.resize(whole(self, (1,), width), shape)
 
-    monkeypatch.setattr(Stream, "fill", repeating)
+    monkeypatch.setattr(Stream, "words", repeating)
     fails("mul by one bit")
     fails("lift")
 
@@ -255,9 +255,7 @@ def test_two_lanes_with_one_stream_are_noticed(monkeypatch):
     check_case(once)
     whole = LockstepLink.stream
     monkeypatch.setattr(KeyRing, "stream", forgetful(KeyRing.stream))
-    monkeypatch.setattr(
-        LockstepLink, "stream", lambda self, peer, path: whole(self, peer, path[:-1])
-    )
+    monkeypatch.setattr(LockstepLink, "stream", lambda self, peer, path: whole(self, peer, ()))
     with pytest.raises(NotUniform, match="opened"):
         check_case(once)
 

@@ -131,7 +131,9 @@ class _Recorded:
         return drawn
 
     def words(self, shape: tuple[int, ...], width: int = 64) -> Words:
-        return Stream.words(self, shape, width)  # type: ignore[arg-type]
+        drawn = self._stream.words(shape, width)
+        self._into.append(pack(drawn.reshape(-1), width).tobytes())
+        return drawn
 
     def bits(self, shape: tuple[int, ...]) -> Any:
         return Stream.bits(self, shape)  # type: ignore[arg-type]

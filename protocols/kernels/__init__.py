@@ -6,11 +6,13 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from protocols.kernels import forest
+from protocols.kernels import ctr, forest
 from protocols.kernels.aesni import available
 from protocols.kernels.jit import MODE, kernels, sources_digest
 
 __all__ = ["cache_folder", "cached", "warm_up"]
+
+_INSTRUCTIONS = (ctr.__name__, forest.__name__)
 
 
 def cache_folder() -> Path:
@@ -32,7 +34,7 @@ def warm_up(progress: Callable[[str], None] | None = None) -> None:
         return
     for module in iter_modules(__path__, f"{__name__}."):
         import_module(module.name)  # registers its kernels
-    made = [k for k in kernels() if available() or k.function.__module__ != forest.__name__]
+    made = [k for k in kernels() if available() or k.function.__module__ not in _INSTRUCTIONS]
     doing = "loading" if cached() >= len(made) else "compiling"
     for number, item in enumerate(made, 1):
         if progress is not None:

@@ -1,4 +1,4 @@
-"""The same fixed-key AES with the processor's own instructions, inside Numba kernels.
+"""AES-128 with the processor's own instructions, inside Numba kernels.
 
 A kernel that hashes in registers needs no pass through memory per tree level and holds no GIL.
 Used where LLVM reports the instructions (`available`); otherwise OpenSSL does the work, with the
@@ -106,11 +106,16 @@ class _Emitter:
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, [state, key])
 
-    def mmo(self, seeds: Any, keys: list[Any]) -> Any:
-        state = self.builder.xor(seeds, keys[0])
+    def encrypt(self, states: list[Any], keys: list[Any]) -> list[Any]:
+        """Side by side, because a round takes longer than the next may wait to begin."""
+        states = [self.builder.xor(state, keys[0]) for state in states]
         for key in keys[1:-1]:
-            state = self.round(state, key, last=False)
-        return self.builder.xor(self.round(state, keys[-1], last=True), seeds)
+            states = [self.round(state, key, last=False) for state in states]
+        return [self.round(state, keys[-1], last=True) for state in states]
+
+    def mmo(self, seeds: Any, keys: list[Any]) -> Any:
+        (state,) = self.encrypt([seeds], keys)
+        return self.builder.xor(state, seeds)
 
     def split(self, nodes: Any) -> tuple[Any, Any]:
         """Nodes -> (seeds, all ones in the blocks whose control bit is set)."""
@@ -171,3 +176,99 @@ def make_hash(count: int, add: bool) -> Any:
         return types.void(keys, n, nodes, n, n, out, n, n, fix, n), codegen
 
     return vector_op(hash_nodes)
+
+
+COUNTER_SLACK = 2 * 4 * GROUP_LIMIT  # words that `make_counter` may write behind the last
+_ABREAST = 4  # vectors
+
+
+def make_counter() -> Any:
+    """An op that encrypts the block numbers first, first + 1 ...: AES in counter mode."""
+
+    def counter(
+        typing: Any, keys: Any, first: Any, blocks: Any, out: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        """keys: the schedule, KEY_WORDS words; `blocks` blocks go to out, up to COUNTER_SLACK words
+        behind them are overwritten. The number is the block's last eight bytes, big-endian."""
+        from numba import types
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cgutils = builder_tools()
+
+            emit = _Emitter(builder)
+            _, start, total, _ = args
+            const, step = emit.ir.Constant, emit.group * _ABREAST
+
+            def at(which: int, position: Any, kind: Any) -> Any:
+                return pointer(context, builder, signature.args[which], args[which], position, kind)
+
+            def numbered(block: Any) -> Any:
+                """A vector of counters from `block` on."""
+                made = const(emit.vector, [0] * (2 * emit.group))
+                for lane in range(emit.group):
+                    number = builder.add(block, const(emit.word, lane))
+                    place = const(emit.ir.IntType(32), 2 * lane + 1)
+                    made = builder.insert_element(made, builder.bswap(number), place)
+                return made
+
+            keys_now = [
+                emit.spread(at(0, const(emit.word, 2 * r), emit.block)) for r in range(_ROUNDS + 1)
+            ]
+            zero = const(emit.word, 0)
+            with cgutils.for_range_slice(builder, zero, total, const(emit.word, step)) as (i, _n):
+                offsets = [
+                    builder.add(i, const(emit.word, emit.group * j)) for j in range(_ABREAST)
+                ]
+                states = [numbered(builder.add(start, offset)) for offset in offsets]
+                for offset, state in zip(offsets, emit.encrypt(states, keys_now), strict=True):
+                    place = builder.mul(offset, const(emit.word, 2))
+                    builder.store(state, at(3, place, emit.vector), align=8)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(keys, n, n, out), codegen
+
+    return vector_op(counter)
+
+
+def make_schedule() -> Any:
+    """An op that expands a key of two words to its schedule of KEY_WORDS words."""
+
+    def schedule(typing: Any, key: Any, out: Any) -> tuple[Any, Callable[..., Any]]:
+        from llvmlite import ir
+        from numba import types
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cgutils = builder_tools()
+
+            byte, number = ir.IntType(8), ir.IntType(32)
+            block, quarters = ir.VectorType(ir.IntType(64), 2), ir.VectorType(number, 4)
+            kind = ir.FunctionType(block, [block, byte])
+            name = "llvm.x86.aesni.aeskeygenassist"
+            assist = cgutils.get_or_insert_function(builder.module, kind, name)
+
+            def at(which: int, position: int) -> Any:
+                place = ir.Constant(ir.IntType(64), position)
+                return pointer(context, builder, signature.args[which], args[which], place, block)
+
+            def pick(value: Any, order: list[int]) -> Any:
+                zeros = ir.Constant(quarters, [0] * 4)
+                return builder.shuffle_vector(value, zeros, ir.Constant(quarters, order))
+
+            now, constant = builder.load(at(0, 0), align=8), 1
+            builder.store(now, at(1, 0), align=8)
+            for index in range(1, _ROUNDS + 1):
+                helped = builder.call(assist, [now, ir.Constant(byte, constant)])
+                constant = constant << 1 ^ (0x11B if constant & 0x80 else 0)
+                total = moved = builder.bitcast(now, quarters)
+                for _ in range(3):  # every column is the sum of those before it
+                    moved = pick(moved, [4, 0, 1, 2])
+                    total = builder.xor(total, moved)
+                total = builder.xor(total, pick(builder.bitcast(helped, quarters), [3] * 4))
+                now = builder.bitcast(total, block)
+                builder.store(now, at(1, 2 * index), align=8)
+            return context.get_dummy_value()
+
+        return types.void(key, out), codegen
+
+    return vector_op(schedule)

@@ -3,6 +3,13 @@
 With few rows the product is bound by memory: the weights are streamed once, straight from their
 row-major array, and the sums stay in registers. With more rows, panels of the weights are packed
 into a thread-local buffer that fits the second-level cache and serve all rows from there.
+
+With more rows it is also bound by multiplications, and 64 bits take three of a machine's 32-bit
+ones where it lacks AVX-512. Winograd's inner product halves them, exactly, in any commutative ring:
+
+    x0 w0 + x1 w1 = (x0 + w1) (x1 + w0) - x0 x1 - w0 w1,
+
+where the sum of x0 x1 is taken once a row and that of w0 w1 once a column.
 """
 
 from itertools import pairwise
@@ -17,12 +24,15 @@ from protocols.kernels.simd import make_pack, make_tile, vector_bytes
 
 PANEL = 64  # columns; ranges that start on a panel keep threads on separate cache lines
 _DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
+_SHORT = 16  # columns of a panel on machines whose vectors have 32 bytes
 _STREAMED_ROWS = 4  # up to here the weights are read in place
 
 _pack = make_pack(4)
 _tile1 = make_tile(1, 4)
 _tile2 = make_tile(2, 4)
 _tile4 = make_tile(4, 4)
+_pair1 = make_tile(1, 4, paired=True)
+_pair4 = make_tile(4, 4, paired=True)
 _stream1 = make_tile(1, 8, prefetch=True)
 _stream2 = make_tile(2, 8, prefetch=True)
 _stream4 = make_tile(4, 4, prefetch=True)
@@ -92,44 +102,86 @@ def _streamed(
 
 
 @kernel()
+def _paired(
+    x: Words, xa: int, xs: int, rows: int, w: Words, wa: int, ws: int, depth: int,
+    out: Words, oa: int, os: int,
+) -> None:  # fmt: skip
+    """Add the sums of (x0 + w1) (x1 + w0) of all rows with one panel of columns. With the short
+    vectors a row at a time is best: more sums than one row's do not fit the registers.
+    """
+    r = 0
+    while r + 4 <= rows and ws > _SHORT:
+        _pair4(x, xa + r * xs, xs, w, wa, ws, depth, out, oa + r * os, os)
+        r += 4
+    while r < rows:
+        _pair1(x, xa + r * xs, xs, w, wa, ws, depth, out, oa + r * os, os)
+        r += 1
+
+
+@kernel()
+def _pack_panel(
+    w: Words, at: int, ws: int, height: int, used: int, panel: Words, width: int
+) -> None:
+    """Copy a panel of w whose first element is `at`, `used` columns of the panel's width."""
+    if used == width:
+        _pack(w, at, ws, height, panel)
+        return
+    for p in range(height):
+        for j in range(used):
+            panel[p * width + j] = w[at + p * ws + j]
+        panel[p * width + used : (p + 1) * width] = 0
+
+
+@kernel()
 def _packed(
     x: Words, xa: int, rows: int, w: Words, wa: int, ws: int, depth: int,
-    out: Words, oa: int, lo: int, hi: int, panel: Words, edge: Words,
+    out: Words, oa: int, lo: int, hi: int, panel: Words, part: Words, nothing: Words, own: Words,
 ) -> None:  # fmt: skip
-    """Products of any number of rows with the columns lo..hi through packed panels."""
-    width = edge.size
+    """Products of any number of rows with the columns lo..hi through packed panels.
+
+    part: room for the sums of all rows with a panel; nothing: a row of zeros.
+    """
+    width = part.size // rows
+    for r in range(rows):
+        own[r] = 0
+        for p in range(0, depth - 1, 2):
+            own[r] += x[xa + r * depth + p] * x[xa + r * depth + p + 1]
+    beside = np.empty(width, np.uint64)
     for c in range(lo, hi, width):
         used = min(width, hi - c)
+        part[:] = 0
+        beside[:] = 0
         for start in range(0, depth, _DEPTH):
             height = min(_DEPTH, depth - start)
-            if used == width:
-                _pack(w, wa + start * ws + c, ws, height, panel)
-                _rows(x, xa + start, depth, rows, panel, 0, width, height, out, oa + c, ws)
-                continue
-            for p in range(height):
-                source = wa + (start + p) * ws + c
-                for j in range(used):
-                    panel[p * width + j] = w[source + j]
-            for r in range(rows):
-                edge[:] = 0
-                _tile1(x, xa + r * depth + start, depth, panel, 0, width, height, edge, 0, width)
-                for j in range(used):
-                    out[oa + r * ws + c + j] += edge[j]
+            even = height - height % 2
+            _pack_panel(w, wa + start * ws + c, ws, height, used, panel, width)
+            _paired(x, xa + start, depth, rows, panel, 0, width, even, part, 0, width)
+            _pair1(nothing, 0, 0, panel, 0, width, even, beside, 0, width)
+            if even < height:
+                last = xa + start + even
+                _rows(x, last, depth, rows, panel, even * width, width, 1, part, 0, width)
+        for r in range(rows):
+            for j in range(used):
+                out[oa + r * ws + c + j] += part[r * width + j] - own[r] - beside[j]
 
 
 @kernel()
 def _product(
     x: Words, w: Words, out: Words, batch: int, rows: int, depth: int, columns: int,
-    lo: int, hi: int, panel: Words, edge: Words,
+    lo: int, hi: int, lanes: int,
 ) -> None:  # fmt: skip
     """out[:, lo:hi] += x @ w[:, lo:hi] for each of the batch's contiguous matrices."""
+    width = 4 * lanes
+    panel = np.empty(_DEPTH * width, np.uint64)
+    part, own = np.empty(rows * width, np.uint64), np.empty(rows, np.uint64)
+    nothing = np.zeros(_DEPTH, np.uint64)
     for b in range(batch):
         xa, wa, oa = b * rows * depth, b * depth * columns, b * rows * columns
         c = lo
         if rows <= _STREAMED_ROWS:
-            c = _streamed(x, xa, rows, w, wa, columns, depth, out, oa, lo, hi, edge.size // 4)
+            c = _streamed(x, xa, rows, w, wa, columns, depth, out, oa, lo, hi, lanes)
         if c < hi:
-            _packed(x, xa, rows, w, wa, columns, depth, out, oa, c, hi, panel, edge)
+            _packed(x, xa, rows, w, wa, columns, depth, out, oa, c, hi, panel, part, nothing, own)
 
 
 _PRODUCT = "void({0}, {0}, {1}[::1], int64, int64, int64, int64, int64, int64, int64)"
@@ -140,9 +192,7 @@ def _product64(
     x: Words, w: Words, out: Words, batch: int, rows: int, depth: int, columns: int,
     lo: int, hi: int, lanes: int,
 ) -> None:  # fmt: skip
-    edge = np.zeros(4 * lanes, np.uint64)
-    panel = np.empty(_DEPTH * edge.size, np.uint64)
-    _product(x, w, out, batch, rows, depth, columns, lo, hi, panel, edge)
+    _product(x, w, out, batch, rows, depth, columns, lo, hi, lanes)
 
 
 def _run(product: Any, x: Any, w: Any, out: Any, lo: int, hi: int) -> None:

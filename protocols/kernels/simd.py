@@ -72,8 +72,14 @@ def _prefetch(builder: Any, address: Any) -> None:
     builder.call(function, [builder.bitcast(address, byte), *flags])
 
 
-def make_tile(rows: int, vectors: int, prefetch: bool = False) -> Any:
-    """An op that adds a product of `rows` by depth by `vectors` vectors of columns to out."""
+def make_tile(rows: int, vectors: int, *, prefetch: bool = False, paired: bool = False) -> Any:
+    """An op that adds a product of `rows` by depth by `vectors` vectors of columns to out.
+
+    Paired, it adds the sum over pairs of rows (w0, w1) of w, with the x0 and x1 that belong to
+    them, of (x0 + w1) (x1 + w0): the product, plus a sum that hangs on x alone and one that hangs
+    on w alone, for half the multiplications (Winograd, "A New Algorithm for Inner Product", IEEE
+    Trans. Computers, 1968). The depth is even then.
+    """
 
     def tile(
         typing: Any,
@@ -89,44 +95,62 @@ def make_tile(rows: int, vectors: int, prefetch: bool = False) -> Any:
         element = ir.IntType(w.dtype.bitwidth)
         lanes = vector_bytes() * 8 // element.width
         vector = ir.VectorType(element, lanes)
+        align = element.width // 8
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             cgutils = builder_tools()
 
             kinds = signature.args
+            _, xa, xs, _, wa, ws, k, _, oa, os = args
 
             def at(which: int, position: Any, target: Any) -> Any:
                 return pointer(context, builder, kinds[which], args[which], position, target)
 
-            def place(base: Any, step: Any, row: Any, column: int) -> Any:
-                start = builder.add(base, builder.mul(step, row))
-                return builder.add(start, ir.Constant(base.type, column))
+            def constant(value: int) -> Any:
+                return ir.Constant(xa.type, value)
 
-            _, xa, xs, _, wa, ws, k, _, oa, os = args
-            align = element.width // 8
-            cells = [(r, c) for r in range(rows) for c in range(vectors)]
+            def places(base: Any, step: Any, row: Any) -> list[Any]:
+                start = builder.add(base, builder.mul(step, row))
+                return [builder.add(start, constant(c * lanes)) for c in range(vectors)]
+
+            def columns(p: Any) -> list[Any]:
+                """A row of w."""
+                spots = [at(3, place, vector) for place in places(wa, ws, p)]
+                return [builder.load(spot, align=align) for spot in spots]
+
+            def factor(row: int, p: Any) -> Any:
+                """An element of x in all lanes."""
+                start = builder.add(xa, builder.mul(xs, constant(row)))
+                one = builder.load(at(0, builder.add(start, p), element))
+                return splat(builder, one, vector)
+
+            def add_to(total: Any, left: Any, right: Any) -> None:
+                product = builder.mul(left, right)
+                builder.store(builder.add(builder.load(total), product), total)
+
             spots = [
-                at(7, place(oa, os, ir.Constant(oa.type, r), c * lanes), vector) for r, c in cells
+                at(7, place, vector) for r in range(rows) for place in places(oa, os, constant(r))
             ]
-            sums = [cgutils.alloca_once(builder, vector) for _ in cells]
+            sums = [cgutils.alloca_once(builder, vector) for _ in spots]
             for spot, total in zip(spots, sums, strict=True):
                 builder.store(builder.load(spot, align=align), total)
-            with cgutils.for_range(builder, k) as loop:
-                p = loop.index
-                line = [at(3, place(wa, ws, p, c * lanes), vector) for c in range(vectors)]
+            step = constant(2 if paired else 1)
+            with cgutils.for_range_slice(builder, constant(0), k, step) as (p, _n):
                 if prefetch:
-                    ahead = builder.add(p, ir.Constant(p.type, _PREFETCH_ROWS))
-                    for c in range(vectors):
-                        _prefetch(builder, at(3, place(wa, ws, ahead, c * lanes), element))
-                ws_now = [builder.load(item, align=align) for item in line]
+                    for place in places(wa, ws, builder.add(p, constant(_PREFETCH_ROWS))):
+                        _prefetch(builder, at(3, place, element))
+                line = columns(p)
+                second = builder.add(p, constant(1))
+                other = columns(second) if paired else []
                 for r in range(rows):
-                    start = builder.add(xa, builder.mul(xs, ir.Constant(xs.type, r)))
-                    factor = builder.load(at(0, builder.add(start, p), element))
-                    spread = splat(builder, factor, vector)
+                    x0 = factor(r, p)
+                    x1 = factor(r, second) if paired else None
                     for c in range(vectors):
                         total = sums[r * vectors + c]
-                        product = builder.mul(spread, ws_now[c])
-                        builder.store(builder.add(builder.load(total), product), total)
+                        if paired:
+                            add_to(total, builder.add(x0, other[c]), builder.add(x1, line[c]))
+                        else:
+                            add_to(total, x0, line[c])
             for spot, total in zip(spots, sums, strict=True):
                 builder.store(builder.load(total), spot, align=align)
             return context.get_dummy_value()

@@ -70,11 +70,12 @@ def harmonics_numpy(words: Words, bits: int, count: int, frac: int) -> Words:
     """NumPy twin of `harmonics`."""
     first = _first(words, bits)
     c, s = first
-    out = np.empty((2 * count, words.size), dtype=np.uint64)
+    out = np.empty((words.size, 2 * count), dtype=np.uint64)
     down = UNIT_BITS - frac
     half = (1 << down) >> 1
     for k in range(count):
-        out[2 * k], out[2 * k + 1] = (((part + half) >> down).view(np.uint64) for part in (c, s))
+        for place, part in enumerate((c, s), 2 * k):
+            out[:, place] = ((part + half) >> down).view(np.uint64)
         c, s = _turned(c, s, first)
     return out
 
@@ -106,8 +107,8 @@ def _harmonics(words: Words, table: Any, bits: Any, count: Any, down: Any, out: 
         c1, s1 = _angle(words[i], table, bits)
         c, s = c1, s1
         for k in range(count):
-            out[2 * k, i] = np.uint64((c + half) >> down)
-            out[2 * k + 1, i] = np.uint64((s + half) >> down)
+            out[i, 2 * k] = np.uint64((c + half) >> down)
+            out[i, 2 * k + 1] = np.uint64((s + half) >> down)
             c, s = _times(c, s, c1, s1)
 
 
@@ -115,9 +116,9 @@ def _harmonics_numba(words: Words, bits: int, count: int, frac: int) -> Words:
     """cos and sin of k a, k = 1 .. count, for flat angles a in 2^-bits of a turn.
 
     Returns:
-        (2 count, n) signed words with `frac` (at most 30) fraction bits: cos, sin, cos 2a, sin 2a..
+        (n, 2 count) signed words with `frac` (at most 30) fraction bits: cos, sin, cos 2a, sin 2a..
     """
-    out = np.empty((2 * count, words.size), dtype=np.uint64)
+    out = np.empty((words.size, 2 * count), dtype=np.uint64)
     _harmonics(words, roots(bits), bits, count, UNIT_BITS - frac, out)
     return out
 
@@ -132,7 +133,7 @@ def combined_numpy(
     half = (1 << down) >> 1
     for k, weight in enumerate(weights):
         for place, factor in enumerate((s, -c) if odd else (c, s), 2 * k):
-            total += ((weight * factor + half) >> down).view(np.uint64) * shares[place]
+            total += ((weight * factor + half) >> down).view(np.uint64) * shares[:, place]
         c, s = _turned(c, s, first)
     return total
 
@@ -155,8 +156,8 @@ def _combined(
         total = np.uint64(0)
         for k in range(weights.size):
             x, y = (s, -c) if odd else (c, s)
-            total += np.uint64((weights[k] * x + half) >> down) * shares[2 * k, i]
-            total += np.uint64((weights[k] * y + half) >> down) * shares[2 * k + 1, i]
+            total += np.uint64((weights[k] * x + half) >> down) * shares[i, 2 * k]
+            total += np.uint64((weights[k] * y + half) >> down) * shares[i, 2 * k + 1]
             c, s = _times(c, s, c1, s1)
         out[i] = total
 
@@ -169,7 +170,7 @@ def _combined_numba(
     Args:
         words: (n,) angles a in 2^-bits of a turn.
         weights: (count,), below 2^32 in size.
-        shares: (2 count, n) words C_1, S_1, C_2 ...
+        shares: (n, 2 count) words C_1, S_1, C_2 ...
         down: bits dropped from w_k times a cosine before it meets a share.
     """
     out = np.empty(words.size, dtype=np.uint64)

@@ -146,6 +146,15 @@ def _wait_links(parties: list[Party], seconds: float = DEADLINE) -> None:
         wait_until(lambda p=party: links(p) == 2, f"links of {party.role}", seconds)
 
 
+def _wait_lost(parties: list[Party], role: Role) -> None:
+    """Until both ends of both links of a role were found dead. With a cable that is back before
+    that, an old link would be taken for one that is up, and be lost a moment later.
+    """
+    for party in parties:
+        left = 0 if party.role is role else 1
+        wait_until(lambda p=party, n=left: links(p) == n, f"lost links of {party.role}", DEADLINE)
+
+
 def _break_and_mend(folder: Path, parties: list[Party]) -> None:
     (folder / "hold").write_text(f"{Role.EVALUATOR_A} decode")
     caller = _caller(folder, 2, "generate", "-m", MODEL, "-p", PROMPT, "-n", 4)
@@ -155,5 +164,6 @@ def _break_and_mend(folder: Path, parties: list[Party]) -> None:
     caller.process.join(DEADLINE)
     assert caller.process.exitcode == 1, caller.errors.read_text()
     assert any("evaluator-b" in line for line in caller.lines), caller.lines
+    _wait_lost(parties, Role.EVALUATOR_B)
     unplug(Role.EVALUATOR_B, again=True)
     _wait_links(parties)

@@ -1,0 +1,60 @@
+"""Random ring words: AES-128 in counter mode, on the processor's own instructions (see `aesni`).
+
+A state is the key's schedule and, behind it, how many words of eight bytes were drawn.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from protocols.kernels.aesni import COUNTER_SLACK, KEY_WORDS, make_counter, make_schedule
+from protocols.kernels.jit import Words, kernel
+
+_CHUNK = 512  # words made at a time; they stay in the first-level cache
+_POSITION = KEY_WORDS
+STATE_WORDS = KEY_WORDS + 1
+
+_counter = make_counter()
+_schedule = make_schedule()
+
+
+@kernel("void(in1, uint64[::1])")
+def begin(key: Words, state: Words) -> None:
+    """Fill a state from a key of two words."""
+    _schedule(key, state)
+    state[_POSITION] = 0
+
+
+@kernel()
+def _widen(elements: Any, mask: np.uint64, out: Words, lo: int) -> None:
+    """Elements of any size to out[lo:], as many as fit."""
+    for i in range(min(out.size - lo, elements.size)):
+        out[lo + i] = np.uint64(elements[i]) & mask
+
+
+@kernel("void(uint64[::1], int64, uint64[::1])")
+def draw(state: Words, width: int, out: Words) -> None:
+    """Fill `out` with words of `width` bits. An element takes 1, 2, 4 or 8 bytes of the stream,
+    little-endian, and a draw a whole number of eight bytes.
+    """
+    size = 8 if width > 32 else 4 if width > 16 else 2 if width > 8 else 1
+    mask = ~np.uint64(0) >> np.uint64(64 - width)
+    per = 8 // size
+    words = (out.size + per - 1) // per
+    chunk = np.empty(_CHUNK + COUNTER_SLACK, np.uint64)
+    position: Any = np.int64(state[_POSITION])
+    state[_POSITION] = np.uint64(position + words)
+    block, odd, lo = position // 2, position % 2, 0
+    while words > 0:
+        taken: int = min(words, _CHUNK - odd)
+        _counter(state, block, (taken + odd + 1) // 2, chunk)
+        made = chunk[odd:_CHUNK]
+        if size == 8:
+            _widen(made, mask, out, lo)
+        elif size == 4:
+            _widen(made.view(np.uint32), mask, out, lo)
+        elif size == 2:
+            _widen(made.view(np.uint16), mask, out, lo)
+        else:
+            _widen(made.view(np.uint8), mask, out, lo)
+        block, odd, lo, words = block + _CHUNK // 2, 0, lo + taken * per, words - taken
