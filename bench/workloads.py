@@ -22,7 +22,7 @@ from bench.sharing import (
 )
 from protocols.activations import GELU, SILU, Activation, activate
 from protocols.arithmetic import lift, matmul, mul
-from protocols.compare import Term, less, select
+from protocols.compare import less
 from protocols.elementary import Scaled, exp_negative, reciprocal, rsqrt
 from protocols.embedding import embed, request_rows
 from protocols.lane import APPROXIMATIONS, Lane
@@ -31,6 +31,7 @@ from protocols.normalize import AttentionRange, Norm, NormRange, attend, norm_ra
 from protocols.ops import Ranges
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, encode
 from protocols.secure import Secure
+from protocols.selection import Term, select
 from protocols.shares import COMPUTING, Role, SecretTensor
 
 Function = Callable[..., Coroutine[Any, Any, Any]]

@@ -17,10 +17,11 @@ from protocols.activation_tables import (
     Pieces,
 )
 from protocols.arithmetic import Polynomial, lift, mul, poly
-from protocols.compare import Term, less, select
+from protocols.compare import less
 from protocols.entry import protocol
 from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RING_BITS
+from protocols.selection import Term, select
 from protocols.shares import SecretBits, SecretTensor, constant
 from protocols.waves import evaluate
 

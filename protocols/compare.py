@@ -1,4 +1,4 @@
-"""Comparison of a secret with public thresholds, selection by secret bits, maximum and arg-max.
+"""Comparison of a secret with public thresholds, maximum and arg-max.
 
 For x = m - lam, "x < 0" is a comparison of m, public to the evaluators, with lam, known to the
 dealer. The dealer XOR-shares the one-hots of lam's 4-bit digits; against its public digits each
@@ -7,14 +7,12 @@ the result.
 """
 
 import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from protocols.arithmetic import remask, remask_cost
 from protocols.boolean import (
     Circuit,
     and_bits,
@@ -29,9 +27,10 @@ from protocols.cost import Cost
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
-from protocols.kernels.elementwise import chosen, windows
-from protocols.lane import Field, Lane, field
+from protocols.kernels.elementwise import windows
+from protocols.lane import Lane, field
 from protocols.ring import Words, packed_bytes
+from protocols.selection import Term, select
 from protocols.shares import SecretBits, SecretTensor, stack, stack_bits
 
 _RADIX = {"rounds": 5, "traffic": 3}
@@ -165,117 +164,6 @@ async def _relation(
         opened, mask = await open_masked(lane, word, level.inputs, shape)
         word = await products(lane, opened, mask, level)
     return word, public
-
-
-# -- selection -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """The product of one to three shared bits, times y: a sharing, or public ring words."""
-
-    bits: tuple[SecretBits, ...]
-    y: SecretTensor | Words
-
-
-def _subset_masks(count: int) -> range:
-    return range(1, 1 << count)
-
-
-def select_cost(shape: tuple[int, ...], terms: Sequence[Term], width: int) -> Cost:
-    """Cost of `select`; `shape` is that of the result."""
-    return remask_cost(math.prod(shape), width, dealt=False) + Cost(
-        offline=sum(f.nbytes for term in terms for f in _term_fields(term, width))
-    )
-
-
-def _term_fields(term: Term, width: int) -> list[Field]:
-    shape = np.broadcast_shapes(*(bit.shape for bit in term.bits))
-    fields = []
-    for _ in _subset_masks(len(term.bits)):
-        fields.append(field(shape, width))
-        if isinstance(term.y, SecretTensor):
-            fields.append(field(np.broadcast_shapes(shape, term.y.shape), width))
-    return fields
-
-
-@protocol("select")
-async def select(
-    lane: Lane,
-    terms: Sequence[Term],
-    *,
-    width: int,
-    frac: int,
-    shape: tuple[int, ...],
-    total: bool = False,
-) -> SecretTensor:
-    """Sum over terms of (product of bits) * y, in one round however many there are.
-
-    Args:
-        shape: of the result; terms broadcast to it.
-        total: terms have one more axis at the end, which is summed over.
-
-    The dealer shares, for every subset S of a term's bits, r_S (the product of their masks) and r_S
-    * lam_y.
-
-    Cost: 1 round; width bits each way; for a term of one bit 2 width bits dealt (width if y is
-    public), of three bits 14 width.
-    """
-    if lane.tracing:
-        lane.charge("select", select_cost(shape, terms, width))
-        return lane.blank(shape, width, frac)
-    fields = [f for term in terms for f in _term_fields(term, width)]
-    if lane.is_dealer:
-        values = [value for term in terms for value in _dealt_products(term)]
-        await lane.share(fields, values)
-        zero = np.zeros(shape, dtype=np.uint64)
-        return await remask(lane, zero, frac=frac, width=width, dealt=False)
-    shares = iter(await lane.share(fields))
-    part = np.zeros(shape, dtype=np.uint64)
-    for term in terms:
-        product = _term_part(lane, term, shares)
-        part = part + (product.sum(axis=-1, dtype=np.uint64) if total else product)
-    return await remask(lane, part, frac=frac, width=width, dealt=False)
-
-
-def _dealt_products(term: Term) -> list[Words]:
-    masks = [bit.mask.astype(np.uint64) for bit in term.bits]
-    values = []
-    for subset in _subset_masks(len(masks)):
-        product: Words = np.ones((), dtype=np.uint64)
-        for place, mask in enumerate(masks):
-            if subset >> place & 1:
-                product = product * mask
-        shape = np.broadcast_shapes(*(mask.shape for mask in masks))
-        values.append(np.broadcast_to(product, shape))
-        if isinstance(term.y, SecretTensor):
-            values.append(product * term.y.lam)
-    return values
-
-
-def _term_part(lane: Lane, term: Term, shares: Iterator[Words]) -> Words:
-    secret = isinstance(term.y, SecretTensor)
-    y = term.y.a if isinstance(term.y, SecretTensor) else term.y
-    base = y if lane.leads else np.uint64(0)
-    if isinstance(term.y, SecretTensor):
-        base = base - term.y.b
-        if len(term.bits) == 1 and term.bits[0].shape == y.shape:
-            return chosen(term.bits[0].a, base, y, next(shares), next(shares))
-    publics = [bit.a.astype(np.uint64) for bit in term.bits]
-    flips = [np.uint64(1) - (public << np.uint64(1)) for public in publics]
-    whole = publics[0]
-    for public in publics[1:]:
-        whole = whole * public
-    part = whole * base
-    for subset in _subset_masks(len(publics)):
-        factor: Words = np.ones((), dtype=np.uint64)
-        for place in range(len(publics)):
-            factor = factor * (flips[place] if subset >> place & 1 else publics[place])
-        inner = y * next(shares)
-        if secret:
-            inner = inner - next(shares)
-        part = part + factor * inner
-    return part
 
 
 # -- maximum ---------------------------------------------------------------------------------------

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.arithmetic import Polynomial, lift, mul, poly
-from protocols.compare import Term, less, select
+from protocols.compare import less
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.exponential import FAST, TIGHT, exp_part
 from protocols.kernels.bits import DIGIT_BITS
+from protocols.kernels.elementwise import aligned, flat
 from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RING_BITS
+from protocols.selection import Term, select
 from protocols.shares import SecretBits, SecretTensor, constant, stack
 from protocols.spline import Spline, evaluate, fit
 
@@ -134,9 +136,8 @@ async def _negative_power(
         )
 
     async def values(strand: Lane) -> SecretTensor:
-        scaled = [_align(v, 2 * j, spline) for j in exponents]
-        stacked = stack(scaled, axis=-1)
-        return await lift(strand, await evaluate(strand, stacked, spline, frac))
+        scaled = _aligned(v, [2 * j for j in exponents], spline)
+        return await lift(strand, await evaluate(strand, scaled, spline, frac))
 
     y, under = await lane.both(
         values,
@@ -160,12 +161,18 @@ async def _negative_power(
     return Scaled(picked[..., 0], picked[..., 1].reinterpret(scale_frac))
 
 
-def _align(v: SecretTensor, unit: int, spline: Spline) -> SecretTensor:
-    """v / 2^unit with the spline's fraction bits, over exactly the bits it reads."""
+def _aligned(v: SecretTensor, units: list[int], spline: Spline) -> SecretTensor:
+    """v / 2^unit for all units, along a new last axis, with the spline's fraction bits and over
+    exactly the bits it reads: `SecretTensor.drop` or `scale_up`, then `narrow`.
+    """
     bits = spline.segment_bits + spline.local_bits
-    move = unit - spline.frac
-    moved = v.drop(move) if move > 0 else v.scale_up(-move)
-    return moved.narrow(bits).reinterpret(spline.frac)
+    moves = np.array(units) - spline.frac
+    shape = (*v.shape, len(units))
+    a, b = (
+        aligned(flat(words), moves, half, v.width, bits).reshape(shape)
+        for words, half in ((v.a, not v.role.is_dealer), (v.b, False))
+    )
+    return SecretTensor(v.role, a, b, bits, spline.frac)
 
 
 @protocol("rsqrt")

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.arithmetic import lift, lift_cost
-from protocols.compare import Term, select, select_cost
 from protocols.cost import Cost
 from protocols.dpf import expand_selectors, generate_selectors, selector_bytes
 from protocols.entry import protocol
@@ -30,6 +29,7 @@ from protocols.kernels.sums import Half, chosen_sums
 from protocols.lane import Lane, field
 from protocols.linear import Table
 from protocols.ring import RING_BITS, Bytes, Words, canonical, packed_bytes
+from protocols.selection import Term, select, select_cost
 from protocols.shares import EVALUATORS, Role, SecretBits, SecretTensor
 
 LOOKUP_BITS = 32

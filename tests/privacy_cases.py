@@ -19,13 +19,14 @@ from protocols.arithmetic import (
     square_sum,
 )
 from protocols.boolean import and_bits
-from protocols.compare import Term, less, maximum, select
+from protocols.compare import less, maximum
 from protocols.elementary import exp_negative, power_spline, reciprocal, rsqrt
 from protocols.exponential import TIGHT, exp_part
 from protocols.lane import Settings
 from protocols.linear import Table, Weight, linear, table_product
 from protocols.lockstep import deal, run_parties
 from protocols.normalize import AttentionRange, Norm, attend, norm_range, normalize
+from protocols.selection import Term, select
 from protocols.shares import COMPUTING, EVALUATORS, Role
 
 RUNS = 128

@@ -6,11 +6,12 @@ from helpers import A, B, D, bits, generator, ints, run, share, share_bits, shar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.compare import Term, comparison_tree, less, maximum, select
+from protocols.compare import comparison_tree, less, maximum
 from protocols.errors import LocalProtocolError
 from protocols.lane import Settings
 from protocols.lockstep import combine
 from protocols.ring import canonical, signed
+from protocols.selection import Term, select
 from protocols.shares import SecretTensor, constant
 
 TREES = ["rounds", "traffic"]

@@ -27,7 +27,7 @@ from protocols.arithmetic import (
     square_sum,
 )
 from protocols.boolean import and_bits, to_bits
-from protocols.compare import Term, less, maximum, select
+from protocols.compare import less, maximum
 from protocols.cost import Cost, Traffic
 from protocols.elementary import exp_negative, reciprocal, rsqrt
 from protocols.embedding import embed, embed_cost, request_rows, reveal, reveal_cost, revealed
@@ -35,6 +35,7 @@ from protocols.errors import LocalProtocolError
 from protocols.lane import APPROXIMATIONS, Settings
 from protocols.linear import Table, linear, table_product
 from protocols.lockstep import deal, run_parties
+from protocols.selection import Term, select
 from protocols.shares import COMPUTING, Role
 from protocols.spline import evaluate, fit
 from protocols.trace import TraceLink, trace

@@ -16,7 +16,19 @@ from hypothesis import strategies as st
 
 import protocols.kernels
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
-from protocols.kernels import aesni, forest, jit, matmul, packing, sums, warm_up, waves
+from protocols.kernels import (
+    aesni,
+    ctr,
+    elementwise,
+    forest,
+    jit,
+    matmul,
+    packing,
+    select,
+    sums,
+    warm_up,
+    waves,
+)
 from protocols.kernels.aes import fixed_key, mmo
 
 LIMIT = settings(max_examples=40, deadline=None)
@@ -221,10 +233,42 @@ def test_warm_up_names_every_kernel(monkeypatch, cached, doing):
     usable = [
         item
         for item in jit.kernels()
-        if aesni.available() or item.function.__module__ != forest.__name__
+        if aesni.available() or item.function.__module__ not in (ctr.__name__, forest.__name__)
     ]
     assert len(lines) == len(usable)
     assert lines[0].startswith(f"{doing} kernel 1/{len(usable)}: ")
+
+
+# -- selection -------------------------------------------------------------------------------------
+
+
+@LIMIT
+@given(SEEDS, st.integers(1, 4), st.integers(1, 3), st.integers(1, 40))
+def test_selection_equals_the_twins_and_the_truth(seed, terms, k, count):
+    rng = np.random.default_rng(seed)
+    bits, masks = rng.integers(0, 2, (2, terms, k, count), dtype=np.uint8)
+    y, lam = words(seed, terms, count), words(seed + 1, terms, count)
+    whole = select._select_secrets_numba(masks, lam)
+    np.testing.assert_array_equal(whole, select.select_secrets_numpy(masks, lam))
+    one = words(seed + 2, *whole.shape)
+    own = words(seed + 3, terms, count)
+    parts = [(own, one), (y - lam - own, whole - one)]
+    total = np.zeros(count, np.uint64)
+    for mine, dealt in parts:
+        got = select._select_part_numba(bits, y, mine, dealt)
+        np.testing.assert_array_equal(got, select.select_part_numpy(bits, y, mine, dealt))
+        total += got
+    chosen = (bits ^ masks).prod(axis=1, dtype=np.uint64)
+    np.testing.assert_array_equal(total, (chosen * (y - lam)).sum(axis=0, dtype=np.uint64))
+
+
+@LIMIT
+@given(SEEDS, st.integers(1, 50), st.booleans(), st.integers(30, 64), st.integers(1, 29))
+def test_aligned_equals_the_twin(seed, count, half, width, bits):
+    moves = np.arange(-20, 29, 7)
+    x = words(seed, count)
+    got = elementwise._aligned_numba(x, moves, half, width, bits)
+    np.testing.assert_array_equal(got, elementwise.aligned_numpy(x, moves, half, width, bits))
 
 
 # -- waves -----------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from protocols.kernels.jit import MODE, Bytes, Words, kernel
+from protocols.kernels.jit import MODE, Words, kernel
 
+Moves = NDArray[np.int64]
 _ONE = np.uint64(1)
 
 
@@ -158,32 +160,45 @@ def _windows_numba(words: Words, cuts: Words, width: int, shift: int, bits: int)
     return out
 
 
-def chosen_numpy(
-    bits: Bytes, own: Words, m: Words, bit_share: Words, product_share: Words
-) -> Words:
-    """NumPy twin of `chosen`."""
-    public = bits.astype(np.uint64)
-    flip = _ONE - (public << _ONE)
-    part: Words = public * own + flip * (m * bit_share - product_share)
-    return part
+def aligned_numpy(words: Words, moves: Moves, half: bool, width: int, bits: int) -> Words:
+    """NumPy twin of `aligned`."""
+    out = np.empty((words.size, moves.size), dtype=np.uint64)
+    for place, move in enumerate(moves.tolist()):
+        if move > 0:
+            low = np.uint64(1 << (move - 1) if half else 0)
+            moved = ((words - low) & _low(width)) >> np.uint64(move)
+        else:
+            moved = words << np.uint64(-move)
+        out[:, place] = moved & _low(bits)
+    return out
 
 
-@kernel("void(in1_8, in1, in1, in1, in1, uint64[::1])")
-def _chosen(
-    bits: Bytes, own: Words, m: Words, bit_share: Words, product_share: Words, out: Words
-) -> None:
-    for i in range(out.size):
-        inner = m[i] * bit_share[i] - product_share[i]
-        out[i] = own[i] - inner if bits[i] else inner
+@kernel("void(in1, int64[::1], boolean, uint64, uint64, uint64[:, ::1])")
+def _aligned(words: Words, moves: Any, half: Any, width: Any, bits: Any, out: Words) -> None:
+    ring = ~np.uint64(0) >> (np.uint64(64) - width)
+    kept = ~np.uint64(0) >> (np.uint64(64) - bits)
+    for i in range(words.size):
+        for j in range(moves.size):
+            move = np.uint64(abs(moves[j]))
+            if moves[j] > 0:
+                low = (_ONE << (move - _ONE)) if half else np.uint64(0)
+                out[i, j] = (((words[i] - low) & ring) >> move) & kept
+            else:
+                out[i, j] = (words[i] << move) & kept
 
 
-def _chosen_numba(
-    bits: Bytes, own: Words, m: Words, bit_share: Words, product_share: Words
-) -> Words:
-    """bits * own + (1 - 2 bits) (m * bit_share - product_share), all of one shape."""
-    out = np.empty(own.shape, dtype=np.uint64)
-    arrays = [flat(array) for array in (own, m, bit_share, product_share)]
-    _chosen(np.ascontiguousarray(bits).reshape(-1), *arrays, out.reshape(-1))
+def _aligned_numba(words: Words, moves: Moves, half: bool, width: int, bits: int) -> Words:
+    """Words of `width` bits shifted right by every one of `moves` (below 0: left), to `bits` bits.
+
+    Args:
+        words: (n,). moves: (count,), above -64 and below `width`.
+        half: half a unit of the result is taken off before a shift to the right.
+
+    Returns:
+        (n, count).
+    """
+    out = np.empty((words.size, moves.size), dtype=np.uint64)
+    _aligned(words, moves, half, width, bits, out)
     return out
 
 
@@ -199,4 +214,4 @@ lift_secrets = _lift_secrets_numba if _NUMBA else lift_secrets_numpy
 lift_word = _lift_word_numba if _NUMBA else lift_word_numpy
 joined = _joined_numba if _NUMBA else joined_numpy
 windows = _windows_numba if _NUMBA else windows_numpy
-chosen = _chosen_numba if _NUMBA else chosen_numpy
+aligned = _aligned_numba if _NUMBA else aligned_numpy

@@ -17,7 +17,7 @@ from models.weights import Checkpoint, demo_model_path, open_checkpoint
 from protocols.activations import GELU, SILU, activate
 from protocols.arithmetic import lift, matmul, mul, mul3
 from protocols.boolean import and_bits
-from protocols.compare import Term, less, maximum, select
+from protocols.compare import less, maximum
 from protocols.cost import Cost
 from protocols.elementary import exp_negative, reciprocal, rsqrt
 from protocols.embedding import embed, reveal
@@ -25,6 +25,7 @@ from protocols.errors import ConfigError, ModelError
 from protocols.lane import Lane, Settings
 from protocols.linear import Table
 from protocols.normalize import AttentionRange, Norm, attend, norm_range, normalize
+from protocols.selection import Term, select
 from protocols.shares import COMPUTING, Role, SecretBits, SecretTensor
 from protocols.trace import trace
 from puma_actors.cli.output import amount, print_json, stdout

@@ -1,0 +1,168 @@
+"""Selection by secret bits: sums of products of bits and words.
+
+A bit b = c ^ r is c + (1 - 2c) r over the integers: linear in the mask r, which the dealer knows.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from protocols.arithmetic import remask, remask_cost
+from protocols.cost import Cost
+from protocols.entry import protocol
+from protocols.kernels.select import select_part, select_secrets
+from protocols.lane import Field, Lane, field, fields_bytes
+from protocols.ring import Bytes, Words
+from protocols.shares import SecretBits, SecretTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """The product of one to three shared bits, times y: a sharing, or public ring words."""
+
+    bits: tuple[SecretBits, ...]
+    y: SecretTensor | Words
+
+
+def _subset_masks(count: int) -> range:
+    return range(1, 1 << count)
+
+
+def select_cost(shape: tuple[int, ...], terms: Sequence[Term], width: int) -> Cost:
+    """Cost of `select`; `shape` is that of the result."""
+    return remask_cost(math.prod(shape), width, dealt=False) + Cost(
+        offline=fields_bytes(_term_fields(terms, shape, width))
+    )
+
+
+def _even(terms: Sequence[Term], shape: tuple[int, ...]) -> bool:
+    """All terms have as many bits, and everything has the result's shape."""
+    count = len(terms[0].bits)
+    return all(
+        isinstance(term.y, SecretTensor)
+        and len(term.bits) == count
+        and term.y.shape == shape
+        and all(bit.shape == shape for bit in term.bits)
+        for term in terms
+    )
+
+
+def _term_fields(terms: Sequence[Term], shape: tuple[int, ...], width: int) -> list[Field]:
+    if _even(terms, shape):
+        rows = 2 * len(_subset_masks(len(terms[0].bits)))
+        return [field((len(terms), rows, math.prod(shape)), width)]
+    fields = []
+    for term in terms:
+        bits = np.broadcast_shapes(*(bit.shape for bit in term.bits))
+        for _ in _subset_masks(len(term.bits)):
+            fields.append(field(bits, width))
+            if isinstance(term.y, SecretTensor):
+                fields.append(field(np.broadcast_shapes(bits, term.y.shape), width))
+    return fields
+
+
+@protocol("select")
+async def select(
+    lane: Lane,
+    terms: Sequence[Term],
+    *,
+    width: int,
+    frac: int,
+    shape: tuple[int, ...],
+    total: bool = False,
+) -> SecretTensor:
+    """Sum over terms of (product of bits) * y, in one round however many there are.
+
+    Args:
+        shape: of the result; terms broadcast to it.
+        total: terms have one more axis at the end, which is summed over.
+
+    The dealer shares, for every subset S of a term's bits, r_S (the product of their masks) and r_S
+    * lam_y.
+
+    Cost: 1 round; width bits each way; for a term of one bit 2 width bits dealt (width if y is
+    public), of three bits 14 width.
+    """
+    if lane.tracing:
+        lane.charge("select", select_cost(shape, terms, width))
+        return lane.blank(shape, width, frac)
+    fields, even = _term_fields(terms, shape, width), _even(terms, shape)
+    if lane.is_dealer:
+        values = _dealt_even(terms) if even else [v for t in terms for v in _dealt_products(t)]
+        await lane.share(fields, values)
+        part = np.zeros(shape, dtype=np.uint64)
+    elif even:
+        part = _even_part(lane, terms, *await lane.share(fields)).reshape(shape)
+    else:
+        shares = iter(await lane.share(fields))
+        part = np.zeros(shape, dtype=np.uint64)
+        for term in terms:
+            product = _term_part(lane, term, shares)
+            part = part + (product.sum(axis=-1, dtype=np.uint64) if total else product)
+    return await remask(lane, part, frac=frac, width=width, dealt=False)
+
+
+def _rows(arrays: Sequence[Words]) -> Words:
+    """(count, n): arrays of one shape, flat, side by side."""
+    return np.stack(arrays).reshape(len(arrays), -1)
+
+
+def _bit_rows(terms: Sequence[Term], of: Callable[[SecretBits], Bytes]) -> Bytes:
+    rows = np.stack([of(bit) for term in terms for bit in term.bits])
+    return rows.reshape(len(terms), len(terms[0].bits), -1)
+
+
+def _factors(terms: Sequence[Term]) -> list[SecretTensor]:
+    return [term.y for term in terms if isinstance(term.y, SecretTensor)]
+
+
+def _dealt_even(terms: Sequence[Term]) -> list[Words]:
+    masks = _bit_rows(terms, lambda bit: bit.mask)
+    return [select_secrets(masks, _rows([y.lam for y in _factors(terms)]))]
+
+
+def _even_part(lane: Lane, terms: Sequence[Term], dealt: Words) -> Words:
+    factors = _factors(terms)
+    y, mask = _rows([factor.a for factor in factors]), _rows([factor.b for factor in factors])
+    own = y - mask if lane.leads else np.uint64(0) - mask
+    return select_part(_bit_rows(terms, lambda bit: bit.a), y, own, dealt)
+
+
+def _dealt_products(term: Term) -> list[Words]:
+    masks = [bit.mask.astype(np.uint64) for bit in term.bits]
+    values = []
+    for subset in _subset_masks(len(masks)):
+        product: Words = np.ones((), dtype=np.uint64)
+        for place, mask in enumerate(masks):
+            if subset >> place & 1:
+                product = product * mask
+        shape = np.broadcast_shapes(*(mask.shape for mask in masks))
+        values.append(np.broadcast_to(product, shape))
+        if isinstance(term.y, SecretTensor):
+            values.append(product * term.y.lam)
+    return values
+
+
+def _term_part(lane: Lane, term: Term, shares: Iterator[Words]) -> Words:
+    secret = isinstance(term.y, SecretTensor)
+    y = term.y.a if isinstance(term.y, SecretTensor) else term.y
+    base = y if lane.leads else np.uint64(0)
+    if isinstance(term.y, SecretTensor):
+        base = base - term.y.b
+    publics = [bit.a.astype(np.uint64) for bit in term.bits]
+    flips = [np.uint64(1) - (public << np.uint64(1)) for public in publics]
+    whole = publics[0]
+    for public in publics[1:]:
+        whole = whole * public
+    part = whole * base
+    for subset in _subset_masks(len(publics)):
+        factor: Words = np.ones((), dtype=np.uint64)
+        for place in range(len(publics)):
+            factor = factor * (flips[place] if subset >> place & 1 else publics[place])
+        inner = y * next(shares)
+        if secret:
+            inner = inner - next(shares)
+        part = part + factor * inner
+    return part
