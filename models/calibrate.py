@@ -8,6 +8,7 @@ from models.architecture import ModelConfig
 from models.bounds import Bounds
 from models.families import forward
 from models.plan import Plan
+from models.probe import probe
 from models.program import Batch, Cache, Rows, batch_of
 from models.tasks import default_rows
 from protocols.ops import Ranges
@@ -20,7 +21,8 @@ def calibrate(config: ModelConfig, parameters: Mapping[str, Floats]) -> Plan:
     """The plan of a model: ranges that hold for every input, proven from its weights.
 
     Raises:
-        RangeError: a place of the model needs numbers that a 64-bit ring cannot hold.
+        RangeError: a place of the model needs numbers that a 64-bit ring cannot hold, or blows up
+            what an approximation is off (see `models.probe`).
     """
     bounds = Bounds(config.max_positions)
     kinds: list[Rows] = ["all", "unit"] if config.head == "none" else [default_rows(config)]
@@ -28,6 +30,7 @@ def calibrate(config: ModelConfig, parameters: Mapping[str, Floats]) -> Plan:
         cache = Cache.empty(config.num_layers)
         with np.errstate(over="ignore", invalid="ignore"):  # ends as a RangeError
             run_now(_forward(bounds, config, parameters, Batch((1,), rows), cache))
+    probe(config, parameters)
     found = bounds.ranges
     return Plan(config, Ranges(found.norms, found.attention))
 

@@ -6,6 +6,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from protocols import exact
 from protocols.exact import Reals
 from protocols.waves import Waves
@@ -59,6 +61,17 @@ class Activation:
     tight: Centre | None = None
     fast: Centre | None = None
     paper: Pieces | None = None
+
+    def tightly(self, x: Reals) -> Reals:
+        """What "tight" computes, but for rounding."""
+        if self.tight is None:
+            return self.exact(x)
+        centre = self.tight.waves.exact(x)
+        if self.right is None:
+            centre = centre + x / 2
+        right = x if self.right is None else np.full_like(x, self.right)
+        outside = np.where(x < 0, np.full_like(x, self.left), right)
+        return np.where(np.abs(x) < self.tight.cut, centre, outside)
 
 
 _PAPER_GELU = Pieces(

@@ -322,17 +322,20 @@ class Lane:
             )
         return data
 
+    def _tag(self, counts: dict[Role, int], peer: Role) -> Path:
+        """The next message to or from a peer."""
+        number = counts[peer] = counts.get(peer, 0) + 1
+        return (*self.path, number)
+
     async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
-        number = self._sent[to] = self._sent.get(to, 0) + 1
-        await self.link.send(to, (*self.path, number), parts, online=online)
+        await self.link.send(to, self._tag(self._sent, to), parts, online=online)
 
     async def _receive(self, sender: Role) -> Buffer:
         if self._busy:
             raise LocalProtocolError("two tasks wait on one lane: fork it")
-        number = self._received[sender] = self._received.get(sender, 0) + 1
         self._busy = True
         try:
-            return await self.link.receive(sender, (*self.path, number))
+            return await self.link.receive(sender, self._tag(self._received, sender))
         finally:
             self._busy = False
 

@@ -130,9 +130,55 @@ class Log(Sequence[E]):
             first = self._flat[start : start + width]
             event = self._kind(*first)
             if not event.place:  # what has no place is named after its protocol
-                event = event._replace(place=event.protocol.partition("/")[0])
+                event = event._replace(place=_outermost(event.protocol))
             self._made.append(event)
         return self._made
+
+
+class Slices(Sequence[Slice]):
+    """Slices, noted as the moments at which something else begins to run: a time and a lane, its
+    place and protocol, or None thrice.
+    """
+
+    def __init__(self) -> None:
+        self._flat: list[Any] = []
+        self._made: list[Slice] = []
+        self._seen = 0
+        self.note = self._flat.extend
+        """Add a moment, given as a tuple (time, lane, place, protocol)."""
+
+    def __len__(self) -> int:
+        return len(self._slices())
+
+    @overload
+    def __getitem__(self, index: int) -> Slice: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Slice]: ...
+
+    def __getitem__(self, index: int | slice) -> Slice | list[Slice]:
+        return self._slices()[index]
+
+    def __iter__(self) -> Iterator[Slice]:
+        return iter(self._slices())
+
+    def _slices(self) -> list[Slice]:
+        flat = self._flat
+        for at in range(self._seen, len(flat) - 4, 4):  # the last moment has no end yet
+            start, lane, place, protocol, end = flat[at : at + 5]
+            if lane is not None:
+                self._made.append(Slice(start, end, lane, place or _outermost(protocol), protocol))
+            self._seen = at + 4
+        return self._made
+
+
+def _outermost(protocol: str) -> str:
+    """What has no place is named after its protocol."""
+    return protocol.partition("/")[0]
+
+
+LEAST_WORK = 200_000
+"""Multiply-adds: smaller calls run where the lane runs, and are not worth an event."""
 
 
 class Meter:
@@ -140,35 +186,20 @@ class Meter:
 
     def __init__(self, role: Role) -> None:
         self.role = role
-        self.slices = Log(Slice)
+        self.slices: Sequence[Slice] = (moments := Slices())
         self.calls = Log(Call)
         self.sends = Log(Send)
         self.receives = Log(Receive)
         self.rounds = Log(Round)
+        """Of the evaluator that leads: the other's are the same."""
         self.charges: list[tuple[Key, Cost]] = []
         """Declared costs, under `TRACE`."""
         self.chain = NO_ROUND
         """The last round on the longest chain of the program's first lane."""
-        self._note = self.slices.note
-        self._lane: ObservedLane | None = None
-        self._mark = 0.0
-
-    def switch(self, lane: "ObservedLane | None") -> "ObservedLane | None":
-        """From now on it is `lane` that computes (None: no lane); the one that did until now."""
-        now = clock()
-        before = self._lane
-        if before is not None:
-            self._note((self._mark, now, before.path, before.place, before.protocol))
-        self._lane = lane
-        self._mark = now
-        return before
-
-    def mark(self, lane: "ObservedLane") -> None:
-        """What `lane` computes from now on belongs to something else."""
-        if self._lane is lane:
-            now = clock()
-            self._note((self._mark, now, lane.path, lane.place, lane.protocol))
-            self._mark = now
+        self.note = moments.note
+        """Add a moment; see `Slices`."""
+        self.lane: ObservedLane | None = None
+        """The one that computes."""
 
     def critical(self) -> list[tuple[Key, int]]:
         """Rounds of the longest chain, from the first to the last."""
@@ -187,27 +218,39 @@ def _size(data: Buffer) -> int:
 class Watched(Coroutine[Any, Any, T]):
     """A lane's task, driven so that its meter knows when it runs."""
 
-    __slots__ = ("_lane", "_send", "_switch", "_task")
+    __slots__ = ("_lane", "_meter", "_send", "_task")
 
     def __init__(self, lane: "ObservedLane", task: Coroutine[Any, Any, T]) -> None:
         self._lane = lane
+        self._meter = lane.meter
         self._task = task
         self._send = task.send
-        self._switch = lane.meter.switch
 
     def send(self, value: Any) -> Any:
-        before = self._switch(self._lane)
+        meter, lane = self._meter, self._lane
+        before, meter.lane = meter.lane, lane
+        meter.note((clock(), lane.path, lane.place, lane.protocol))
         try:
             return self._send(value)
         finally:
-            self._switch(before)
+            self._back(before)
 
     def throw(self, *error: Any) -> Any:
-        before = self._switch(self._lane)
+        meter, lane = self._meter, self._lane
+        before, meter.lane = meter.lane, lane
+        meter.note((clock(), lane.path, lane.place, lane.protocol))
         try:
             return self._task.throw(*error)
         finally:
-            self._switch(before)
+            self._back(before)
+
+    def _back(self, lane: "ObservedLane | None") -> None:
+        """What was computing when this task was resumed goes on."""
+        self._meter.lane = lane
+        if lane is None:
+            self._meter.note((clock(), None, None, None))
+        else:
+            self._meter.note((clock(), lane.path, lane.place, lane.protocol))
 
     def close(self) -> None:
         self._task.close()
@@ -219,11 +262,7 @@ class Watched(Coroutine[Any, Any, T]):
         return self
 
     def __next__(self) -> Any:
-        before = self._switch(self._lane)
-        try:
-            return self._send(None)
-        finally:
-            self._switch(before)
+        return self.send(None)
 
 
 class ObservedLane(Lane):
@@ -267,26 +306,31 @@ class ObservedLane(Lane):
     def watch(self, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         return Watched(self, task)
 
+    def _mark(self) -> None:
+        """What this lane computes from now on belongs to something else."""
+        meter = self.meter
+        if meter.lane is self:
+            meter.note((clock(), self.path, self.place, self.protocol))
+
     async def span(self, label: str, task: Coroutine[Any, Any, T]) -> T:
         outer = self.protocol
-        self.meter.mark(self)
         self.protocol = f"{outer}/{label}" if outer else label
+        self._mark()
         try:
             return await task
         finally:
-            self.meter.mark(self)
             self.protocol = outer
+            self._mark()
 
     async def at(self, place: str, task: Coroutine[Any, Any, T]) -> T:
         """`task`, which is a part of the model."""
-        outer = self.place
-        self.meter.mark(self)
-        self.place = place
+        outer, self.place = self.place, place
+        self._mark()
         try:
             return await task
         finally:
-            self.meter.mark(self)
             self.place = outer
+            self._mark()
 
     # -- what --------------------------------------------------------------------------------------
 
@@ -309,15 +353,16 @@ class ObservedLane(Lane):
 
     async def swap(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
         theirs = await super().swap(fields, values)
-        self._add_rounds(1)
+        if self.leads:
+            self._add_rounds(1)
         return theirs
 
     async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
-        start = clock()
-        await super()._send(to, parts, online=online)
+        start, tag = clock(), self._tag(self._sent, to)
+        await self.link.send(to, tag, parts, online=online)
         nbytes = _size(parts[0]) if len(parts) == 1 else sum(map(_size, parts))
-        where = (start, clock(), self.path, self.place, self.protocol)
-        self.meter.sends.note((*where, to, nbytes, self._sent[to], online))
+        where = (self.path, self.place, self.protocol)
+        self.meter.sends.note((start, clock(), *where, to, nbytes, tag[-1], online))
 
     async def _receive(self, sender: Role) -> Buffer:
         start = clock()
@@ -327,6 +372,8 @@ class ObservedLane(Lane):
         return buffer
 
     async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
+        if work < LEAST_WORK:
+            return await self.link.run(work, function, *args)
         asked, loop = clock(), threading.get_ident()
         ran: tuple[float, float, bool] = (asked, asked, False)
 

@@ -22,6 +22,9 @@ class Plain:
         record: called with a place's name and its value, as the secure run has it there.
     """
 
+    precision: type[np.floating[Any]] = np.float64
+    """Of what is multiplied by weights."""
+
     def __init__(self, ids: NDArray[np.int64], record: Record | None = None) -> None:
         self._ids = ids
         self._record = record or (lambda name, value: None)
@@ -47,16 +50,16 @@ class Plain:
         return self._seen(name, y if shift is None else y + shift)
 
     async def linear(self, x: Floats, weight: Floats, name: str) -> Floats:
-        return self._seen(name, affine(x, weight))
+        return self._seen(name, affine(x, weight, self.precision))
 
     async def dense(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
-        return self._seen(name, _activated(activation, affine(x, weight)))
+        return self._seen(name, self.activated(activation, affine(x, weight, self.precision), name))
 
     async def gated(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
-        joint = affine(x, weight)
+        joint = affine(x, weight, self.precision)
         half = weight.shape[1] // 2
         gate, up = joint[:, :half], joint[:, half:]
-        return self._seen(name, _activated(activation, gate) * up)
+        return self._seen(name, self.activated(activation, gate, name) * up)
 
     async def project(
         self,
@@ -68,7 +71,7 @@ class Plain:
         norm: Norm | None = None,
         gains: tuple[Floats, Floats] | None = None,
     ) -> tuple[Floats, Floats, Floats]:
-        joint = affine(x, weight).reshape(x.shape[0], -1, heads.size)
+        joint = affine(x, weight, self.precision).reshape(x.shape[0], -1, heads.size)
         rotated = heads.query + heads.key
         turned: Floats = joint[:, :rotated]
         values: Floats = joint[:, rotated:]
@@ -100,7 +103,7 @@ class Plain:
         return self._seen(name, np.concatenate(parts))
 
     async def output(self, x: Floats, weight: Floats, name: str, *, tied: bool = False) -> Floats:
-        return self._seen(name, affine(x, weight.T if tied else weight))
+        return self._seen(name, affine(x, weight.T if tied else weight, self.precision))
 
     async def mean(self, x: Floats, lengths: Sequence[int]) -> Floats:
         return np.asarray(self.sums(x, lengths) / np.asarray(lengths)[:, None])
@@ -124,18 +127,22 @@ class Plain:
     def heads_at(self, x: Floats, index: Index) -> Floats:
         return x[:, index]
 
+    def activated(self, activation: str, x: Floats, name: str) -> Floats:
+        """An activation function at a place."""
+        return ACTIVATIONS[activation].exact(np.asarray(x, dtype=np.float64))
+
     def _seen(self, name: str, value: Any) -> Floats:
         result: Floats = np.asarray(value)
         self._record(name, result)
         return result
 
 
-def _activated(name: str, x: Floats) -> Floats:
-    return ACTIVATIONS[name].exact(np.asarray(x, dtype=np.float64))
-
-
-def affine(x: Floats, weight: Floats) -> NDArray[np.float64]:
-    """x @ W, plus the bias in the last row if there is one."""
+def affine(
+    x: Floats, weight: Floats, precision: type[np.floating[Any]] = np.float64
+) -> NDArray[np.float64]:
+    """x @ W, plus the bias in the last row if there is one; x is taken in a precision."""
     features = x.shape[1]
-    product: NDArray[np.float64] = np.asarray(x @ weight[:features], dtype=np.float64)
+    product: NDArray[np.float64] = np.asarray(
+        np.asarray(x, dtype=precision) @ weight[:features], dtype=np.float64
+    )
     return product if len(weight) == features else product + weight[features]

@@ -2,12 +2,14 @@
 
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import anyio
 import pytest
 from tiny_models import save, tiny_model
 
 from models.program import Batch
+from protocols import observed
 from protocols.cost import Cost
 from protocols.errors import ConfigError
 from protocols.lane import Lane, Settings
@@ -31,7 +33,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def profile(folder):
-    return anyio.run(partial(run_profile, folder, network=FAST, tokens_in=5, tokens_out=3))
+    with mock.patch.object(observed, "LEAST_WORK", 0):  # the model is tiny
+        return anyio.run(partial(run_profile, folder, network=FAST, tokens_in=5, tokens_out=3))
 
 
 # -- counts ----------------------------------------------------------------------------------------
@@ -159,6 +162,13 @@ def test_kernels_on_threads_are_told_from_those_inline(profile):
     assert all(call.asked <= call.start for call in calls)
 
 
+async def test_small_calls_are_not_worth_an_event(folder):
+    recorder = Recorder()
+    async with LocalCluster.from_pretrained(folder, recorder=recorder) as cluster:
+        await record(cluster, Batch((3,), "last"), 1)
+    assert not any(meter.calls for meter in recorder.meters.values())
+
+
 async def test_nothing_is_recorded_without_a_recorder(folder):
     async with LocalCluster.from_pretrained(folder) as cluster:
         await record(cluster, Batch((3,), "last"), 1)
@@ -188,7 +198,7 @@ async def test_a_failing_program_closes_its_slice(folder):
             await lane.watch(lane.span("less", fails()))
     meter: Meter = recorder.meters[Role.CLIENT, 50]
     assert [piece.protocol for piece in meter.slices] == ["", "less", ""]
-    assert meter._lane is None
+    assert meter.lane is None
     assert lane.protocol == ""
 
 

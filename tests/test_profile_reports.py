@@ -6,11 +6,13 @@ from collections import Counter, defaultdict
 from functools import partial
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from unittest import mock
 
 import anyio
 import pytest
 from tiny_models import save, tiny_model
 
+from protocols import observed
 from protocols.lane import Settings
 from protocols.observed import Call, Key, Meter, Receive, Send, Slice
 from protocols.shares import EVALUATORS, Role
@@ -33,7 +35,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def profile(folder):
-    return anyio.run(partial(run_profile, folder, network="1ms,1gbit", tokens_in=4, tokens_out=2))
+    with mock.patch.object(observed, "LEAST_WORK", 0):  # the model is tiny
+        return anyio.run(
+            partial(run_profile, folder, network="1ms,1gbit", tokens_in=4, tokens_out=2)
+        )
 
 
 # -- where the time went, on made-up events --------------------------------------------------------

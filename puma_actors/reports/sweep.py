@@ -8,7 +8,7 @@ time.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
 from protocols.observed import Key, Meter, Receive, Send
@@ -56,7 +56,7 @@ def message_of(role: Role, number: int, event: Send | Receive) -> Message:
     return (*ends, tag)
 
 
-def _spans(meter: Meter, number: int, arrivals: dict[Message, float]) -> Iterable[Span]:
+def _spans(meter: Meter, number: int, arrivals: Mapping[Message, float]) -> Iterable[Span]:
     for piece in meter.slices:
         yield Span(piece.start, piece.end, 0, COMPUTE, Key(piece.place, piece.protocol))
     for call in meter.calls:
