@@ -284,8 +284,12 @@ class Lane:
         peer = self.peer
         await self._send(peer, await self._local(fields, join, fields, values), online=True)
         theirs = await self._local(fields, split, await self._receive(peer), fields)
-        self.clock += 1
+        self.passed()
         return theirs
+
+    def passed(self) -> None:
+        """A round is over."""
+        self.clock += 1
 
     async def open(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
         """A round after which both evaluators know the sums (or XORs) of their `values`."""

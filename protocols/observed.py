@@ -10,13 +10,13 @@ time a party computes is known even where several parties share one event loop.
 
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeVar, overload
 
 from protocols.cost import Cost
-from protocols.lane import Buffer, Field, Lane, Link, Path
+from protocols.lane import Buffer, Lane, Link, Path
 from protocols.ops import Ranges
-from protocols.ring import Words
 from protocols.secure import Secure
 from protocols.shares import Role
 
@@ -172,6 +172,11 @@ class Slices(Sequence[Slice]):
         return self._made
 
 
+@cache
+def _nested(outer: str, label: str) -> str:
+    return f"{outer}/{label}" if outer else label
+
+
 def _outermost(protocol: str) -> str:
     """What has no place is named after its protocol."""
     return protocol.partition("/")[0]
@@ -218,39 +223,34 @@ def _size(data: Buffer) -> int:
 class Watched(Coroutine[Any, Any, T]):
     """A lane's task, driven so that its meter knows when it runs."""
 
-    __slots__ = ("_lane", "_meter", "_send", "_task")
+    __slots__ = ("_lane", "_meter", "_note", "_send", "_task")
 
     def __init__(self, lane: "ObservedLane", task: Coroutine[Any, Any, T]) -> None:
         self._lane = lane
         self._meter = lane.meter
+        self._note = lane.meter.note
         self._task = task
-        self._send = task.send
+        self._send: Callable[[Any], Any] = task.send
 
     def send(self, value: Any) -> Any:
-        meter, lane = self._meter, self._lane
+        meter, lane, note = self._meter, self._lane, self._note
         before, meter.lane = meter.lane, lane
-        meter.note((clock(), lane.path, lane.place, lane.protocol))
+        note((clock(), lane.path, lane.place, lane.protocol))
         try:
             return self._send(value)
         finally:
-            self._back(before)
+            meter.lane = before
+            if before is None:
+                note((clock(), None, None, None))
+            else:  # what was computing when this task was resumed goes on
+                note((clock(), before.path, before.place, before.protocol))
 
     def throw(self, *error: Any) -> Any:
-        meter, lane = self._meter, self._lane
-        before, meter.lane = meter.lane, lane
-        meter.note((clock(), lane.path, lane.place, lane.protocol))
+        send, self._send = self._send, lambda value: self._task.throw(*value)
         try:
-            return self._task.throw(*error)
+            return self.send(error)
         finally:
-            self._back(before)
-
-    def _back(self, lane: "ObservedLane | None") -> None:
-        """What was computing when this task was resumed goes on."""
-        self._meter.lane = lane
-        if lane is None:
-            self._meter.note((clock(), None, None, None))
-        else:
-            self._meter.note((clock(), lane.path, lane.place, lane.protocol))
+            self._send = send
 
     def close(self) -> None:
         self._task.close()
@@ -297,6 +297,9 @@ class ObservedLane(Lane):
         return lanes
 
     def join(self, lanes: Sequence[Lane]) -> None:
+        if not (self.leads or self.tracing):  # they alone keep count of rounds
+            super().join(lanes)
+            return
         longest = max((self, *lanes), key=lambda lane: lane.clock)
         if longest.clock > self.clock:
             assert isinstance(longest, ObservedLane)
@@ -306,31 +309,26 @@ class ObservedLane(Lane):
     def watch(self, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         return Watched(self, task)
 
-    def _mark(self) -> None:
-        """What this lane computes from now on belongs to something else."""
-        meter = self.meter
-        if meter.lane is self:
-            meter.note((clock(), self.path, self.place, self.protocol))
-
     async def span(self, label: str, task: Coroutine[Any, Any, T]) -> T:
-        outer = self.protocol
-        self.protocol = f"{outer}/{label}" if outer else label
-        self._mark()
+        outer, note = self.protocol, self.meter.note
+        self.protocol = inner = _nested(outer, label)
+        note((clock(), self.path, self.place, inner))
         try:
             return await task
         finally:
             self.protocol = outer
-            self._mark()
+            note((clock(), self.path, self.place, outer))
 
     async def at(self, place: str, task: Coroutine[Any, Any, T]) -> T:
         """`task`, which is a part of the model."""
-        outer, self.place = self.place, place
-        self._mark()
+        outer, note = self.place, self.meter.note
+        self.place = place
+        note((clock(), self.path, place, self.protocol))
         try:
             return await task
         finally:
             self.place = outer
-            self._mark()
+            note((clock(), self.path, outer, self.protocol))
 
     # -- what --------------------------------------------------------------------------------------
 
@@ -351,29 +349,34 @@ class ObservedLane(Lane):
         if cost.rounds:
             self._add_rounds(cost.rounds)
 
-    async def swap(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
-        theirs = await super().swap(fields, values)
+    def passed(self) -> None:
+        self.clock += 1
         if self.leads:
             self._add_rounds(1)
-        return theirs
 
     async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
         start, tag = clock(), self._tag(self._sent, to)
         await self.link.send(to, tag, parts, online=online)
-        nbytes = _size(parts[0]) if len(parts) == 1 else sum(map(_size, parts))
-        where = (self.path, self.place, self.protocol)
-        self.meter.sends.note((start, clock(), *where, to, nbytes, tag[-1], online))
+        nbytes = sum([_size(part) for part in parts])
+        self.meter.sends.note(
+            (start, clock(), self.path, self.place, self.protocol, to, nbytes, tag[-1], online)
+        )
 
     async def _receive(self, sender: Role) -> Buffer:
         start = clock()
         buffer = await super()._receive(sender)
-        where = (start, clock(), self.path, self.place, self.protocol)
-        self.meter.receives.note((*where, sender, _size(buffer), self._received[sender]))
+        end, number = clock(), self._received[sender]
+        self.meter.receives.note(
+            (start, end, self.path, self.place, self.protocol, sender, _size(buffer), number)
+        )
         return buffer
 
-    async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
+    def run(self, work: int, function: Callable[..., T], *args: Any) -> Awaitable[T]:
         if work < LEAST_WORK:
-            return await self.link.run(work, function, *args)
+            return self.link.run(work, function, *args)
+        return self._timed(work, function, *args)
+
+    async def _timed(self, work: int, function: Callable[..., T], *args: Any) -> T:
         asked, loop = clock(), threading.get_ident()
         ran: tuple[float, float, bool] = (asked, asked, False)
 
