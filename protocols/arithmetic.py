@@ -24,6 +24,7 @@ import numpy as np
 from protocols.cost import Cost
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
+from protocols.fields import Field, field
 from protocols.kernels.elementwise import (
     joined,
     lift_secrets,
@@ -32,7 +33,7 @@ from protocols.kernels.elementwise import (
     rounded,
 )
 from protocols.kernels.matmul import batched_matmul
-from protocols.lane import Field, Lane, field
+from protocols.lane import Lane
 from protocols.ring import RING_BITS, Words, packed_bytes
 from protocols.shares import SecretTensor
 

@@ -15,8 +15,9 @@ import numpy as np
 from protocols.cost import Cost
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
+from protocols.fields import field
 from protocols.kernels.bits import expand_products, look_up_products, mask_products
-from protocols.lane import Lane, field
+from protocols.lane import Lane
 from protocols.ring import Words, packed_bytes
 from protocols.shares import SecretBits
 

@@ -26,9 +26,10 @@ from protocols.boolean import (
 from protocols.cost import Cost
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
+from protocols.fields import field
 from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
 from protocols.kernels.elementwise import windows
-from protocols.lane import Lane, field
+from protocols.lane import Lane
 from protocols.ring import Words, packed_bytes
 from protocols.selection import Term, select
 from protocols.shares import SecretBits, SecretTensor, stack, stack_bits

@@ -25,8 +25,9 @@ from protocols.cost import Cost
 from protocols.dpf import expand_selectors, generate_selectors, selector_bytes
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
+from protocols.fields import field
 from protocols.kernels.sums import Half, chosen_sums
-from protocols.lane import Lane, field
+from protocols.lane import Lane
 from protocols.linear import Table
 from protocols.ring import RING_BITS, Bytes, Words, canonical, packed_bytes
 from protocols.selection import Term, select, select_cost

@@ -21,7 +21,8 @@ from protocols.arithmetic import remask, remask_cost
 from protocols.cost import Cost
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
-from protocols.lane import Lane, field
+from protocols.fields import field
+from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, Words, bit_mask, packed_bytes
 from protocols.shares import SecretTensor
 

@@ -6,25 +6,22 @@ lane everything happens in program order. What carries the messages is a `Link`,
 runtime or by the lockstep driver.
 """
 
-import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
 from protocols.cost import Cost, Traffic
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.kernels.packing import pack, unpack
+from protocols.fields import Buffer, Field, join, split
 from protocols.prf import Stream
-from protocols.ring import RING_BITS, Bytes, Words, packed_bytes
+from protocols.ring import RING_BITS, Bytes, Words
 from protocols.shares import EVALUATORS, Role, SecretBits, SecretTensor
 
 T = TypeVar("T")
 U = TypeVar("U")
 Path: TypeAlias = tuple[int, ...]
-Buffer: TypeAlias = Bytes | memoryview | bytes
 
 _WORK = 12
 """Multiply-adds that drawing, adding or packing an element is worth."""
@@ -85,61 +82,6 @@ class Link(Protocol):
         """Call a function that takes about `work` multiply-adds, off the event loop if that is
         large.
         """
-
-
-class Field:
-    """One array of a message: `width` bits an element. Additive over 2^width, or XOR-shared.
-
-    Attributes:
-        count: elements. nbytes: bytes on the wire.
-    """
-
-    __slots__ = ("count", "nbytes", "shape", "width", "xor")
-
-    def __init__(self, shape: tuple[int, ...], width: int = RING_BITS, xor: bool = False) -> None:
-        self.shape = shape
-        self.width = width
-        self.xor = xor
-        self.count = math.prod(shape)
-        self.nbytes = packed_bytes(self.count, width)
-
-
-field = lru_cache(maxsize=4096)(Field)
-"""`Field`, made once for each shape and width."""
-
-
-def fields_bytes(fields: Sequence[Field]) -> int:
-    """Bytes of a message with these fields; each starts on a byte."""
-    return sum(field.nbytes for field in fields)
-
-
-def split(buffer: Buffer, fields: Sequence[Field]) -> list[Words]:
-    """Unpack a message.
-
-    Raises:
-        RemoteProtocolError: its size is not that of the fields.
-    """
-    data = np.frombuffer(buffer, dtype=np.uint8)
-    parts, start = [], 0
-    for item in fields:
-        end = start + item.nbytes
-        if end > data.size:
-            break
-        whole = data if end - start == data.size else data[start:end]
-        parts.append(unpack(whole, item.width, item.count).reshape(item.shape))
-        start = end
-    if start != data.size or len(parts) != len(fields):
-        expected = fields_bytes(fields)
-        raise RemoteProtocolError(f"message of {data.size} bytes where {expected} belong")
-    return parts
-
-
-def join(fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
-    """Pack a message: what `split` unpacks."""
-    return [
-        pack(np.ascontiguousarray(value).reshape(-1), item.width)
-        for item, value in zip(fields, values, strict=True)
-    ]
 
 
 class Lane:

@@ -14,7 +14,8 @@ import numpy as np
 
 from protocols.cost import Cost, Traffic
 from protocols.errors import LocalProtocolError
-from protocols.lane import Buffer, Lane, Path, Settings
+from protocols.fields import Buffer
+from protocols.lane import Lane, Path, Settings
 from protocols.prf import KeyRing, Stream
 from protocols.ring import Words
 from protocols.shares import COMPUTING, Role, SecretTensor

@@ -12,8 +12,9 @@ import numpy as np
 from protocols.arithmetic import remask, remask_cost
 from protocols.cost import Cost
 from protocols.entry import protocol
+from protocols.fields import Field, field, fields_bytes
 from protocols.kernels.select import select_part, select_secrets
-from protocols.lane import Field, Lane, field, fields_bytes
+from protocols.lane import Lane
 from protocols.ring import Bytes, Words
 from protocols.shares import SecretBits, SecretTensor
 

@@ -5,7 +5,8 @@ from typing import Any, NoReturn, TypeVar
 
 from protocols.cost import Cost, Traffic
 from protocols.errors import LocalProtocolError
-from protocols.lane import Buffer, Lane, Link, Path, Settings
+from protocols.fields import Buffer
+from protocols.lane import Lane, Link, Path, Settings
 from protocols.prf import Stream
 from protocols.shares import Role
 

@@ -22,8 +22,9 @@ from protocols.arithmetic import lift, remask, remask_cost
 from protocols.cost import Cost
 from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
+from protocols.fields import field
 from protocols.kernels.waves import UNIT_BITS, combined, harmonics
-from protocols.lane import Lane, field
+from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, packed_bytes
 from protocols.shares import SecretTensor
 

@@ -9,7 +9,8 @@ from anyio.lowlevel import checkpoint
 
 from protocols.cost import Traffic
 from protocols.errors import LocalProtocolError
-from protocols.lane import Buffer, Path, Settings
+from protocols.fields import Buffer
+from protocols.lane import Path, Settings
 from protocols.prf import Stream
 from protocols.shares import Role
 from puma_actors.mailbox import Mailbox

@@ -20,7 +20,8 @@ from models.program import Batch
 from models.tasks import default_rows
 from protocols.errors import ConfigError
 from protocols.lane import Lane, Link, Settings
-from protocols.observed import Meter, ObservedLane
+from protocols.meter import Meter
+from protocols.observed import ObservedLane
 from protocols.shares import Role
 from puma_actors.cluster import LocalCluster
 from puma_actors.network import ANY, Network, Route, parse_network

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from protocols.lane import Path
-from protocols.observed import Meter, ObservedLane, clock
+from protocols.meter import Meter
+from protocols.observed import ObservedLane, clock
 from protocols.shares import Role
 from puma_actors.link import InferenceLink
 from puma_actors.mailbox import Mailbox

@@ -13,8 +13,9 @@ from uniformity import NotUniform
 
 from protocols import embedding, spline
 from protocols.dpf import generate, generate_selectors
+from protocols.fields import Field
 from protocols.kernels.packing import unpack_numpy
-from protocols.lane import Field, Lane
+from protocols.lane import Lane
 from protocols.ring import Words
 from protocols.shares import Role
 

@@ -9,7 +9,8 @@ import anyio
 import numpy as np
 
 from protocols.errors import RemoteProtocolError, TransportError
-from protocols.lane import Field, Lane
+from protocols.fields import Field
+from protocols.lane import Lane
 from protocols.lockstep import pair_secrets
 from protocols.ring import Words, canonical
 from protocols.shares import COMPUTING, Role

@@ -17,7 +17,8 @@ from protocols.errors import (
     RemoteProtocolError,
     TransportError,
 )
-from protocols.lane import Field, Lane
+from protocols.fields import Field
+from protocols.lane import Lane
 from protocols.shares import Role
 from puma_actors.actor import MEMORY, Actor, connect_all
 from puma_actors.compute import Compute

@@ -21,7 +21,7 @@ from protocols.errors import (
     RangeError,
     RemoteProtocolError,
 )
-from protocols.lane import Field
+from protocols.fields import Field
 from protocols.shares import COMPUTING, EVALUATORS, Role
 from puma_actors import cluster, party, rounds
 from puma_actors.cluster import LocalCluster

@@ -27,7 +27,8 @@ from scheduling import (
 )
 
 from protocols.errors import LocalProtocolError, PeerFailed, RemoteProtocolError
-from protocols.lane import Field, Lane
+from protocols.fields import Field
+from protocols.lane import Lane
 from protocols.shares import COMPUTING, EVALUATORS, Role
 from puma_actors.mailbox import Flow
 from puma_actors.rounds import RoundScheduler

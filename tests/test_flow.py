@@ -23,7 +23,8 @@ from scheduling import (
 )
 
 from protocols.errors import PeerFailed, RemoteProtocolError
-from protocols.lane import Field, Lane
+from protocols.fields import Field
+from protocols.lane import Lane
 from protocols.lockstep import run_parties
 from protocols.shares import COMPUTING, EVALUATORS, Role
 from puma_actors.mailbox import MESSAGE_OVERHEAD, Flow

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.fields import Field, fields_bytes, split
 from protocols.kernels.packing import pack
-from protocols.lane import Field, fields_bytes, split
 from protocols.lockstep import pair_secrets, run_parties
 from protocols.shares import COMPUTING, Role
 from protocols.trace import run_now

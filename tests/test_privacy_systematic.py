@@ -26,7 +26,8 @@ from privacy_cases import NAMES, column, inputs_of, table_of, weight_of
 from uniformity import NotUniform
 
 from protocols.embedding import embed, request_rows, reveal, revealed
-from protocols.lane import Field, Lane
+from protocols.fields import Field
+from protocols.lane import Lane
 from protocols.linear import linear
 from protocols.lockstep import run_parties
 from protocols.prf import Stream

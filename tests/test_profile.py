@@ -13,7 +13,7 @@ from protocols import observed
 from protocols.cost import Cost
 from protocols.errors import ConfigError
 from protocols.lane import Lane, Settings
-from protocols.observed import Call, Meter, Receive, Send, Slice
+from protocols.meter import Call, Meter, Receive, Send, Slice
 from protocols.shares import COMPUTING, EVALUATORS, Role
 from puma_actors.cluster import LocalCluster
 from puma_actors.network import PRESETS, Route, parse_network

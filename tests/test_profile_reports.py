@@ -14,7 +14,7 @@ from tiny_models import save, tiny_model
 
 from protocols import observed
 from protocols.lane import Settings
-from protocols.observed import Call, Key, Meter, Receive, Send, Slice
+from protocols.meter import Call, Key, Meter, Receive, Send, Slice
 from protocols.shares import EVALUATORS, Role
 from puma_actors.network import PRESETS
 from puma_actors.profile import run_profile

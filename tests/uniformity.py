@@ -14,8 +14,9 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
+from protocols.fields import Field
 from protocols.kernels.packing import pack
-from protocols.lane import Field, Lane
+from protocols.lane import Lane
 from protocols.lockstep import LockstepLink
 from protocols.prf import Stream
 from protocols.ring import Words

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from protocols.cost import Cost
-from protocols.observed import Key, Meter
+from protocols.meter import Key, Meter
 from protocols.shares import COMPUTING, EVALUATORS, Role
 from puma_actors.recorder import Recorder
 from puma_actors.reports.counts import (

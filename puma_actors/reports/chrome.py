@@ -14,7 +14,7 @@ from pathlib import Path as File
 from typing import Any, NamedTuple, TypeAlias
 
 from protocols.lane import Path
-from protocols.observed import Meter, Receive, Send
+from protocols.meter import Meter, Receive, Send
 from protocols.shares import Role
 from puma_actors.recorder import Recorder
 from puma_actors.reports.analysis import ROLES

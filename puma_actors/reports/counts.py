@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from protocols.observed import Key, Meter
+from protocols.meter import Key, Meter
 from protocols.shares import Role
 
 

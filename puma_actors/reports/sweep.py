@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
-from protocols.observed import Key, Meter, Receive, Send
+from protocols.meter import Key, Meter, Receive, Send
 from protocols.shares import Role
 from puma_actors.recorder import Message, Recorder
 
