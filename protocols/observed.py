@@ -31,7 +31,7 @@ def _nested(outer: str, label: str) -> str:
     return f"{outer}/{label}" if outer else label
 
 
-LEAST_WORK = 200_000
+LEAST_WORK = 500_000
 """Multiply-adds: smaller calls run where the lane runs, and are not worth an event."""
 
 
@@ -136,7 +136,8 @@ class ObservedLane(Lane):
             return await task
         finally:
             self.protocol = outer
-            note((clock(), self.path, self.place, outer))
+            if not outer:  # or else the next event says what goes on
+                note((clock(), self.path, self.place, outer))
 
     async def at(self, place: str, task: Coroutine[Any, Any, T]) -> T:
         """`task`, which is a part of the model."""
