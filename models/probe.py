@@ -27,7 +27,7 @@ _ROUNDING = 2.0**-16
 
 
 class Quick(Plain):
-    """In single precision: weights in double take ten times as long."""
+    """In single precision: the demo model takes a quarter of the time."""
 
     precision = np.float32
 

@@ -4,6 +4,7 @@ Events hold times, sizes, names and places, never a value: what they say is what
 watches the traffic and the clock.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
@@ -88,20 +89,19 @@ class Key(NamedTuple):
     protocol: str
 
 
-class Log(Sequence[E]):
-    """Events of one kind. They are noted flat and made when somebody reads them: thousands of small
-    tuples would keep the garbage collector busy while the time is taken.
+class Events(Sequence[E]):
+    """Events that are noted flat and made when somebody reads them: thousands of small tuples would
+    keep the garbage collector busy while the time is taken.
     """
 
-    def __init__(self, kind: type[E]) -> None:
-        self._kind: Any = kind
+    def __init__(self) -> None:
         self._flat: list[Any] = []
         self._made: list[E] = []
         self.note = self._flat.extend
-        """Add one event, given as a tuple of its fields."""
+        """Add one, given as a tuple of its fields."""
 
     def __len__(self) -> int:
-        return len(self._flat) // len(self._kind._fields)
+        return len(self._events())
 
     @overload
     def __getitem__(self, index: int) -> E: ...
@@ -115,56 +115,53 @@ class Log(Sequence[E]):
     def __iter__(self) -> Iterator[E]:
         return iter(self._events())
 
+    @abstractmethod
+    def _events(self) -> list[E]:
+        """All that were noted."""
+
+
+class Log(Events[E]):
+    """Events of one kind."""
+
+    def __init__(self, kind: type[E]) -> None:
+        super().__init__()
+        self._kind: Any = kind
+
+    def __len__(self) -> int:
+        return len(self._flat) // len(self._kind._fields)
+
     def _events(self) -> list[E]:
         width = len(self._kind._fields)
         for start in range(len(self._made) * width, len(self._flat), width):
             first = self._flat[start : start + width]
             event = self._kind(*first)
             if not event.place:  # what has no place is named after its protocol
-                event = event._replace(place=_outermost(event.protocol))
+                event = event._replace(place=outermost(event.protocol))
             self._made.append(event)
         return self._made
 
 
-class Slices(Sequence[Slice]):
+class Slices(Events[Slice]):
     """Slices, noted as the moments at which something else begins to run: a time and a lane, its
     place and protocol, or None thrice.
     """
 
     def __init__(self) -> None:
-        self._flat: list[Any] = []
-        self._made: list[Slice] = []
+        super().__init__()
         self._seen = 0
-        self.note = self._flat.extend
-        """Add a moment, given as a tuple (time, lane, place, protocol)."""
 
-    def __len__(self) -> int:
-        return len(self._slices())
-
-    @overload
-    def __getitem__(self, index: int) -> Slice: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Slice]: ...
-
-    def __getitem__(self, index: int | slice) -> Slice | list[Slice]:
-        return self._slices()[index]
-
-    def __iter__(self) -> Iterator[Slice]:
-        return iter(self._slices())
-
-    def _slices(self) -> list[Slice]:
+    def _events(self) -> list[Slice]:
         flat = self._flat
         for at in range(self._seen, len(flat) - 4, 4):  # the last moment has no end yet
             start, lane, place, protocol, end = flat[at : at + 5]
             if lane is not None:
-                self._made.append(Slice(start, end, lane, place or _outermost(protocol), protocol))
+                self._made.append(Slice(start, end, lane, place or outermost(protocol), protocol))
             self._seen = at + 4
         return self._made
 
 
-def _outermost(protocol: str) -> str:
-    """What has no place is named after its protocol."""
+def outermost(protocol: str) -> str:
+    """The outermost of nested protocols, after which is named what has no place."""
     return protocol.partition("/")[0]
 
 

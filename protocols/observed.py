@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from protocols.cost import Cost
 from protocols.fields import Buffer
 from protocols.lane import Lane, Link
-from protocols.meter import NO_ROUND, Key, Meter
+from protocols.meter import NO_ROUND, Key, Meter, outermost
 from protocols.ops import Ranges
 from protocols.secure import Secure
 from protocols.shares import Role
@@ -164,7 +164,7 @@ class ObservedLane(Lane):
 
     def charge(self, label: str, cost: Cost) -> None:
         super().charge(label, cost)
-        place = self.place or self.protocol.partition("/")[0]
+        place = self.place or outermost(self.protocol)
         self.meter.charges.append((Key(place, self.protocol), cost))
         if cost.rounds:
             self._add_rounds(cost.rounds)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from protocols.meter import Key, Meter
+from protocols.meter import Key, Meter, outermost
 from protocols.shares import Role
 
 
@@ -48,7 +48,7 @@ def place_of(key: Key) -> str:
 
 def operation_of(key: Key) -> str:
     """The outermost protocol."""
-    return key.protocol.partition("/")[0]
+    return outermost(key.protocol)
 
 
 def protocol_of(key: Key) -> str:
