@@ -45,7 +45,7 @@ async def compare(
     model: Path, steps: int, turns: int, network: str | None = None
 ) -> tuple[list[float], list[float]]:
     """Seconds a step, recorded and not. Who begins changes from turn to turn."""
-    recorder = Recorder()
+    recorder = Recorder(network=network is not None)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     behind = without_upload(parse_network(network))
     async with LocalCluster.from_pretrained(model, network=behind) as cluster:

@@ -103,7 +103,7 @@ async def embed(lane: Lane, table: Table, count: int) -> SecretTensor:
     *strands, reshare = lane.fork(len(_PAIRS) + 1)
     if lane.is_dealer:
         rows, negative, rest = await _dealer_found(strands, reshare, table, count)
-        lane.defer(rest)
+        reshare.defer(rest, *strands)
     else:
         rows, negative = await _found(strands, reshare, table, count)
     lane.join([reshare])

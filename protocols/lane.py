@@ -6,7 +6,7 @@ lane everything happens in program order. What carries the messages is a `Link`,
 runtime or by the lockstep driver.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
@@ -66,8 +66,8 @@ class Link(Protocol):
     def stream(self, peer: Role, path: Path) -> Stream:
         """The random stream shared with `peer` (or private, if `peer` is this party) at `path`."""
 
-    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> None:
-        """Send the concatenation of `data`; may wait for back-pressure."""
+    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> int:
+        """Send the concatenation of `data`; may wait for back-pressure. Returns its bytes."""
 
     async def receive(self, sender: Role, tag: Path) -> Buffer:
         """Wait for the message that `sender` sent under `tag`."""
@@ -78,10 +78,16 @@ class Link(Protocol):
     def defer(self, task: Coroutine[Any, Any, None]) -> None:
         """Run beside the program; its failure is the program's failure."""
 
-    async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
+    def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
         """Call a function that takes about `work` multiply-adds, off the event loop if that is
         large.
         """
+
+
+def _work(fields: Sequence[Field]) -> int:
+    """What it takes to draw, add or pack them, as `Lane.run` counts; 0: do it at once."""
+    count = sum([item.count for item in fields])
+    return _WORK * count if count >= _FEW else 0
 
 
 class Lane:
@@ -183,15 +189,22 @@ class Lane:
             An evaluator's halves (they add up, or XOR, to the values); nothing at the dealer.
         """
         self._shares += 1
-        receiver = EVALUATORS[self._shares & 1]
-        if not self.is_dealer:
-            if self.role is not receiver:
-                return await self._local(fields, self._draw_fields, Role.DEALER, fields)
-            return await self._local(fields, split, await self._receive(Role.DEALER), fields)
-        drawer = EVALUATORS[1 - (self._shares & 1)]
-        rests = await self._local(fields, self._rests, drawer, fields, values)
-        await self._send(receiver, rests, online=False)
-        return []
+        receiver, work = EVALUATORS[self._shares & 1], _work(fields)
+        if self.is_dealer:
+            drawer, rests = EVALUATORS[1 - (self._shares & 1)], self._rests
+            parts = (
+                await self.run(work, rests, drawer, fields, values)
+                if work
+                else rests(drawer, fields, values)
+            )
+            await self._send(receiver, parts, online=False)
+            return []
+        if self.role is receiver:
+            dealt = await self._receive(Role.DEALER)
+            return await self.run(work, split, dealt, fields) if work else split(dealt, fields)
+        if work:
+            return await self.run(work, self._draw_fields, Role.DEALER, fields)
+        return self._draw_fields(Role.DEALER, fields)
 
     def _rests(self, drawer: Role, fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
         """What makes up the values with the halves that the drawer draws, packed."""
@@ -223,15 +236,10 @@ class Lane:
 
         Online bytes: `2 * fields_bytes(fields)`.
         """
-        peer = self.peer
-        await self._send(peer, await self._local(fields, join, fields, values), online=True)
-        theirs = await self._local(fields, split, await self._receive(peer), fields)
-        self.passed()
-        return theirs
-
-    def passed(self) -> None:
-        """A round is over."""
-        self.clock += 1
+        work = _work(fields)
+        parts = await self.run(work, join, fields, values) if work else join(fields, values)
+        theirs = await self._exchange(parts)
+        return await self.run(work, split, theirs, fields) if work else split(theirs, fields)
 
     async def open(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
         """A round after which both evaluators know the sums (or XORs) of their `values`."""
@@ -276,14 +284,31 @@ class Lane:
     async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
         await self.link.send(to, self._tag(self._sent, to), parts, online=online)
 
-    async def _receive(self, sender: Role) -> Buffer:
+    def _expect(self, sender: Role) -> Path:
+        """The tag of the next message from a peer, for which this lane waits from now on."""
         if self._busy:
             raise LocalProtocolError("two tasks wait on one lane: fork it")
         self._busy = True
+        return self._tag(self._received, sender)
+
+    async def _receive(self, sender: Role) -> Buffer:
+        tag = self._expect(sender)
         try:
-            return await self.link.receive(sender, self._tag(self._received, sender))
+            return await self.link.receive(sender, tag)
         finally:
             self._busy = False
+
+    async def _exchange(self, parts: Sequence[Buffer]) -> Buffer:
+        """A round: send the other evaluator the parts, and get its message."""
+        peer = self.peer
+        await self.link.send(peer, self._tag(self._sent, peer), parts, online=True)
+        tag = self._expect(peer)
+        try:
+            theirs = await self.link.receive(peer, tag)
+        finally:
+            self._busy = False
+        self.clock += 1
+        return theirs
 
     # -- concurrency and computation ---------------------------------------------------------------
 
@@ -325,20 +350,16 @@ class Lane:
         one, two = await self.parallel(tasks)
         return one, two
 
-    async def _local(self, fields: Sequence[Field], function: Callable[..., T], *args: Any) -> T:
-        """`run` for what a lane does itself with all elements of a message."""
-        count = sum([item.count for item in fields])
-        if count < _FEW:
-            return function(*args)
-        return await self.run(_WORK * count, function, *args)
-
-    def run(self, work: int, function: Callable[..., T], *args: Any) -> Awaitable[T]:
+    def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
         """Call `function(*args)`, about `work` multiply-adds, where the runtime thinks best."""
         return self.link.run(work, function, *args)
 
-    def defer(self, task: Coroutine[Any, Any, None]) -> None:
-        """Run beside the program; its failure is the program's failure."""
-        self.link.defer(self.watch(task))
+    def defer(self, task: Coroutine[Any, Any, None], *others: "Lane") -> None:
+        """Run beside the program, on this lane and the others; its failure is the program's
+        failure.
+        """
+        del others  # for those who observe
+        self.link.defer(task)
 
     # -- observation: nothing here, see `protocols.observed` ---------------------------------------
 

@@ -67,7 +67,7 @@ class LockstepLink:
     def stream(self, peer: Role, path: Path) -> Stream:
         return self._keys.stream(peer, path)
 
-    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> None:
+    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> int:
         message = b"".join(bytes(part) for part in data)
         key = (self.role, to, tag)
         if key in self._exchange.boxes:
@@ -77,6 +77,7 @@ class LockstepLink:
         if self._exchange.recorded:
             self._exchange.views.setdefault(to, []).append(message)
         self.traffic.count(len(message), online=online)
+        return len(message)
 
     async def receive(self, sender: Role, tag: Path) -> Buffer:
         key = (sender, self.role, tag)

@@ -1,163 +1,118 @@
-"""What a profiler notes of one party in one step: events, kept flat until somebody reads them.
+"""Notes of one party in one step: tapes, which become events when somebody reads them.
 
-Events hold times, sizes, names and places, never a value: what they say is what anybody learns who
-watches the traffic and the clock.
+While the time is taken, as little as possible is done. Each task has a tape of its own, so that
+what it says need not name the task, its place in the model or its protocol: an entry is an
+operation (`GO`, ...) and its fields, all in one flat list. Thousands of small objects instead would
+keep the garbage collector busy, and their making the processor.
 """
 
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from collections.abc import Sequence
+from itertools import islice, pairwise
+from typing import Any, TypeAlias
 
 from protocols.cost import Cost
+from protocols.events import NO_ROUND, Call, Key, Receive, Round, Send, Slice, Story
 from protocols.lane import Path
 from protocols.shares import Role
 
-if TYPE_CHECKING:
-    from protocols.observed import ObservedLane
+GO, STOP, ENTER, LEAVE, SENT, RECEIVED, EXCHANGED, CALLED, CHARGED, FORKED, JOINED = range(11)
 
-E = TypeVar("E")
+_READ = (
+    ("go", 2),
+    ("stop", 1),
+    ("enter", 3),
+    ("leave", 1),
+    ("sent", 7),
+    ("received", 6),
+    ("exchanged", 9),
+    ("called", 6),
+    ("charged", 1),
+    ("forked", 1),
+    ("joined", 2),
+)
+"""What reads an operation, and its fields; see the methods of `_Head`."""
 
+_STALL = 5e-5
+_COPIED = 1e9
+"""Seconds, and bytes a second: a send that took no longer was not held back."""
+_AT_ONCE = 2e-5
+"""Seconds; a receive that took less did not wait."""
 
-class Slice(NamedTuple):
-    """A lane's code ran on the event loop."""
+Tape: TypeAlias = list[Any]
+"""What a task did, in order: operations, each with its fields. Extend it by both at once."""
 
-    start: float
-    end: float
-    lane: Path
-    place: str
-    protocol: str
-
-
-class Call(NamedTuple):
-    """A kernel ran: `Link.run`. `asked` is when the lane wanted it to."""
-
-    start: float
-    end: float
-    lane: Path
-    place: str
-    protocol: str
-    name: str
-    threaded: bool
-    asked: float
-
-
-class Send(NamedTuple):
-    """A message was handed to the runtime; it took until `end` where that held the lane back."""
-
-    start: float
-    end: float
-    lane: Path
-    place: str
-    protocol: str
-    peer: Role
-    nbytes: int
-    number: int
-    online: bool
+_Chain: TypeAlias = tuple[int, int]
+"""Number of a round's entry, and rounds on the chain up to there."""
 
 
-class Receive(NamedTuple):
-    """A lane wanted a message at `start` and went on with it at `end`."""
+class Meter:
+    """Events of one party in one step.
 
-    start: float
-    end: float
-    lane: Path
-    place: str
-    protocol: str
-    peer: Role
-    nbytes: int
-    number: int
-
-
-class Round(NamedTuple):
-    """Rounds that followed each other at one place. `before` is the number of the entry in front of
-    it on the longest chain, or `NO_ROUND`.
+    Args:
+        story: what to tell if nothing is noted.
     """
 
-    before: int
-    rounds: int
-    place: str
-    protocol: str
-
-
-NO_ROUND = -1
-
-
-class Key(NamedTuple):
-    """Where in the model, and in which protocols (outermost first, "/" between them)."""
-
-    place: str
-    protocol: str
-
-
-class Events(Sequence[E]):
-    """Events that are noted flat and made when somebody reads them: thousands of small tuples would
-    keep the garbage collector busy while the time is taken.
-    """
-
-    def __init__(self) -> None:
-        self._flat: list[Any] = []
-        self._made: list[E] = []
-        self.note = self._flat.extend
-        """Add one, given as a tuple of its fields."""
-
-    def __len__(self) -> int:
-        return len(self._events())
-
-    @overload
-    def __getitem__(self, index: int) -> E: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[E]: ...
-
-    def __getitem__(self, index: int | slice) -> E | list[E]:
-        return self._events()[index]
-
-    def __iter__(self) -> Iterator[E]:
-        return iter(self._events())
-
-    @abstractmethod
-    def _events(self) -> list[E]:
-        """All that were noted."""
-
-
-class Log(Events[E]):
-    """Events of one kind."""
-
-    def __init__(self, kind: type[E]) -> None:
-        super().__init__()
-        self._kind: Any = kind
-
-    def __len__(self) -> int:
-        return len(self._flat) // len(self._kind._fields)
-
-    def _events(self) -> list[E]:
-        width = len(self._kind._fields)
-        for start in range(len(self._made) * width, len(self._flat), width):
-            first = self._flat[start : start + width]
-            event = self._kind(*first)
-            if not event.place:  # what has no place is named after its protocol
-                event = event._replace(place=outermost(event.protocol))
-            self._made.append(event)
-        return self._made
-
-
-class Slices(Events[Slice]):
-    """Slices, noted as the moments at which something else begins to run: a time and a lane, its
-    place and protocol, or None thrice.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, role: Role, story: Story | None = None) -> None:
+        self.role = role
+        self._story = story or Story()
+        self._tapes: list[Tape] = [[]]
         self._seen = 0
 
-    def _events(self) -> list[Slice]:
-        flat = self._flat
-        for at in range(self._seen, len(flat) - 4, 4):  # the last moment has no end yet
-            start, lane, place, protocol, end = flat[at : at + 5]
-            if lane is not None:
-                self._made.append(Slice(start, end, lane, place or outermost(protocol), protocol))
-            self._seen = at + 4
-        return self._made
+    @property
+    def first(self) -> Tape:
+        """From which all others are forked."""
+        return self._tapes[0]
+
+    def tape(self) -> Tape:
+        """A new one."""
+        tape: Tape = []
+        self._tapes.append(tape)
+        return tape
+
+    @property
+    def story(self) -> Story:
+        """All that has been noted."""
+        noted = sum(len(tape) for tape in self._tapes)
+        if noted != self._seen:
+            self._story, self._seen = told(self.first, leads=self.role is Role.EVALUATOR_A), noted
+        return self._story
+
+    @property
+    def slices(self) -> list[Slice]:
+        """When lanes ran on the event loop; no two at one time."""
+        return self.story.slices
+
+    @property
+    def calls(self) -> list[Call]:
+        """Kernels."""
+        return self.story.calls
+
+    @property
+    def sends(self) -> list[Send]:
+        """Messages that left."""
+        return self.story.sends
+
+    @property
+    def receives(self) -> list[Receive]:
+        """Messages that were taken."""
+        return self.story.receives
+
+
+def told(first: Tape, *, leads: bool) -> Story:
+    """What the tapes say that were forked from this one. `leads`: whether rounds are counted."""
+    story = Story()
+    story.chain, _ = _Head(story, leads, Key("", ""), (NO_ROUND, 0)).read(first)
+    for events in (story.slices, story.calls, story.sends, story.receives):
+        events.sort(key=lambda event: event.start)
+    story.slices = [
+        piece._replace(end=min(piece.end, after.start)) for piece, after in pairwise(story.slices)
+    ] + story.slices[-1:]
+    return story
+
+
+def was_held(seconds: float, nbytes: int) -> bool:
+    """A send that took so long waited; it did not just copy the message."""
+    return seconds > _STALL + nbytes / _COPIED
 
 
 def outermost(protocol: str) -> str:
@@ -165,31 +120,139 @@ def outermost(protocol: str) -> str:
     return protocol.partition("/")[0]
 
 
-class Meter:
-    """Events of one party in one step."""
+class _Head:
+    """Reads a tape, and those that were forked from it, into a story."""
 
-    def __init__(self, role: Role) -> None:
-        self.role = role
-        self.slices: Sequence[Slice] = (moments := Slices())
-        self.calls = Log(Call)
-        self.sends = Log(Send)
-        self.receives = Log(Receive)
-        self.rounds = Log(Round)
-        """Of the evaluator that leads: the other's are the same."""
-        self.charges: list[tuple[Key, Cost]] = []
-        """Declared costs, under `TRACE`."""
-        self.chain = NO_ROUND
-        """The last round on the longest chain of the program's first lane."""
-        self.note = moments.note
-        """Add a moment; see `Slices`."""
-        self.lane: ObservedLane | None = None
-        """The one that computes."""
+    def __init__(self, story: Story, leads: bool, key: Key, chain: _Chain) -> None:
+        self._story = story
+        self._leads = leads
+        self._place, self._protocol = key
+        self._outer: list[Key] = []
+        self._chain = chain
+        self._lane: Path | None = None  # whose task this is; None: nobody's
+        self._since: float | None = None  # when the task began to run; None: it does not
+        self._forks: dict[int, tuple[Tape, _Head]] = {}
 
-    def critical(self) -> list[tuple[Key, int]]:
-        """Rounds of the longest chain, from the first to the last."""
-        found, at = [], self.chain
-        while at != NO_ROUND:
-            entry = self.rounds[at]
-            found.append((Key(entry.place, entry.protocol), entry.rounds))
-            at = entry.before
-        return found[::-1]
+    @property
+    def _task(self) -> Path:
+        return self._lane or ()
+
+    @property
+    def _key(self) -> Key:
+        return Key(self._place or outermost(self._protocol), self._protocol)
+
+    def read(self, tape: Tape) -> _Chain:
+        """The end of its longest chain of rounds."""
+        entries = iter(tape)
+        for operation in entries:
+            name, fields = _READ[operation]
+            getattr(self, name)(*islice(entries, fields))
+        for fork, head in self._forks.values():  # nobody waited for them
+            self._follow(head.read(fork))
+        return self._chain
+
+    def _follow(self, chain: _Chain) -> None:
+        self._chain = max(self._chain, chain, key=lambda item: item[1])
+
+    # -- when it runs ------------------------------------------------------------------------------
+
+    def _ran(self, until: float, again: float | None) -> None:
+        """It ran until then, if it did at all. `again`: when it went on."""
+        if self._lane is None:
+            return
+        if self._since is not None and until > self._since:
+            self._story.slices.append(Slice(self._since, until, self._lane, *self._key))
+        self._since = again
+
+    def go(self, time: float, lane: Path) -> None:
+        self._lane, self._since = lane, time
+
+    def stop(self, time: float) -> None:
+        self._ran(time, None)
+
+    def forked(self, tape: Tape) -> None:
+        key = Key(self._place, self._protocol)
+        self._forks[id(tape)] = tape, _Head(self._story, self._leads, key, self._chain)
+
+    def joined(self, time: float, tapes: Sequence[Tape]) -> None:
+        self._ran(time, time)
+        for tape in tapes:
+            if found := self._forks.pop(id(tape), None):
+                self._follow(found[1].read(tape))
+
+    # -- where -------------------------------------------------------------------------------------
+
+    def enter(self, time: float, place: str | None, label: str | None) -> None:
+        if self._since is not None:
+            self._ran(time, time)
+        self._outer.append(Key(self._place, self._protocol))
+        if place is not None:
+            self._place = place
+        if label is not None:
+            self._protocol = f"{self._protocol}/{label}" if self._protocol else label
+
+    def leave(self, time: float) -> None:
+        if self._since is not None:
+            self._ran(time, time)
+        self._place, self._protocol = self._outer.pop()
+
+    # -- what --------------------------------------------------------------------------------------
+
+    def sent(
+        self,
+        start: float,
+        end: float,
+        lane: Path,
+        number: int,
+        peer: Role,
+        nbytes: int,
+        online: bool,
+    ) -> None:
+        if was_held(end - start, nbytes):
+            self._ran(start, end)
+        self._story.sends.append(
+            Send(start, end, lane, *self._key, peer, nbytes, number, online, self._task)
+        )
+
+    def received(
+        self, start: float, end: float, lane: Path, number: int, peer: Role, nbytes: int
+    ) -> None:
+        if end - start > _AT_ONCE:
+            self._ran(start, end)
+        self._story.receives.append(
+            Receive(start, end, lane, *self._key, peer, nbytes, number, self._task)
+        )
+
+    def exchanged(
+        self,
+        start: float,
+        middle: float,
+        end: float,
+        lane: Path,
+        mine: int,
+        theirs: int,
+        peer: Role,
+        sent: int,
+        received: int,
+    ) -> None:
+        self.sent(start, middle, lane, mine, peer, sent, True)
+        self.received(middle, end, lane, theirs, peer, received)
+        if self._leads:  # the other evaluator's rounds are the same
+            self.passed(1)
+
+    def called(
+        self, asked: float, start: float, end: float, again: float, name: str, threaded: bool
+    ) -> None:
+        if threaded:
+            self._ran(asked, again)
+        self._story.calls.append(Call(start, end, self._task, *self._key, name, threaded, asked))
+
+    def passed(self, rounds: int) -> None:
+        before, count = self._chain
+        self._chain = len(self._story.rounds), count + rounds
+        self._story.rounds.append(Round(before, rounds, *self._key))
+
+    def charged(self, cost: Cost) -> None:
+        self._story.charges.append((self._key, cost))
+        if cost.rounds:
+            self.passed(cost.rounds)

@@ -3,85 +3,45 @@
 Its events go to a `Meter` (see `protocols.meter`).
 
 `ObservedLane` notes every message, call and round beside the protocol that asked for it; `Observed`
-tells it the place in the model. The tasks of a lane are driven step by step (`watch`), so that the
-time a party computes is known even where several parties share one event loop.
+tells it the place in the model. A task computes from when it begins, or has got what it waited for,
+until it waits again: so the time a party computes is known even where several parties share one
+event loop.
 """
 
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from functools import cache
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from protocols.cost import Cost
 from protocols.fields import Buffer
 from protocols.lane import Lane, Link
-from protocols.meter import NO_ROUND, Key, Meter, outermost
+from protocols.meter import (
+    CALLED,
+    CHARGED,
+    ENTER,
+    EXCHANGED,
+    FORKED,
+    GO,
+    JOINED,
+    LEAVE,
+    RECEIVED,
+    SENT,
+    STOP,
+    Meter,
+    Tape,
+)
 from protocols.ops import Ranges
 from protocols.secure import Secure
 from protocols.shares import Role
 
 T = TypeVar("T")
+Task: TypeAlias = Coroutine[Any, Any, Any]
 
 clock = time.perf_counter
 
-
-@cache
-def _nested(outer: str, label: str) -> str:
-    return f"{outer}/{label}" if outer else label
-
-
 LEAST_WORK = 500_000
 """Multiply-adds: smaller calls run where the lane runs, and are not worth an event."""
-
-
-def _size(data: Buffer) -> int:
-    return len(data) if isinstance(data, bytes) else data.nbytes
-
-
-class Watched(Coroutine[Any, Any, T]):
-    """A lane's task, driven so that its meter knows when it runs."""
-
-    __slots__ = ("_lane", "_meter", "_note", "_send", "_task")
-
-    def __init__(self, lane: "ObservedLane", task: Coroutine[Any, Any, T]) -> None:
-        self._lane = lane
-        self._meter = lane.meter
-        self._note = lane.meter.note
-        self._task = task
-        self._send: Callable[[Any], Any] = task.send
-
-    def send(self, value: Any) -> Any:
-        meter, lane, note = self._meter, self._lane, self._note
-        before, meter.lane = meter.lane, lane
-        note((clock(), lane.path, lane.place, lane.protocol))
-        try:
-            return self._send(value)
-        finally:
-            meter.lane = before
-            if before is None:
-                note((clock(), None, None, None))
-            else:  # what was computing when this task was resumed goes on
-                note((clock(), before.path, before.place, before.protocol))
-
-    def throw(self, *error: Any) -> Any:
-        send, self._send = self._send, lambda value: self._task.throw(*value)
-        try:
-            return self.send(error)
-        finally:
-            self._send = send
-
-    def close(self) -> None:
-        self._task.close()
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        return self  # an iterator with send, throw and close
-
-    def __iter__(self) -> "Watched[T]":
-        return self
-
-    def __next__(self) -> Any:
-        return self.send(None)
 
 
 class ObservedLane(Lane):
@@ -89,109 +49,131 @@ class ObservedLane(Lane):
 
     Attributes:
         meter: of this party in this step; forks share it.
-        place: in the model.
-        protocol: the protocols that are being evaluated, outermost first, "/" between them.
+        tape: of the task that this lane's code runs in.
     """
 
     meter: Meter
-    place = ""
-    protocol = ""
-    _chain = NO_ROUND
+    tape: Tape
 
     @classmethod
     def first(cls, link: Link, meter: Meter) -> "ObservedLane":
         """The lane a program begins on."""
         lane = cls(link)
-        lane.meter = meter
+        lane.meter, lane.tape = meter, meter.first
         return lane
 
-    # -- where -------------------------------------------------------------------------------------
+    # -- tasks -------------------------------------------------------------------------------------
 
     def fork(self, count: int) -> list[Lane]:
         lanes = super().fork(count)
         for lane in lanes:
             assert isinstance(lane, ObservedLane)
-            lane.meter, lane._chain = self.meter, self._chain
-            lane.place, lane.protocol = self.place, self.protocol
+            lane.meter, lane.tape = self.meter, self.tape
         return lanes
 
     def join(self, lanes: Sequence[Lane]) -> None:
-        if not (self.leads or self.tracing):  # they alone keep count of rounds
-            super().join(lanes)
-            return
-        longest = max((self, *lanes), key=lambda lane: lane.clock)
-        if longest.clock > self.clock:
-            assert isinstance(longest, ObservedLane)
-            self._extend(longest._chain)
         super().join(lanes)
+        if not self.is_dealer:
+            tapes = [lane.tape for lane in lanes if isinstance(lane, ObservedLane)]
+            self.tape.extend((JOINED, clock(), tapes))
 
     def watch(self, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        return Watched(self, task)
+        if self.is_dealer and self.path:  # it runs its lanes in turn: they are one task
+            return task
+        return self._own(task)
 
-    async def span(self, label: str, task: Coroutine[Any, Any, T]) -> T:
-        outer, note = self.protocol, self.meter.note
-        self.protocol = inner = _nested(outer, label)
-        note((clock(), self.path, self.place, inner))
+    def defer(self, task: Coroutine[Any, Any, None], *others: Lane) -> None:
+        self.link.defer(self._own(task, *others))
+
+    def _own(self, task: Coroutine[Any, Any, T], *others: Lane) -> Coroutine[Any, Any, T]:
+        """`task` with a tape of its own."""
+        tape = self.meter.tape()
+        self.tape.extend((FORKED, tape))
+        for lane in (self, *others):
+            assert isinstance(lane, ObservedLane)
+            lane.tape = tape
+        return self._noted(task)
+
+    async def _noted(self, task: Coroutine[Any, Any, T]) -> T:
+        note = self.tape.extend
+        note((GO, clock(), self.path))
         try:
             return await task
         finally:
-            self.protocol = outer
-            if not outer:  # or else the next event says what goes on
-                note((clock(), self.path, self.place, outer))
+            note((STOP, clock()))
+
+    async def parallel(self, tasks: Sequence[Callable[[Lane], Coroutine[Any, Any, T]]]) -> list[T]:
+        if self.is_dealer:
+            return await super().parallel(tasks)
+        first, *rest = tasks
+
+        async def noted(lane: Lane) -> T:
+            try:
+                return await first(lane)
+            finally:  # from here on it waits for the others
+                self.tape.extend((STOP, clock()))
+
+        return await super().parallel([noted, *rest])
+
+    # -- where -------------------------------------------------------------------------------------
+
+    async def span(self, label: str, task: Coroutine[Any, Any, T]) -> T:
+        note = self.tape.extend
+        note((ENTER, clock(), None, label))
+        try:
+            return await task
+        finally:
+            note((LEAVE, clock()))
 
     async def at(self, place: str, task: Coroutine[Any, Any, T]) -> T:
         """`task`, which is a part of the model."""
-        outer, note = self.place, self.meter.note
-        self.place = place
-        note((clock(), self.path, place, self.protocol))
+        note = self.tape.extend
+        note((ENTER, clock(), place, None))
         try:
             return await task
         finally:
-            self.place = outer
-            note((clock(), self.path, outer, self.protocol))
+            note((LEAVE, clock()))
 
     # -- what --------------------------------------------------------------------------------------
 
-    def _extend(self, chain: int) -> None:
-        self._chain = chain
-        if not self.path:
-            self.meter.chain = chain
-
-    def _add_rounds(self, count: int) -> None:
-        rounds = self.meter.rounds
-        rounds.note((self._chain, count, self.place, self.protocol))
-        self._extend(len(rounds) - 1)
-
     def charge(self, label: str, cost: Cost) -> None:
         super().charge(label, cost)
-        place = self.place or outermost(self.protocol)
-        self.meter.charges.append((Key(place, self.protocol), cost))
-        if cost.rounds:
-            self._add_rounds(cost.rounds)
-
-    def passed(self) -> None:
-        self.clock += 1
-        if self.leads:
-            self._add_rounds(1)
+        self.tape.extend((CHARGED, cost))
 
     async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
-        start, tag = clock(), self._tag(self._sent, to)
-        await self.link.send(to, tag, parts, online=online)
-        nbytes = sum([_size(part) for part in parts])
-        self.meter.sends.note(
-            (start, clock(), self.path, self.place, self.protocol, to, nbytes, tag[-1], online)
-        )
+        tag = self._tag(self._sent, to)
+        start = clock()
+        nbytes = await self.link.send(to, tag, parts, online=online)
+        self.tape.extend((SENT, start, clock(), self.path, tag[-1], to, nbytes, online))
 
     async def _receive(self, sender: Role) -> Buffer:
+        tag = self._expect(sender)
         start = clock()
-        buffer = await super()._receive(sender)
-        end, number = clock(), self._received[sender]
-        self.meter.receives.note(
-            (start, end, self.path, self.place, self.protocol, sender, _size(buffer), number)
-        )
+        try:
+            buffer = await self.link.receive(sender, tag)
+        finally:
+            self._busy = False
+        self.tape.extend((RECEIVED, start, clock(), self.path, tag[-1], sender, len(buffer)))
         return buffer
 
-    def run(self, work: int, function: Callable[..., T], *args: Any) -> Awaitable[T]:
+    async def _exchange(self, parts: Sequence[Buffer]) -> Buffer:
+        path, peer = self.path, self.peer
+        tag = self._tag(self._sent, peer)
+        start = clock()
+        sent = await self.link.send(peer, tag, parts, online=True)
+        wanted = self._expect(peer)
+        middle = clock()
+        try:
+            data = await self.link.receive(peer, wanted)
+        finally:
+            self._busy = False
+        self.tape.extend(
+            (EXCHANGED, start, middle, clock(), path, tag[-1], wanted[-1], peer, sent, len(data))
+        )
+        self.clock += 1
+        return data
+
+    def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
         if work < LEAST_WORK:
             return self.link.run(work, function, *args)
         return self._timed(work, function, *args)
@@ -210,8 +192,7 @@ class ObservedLane(Lane):
         result = await self.link.run(work, timed)
         start, end, threaded = ran
         name = getattr(function, "__name__", type(function).__name__)
-        where = (start, end, self.path, self.place, self.protocol)
-        self.meter.calls.note((*where, name, threaded, asked))
+        self.tape.extend((CALLED, asked, start, end, clock(), name, threaded))
         return result
 
 
@@ -222,29 +203,29 @@ class Observed(Secure):
         super().__init__(lane, ranges)
         self._at = lane.at
 
-    async def norm(self, x: Any, name: str, *args: Any, **options: Any) -> Any:
-        return await self._at(name, super().norm(x, name, *args, **options))
+    def norm(self, x: Any, name: str, *args: Any, **options: Any) -> Task:
+        return self._at(name, super().norm(x, name, *args, **options))
 
-    async def linear(self, x: Any, weight: Any, name: str) -> Any:
-        return await self._at(name, super().linear(x, weight, name))
+    def linear(self, x: Any, weight: Any, name: str) -> Task:
+        return self._at(name, super().linear(x, weight, name))
 
-    async def dense(self, x: Any, weight: Any, name: str, activation: str) -> Any:
-        return await self._at(name, super().dense(x, weight, name, activation))
+    def dense(self, x: Any, weight: Any, name: str, activation: str) -> Task:
+        return self._at(name, super().dense(x, weight, name, activation))
 
-    async def gated(self, x: Any, weight: Any, name: str, activation: str) -> Any:
-        return await self._at(name, super().gated(x, weight, name, activation))
+    def gated(self, x: Any, weight: Any, name: str, activation: str) -> Task:
+        return self._at(name, super().gated(x, weight, name, activation))
 
-    async def project(self, x: Any, weight: Any, name: str, *args: Any, **options: Any) -> Any:
-        return await self._at(f"{name}.qkv", super().project(x, weight, name, *args, **options))
+    def project(self, x: Any, weight: Any, name: str, *args: Any, **options: Any) -> Task:
+        return self._at(f"{name}.qkv", super().project(x, weight, name, *args, **options))
 
-    async def attention(self, q: Any, k: Any, v: Any, name: str, spans: Any) -> Any:
-        return await self._at(f"{name}.attention", super().attention(q, k, v, name, spans))
+    def attention(self, q: Any, k: Any, v: Any, name: str, spans: Any) -> Task:
+        return self._at(f"{name}.attention", super().attention(q, k, v, name, spans))
 
-    async def output(self, x: Any, weight: Any, name: str, *, tied: bool = False) -> Any:
-        return await self._at(name, super().output(x, weight, name, tied=tied))
+    def output(self, x: Any, weight: Any, name: str, *, tied: bool = False) -> Task:
+        return self._at(name, super().output(x, weight, name, tied=tied))
 
-    async def mean(self, x: Any, lengths: Sequence[int]) -> Any:
-        return await self._at("mean", super().mean(x, lengths))
+    def mean(self, x: Any, lengths: Sequence[int]) -> Task:
+        return self._at("mean", super().mean(x, lengths))
 
-    async def argmax(self, logits: Any) -> Any:
-        return await self._at("argmax", super().argmax(logits))
+    def argmax(self, logits: Any) -> Task:
+        return self._at("argmax", super().argmax(logits))

@@ -24,8 +24,8 @@ class TraceLink:
     def stream(self, peer: Role, path: Path) -> Stream:
         return self._refuse()
 
-    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> None:
-        self._refuse()
+    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> int:
+        return self._refuse()
 
     async def receive(self, sender: Role, tag: Path) -> Buffer:
         return self._refuse()

@@ -87,7 +87,7 @@ class InferenceLink:
         """As `Link.stream`."""
         return self._scheduler.keys.stream(peer, (self.number, *self.bound, *path))
 
-    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> None:
+    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> int:
         """As `Link.send`. The buffers must not be written to afterwards.
 
         Raises:
@@ -107,6 +107,7 @@ class InferenceLink:
         if port.put((self.number, *tag), payload, not online):
             await checkpoint()
             await port.drained()
+        return payload.nbytes
 
     def receive(self, sender: Role, tag: Path) -> Coroutine[Any, Any, Buffer]:
         """As `Link.receive`.
@@ -146,6 +147,6 @@ class InferenceLink:
         finally:
             self._deferred.remove(task)
 
-    async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
+    def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
         """As `Link.run`."""
-        return await self._scheduler.compute.run(work, function, *args)
+        return self._scheduler.compute.run(work, function, *args)

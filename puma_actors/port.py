@@ -17,7 +17,8 @@ order is kept.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from protocols.errors import LocalProtocolError, PumaError
 from puma_actors.mailbox import CreditAccount, CreditWindow, Flow, Mailbox
@@ -66,9 +67,6 @@ class Port:
         incoming: sizes of what this peer sends; default: the same.
     """
 
-    mailbox_type: Callable[..., Mailbox] = Mailbox
-    """What makes its mailboxes; a profiler's note when messages arrive."""
-
     def __init__(
         self,
         peer: Peer,
@@ -85,6 +83,8 @@ class Port:
         self.mailboxes: dict[int, Mailbox] = {}
         self.windows: dict[int, CreditWindow] = {}
         self.room = Signal()
+        self.arrived: Callable[[Sequence[Any]], None] | None = None
+        """Told the tags of what has arrived, as soon as it has; for a profiler."""
         self._flow = flow
         self._incoming = incoming or flow
         self._lost = lost
@@ -111,7 +111,7 @@ class Port:
         """The mailbox for an inference, made when first needed."""
         box = self.mailboxes.get(number)
         if box is None:
-            box = self.mailboxes[number] = self.mailbox_type(
+            box = self.mailboxes[number] = Mailbox(
                 self._incoming, lambda size: self.credit((number,), size), self.check
             )
         return box

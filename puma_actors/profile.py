@@ -209,7 +209,8 @@ async def run_profile(
     Raises:
         ConfigError: unusable arguments. ModelError: the model cannot be read.
     """
-    recorder, network = Recorder(), parse_network(network)
+    network = parse_network(network)
+    recorder = Recorder(network=network is not None)
     cluster = LocalCluster.from_pretrained(
         path_or_name, network=without_upload(network), recorder=recorder, **options
     )

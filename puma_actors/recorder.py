@@ -6,8 +6,7 @@
 Without a recorder nothing of this exists and lanes are plain ones.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from protocols.lane import Path
@@ -15,8 +14,6 @@ from protocols.meter import Meter
 from protocols.observed import ObservedLane, clock
 from protocols.shares import Role
 from puma_actors.link import InferenceLink
-from puma_actors.mailbox import Mailbox
-from puma_actors.wire import Tag
 
 if TYPE_CHECKING:
     from puma_actors.rounds import RoundScheduler
@@ -26,26 +23,32 @@ Message: TypeAlias = tuple[Role, Role, Path]
 
 
 class Recorder:
-    """Attributes:
-    meters: of each party in each inference.
-    arrivals: when the last byte of a message was there.
+    """Args:
+        network: something lies between the parties; if not, messages arrive as they leave.
+
+    Attributes:
+        meters: of each party in each inference.
+        arrivals: when the last byte of a message was there; nothing without a network.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, network: bool = True) -> None:
         self.meters: dict[tuple[Role, int], Meter] = {}
         self.arrivals: Mapping[Message, float] = (noted := Arrivals())
         self._noted = noted
+        self._network = network
 
     def attach(self, scheduler: "RoundScheduler") -> None:
         """Note the arrivals of a party's messages."""
+        if not self._network:
+            return
         for role, port in scheduler.ports.items():
-            port.mailbox_type = partial(NotingMailbox, self._noted.note, (role, scheduler.role))
+            port.arrived = self._noted.of(role, scheduler.role)
 
     @staticmethod
     def detach(scheduler: "RoundScheduler") -> None:
         """Nobody notes anything of a party's messages any more."""
         for port in scheduler.ports.values():
-            port.mailbox_type = Mailbox
+            port.arrived = None
 
     def lane(self, link: InferenceLink) -> ObservedLane:
         """The first lane of a party in an inference."""
@@ -64,9 +67,17 @@ class Arrivals(Mapping[Message, float]):
     def __init__(self) -> None:
         self._flat: list[Any] = []
         self._made: dict[Message, float] = {}
-        self.note = self._flat.extend
-        """Add one, given as a tuple ((sender, receiver), tag, time). The last of a message counts.
+
+    def of(self, sender: Role, receiver: Role) -> Callable[[Sequence[Any]], None]:
+        """What is told the tags of messages between these when they arrive. Of a message that comes
+        in parts, the last counts.
         """
+        note, between = self._flat.extend, (sender, receiver)
+
+        def arrived(tags: Sequence[Any]) -> None:
+            note((between, tags, clock()))
+
+        return arrived
 
     def clear(self) -> None:
         """Forget all."""
@@ -76,8 +87,9 @@ class Arrivals(Mapping[Message, float]):
     def _all(self) -> dict[Message, float]:
         flat = self._flat
         for at in range(0, len(flat), 3):
-            between, tag, when = flat[at : at + 3]
-            self._made[*between, tag] = when
+            between, tags, when = flat[at : at + 3]
+            for tag in tags:
+                self._made[*between, tuple(tag)] = when
         flat.clear()
         return self._made
 
@@ -89,22 +101,3 @@ class Arrivals(Mapping[Message, float]):
 
     def __len__(self) -> int:
         return len(self._all())
-
-
-class NotingMailbox(Mailbox):
-    """A mailbox that notes when messages arrive."""
-
-    def __init__(
-        self, note: Callable[[tuple[Any, ...]], None], between: tuple[Role, Role], *args: Any
-    ) -> None:
-        super().__init__(*args)
-        self._note = note
-        self._between = between
-
-    def put(self, tag: Tag, buffer: memoryview, dealt: bool) -> None:
-        self._note((self._between, tag, clock()))
-        super().put(tag, buffer, dealt)
-
-    def put_chunk(self, tag: Tag, offset: int, total: int, buffer: memoryview, dealt: bool) -> None:
-        self._note((self._between, tag, clock()))
-        super().put_chunk(tag, offset, total, buffer, dealt)

@@ -353,6 +353,8 @@ class RoundScheduler:
                 box.put(tag, buffer, dealt)
             elif dealt:
                 port.credit(tag[:1], buffer.nbytes + MESSAGE_OVERHEAD)
+        if port.arrived is not None:
+            port.arrived(tags)
 
     def _on_data(self, port: Port, frame: Frame) -> None:
         offset, total = frame.header.get("offset"), frame.header.get("total")
@@ -371,6 +373,8 @@ class RoundScheduler:
             box.put(tag, buffer, dealt)
         else:
             box.put_chunk(tag, offset, total, buffer, dealt)
+        if port.arrived is not None:
+            port.arrived((tag,))
 
     def _on_credit(self, port: Port, frame: Frame) -> None:
         size = frame.header.get("bytes")

@@ -13,8 +13,9 @@ import pytest
 from tiny_models import save, tiny_model
 
 from protocols import observed
+from protocols.events import Call, Key, Receive, Send, Slice, Story
 from protocols.lane import Settings
-from protocols.meter import Call, Key, Meter, Receive, Send, Slice
+from protocols.meter import Meter
 from protocols.shares import EVALUATORS, Role
 from puma_actors.network import PRESETS
 from puma_actors.profile import run_profile
@@ -47,7 +48,7 @@ def profile(folder):
 def recorded() -> Recorder:
     """A sends at 1, computes from 0 to 2 and waits for B's message, which is there at 5."""
     recorder = Recorder()
-    mine, theirs = Meter(A), Meter(B)
+    mine, theirs = Story(), Story()
     place, protocol = "layers.0.down", "linear/lift"
     mine.slices = [
         Slice(0.0, 2.0, (), place, protocol),
@@ -55,7 +56,7 @@ def recorded() -> Recorder:
     ]
     mine.receives = [Receive(1.9, 6.1, (), place, protocol, B, 100, 1)]
     theirs.sends = [Send(1.5, 1.5, (), place, protocol, A, 100, 1, True)]
-    recorder.meters = {(A, 3): mine, (B, 3): theirs}
+    recorder.meters = {(A, 3): Meter(A, mine), (B, 3): Meter(B, theirs)}
     recorder.arrivals = {(B, A, (3, 1)): 5.0}
     return recorder
 
@@ -105,18 +106,18 @@ def test_a_window_cuts_what_is_outside():
     ("peer", "cause"), [(B, "network"), (Role.DEALER, "dealer"), (Role.CLIENT, "client")]
 )
 def test_waiting_is_by_sender(peer, cause):
-    recorder, meter = Recorder(), Meter(A)
-    meter.receives = [Receive(1.0, 3.0, (2, 0), "embed", "embed", peer, 8, 1)]
-    recorder.meters = {(A, 0): meter}
+    recorder, story = Recorder(), Story()
+    story.receives = [Receive(1.0, 3.0, (2, 0), "embed", "embed", peer, 8, 1)]
+    recorder.meters = {(A, 0): Meter(A, story)}
     recorder.arrivals = {(peer, A, (0, 2, 0, 1)): 3.0}
     assert dict(spend(recorder, A, 0)) == {(cause, Key("embed", "embed")): 2.0}
 
 
 def test_a_kernel_on_a_thread_computes_while_a_lane_waits():
-    recorder, meter = Recorder(), Meter(A)
-    meter.calls = [Call(2.0, 4.0, (1, 0), "head", "linear", "gemm", True, 1.5)]
-    meter.receives = [Receive(1.0, 5.0, (1, 1), "head", "less", B, 8, 1)]
-    recorder.meters = {(A, 0): meter}
+    recorder, story = Recorder(), Story()
+    story.calls = [Call(2.0, 4.0, (1, 0), "head", "linear", "gemm", True, 1.5)]
+    story.receives = [Receive(1.0, 5.0, (1, 1), "head", "less", B, 8, 1)]
+    recorder.meters = {(A, 0): Meter(A, story)}
     recorder.arrivals = {(B, A, (0, 1, 1, 1)): 5.0}
     assert dict(spend(recorder, A, 0)) == {
         ("network", Key("head", "less")): 2.0,
@@ -125,12 +126,12 @@ def test_a_kernel_on_a_thread_computes_while_a_lane_waits():
 
 
 def test_a_send_that_is_held_back():
-    recorder, meter = Recorder(), Meter(Role.DEALER)
-    meter.sends = [
+    recorder, story = Recorder(), Story()
+    story.sends = [
         Send(1.0, 3.0, (), "head", "linear", A, 8, 1, False),
         Send(3.0, 3.00001, (), "head", "linear", A, 8, 2, False),  # no more than the call takes
     ]
-    recorder.meters = {(Role.DEALER, 0): meter}
+    recorder.meters = {(Role.DEALER, 0): Meter(Role.DEALER, story)}
     assert dict(spend(recorder, Role.DEALER, 0)) == {("held", Key("head", "linear")): 2.0}
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from protocols.cost import Cost
-from protocols.meter import Key, Meter
+from protocols.events import Key
+from protocols.meter import Meter
 from protocols.shares import COMPUTING, EVALUATORS, Role
 from puma_actors.recorder import Recorder
 from puma_actors.reports.counts import (
@@ -29,6 +30,7 @@ from puma_actors.reports.sweep import (
     length,
     message_of,
     spend,
+    there,
 )
 
 ROLES = (*COMPUTING, Role.CLIENT)
@@ -313,10 +315,11 @@ def _lead(
 ) -> Lead:
     leads: list[float] = []
     changes: list[tuple[float, int]] = []
+    arrivals = there(recorder)
     for number in numbers:
         for role in EVALUATORS:
             for wait in recorder.meters[role, number].receives:
-                arrival = recorder.arrivals.get(message_of(role, number, wait))
+                arrival = arrivals.get(message_of(role, number, wait))
                 if wait.peer is Role.DEALER and arrival is not None:
                     leads.append(wait.start - arrival)
                     changes += [(arrival, wait.nbytes), (wait.end, -wait.nbytes)]

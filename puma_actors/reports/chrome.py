@@ -7,14 +7,15 @@ to its receive.
 
 import json
 from bisect import bisect_right
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path as File
 from typing import Any, NamedTuple, TypeAlias
 
+from protocols.events import Receive, Send
 from protocols.lane import Path
-from protocols.meter import Meter, Receive, Send
+from protocols.meter import Meter
 from protocols.shares import Role
 from puma_actors.recorder import Recorder
 from puma_actors.reports.analysis import ROLES
@@ -82,22 +83,15 @@ def _bars(meter: Meter) -> dict[Path, list[Bar]]:
     for call in meter.calls:
         details = {"kernel": call.name, "thread": call.threaded}
         bar = Bar(call.start, call.end, "kernel", call.place, call.protocol, details)
-        found[_owner(call.lane, edges)].append(bar)
+        found[call.lane].append(bar)
     waits: dict[Path, list[Receive]] = {}
     for wait in meter.receives:
-        waits.setdefault(_owner(wait.lane, edges), []).append(wait)
+        waits.setdefault(wait.task, []).append(wait)
     for path, waited in waits.items():
         found[path] += _in_gaps(waited, _gaps(edges[path]))
     for bars in found.values():
         bars.sort(key=lambda bar: (bar.start, -bar.end))
     return found
-
-
-def _owner(path: Path, known: Container[Path]) -> Path:
-    """The lane whose task runs this one: itself, or the one that it was forked from."""
-    while path and path not in known:
-        path = path[:-2]
-    return path
 
 
 def _in_gaps(waits: list[Receive], gaps: list[tuple[float, float]]) -> Iterator[Bar]:
@@ -187,10 +181,10 @@ def _flows(
             count += 1
             kind = "online" if send.online else "dealt"
             for phase, who, lane, when in (
-                ("s", sender, (step, send.lane), send.start),
-                ("f", role, (number, wait.lane), wait.end),
+                ("s", sender, (step, send.task), send.start),
+                ("f", role, (number, wait.task), wait.end),
             ):
-                pid, tid = _thread(threads, who, lane)
+                pid, tid = threads[who, lane]
                 event = {"ph": phase, "id": count, "name": kind, "cat": "message"}
                 yield {
                     **event,
@@ -199,15 +193,6 @@ def _flows(
                     "ts": _micros(when, zero),
                     **({"bp": "e"} if phase == "f" else {}),
                 }
-
-
-def _thread(
-    threads: dict[tuple[Role, LaneId], tuple[int, int]], role: Role, lane: LaneId
-) -> tuple[int, int]:
-    number, path = lane
-    while path and (role, (number, path)) not in threads:
-        path = path[:-2]
-    return threads[role, (number, path)]
 
 
 def write(recorder: Recorder, file: File) -> None:

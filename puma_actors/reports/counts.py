@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from protocols.meter import Key, Meter, outermost
+from protocols.events import Key
+from protocols.meter import Meter, outermost
 from protocols.shares import Role
 
 
@@ -72,9 +73,9 @@ def counted(meters: Iterable[Meter]) -> Counts:
             key = Key(send.place, send.protocol)
             (online if send.online else offline)[key] += send.nbytes
         if meter.role is Role.EVALUATOR_A:
-            for entry in meter.rounds:
+            for entry in meter.story.rounds:
                 exchanges[Key(entry.place, entry.protocol)] += entry.rounds
-            for key, rounds in meter.critical():
+            for key, rounds in meter.story.critical():
                 critical[key] += rounds
     return Counts(exchanges, critical, online, offline)
 
@@ -82,11 +83,11 @@ def counted(meters: Iterable[Meter]) -> Counts:
 def declared(meter: Meter) -> Counts:
     """What a tracing lane was charged in one step."""
     exchanges, critical, online, offline = (Counter[Key]() for _ in range(4))
-    for key, cost in meter.charges:
+    for key, cost in meter.story.charges:
         exchanges[key] += cost.rounds
         online[key] += cost.online
         offline[key] += cost.offline
-    for key, rounds in meter.critical():
+    for key, rounds in meter.story.critical():
         critical[key] += rounds
     return Counts(exchanges, critical, online, offline)
 

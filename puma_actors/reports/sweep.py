@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
-from protocols.meter import Key, Meter, Receive, Send
+from protocols.events import Key, Receive, Send
+from protocols.meter import Meter, was_held
 from protocols.shares import Role
 from puma_actors.recorder import Message, Recorder
 
@@ -28,7 +29,6 @@ COMPUTE, HIDDEN, NETWORK, DEALER, CLIENT, PROCESSOR, HELD = CAUSES = (
 other evaluator; `dealer`, `client`: waiting for them; `processor`: the message is there, another
 party computes; `held`: a send waits for credit or for a slow channel.
 """
-_STALL = 1e-4  # seconds; a shorter send was not held back
 _SENDERS = {Role.DEALER: DEALER, Role.CLIENT: CLIENT}
 
 Seconds: TypeAlias = "defaultdict[tuple[str, Key], float]"
@@ -56,6 +56,15 @@ def message_of(role: Role, number: int, event: Send | Receive) -> Message:
     return (*ends, tag)
 
 
+def there(recorder: Recorder) -> Mapping[Message, float]:
+    """When messages arrived; without a network when they had left, which is the same."""
+    return recorder.arrivals or {
+        message_of(role, number, send): send.end
+        for (role, number), meter in recorder.meters.items()
+        for send in meter.sends
+    }
+
+
 def _spans(meter: Meter, number: int, arrivals: Mapping[Message, float]) -> Iterable[Span]:
     for piece in meter.slices:
         yield Span(piece.start, piece.end, 0, COMPUTE, Key(piece.place, piece.protocol))
@@ -69,7 +78,7 @@ def _spans(meter: Meter, number: int, arrivals: Mapping[Message, float]) -> Iter
         yield Span(wait.start, there, 2, _SENDERS.get(wait.peer, NETWORK), key)
         yield Span(there, wait.end, 3, PROCESSOR, key)
     for send in meter.sends:
-        if send.end - send.start > _STALL:
+        if was_held(send.end - send.start, send.nbytes):
             yield Span(send.start, send.end, 4, HELD, Key(send.place, send.protocol))
 
 
