@@ -21,7 +21,7 @@ ALLOWED = 0.03
 _NAME = "waiting.profile"
 _PROMPT = 8
 _STEPS = 4
-_TURNS = 6
+_TURNS = 12
 _NETWORKS = (None, "lan", "paper")
 """With a slower one, recording is lost in the waiting."""
 

@@ -38,7 +38,7 @@ HELD: dict[Role, list[Words]] = {}
 @contextmanager
 def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator[None]:
     """Note the words of every message of the runs inside, field by field, and what was opened."""
-    join = Lane._send
+    send, swap_parts = Lane._send, Lane._exchange
     layouts: dict[int, Sequence[Field]] = {}
     corrections: dict[int, tuple[Any, int]] = {}  # with the words of an element
     opened, exchange = Lane.open, Lane.swap
@@ -48,7 +48,7 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
         seen[key].append(found)
         assert widths.setdefault(key, width) == width
 
-    async def lane_send(self: Lane, to: Role, parts: Sequence[Any], *, online: bool) -> None:
+    def look(self: Lane, to: Role, parts: Sequence[Any]) -> None:
         number = self._sent.get(to, 0) + 1
         key = self.role, to, (*self.path, number)
         if id(self) in layouts:
@@ -60,7 +60,14 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
             _, size = corrections[id(part)]
             for place, found in enumerate(part.view(np.uint64).reshape(-1, size).T):
                 note((*key, place), 64, found)
-        await join(self, to, parts, online=online)
+
+    async def lane_send(self: Lane, to: Role, parts: Sequence[Any], *, online: bool) -> None:
+        look(self, to, parts)
+        await send(self, to, parts, online=online)
+
+    async def lane_exchange(self: Lane, parts: Sequence[Any]) -> Any:
+        look(self, self.peer, parts)
+        return await swap_parts(self, parts)
 
     def with_layout(method: Any, at: int) -> Any:
         async def call(self: Lane, *args: Any, **options: Any) -> Any:
@@ -98,6 +105,7 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
         mock.patch.object(spline, "generate", generating),
         mock.patch.object(embedding, "generate_selectors", choosing),
         mock.patch.object(Lane, "_send", lane_send),
+        mock.patch.object(Lane, "_exchange", lane_exchange),
         mock.patch.object(Lane, "open", opening),
         mock.patch.object(Lane, "swap", with_layout(exchange, 0)),
         mock.patch.object(Lane, "share", with_layout(share_fields, 0)),

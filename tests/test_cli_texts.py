@@ -201,6 +201,8 @@ REFUSED = [
     ("fill-mask", ["-t", "the cat"], "holds no mask: write <mask>"),
     ("answer", ["-q", "a", "-c", " "], "a context is empty"),
     ("answer", ["-q", "the " * 18, "-c", "the cat sat on"], "shorten the question"),
+    ("classify", ["-t", "a", "--pair", " "], "'--pair': the text is empty: give some"),
+    ("tag", ["-t", " "], "the text is empty: give some"),
     ("tag", ["-t", "a", "--aggregation", "last"], "--aggregation"),
 ]
 

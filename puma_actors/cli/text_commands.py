@@ -46,7 +46,15 @@ EmbeddingModelOption = Annotated[
         show_default=False,
     ),
 ]
-TextOption = Annotated[str, typer.Option("--text", "-t", help="The text.")]
+
+
+def _given(value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise typer.BadParameter("the text is empty: give some")
+    return value
+
+
+TextOption = Annotated[str, typer.Option("--text", "-t", callback=_given, help="The text.")]
 TruncateOption = Annotated[
     bool, typer.Option("--truncate", help="Cut a text that is too long, instead of refusing it.")
 ]
@@ -95,7 +103,10 @@ def classify(
     text: TextOption,
     model: RequiredModelOption,
     pair: Annotated[
-        str | None, typer.Option(help="A second text, for models of pairs.", show_default=False)
+        str | None,
+        typer.Option(
+            callback=_given, help="A second text, for models of pairs.", show_default=False
+        ),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Labels to show; default: all.", show_default=False)
