@@ -131,6 +131,7 @@ class _Head:
         self._chain = chain
         self._lane: Path | None = None  # whose task this is; None: nobody's
         self._since: float | None = None  # when the task began to run; None: it does not
+        self._last = 0.0  # when it was last heard of
         self._forks: dict[int, tuple[Tape, _Head]] = {}
 
     @property
@@ -165,7 +166,8 @@ class _Head:
         self._since = again
 
     def go(self, time: float, lane: Path) -> None:
-        self._lane, self._since = lane, time
+        self._lane = lane
+        self._since = self._last = time
 
     def stop(self, time: float) -> None:
         self._ran(time, None)
@@ -175,16 +177,23 @@ class _Head:
         self._forks[id(tape)] = tape, _Head(self._story, self._leads, key, self._chain)
 
     def joined(self, time: float, tapes: Sequence[Tape]) -> None:
-        self._ran(time, time)
+        """It has waited since it was last heard of."""
+        self._ran(self._last, time)
+        self._last = time
         for tape in tapes:
             if found := self._forks.pop(id(tape), None):
                 self._follow(found[1].read(tape))
 
     # -- where -------------------------------------------------------------------------------------
 
-    def enter(self, time: float, place: str | None, label: str | None) -> None:
+    def _moved(self, time: float) -> None:
+        """What it does from now on is something else."""
         if self._since is not None:
             self._ran(time, time)
+        self._last = time
+
+    def enter(self, time: float, place: str | None, label: str | None) -> None:
+        self._moved(time)
         self._outer.append(Key(self._place, self._protocol))
         if place is not None:
             self._place = place
@@ -192,8 +201,7 @@ class _Head:
             self._protocol = f"{self._protocol}/{label}" if self._protocol else label
 
     def leave(self, time: float) -> None:
-        if self._since is not None:
-            self._ran(time, time)
+        self._moved(time)
         self._place, self._protocol = self._outer.pop()
 
     # -- what --------------------------------------------------------------------------------------
@@ -210,6 +218,7 @@ class _Head:
     ) -> None:
         if was_held(end - start, nbytes):
             self._ran(start, end)
+        self._last = end
         self._story.sends.append(
             Send(start, end, lane, *self._key, peer, nbytes, number, online, self._task)
         )
@@ -219,6 +228,7 @@ class _Head:
     ) -> None:
         if end - start > _AT_ONCE:
             self._ran(start, end)
+        self._last = end
         self._story.receives.append(
             Receive(start, end, lane, *self._key, peer, nbytes, number, self._task)
         )
@@ -245,6 +255,7 @@ class _Head:
     ) -> None:
         if threaded:
             self._ran(asked, again)
+        self._last = again
         self._story.calls.append(Call(start, end, self._task, *self._key, name, threaded, asked))
 
     def passed(self, rounds: int) -> None:

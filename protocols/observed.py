@@ -102,19 +102,6 @@ class ObservedLane(Lane):
         finally:
             note((STOP, clock()))
 
-    async def parallel(self, tasks: Sequence[Callable[[Lane], Coroutine[Any, Any, T]]]) -> list[T]:
-        if self.is_dealer:
-            return await super().parallel(tasks)
-        first, *rest = tasks
-
-        async def noted(lane: Lane) -> T:
-            try:
-                return await first(lane)
-            finally:  # from here on it waits for the others
-                self.tape.extend((STOP, clock()))
-
-        return await super().parallel([noted, *rest])
-
     # -- where -------------------------------------------------------------------------------------
 
     async def span(self, label: str, task: Coroutine[Any, Any, T]) -> T:

@@ -7,6 +7,7 @@ Without a recorder nothing of this exists and lanes are plain ones.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from protocols.lane import Path
@@ -62,11 +63,15 @@ class Recorder:
 
 
 class Arrivals(Mapping[Message, float]):
-    """When the last byte of each message was there. Noted flat, and sorted when somebody reads."""
+    """When the last byte of each message was there. Noted flat, and sorted when somebody reads.
+
+    Of a tag its hash is kept: as many tuples would keep the garbage collector busy. So those who
+    iterate get (sender, receiver, hash of the tag).
+    """
 
     def __init__(self) -> None:
         self._flat: list[Any] = []
-        self._made: dict[Message, float] = {}
+        self._made: dict[tuple[Role, Role, int], float] = {}
 
     def of(self, sender: Role, receiver: Role) -> Callable[[Sequence[Any]], None]:
         """What is told the tags of messages between these when they arrive. Of a message that comes
@@ -75,7 +80,8 @@ class Arrivals(Mapping[Message, float]):
         note, between = self._flat.extend, (sender, receiver)
 
         def arrived(tags: Sequence[Any]) -> None:
-            note((between, tags, clock()))
+            note((between, clock(), len(tags)))
+            note(map(hash, map(tuple, tags)))
 
         return arrived
 
@@ -84,19 +90,20 @@ class Arrivals(Mapping[Message, float]):
         self._flat.clear()
         self._made.clear()
 
-    def _all(self) -> dict[Message, float]:
-        flat = self._flat
-        for at in range(0, len(flat), 3):
-            between, tags, when = flat[at : at + 3]
-            for tag in tags:
-                self._made[*between, tuple(tag)] = when
-        flat.clear()
+    def _all(self) -> dict[tuple[Role, Role, int], float]:
+        entries = iter(self._flat)
+        for between in entries:
+            when, count = next(entries), next(entries)
+            for tag in islice(entries, count):
+                self._made[*between, tag] = when
+        self._flat.clear()
         return self._made
 
     def __getitem__(self, message: Message) -> float:
-        return self._all()[message]
+        sender, receiver, tag = message
+        return self._all()[sender, receiver, hash(tag)]
 
-    def __iter__(self) -> Iterator[Message]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._all())
 
     def __len__(self) -> int:

@@ -102,7 +102,7 @@ def test_the_longest_chain_goes_through_the_longer_task(role):
     main, short, long = (meter.tape() for _ in range(3))
     meter.first.extend((FORKED, main))
     main.extend((GO, 0.0, (), ENTER, 0.0, "head", "mul", *exchange(1)))
-    main.extend((FORKED, short, FORKED, long, *exchange(2), STOP, 2.0))
+    main.extend((FORKED, short, FORKED, long, *exchange(2)))
     short.extend((GO, 1.0, (1, 0), ENTER, 1.0, None, "short", *exchange(1), LEAVE, 1.5, STOP, 1.5))
     long.extend((GO, 1.0, (1, 1), ENTER, 1.0, None, "long"))
     long.extend((*exchange(1), *exchange(2), LEAVE, 3.0, STOP, 3.0))
