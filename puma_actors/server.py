@@ -234,7 +234,8 @@ class PartyServer:
     ) -> None:
         name = check_name(request.model)
         async with self._place(session), self.residents.lease(name) as held:
-            ways = {peer: self.links.get(peer).open(session) for peer in self.links.peers}
+            links = {peer: self.links.get(peer) for peer in self.links.peers}
+            ways = {peer: link.open(session) for peer, link in links.items()}
             try:
                 await self._open(channel, request, session, held)
                 try:
@@ -252,7 +253,9 @@ class PartyServer:
                 await party.run()
                 log.info("session ends", model=name)
             except PumaError as error:  # admitted: the caller hears of it from the scheduler
-                log.warning("session failed", reason=str(error))
+                # The client may have noticed first, and hung up: that alone would not say why.
+                lost = [str(peer) for peer, link in links.items() if link.lost.is_set()]
+                log.warning("session failed", reason=str(error), **({"lost": lost} if lost else {}))
             finally:
                 with anyio.CancelScope(shield=True):
                     for way in ways.values():
