@@ -56,6 +56,10 @@ def _is_urgent(frame: Frame) -> bool:
     return frame.kind in (Kind.CREDIT, Kind.ERROR)
 
 
+def unheard(tags: Sequence[Any]) -> None:
+    """Nobody wants to know what has arrived."""
+
+
 class Port:
     """Everything that concerns one peer.
 
@@ -83,7 +87,7 @@ class Port:
         self.mailboxes: dict[int, Mailbox] = {}
         self.windows: dict[int, CreditWindow] = {}
         self.room = Signal()
-        self.arrived: Callable[[Sequence[Any]], None] | None = None
+        self.arrived: Callable[[Sequence[Any]], None] = unheard
         """Told the tags of what has arrived, as soon as it has; for a profiler."""
         self._flow = flow
         self._incoming = incoming or flow

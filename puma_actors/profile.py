@@ -5,7 +5,7 @@
     profile.to_public()                  as JSON types
     chrome.trace_events(profile.recorder), page.render(profile)
 
-Recording makes a decode step two or three per cent longer where no network delays it. The token ids
+Recording makes a decode step up to three per cent longer where no network delays it. The token ids
 are made up: what anything costs does not depend on them.
 """
 

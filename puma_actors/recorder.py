@@ -15,6 +15,7 @@ from protocols.meter import Meter
 from protocols.observed import ObservedLane, clock
 from protocols.shares import Role
 from puma_actors.link import InferenceLink
+from puma_actors.port import unheard
 
 if TYPE_CHECKING:
     from puma_actors.rounds import RoundScheduler
@@ -49,7 +50,7 @@ class Recorder:
     def detach(scheduler: "RoundScheduler") -> None:
         """Nobody notes anything of a party's messages any more."""
         for port in scheduler.ports.values():
-            port.arrived = None
+            port.arrived = unheard
 
     def lane(self, link: InferenceLink) -> ObservedLane:
         """The first lane of a party in an inference."""

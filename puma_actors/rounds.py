@@ -353,12 +353,10 @@ class RoundScheduler:
                 box.put(tag, buffer, dealt)
             elif dealt:
                 port.credit(tag[:1], buffer.nbytes + MESSAGE_OVERHEAD)
-        if port.arrived is not None:
-            port.arrived(tags)
+        port.arrived(tags)
 
     def _on_data(self, port: Port, frame: Frame) -> None:
-        offset, total = frame.header.get("offset"), frame.header.get("total")
-        dealt = frame.header.get("dealt")
+        offset, total, dealt = map(frame.header.get, ("offset", "total", "dealt"))
         tag = message_tag(list(frame.tag))
         if type(offset) is not int or type(total) is not int or type(dealt) is not bool:
             raise RemoteProtocolError("malformed part of a message")
@@ -373,8 +371,7 @@ class RoundScheduler:
             box.put(tag, buffer, dealt)
         else:
             box.put_chunk(tag, offset, total, buffer, dealt)
-        if port.arrived is not None:
-            port.arrived((tag,))
+        port.arrived((tag,))
 
     def _on_credit(self, port: Port, frame: Frame) -> None:
         size = frame.header.get("bytes")

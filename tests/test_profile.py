@@ -18,6 +18,7 @@ from protocols.meter import Meter
 from protocols.shares import COMPUTING, EVALUATORS, Role
 from puma_actors.cluster import LocalCluster
 from puma_actors.network import PRESETS, Route, parse_network
+from puma_actors.port import unheard
 from puma_actors.profile import profile_cluster, record, run_profile, traced, without_upload
 from puma_actors.recorder import Recorder
 from puma_actors.reports.analysis import ROLES, transfer_of
@@ -178,7 +179,7 @@ async def test_nothing_is_recorded_without_a_recorder(folder):
         parties = [*cluster._parties, cluster.client]
         assert all(type(party.lane(party.scheduler.link(99))) is Lane for party in parties)
         ports = [port for party in parties for port in party.scheduler.ports.values()]
-        assert all(port.arrived is None for port in ports)
+        assert all(port.arrived is unheard for port in ports)
     lane = Lane.__new__(Lane)
     task = _nothing()
     assert lane.watch(task) is lane.span("less", task) is task
