@@ -4,8 +4,8 @@ Attention and MLP side by side (7B, 40B) or one after the other (RW), one or two
 rotary positions or ALiBi, one key head, a few, or as many as queries.
 """
 
-import math
 from collections.abc import Iterator
+from decimal import Decimal, localcontext
 from functools import partial
 
 import numpy as np
@@ -19,6 +19,7 @@ from models.program import Batch, Cache, rotation_of, spans_of
 from models.tasks import finish, task_parameters, task_weights
 from protocols.normalize import Norm
 from protocols.ops import Heads, Ops, Parameters, Slopes, Tensor
+from protocols.precise import PRECISE, inverse_root
 
 
 def heads_of(config: FalconConfig) -> Heads:
@@ -32,12 +33,12 @@ def alibi_slopes(count: int) -> NDArray[np.float64]:
     """
     power = 1 << (count.bit_length() - 1)
 
-    def sequence(size: int) -> NDArray[np.float64]:
-        base = 2.0 ** -(2.0 ** -(math.log2(size) - 3))
-        powers: NDArray[np.float64] = base ** np.arange(1, size + 1)
-        return powers
+    def sequence(size: int) -> list[float]:
+        with localcontext(PRECISE):  # the evaluators' must be equal to the last bit
+            log = Decimal(2).ln()
+            return [float((-log * 8 * k / size).exp()) for k in range(1, size + 1)]
 
-    return np.concatenate([sequence(power), sequence(2 * power)[::2][: count - power]])
+    return np.array([*sequence(power), *sequence(2 * power)[::2][: count - power]])
 
 
 async def forward(
@@ -46,8 +47,8 @@ async def forward(
     """The head's output for the batch's tokens, which extend the cache."""
     start, hidden, heads = cache.length, config.hidden_size, heads_of(config)
     norm = Norm(hidden, config.layer_norm_eps, center=True)
-    turn = None if config.alibi else rotation_of(config.frequencies, batch, start)
-    slopes = Slopes(alibi_slopes(heads.query), heads.size**-0.5) if config.alibi else None
+    turn = None if config.alibi else rotation_of(config.turns, batch, start)
+    slopes = Slopes(alibi_slopes(heads.query), inverse_root(heads.size)) if config.alibi else None
     spans = partial(spans_of, batch, start, causal=True, slopes=slopes)
 
     x = await ops.embed(parameters["table"], batch.tokens, hidden)  # (tokens, hidden)

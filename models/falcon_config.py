@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.architecture import (
     FULL_ATTENTION,
     DecoderConfig,
@@ -20,9 +17,10 @@ from models.architecture import (
 )
 from models.llama_config import check_rotary, head_size
 from models.names import Naming, Shape
-from models.rope import RopeScaling, read_rope, rotary_frequencies
+from models.rope import RopeScaling, read_rope, rotary_turns
 from models.validate import check_divides, check_flag, check_size, number, required
 from protocols.errors import ModelError
+from protocols.ring import Words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +104,11 @@ class FalconConfig(DecoderConfig):
         """Entries of an attention head."""
         return self.hidden_size // self.num_heads
 
-    def frequencies(self, length: int) -> NDArray[np.float64]:
-        """Angles per position, (head_dim // 2,), in a sequence of `length` tokens so far."""
-        return rotary_frequencies(self.rope_theta, self.head_dim, self.rope_scaling, length)
+    def turns(self, length: int) -> Words:
+        """Angles per position, (head_dim // 2,), in 2^-64 of a turn, in a sequence of `length`
+        tokens so far.
+        """
+        return rotary_turns(self.rope_theta, self.head_dim, self.rope_scaling, length)
 
     def norm_names(self) -> tuple[str, ...]:
         """Names of a layer's LayerNorms: of the attention, and of the MLP if it has its own."""

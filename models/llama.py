@@ -31,7 +31,7 @@ async def forward(
     start, hidden, heads = cache.length, config.hidden_size, heads_of(config)
     norm = Norm(hidden, config.rms_norm_eps)
     head_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
-    turn = rotation_of(config.frequencies, batch, start)
+    turn = rotation_of(config.turns, batch, start)
     windows = config.windows or (None,) * config.num_layers
 
     x = await ops.embed(parameters["table"], batch.tokens, hidden)  # (tokens, hidden)

@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.architecture import DecoderConfig, activation, linear, vocabulary_token
 from models.names import Naming, Shape
-from models.rope import RopeScaling, read_rope, rotary_frequencies
+from models.rope import RopeScaling, read_rope, rotary_turns
 from models.validate import (
     check_divides,
     check_flag,
@@ -24,6 +21,7 @@ from models.validate import (
     unsupported,
 )
 from protocols.errors import ModelError
+from protocols.ring import Words
 
 _MAX_WINDOW = 1 << 24
 # Where a key is absent, the value that transformers' configuration class would take.
@@ -142,9 +140,11 @@ class LlamaConfig(DecoderConfig):
             if window is not None:
                 check_size("windows", window, _MAX_WINDOW)
 
-    def frequencies(self, length: int) -> NDArray[np.float64]:
-        """Angles per position, (head_dim // 2,), in a sequence of `length` tokens so far."""
-        return rotary_frequencies(self.rope_theta, self.head_dim, self.rope_scaling, length)
+    def turns(self, length: int) -> Words:
+        """Angles per position, (head_dim // 2,), in 2^-64 of a turn, in a sequence of `length`
+        tokens so far.
+        """
+        return rotary_turns(self.rope_theta, self.head_dim, self.rope_scaling, length)
 
     def _base_tensors(self) -> dict[str, Shape]:
         hidden = self.hidden_size

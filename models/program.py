@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocols.errors import ConfigError
 from protocols.ops import Index, Mask, Ops, Rotation, Slopes, Span, Tensor
+from protocols.precise import cosines
+from protocols.ring import Words
 
 Rows = Literal["all", "last", "first", "mean", "unit"]
 """Results for every token, for each sequence's last or first one, or for the mean of its last
@@ -114,22 +115,20 @@ def spans_of(
     return spans
 
 
-def rotation_of(
-    frequencies: Callable[[int], NDArray[np.float64]], batch: Batch, start: int
-) -> Rotation:
+def rotation_of(turns: Callable[[int], Words], batch: Batch, start: int) -> Rotation:
     """Rotary angles of every token.
 
     Args:
-        frequencies: (head size / 2,) angles per position, for a sequence of so many tokens.
+        turns: (head size / 2,) angles per position in 2^-64 of a turn, for a sequence of so many
+            tokens.
         start: tokens of the (only) sequence that are in the cache already.
     """
     steps = [
-        np.arange(start, start + size)[:, None] * frequencies(start + size)
+        np.arange(start, start + size, dtype=np.uint64)[:, None] * turns(start + size)
         for size in batch.lengths
     ]
-    angles = np.concatenate(steps)
-    angles = np.concatenate([angles, angles], axis=1)
-    return Rotation(np.cos(angles), np.sin(angles))
+    parts = cosines(np.concatenate(steps))
+    return Rotation(*(np.concatenate([part, part], axis=1) for part in parts))
 
 
 def batch_of(sequences: Sequence[Sequence[int]], rows: Rows = "all") -> Batch:

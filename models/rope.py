@@ -1,17 +1,19 @@
-"""Rotary positions: their base and scaling, read from a `config.json`, and their frequencies."""
+"""Rotary positions: their base and scaling, read from a `config.json`, and their angles."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from decimal import Decimal, localcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.validate import check_choice, check_size, number, short, unsupported
 from protocols.errors import ModelError
+from protocols.precise import PI, PRECISE
+from protocols.ring import Words
 
 _MAX_FACTOR = 65536.0
 _MAX_POSITIONS = 1 << 24
@@ -73,30 +75,49 @@ class RopeScaling:
         return cls(**data)
 
 
-def rotary_frequencies(
-    theta: float, size: int, scaling: RopeScaling | None, length: int
-) -> NDArray[np.float64]:
-    """Angle per position of each pair of entries of a head, radians: (size // 2,).
+@lru_cache(maxsize=64)
+def rotary_turns(theta: float, size: int, scaling: RopeScaling | None, length: int) -> Words:
+    """Angle per position of each pair of entries of a head, in 2^-64 of a turn: (size // 2,).
+
+    Times a position, modulo 2^64, it is the angle there, off by position * 2^-65 of a turn: both
+    evaluators get the same (see `protocols.precise`).
 
     length: tokens of the sequence so far, on which the kind `dynamic` depends. The formulas are
     those of transformers' `modeling_rope_utils`.
     """
+    with localcontext(PRECISE):
+        turn = 2 * PI
+        rates = _rates(Decimal(theta), size, scaling, length)
+        words = [round(rate / turn * 2**64) % 2**64 for rate in rates]
+    turns = np.array(words, dtype=np.uint64)
+    turns.flags.writeable = False  # everybody gets the same array
+    return turns
+
+
+def _rates(theta: Decimal, size: int, scaling: RopeScaling | None, length: int) -> list[Decimal]:
+    """Radians per position."""
     if scaling is not None and scaling.kind == "dynamic":
         assert scaling.original_max_positions is not None
-        ratio = max(length, scaling.original_max_positions) / scaling.original_max_positions
-        theta *= (scaling.factor * ratio - (scaling.factor - 1)) ** (size / (size - 2))
-    rates = theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+        original, factor = scaling.original_max_positions, Decimal(scaling.factor)
+        ratio = Decimal(max(length, original)) / original
+        grown = factor * ratio - (factor - 1)
+        theta *= (grown.ln() * size / (size - 2)).exp()
+    log = theta.ln()
+    rates = [(-log * i / size).exp() for i in range(0, size, 2)]
     if scaling is None or scaling.kind == "dynamic":
         return rates
-    return rates / scaling.factor if scaling.kind == "linear" else _llama3(rates, scaling)
+    if scaling.kind == "linear":
+        return [rate / Decimal(scaling.factor) for rate in rates]
+    return [_llama3(rate, scaling) for rate in rates]
 
 
-def _llama3(rates: NDArray[np.float64], scaling: RopeScaling) -> NDArray[np.float64]:
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    assert low is not None and high is not None and scaling.original_max_positions is not None
-    turns = scaling.original_max_positions * rates / (2 * math.pi)  # in the training's context
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return rates * (kept + (1 - kept) / scaling.factor)
+def _llama3(rate: Decimal, scaling: RopeScaling) -> Decimal:
+    assert scaling.low_freq_factor is not None and scaling.high_freq_factor is not None
+    assert scaling.original_max_positions is not None
+    low, high = Decimal(scaling.low_freq_factor), Decimal(scaling.high_freq_factor)
+    turns = scaling.original_max_positions * rate / (2 * PI)  # in the training's context
+    kept = min(max((turns - low) / (high - low), Decimal(0)), Decimal(1))
+    return rate * (kept + (1 - kept) / Decimal(scaling.factor))
 
 
 def read_rope(data: Mapping[str, Any], positions: int) -> tuple[Any, RopeScaling | None]:

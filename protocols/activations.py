@@ -102,7 +102,7 @@ async def _centre(
     frac = centre.frac
     width = frac + 2 + (_INTEGER_BITS if activation.right is None else 1)
     # A comparison may count what is just below a threshold as not below it: as inside, on the left.
-    cuts = (-centre.cut + 2.0**-_CUT_FRAC, centre.cut)
+    cuts = (-centre.cut + 1 / (1 << _CUT_FRAC), centre.cut)
     waves, below = await lane.both(
         lambda strand: evaluate(strand, x, centre.waves, frac, width),
         lambda strand: _below(strand, x, cuts, _DIGITS, _CUT_FRAC),

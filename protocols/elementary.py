@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.compare import less
@@ -19,6 +18,7 @@ from protocols.errors import LocalProtocolError
 from protocols.exponential import FAST, TIGHT, exp_part
 from protocols.kernels.bits import DIGIT_BITS
 from protocols.kernels.elementwise import aligned, flat
+from protocols.kernels.waves import EXACT_BITS
 from protocols.lane import Lane
 from protocols.ring import FRACTION_BITS, RING_BITS
 from protocols.selection import Term, select
@@ -113,11 +113,11 @@ class Scaled:
 def power_spline(halves: int, gain: float) -> Spline:
     """gain * x^(-halves/2) on [0.21, 1.18): 64 cubic segments of 1/64; gain in [1, 2)."""
 
-    def function(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        power: NDArray[np.float64] = gain * np.maximum(x, 0.15) ** (-halves / 2)
-        return power
+    def power(x: int) -> int:
+        return (1 << 2 * EXACT_BITS) // (x if halves == 2 else math.isqrt(x << EXACT_BITS))
 
-    return fit(function, 0.203125, segment_bits=6, width_bits=6, frac=_POWER_FRAC, degree=3)
+    low = 0.203125
+    return fit(power, low, segment_bits=6, width_bits=6, frac=_POWER_FRAC, degree=3, gain=gain)
 
 
 async def _negative_power(

@@ -23,6 +23,7 @@ from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
 from protocols.fields import field
 from protocols.lane import Lane
+from protocols.precise import PRECISE
 from protocols.ring import FRACTION_BITS, Words, bit_mask, packed_bytes
 from protocols.shares import SecretTensor
 
@@ -159,7 +160,7 @@ def _powers(step: Decimal, count: int) -> NDArray[np.int64]:
 
 
 def _fixed(exponent: Decimal) -> int:
-    with localcontext(prec=60):
+    with localcontext(PRECISE):
         return int(exponent.exp() * (1 << _EXACT))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,10 @@ class NormRange:
 
     def eps_word(self, norm: Norm) -> np.uint64:
         """size * eps with the fraction bits of a square of the dropped entries."""
-        return np.uint64(max(1, round(_eps_sum(norm, self.drop))))
+        grown = Fraction(norm.size, 1 << norm.extra) if norm.center else 1  # `stretch`, exactly
+        bits = 2 * (RESIDUAL_BITS - self.drop)
+        exact = norm.size * Fraction(norm.eps) * grown**2 * Fraction(2) ** bits
+        return np.uint64(max(1, round(exact)))
 
 
 def _eps_sum(norm: Norm, drop: int) -> float:
@@ -225,9 +229,11 @@ async def softmax_numerators(
     return values.scatter(scores.shape, (slice(None), *where))
 
 
-def _sum_bits(length: int) -> float:
-    """log2 of the largest sum of a row's numerators."""
-    return math.log2(1.1 * max(2, length))
+def _sum_bits(length: int) -> int:
+    """log2 of the largest sum of a row's numerators, 1.1 each, rounded up: in whole numbers, as
+    all parties must find the same.
+    """
+    return (-(-11 * max(2, length) // 10) - 1).bit_length()
 
 
 def spare_bits(value_bits: int, length: int) -> int:

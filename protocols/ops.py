@@ -46,7 +46,7 @@ class Rotation:
     """RoPE at some positions (RoFormer, arXiv 2104.09864), half-rotation layout.
 
     Attributes:
-        cos, sin: (T, size), the two halves of a row alike.
+        cos, sin: (T, size), the two halves of a row alike; from `protocols.precise.cosines`.
     """
 
     cos: NDArray[np.float64]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols.activations import ACTIVATIONS, activate
 from protocols.arithmetic import lift, map_public, matmul, mul
@@ -192,7 +193,7 @@ class Secure:
         return (await product(self.lane, _with_one(x, depth), weight)).narrow(OUTPUT_WIDTH)
 
     async def mean(self, x: SecretTensor, lengths: Sequence[int]) -> SecretTensor:
-        inverse = encode(1.0 / np.asarray(lengths, dtype=np.float64), _MEAN_FRAC)[:, None]
+        inverse = inverse_lengths(lengths)[:, None]
         total = self.sums(x, lengths)
         shift = total.frac + _MEAN_FRAC - FRACTION_BITS
         mean = await map_public(
@@ -251,6 +252,17 @@ class _Turn:
         return np.concatenate([turned, rest], axis=1).reshape(words.shape)
 
 
+def inverse_lengths(lengths: Sequence[int]) -> Words:
+    """1 / length with 22 fraction bits, to the nearest."""
+    sizes = np.asarray(lengths, dtype=np.uint64)
+    return (np.uint64(1 << _MEAN_FRAC) + sizes // np.uint64(2)) // sizes
+
+
+def bias_words(bias: NDArray[np.float64]) -> Words:
+    """What is added to scores: one float64 rounding of exact numbers, the same everywhere."""
+    return encode(bias, FRACTION_BITS)
+
+
 def _range(ranges: Any, name: str) -> Any:
     found = ranges.get(name)
     if found is None:
@@ -285,7 +297,7 @@ async def _attend(
     stacked = q.reshape(groups, share * tokens, size)
     scores = await matmul(lane, stacked, k.transpose(0, 2, 1), FRACTION_BITS)
     if bias is not None:
-        words = np.repeat(encode(bias, FRACTION_BITS), tokens, axis=1)
+        words = np.repeat(bias_words(bias), tokens, axis=1)
         scores = scores.add_public(words.reshape(groups, share * tokens, -1))
     context = await attend(lane, scores, v, np.tile(mask, (share, 1)), bounds)
     return context.reshape(q.shape[0], tokens, size)

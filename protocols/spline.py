@@ -11,21 +11,25 @@ powers of m_low: additive shares of P_t(u), before the output's own round. As t 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from protocols.arithmetic import remask, remask_cost
 from protocols.cost import Cost
 from protocols.dpf import correction_bytes, generate, spline_shares
 from protocols.entry import protocol
 from protocols.errors import ConfigError, LocalProtocolError
+from protocols.kernels.waves import EXACT_BITS, turns
 from protocols.lane import Lane
 from protocols.ring import RING_BITS, Bytes, Words, bit_mask
 from protocols.shares import EVALUATORS, Role, SecretTensor
 
-Function = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-_NODES = 64  # Chebyshev points a segment is fitted on
+Function = Callable[[int], int]
+"""Argument and value are whole numbers, `EXACT_BITS` of whose bits stand after the point."""
+_NODE_BITS = 6
+_NODES = 1 << _NODE_BITS  # Chebyshev points a segment is fitted on
 _HEADROOM = RING_BITS - 2  # |P| * 2^scale < 2^62, what truncation can take
 
 
@@ -74,38 +78,71 @@ class Spline:
 
 
 def fit(
-    function: Function, low: float, *, segment_bits: int, width_bits: int, frac: int, degree: int
+    function: Function,
+    low: float,
+    *,
+    segment_bits: int,
+    width_bits: int,
+    frac: int,
+    degree: int,
+    gain: float = 1.0,
 ) -> Spline:
-    """Fit 2^segment_bits segments of width 2^-width_bits from `low` up.
+    """Fit `gain` times a function on 2^segment_bits segments of width 2^-width_bits from `low` up.
 
     Least squares on Chebyshev points over the double width of each segment, which is within a few
     per cent of minimax. Coefficients are rounded at the largest scale at which every value stays
-    below 2^62.
+    below 2^62. Evaluators add up only with the same tables, to the last bit, so that all is done
+    in whole numbers: on these points Chebyshev polynomials are orthogonal, and the fit is a sum.
 
     Raises:
         ConfigError: the argument's fraction bits do not resolve a segment.
     """
-    h = 2.0**-width_bits
     local_bits = frac - width_bits
     if local_bits < 1:
-        raise ConfigError(f"{frac} fraction bits do not resolve segments of width {h}")
-    count = 1 << segment_bits
-    first = round(low / h)
-    segments = np.arange(first, first + count)
-    nodes = np.cos((np.arange(_NODES) + 0.5) * np.pi / _NODES)
-    values = function(segments[:, None] * h + nodes * h)
-    powers = np.polynomial.chebyshev.chebfit(nodes, values.T, degree)
-    local = np.zeros((count, degree + 1))
-    for s in range(count):
-        found = np.polynomial.chebyshev.cheb2poly(powers[:, s])  # without zeros at the end
-        local[s, : found.size] = found
-    scale = int(_HEADROOM - np.ceil(np.log2(np.abs(values).max() * 1.1)))
+        raise ConfigError(f"{frac} fraction bits do not resolve segments of width 2^-{width_bits}")
+    h, count, factor = Fraction(1, 1 << width_bits), 1 << segment_bits, Fraction(gain)
+    first = round(Fraction(low) / h)
+    cosines = _cosines(degree)
+    largest = 0
+    fitted: list[list[int]] = []
+    for segment in range(first, first + count):
+        middle = (segment << EXACT_BITS) >> width_bits
+        values = [function(middle + (node >> width_bits)) for node in cosines[1]]
+        largest = max(largest, *map(abs, values))
+        fitted.append(_least_squares(values, cosines, degree))
+    # The exponent of what is a tenth larger than the largest value.
+    scale = _HEADROOM - (int(largest * factor) * 11 // 10).bit_length() + EXACT_BITS
     tables = np.zeros((1, degree + 1, count), dtype=np.uint64)
-    for power in range(degree + 1):
-        bits = scale - power * frac
-        words = np.rint(local[:, power] / h**power * 2.0**bits).astype(np.int64)
-        tables[0, power, segments % count] = words.view(np.uint64)
-    return Spline(tables, segment_bits, local_bits, frac, scale, first * h, (first + count - 1) * h)
+    for place, powers in enumerate(fitted, first):
+        for power, coefficient in enumerate(powers):
+            bits = scale - power * local_bits - 2 * EXACT_BITS - _NODE_BITS
+            word = round(coefficient * factor * Fraction(2) ** bits)
+            tables[0, power, place % count] = word % 2**RING_BITS
+    ends = float(first * h), float((first + count - 1) * h)
+    return Spline(tables, segment_bits, local_bits, frac, scale, *ends)
+
+
+@cache
+def _cosines(degree: int) -> list[list[int]]:
+    """Entry [k][j]: the k-th Chebyshev polynomial at the j-th point, cos(k (2j + 1) pi / 128)."""
+    size = 4 * _NODES
+    table = [c for c, _ in turns(_NODE_BITS + 2, size)]
+    ks = range(max(1, degree) + 1)
+    return [[table[k * (2 * j + 1) % size] for j in range(_NODES)] for k in ks]
+
+
+def _least_squares(values: list[int], cosines: list[list[int]], degree: int) -> list[int]:
+    """Coefficients in powers, lowest first, times 2^(2 `EXACT_BITS`) and the number of points."""
+    powers = [0] * (degree + 1)
+    before, chebyshev = [0], [1]  # coefficients of T_(k - 1) and T_k
+    for k in range(degree + 1):
+        moment = sum(c * v for c, v in zip(cosines[k], values, strict=True))
+        for power, coefficient in enumerate(chebyshev):
+            powers[power] += coefficient * moment * (2 if k else 1)
+        doubled = [0, *(c if k == 0 else 2 * c for c in chebyshev)]
+        padded = [*before, *[0] * (len(doubled) - len(before))]
+        before, chebyshev = chebyshev, [a - b for a, b in zip(doubled, padded, strict=True)]
+    return powers
 
 
 def spline_cost(count: int, spline: Spline) -> Cost:

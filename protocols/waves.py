@@ -13,7 +13,6 @@ c the sum may do as it likes, and so needs few waves (a Fourier extension): seve
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, log2
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +63,8 @@ class Waves:
     @cached_property
     def width(self) -> int:
         """Ring that the sum never leaves, with the room that `lift` wants."""
-        return self.scale + 2 + max(0, ceil(log2(sum(map(abs, self.amplitudes)) * 1.001)))
+        most = sum(abs(int(weight)) for weight in self.weights) * 1001 // 1000
+        return self.scale + 2 + max(0, most.bit_length() - _WEIGHT_BITS)
 
     @property
     def down(self) -> int:
@@ -74,8 +74,12 @@ class Waves:
     @cached_property
     def weights(self) -> NDArray[np.int64]:
         """The amplitudes as the kernels read them."""
-        scaled = [round(value * 2.0**_WEIGHT_BITS) for value in self.amplitudes]
+        scaled = [round(value * (1 << _WEIGHT_BITS)) for value in self.amplitudes]
         return np.array(scaled, dtype=np.int64)
+
+    def offset_word(self, frac: int) -> np.uint64:
+        """The offset with `frac` fraction bits."""
+        return np.uint64(round(self.offset * (1 << frac)) % 2**64)
 
     def exact(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum in floating point."""
@@ -103,7 +107,7 @@ async def evaluate(lane: Lane, x: SecretTensor, waves: Waves, frac: int, to: int
             f"waves over {FRACTION_BITS} fraction bits and {waves.bits} bits of ring were given "
             f"{x.frac} and {x.width}"
         )
-    offset = np.uint64(round(waves.offset * 2.0**frac) % 2**64)
+    offset = waves.offset_word(frac)
     narrow = (await _sum(lane, x, waves)).drop(waves.scale - frac)
     return (await lift(lane, narrow, to)).add_public(offset)
 

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
+from numpy.typing import NDArray
 
 from models.config import LlamaConfig
 from models.weights import Checkpoint
@@ -33,6 +34,11 @@ _TEXT = (
 )
 WORDS = _TEXT.split()
 TEMPLATE = "{% for m in messages %}USER {{ m['content'] }} {% endfor %}BOT"
+
+
+def radians(turns: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Angles in 2^-64 of a turn."""
+    return turns.astype(np.float64) * (2 * np.pi / 2**64)
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

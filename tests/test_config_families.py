@@ -6,6 +6,7 @@ import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import radians
 from tiny_models import CASES, SETTINGS, config_json
 
 from models.config import (
@@ -91,9 +92,9 @@ def test_falcon_layouts(changes, kv_heads, norms):
 
 
 def test_falcon_positions():
-    assert read("falcon").frequencies(3) == pytest.approx([1.0, 0.01])
+    assert radians(read("falcon").turns(3)) == pytest.approx([1.0, 0.01])
     linear = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
-    assert read("falcon", rope_parameters=linear).frequencies(3) == pytest.approx([0.5, 0.005])
+    assert radians(read("falcon", rope_parameters=linear).turns(3)) == pytest.approx([0.5, 0.005])
     assert read("falcon", rope_parameters=linear, alibi=True).rope_scaling is None
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import transformers
-from reference import CACHE
+from reference import CACHE, radians
 from tiny_models import config_json
 from transformers.masking_utils import create_sliding_window_causal_mask
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from models.config import LlamaConfig, RopeScaling, config_from_public
-from models.rope import rotary_frequencies
+from models.rope import rotary_turns
 from protocols.errors import ModelError
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -152,7 +152,7 @@ def test_scaled_frequencies_equal_transformers(rope, length):
     assert attention_factor == 1.0
     assert config.rope_scaling is not None
     assert config.rope_scaling.kind == kind
-    assert config.frequencies(length) == pytest.approx(expected.double().numpy(), rel=1e-5)
+    assert radians(config.turns(length)) == pytest.approx(expected.double().numpy(), rel=1e-5)
     assert config.max_positions == (40 if kind == "dynamic" else 20)
     assert config_from_public(config.to_public()) == config
 
@@ -170,7 +170,7 @@ def test_older_files_have_rope_scaling():
 
 
 def test_plain_frequencies():
-    assert rotary_frequencies(10000.0, 4, None, 9) == pytest.approx([1.0, 0.01])
+    assert radians(rotary_turns(10000.0, 4, None, 9)) == pytest.approx([1.0, 0.01])
 
 
 def rope(**values):

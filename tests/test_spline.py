@@ -8,18 +8,27 @@ from hypothesis import strategies as st
 
 from protocols.errors import ConfigError, LocalProtocolError
 from protocols.exact import silu
+from protocols.kernels.waves import EXACT_BITS
 from protocols.lockstep import combine
 from protocols.ring import signed
 from protocols.spline import evaluate, fit
 
 
-def sine(x):
-    return np.sin(x)
+def whole(function):
+    """A float function as `fit` takes it."""
+
+    def on_integers(x):
+        return round(float(function(x / (1 << EXACT_BITS))) * (1 << EXACT_BITS))
+
+    return on_integers
 
 
-EXP = fit(np.exp, -15.5, segment_bits=6, width_bits=2, frac=15, degree=3)
+sine = whole(np.sin)
+EXP = fit(whole(np.exp), -15.5, segment_bits=6, width_bits=2, frac=15, degree=3)
 SINE = fit(sine, -8.0, segment_bits=6, width_bits=2, frac=16, degree=3)
-SILU = fit(silu, -16.0, segment_bits=7, width_bits=2, frac=16, degree=3)
+SILU = fit(
+    whole(lambda x: silu(np.array(x))), -16.0, segment_bits=7, width_bits=2, frac=16, degree=3
+)
 
 
 def window(spline):

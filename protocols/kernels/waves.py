@@ -17,7 +17,8 @@ Ints = NDArray[np.int64]
 
 UNIT_BITS = 30
 """Fraction bits of a cosine; a product of two fits a signed word."""
-_EXACT = 96  # fraction bits while the tables are made
+EXACT_BITS = 96
+"""Fraction bits while tables are made."""
 _HALF = 1 << UNIT_BITS - 1
 
 
@@ -36,22 +37,30 @@ def roots(bits: int) -> Ints:
 
 
 def _turns(bits: int, count_bits: int) -> Ints:
-    """Cosine and sine of j / 2^bits of a turn for j below 2^count_bits."""
-    one = 1 << _EXACT
+    points = turns(bits, 1 << count_bits)
+    down = EXACT_BITS - UNIT_BITS
+    return np.array([[rounded(x, down), rounded(y, down)] for x, y in points], dtype=np.int64).T
+
+
+def turns(bits: int, count: int) -> list[tuple[int, int]]:
+    """Cosine and sine of j / 2^bits of a turn for j below `count`, with `EXACT_BITS` fraction
+    bits; off by less than count * 2^(bits - 96).
+    """
+    one = 1 << EXACT_BITS
     c, s = -one, 0  # half a turn, halved until it is 2^-bits of one
     for _ in range(bits - 1):
         c, s = isqrt((one + c) * one >> 1), isqrt((one - c) * one >> 1)
     points = []
     x, y = one, 0
-    for _ in range(1 << count_bits):
-        points.append((_rounded(x), _rounded(y)))
-        x, y = (x * c - y * s) >> _EXACT, (x * s + y * c) >> _EXACT
-    return np.array(points, dtype=np.int64).T
+    for _ in range(count):
+        points.append((x, y))
+        x, y = (x * c - y * s) >> EXACT_BITS, (x * s + y * c) >> EXACT_BITS
+    return points
 
 
-def _rounded(value: int) -> int:
-    shift = _EXACT - UNIT_BITS
-    return (value + (1 << shift - 1)) >> shift
+def rounded(value: int, bits: int) -> int:
+    """value / 2^bits to the nearest whole number, halves up."""
+    return (value + (1 << bits >> 1)) >> bits
 
 
 def _mask(bits: int) -> np.uint64:
