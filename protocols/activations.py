@@ -135,6 +135,14 @@ _LEFT_SCALE = 58
 _CENTRE_SCALE = 59
 
 
+def piece_words(pieces: Pieces) -> list[list[np.uint64]]:
+    """The coefficients of both polynomials, as they are evaluated."""
+    return [
+        Polynomial(pieces.left).encoded(_PIECE_FRAC, _LEFT_SCALE),
+        Polynomial(pieces.centre).encoded(_PIECE_FRAC, _CENTRE_SCALE),
+    ]
+
+
 async def _pieces(lane: Lane, x: SecretTensor, pieces: Pieces) -> SecretTensor:
     """The paper's pieces; those that are not selected may wrap, and cancel exactly."""
 

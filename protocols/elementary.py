@@ -120,12 +120,17 @@ def power_spline(halves: int, gain: float) -> Spline:
     return fit(power, low, segment_bits=6, width_bits=6, frac=_POWER_FRAC, degree=3, gain=gain)
 
 
+def gained_spline(halves: int, gain: float) -> tuple[Spline, int]:
+    """What `gain` times a power is computed with: a spline, and the power of two beside it."""
+    mantissa, exponent = math.frexp(gain)
+    return power_spline(halves, 2 * mantissa), exponent - 1
+
+
 async def _negative_power(
     lane: Lane, v: SecretTensor, halves: int, low: int, high: int, gain: float, frac: int
 ) -> Scaled:
     """gain * (v / 2^v.frac)^(-halves/2) for ring integers 4^low <= v < 4^high."""
-    mantissa, exponent = math.frexp(gain)
-    spline = power_spline(halves, 2 * mantissa)
+    spline, exponent = gained_spline(halves, gain)
     exponents = range(low + 1, high + 1)
     resolution = max(0, 2 * low - 4)  # a sixteenth of the smallest threshold
     digits = -(-(2 * high + 1 - resolution) // 4)
@@ -157,7 +162,7 @@ async def _negative_power(
         + rows[..., -1]
     )
     # v^(-halves/2) = y 2^(-halves j) 2^(halves frac / 2); the scale holds 2^(halves (high - j)).
-    scale_frac = halves * high - halves * v.frac // 2 - (exponent - 1)
+    scale_frac = halves * high - halves * v.frac // 2 - exponent
     return Scaled(picked[..., 0], picked[..., 1].reinterpret(scale_frac))
 
 

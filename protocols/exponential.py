@@ -120,7 +120,7 @@ def _dealt(lam: Words, form: ExpForm) -> Words:
 
 def _combined(m: Words, shares: Words, form: ExpForm) -> Words:
     """An evaluator's part of the sum. Both compute the same factors: in whole numbers."""
-    upper, lower, segments = _tables()
+    upper, lower, segments = factor_tables()
     top, low = _split(m)
     factor = upper[(low >> np.uint64(_LOCAL_BITS - _HALF_BITS)).astype(np.intp)]
     factor = factor * lower[(low & bit_mask(_LOCAL_BITS - _HALF_BITS)).astype(np.intp)]
@@ -135,7 +135,7 @@ def _combined(m: Words, shares: Words, form: ExpForm) -> Words:
 
 
 @cache
-def _tables() -> tuple[NDArray[np.int64], ...]:
+def factor_tables() -> tuple[NDArray[np.int64], ...]:
     """exp of the upper bits of m_low, of its lower bits, and of h t + 1/16 for t = 0, -3, -2, -1.
 
     Exact to the last bit on every machine, as the evaluators' halves only fit together under equal

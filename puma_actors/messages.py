@@ -2,7 +2,7 @@
 
 Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload order, then `uploaded`;
 where models are stored also `file` before the plan, and `commit` after every party is `ready`.
-Parties to all who wait: `ready`. Parties to each other: `agree`, before they serve a stored model.
+Parties to each other: `agree`, before they serve a model. Then to all who wait: `ready`.
 Client to parties: `infer`, `end`, `close`. Parties to the client: `step` after each step, `ended`
 after the last.
 """
@@ -21,6 +21,7 @@ from protocols.lane import APPROXIMATIONS, Approximation, Settings
 
 MAX_TOKENS = 1 << 20
 MAX_SEQUENCES = 1 << 12
+_Short: TypeAlias = Annotated[str, Field(max_length=16)]
 
 
 class _Message(BaseModel):
@@ -77,11 +78,14 @@ class CommitMessage(_Message):
 
 
 class AgreeMessage(_Message):
-    """Between parties: which upload of which plan the sender serves in this session."""
+    """Between parties: which upload of which plan the sender serves in this session, and digests
+    of the public numbers that it will compute with (see `models.public`).
+    """
 
     do: Literal["agree"] = "agree"
     digest: str = Field(min_length=64, max_length=64)
     upload: str = Field(min_length=32, max_length=32)
+    tables: dict[_Short, _Short] = Field(max_length=16)
 
 
 class ReadyMessage(_Message):

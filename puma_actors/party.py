@@ -13,6 +13,7 @@ from models.inference import evaluate
 from models.plan import Parameter, Plan
 from models.predict import predict
 from models.program import Batch, Cache
+from models.public import plan_digests
 from models.sharing import SEED_BYTES, hold_parameter
 from models.tasks import check_rows, default_rows
 from protocols.errors import (
@@ -23,11 +24,13 @@ from protocols.errors import (
     RemoteProtocolError,
 )
 from protocols.lane import Lane
+from protocols.public import differing, refusal
 from protocols.ring import Words
-from protocols.shares import Role
+from protocols.shares import COMPUTING, Role
 from puma_actors.actor import Actor
 from puma_actors.logs import log
 from puma_actors.messages import (
+    AgreeMessage,
     CloseMessage,
     EndedMessage,
     EndMessage,
@@ -145,6 +148,9 @@ class Party(Actor):
         self._parameters: dict[str, Any] = {}
         self._running_inferences: dict[int, anyio.CancelScope] = {}
         self._unused = 0  # the least number that no inference has taken
+        self._mine: AgreeMessage | None = None
+        self._heard: dict[Role, AgreeMessage] = {}  # what the others said of themselves
+        self._ready = False
 
     async def main(self) -> None:
         try:
@@ -170,8 +176,43 @@ class Party(Actor):
                 else:
                     await self._from_party(role, message)
 
+    # -- what the parties must agree on -----------------------------------------------------------
+
+    async def _announce(self, plan: Plan, digest: str, upload: str) -> None:
+        """Tell the other parties what this one serves. When they have said the same, it is ready:
+        what they would compute with other shares or other public numbers is noise.
+        """
+        tables = await self.scheduler.compute.run(1 << 40, plan_digests, plan)
+        self._mine = AgreeMessage(digest=digest, upload=upload, tables=tables)
+        for role in COMPUTING:
+            if role is not self.role:
+                await self.scheduler.send_control(role, self._mine.header())
+        await self._compare()
+
     async def _from_party(self, role: Role, message: Any) -> None:
-        raise RemoteProtocolError(f"{role} may not send a {message.do!r} request")
+        if not isinstance(message, AgreeMessage) or role in self._heard:
+            raise RemoteProtocolError(f"{role} may not send a {message.do!r} request")
+        self._heard[role] = message
+        await self._compare()
+
+    async def _compare(self) -> None:
+        mine = self._mine
+        if mine is None:
+            return
+        for role, theirs in self._heard.items():
+            if (theirs.digest, theirs.upload) != (mine.digest, mine.upload):
+                raise RemoteProtocolError(
+                    f"{role} and {self.role} hold different uploads of the model: run `puma models "
+                    "remove`, then `puma upload` again"
+                )
+            if names := differing(mine.tables, theirs.tables):
+                raise RemoteProtocolError(refusal(str(role), names))
+        if len(self._heard) == len(COMPUTING) - 1:
+            self._ready = True
+            ready = ReadyMessage(digest=mine.digest).header()
+            for role in self.scheduler.ports:
+                if role not in COMPUTING:
+                    await self.scheduler.send_control(role, ready)
 
     # -- the model --------------------------------------------------------------------------------
 
@@ -199,9 +240,8 @@ class Party(Actor):
             self._parameters[name] = handle
         self._plan, self._upload = upload.plan, None
         log.info("model ready", role=str(self.role), digest=upload.digest[:16])
-        ready = ReadyMessage(digest=upload.digest).header()
-        for role in (Role.OWNER, Role.CLIENT):
-            await self.scheduler.send_control(role, ready)
+        session = self.scheduler.port(Role.OWNER).session.hex()
+        await self._announce(upload.plan, upload.digest, session)
 
     # -- inferences -------------------------------------------------------------------------------
 
@@ -209,6 +249,8 @@ class Party(Actor):
         if isinstance(message, InferMessage):
             if self._plan is None:
                 raise RemoteProtocolError("the client asked for an inference before the model came")
+            if not self._ready:
+                raise RemoteProtocolError("the client asked before the parties agreed on the model")
             if message.number < self._unused:
                 raise RemoteProtocolError(f"inference {message.number} is not new")
             self._check_request(message, self._plan)

@@ -11,12 +11,11 @@ from models.plan import Plan
 from models.predict import share_bytes
 from protocols.errors import PeerFailed, RemoteProtocolError
 from protocols.lane import Lane
-from protocols.shares import COMPUTING, Role
+from protocols.shares import Role
 from puma_actors.actor import Actor
 from puma_actors.logs import log
 from puma_actors.manifest import PUBLIC_BYTES
 from puma_actors.messages import (
-    AgreeMessage,
     CommitMessage,
     FileMessage,
     InferMessage,
@@ -46,9 +45,6 @@ class ServingLimits:
 class ServingParty(Party):
     """A party whose model is there already.
 
-    It serves once the two others have said that they hold their shares of the same upload; what
-    they would compute with shares of different ones is noise.
-
     Args:
         held: the model; its parameters are shared with other sessions.
     """
@@ -60,12 +56,11 @@ class ServingParty(Party):
         self._limits = limits
         self._active = True  # since the idle time was last looked at
         self._tokens: dict[int, int] = {}  # of the inferences that run
-        self._mine = AgreeMessage(digest=held.manifest.digest, upload=held.manifest.upload)
-        self._disagreeing = {other for other in COMPUTING if other is not role}
+        self._manifest = held.manifest
 
     async def main(self) -> None:
-        for role in self._disagreeing.copy():
-            await self.scheduler.send_control(role, self._mine.header())
+        assert self._plan is not None
+        await self._announce(self._plan, self._manifest.digest, self._manifest.upload)
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._watch_client)
@@ -99,22 +94,7 @@ class ServingParty(Party):
         self._active = True
         await super()._report(number, lane)
 
-    async def _from_party(self, role: Role, message: Any) -> None:
-        if not isinstance(message, AgreeMessage) or role not in self._disagreeing:
-            raise RemoteProtocolError(f"{role} may not send a {message.do!r} request")
-        if message != self._mine:
-            raise RemoteProtocolError(
-                f"{role} and {self.role} hold different uploads of the model: run `puma models "
-                "remove`, then `puma upload` again"
-            )
-        self._disagreeing.discard(role)
-        if not self._disagreeing:
-            ready = ReadyMessage(digest=self._mine.digest).header()
-            await self.scheduler.send_control(Role.CLIENT, ready)
-
     def _check_request(self, message: InferMessage, plan: Plan) -> None:
-        if self._disagreeing:
-            raise RemoteProtocolError("the client asked before the parties agreed on the model")
         tokens = sum(message.lengths) + message.steps - 1
         running = sum(self._tokens[number] for number in self._running_inferences)
         if tokens + running > self._limits.tokens:

@@ -4,13 +4,14 @@
     peer.role, peer.name, peer.channel
     peer.secret                         32 bytes, for protocols.prf.KeyRing(role, {peer.role: ...})
 
-Both sides send HELLO (version, role, name, session, nonce, ephemeral X25519 key), derive keys from
-the shared point with HKDF-SHA256 salted by the hash of both hellos (lower role first, so that both
-hash the same), and send an HMAC-SHA256 over their own role and that hash. Whoever changes, replays
-or reflects a hello does not know the keys, and the HMAC fails. Reference: the
-shape is SIGMA's without the signatures; *who* the other side is must be vouched for by the
-transport (one process, or TLS with certificates: then the hello must name whom the certificate
-names). A side that refuses says why in an ERROR frame, so that both ends have the reason.
+Both sides send HELLO (version, role, name, session, nonce, digests of the public tables, ephemeral
+X25519 key), derive keys from the shared point with HKDF-SHA256 salted by the hash of both hellos
+(lower role first, so that both hash the same), and send an HMAC-SHA256 over their own role and that
+hash. Whoever changes, replays or reflects a hello does not know the keys, and the HMAC fails.
+Parties that would compute with different tables refuse each other. Reference: the shape is SIGMA's
+without the signatures; *who* the other side is must be vouched for by the transport (one process,
+or TLS with certificates: then the hello must name whom the certificate names). A side that refuses
+says why in an ERROR frame, so that both ends have the reason.
 """
 
 import hashlib
@@ -28,7 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
-from protocols.shares import Role
+from protocols.public import Digests, differing, refusal, table_digests
+from protocols.shares import COMPUTING, Role
 from puma_actors.build import program_digest
 from puma_actors.identity import NAME_CHARS
 from puma_actors.texts import told
@@ -83,6 +85,7 @@ class _Hello:
     session: bytes
     nonce: bytes
     key: bytes
+    tables: Digests
 
     def frame(self) -> Frame:
         header = {
@@ -91,6 +94,7 @@ class _Hello:
             "role": str(self.role),
             "name": self.name,
             "nonce": self.nonce,
+            "tables": dict(self.tables),
         }
         return Frame(Kind.HELLO, self.session, (), header, [self.key])
 
@@ -149,7 +153,8 @@ async def _handshake(channel: Channel, identity: Identity, expected: Collection[
     private = X25519PrivateKey.generate()
     public = private.public_key().public_bytes_raw()
     nonce = os.urandom(_NONCE_BYTES)
-    mine = _Hello(identity.role, identity.name, identity.session, nonce, public)
+    tables = table_digests() if identity.role in COMPUTING else {}
+    mine = _Hello(identity.role, identity.name, identity.session, nonce, public, tables)
     await channel.send(mine.frame())
     theirs = _read_hello(await channel.receive())
     _check_hello(mine, theirs, expected)
@@ -223,7 +228,10 @@ def _read_hello(frame: Frame) -> _Hello:
         raise RemoteProtocolError(f"the peer's name must be text of at most {NAME_CHARS} letters")
     if not (isinstance(nonce, bytes) and len(nonce) == _NONCE_BYTES):
         raise RemoteProtocolError(f"the peer's nonce must be {_NONCE_BYTES} bytes")
-    return _Hello(Role(role), name, frame.session, nonce, key)
+    tables = header.get("tables")
+    if not isinstance(tables, dict):
+        raise RemoteProtocolError("the peer's public tables must be names with digests")
+    return _Hello(Role(role), name, frame.session, nonce, key, tables)
 
 
 def _check_hello(mine: _Hello, theirs: _Hello, expected: Collection[Role]) -> None:
@@ -237,11 +245,20 @@ def _check_hello(mine: _Hello, theirs: _Hello, expected: Collection[Role]) -> No
             f"{theirs.role} is in session {theirs.session.hex()},"
             f" this party in {mine.session.hex()}: start both with one session id"
         )
+    if _compute(mine, theirs) and (odd := differing(mine.tables, theirs.tables)):
+        raise RemoteProtocolError(refusal(str(theirs.role), odd))
+
+
+def _compute(mine: _Hello, theirs: _Hello) -> bool:
+    """Whether both sides compute, and so must hold the same public tables."""
+    return {mine.role, theirs.role} <= set(COMPUTING)
 
 
 def _transcript(mine: _Hello, theirs: _Hello) -> bytes:
     lower, higher = sorted((mine, theirs), key=lambda hello: str(hello.role))
     head = _LABEL + struct.pack("<I", HANDSHAKE_VERSION) + program_digest().encode()
+    if _compute(mine, theirs):
+        head += "".join(f"{name}={value};" for name, value in sorted(mine.tables.items())).encode()
     return hashlib.sha256(head + lower.encoded() + higher.encoded()).digest()
 
 

@@ -140,7 +140,7 @@ async def test_a_request_before_the_parties_agree(
             await waiting(self)
 
         waiting = Client.wait_ready
-        other = {"do": "agree", "digest": "0" * 64, "upload": "0" * 32}
+        other = {"do": "agree", "digest": "0" * 64, "upload": "0" * 32, "tables": {}}
         with monkeypatch.context() as patch:
             patch.setattr(Client, "wait_ready", at_once)
             lying(A, lambda to, header, _: (other, ()) if header["do"] == "agree" else None)
@@ -256,7 +256,7 @@ STRANGE: tuple[dict[str, Any], ...] = (
     {"do": "plan", "plan": {}, "digest": "0" * 64},
     {"do": "seed", "which": 1},
     {"do": "commit"},
-    {"do": "agree", "digest": "0" * 64, "upload": "0" * 32},
+    {"do": "agree", "digest": "0" * 64, "upload": "0" * 32, "tables": {}},
     {"do": "end", "number": 5},
     {"do": "rm -rf"},
     {},

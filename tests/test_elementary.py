@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from protocols.elementary import exp_negative, reciprocal, rsqrt
 from protocols.errors import LocalProtocolError
-from protocols.exponential import LOWEST, TIGHT, _tables, exp_part
+from protocols.exponential import LOWEST, TIGHT, exp_part, factor_tables
 from protocols.lane import Settings
 from protocols.lockstep import combine
 from protocols.ring import decode
@@ -84,7 +84,7 @@ def test_exp_part_refuses_what_it_cannot_read():
 
 
 def test_the_evaluators_factors_are_right_to_the_last_bit():
-    upper, lower, segments = _tables()
+    upper, lower, segments = factor_tables()
     unit = 2.0**-18 / 7
     for table, step in ((upper, unit * 2**11), (lower, unit)):
         exact = np.exp(np.arange(table.size) * step) * 2.0**26

@@ -53,22 +53,28 @@ def folder() -> Iterator[Path]:
 class Party:
     """A `puma party` process. What it logs goes to a file."""
 
-    def __init__(self, role: Role, config: Path) -> None:
+    def __init__(self, role: Role, config: Path, *, first: str = "pass", **changes: str) -> None:
+        """`first`: Python that the process runs first. `changes`: to its environment."""
         self.log = config.with_suffix(".log")
+        code = f"{first}; {COMMAND[-1]}"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "party", "--role", role, "--config", config],
+                [*COMMAND[:-1], code, "party", "--role", role, "--config", config],
                 stdout=log,
                 stderr=log,
-                env=environment(),
+                env={**environment(), **changes},
             )
 
     def events(self) -> list[dict[str, str]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
-    def wait_for(self, event: str, count: int = 1) -> None:
+    def wait_for(self, event: str, count: int = 1, saying: str = "") -> None:
+        """`saying`: what its reason has in it."""
         deadline = time.monotonic() + 60
-        while sum(found["event"] == event for found in self.events()) < count:
+        while (
+            sum(e["event"] == event and saying in e.get("reason", "") for e in self.events())
+            < count
+        ):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)

@@ -9,6 +9,7 @@ import pytest
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from protocols.prf import KeyRing
+from protocols.public import table_digests
 from protocols.shares import Role
 from puma_actors import session
 from puma_actors.session import Identity, Peer, handshake
@@ -171,6 +172,71 @@ async def test_a_lie_about_the_program_fails_the_confirmation(
     assert any("could not prove" in text for text in caught)
 
 
+@pytest.mark.parametrize("other", [Role.EVALUATOR_A, Role.EVALUATOR_B])
+async def test_parties_with_other_tables_refuse_each_other(
+    other: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: ContextVar[dict[str, str]] = ContextVar("held")
+    monkeypatch.setattr(session, "table_digests", held.get)
+    left, right = memory_pair()
+    me = Identity(other, "anna", SESSION)
+    caught: dict[Role, str] = {}
+
+    async def side(channel: Channel, own: Identity, peer: Role, waves: str) -> None:
+        held.set({"exp": "1" * 16, "waves": waves})
+        with pytest.raises(RemoteProtocolError) as refused:
+            await handshake(channel, own, {peer}, timeout=5)
+        caught[own.role] = str(refused.value)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(side, left, DEALER, other, "2" * 16)
+        group.start_soon(side, right, me, Role.DEALER, "3" * 16)
+    for role, peer in ((Role.DEALER, other), (other, Role.DEALER)):
+        assert f"{peer}'s public tables differ from this side's: waves: " in caught[role]
+
+
+async def test_a_lie_about_the_tables_fails_the_confirmation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody in the middle makes two parties believe that their tables are equal."""
+    held: ContextVar[dict[str, str]] = ContextVar("held")
+    monkeypatch.setattr(session, "table_digests", held.get)
+    (one, left), (right, two) = memory_pair(), memory_pair()
+    caught: list[str] = []
+
+    async def side(channel: Channel, me: Identity, other: Role, waves: str) -> None:
+        held.set({"waves": waves})
+        try:
+            await handshake(channel, me, {other}, timeout=5)
+        except (RemoteProtocolError, TransportError) as error:
+            caught.append(str(error))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(side, one, DEALER, Role.EVALUATOR_A, "1" * 16)
+        group.start_soon(side, two, EVALUATOR, Role.DEALER, "2" * 16)
+        await right.send(altered(await left.receive(), tables={"waves": "2" * 16}))
+        await left.send(altered(await right.receive(), tables={"waves": "1" * 16}))
+        for source, target in ((left, right), (right, left)):
+            await target.send(await source.receive())
+    assert len(caught) == 2
+    assert any("could not prove" in text for text in caught)
+
+
+async def test_a_client_has_no_tables_and_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes none, so that its processor is nobody's concern."""
+    asked: list[None] = []
+
+    def digests() -> dict[str, str]:
+        asked.append(None)
+        return {"waves": "1" * 16}
+
+    monkeypatch.setattr(session, "table_digests", digests)
+    client = Identity(Role.CLIENT, "carl", SESSION)
+    one, two = await shake(DEALER, client)
+    assert one.secret == two.secret
+    assert len(asked) == 1
+
+
 async def test_reasons_come_without_escape_sequences() -> None:
     text = "no\x1b[31m\r\nINFO forged line\u202e"
     refusal = Frame(Kind.ERROR, SESSION, (), {"text": text})
@@ -188,6 +254,9 @@ def altered(frame: Frame, **header: object) -> Frame:
     [
         ({"version": 7}, "version 7, this side's 2"),
         ({"build": "0" * 16}, "runs other programs than this side"),
+        ({"tables": None}, "public tables must be names with digests"),
+        ({"tables": {}}, "evaluator-a's public tables differ from this side's: cosines, exp,"),
+        ({"tables": {**table_digests(), "exp": 0}}, "tables differ from this side's: exp: install"),
         ({"role": "dealer"}, "own role, dealer"),
         ({"role": "client"}, "client connected where evaluator-a was expected"),
         ({"role": "emperor"}, "role is unknown"),
