@@ -75,7 +75,6 @@ class RopeScaling:
         return cls(**data)
 
 
-@lru_cache(maxsize=64)
 def rotary_turns(theta: float, size: int, scaling: RopeScaling | None, length: int) -> Words:
     """Angle per position of each pair of entries of a head, in 2^-64 of a turn: (size // 2,).
 
@@ -85,6 +84,14 @@ def rotary_turns(theta: float, size: int, scaling: RopeScaling | None, length: i
     length: tokens of the sequence so far, on which the kind `dynamic` depends. The formulas are
     those of transformers' `modeling_rope_utils`.
     """
+    least = 0  # all shorter sequences have the same angles
+    if scaling is not None and scaling.kind == "dynamic":
+        least = max(length, scaling.original_max_positions or 0)
+    return _turns(theta, size, scaling, least)
+
+
+@lru_cache(maxsize=64)
+def _turns(theta: float, size: int, scaling: RopeScaling | None, length: int) -> Words:
     with localcontext(PRECISE):
         turn = 2 * PI
         rates = _rates(Decimal(theta), size, scaling, length)
@@ -99,7 +106,7 @@ def _rates(theta: Decimal, size: int, scaling: RopeScaling | None, length: int) 
     if scaling is not None and scaling.kind == "dynamic":
         assert scaling.original_max_positions is not None
         original, factor = scaling.original_max_positions, Decimal(scaling.factor)
-        ratio = Decimal(max(length, original)) / original
+        ratio = Decimal(length) / original
         grown = factor * ratio - (factor - 1)
         theta *= (grown.ln() * size / (size - 2)).exp()
     log = theta.ln()

@@ -108,7 +108,7 @@ def _split(words: Words) -> tuple[Words, Words]:
 
 
 def _dealt(lam: Words, form: ExpForm) -> Words:
-    """(4, n): exp(-lam_low) at lam_top."""
+    """(4, n): exp(-lam_low) at lam_top. The dealer's alone: a float's last bit is nobody else's."""
     top, low = _split(lam)
     values = np.exp(low.astype(np.float64) * (-1 / (_GAIN << FRACTION_BITS)))
     words = np.zeros((_SEGMENTS, lam.size), dtype=np.uint64)

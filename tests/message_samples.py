@@ -1,7 +1,8 @@
 """A tiny model's plan, and one request of every kind."""
 
 from models.config import LlamaConfig
-from models.plan import draft_plan
+from models.plan import Plan, draft_plan
+from protocols.ops import Ranges
 from puma_actors.messages import (
     CloseMessage,
     EndedMessage,
@@ -30,7 +31,15 @@ CONFIG = LlamaConfig(
     rope_theta=10000.0,
     tie_embeddings=True,
 )
-PLAN = draft_plan(CONFIG)
+_TYPICAL = draft_plan(CONFIG).ranges
+_NORMS = ("layers.0.attention_norm", "layers.0.mlp_norm", "norm")
+PLAN = Plan(
+    CONFIG,
+    Ranges(
+        {name: _TYPICAL.norms[name] for name in _NORMS},
+        {"layers.0": _TYPICAL.attention["layers.0"]},
+    ),
+)
 ANNOUNCED = PlanMessage(plan=PLAN.to_public(), digest=PLAN.digest())
 ALL = [
     ANNOUNCED,

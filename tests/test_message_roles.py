@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 from message_samples import ANNOUNCED, CONFIG, PLAN
@@ -13,6 +14,7 @@ from reference import leaves_nothing, save_model
 from models.calibrate import calibrate
 from models.families import load_parameters, parameters_of
 from models.plan import Plan
+from models.public import plan_digests
 from models.weights import open_checkpoint
 from protocols.errors import PeerFailed, RemoteProtocolError
 from protocols.shares import COMPUTING, Role
@@ -20,6 +22,7 @@ from puma_actors.actor import Actor, connect_all
 from puma_actors.client import Client
 from puma_actors.mailbox import Flow
 from puma_actors.messages import (
+    AgreeMessage,
     CloseMessage,
     EndedMessage,
     EndMessage,
@@ -79,6 +82,18 @@ def sends(to: Role, *requests: Request) -> Script:
 
 def tell(message: Any, *buffers: bytes) -> Request:
     return message.header(), buffers
+
+
+def agrees(to: Role, **changes: Any) -> Script:
+    """Another party's word on what it serves."""
+
+    async def script(actor: Actor) -> None:
+        session = actor.scheduler.port(to).session.hex()
+        honest = {"digest": PLAN.digest(), "upload": session, "tables": plan_digests(PLAN)}
+        message = AgreeMessage.model_validate({**honest, **changes})
+        await actor.scheduler.send_control(to, message.header())
+
+    return script
 
 
 async def silent(actor: Actor) -> None:
@@ -195,9 +210,11 @@ FROM_OWNER: dict[str, tuple[Role, list[Request]]] = {
 async def test_a_party_refuses_an_owner(name):
     role, requests = FROM_OWNER[name]
     party = Party(role)
-    error = await ends_with(party, {Role.OWNER: sends(role, *requests), Role.CLIENT: silent})
+    others = {other: silent for other in (Role.CLIENT, *COMPUTING) if other is not role}
+    error = await ends_with(party, {Role.OWNER: sends(role, *requests), **others})
     assert isinstance(error, RemoteProtocolError)
     assert "\n" not in str(error)
+    assert ("plan is unusable" in str(error)) == name.startswith("a plan")
 
 
 INFER = InferMessage(number=5, lengths=[2], steps=3)
@@ -227,15 +244,62 @@ FROM_CLIENT: dict[str, list[Request]] = {
 @pytest.mark.parametrize("name", FROM_CLIENT)
 @pytest.mark.parametrize("role", COMPUTING)
 async def test_a_party_refuses_a_client(name, role):
+    told: list[Any] = []
+
     async def client(actor: Actor) -> None:
-        assert parse((await actor.scheduler.control())[1]) == ReadyMessage(digest=PLAN.digest())
+        told.append(parse((await actor.scheduler.control())[1]))
         await sends(role, *FROM_CLIENT[name])(actor)
 
     party = Party(role)
-    others = {other: silent for other in COMPUTING if other is not role}
+    others = {other: agrees(role) for other in COMPUTING if other is not role}
     scripts = {Role.OWNER: sends(role, *upload(role)), Role.CLIENT: client, **others}
     error = await ends_with(party, scripts)
     assert isinstance(error, RemoteProtocolError)
+    assert told == [ReadyMessage(digest=PLAN.digest())]
+
+
+DISAGREEING: dict[str, tuple[dict[str, Any], str]] = {
+    "tables": ({"tables": {}}, "'s public tables differ from this side's: biases, norms, powers,"),
+    "one table": (
+        {"tables": {**plan_digests(PLAN), "powers": "0" * 16}},
+        "'s public tables differ from this side's: powers: install the same versions",
+    ),
+    "plan": ({"digest": "0" * 64}, "hold different uploads of the model"),
+    "session": ({"upload": "0" * 32}, "hold different uploads of the model"),
+}
+
+
+@pytest.mark.parametrize("name", DISAGREEING)
+@pytest.mark.parametrize("role", COMPUTING)
+async def test_a_party_refuses_one_that_holds_other_numbers(name, role):
+    """Whoever speaks first, and before the client is told that anybody is ready."""
+    changes, reason = DISAGREEING[name]
+    told: list[Any] = []
+
+    async def client(actor: Actor) -> None:
+        told.append((await actor.scheduler.control())[1])
+
+    one, two = (other for other in COMPUTING if other is not role)
+    scripts = {Role.OWNER: sends(role, *upload(role)), Role.CLIENT: client}
+    scripts |= {one: agrees(role), two: agrees(role, **changes)}
+    error = await ends_with(Party(role), scripts)
+    assert isinstance(error, RemoteProtocolError)
+    assert reason in str(error)
+    assert str(two) in str(error)
+    assert told == []
+
+
+async def test_a_party_refuses_an_inference_before_the_others_agree():
+    async def client(actor: Actor) -> None:
+        while party._mine is None:  # its own upload is complete
+            await anyio.lowlevel.checkpoint()
+        await sends(party.role, tell(INFER))(actor)
+
+    party = Party(Role.EVALUATOR_A)
+    scripts = {Role.OWNER: sends(party.role, *upload(party.role)), Role.CLIENT: client}
+    error = await ends_with(party, {**scripts, Role.DEALER: silent, Role.EVALUATOR_B: silent})
+    assert isinstance(error, RemoteProtocolError)
+    assert "before the parties agreed on the model" in str(error)
 
 
 async def test_a_party_refuses_an_inference_before_the_model():

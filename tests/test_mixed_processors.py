@@ -16,6 +16,7 @@ from reference import save_model, save_tokenizer
 from test_hosts_cli import Party, puma
 
 from protocols.errors import PumaError
+from protocols.kernels import warm_up
 from protocols.shares import COMPUTING, Role
 from puma_actors.client import Client
 from puma_actors.cluster import LocalCluster
@@ -34,6 +35,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    warm_up()  # or three processes compile at once
     return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
 
 
