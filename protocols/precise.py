@@ -3,7 +3,7 @@
 What both evaluators multiply by must be equal to the last bit, or their halves do not fit together.
 Libraries for linear algebra, the C library's functions and NumPy's vectorised ones round
 differently from processor to processor. Python's whole numbers and decimals do not; nor do single
-float64 additions, products, quotients and roundings, which IEEE 754 prescribes.
+float64 sums, products, quotients, square roots and roundings, which IEEE 754 prescribes.
 """
 
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
