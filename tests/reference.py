@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import anyio
 import numpy as np
 import tokenizers
 import torch
 import transformers
+from waiting import in_time
 
 from models.config import LlamaConfig
 from models.weights import Checkpoint
@@ -170,10 +170,10 @@ def own_threads() -> set[threading.Thread]:
 
 
 @asynccontextmanager
-async def leaves_nothing(seconds: float = 60.0) -> AsyncIterator[None]:
-    """A block that ends in time, with the tasks and threads that it began with."""
+async def leaves_nothing() -> AsyncIterator[None]:
+    """A block that ends, with the tasks and threads that it began with."""
     tasks, threads = asyncio.all_tasks(), own_threads()
-    with anyio.fail_after(seconds):
+    with in_time():
         yield
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= tasks

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hosts import hosts, quiet
 from reference import leaves_nothing, save_model, save_tokenizer
+from waiting import in_time, until
 
 import puma_actors.remote
 import puma_actors.server
@@ -78,14 +79,12 @@ async def test_a_party_that_dies_ends_its_sessions_and_can_come_back(
     async with leaves_nothing(), hosts(folder, certificates) as cluster:
         await cluster.upload(model)
         remote = await RemoteCluster.open(cluster.client, "tiny")
-        with anyio.fail_after(20), pytest.raises(PumaError, match=str(dead)):
+        with in_time(), pytest.raises(PumaError, match=str(dead)):
             async with remote:
                 await cluster.kill(dead)
                 await remote.forward(IDS)
         others = [role for role in COMPUTING if role is not dead]
-        with anyio.fail_after(10):
-            while any(cluster.servers[role].sessions for role in others):
-                await anyio.sleep(0.01)
+        await until(lambda: not any(cluster.servers[role].sessions for role in others))
         with pytest.raises(Busy, match=f"no connection to {dead}"):
             await call(cluster.client, Role.CLIENT, others[0], "session", model="tiny", retry=0.0)
         await cluster.start(dead)
@@ -197,7 +196,7 @@ async def test_shares_of_different_uploads(
         monkeypatch.setattr(puma_actors.remote, "_agreed", trusting)
         with pytest.raises(PumaError, match="hold different uploads"):
             async with await RemoteCluster.open(cluster.client, "tiny"):
-                await anyio.sleep(5)
+                pytest.fail("the parties agreed")
 
 
 @pytest.mark.parametrize("bad", [Role.DEALER, Role.EVALUATOR_B])
@@ -298,7 +297,7 @@ async def test_draining(folder: Path, certificates: Path, model: Path, wanted: n
                 await RemoteCluster.open(cluster.client, "tiny")
             assert np.abs(await remote.forward(IDS) - wanted).max() < 0.05
             assert not leaving.ended.is_set()  # type: ignore[attr-defined]
-        with anyio.fail_after(5):
+        with in_time():
             await leaving.ended.wait()  # type: ignore[attr-defined]
 
 
@@ -316,11 +315,10 @@ async def test_draining_gives_up_after_the_grace_time(
         await server.listening.wait()
         cluster.servers[Role.DEALER] = server
         await cluster.linked()
-        with pytest.raises(PumaError), anyio.fail_after(10):
+        with pytest.raises(PumaError), in_time():
             async with await RemoteCluster.open(cluster.client, "tiny") as remote:
                 server.drain()
-                while server.sessions:
-                    await anyio.sleep(0.01)
+                await until(lambda: not server.sessions)
                 await remote.forward(IDS)
 
 
