@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from conversation import IDS
 from networks import make_certificates
@@ -19,6 +20,12 @@ from reference import (
 
 from models.weights import open_checkpoint
 from puma_actors.cli import main
+
+# How long an example takes is up to the machine.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -251,7 +251,7 @@ def test_networks_are_as_slow_as_asked(capsys, monkeypatch):
         assert result.details["cores"] > 0
         if result.case.endswith("round trip"):
             asked, delivered = result.details["asked"], result.details["delivered"]
-            assert delivered == pytest.approx(asked)
+            assert asked <= delivered < 1.01 * asked  # the frame has a length
         else:
             assert result.details["ratio"] == pytest.approx(1)
     show(console(), document(QUICK, results, {}, 1.0)["machine"], results)
