@@ -22,7 +22,6 @@ from puma_actors.wire import Frame, Kind
 TESTS = Path(__file__).parent
 CLOCKS = {"time", "monotonic", "perf_counter", "current_time", "now"}
 ALLOWED = {
-    ("test_cluster_failures.py", "test_deadlines_of_the_user"): "wherever they cut is right",
     ("test_session.py", "test_silence_times_out"): "it waits for the end of just this time",
     ("faults/soak.py", "run"): "a load generator's pace",
     ("faults/cell.py", "strike"): "a process stands still for longer than it may, at least",
