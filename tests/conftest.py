@@ -1,6 +1,8 @@
 """Fixtures for several test files."""
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from reference import (
 
 from models.weights import open_checkpoint
 from puma_actors.cli import main
+
+# Tests press Ctrl-C. A shell has it ignored in what it starts in the background.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes is up to the machine.
 hypothesis.settings.register_profile(
