@@ -36,7 +36,7 @@ handshake = 10.0    # for connecting and agreeing on keys
 silence = 10.0      # a connection on which nothing came for so long is dead
 retry = 30.0        # how long a caller keeps trying while a party does not answer
 opening = 300.0     # how long a session may wait until all parties have loaded its model
-idle = 600.0        # a session without a request or a token for so long is ended
+idle = 600.0        # a session in which nothing happens for so long is ended
 grace = 30.0        # how long running sessions may go on after SIGTERM
 
 # What one party gives away at most. Whoever comes when it is full is told to come back later.

@@ -28,14 +28,15 @@ from puma_actors.messages import (
 )
 from puma_actors.party import Party, Upload
 from puma_actors.residents import Held
+from puma_actors.rounds import Wire
 from puma_actors.store import Draft, seed_file, words_file
 from puma_actors.tasks import unwrap
 
 
 @dataclass(frozen=True, slots=True)
 class ServingLimits:
-    """Tokens of the requests that run at a time; seconds that a session may go without a request or
-    a step.
+    """Tokens of the requests that run at a time; seconds that a session may go without a request,
+    a step or, in the middle of one, a message.
     """
 
     tokens: int
@@ -78,13 +79,23 @@ class ServingParty(Party):
         raise PeerFailed("the client left without closing the session")
 
     async def _watch_time(self) -> None:
-        """Nor must one that has gone to sleep, although its process lives."""
-        while self._active:
-            self._active = False
+        """Nor must one that has gone to sleep, although its process lives. A step may take as long
+        as it likes: evaluators that compute exchange messages, and stop when the client's part is
+        missing. The dealer, far ahead of them, leaves that to them.
+        """
+        sent = self.scheduler.wire
+        while self._active or self._busy(sent):
+            self._active, sent = False, self.scheduler.wire
             await anyio.sleep(self._limits.idle)
         raise RemoteProtocolError(
             f"the session was idle for {self._limits.idle:g} s: open a new one"
         )
+
+    def _busy(self, sent: Wire) -> bool:
+        """A step has gone on since `sent`, as far as this party can tell."""
+        if self.role.is_dealer:
+            return bool(self._running_inferences)
+        return self.scheduler.wire != sent
 
     def _from_client(self, message: Any, group: TaskGroup) -> None:
         self._active = True

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import anyio
 import pytest
 from hosts import Hosts, quiet
+from waiting import in_time
 
 from protocols.shares import Role
 from puma_actors.remote import RemoteCluster
@@ -37,7 +37,7 @@ def liar(monkeypatch: pytest.MonkeyPatch) -> Callable[[Role, Change], None]:
 async def serves(cluster: Hosts, name: str = "tiny") -> None:
     """Nothing of the attack is left, and an honest client gets its answer."""
     await quiet(cluster)
-    with anyio.fail_after(20):
+    with in_time():
         async with await RemoteCluster.open(cluster.client, name) as remote:
             assert (await remote.forward(IDS)).shape[0] == len(IDS)
     await quiet(cluster)

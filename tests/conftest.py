@@ -1,10 +1,13 @@
 """Fixtures for several test files."""
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from conversation import IDS
 from networks import make_certificates
@@ -19,6 +22,16 @@ from reference import (
 
 from models.weights import open_checkpoint
 from puma_actors.cli import main
+
+# Tests press Ctrl-C. A shell has it ignored in what it starts in the background.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is up to the machine.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

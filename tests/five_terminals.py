@@ -15,15 +15,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from waiting import HANG, until_now
 
 ROOT = Path(__file__).parent.parent
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PROMPT = "What is the capital of France?"
 PORTS = ("7101", "7102", "7103")
-_SECONDS = 600.0
 
 
 def blocks() -> list[str]:
@@ -92,7 +92,7 @@ def run(changes: Mapping[str, str], folder: Path) -> dict[str, str]:
 
 def _finish(shell: list[str], work: Path, env: Mapping[str, str]) -> str:
     done = subprocess.run(
-        shell, cwd=work, env=env, capture_output=True, text=True, timeout=_SECONDS, check=False
+        shell, cwd=work, env=env, capture_output=True, text=True, timeout=HANG, check=False
     )
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode} of\n{shell[-1]}\n{done.stderr}")
@@ -100,11 +100,12 @@ def _finish(shell: list[str], work: Path, env: Mapping[str, str]) -> str:
 
 
 def _wait_for_links(party: "subprocess.Popen[str]", log: Path) -> None:
-    deadline = time.monotonic() + _SECONDS
-    while log.read_text().count('"link up"') < 2:
-        if party.poll() is not None or time.monotonic() > deadline:
+    def linked() -> bool:
+        if party.poll() is not None:
             raise RuntimeError(f"a party did not start:\n{log.read_text()}")
-        time.sleep(0.05)
+        return log.read_text().count('"link up"') >= 2
+
+    until_now(linked, log.read_text)
 
 
 def _stop(party: "subprocess.Popen[str]") -> None:
@@ -112,7 +113,7 @@ def _stop(party: "subprocess.Popen[str]") -> None:
     if party.poll() is None:
         os.killpg(party.pid, signal.SIGINT)
     try:
-        party.wait(20)
+        party.wait(HANG)
     except subprocess.TimeoutExpired:
         os.killpg(party.pid, signal.SIGKILL)
         party.wait()

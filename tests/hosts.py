@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
+from waiting import HANG, until
 
 from models.tokenizer import Tokenizer
 from models.weights import open_checkpoint
@@ -33,7 +34,8 @@ def write_config(
         f'certificates = "{certificates}"\nstore = "{path.stem}-store"\n'
         f'network = "{network}"\n'
         f"[parties]\n{parties}"
-        f"[timeouts]\nretry = 10.0\nsilence = 20.0\nhandshake = 30.0\ngrace = 20.0\n{extra}"
+        f"[timeouts]\nretry = {HANG}\nsilence = {HANG}\nhandshake = {HANG}\n"
+        f"opening = {HANG}\ngrace = {HANG}\n{extra}"
     )
     return path
 
@@ -91,13 +93,13 @@ class Hosts:
 
     async def linked(self) -> None:
         """Wait until every party has its links."""
-        with anyio.fail_after(10):
-            while not all(
+        await until(
+            lambda: all(
                 peer in server.links._links
                 for server in self.servers.values()
                 for peer in server.links.peers
-            ):
-                await anyio.sleep(0.01)
+            )
+        )
 
     async def upload(self, model: Path, name: str = "tiny", **options: Any) -> None:
         with open_checkpoint(model) as checkpoint:
@@ -127,6 +129,4 @@ async def hosts(
 
 async def quiet(cluster: Hosts, sessions: int = 0) -> None:
     """Wait until every party has so many sessions."""
-    with anyio.fail_after(10):
-        while any(server.sessions != sessions for server in cluster.servers.values()):
-            await anyio.sleep(0.005)
+    await until(lambda: all(s.sessions == sessions for s in cluster.servers.values()))

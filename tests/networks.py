@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from waiting import HANG, settled
+
 from protocols.shares import Role
 from puma_actors.certs import create_authority, issue
 from puma_actors.identity import PeerIdentity
@@ -32,7 +34,7 @@ NEARBY = Route(round_trip=0.5e-3, bandwidth=10e9, jitter=0.2e-3)
 DELAYED = "-delayed"
 DELAYABLE = ["memory", "memory-codec", *STREAMS]
 SCHEMES = [*DELAYABLE, *(f"{scheme}{DELAYED}" for scheme in DELAYABLE), "mux"]
-OPTIONS = StreamOptions(limits=LIMITS)
+OPTIONS = StreamOptions(silence=HANG, timeout=HANG, linger=HANG, limits=LIMITS)
 ALL = (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B, Role.OWNER, Role.CLIENT)
 _numbers = itertools.count()
 
@@ -160,7 +162,5 @@ class Labelling(Channel):
 
 
 async def wait_until_quiet() -> None:
-    """Let everybody do what they can do now; sockets need a moment of real time."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.005)
+    """Let everybody do what they can do now."""
+    await settled(landed=True)

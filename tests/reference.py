@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import anyio
 import numpy as np
 import tokenizers
 import torch
 import transformers
 from numpy.typing import NDArray
+from waiting import in_time
 
 from models.config import LlamaConfig
 from models.weights import Checkpoint
@@ -176,10 +176,10 @@ def own_threads() -> set[threading.Thread]:
 
 
 @asynccontextmanager
-async def leaves_nothing(seconds: float = 60.0) -> AsyncIterator[None]:
-    """A block that ends in time, with the tasks and threads that it began with."""
+async def leaves_nothing() -> AsyncIterator[None]:
+    """A block that ends, with the tasks and threads that it began with."""
     tasks, threads = asyncio.all_tasks(), own_threads()
-    with anyio.fail_after(seconds):
+    with in_time():
         yield
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= tasks

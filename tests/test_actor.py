@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from waiting import HANG, until
 
 from protocols.errors import (
     ConfigError,
@@ -127,7 +128,7 @@ async def test_the_default_main_stays_until_the_others_have_left() -> None:
     order: list[str] = []
 
     async def brief(actor: Actor) -> None:
-        await anyio.sleep(0.01)
+        await until(lambda: waiter.scheduler._state == "running")
         order.append("brief")
 
     actors = scripted({Role.CLIENT: brief, Role.OWNER: brief})
@@ -198,7 +199,7 @@ async def test_cancellation_leaves_nothing_behind() -> None:
 
     def long_computation() -> None:
         entered.set()
-        released.wait(5)
+        released.wait(HANG)
 
     async def compute(actor: Actor) -> None:
         async with actor.scheduler.link(1) as link:
@@ -220,8 +221,7 @@ async def test_cancellation_leaves_nothing_behind() -> None:
     async with anyio.create_task_group() as group:
         for actor in actors:
             group.start_soon(actor.run)
-        while not entered.is_set():
-            await anyio.sleep(0.001)
+        await until(entered.is_set)
         group.cancel_scope.cancel()
         released.set()
     assert asyncio.all_tasks() == before

@@ -13,6 +13,7 @@ from attacks import IDS, A, B, D, connect, serves
 from hosts import Hosts, free_port, hosts, quiet, write_config
 from networks import ALL
 from reference import save_model, save_tokenizer
+from waiting import in_time, until
 
 import puma_actors.serving
 from protocols.errors import Busy, ConfigError, PumaError, RemoteProtocolError, TransportError
@@ -229,16 +230,14 @@ async def test_huge_first_words(folder: Path, certificates: Path) -> None:
         async def announce(words: bytes) -> None:
             async with await anyio.connect_unix(where) as raw:
                 await raw.send(words)
-                with suppress(anyio.EndOfStream, anyio.BrokenResourceError), anyio.fail_after(10):
+                with suppress(anyio.EndOfStream, anyio.BrokenResourceError), in_time():
                     while await raw.receive():
                         pass
 
         async with anyio.create_task_group() as group:
             for words in HUGE:
                 group.start_soon(announce, words)
-        with anyio.fail_after(5):
-            while cluster.servers[D]._connections > before:
-                await anyio.sleep(0.01)
+        await until(lambda: cluster.servers[D]._connections <= before)
         assert await list_models(cluster.client) == {}
 
 
@@ -283,8 +282,19 @@ async def test_a_party_at_anothers_address(folder: Path, certificates: Path) -> 
         fourth = config.model_copy(update={"listen": f"tls://127.0.0.1:{free_port()}"})
         async with anyio.create_task_group() as group:
             server = PartyServer(fourth.model_copy(update={"store": "fourth"}), B)
+            calling, turned_away = server.links._call, anyio.Event()
+
+            async def call_once(peer: Role) -> Channel:
+                try:
+                    return await calling(peer)
+                except PumaError:
+                    if peer is A:
+                        turned_away.set()
+                    raise
+
+            server.links._call = call_once  # type: ignore[method-assign]
             group.start_soon(server.run)
-            await server.listening.wait()
-            await anyio.sleep(0.2)
+            with in_time():
+                await turned_away.wait()  # it called, and did not take what answered for A
             assert A not in server.links._links
             group.cancel_scope.cancel()

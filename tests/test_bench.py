@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clock import standing
 from secure_models import tiny_config
 
 from bench import __main__ as command
@@ -241,7 +242,8 @@ def test_traffic_stands_beside_a_reference(capsys):
 # -- networks --------------------------------------------------------------------------------------
 
 
-def test_networks_are_as_slow_as_asked(capsys):
+def test_networks_are_as_slow_as_asked(capsys, monkeypatch):
+    standing(monkeypatch, network_benchmarks)
     results = list(network_benchmarks.BENCHMARKS[0].run(QUICK))
     assert [r.case for r in results[:2]] == ["lan: round trip", "lan: throughput"]
     assert len(results) == 2 * len(PRESETS)
@@ -249,9 +251,9 @@ def test_networks_are_as_slow_as_asked(capsys):
         assert result.details["cores"] > 0
         if result.case.endswith("round trip"):
             asked, delivered = result.details["asked"], result.details["delivered"]
-            assert asked <= delivered <= 3 * asked + 0.05
+            assert asked <= delivered < 1.01 * asked  # the frame has a length
         else:
-            assert 0 < result.details["ratio"] <= 1.2  # bursts after a pause of the machine
+            assert result.details["ratio"] == pytest.approx(1)
     show(console(), document(QUICK, results, {}, 1.0)["machine"], results)
     out = capsys.readouterr().out
     assert "Modelled networks" in out and "100 Mbit/s" in out and "150 ms" in out

@@ -16,6 +16,7 @@ from reference import (
     save_tokenizer,
     set_config,
 )
+from waiting import HANG
 
 from puma_actors.cluster import LocalCluster
 
@@ -285,7 +286,7 @@ def test_a_full_disk_behind_stdout(folder):
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=60,
+            timeout=HANG,
         )
     assert done.returncode == 1
     assert done.stderr == "error: No space left on device\n"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from reference import leaves_nothing, own_threads, save_model, save_tokenizer
+from waiting import Stuck, in_time, unless_stuck
 
 from models import inference
 from protocols import secure
@@ -114,7 +115,7 @@ async def test_a_connection_that_breaks(folder, role):
                     await port.channel.aclose()
                 async for _ in tokens:
                     pass
-                with anyio.fail_after(5):  # the owner is missed a little later
+                with in_time():  # the owner is missed a little later
                     while True:
                         await running.forward(IDS)
     assert str(role) in str(told.value) or "closed" in str(told.value)
@@ -171,8 +172,8 @@ async def test_a_party_that_runs_another_program(folder, monkeypatch):
 
     monkeypatch.setattr(party, "evaluate", program)
     async with leaves_nothing(), LocalCluster.from_pretrained(folder) as running:
-        with pytest.raises(TimeoutError), anyio.fail_after(0.5):
-            await running.forward(IDS)
+        with pytest.raises(Stuck):
+            await unless_stuck(running.forward(IDS))
         monkeypatch.setattr(party, "evaluate", usual)
         assert len(await running.forward(IDS)) == len(IDS)  # and the session lives on
 
@@ -185,7 +186,7 @@ async def test_a_malformed_report_reaches_the_user(folder, role):
                 (sender,) = (p for p in running._parties if p.role is role)
                 report = EndedMessage(number=99).header()
                 await sender.scheduler.send_control(Role.CLIENT, report)
-                with pytest.raises(PumaError), anyio.fail_after(5):
+                with pytest.raises(PumaError), in_time():
                     while True:
                         await running.forward(IDS)
 
@@ -229,7 +230,7 @@ async def test_asyncio_cancellation_of_the_whole_cluster(folder):
     async def use() -> None:
         async with LocalCluster.from_pretrained(folder) as running:
             await answer(running)
-            await asyncio.sleep(60)
+            await anyio.sleep_forever()
 
     async with leaves_nothing():
         for turns in (*range(1, 60, 3), 100, 1000):

@@ -17,10 +17,12 @@ from reference import (
     own_threads,
     torch_logits,
 )
+from waiting import HANG
 
 from protocols.errors import ConfigError, ModelError
 from protocols.lane import Settings
 from puma_actors.cluster import LocalCluster
+from puma_actors.link import InferenceLink
 from puma_actors.owner import Owner
 from puma_actors.private import PrivateModel
 
@@ -176,7 +178,7 @@ def test_private_model_closed_by_hand_and_from_threads(folder, answer):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(HANG)
         assert results == [answer[:2]] * 3
         stream = model.stream(PROMPT, max_new_tokens=20)
         assert next(stream).id == answer[0]
@@ -195,24 +197,36 @@ def test_private_model_says_why_it_did_not_start(folder, tmp_path):
     assert own_threads() == before
 
 
-@contextmanager
-def interrupted_soon(seconds: float) -> Iterator[None]:
+def interrupt() -> None:
     """The stop button of a notebook, or Ctrl-C."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextmanager
+def interrupted_midway(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In the middle of a request, by the messages that were sent."""
+    usual, sent = InferenceLink.send, 0
+
+    async def send(self, *args, **options) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 50:
+            interrupt()
+        await usual(self, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(InferenceLink, "send", send)
         yield
-    timer.join()
 
 
-def test_an_interrupted_request_ends_and_the_next_is_answered(folder, answer):
+def test_an_interrupted_request_ends_and_the_next_is_answered(folder, answer, monkeypatch):
     before = own_threads()
     with PrivateModel.from_pretrained(folder) as model:
         model.generate(PROMPT, max_new_tokens=1)
-        with interrupted_soon(0.3):
+        with interrupted_midway(monkeypatch):
             while True:
                 model.generate(PROMPT, max_new_tokens=50)
-        with interrupted_soon(0.3):
+        with interrupted_midway(monkeypatch):
             while True:
                 model.forward(IDS)
         assert [token.id for token in model.stream(PROMPT, max_new_tokens=2)] == answer[:2]
@@ -223,10 +237,11 @@ def test_an_interrupted_load_ends(folder, monkeypatch):
     before = own_threads()
 
     async def forever(self) -> None:
+        interrupt()
         await anyio.sleep_forever()
 
     monkeypatch.setattr(Owner, "run", forever)
-    with interrupted_soon(1.0):
+    with pytest.raises(KeyboardInterrupt):
         PrivateModel.from_pretrained(folder)
     assert own_threads() == before
 

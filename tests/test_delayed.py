@@ -1,5 +1,5 @@
-"""Delayed channels: the arithmetic of a link exactly, the channels with generous bounds. What every
-transport promises is tested in test_transports.
+"""Delayed channels, by a clock that stands still while anything can happen (see `clock`): times are
+exact. What every transport promises is tested in test_transports.
 """
 
 import asyncio
@@ -10,13 +10,16 @@ from contextlib import asynccontextmanager
 import anyio
 import numpy as np
 import pytest
+from clock import Clock, standing
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import save_model, save_tokenizer
 from scheduling import PROGRAMS, on_lane, run, schedulers
+from waiting import in_time, settled
 
 from protocols.errors import RemoteProtocolError, TransportError
 from protocols.shares import COMPUTING, Role
+from puma_actors import requests
 from puma_actors.actor import Actor, connect_all
 from puma_actors.cluster import LocalCluster
 from puma_actors.network import Network, Route
@@ -30,9 +33,9 @@ A, B, D = Role.EVALUATOR_A, Role.EVALUATOR_B, Role.DEALER
 PROMPT = "I see the red cat"
 
 
-def at_most(asked: float) -> float:
-    """Generous: the machine may be busy."""
-    return 3 * asked + 0.05
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return standing(monkeypatch)
 
 
 @asynccontextmanager
@@ -125,51 +128,67 @@ def test_frames_are_charged_their_wire_form(sample: Frame) -> None:
 
 
 @pytest.mark.parametrize("latency", [0.00025, 0.003, 0.03])
-async def test_a_frame_is_delivered_after_the_latency(latency: float) -> None:
+async def test_a_frame_is_delivered_after_the_latency(latency: float, clock: Clock) -> None:
     async with slow_pair(Route(2 * latency)) as (left, right):
         for _ in range(3):
-            began = time.monotonic()
+            began = clock.now
             await left.send(frame())
             await right.receive()
-            spent = time.monotonic() - began
-            assert latency <= spent <= at_most(latency)
+            assert clock.now == began + latency
 
 
-async def test_a_frame_that_waits_unread_travels_meanwhile() -> None:
-    async with slow_pair(Route(0.2)) as (left, right):
-        await left.send(frame())
-        await anyio.sleep(0.12)
+@pytest.mark.parametrize("latency", [0.00025, 0.003])
+async def test_no_frame_is_early_by_the_real_clock(latency: float) -> None:
+    async with slow_pair(Route(2 * latency)) as (left, right):
         began = time.monotonic()
+        await left.send(frame())
         await right.receive()
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began >= latency
+
+
+async def test_a_frame_that_waits_unread_travels_meanwhile(clock: Clock) -> None:
+    async with slow_pair(Route(0.2)) as (left, right):
+        began = clock.now
+        await left.send(frame())
+        await right._changed.wait()
+        assert clock.now == began + 0.1
+        await right.receive()
+        assert clock.now == began + 0.1
 
 
 @pytest.mark.parametrize("codec", [False, True])
-async def test_a_large_frame_holds_up_what_is_behind_it(codec: bool) -> None:
+async def test_a_large_frame_holds_up_what_is_behind_it(codec: bool, clock: Clock) -> None:
     async with slow_pair(Route(0, bandwidth=8e7), codec=codec) as (left, right):  # 10 MB/s
-        began = time.monotonic()
+        began = clock.now
         assert left.try_send(frame(1, 500_000))
         assert left.try_send(frame(2))
         assert (await right.receive()).tag == (1,)
-        assert 0.05 <= time.monotonic() - began <= at_most(0.05)
+        assert clock.now - began == pytest.approx(wire_bytes(frame(1, 500_000)) / 1e7)
         assert (await right.receive()).tag == (2,)
-        began = time.monotonic()
+        began = clock.now
         await right.send(frame(3))
-        await left.receive()
-        assert time.monotonic() - began < 0.05  # the other direction is free
+        await left.receive()  # the other direction is free
+        assert clock.now - began == pytest.approx(wire_bytes(frame(3)) / 1e7)
 
 
-async def test_many_frames_take_what_the_bandwidth_allows() -> None:
+async def test_many_frames_take_what_the_bandwidth_allows(clock: Clock) -> None:
     got: list[int] = []
+    whole = asyncio.Event()
+
+    def sink(each: Frame) -> None:
+        got.append(each.tag[0])
+        if len(got) == 100:
+            whole.set()
+
     route = Route(0.001, bandwidth=8e8)  # 100 MB/s
     async with slow_pair(route) as (left, right), anyio.create_task_group() as group:
-        group.start_soon(right.pump, lambda each: got.append(each.tag[0]))
-        began = time.monotonic()
+        group.start_soon(right.pump, sink)
+        began = clock.now
         for index in range(100):
             await left.send(frame(index, 100_000))
-        while len(got) < 100:
-            await anyio.sleep(0.001)
-        assert 0.1 <= time.monotonic() - began <= at_most(0.1)
+        await whole.wait()
+        nbytes = sum(wire_bytes(frame(index, 100_000)) for index in range(100))
+        assert clock.now - began == pytest.approx(0.0005 + nbytes / 1e8)
         group.cancel_scope.cancel()
     assert got == list(range(100))
 
@@ -192,9 +211,9 @@ async def test_the_pipe_is_bounded_and_runs_on() -> None:
         assert (await right.receive()).tag == (count,)
 
 
-async def test_the_end_arrives_after_what_was_sent_and_not_before() -> None:
+async def test_the_end_arrives_after_what_was_sent_and_not_before(clock: Clock) -> None:
     async with slow_pair(Route(0.04)) as (left, right):
-        began = time.monotonic()
+        began = clock.now
         await left.send(frame(1))
         await left.send_eof()
         with pytest.raises(TransportError, match="closed"):
@@ -202,12 +221,12 @@ async def test_the_end_arrives_after_what_was_sent_and_not_before() -> None:
         assert (await right.receive()).tag == (1,)
         with pytest.raises(ChannelEnded, match="has finished"):
             await right.receive()
-        assert time.monotonic() - began >= 0.02
+        assert clock.now == began + 0.02
         await right.send(frame(3))
         assert (await left.receive()).tag == (3,)
 
 
-async def test_frames_to_a_side_that_has_left_are_lost_until_the_news_comes() -> None:
+async def test_frames_to_a_side_that_has_left_are_lost_until_the_news_comes(clock: Clock) -> None:
     async with slow_pair(Route(0.04)) as (left, right):
         await left.aclose()
         assert right.try_send(frame())
@@ -231,7 +250,8 @@ async def test_own_close_drops_what_is_on_its_way() -> None:
                     await right.pump(lambda each: pytest.fail("it was to take 5 s"))
 
             group.start_soon(pump)
-            await anyio.sleep(0.01)
+            await settled()
+            assert right._flying
             await right.aclose()
         with pytest.raises(TransportError, match="this side has closed"):
             await right.receive()
@@ -281,16 +301,18 @@ async def test_alarm_keeps_times_and_order(plain: bool, monkeypatch: pytest.Monk
     for ms in (30, 0.2, 5, 5, 1.5, -1):
         when = now + ms / 1000
         alarm.at(when, lambda when=when: ring(when))  # type: ignore[misc]
-    await asyncio.wait_for(done.wait(), 5)
+    with in_time():
+        await done.wait()
     assert [when for when, _ in called] == sorted(when for when, _ in called)
-    for when, actual in called:
-        assert when <= actual <= max(when, now) + 0.1
+    assert all(when <= actual for when, actual in called)
     alarm.at(time.monotonic(), lambda: pytest.fail("it was released"))
     alarm.release()
     alarm.release()
-    await asyncio.sleep(0.01)
-    fresh = Alarm.acquire()
+    fresh, later = Alarm.acquire(), asyncio.Event()
     assert fresh is not alarm
+    fresh.at(time.monotonic() + 0.005, later.set)
+    with in_time():
+        await later.wait()
     fresh.release()
 
 
@@ -312,7 +334,7 @@ async def test_programs_give_the_same_behind_a_network(program) -> None:
         assert traffic.online_bytes == counted.online_bytes
 
 
-async def test_links_differ_by_pair_of_roles() -> None:
+async def test_links_differ_by_pair_of_roles(clock: Clock) -> None:
     network = Network("far", Route(0.001), ((("*", "dealer"), Route(0.06)),))
     actors = [Actor(role) for role in (A, B, D)]
     before = asyncio.all_tasks()
@@ -323,10 +345,10 @@ async def test_links_differ_by_pair_of_roles() -> None:
         async with actor, actor.scheduler.link(1) as link:
             if actor.role is A:
                 for peer in (B, D):
-                    began = time.monotonic()
+                    began = clock.now
                     await link.send(peer, (peer is D, 1), [b"x"], online=True)
                     await link.receive(peer, (peer is D, 1))
-                    seconds[peer] = time.monotonic() - began
+                    seconds[peer] = clock.now - began
             else:
                 tag = (actor.role is D, 1)
                 await link.receive(A, tag)
@@ -335,11 +357,12 @@ async def test_links_differ_by_pair_of_roles() -> None:
     async with anyio.create_task_group() as group:
         for actor in actors:
             group.start_soon(party, actor)
-    assert 0.001 <= seconds[B] < 0.06 <= seconds[D] <= at_most(0.06)
+    assert seconds == {B: pytest.approx(0.001), D: pytest.approx(0.06)}
     assert asyncio.all_tasks() == before
 
 
-async def test_a_cluster_answers_the_same_behind_a_network(tmp_path) -> None:
+async def test_a_cluster_answers_the_same_behind_a_network(tmp_path, monkeypatch) -> None:
+    standing(monkeypatch, requests)
     folder = save_tokenizer(save_model(tmp_path, seed=3))
     answers, prefill = [], []
     for network in (None, "10ms,1gbit,jitter=2ms"):

@@ -25,6 +25,7 @@ from scheduling import (
     schedulers,
     swaps,
 )
+from waiting import HANG, settled
 
 from protocols.errors import LocalProtocolError, PeerFailed, RemoteProtocolError
 from protocols.fields import Field
@@ -155,7 +156,7 @@ async def test_a_lost_connection_is_peer_failed_everywhere() -> None:
 
 
 async def test_every_kind_of_waiter_wakes() -> None:
-    parties = schedulers((D, A, B), flow=Flow(window=1000, control=1000))
+    parties = schedulers((D, A, B), flow=Flow(window=1000, control=1000, grace=HANG))
     woken: list[str] = []
 
     async def noting(name: str, awaitable: Awaitable[Any]) -> None:
@@ -189,7 +190,7 @@ async def test_every_kind_of_waiter_wakes() -> None:
         await lane.receive_bytes(B, 1)
 
     async def crash(scheduler: RoundScheduler) -> None:
-        await anyio.sleep(0.02)
+        await settled()  # all of them wait
         raise RuntimeError
 
     async def idle(scheduler: RoundScheduler) -> None:
@@ -230,7 +231,7 @@ async def test_cancellation_tells_the_others() -> None:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as inner:
                 inner.start_soon(party, B)
-                await anyio.sleep(0.005)
+                await settled()
                 scope.cancel()
     assert {str(error) for error in errors.values()} == {"evaluator-b failed: it was cancelled"}
     assert set(errors) == {D, A}

@@ -9,6 +9,7 @@ import anyio
 import msgpack
 import pytest
 from hosts import hosts
+from waiting import in_time, until
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from protocols.shares import COMPUTING, Role
@@ -223,7 +224,7 @@ async def test_stalled_handshakes_keep_nobody_out(certificates: Path) -> None:
         port = int(listener.address.rpartition(":")[2])
         stalled = [await anyio.connect_tcp("localhost", port) for _ in range(_BACKLOG + 10)]
         try:
-            with anyio.fail_after(5):
+            with in_time():
                 async with await TlsTransport(there).connect(listener.address):
                     found = await listener.accept()
                     assert found.peer_identity is not None
@@ -244,14 +245,12 @@ async def test_guests_leave_places_for_the_parties(
         guests = []
         for _ in range(6):
             guests.append(await config.transport(where, Role.CLIENT).connect(where))
-        await anyio.sleep(0.1)
-        assert dealer._connections == 20 - server._KEPT_FOR_PARTIES
+        await until(lambda: dealer._connections == 20 - server._KEPT_FOR_PARTIES)
         with pytest.raises(TransportError):
             await guests[-1].receive()
         for guest in guests[:-1]:
             assert guest.peer_identity is not None
         party = await config.transport(where, Role.EVALUATOR_A).connect(where)
-        await anyio.sleep(0.1)
-        assert dealer._connections == 21 - server._KEPT_FOR_PARTIES
+        await until(lambda: dealer._connections == 21 - server._KEPT_FOR_PARTIES)
         for channel in (*guests, party):
             await channel.aclose()

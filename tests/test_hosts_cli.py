@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import anyio
 import pytest
 from hosts import addresses_for, write_config
 from reference import save_model, save_tokenizer
+from waiting import HANG, until_now
 
 from protocols.errors import Busy
 from protocols.shares import COMPUTING, Role
@@ -37,7 +37,7 @@ def puma(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=120,
+        timeout=HANG,
         check=False,
     )
     assert process.returncode == code, process.stdout + process.stderr
@@ -70,14 +70,13 @@ class Party:
 
     def wait_for(self, event: str, count: int = 1, saying: str = "") -> None:
         """`saying`: what its reason has in it."""
-        deadline = time.monotonic() + 60
-        while (
-            sum(e["event"] == event and saying in e.get("reason", "") for e in self.events())
-            < count
-        ):
+
+        def happened() -> bool:
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
+            found = [e for e in self.events() if e["event"] == event]
+            return sum(saying in e.get("reason", "") for e in found) >= count
+
+        until_now(happened, self.log.read_text)
 
 
 @pytest.fixture
@@ -130,7 +129,7 @@ def test_five_roles_in_processes_of_their_own(
     assert {way["to"] for way in ways if way["problem"]} == {"evaluator-a"}
     for role in (Role.DEALER, Role.EVALUATOR_B):
         parties[role].process.send_signal(signal.SIGTERM)
-        assert parties[role].process.wait(20) == 0
+        assert parties[role].process.wait(HANG) == 0
     for party in parties.values():
         events = party.events()
         assert events[-1]["event"] == "stopped"
@@ -140,7 +139,9 @@ def test_five_roles_in_processes_of_their_own(
 
 
 async def drain(config: Path, party: Party) -> None:
-    """SIGTERM while a session runs: it may finish, others are refused."""
+    """SIGTERM while a session runs: it may finish, others are refused. The grace time is no limit
+    here: it runs on while other processes start, which may take long.
+    """
     cluster = load_config(config, environ={})
     async with await RemoteCluster.open(cluster, "tiny") as remote:
         party.process.send_signal(signal.SIGTERM)
@@ -151,7 +152,7 @@ async def drain(config: Path, party: Party) -> None:
         refused = await anyio.to_thread.run_sync(lambda: puma(*command, code=3))
         assert "busy: evaluator-a" in refused.stderr
         assert (await remote.forward([1, 3, 7])).shape[0] == 3
-    assert await anyio.to_thread.run_sync(party.process.wait, 20) == 0
+    assert await anyio.to_thread.run_sync(party.process.wait, HANG) == 0
 
 
 def test_a_party_that_cannot_start(folder: Path, certificates: Path) -> None:

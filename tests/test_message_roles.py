@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from message_samples import ANNOUNCED, CONFIG, PLAN
 from reference import leaves_nothing, save_model
+from waiting import settled
 
 from models.calibrate import calibrate
 from models.families import load_parameters, parameters_of
@@ -359,8 +360,8 @@ async def test_a_client_refuses_parties_with_another_model():
             await actor.scheduler.send_control(Role.CLIENT, OTHER.header())
 
         async def owner(actor: Actor, early: bool = early) -> None:
-            if early:
-                await anyio.sleep(0.05)
+            if early:  # the client has taken the party's word, and waits
+                await settled()
             await actor.scheduler.send_control(Role.CLIENT, ANNOUNCED.header())
             await actor.scheduler.send_control(Role.DEALER, {})
 

@@ -6,6 +6,7 @@ from unittest import mock
 
 import anyio
 import pytest
+from clock import standing
 from tiny_models import save, tiny_model
 
 from models.program import Batch
@@ -16,6 +17,7 @@ from protocols.events import Call, Receive, Send, Slice
 from protocols.lane import Lane, Settings
 from protocols.meter import Meter
 from protocols.shares import COMPUTING, EVALUATORS, Role
+from puma_actors import recorder
 from puma_actors.cluster import LocalCluster
 from puma_actors.network import PRESETS, Route, parse_network
 from puma_actors.port import unheard
@@ -248,7 +250,10 @@ def test_ranking_is_by_share_with_a_reason(profile):
             assert "\n" not in advice.reason
 
 
-async def test_the_dealer_is_waited_for_where_its_link_is_slow(folder, tmp_path):
+async def test_the_dealer_is_waited_for_where_its_link_is_slow(folder, tmp_path, monkeypatch):
+    clock = standing(monkeypatch)
+    for module in (observed, recorder):
+        monkeypatch.setattr(module, "clock", clock.tick)
     file = tmp_path / "far.toml"
     file.write_text(
         'round_trip = "0ms"\n[[links]]\nbetween = ["dealer", "*"]\nround_trip = "60ms"\n'

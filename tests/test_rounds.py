@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from scheduling import PROGRAMS, SESSION, A, B, D, forked, hostile, on_lane, run, schedulers
+from waiting import HANG, until
 
 from protocols.cost import Cost
 from protocols.errors import LocalProtocolError
@@ -154,7 +155,7 @@ async def test_small_work_runs_inline_and_large_work_on_few_threads() -> None:
         with lock:
             running += 1
             most = max(most, running)
-        gate.wait(0.01)
+        gate.wait(HANG)
         with lock:
             running -= 1
         return threading.current_thread().name
@@ -165,8 +166,17 @@ async def test_small_work_runs_inline_and_large_work_on_few_threads() -> None:
     async def program(scheduler: RoundScheduler) -> None:
         async with scheduler.link(1) as link:
             gate = threading.Event()
+            gate.set()
             assert await link.run(99, work, gate) == main
-            names = await link.gather([link.run(100, work, gate) for _ in range(8)])
+            gate.clear()
+
+            async def open_gate() -> None:
+                await until(lambda: running == 2)
+                gate.set()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(open_gate)
+                names = await link.gather([link.run(100, work, gate) for _ in range(8)])
             assert main not in names
 
     scheduler = schedulers((A, B), compute=compute)[A]

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from hosts import hosts, quiet
 from reference import leaves_nothing, save_model, save_tokenizer
+from waiting import in_time, settled, until
 
 import puma_actors.remote
 import puma_actors.server
 import puma_actors.serving
+from models.program import Batch
 from protocols.errors import (
     Busy,
     ConfigError,
@@ -27,6 +30,7 @@ from protocols.errors import (
 from protocols.shares import COMPUTING, Role
 from puma_actors.calls import call, list_models, problem_of, remove_model
 from puma_actors.cluster import LocalCluster
+from puma_actors.link import InferenceLink
 from puma_actors.remote import RemoteCluster
 from puma_actors.server import PartyServer
 from puma_actors.store import Draft
@@ -78,14 +82,12 @@ async def test_a_party_that_dies_ends_its_sessions_and_can_come_back(
     async with leaves_nothing(), hosts(folder, certificates) as cluster:
         await cluster.upload(model)
         remote = await RemoteCluster.open(cluster.client, "tiny")
-        with anyio.fail_after(20), pytest.raises(PumaError, match=str(dead)):
+        with in_time(), pytest.raises(PumaError, match=str(dead)):
             async with remote:
                 await cluster.kill(dead)
                 await remote.forward(IDS)
         others = [role for role in COMPUTING if role is not dead]
-        with anyio.fail_after(10):
-            while any(cluster.servers[role].sessions for role in others):
-                await anyio.sleep(0.01)
+        await until(lambda: not any(cluster.servers[role].sessions for role in others))
         with pytest.raises(Busy, match=f"no connection to {dead}"):
             await call(cluster.client, Role.CLIENT, others[0], "session", model="tiny", retry=0.0)
         await cluster.start(dead)
@@ -139,6 +141,68 @@ async def test_an_idle_session_is_ended(
                 await remote.forward(IDS)
                 await quiet(cluster)
                 await remote.forward(IDS)
+
+
+class Looks:
+    """Idle times pass when the test says so, at all parties at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._over, self.begun = anyio.Event(), 0
+        patched = {**vars(anyio), "sleep": self._sleep}
+        monkeypatch.setattr(puma_actors.serving, "anyio", SimpleNamespace(**patched))
+
+    async def _sleep(self, seconds: float) -> None:
+        self.begun += 1
+        await self._over.wait()
+
+    def pass_by(self) -> int:
+        """Every party will look, and wait again: the number of waits by then."""
+        over, self._over = self._over, anyio.Event()
+        over.set()
+        return self.begun + len(COMPUTING)
+
+
+async def test_a_step_may_take_longer_than_the_idle_time(
+    folder: Path,
+    certificates: Path,
+    model: Path,
+    wanted: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks, usual, sent = Looks(monkeypatch), InferenceLink.send, 0
+    turn = anyio.Lock()  # lanes send side by side
+
+    async def send(self: InferenceLink, *args: Any, **options: Any) -> None:
+        nonlocal sent
+        await usual(self, *args, **options)
+        if self.role is Role.EVALUATOR_A:
+            sent += 1
+            if sent % 25 == 0:
+                async with turn:
+                    number = looks.pass_by()
+                    await until(lambda: looks.begun >= number)
+
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model)
+        monkeypatch.setattr(InferenceLink, "send", send)
+        async with await RemoteCluster.open(cluster.client, "tiny") as remote:
+            assert np.abs(await remote.forward(IDS) - wanted).max() < 0.05
+    assert sent > 100
+
+
+async def test_a_client_that_goes_to_sleep_in_a_step_is_idle(
+    folder: Path, certificates: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Looks(monkeypatch)
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model)
+        with pytest.raises(PumaError, match="the session was idle"):
+            async with await RemoteCluster.open(cluster.client, "tiny") as remote:
+                await remote.client.begin(Batch((3,), "last"))
+                while True:
+                    await settled()  # as far as they come without the client's ids
+                    remote.client.scheduler.check()
+                    looks.pass_by()
 
 
 async def test_one_upload_of_a_name_at_a_time(
@@ -197,7 +261,7 @@ async def test_shares_of_different_uploads(
         monkeypatch.setattr(puma_actors.remote, "_agreed", trusting)
         with pytest.raises(PumaError, match="hold different uploads"):
             async with await RemoteCluster.open(cluster.client, "tiny"):
-                await anyio.sleep(5)
+                pytest.fail("the parties agreed")
 
 
 @pytest.mark.parametrize("bad", [Role.DEALER, Role.EVALUATOR_B])
@@ -298,7 +362,7 @@ async def test_draining(folder: Path, certificates: Path, model: Path, wanted: n
                 await RemoteCluster.open(cluster.client, "tiny")
             assert np.abs(await remote.forward(IDS) - wanted).max() < 0.05
             assert not leaving.ended.is_set()  # type: ignore[attr-defined]
-        with anyio.fail_after(5):
+        with in_time():
             await leaving.ended.wait()  # type: ignore[attr-defined]
 
 
@@ -316,11 +380,10 @@ async def test_draining_gives_up_after_the_grace_time(
         await server.listening.wait()
         cluster.servers[Role.DEALER] = server
         await cluster.linked()
-        with pytest.raises(PumaError), anyio.fail_after(10):
+        with pytest.raises(PumaError), in_time():
             async with await RemoteCluster.open(cluster.client, "tiny") as remote:
                 server.drain()
-                while server.sessions:
-                    await anyio.sleep(0.01)
+                await until(lambda: not server.sessions)
                 await remote.forward(IDS)
 
 

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 
 import anyio
 import pytest
+from waiting import HANG
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from protocols.prf import KeyRing
@@ -120,7 +121,7 @@ async def test_changed_hello_fails_on_both_sides(field: str) -> None:
 
     async def side(channel: Channel, me: Identity, other: Role) -> None:
         try:
-            await handshake(channel, me, {other}, timeout=5)
+            await handshake(channel, me, {other}, timeout=HANG)
         except (RemoteProtocolError, TransportError) as error:
             caught.append(str(error))
 
@@ -157,7 +158,7 @@ async def test_a_lie_about_the_program_fails_the_confirmation(
     async def side(channel: Channel, me: Identity, other: Role, own: str) -> None:
         build.set(own)
         try:
-            await handshake(channel, me, {other}, timeout=5)
+            await handshake(channel, me, {other}, timeout=HANG)
         except (RemoteProtocolError, TransportError) as error:
             caught.append(str(error))
 

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import anyio
 import pytest
 from networks import OPTIONS, STREAMS, address_of, connected, transport_of, wait_until_quiet
+from waiting import HANG, in_time, until
 
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
 from protocols.shares import Role
@@ -22,7 +24,7 @@ from puma_actors.port import Port
 from puma_actors.session import Peer
 from puma_actors.transports import Channel, ChannelEnded, TcpTransport, Unreachable, connect
 from puma_actors.transports.base import connect_patiently
-from puma_actors.transports.stream import CHUNK_BYTES, StreamOptions
+from puma_actors.transports.stream import CHUNK_BYTES, StreamChannel, StreamOptions
 from puma_actors.wire import _PRELUDE, MAGIC, NO_SESSION, VERSION, Decoder, Frame, Kind, encode
 
 pytestmark = pytest.mark.parametrize("scheme", STREAMS)
@@ -117,25 +119,48 @@ async def test_bytes_one_by_one(scheme: str, certificates: Path) -> None:
 
 async def test_silence_is_death(scheme: str, certificates: Path) -> None:
     async with stranger(scheme, certificates, SHORT) as (channel, _, _writer):
-        with anyio.fail_after(10), pytest.raises(TransportError, match=r"silent for 0\.3 s"):
+        with in_time(), pytest.raises(TransportError, match=r"silent for 0\.3 s"):
             await channel.receive()
         with pytest.raises(TransportError, match="silent"):
             await channel.send(numbered(1))
 
 
-async def test_idle_peers_live(scheme: str, certificates: Path) -> None:
+@pytest.fixture
+def silences(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[None]]:
+    """Waits until every channel could twice have noticed that nothing comes."""
+    ticks: Counter[StreamChannel] = Counter()
+    usual = StreamChannel._tick
+
+    def tick(self: StreamChannel) -> None:
+        ticks[self] += 1
+        usual(self)
+
+    async def pass_by() -> None:
+        for channel in ticks:
+            ticks[channel] = 0
+        await until(lambda: min(ticks.values()) > 10)  # of which there are four in a silence
+
+    monkeypatch.setattr(StreamChannel, "_tick", tick)
+    return pass_by
+
+
+async def test_idle_peers_live(
+    scheme: str, certificates: Path, silences: Callable[[], Awaitable[None]]
+) -> None:
     async with connected(scheme, certificates, SHORT) as (left, right):
-        await anyio.sleep(0.6)
+        await silences()
         await left.send(numbered(1))
         assert (await right.receive()).tag == (1,)
         await left.send_eof()
-        await anyio.sleep(0.5)
+        await silences()
         await right.send(numbered(2))
         assert (await left.receive()).tag == (2,)
         assert (left.sent_frames, right.sent_frames) == (1, 1)
 
 
-async def test_a_slow_reader_is_not_dead(scheme: str, certificates: Path) -> None:
+async def test_a_slow_reader_is_not_dead(
+    scheme: str, certificates: Path, silences: Callable[[], Awaitable[None]]
+) -> None:
     async def talk(channel: Channel) -> None:
         for index in range(60):
             await channel.send(numbered(index, 1 << 19))
@@ -145,7 +170,7 @@ async def test_a_slow_reader_is_not_dead(scheme: str, certificates: Path) -> Non
         anyio.create_task_group() as group,
     ):
         group.start_soon(talk, left)
-        await anyio.sleep(0.8)
+        await silences()
         for index in range(60):
             assert (await right.receive()).tag == (index,)
 
@@ -229,15 +254,28 @@ async def test_closing_waits_for_what_is_under_way(scheme: str, certificates: Pa
 
 async def test_closing_in_a_cancelled_scope_is_quick(scheme: str, certificates: Path) -> None:
     async with stranger(scheme, certificates) as (channel, _, _writer):
-        with anyio.move_on_after(30) as scope:
+        with anyio.CancelScope() as scope:
             scope.cancel()
             await channel.aclose()
         with pytest.raises(TransportError, match="this side has closed"):
             await channel.receive()
 
 
-async def test_connecting_waits_for_the_listener(scheme: str, certificates: Path) -> None:
+async def test_connecting_waits_for_the_listener(
+    scheme: str, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     transport = transport_of(scheme, certificates)
+    usual, refusals = transport.connect, 0
+
+    async def connecting(address: str) -> Channel:
+        nonlocal refusals
+        try:
+            return await usual(address)
+        except Unreachable:
+            refusals += 1
+            raise
+
+    monkeypatch.setattr(transport, "connect", connecting)
     async with address_of(scheme) as address:
         if scheme != "unix":
             with socket.socket() as probe:
@@ -248,11 +286,11 @@ async def test_connecting_waits_for_the_listener(scheme: str, certificates: Path
         found: list[Channel] = []
 
         async def call() -> None:
-            found.append(await connect_patiently(transport, address, 30.0))
+            found.append(await connect_patiently(transport, address, HANG))
 
         async with anyio.create_task_group() as group:
             group.start_soon(call)
-            await anyio.sleep(0.2)
+            await until(lambda: refusals > 3)
             assert not found
             async with (
                 await transport.listen(address) as listener,

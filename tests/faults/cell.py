@@ -104,9 +104,9 @@ def restore(cluster: Cluster) -> None:
     cluster.heal()
     for party in cluster.parties.values():
         party.process.kill()
-        party.process.join(10)
+        party.process.join(DEADLINE)
     cluster.revive()
-    cluster.linked(60.0)
+    cluster.linked()
 
 
 # -- a fault in the middle of something ------------------------------------------------------------

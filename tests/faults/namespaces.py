@@ -12,7 +12,17 @@ from pathlib import Path
 import transformers
 from reference import save_model, save_tokenizer
 
-from faults.harness import DEADLINE, MODEL, PROMPT, SILENCE, Caller, Party, links, wait_until
+from faults.harness import (
+    DEADLINE,
+    HANDSHAKE,
+    MODEL,
+    PROMPT,
+    SILENCE,
+    Caller,
+    Party,
+    links,
+    wait_until,
+)
 from faults.roles import start
 from protocols.shares import COMPUTING, Role
 from puma_actors.certs import create_authority, issue
@@ -24,7 +34,7 @@ _NET, _PORT = "10.213.77", 7101
 
 def _ip(*arguments: str) -> None:
     command = ["ip", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     if done.returncode:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
 
@@ -91,7 +101,7 @@ def _configure(folder: Path, who: str) -> Path:
     parties = "".join(f'{r} = "tls://{_hosts()[r]}:{_PORT}"\n' for r in COMPUTING)
     path.write_text(
         f'certificates = "certs"\nstore = "{who}-store"\n[parties]\n{parties}'
-        f"[timeouts]\nretry = 5.0\nsilence = {SILENCE}\nhandshake = 5.0\n"
+        f"[timeouts]\nretry = 5.0\nsilence = {SILENCE}\nhandshake = {HANDSHAKE}\n"
     )
     return path
 
@@ -106,7 +116,7 @@ def _caller(folder: Path, number: int, *arguments: object) -> Caller:
 
 def _answers(folder: Path, number: int) -> str:
     caller = _caller(folder, number, "generate", "-m", MODEL, "-p", PROMPT, "-n", 4)
-    caller.process.join(60)
+    caller.process.join(DEADLINE)
     assert caller.process.exitcode == 0, caller.errors.read_text()
     return caller.out.read_text().splitlines()[0]
 
@@ -128,9 +138,9 @@ def answer_across_namespaces(folder: Path) -> None:
                 command = ["party", "--role", party.role, "--config", party.config]
                 name, log = _name(party.role), party.log
                 party.process = start(command, folder, party.role, log, log, name)
-            _wait_links(parties, 120.0)
+            _wait_links(parties)
             upload = _caller(folder, 0, "upload", model, "--name", MODEL)
-            upload.process.join(60)
+            upload.process.join(DEADLINE)
             assert upload.process.exitcode == 0, upload.errors.read_text()
             first = _answers(folder, 1)
             _break_and_mend(folder, parties)
@@ -138,12 +148,12 @@ def answer_across_namespaces(folder: Path) -> None:
         finally:
             for party in parties:
                 party.process.kill()
-                party.process.join(10)
+                party.process.join(DEADLINE)
 
 
-def _wait_links(parties: list[Party], seconds: float = DEADLINE) -> None:
+def _wait_links(parties: list[Party]) -> None:
     for party in parties:
-        wait_until(lambda p=party: links(p) == 2, f"links of {party.role}", seconds)
+        wait_until(lambda p=party: links(p) == 2, f"links of {party.role}")
 
 
 def _wait_lost(parties: list[Party], role: Role) -> None:
@@ -158,7 +168,7 @@ def _wait_lost(parties: list[Party], role: Role) -> None:
 def _break_and_mend(folder: Path, parties: list[Party]) -> None:
     (folder / "hold").write_text(f"{Role.EVALUATOR_A} decode")
     caller = _caller(folder, 2, "generate", "-m", MODEL, "-p", PROMPT, "-n", 4)
-    wait_until((folder / "reached").exists, "the moment", 60.0)
+    wait_until((folder / "reached").exists, "the moment")
     unplug(Role.EVALUATOR_B)
     (folder / "hold").unlink()
     caller.process.join(DEADLINE)

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from waiting import HANG
+
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 _LEAST = 25
 """Shorter chunks are not corrupted: an alert, which ends the connection anyway, has 24 bytes."""
@@ -115,7 +117,7 @@ class Proxy:
             done.set()
 
         self._loop.call_soon_threadsafe(run)
-        if not done.wait(10):
+        if not done.wait(HANG):
             raise TimeoutError("the proxy's thread does not answer")
 
     def cut(self) -> None:
@@ -164,5 +166,5 @@ class Proxies:
         for proxy in self._made:
             proxy.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(HANG)
         self._loop.close()

@@ -121,7 +121,7 @@ class Soak:
             self._party_kills.pop(0)
             party = self.cluster.parties[self._victim]
             kill(party.process, signal.SIGKILL)
-            party.process.join(10)
+            party.process.join(DEADLINE)
             self.cluster.start(self._victim)
             self.figures.restarts += 1
 
@@ -129,7 +129,7 @@ class Soak:
         for request in list(self._running):
             spent = time.monotonic() - request.began
             if request.caller.process.is_alive():
-                if spent > 4 * DEADLINE:
+                if spent > DEADLINE:
                     self._end(request, "hung")
                 continue
             self._end(request, self._judge(request, spent))

@@ -5,11 +5,12 @@ import os
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
 from networks import make_certificates
 
 from faults.cell import Cell, check_failure
@@ -132,7 +133,9 @@ def _folder(cluster: Cluster, kind: str) -> Path:
         (folder / name).chmod(0o600)
     for role in (*COMPUTING, Role.CLIENT):
         issue(folder, PeerIdentity(role, str(role)), ["127.0.0.1"], days=1e-5)
-    time.sleep(2.0)  # 1e-5 days, and the rounding of certificates' times
+    last = (folder / f"{Role.CLIENT}.pem").read_bytes()
+    ends = x509.load_pem_x509_certificate(last).not_valid_after_utc
+    wait_until(lambda: datetime.now(UTC) > ends + timedelta(seconds=1), "certificates run out")
     return folder
 
 
@@ -180,7 +183,7 @@ def _impostor(context: ssl.SSLContext) -> Iterator[int]:
                 plain, _ = listening.accept()
             except OSError:
                 return
-            plain.settimeout(5.0)
+            plain.settimeout(DEADLINE)
             with contextlib.suppress(OSError):
                 held.append(context.wrap_socket(plain, server_side=True))
 
@@ -191,7 +194,7 @@ def _impostor(context: ssl.SSLContext) -> Iterator[int]:
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
-        thread.join(10)
+        thread.join(DEADLINE)
         for each in held:
             each.close()
 
