@@ -99,6 +99,16 @@ def check_name(name: str) -> str:
     return name
 
 
+def words_file(number: int) -> str:
+    """The file of a masked tensor."""
+    return f"{number:05}.words"
+
+
+def seed_file(which: int) -> str:
+    """The file of a seed."""
+    return f"seed-{which}"
+
+
 def seeds_of(role: Role) -> tuple[Literal[1, 2], ...]:
     """Which of an upload's two seeds a party knows."""
     return {Role.DEALER: (1, 2), Role.EVALUATOR_A: (1,), Role.EVALUATOR_B: (2,)}[role]  # type: ignore[return-value]
