@@ -274,10 +274,10 @@ def _context(authority: Path, certificate: Path, key: Path, *, server: bool) -> 
 
 
 def _rotation(identity: PeerIdentity, folder: Path) -> str:
-    name = stem(identity)
+    name, host = stem(identity), " --host HOST" if identity.role in COMPUTING else ""
     return (
         f"to rotate, remove {name}.pem and {name}.key from {folder}, then run `puma certs issue "
-        f"--folder {folder} --role {identity.role} --name {identity.name} --host HOST` and restart"
+        f"--folder {folder} --role {identity.role} --name {identity.name}{host}` and restart"
     )
 
 

@@ -137,7 +137,9 @@ async def enter(
     header = {"do": "enter", **request.model_dump()}
     await channel.send(Frame(Kind.CONTROL, session, (), header))
     frame = await channel.receive()
-    if frame.session != session or frame.kind not in (Kind.CONTROL, Kind.ERROR):
+    fits = frame.session == session and frame.kind in (Kind.CONTROL, Kind.ERROR)
+    # Who does not understand the request, of another version, does not know its session either.
+    if not (fits or (frame.session == NO_SESSION and frame.kind is Kind.ERROR)):
         raise RemoteProtocolError(f"{channel.peer_address} answered with another kind of frame")
     content = dict(frame.header)
     if frame.kind is Kind.ERROR:
