@@ -92,6 +92,8 @@ class Residents:
                 yield await self._hold(name, manifest)
         finally:
             self._users[name] -= 1
+            if not self._users[name]:
+                del self._users[name]
 
     def _describe(self, name: str) -> tuple[Manifest, Plan]:
         manifest = self._store.manifest(name)
