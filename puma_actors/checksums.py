@@ -47,7 +47,7 @@ class Checksums:
 
     def forget(self, folder: Path) -> None:
         """Drop what is known of a folder's files."""
-        for path in [path for path in self._found if path.parent == folder]:
+        for path in [path for path in list(self._found) if path.parent == folder]:
             self._found.pop(path, None)
 
     def read(self, path: Path, entry: FileEntry) -> NDArray[np.uint8]:

@@ -44,6 +44,7 @@ from puma_actors.manifest import (
     FileEntry,
     Manifest,
     check_name,
+    is_name,
 )
 from puma_actors.stored import Stored, check_complete
 
@@ -90,9 +91,10 @@ class ModelStore:
             raise ConfigError(
                 f"the store {self.folder} is open to others: run `chmod 700 {self.folder}`"
             )
-        for path in self.folder.iterdir():
-            if path.name.startswith((_DRAFT, _GONE)) or (path / _PENDING).exists():
-                shutil.rmtree(path, ignore_errors=True)
+        left = [p for p in self.folder.iterdir() if p.name.startswith((_DRAFT, _GONE))]
+        models = [self.folder / name for name in self.names()]
+        for path in left + [path for path in models if (path / _PENDING).exists()]:
+            shutil.rmtree(path, ignore_errors=True)
         return self
 
     def __exit__(
@@ -112,9 +114,8 @@ class ModelStore:
     # -- what is there ----------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        """All models, damaged ones included."""
-        paths = self.folder.iterdir()
-        return sorted(p.name for p in paths if p.is_dir() and not p.name.startswith("."))
+        """All models, damaged ones included; of other folders, like lost+found, nothing is said."""
+        return sorted(p.name for p in self.folder.iterdir() if is_name(p.name) and p.is_dir())
 
     def __contains__(self, name: str) -> bool:
         return (self.folder / check_name(name)).is_dir()

@@ -283,6 +283,15 @@ def test_a_file_that_changes_while_it_is_read(
             evaluator.checksums.read(path, entry)
 
 
+def test_a_store_at_the_root_of_a_disk(tmp_path: Path) -> None:
+    """Has folders that are none of its own, and that it may not even look into."""
+    (tmp_path / "store").mkdir(mode=0o700)
+    (tmp_path / "store" / "lost+found").mkdir(mode=0)
+    with ModelStore(tmp_path / "store", Role.DEALER) as store:
+        put(store)
+        assert store.names() == ["tiny"]
+
+
 def test_files_that_cannot_be_deleted(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store)
     with monkeypatch.context() as patch:

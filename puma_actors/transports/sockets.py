@@ -99,7 +99,8 @@ class StreamTransport(Transport):
                 f"no answer from {peer} within {options.timeout:g} s: is it running?"
             ) from None
         except ssl.SSLError as error:
-            kind = TransportError if isinstance(error, ssl.SSLEOFError) else Refused
+            # Anything else may come from a line that is cut or disturbed, and pass.
+            kind = Refused if "CERT" in (error.reason or "") else TransportError
             raise kind(f"no TLS with {peer}: {explain(error)}") from error
         except socket.gaierror as error:  # at once: a host that nobody knows will not come up
             raise ConfigError(
