@@ -71,11 +71,17 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer that lies beside, or inside of, the weights at `path`.
+        """The tokenizer at `path`: beside the weights, inside of them, or alone in a folder.
 
         Raises ModelError when it is missing, damaged or of an unsupported kind.
         """
-        source = find_source(path)
+        try:
+            source = find_source(path)
+        except ModelError:
+            folder = Path(path).expanduser()
+            if not (folder / "tokenizer.json").is_file():
+                raise
+            return cls.from_folder(folder)  # clients have no weights
         if source.kind == "safetensors":
             return cls.from_folder(source.folder)
         file = GgufFile(source.file)

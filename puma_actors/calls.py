@@ -2,17 +2,18 @@
 
 calls = await call_all(config, Role.CLIENT, "session", model="llama")
 calls[Role.DEALER].answer, .buffers, .channel
-await list_models(config, role) · await remove_model(config, name) · await ping_all(config, role)
+await survey_models(config, role) · await remove_model(config, name) · await ping_all(config, role)
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 import anyio
 
-from protocols.errors import ConfigError, PumaError, RemoteProtocolError
+from protocols.errors import Busy, ConfigError, PumaError, TransportError
 from protocols.shares import COMPUTING, Role
 from puma_actors.config import ClusterConfig
 from puma_actors.entry import Answer, ModelEntry, Purpose, Request, enter
@@ -20,11 +21,15 @@ from puma_actors.identity import PeerIdentity
 from puma_actors.mux import Mux
 from puma_actors.session import Identity, Peer, handshake, naming
 from puma_actors.tasks import gather
-from puma_actors.transports import Channel
+from puma_actors.transports import Channel, Refused
 from puma_actors.transports.base import connect_patiently
 from puma_actors.wire import SESSION_BYTES
 
 _PROBE_BYTES = 8 << 20
+_LAST_WORDS = 2.0
+"""Seconds for which somebody who was told to come back waits for a party that knows better."""
+_VISIT, _VISIT_RETRY = 30.0, 2.0
+"""Seconds that a party may take for what it answers at once, and to be reached at all."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,17 @@ async def call(
         retry: seconds to go on while nobody answers; default: as configured.
 
     Raises:
-        Busy: the party has no place now. ConfigError: it refuses, and says why.
-        TransportError: it cannot be reached. RemoteProtocolError: somebody else answers.
+        Busy: the party has no place now. ConfigError: it refuses, and says why; or its version,
+        its certificate or its name do not fit. TransportError: it cannot be reached.
+        RemoteProtocolError: it does not keep to the rules.
     """
     address = config.parties[peer]
     transport = config.transport(address, role)
     retry = config.timeouts.retry if retry is None else retry
-    channel = await connect_patiently(transport, address, retry)
+    try:
+        channel = await connect_patiently(transport, address, retry)
+    except Refused as error:  # waiting will not help
+        raise ConfigError(f"{peer}: {error}") from None
     channel = config.behind(channel, sender=peer, receiver=role)
     session = session or os.urandom(SESSION_BYTES)
     try:
@@ -75,7 +84,10 @@ async def call(
             files=files,
             measure=measure,
         )
-        answer, buffers = await enter(channel, request, session)
+        try:
+            answer, buffers = await enter(channel, request, session)
+        except (Busy, ConfigError) as error:
+            raise error if str(peer) in str(error) else type(error)(f"{peer}: {error}") from None
         _check_role(config, answer.role, peer)
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -91,12 +103,12 @@ def _check_identity(config: ClusterConfig, proven: PeerIdentity | None, peer: Ro
     _check_role(config, str(proven.role), peer)
     if not config.allow.admits(proven):
         address = config.parties[peer]
-        raise RemoteProtocolError(f"{proven} answers at {address} and is not in allow.parties")
+        raise ConfigError(f"{proven} answers at {address} and is not in allow.parties")
 
 
 def _check_role(config: ClusterConfig, found: str, peer: Role) -> None:
     if found != peer:
-        raise RemoteProtocolError(
+        raise ConfigError(
             f"{found} answers at {config.parties[peer]}, the address of {peer}: check [parties]"
         )
 
@@ -110,7 +122,8 @@ async def call_all(
         files: ask the dealer for what the owner published.
 
     Raises:
-        As `call`, for the first that refuses or cannot be reached.
+        As `call`, for one that refuses or cannot be reached: of several that do so at about the
+        same time, one that will not change its mind.
     """
     session = os.urandom(SESSION_BYTES)
     found: dict[Role, Call] = {}
@@ -130,18 +143,36 @@ async def call_all(
                 )
         except PumaError as error:
             errors.append(error)
-            group.cancel_scope.cancel()  # what the others say does not matter any more
+            if _may_pass(error):  # another may know a reason that stays
+                group.start_soon(expire)
+            else:
+                group.cancel_scope.cancel()  # what the others say does not matter any more
+        if errors and len(errors) + len(found) == len(COMPUTING):
+            group.cancel_scope.cancel()
+
+    async def expire() -> None:
+        await anyio.sleep(_LAST_WORDS)
+        group.cancel_scope.cancel()
 
     try:
         async with anyio.create_task_group() as group:
             for peer in COMPUTING:
                 group.start_soon(one, peer)
         if errors:
-            raise errors[0]
+            raise _weightiest(errors)
     except BaseException:
         await hang_up(found)
         raise
     return {peer: found[peer] for peer in COMPUTING}
+
+
+def _may_pass(error: PumaError) -> bool:
+    return isinstance(error, Busy | TransportError)
+
+
+def _weightiest(errors: Sequence[PumaError]) -> PumaError:
+    """What will not pass before what may; of alike ones the first."""
+    return min(errors, key=lambda error: (_may_pass(error), isinstance(error, TransportError)))
 
 
 async def hang_up(calls: Mapping[Role, Call]) -> None:
@@ -168,49 +199,132 @@ async def shake_hands(config: ClusterConfig, role: Role, calls: Mapping[Role, Ca
 # -- models ----------------------------------------------------------------------------------------
 
 
-async def _visit(
+@dataclass
+class Visited:
+    """What one party answered, or why it did not."""
+
+    peer: Role
+    answer: Answer | None = None
+    error: PumaError | None = None
+
+
+async def visit_all(
     config: ClusterConfig, role: Role, purpose: Purpose, model: str = ""
-) -> dict[Role, list[ModelEntry]]:
-    calls = await call_all(config, role, purpose, model=model)
-    await hang_up(calls)
-    return {peer: each.answer.models for peer, each in calls.items()}
+) -> dict[Role, Visited]:
+    """Ask each party for something that it answers at once. Who does not answer keeps the others
+    from nothing, and nobody waiting for long.
+    """
+    found = {peer: Visited(peer) for peer in COMPUTING}
+
+    async def one(peer: Role) -> None:
+        limit = config.timeouts.handshake + _VISIT
+        try:
+            with naming(peer), anyio.fail_after(limit):
+                retry = min(config.timeouts.retry, _VISIT_RETRY)
+                each = await call(config, role, peer, purpose, model=model, retry=retry)
+                await each.channel.aclose()
+                found[peer].answer = each.answer
+        except PumaError as error:
+            found[peer].error = error
+        except TimeoutError:
+            found[peer].error = TransportError(f"{peer}: no answer within {limit:g} s")
+
+    async with anyio.create_task_group() as group:
+        for peer in COMPUTING:
+            group.start_soon(one, peer)
+    return found
+
+
+@dataclass
+class Listing:
+    """By name, what each party holds of a model; and why some party did not say."""
+
+    models: dict[str, dict[Role, ModelEntry]]
+    silent: dict[Role, PumaError]
+
+
+async def survey_models(config: ClusterConfig, role: Role = Role.OWNER) -> Listing:
+    """What those parties hold that answer.
+
+    Raises:
+        As `call`, if none does.
+    """
+    visited = await visit_all(config, role, "list")
+    silent = {peer: each.error for peer, each in visited.items() if each.error is not None}
+    if len(silent) == len(visited):
+        raise _weightiest([*silent.values()])
+    models: dict[str, dict[Role, ModelEntry]] = {}
+    for peer, each in visited.items():
+        for entry in each.answer.models if each.answer else []:
+            models.setdefault(entry.name, {})[peer] = entry
+    return Listing(dict(sorted(models.items())), silent)
 
 
 async def list_models(
     config: ClusterConfig, role: Role = Role.OWNER
 ) -> dict[str, dict[Role, ModelEntry]]:
-    """By name, what each party holds of a model."""
-    models: dict[str, dict[Role, ModelEntry]] = {}
-    for peer, entries in (await _visit(config, role, "list")).items():
-        for entry in entries:
-            models.setdefault(entry.name, {})[peer] = entry
-    return dict(sorted(models.items()))
+    """By name, what each party holds of a model.
+
+    Raises:
+        As `call`, if one does not answer.
+    """
+    listing = await survey_models(config, role)
+    if listing.silent:
+        raise _weightiest([*listing.silent.values()])
+    return listing.models
 
 
-def problem_of(held: Mapping[Role, ModelEntry]) -> str:
-    """What keeps a model from being served; empty if nothing is known to."""
+def problem_of(held: Mapping[Role, ModelEntry], silent: Collection[Role] = ()) -> str:
+    """What keeps a model from being served; empty if nothing is known to.
+
+    Args:
+        held: by party, what it said. silent: those that said nothing.
+    """
     for entry in held.values():
         if entry.problem:
             return entry.problem
-    missing = [str(peer) for peer in COMPUTING if peer not in held]
+    missing = [str(peer) for peer in COMPUTING if peer not in held and peer not in silent]
     if missing:
         return f"missing at {', '.join(missing)}"
     if len({(entry.digest, entry.upload) for entry in held.values()}) > 1:
         return "the parties hold different uploads"
+    if silent:
+        return f"no answer from {', '.join(silent)}"
     return ""
 
 
-async def remove_model(config: ClusterConfig, name: str) -> list[Role]:
-    """Remove a model everywhere; the parties that had it.
+@dataclass(frozen=True)
+class Removal:
+    """What became of a model at one party: it was "removed", there was "none", it is "kept" (the
+    party could not), or the party is "unreachable"; and why.
+    """
+
+    peer: Role
+    state: Literal["removed", "none", "kept", "unreachable"]
+    problem: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to be done there."""
+        return self.state in ("removed", "none")
+
+
+async def remove_model(config: ClusterConfig, name: str) -> dict[Role, Removal]:
+    """Remove a model wherever a party answers. Where that failed, it can be repeated later.
 
     Raises:
-        ConfigError: none had it.
+        ConfigError: all answered, and none had it.
     """
-    found = await _visit(config, Role.OWNER, "remove", name)
-    had = [peer for peer, models in found.items() if models]
-    if not had:
+    found = {}
+    for peer, each in (await visit_all(config, Role.OWNER, "remove", name)).items():
+        if each.answer is not None:
+            found[peer] = Removal(peer, "removed" if each.answer.models else "none")
+        else:
+            away = isinstance(each.error, TransportError)
+            found[peer] = Removal(peer, "unreachable" if away else "kept", str(each.error))
+    if all(each.state == "none" for each in found.values()):
         raise ConfigError(f"no party has a model {name!r}: `puma models list` shows what there is")
-    return had
+    return found
 
 
 async def discard_model(config: ClusterConfig, name: str) -> None:

@@ -28,13 +28,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from protocols.errors import ConfigError
+from protocols.shares import COMPUTING
 from puma_actors.identity import PeerIdentity
-from puma_actors.keyfiles import check_private, reading, refuse_to_overwrite, write_new
+from puma_actors.keyfiles import (
+    check_guarded,
+    check_private,
+    reading,
+    refuse_to_overwrite,
+    write_new,
+)
 from puma_actors.logs import log
 
 AUTHORITY = "ca"
 _SKEW = timedelta(minutes=5)
-_SOON = timedelta(days=14)
+SOON_DAYS = 14
+"""Warnings begin so many days before a certificate expires."""
 _MOST_DAYS = 36525
 
 
@@ -90,9 +98,16 @@ def issue(
     Args:
         folder: with the authority's certificate and key.
         identity: whom it is for.
-        hosts: names and IP addresses where the party may be called; none for one that only calls.
+        hosts: names and IP addresses where the party may be called; none for an owner or a
+            client, who only call.
         days: until it expires; not longer than the authority.
     """
+    if identity.role in COMPUTING and not hosts:
+        raise ConfigError(
+            f"a certificate for {identity} without a host is accepted by nobody who calls it: add "
+            "--host HOST, the name or IP address in its tls:// address (unix:// needs none)"
+        )
+    check_guarded(folder, _pair(folder, AUTHORITY)[0])
     authority = _load(_pair(folder, AUTHORITY)[0])
     signer = _load_key(_pair(folder, AUTHORITY)[1])
     certificate, private = _pair(folder, stem(identity))
@@ -224,6 +239,7 @@ def load_context(folder: Path, identity: PeerIdentity, *, server: bool) -> ssl.S
     """TLS 1.3 for one party: its certificate, and trust in its authority alone."""
     authority_path, _ = _pair(folder, AUTHORITY)
     certificate_path, private = _pair(folder, stem(identity))
+    check_guarded(folder, authority_path, certificate_path)
     authority, certificate = _load(authority_path), _load(certificate_path)
     _check_dates(authority_path, authority, "make a new authority with `puma certs init`")
     _check_dates(certificate_path, certificate, _rotation(identity, folder))
@@ -258,10 +274,10 @@ def _context(authority: Path, certificate: Path, key: Path, *, server: bool) -> 
 
 
 def _rotation(identity: PeerIdentity, folder: Path) -> str:
-    name = stem(identity)
+    name, host = stem(identity), " --host HOST" if identity.role in COMPUTING else ""
     return (
         f"to rotate, remove {name}.pem and {name}.key from {folder}, then run `puma certs issue "
-        f"--folder {folder} --role {identity.role} --name {identity.name} --host HOST` and restart"
+        f"--folder {folder} --role {identity.role} --name {identity.name}{host}` and restart"
     )
 
 
@@ -271,7 +287,7 @@ def _check_dates(path: Path, certificate: x509.Certificate, remedy: str) -> None
         raise ConfigError(f"{path} expired on {_day(certificate)}: {remedy}")
     if now < certificate.not_valid_before_utc:
         raise ConfigError(f"{path} is not valid yet: set this machine's clock")
-    if now + _SOON > certificate.not_valid_after_utc:
+    if now + timedelta(days=SOON_DAYS) > certificate.not_valid_after_utc:
         log.warning("certificate expires soon", path=str(path), on=_day(certificate))
 
 
@@ -301,6 +317,11 @@ def describe(path: Path) -> Described:
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
     )
+
+
+def expiring(folder: Path, identity: PeerIdentity) -> list[Described]:
+    """What a party needs that will expire: its authority's certificate, and its own."""
+    return [describe(_pair(folder, name)[0]) for name in (AUTHORITY, stem(identity))]
 
 
 def describe_all(folder: Path) -> list[Described]:

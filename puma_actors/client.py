@@ -201,6 +201,7 @@ class Client(Actor):
                 await self.scheduler.send_control(role, request)
             await self._until(lambda: len(inference._ended) == len(COMPUTING))
         self._inferences.pop(inference.number, None)
+        self.scheduler.end(inference.number, inference.number + inference.steps)
 
     async def close(self) -> None:
         """End the session for everybody."""

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from protocols.errors import ConfigError
 from protocols.shares import COMPUTING, Role
 from puma_actors.identity import NAME_CHARS, PeerIdentity
+from puma_actors.keyfiles import check_guarded
 from puma_actors.logs import log
 from puma_actors.network import Network, parse_network
 from puma_actors.transports import Channel, TcpTransport, TlsTransport, Transport, UnixTransport
@@ -76,18 +77,40 @@ class Limits(_Table):
     inference_tokens: int = Field(default=2048, ge=1, le=1 << 20)
 
 
+def _party(entry: str) -> str:
+    """An entry of `allow.parties`: a name, or a computing party's role, "/" and a name."""
+    role, slash, name = entry.partition("/")
+    if slash and role not in COMPUTING:
+        raise ValueError(
+            f"{role[:NAME_CHARS]!r} is no party: use a name, or one of "
+            f"{', '.join(COMPUTING)}, '/' and a name"
+        )
+    try:
+        PeerIdentity(Role.DEALER, name if slash else entry)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return entry
+
+
 class Allow(_Table):
-    """Names in certificates; None admits every one of the role."""
+    """Names in certificates; None admits every one of the role. Of parties also "role/name": in
+    this role alone.
+    """
 
     clients: list[Name] | None = None
     owners: list[Name] | None = None
-    parties: list[Name] | None = None
+    parties: list[Annotated[str, AfterValidator(_party)]] | None = None
 
     def admits(self, identity: PeerIdentity) -> bool:
         """Whether somebody may take part."""
         lists = {Role.CLIENT: self.clients, Role.OWNER: self.owners}
         names = lists.get(identity.role, self.parties)
-        return names is None or identity.name in names
+        if names is None:
+            return True
+        if identity.role not in COMPUTING:
+            return identity.name in names
+        plain = "/" not in identity.name and identity.name in names
+        return plain or f"{identity.role}/{identity.name}" in names
 
 
 class ClusterConfig(_Table):
@@ -169,6 +192,8 @@ def load_config(
             and the file (or variable).
     """
     try:
+        if path.exists():
+            check_guarded(path)
         data: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(

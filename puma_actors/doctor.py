@@ -3,7 +3,8 @@
     for check in examine(config, role): check.name, check.state, check.text
 
 `state` is "ok", "warning" (it works, but) or "problem" (a run would be stopped by it). Nothing is
-changed and nobody is called.
+changed. Nobody is called but who listens at this machine's own address, to learn whether it is this
+party.
 """
 
 import os
@@ -16,17 +17,22 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import anyio
+
 from protocols.errors import ConfigError, PumaError
 from protocols.kernels import aesni, cache_folder, cached, simd
 from protocols.kernels.jit import MODE, kernels
 from protocols.shares import COMPUTING, Role
-from puma_actors.certs import describe, load_context, stem
+from puma_actors.calls import call
+from puma_actors.certs import SOON_DAYS, expiring, load_context, stem
 from puma_actors.compute import available_cores
 from puma_actors.config import ClusterConfig
+from puma_actors.store import ModelStore
 
 State = Literal["ok", "warning", "problem"]
-_SOON_DAYS = 14
 _GB = 1e9
+_ANSWER = 5.0
+"""Seconds that a party at this machine's own address may take to say who it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +44,21 @@ class Check:
     text: str
 
 
-def examine(config: ClusterConfig | None = None, role: Role | None = None) -> list[Check]:
-    """All checks; those of the network need a configuration, some of them a role."""
+def examine(
+    config: ClusterConfig | None = None, role: Role | None = None, *, quick: bool = False
+) -> list[Check]:
+    """All checks; those of the network need a configuration, some of them a role.
+
+    Args:
+        quick: do not compare stored models with their checksums, which reads them.
+    """
     steps: list[Callable[[], Iterator[Check]]] = [_processor, _kernels, lambda: _memory(config)]
     if config is not None:
         steps.append(lambda: _certificates(config, role))
         steps.append(lambda: _addresses(config, role))
         if role in COMPUTING:
             steps.append(lambda: _store(config))
+            steps.append(lambda: _models(config, role, quick))
     return [check for step in steps for check in step()]
 
 
@@ -111,12 +124,12 @@ def _certificates(config: ClusterConfig, role: Role | None) -> Iterator[Check]:
         path = folder / f"{stem(identity)}.pem"
         try:
             load_context(folder, identity, server=identity.role in COMPUTING)
-            left = min(describe(path).days_left, describe(folder / "ca.pem").days_left)
+            left = min(each.days_left for each in expiring(folder, identity))
         except ConfigError as error:
             yield Check(f"certificate of {identity}", "problem", str(error))
         else:
             text = f"{path}, good for {left:.0f} days"
-            state: State = "warning" if left < _SOON_DAYS else "ok"
+            state: State = "warning" if left < SOON_DAYS else "ok"
             yield Check(f"certificate of {identity}", state, text)
 
 
@@ -126,34 +139,57 @@ def _addresses(config: ClusterConfig, role: Role | None) -> Iterator[Check]:
         name = f"address of {peer}"
         url = urlsplit(address)
         if url.scheme == "unix":
-            yield _unix(name, Path(url.path), own=peer is role)
+            yield _unix(config, peer, Path(url.path), own=peer is role)
             continue
         try:
             found = socket.getaddrinfo(url.hostname, url.port, type=socket.SOCK_STREAM)
         except (OSError, ValueError) as error:
             yield Check(name, "problem", f"{address}: the host is unknown ({error})")
             continue
-        yield _port(address, name, found) if peer is role else Check(name, "ok", address)
+        yield _port(config, peer, found) if peer is role else Check(name, "ok", address)
 
 
-def _port(address: str, name: str, found: Sequence[Any]) -> Check:
+def _port(config: ClusterConfig, role: Role, found: Sequence[Any]) -> Check:
+    address, name = config.listens(role), f"address of {role}"
     family, kind, _, _, where = found[0]
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(where)
         except OSError as error:
-            text = f"{address} cannot be listened at ({error.strerror}): is the party running?"
+            if (running := _running(config, role)) is not None:
+                return Check(name, "ok", f"{address}, {running}")
+            text = (
+                f"{address} cannot be listened at ({error.strerror}), and nobody there answers as "
+                "this party: use another port, or stop what holds it"
+            )
             return Check(name, "problem", text)
     return Check(name, "ok", f"{address}, free")
 
 
-def _unix(name: str, path: Path, *, own: bool) -> Check:
+def _running(config: ClusterConfig, role: Role) -> str | None:
+    """What to say of this party if it runs already; None if somebody else, or nobody, answers."""
+
+    async def ask() -> str:
+        with anyio.fail_after(_ANSWER):
+            visit = await call(config, role, role, "ping", retry=0.0)
+            await visit.channel.aclose()
+        return f"held by {role} {visit.answer.name!r}, which runs ({visit.answer.software})"
+
+    try:
+        return anyio.run(ask)
+    except (PumaError, TimeoutError):
+        return None
+
+
+def _unix(config: ClusterConfig, role: Role, path: Path, *, own: bool) -> Check:
+    name = f"address of {role}"
     if not own:
         return Check(name, "ok" if path.is_socket() else "warning", f"unix://{path}")
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         return Check(name, "problem", f"{path.parent} is no folder that can be written to")
-    return Check(name, "ok", f"unix://{path}")
+    running = _running(config, role) if path.is_socket() else None
+    return Check(name, "ok", f"unix://{path}{f', {running}' if running else ''}")
 
 
 def _store(config: ClusterConfig) -> Iterator[Check]:
@@ -173,3 +209,25 @@ def _store(config: ClusterConfig) -> Iterator[Check]:
     free = status.f_bavail * status.f_frsize
     state: State = "ok" if free > _GB else "warning"
     yield Check("store", state, f"{folder}, {free / _GB:.1f} GB free on its disk")
+
+
+def _models(config: ClusterConfig, role: Role, quick: bool) -> Iterator[Check]:
+    """Every stored model: complete, private, and, unless `quick`, with the right checksums. The
+    party may run meanwhile.
+    """
+    store = ModelStore(config.path(config.store), role)
+    try:
+        names = store.names() if store.folder.exists() else []
+    except OSError as error:
+        yield Check("models", "problem", f"{store.folder} cannot be read ({error.strerror})")
+        return
+    for name in names:
+        try:
+            stored = store.read(name, verify=not quick)
+        except PumaError as error:
+            yield Check(f"model {name}", "problem", str(error))
+            continue
+        files = stored.manifest.files
+        size = sum(entry.bytes for entry in files.values()) / _GB
+        how = "sizes and modes are right (--quick)" if quick else "all checksums are right"
+        yield Check(f"model {name}", "ok", f"{len(files)} files, {size:.2f} GB, {how}")

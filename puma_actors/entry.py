@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocols.errors import Busy, ConfigError, PumaError, RemoteProtocolError, TransportError
 from protocols.shares import Role
+from puma_actors.build import program_digest
 from puma_actors.identity import NAME_CHARS, PeerIdentity
-from puma_actors.texts import TEXT_CHARS, told
+from puma_actors.texts import TEXT_CHARS, printable, told
 from puma_actors.transports import Channel
 from puma_actors.wire import NO_SESSION, Frame, Kind
 
-VERSION = 1
+VERSION = 2
 """Of these first words and all that follows them."""
 
 Purpose = Literal["link", "session", "upload", "list", "remove", "ping"]
@@ -54,12 +55,13 @@ class _Words(BaseModel):
 
 
 class Request(_Words):
-    """What a caller wants. `files`: with the answer, what the owner published with the model;
-    `measure`: how far the party finds the others.
+    """What a caller wants. `build`: `program_digest`; `files`: with the answer, what the owner
+    published with the model; `measure`: how far the party finds the others.
     """
 
     version: int = VERSION
     software: Named = Field(default_factory=software)
+    build: Named = Field(default_factory=program_digest)
     role: Named
     name: Named
     purpose: Purpose
@@ -69,7 +71,10 @@ class Request(_Words):
 
 
 class ModelEntry(_Words):
-    """A model that a party holds. `problem` is empty if nothing is known to be wrong with it."""
+    """A model that a party holds. `problem` is empty if nothing is known to be wrong with it;
+    `verified`: all of its files had the right checksum when they were last read, and have not
+    changed since.
+    """
 
     name: Short
     upload: Short = ""
@@ -79,6 +84,7 @@ class ModelEntry(_Words):
     head: Short = ""
     bytes: int = 0
     loaded: bool = False
+    verified: bool = False
     problem: Problem = ""
 
 
@@ -100,9 +106,10 @@ class FilePart(_Words):
 
 
 class Answer(_Words):
-    """What a party grants."""
+    """What a party grants. `days`: until its certificate expires, if it was asked and has one."""
 
     software: Short = Field(default_factory=software)
+    build: Short = Field(default_factory=program_digest)
     role: Short
     name: Short
     model: ModelEntry | None = None
@@ -112,6 +119,7 @@ class Answer(_Words):
     models: list[ModelEntry] = []
     links: list[LinkEntry] = []
     sessions: int = 0
+    days: float | None = None
 
 
 # -- the caller's side -----------------------------------------------------------------------------
@@ -129,7 +137,9 @@ async def enter(
     header = {"do": "enter", **request.model_dump()}
     await channel.send(Frame(Kind.CONTROL, session, (), header))
     frame = await channel.receive()
-    if frame.session != session or frame.kind not in (Kind.CONTROL, Kind.ERROR):
+    fits = frame.session == session and frame.kind in (Kind.CONTROL, Kind.ERROR)
+    # Who does not understand the request, of another version, does not know its session either.
+    if not (fits or (frame.session == NO_SESSION and frame.kind is Kind.ERROR)):
         raise RemoteProtocolError(f"{channel.peer_address} answered with another kind of frame")
     content = dict(frame.header)
     if frame.kind is Kind.ERROR:
@@ -164,9 +174,10 @@ async def hear(channel: Channel, timeout: float) -> tuple[Request, bytes]:
     if frame.kind is not Kind.CONTROL or content.pop("do", None) != "enter":
         raise RemoteProtocolError("a connection must begin with a request to enter")
     if content.get("version") != VERSION:
+        theirs = printable(str(content.get("software"))[:32])
         raise RemoteProtocolError(
-            f"the caller speaks version {repr(content.get('version'))[:16]}, this party "
-            f"{VERSION}: install the same"
+            f"the caller speaks version {repr(content.get('version'))[:16]} (software {theirs}), "
+            f"this party {VERSION} (software {software()}): install the same version on both"
         )
     try:
         return Request.model_validate(content), frame.session
@@ -196,6 +207,20 @@ def caller_of(channel: Channel, request: Request) -> PeerIdentity:
             f"{said} may not ask for {request.purpose!r}: that is for {', '.join(allowed)}"
         )
     return said
+
+
+def check_programs(request: Request, role: Role) -> None:
+    """Refuse who computes with other programs: what comes out would be noise.
+
+    Raises:
+        RemoteProtocolError: the text names both.
+    """
+    if request.build != program_digest():
+        raise RemoteProtocolError(
+            f"{request.role} runs version {request.software} (programs {request.build[:16]}), "
+            f"{role} version {software()} (programs {program_digest()}): install the same version "
+            "on both"
+        )
 
 
 async def admit(

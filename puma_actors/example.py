@@ -46,9 +46,10 @@ memory = 8000000000         # bytes: loaded models and the sessions' estimated n
 inference_tokens = 2048     # prompt and answer, of what a session runs at a time
 
 # Names in certificates. A list that is left out admits every certificate of the authority with
-# that role; an empty one admits nobody.
+# that role; an empty one admits nobody. In `parties`, "evaluator-a/alice" admits alice in that role
+# alone.
 [allow]
 # clients = ["client", "alice"]
 # owners = ["owner"]
-# parties = ["dealer", "evaluator-a", "evaluator-b"]
+# parties = ["dealer/dealer", "evaluator-a/alice", "evaluator-b/bob"]
 """

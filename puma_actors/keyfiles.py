@@ -1,6 +1,11 @@
-"""Files with certificates and keys: whole or absent, private, never overwritten."""
+"""Files with certificates and keys: whole or absent, private, never overwritten. What all else
+rests on can be changed by nobody else.
+"""
 
+import grp
 import os
+import pwd
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +44,37 @@ def check_private(path: Path) -> None:
         mode = path.stat().st_mode
     if mode & 0o077:
         raise ConfigError(f"{path} can be read by others: run `chmod 600 {path}`")
+
+
+def check_guarded(*paths: Path) -> None:
+    """Raise ConfigError if others than this user and root can change one of some files, or what is
+    in a folder. Everybody may read them.
+
+    In a folder with the sticky bit nobody replaces what is not his. A group of this user alone, as
+    many systems make one for each, is nobody else.
+    """
+    for path in paths:
+        with reading(path):
+            status = path.stat()
+        sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+        open_to = status.st_mode & (0o002 if _is_own_group(status.st_gid) else 0o022)
+        if open_to and not sticky:
+            raise ConfigError(f"{path} can be changed by others: run `chmod go-w {path}`")
+        if status.st_uid not in (0, os.geteuid()):
+            raise ConfigError(
+                f"{path} belongs to another user ({status.st_uid}), who can change it: run `chown "
+                f"{os.geteuid()} {path}`"
+            )
+
+
+def _is_own_group(number: int) -> bool:
+    """Whether a group is this user's own, with nobody else in it."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(number)
+    except KeyError:
+        return False
+    own = user.pw_gid == number and group.gr_name == user.pw_name
+    return own and set(group.gr_mem) <= {user.pw_name}
 
 
 def write_new(path: Path, data: bytes, mode: int) -> None:

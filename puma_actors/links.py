@@ -3,7 +3,8 @@
     links = Links(config, role)
     group.start_soon(links.keep, peer)           for each peer that this party calls (`links.calls`)
     await links.serve(channel, peer, name)       a connection from one that calls this party
-    links.get(peer)                              the `Mux`, or `Busy` while there is none
+    links.get(peer)                              the `Mux`; while there is none, `Busy`, or why
+    links.failed(peer, error)                    a caller was turned away, or left at once
 
 The party that comes later among dealer, evaluator-a, evaluator-b calls. A connection that is lost
 is made anew, with pauses that double from 50 ms up to 2 s; the sessions on it have failed. One that
@@ -12,6 +13,8 @@ from each other, and must not do so as fast as they can. When a caller comes bac
 connection was found dead, the new one takes its place.
 """
 
+import math
+from collections import deque
 from dataclasses import dataclass
 
 import anyio
@@ -25,11 +28,18 @@ from puma_actors.mux import Mux
 from puma_actors.residents import RETRY
 from puma_actors.session import Identity, handshake
 from puma_actors.texts import printable
-from puma_actors.transports import Channel
+from puma_actors.transports import Channel, Refused
 from puma_actors.wire import NO_SESSION
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _PROBE_BYTES = 8 << 20
+_PATIENCE = 10.0
+"""Seconds that a caller waits while others have ways measured."""
+_MEASURED = 12
+"""Measurements a minute: 192 MiB to two parties."""
+_MINUTE = 60.0
+_FRESH = 30.0
+"""Seconds after which the reason of a failed call says nothing any more: the next one is due."""
 
 
 @dataclass(slots=True)
@@ -47,20 +57,34 @@ class Links:
         self.calls = tuple(other for other in COMPUTING[: COMPUTING.index(role)])
         self._config = config
         self._links: dict[Role, _Link] = {}
+        self._failures: dict[Role, tuple[float, PumaError]] = {}  # when, and why
+        self._measuring = anyio.Lock()
+        self._measured: deque[float] = deque(maxlen=_MEASURED)  # when
 
     def get(self, peer: Role) -> Mux:
         """The connection to a party.
 
         Raises:
-            Busy: there is none now.
+            Busy: there is none now. ConfigError: there will be none until somebody sees to it.
         """
         link = self._links.get(peer)
-        if link is None or link.mux.lost.is_set():
+        if link is not None and not link.mux.lost.is_set():
+            return link.mux
+        when, why = self._failures.get(peer, (-math.inf, None))
+        if why is None or anyio.current_time() - when > _FRESH:
             raise Busy(
                 f"{self.role} has no connection to {peer} now: is it running? Try again in "
                 f"{RETRY} s"
             )
-        return link.mux
+        text = f"{self.role} has no connection to {peer}: {printable(str(why))}"
+        if isinstance(why, ConfigError | RemoteProtocolError | Refused):
+            raise ConfigError(text)
+        raise Busy(f"{text}; try again in {RETRY} s")
+
+    def failed(self, peer: Role, error: PumaError) -> None:
+        """Keep the reason why there is no connection, for those who ask."""
+        if peer in self.peers:
+            self._failures[peer] = anyio.current_time(), error
 
     async def keep(self, peer: Role) -> None:
         """Call a party, and call again whenever the connection is lost, for ever."""
@@ -69,6 +93,7 @@ class Links:
             try:
                 channel = await self._call(peer)
             except PumaError as error:
+                self.failed(peer, error)
                 if str(error) != told:  # once, not at every attempt
                     told = str(error)
                     log.warning("no link", peer=str(peer), reason=told)
@@ -121,13 +146,36 @@ class Links:
         with anyio.CancelScope() as scope:
             async with Mux(channel, str(peer)).running() as mux:
                 link = self._links[peer] = _Link(mux, scope)
+                self._failures.pop(peer, None)
                 await mux.lost.wait()
                 log.warning("link lost", peer=str(peer), reason=mux.reason)
         if self._links.get(peer) is link:
             del self._links[peer]
 
     async def measure(self) -> list[LinkEntry]:
-        """Round trip and throughput to each of the other parties, one after another."""
+        """Round trip and throughput to each of the other parties, one after another, for one
+        caller at a time.
+
+        Raises:
+            Busy: others have measured too much lately, or still do.
+        """
+        with anyio.move_on_after(_PATIENCE) as scope:
+            await self._measuring.acquire()
+        if scope.cancelled_caught:
+            raise Busy(f"{self.role} measures for somebody else: try again in {RETRY} s")
+        try:
+            now = anyio.current_time()
+            if len(self._measured) == _MEASURED and now - self._measured[0] < _MINUTE:
+                raise Busy(
+                    f"{self.role} has measured its connections {_MEASURED} times in a minute: try "
+                    f"again in {RETRY} s"
+                )
+            self._measured.append(now)
+            return await self._measure()
+        finally:
+            self._measuring.release()
+
+    async def _measure(self) -> list[LinkEntry]:
         found = []
         for peer in self.peers:
             try:

@@ -85,18 +85,33 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_name(name: str) -> bool:
+    """Whether a model can have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """The name of a model.
 
     Raises:
         ConfigError: it cannot be the name of a folder everywhere.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ConfigError(
             f"bad model name {name[:64]!r}: use up to 64 letters, digits, '.', '_' and '-', "
             "with a letter or digit first"
         )
     return name
+
+
+def words_file(number: int) -> str:
+    """The file of a masked tensor."""
+    return f"{number:05}.words"
+
+
+def seed_file(which: int) -> str:
+    """The file of a seed."""
+    return f"seed-{which}"
 
 
 def seeds_of(role: Role) -> tuple[Literal[1, 2], ...]:

@@ -254,6 +254,7 @@ class Party(Actor):
             if message.number < self._unused:
                 raise RemoteProtocolError(f"inference {message.number} is not new")
             self._check_request(message, self._plan)
+            self.scheduler.end(self._unused, message.number)  # skipped: good for nothing any more
             self._unused = message.number + message.steps
             self._running_inferences[message.number] = anyio.CancelScope()
             group.start_soon(self._infer, message, self._plan)
@@ -292,8 +293,8 @@ class Party(Actor):
                     await done.wait()
                 await anyio.sleep_forever()
         del self._running_inferences[message.number]
-        for step in range(message.steps):  # what was dealt for steps that nobody wanted
-            self.scheduler.end(message.number + step)
+        # With what was dealt for steps that nobody wanted.
+        self.scheduler.end(message.number, message.number + message.steps)
         ended = EndedMessage(number=message.number).header()
         await self.scheduler.send_control(Role.CLIENT, ended)
 

@@ -65,7 +65,6 @@ class Residents:
         self._loaded: dict[str, Held] = {}  # least recently used first
         self._users: dict[str, int] = {}
         self._reserved = 0  # by sessions, and by models that are being loaded
-        self._verified: set[str] = set()  # uploads whose checksums were right
         self._loading = anyio.Lock()
 
     @property
@@ -85,8 +84,7 @@ class Residents:
             StoreError: there is no such model, or it is damaged. Busy: no room now.
             ConfigError: it never fits within the limits.
         """
-        manifest = self._store.manifest(name)
-        plan = Plan.from_public(manifest.plan)
+        manifest, plan = await self._compute.run(1 << 40, self._describe, name)
         need = session_bytes(plan, self._limits.inference_tokens)
         self._users[name] = self._users.get(name, 0) + 1
         try:
@@ -94,6 +92,13 @@ class Residents:
                 yield await self._hold(name, manifest)
         finally:
             self._users[name] -= 1
+            if not self._users[name]:
+                del self._users[name]
+
+    def _describe(self, name: str) -> tuple[Manifest, Plan]:
+        manifest = self._store.manifest(name)
+        with self._store.reading(name):
+            return manifest, Plan.from_public(manifest.plan)
 
     async def _hold(self, name: str, manifest: Manifest) -> Held:
         async with self._loading:
@@ -103,14 +108,12 @@ class Residents:
                 size = share_bytes(plan.config)
                 with self._room(name, size, size):
                     held = await self._compute.run(1 << 40, self._load, name)
-                self._verified.add(held.manifest.upload)
                 log.info("model loaded", model=name, megabytes=held.nbytes // _MB)
             self._loaded[name] = held
             return held
 
     def _load(self, name: str) -> Held:
-        manifest = self._store.manifest(name)
-        stored = self._store.read(name, verify=manifest.upload not in self._verified)
+        stored = self._store.read(name, verify=False)  # each file is verified as it is read
         plan, seeds = stored.plan, stored.seeds()
         parameters = {}
         for number, (tensor, parameter) in enumerate(parameters_of(plan.config).items()):

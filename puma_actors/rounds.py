@@ -42,6 +42,7 @@ from protocols.shares import Role
 from puma_actors.compute import Compute
 from puma_actors.link import InferenceLink
 from puma_actors.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
+from puma_actors.numbers import Numbers
 from puma_actors.port import Port
 from puma_actors.session import Peer
 from puma_actors.tasks import Signal, unwrap
@@ -88,8 +89,7 @@ class RoundScheduler:
             )
             for peer in peers
         }
-        self._opened: set[int] = set()
-        self._ended: set[int] = set()
+        self.numbers = Numbers()
         self._controls: deque[tuple[Port, dict[str, Any], list[memoryview], int]] = deque()
         self._changed = Signal()  # a control message came, or a peer left
         self._failure: PumaError | None = None
@@ -118,19 +118,19 @@ class RoundScheduler:
         Raises:
             LocalProtocolError: the number was used before: masks would repeat.
         """
-        if number < 0 or number in self._opened:
-            raise LocalProtocolError(
-                f"inference number {number} is used or negative: take a new one"
-            )
-        self._opened.add(number)
+        self.numbers.begin(number)
         return InferenceLink(self, number, settings or self.settings, bound)
 
-    def end(self, number: int) -> None:
-        """Forget an inference; what still arrives for it is ignored."""
-        self._ended.add(number)
-        for port in self.ports.values():
-            port.end(number)
-        self.keys.forget((number,))
+    def end(self, first: int, stop: int | None = None) -> None:
+        """Forget an inference, or all up to `stop`; what still arrives for them is ignored."""
+        numbers = range(first, first + 1 if stop is None else stop)
+        ports = self.ports.values()
+        kept = self.numbers.open.union(*(p.mailboxes for p in ports), *(p.windows for p in ports))
+        self.numbers.end(numbers.start, numbers.stop)
+        for number in [number for number in kept if number in numbers]:
+            for port in ports:
+                port.end(number)
+            self.keys.forget((number,))
 
     def port(self, role: Role) -> Port:
         """The way to a peer.
@@ -333,9 +333,9 @@ class RoundScheduler:
         box = port.mailboxes.get(number)
         if box is not None:
             return box
-        if number in self._ended:
+        if self.numbers.over(number):
             return None
-        if number not in self._opened and len(port.mailboxes) >= self.flow.inferences:
+        if number not in self.numbers.open and len(port.mailboxes) >= self.flow.inferences:
             raise RemoteProtocolError(
                 f"message for inference {number} while {len(port.mailboxes)} others are open"
             )
@@ -381,7 +381,7 @@ class RoundScheduler:
             port.control_window.release(size)
         elif (window := port.windows.get(frame.tag[0])) is not None:
             window.release(size)
-        elif frame.tag[0] not in self._ended:
+        elif not self.numbers.over(frame.tag[0]):
             raise RemoteProtocolError(f"credit for inference {frame.tag[0]}, where none was used")
 
     def _on_control(self, port: Port, frame: Frame) -> None:

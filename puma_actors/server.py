@@ -14,7 +14,6 @@ sign, and then the parties shake hands with each other over the links, under the
 id is good for one session.
 """
 
-import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -39,10 +38,10 @@ from puma_actors.config import ClusterConfig
 from puma_actors.entry import (
     Answer,
     FilePart,
-    ModelEntry,
     Request,
     admit,
     caller_of,
+    check_programs,
     hear,
     refuse,
 )
@@ -50,21 +49,21 @@ from puma_actors.identity import PeerIdentity
 from puma_actors.links import Links
 from puma_actors.logs import log
 from puma_actors.manifest import check_name
-from puma_actors.mux import Mux
 from puma_actors.residents import RETRY, Held, Residents
 from puma_actors.serving import Receiver, ServingLimits, ServingParty
 from puma_actors.session import Identity, Peer, handshake, naming
-from puma_actors.store import ModelStore
+from puma_actors.store import Draft, ModelStore
 from puma_actors.tasks import gather, unwrap
-from puma_actors.texts import printable
 from puma_actors.transports import Channel, Listener
+from puma_actors.visits import Visits, disk, watch_certificates
 from puma_actors.wire import NO_SESSION
 
 _MOST_CONNECTIONS = 256
 _KEPT_FOR_PARTIES = 16
 """Of these, places that clients and owners cannot take: links must come up again."""
 _REMEMBERED = 1 << 16
-_PING_TIME = 60.0
+_WITH_PROGRAMS = ("link", "session", "upload")
+"""What makes sense only between those that run the same programs."""
 
 Handler: TypeAlias = Callable[[Channel, Request, bytes, PeerIdentity], Awaitable[None]]
 
@@ -88,6 +87,7 @@ class PartyServer:
         self.store = ModelStore(config.path(config.store), role)
         self.residents = Residents(self.store, config.limits, self.compute)
         self.links = Links(config, role)
+        self.visits = Visits(self)
         self.listening = anyio.Event()
         self.sessions = 0
         self._draining = anyio.Event()
@@ -100,9 +100,9 @@ class PartyServer:
             "link": self._link,
             "session": self._session,
             "upload": self._upload,
-            "list": self._list,
-            "remove": self._remove,
-            "ping": self._ping,
+            "list": self.visits.list,
+            "remove": self.visits.remove,
+            "ping": self.visits.ping,
         }
 
     # -- life -------------------------------------------------------------------------------------
@@ -130,6 +130,7 @@ class PartyServer:
             for peer in self.links.calls:
                 group.start_soon(self.links.keep, peer)
             group.start_soon(self._accept, listener, group)
+            group.start_soon(watch_certificates, self.config, self.role)
             self.listening.set()
             try:
                 await self._draining.wait()
@@ -186,17 +187,22 @@ class PartyServer:
 
     async def _welcome(self, channel: Channel) -> None:
         session, way = NO_SESSION, channel
+        caller = channel.peer_identity
         try:
             request, session = await hear(channel, self.config.timeouts.handshake)
             caller = caller_of(channel, request)
             if not self.config.allow.admits(caller):
                 raise RemoteProtocolError(f"{caller} is not on the allow-list of {self.role}")
             structlog.contextvars.bind_contextvars(session=session.hex(), caller=str(caller))
+            if request.purpose in _WITH_PROGRAMS:
+                check_programs(request, self.role)
             # Only now is it known which link of the modelled network this is.
             way = self.config.behind(channel, sender=caller.role, receiver=self.role)
             await self._handlers[request.purpose](way, request, session, caller)
         except (Busy, ConfigError, ModelError, RemoteProtocolError, StoreError) as error:
             log.warning("refused", peer=channel.peer_address, reason=str(error))
+            if caller is not None:
+                self.links.failed(caller.role, error)
             await refuse(way, session, error)
         finally:
             with anyio.CancelScope(shield=True):
@@ -225,7 +231,8 @@ class PartyServer:
             self.sessions -= 1
             self._idle.set()
 
-    def _answer(self, **content: object) -> Answer:
+    def answer(self, **content: object) -> Answer:
+        """What is said by this party."""
         name = self.identity.name
         return Answer.model_validate({"role": str(self.role), "name": name, **content})
 
@@ -233,6 +240,8 @@ class PartyServer:
         self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
     ) -> None:
         name = check_name(request.model)
+        for peer in self.links.peers:
+            self.links.get(peer)  # before a model is loaded for nothing
         async with self._place(session), self.residents.lease(name) as held:
             links = {peer: self.links.get(peer) for peer in self.links.peers}
             ways = {peer: link.open(session) for peer, link in links.items()}
@@ -263,11 +272,10 @@ class PartyServer:
 
     async def _open(self, channel: Channel, request: Request, session: bytes, held: Held) -> None:
         parts = [
-            FilePart(name=name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
-            for name, data in held.files.items()
+            FilePart(name=name, **held.manifest.files[name].model_dump()) for name in held.files
         ]
-        answer = self._answer(
-            model=self._entry(request.model),
+        answer = self.answer(
+            model=await disk(self.visits.entry, request.model),
             plan=held.plan.to_public(),
             tokens=self.config.limits.inference_tokens,
             files=parts,
@@ -309,11 +317,9 @@ class PartyServer:
         name = check_name(request.model)
         if name in self._uploading:
             raise StoreError(f"a model {name!r} is being uploaded to {self.role} already")
-        async with self._place(session):
-            draft = self.store.draft(name, session.hex())
-            self._uploading.add(name)
+        async with self._place(session), self._upload_of(name, session) as draft:
             try:
-                await admit(channel, session, self._answer())
+                await admit(channel, session, self.answer())
                 me = Identity(self.role, self.identity.name, session)
                 peer = await handshake(
                     channel, me, {Role.OWNER}, timeout=self.config.timeouts.opening
@@ -325,63 +331,33 @@ class PartyServer:
                 await receiver.run()
             except (PumaError, OSError) as error:
                 log.warning("upload failed", model=name, reason=str(error))
-            finally:
-                self._uploading.discard(name)
-                draft.discard()
 
-    # -- short visits -----------------------------------------------------------------------------
-
-    def _entry(self, name: str) -> ModelEntry:
+    @asynccontextmanager
+    async def _upload_of(self, name: str, session: bytes) -> AsyncIterator[Draft]:
+        """A draft of this name, the only one; discarded afterwards."""
+        self._uploading.add(name)
         try:
-            stored = self.store.read(name, verify=False)
-        except StoreError as error:
-            return ModelEntry(name=name, problem=printable(str(error)[:500]))
-        manifest, config = stored.manifest, stored.plan.config
-        return ModelEntry(
-            name=name,
-            upload=manifest.upload,
-            digest=manifest.digest,
-            created=manifest.created,
-            architecture=config.family,
-            head=config.head,
-            bytes=sum(entry.bytes for entry in manifest.files.values()),
-            loaded=self.residents.loaded(name),
-        )
+            draft = await disk(self.store.draft, name, session.hex())
+            try:
+                yield draft
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await disk(draft.discard)
+        finally:
+            self._uploading.discard(name)
 
-    async def _list(
-        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
-    ) -> None:
-        models = [self._entry(name) for name in self.store.names()]
-        await admit(channel, session, self._answer(models=models, sessions=self.sessions))
-
-    async def _remove(
-        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
-    ) -> None:
-        name = check_name(request.model)
-        models = [self._entry(name)] if name in self.store else []
-        self.residents.drop(name)
-        await anyio.to_thread.run_sync(self.store.remove, name)
-        log.info("model removed", model=name)
-        await admit(channel, session, self._answer(models=models))
-
-    async def _ping(
-        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
-    ) -> None:
-        links = await self.links.measure() if request.measure else []
-        await admit(channel, session, self._answer(links=links, sessions=self.sessions))
-        with anyio.move_on_after(_PING_TIME):
-            async with Mux(channel).running() as mux:
-                await mux.lost.wait()
+    # -- links ------------------------------------------------------------------------------------
 
     async def _link(
         self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
     ) -> None:
         if caller.role not in self.links.peers or caller.role in self.links.calls:
             raise RemoteProtocolError(f"{self.role} does not expect a link from {caller.role}")
-        await admit(channel, session, self._answer())
+        await admit(channel, session, self.answer())
         try:
             await self.links.greet(channel, caller.role)
         except (RemoteProtocolError, TransportError) as error:
             log.warning("no link", peer=str(caller.role), reason=str(error))
+            self.links.failed(caller.role, error)
             return
         await self.links.serve(channel, caller.role)

@@ -14,7 +14,7 @@ from protocols.lane import Lane
 from protocols.shares import Role
 from puma_actors.actor import Actor
 from puma_actors.logs import log
-from puma_actors.manifest import PUBLIC_BYTES
+from puma_actors.manifest import PUBLIC_BYTES, seed_file, words_file
 from puma_actors.messages import (
     CommitMessage,
     FileMessage,
@@ -29,7 +29,7 @@ from puma_actors.messages import (
 from puma_actors.party import Party, Upload
 from puma_actors.residents import Held
 from puma_actors.rounds import Wire
-from puma_actors.store import Draft, seed_file, words_file
+from puma_actors.store import Draft
 from puma_actors.tasks import unwrap
 
 
@@ -185,7 +185,8 @@ class Receiver(Actor):
                     await self._take(message, buffers)
         finally:
             if not self._kept:
-                self._draft.withdraw()
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self._draft.withdraw)
 
     async def _take(self, message: Any, buffers: Sequence[memoryview]) -> None:
         if self._finished:

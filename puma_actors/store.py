@@ -6,7 +6,7 @@
         draft.finish(plan)                               all on disk, with a manifest
         draft.publish()                                  one rename: from now on it exists
         draft.keep()                                     the others have it too: it is to stay
-        stored = store.read("llama", verify=True)        plan, seeds, mapped tensors
+        stored = store.read("llama", verify=True)        plan, seeds, tensors
         store.remove("llama")
 
     STORE/NAME/manifest.json      see `puma_actors.manifest`
@@ -26,46 +26,32 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
-from models.families import parameters_of
-from models.plan import Parameter, Plan
-from models.sharing import SEED_BYTES
+from models.plan import Plan
 from protocols.errors import ConfigError, ModelError, StoreError
-from protocols.ring import Words
 from protocols.shares import Role
+from puma_actors.checksums import Checksums
 from puma_actors.manifest import (
     MANIFEST,
-    PUBLIC_FILES,
     FileEntry,
     Manifest,
     check_name,
-    seeds_of,
+    is_name,
 )
+from puma_actors.stored import Stored, check_complete
 
 _DRAFT = ".draft-"
 _GONE = ".gone-"
 _LOCK = ".lock"
 _PENDING = "pending"
-_READ = 4 << 20
-
-
-def words_file(number: int) -> str:
-    """The file of a masked tensor."""
-    return f"{number:05}.words"
-
-
-def seed_file(which: int) -> str:
-    """The file of a seed."""
-    return f"seed-{which}"
 
 
 def _remedy(name: str) -> str:
@@ -81,6 +67,7 @@ class ModelStore:
     def __init__(self, folder: Path, role: Role) -> None:
         self.folder = folder
         self.role = role
+        self.checksums = Checksums()
         self._lock = -1
 
     def __enter__(self) -> Self:
@@ -104,9 +91,10 @@ class ModelStore:
             raise ConfigError(
                 f"the store {self.folder} is open to others: run `chmod 700 {self.folder}`"
             )
-        for path in self.folder.iterdir():
-            if path.name.startswith((_DRAFT, _GONE)) or (path / _PENDING).exists():
-                shutil.rmtree(path, ignore_errors=True)
+        left = [p for p in self.folder.iterdir() if p.name.startswith((_DRAFT, _GONE))]
+        models = [self.folder / name for name in self.names()]
+        for path in left + [path for path in models if (path / _PENDING).exists()]:
+            shutil.rmtree(path, ignore_errors=True)
         return self
 
     def __exit__(
@@ -126,9 +114,8 @@ class ModelStore:
     # -- what is there ----------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        """All models, damaged ones included."""
-        paths = self.folder.iterdir()
-        return sorted(p.name for p in paths if p.is_dir() and not p.name.startswith("."))
+        """All models, damaged ones included; of other folders, like lost+found, nothing is said."""
+        return sorted(p.name for p in self.folder.iterdir() if is_name(p.name) and p.is_dir())
 
     def __contains__(self, name: str) -> bool:
         return (self.folder / check_name(name)).is_dir()
@@ -143,7 +130,7 @@ class ModelStore:
             raise StoreError(
                 f"{self.role} has no model {name!r}: `puma models list` shows what there is"
             )
-        with self._reading(name):
+        with self.reading(name):
             manifest = Manifest.from_json((self.folder / name / MANIFEST).read_bytes())
             if manifest.role != self.role:
                 raise StoreError(f"it holds the shares of {manifest.role}, this is {self.role}")
@@ -152,7 +139,7 @@ class ModelStore:
         return manifest
 
     @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
+    def reading(self, name: str) -> Iterator[None]:
         """Name the model and the remedy in whatever goes wrong."""
         try:
             yield
@@ -168,8 +155,8 @@ class ModelStore:
         except (StoreError, ModelError) as error:
             raise StoreError(f"model {name} at {self.role}: {error}; {_remedy(name)}") from None
 
-    def read(self, name: str, *, verify: bool = True) -> "Stored":
-        """Open a model.
+    def read(self, name: str, *, verify: bool = True) -> Stored:
+        """Open a model. What is taken from it later is compared with its checksum then.
 
         Args:
             verify: compare every file with its checksum, which reads them all.
@@ -179,17 +166,47 @@ class ModelStore:
         """
         manifest = self.manifest(name)
         folder = self.folder / name
-        with self._reading(name):
+        with self.reading(name):
             plan = Plan.from_public(manifest.plan)
             if plan.digest() != manifest.digest:
                 raise StoreError("its plan does not have the digest in its manifest")
-            _check_complete(manifest, plan, self.role)
+            check_complete(manifest, plan, self.role)
             for file, entry in manifest.files.items():
-                _check_file(folder / file, entry, verify=verify)
-        return Stored(folder, manifest, plan)
+                (self.checksums.check if verify else self.checksums.look)(folder / file, entry)
+        return Stored(folder, manifest, plan, self.checksums, partial(self.reading, name))
+
+    def inspect(self, name: str, seconds: float = 0.0) -> tuple[Stored, bool]:
+        """Open a model; also whether all of its files, as they are now, had the right checksum
+        when they were last read.
+
+        Args:
+            seconds: how long to read files of which that is not known; a file that was begun is
+                read to its end.
+
+        Raises:
+            StoreError: as `read`, or a file is known or found to be damaged.
+        """
+        stored = self.read(name, verify=False)
+        until, whole = time.monotonic() + seconds, True
+        with self.reading(name):
+            for file, entry in stored.manifest.files.items():
+                path = self.folder / name / file
+                if (
+                    known := self.checksums.state(path, entry)
+                ) is None and time.monotonic() < until:
+                    self.checksums.check(path, entry)
+                    known = True
+                if known is False:
+                    raise StoreError(f"{file} is damaged: its checksum is wrong")
+                whole = whole and known is True
+        return stored, whole
 
     def remove(self, name: str) -> bool:
-        """Remove a model; False if there was none. Who has it mapped can go on."""
+        """Remove a model; False if there was none. Who has it loaded can go on.
+
+        Raises:
+            StoreError: it is still there; or it is not served any more, but its files are there.
+        """
         if name not in self:
             return False
         gone = self.folder / f"{_GONE}{os.urandom(8).hex()}"
@@ -197,8 +214,17 @@ class ModelStore:
             (self.folder / name).rename(gone)  # at once for everybody who looks
             _sync_folder(self.folder)
         except OSError as error:
-            raise StoreError(f"model {name} cannot be removed: {error.strerror}") from None
+            raise StoreError(
+                f"{self.role} cannot remove model {name} ({error.strerror}): check the rights of "
+                "its store"
+            ) from None
+        self.checksums.forget(self.folder / name)
         shutil.rmtree(gone, ignore_errors=True)
+        if gone.exists():
+            raise StoreError(
+                f"{self.role} serves model {name} no more, but could not delete {gone}: check its "
+                "rights, and delete it"
+            )
         return True
 
     def draft(self, name: str, upload: str) -> "Draft":
@@ -213,62 +239,6 @@ class ModelStore:
                 f"`puma models remove {name}` first"
             )
         return Draft(self, name, upload)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A model on disk."""
-
-    folder: Path
-    manifest: Manifest
-    plan: Plan
-
-    def seeds(self) -> dict[int, bytes]:
-        """Those that this party knows."""
-        role = Role(self.manifest.role)
-        return {which: (self.folder / seed_file(which)).read_bytes() for which in seeds_of(role)}
-
-    def tensor(self, number: int, parameter: Parameter) -> Words:
-        """A masked tensor, mapped read-only."""
-        words: Words = np.memmap(
-            self.folder / words_file(number), dtype="<u8", mode="r", shape=parameter.shape
-        )
-        return words
-
-    def public_files(self) -> dict[str, bytes]:
-        """What the owner published."""
-        there = [name for name in PUBLIC_FILES if name in self.manifest.files]
-        return {name: (self.folder / name).read_bytes() for name in there}
-
-
-def _check_complete(manifest: Manifest, plan: Plan, role: Role) -> None:
-    wanted = {seed_file(which): SEED_BYTES for which in seeds_of(role)}
-    if not role.is_dealer:
-        for number, parameter in enumerate(parameters_of(plan.config).values()):
-            wanted[words_file(number)] = 8 * int(np.prod(parameter.shape))
-    found = {
-        name: entry.bytes for name, entry in manifest.files.items() if name not in PUBLIC_FILES
-    }
-    if found != wanted:
-        raise StoreError("its files are not those of its plan")
-
-
-def _check_file(path: Path, entry: FileEntry, *, verify: bool) -> None:
-    status = path.stat()
-    if status.st_size != entry.bytes:
-        raise StoreError(f"{path.name} has {status.st_size} bytes instead of {entry.bytes}")
-    if status.st_mode & 0o077:
-        raise StoreError(f"{path.name} can be read by others, who may have taken it")
-    if verify and _sha256(path) != entry.sha256:
-        raise StoreError(f"{path.name} is damaged: its checksum is wrong")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(_READ):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -337,7 +307,7 @@ class Draft:
                 digest=self.digest,
                 files=dict(self._entries),
             )
-            _check_complete(manifest, plan, self.store.role)
+            check_complete(manifest, plan, self.store.role)
             self.write(MANIFEST, manifest.to_json())
             self._complete()
             (self.folder / _PENDING).touch(0o600)

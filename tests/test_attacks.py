@@ -277,7 +277,7 @@ async def test_a_party_at_anothers_address(folder: Path, certificates: Path) -> 
         swapped = {**cluster.addresses, A: cluster.addresses[B], B: cluster.addresses[A]}
         path = write_config(folder / "swapped.toml", swapped, certificates)
         config = load_config(path, environ={})
-        with pytest.raises(RemoteProtocolError, match="evaluator-b answers at"):
+        with pytest.raises(ConfigError, match="evaluator-b answers at"):
             await call(config, Role.CLIENT, A, "list")
         fourth = config.model_copy(update={"listen": f"tls://127.0.0.1:{free_port()}"})
         async with anyio.create_task_group() as group:

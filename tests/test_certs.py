@@ -1,6 +1,8 @@
 """Certificates: who gets which, what expires, what is refused, and by whom."""
 
+import os
 import ssl
+import stat
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,8 +13,8 @@ from networks import make_certificates, wait_until_quiet
 from reference import usual_logs
 
 from protocols.errors import ConfigError, TransportError
-from protocols.shares import Role
-from puma_actors import certs
+from protocols.shares import COMPUTING, Role
+from puma_actors import certs, keyfiles
 from puma_actors.certs import create_authority, describe, describe_all, issue, load_context
 from puma_actors.cli import main
 from puma_actors.identity import PeerIdentity
@@ -21,6 +23,7 @@ from puma_actors.transports.tls import Credentials
 
 DORA = PeerIdentity(Role.DEALER, "dora/éa b")
 ANNA = PeerIdentity(Role.EVALUATOR_A, "anna")
+HOSTS = ["localhost", "127.0.0.1"]
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def test_nothing_is_overwritten(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"ca\.pem exists and is not overwritten: to rotate"):
         create_authority(folder)
     with pytest.raises(ConfigError, match="exists and is not overwritten: to rotate, remove"):
-        issue(folder, DORA)
+        issue(folder, DORA, HOSTS)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -80,7 +83,7 @@ def test_a_readable_key_is_refused(folder: Path) -> None:
         load_context(folder, DORA, server=True)
     (folder / "ca.key").chmod(0o604)
     with pytest.raises(ConfigError, match="can be read by others"):
-        issue(folder, ANNA)
+        issue(folder, ANNA, HOSTS)
 
 
 @pytest.mark.parametrize("name", ["ca.pem", "dealer.pem", "dealer.key"])
@@ -93,6 +96,46 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes | Non
         (folder / name).chmod(0o600)
     with pytest.raises(ConfigError, match=name):
         load_context(folder, PeerIdentity(Role.DEALER, "dealer"), server=False)
+
+
+@pytest.mark.parametrize("name", [".", "ca.pem", "dealer.pem"])
+def test_what_others_can_change_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_certificates(tmp_path / "certs")
+    path, dealer = folder / name, PeerIdentity(Role.DEALER, "dealer")
+    mode = path.stat().st_mode & 0o777
+    monkeypatch.setattr(keyfiles, "_is_own_group", lambda number: False)
+    load_context(folder, dealer, server=True)
+    for bit in (0o002, 0o020):
+        path.chmod(mode | bit)
+        with pytest.raises(ConfigError, match=f"{path} can be changed by others: run `chmod go-w"):
+            load_context(folder, dealer, server=True)
+        if name != "dealer.pem":
+            with pytest.raises(ConfigError, match="can be changed by others"):
+                issue(folder, ANNA, HOSTS)
+    monkeypatch.setattr(keyfiles, "_is_own_group", lambda number: True)
+    load_context(folder, dealer, server=True)  # a group with nobody else in it
+
+
+def test_what_belongs_to_somebody_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cluster.toml"
+    path.touch(0o644)
+    status = list(path.stat())
+    status[stat.ST_UID] = os.geteuid() + 1
+    monkeypatch.setattr(Path, "stat", lambda self: os.stat_result(status))
+    with pytest.raises(ConfigError, match=r"belongs to another user \(\d+\).*run `chown"):
+        keyfiles.check_guarded(path)
+
+
+@pytest.mark.parametrize("role", COMPUTING)
+def test_a_party_needs_a_host(folder: Path, role: Role) -> None:
+    with pytest.raises(ConfigError, match=r"without a host is accepted by nobody.*--host HOST"):
+        issue(folder, PeerIdentity(role, "x"))
+    for caller in (Role.OWNER, Role.CLIENT):
+        issue(folder, PeerIdentity(caller, f"x-{role}"))
 
 
 # -- what they say ---------------------------------------------------------------------------------
@@ -120,12 +163,12 @@ def test_bad_hosts(folder: Path, host: str) -> None:
 @pytest.mark.parametrize("days", [0, -1, float("nan"), 1e6])
 def test_bad_days(folder: Path, days: float) -> None:
     with pytest.raises(ConfigError, match="days"):
-        issue(folder, ANNA, [], days)
+        issue(folder, ANNA, HOSTS, days)
 
 
 def test_a_certificate_does_not_outlive_its_authority(folder: Path) -> None:
     with pytest.raises(ConfigError, match="use fewer days"):
-        issue(folder, ANNA, [], 4000)
+        issue(folder, ANNA, HOSTS, 4000)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +280,7 @@ async def test_expired_at_the_other_side(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shift_clock(monkeypatch, days=-40)
-    issue(folder, ANNA, [], 30)
+    issue(folder, ANNA, HOSTS, 30)
     with monkeypatch.context() as patch:
         patch.setattr(certs, "_check_dates", lambda *_: None)
         here, there = (Credentials(folder, who.role, who.name) for who in (DORA, ANNA))
@@ -258,7 +301,7 @@ async def test_no_role_no_entry(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(PeerIdentity, "uri", "https://example.org/anna")
-        issue(folder, ANNA)
+        issue(folder, ANNA, HOSTS)
     with monkeypatch.context() as patch:
         described = describe(folder / f"{certs.stem(DORA)}.pem")
         patch.setattr(certs, "describe", lambda path: described)
@@ -290,7 +333,7 @@ async def test_plain_callers_are_turned_away(folder: Path) -> None:
 
 
 async def test_identities_are_known_at_both_ends(folder: Path) -> None:
-    issue(folder, ANNA)
+    issue(folder, ANNA, HOSTS)
     options = f"certs={folder}&role=evaluator-a&name=anna"
     dora = TlsTransport(Credentials(folder, DORA.role, DORA.name))
     async with (
@@ -335,4 +378,5 @@ def test_commands(
         assert ("dealer.dora.pem" in out, "localhost, 10.0.0.1" in out) == (True, True)
         assert "puma certs init" in puma("show", "--folder", tmp_path / "none")[1]
         assert "king" in puma("issue", "--role", "king", *folder)[1]
+        assert "add --host HOST" in puma("issue", "--role", "evaluator-a", *folder)[1]
     load_context(tmp_path / "made", PeerIdentity(Role.DEALER, "dora"), server=True)

@@ -28,17 +28,17 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_the_example_is_good_and_in_the_documents() -> None:
+def test_the_example_is_good_and_in_the_documents(tmp_path: Path) -> None:
     documents = Path(__file__).parent.parent / "docs" / "cluster.toml"
     assert documents.read_text() == EXAMPLE
-    config = load_config(documents, environ={})
+    config = load_config(write(tmp_path, EXAMPLE), environ={})
     assert config.parties[Role.EVALUATOR_B].startswith("tls://evaluator-b")
-    assert config.path(config.store) == documents.parent / "store"
+    assert config.path(config.store) == tmp_path / "store"
 
 
-def test_the_example_shows_every_key_and_its_default() -> None:
+def test_the_example_shows_every_key_and_its_default(tmp_path: Path) -> None:
     shown = tomllib.loads(re.sub(r"(?m)^# (?=\w+ = )", "", EXAMPLE))
-    config = load_config(Path(__file__).parent.parent / "docs" / "cluster.toml", environ={})
+    config = load_config(write(tmp_path, EXAMPLE), environ={})
     assert shown["timeouts"] == config.timeouts.model_dump()
     assert shown["limits"] == config.limits.model_dump()
     assert set(shown["allow"]) == set(Allow.model_fields)
@@ -89,6 +89,12 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
         (f"{PARTIES}[timeouts]\nsilence = nan", r"timeouts\.silence = 'nan'"),
         (f'{PARTIES}[allow]\nclients = "x"', r"allow\.clients = 'x'"),
         (f'{PARTIES}[allow]\nclients = [""]', r"allow\.clients"),
+        (f'{PARTIES}[allow]\nparties = ["king/x"]', r"allow\.parties.*'king' is no party: use"),
+        (f'{PARTIES}[allow]\nparties = ["client/x"]', r"allow\.parties.*'client' is no party"),
+        (f'{PARTIES}[allow]\nparties = ["/x"]', r"allow\.parties.*'' is no party"),
+        (f'{PARTIES}[allow]\nparties = ["dealer/"]', r"allow\.parties.*bad name ''"),
+        (f'{PARTIES}[allow]\nparties = ["dealer/\\u001b"]', r"allow\.parties.*bad name"),
+        (f'{PARTIES}[allow]\nparties = ["{"x" * 65}"]', r"allow\.parties.*bad name"),
         (PARTIES.replace("tls://d", "http://d"), r"parties\.dealer = 'http://d.example:1': use"),
         (PARTIES.replace("example:1", "example:1?silence=1"), "nothing behind it"),
         (PARTIES.replace("tls://d", "tcp://d"), "insecure_no_tls = true"),
@@ -143,3 +149,21 @@ def test_allow_lists() -> None:
     assert not Allow(clients=[]).admits(alice)
     assert not Allow(clients=["alice"], parties=["dora"]).admits(dealer)
     assert not Allow(owners=["x"]).admits(PeerIdentity(Role.OWNER, "alice"))
+
+
+def test_a_party_in_one_role_alone() -> None:
+    allow = Allow(parties=["evaluator-a/alice", "bob", "dealer/dora/b"])
+    for role in COMPUTING:
+        assert allow.admits(PeerIdentity(role, "alice")) is (role is Role.EVALUATOR_A)
+        assert allow.admits(PeerIdentity(role, "bob"))
+        assert allow.admits(PeerIdentity(role, "dora/b")) is (role is Role.DEALER)
+        assert not allow.admits(PeerIdentity(role, "evaluator-a/alice"))
+    assert Allow(clients=["a/b"]).admits(PeerIdentity(Role.CLIENT, "a/b"))
+
+
+def test_a_file_that_others_can_change(tmp_path: Path) -> None:
+    path = write(tmp_path, PARTIES)
+    load_config(path, environ={})
+    path.chmod(0o646)
+    with pytest.raises(ConfigError, match=r"cluster\.toml can be changed by others.*chmod go-w"):
+        load_config(path, environ={})

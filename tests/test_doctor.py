@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
-from hosts import addresses_for, write_config
+from hosts import addresses_for, hosts, write_config
 from networks import make_certificates
+from test_store import put
 
 from protocols.shares import Role
 from puma_actors import doctor
@@ -16,6 +19,7 @@ from puma_actors.certs import issue
 from puma_actors.config import ClusterConfig, load_config
 from puma_actors.doctor import examine
 from puma_actors.identity import PeerIdentity
+from puma_actors.store import ModelStore
 
 
 @pytest.fixture
@@ -49,8 +53,46 @@ def test_a_bound_port(config: ClusterConfig) -> None:
         other.listen()
         check = states(config)["address of dealer"]
         assert check.state == "problem"
-        assert "is the party running?" in check.text
+        assert "nobody there answers as this party" in check.text
         assert states(config, Role.CLIENT)["address of dealer"].state == "ok"
+
+
+@pytest.mark.parametrize("scheme", ["tls", "unix"])
+async def test_an_address_held_by_this_party(short: Path, certificates: Path, scheme: str) -> None:
+    async with hosts(short, certificates, scheme) as cluster:
+        config = cluster.config("dealer")
+        check = (await anyio.to_thread.run_sync(states, config))["address of dealer"]
+        assert (check.state, "held by dealer 'dealer', which runs" in check.text) == ("ok", True)
+        # The same address in another role is somebody else's.
+        swapped = {**cluster.addresses, Role.EVALUATOR_A: cluster.addresses[Role.DEALER]}
+        swapped[Role.DEALER] = cluster.addresses[Role.EVALUATOR_A]
+        if scheme == "tls":
+            path = write_config(short / "other.toml", swapped, certificates)
+            other = load_config(path, environ={})
+            check = (await anyio.to_thread.run_sync(states, other))["address of dealer"]
+            assert check.state == "problem"
+
+
+def test_stored_models_are_verified(config: ClusterConfig) -> None:
+    with ModelStore(config.path(config.store), Role.DEALER) as store:
+        for name in ("good", "hurt", "seen"):
+            put(store, name)
+        found = states(config)  # while a party has the store
+        assert "3 files" in found["model good"].text
+        assert "all checksums are right" in found["model good"].text
+        path = store.folder / "hurt" / "seed-2"
+        path.write_bytes(bytes(path.stat().st_size))
+        (store.folder / "seen" / "seed-1").chmod(0o644)
+        found = states(config)
+        assert {name: check.state for name, check in found.items() if "model" in name} == {
+            "model good": "ok",
+            "model hurt": "problem",
+            "model seen": "problem",
+        }
+        assert "seed-2 is damaged: its checksum is wrong" in found["model hurt"].text
+        assert "seed-1 can be read by others" in found["model seen"].text
+        quick = {check.name: check for check in examine(config, Role.DEALER, quick=True)}
+        assert "--quick" in quick["model hurt"].text
 
 
 def test_certificates_that_miss_or_soon_expire(config: ClusterConfig, tmp_path: Path) -> None:

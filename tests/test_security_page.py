@@ -1,5 +1,6 @@
 """What SECURITY.md says in numbers and names is what the program does."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from protocols import prf
 from protocols.kernels.tree import SEED_BITS
-from puma_actors import cli, config, server, session
+from puma_actors import certs, cli, config, links, server, session, visits
+from puma_actors.cli import app
 from puma_actors.config import Allow, ClusterConfig, Limits
 from puma_actors.mailbox import Flow
 from puma_actors.transports.stream import StreamOptions
@@ -27,6 +29,9 @@ TEXT = " ".join((ROOT / "SECURITY.md").read_text("utf-8").split())
         f"a client or an owner up to {Flow().guest >> 20} MiB of each",
         f"pair secrets, {session.SECRET_BYTES} bytes",
         f"AES-{8 * prf.KEY_BYTES}-CTR from counter 0",
+        f"more than {visits._MOST_PINGS} pings at a time, more than {links._MEASURED} measurements "
+        f"(of {2 * links._PROBE_BYTES >> 20} MiB to the two other parties) a minute",
+        f"less than {certs.SOON_DAYS} days left",
         f"on seeds of {64 + int(SEED_BITS).bit_count()} bits",
     ],
 )
@@ -44,7 +49,15 @@ def test_names() -> None:
     assert cli.main
     for command in set(re.findall(r"`(puma [a-z]+(?: [a-z]+)?)`", TEXT)):
         words = command.split()[1:]
-        assert words[0] in ("certs", "models", "upload"), command
+        assert words[0] in ("certs", "doctor", "models", "ping", "upload"), command
+
+
+def test_options() -> None:
+    """Those that are named as remedies exist where a client needs them."""
+    parameters = inspect.signature(app.generate).parameters
+    assert {"raw", "tokenizer", "cluster", "max_new_tokens"} <= set(parameters)
+    for option in ("--tokenizer FOLDER", "`--raw`", "`-n 1`"):
+        assert option in TEXT
 
 
 def test_the_readme_leads_to_it() -> None:

@@ -18,8 +18,9 @@ from protocols.errors import ConfigError, StoreError
 from protocols.normalize import AttentionRange, NormRange
 from protocols.ops import Ranges
 from protocols.shares import Role
-from puma_actors.manifest import MANIFEST
-from puma_actors.store import Draft, ModelStore, seed_file, words_file
+from puma_actors.checksums import Checksums
+from puma_actors.manifest import MANIFEST, seed_file, words_file
+from puma_actors.store import Draft, ModelStore
 
 UPLOAD = "0123456789abcdef" * 2
 CONFIG = LlamaConfig.from_hf(
@@ -214,6 +215,92 @@ def test_without_verification_only_sizes_are_compared(evaluator: ModelStore) -> 
     evaluator.read("tiny", verify=False)
 
 
+def test_what_is_read_is_what_was_verified(evaluator: ModelStore) -> None:
+    """A file that changed before it was read is refused; afterwards it does not matter."""
+    put(evaluator)
+    first, second = list(parameters_of(CONFIG).values())[:2]
+    stored = evaluator.read("tiny")
+    words = stored.tensor(0, first)
+    kept = words.copy()
+    for number in (0, 1):
+        path = evaluator.folder / "tiny" / words_file(number)
+        with path.open("r+b") as file:  # in place: a mapping would see it
+            file.write(b"\xff" * 8)
+    assert np.array_equal(words, kept)
+    with pytest.raises(StoreError, match=r"model tiny at evaluator-a: 00001.words is damaged"):
+        stored.tensor(1, second)
+    (evaluator.folder / "tiny" / words_file(0)).write_bytes(b"")  # a mapping would end the process
+    assert np.array_equal(words, kept)
+    with pytest.raises(StoreError, match=r"00000.words has 0 bytes instead of"):
+        stored.tensor(0, first)
+    (evaluator.folder / "tiny" / seed_file(1)).write_bytes(bytes(SEED_BYTES))
+    with pytest.raises(StoreError, match="seed-1 is damaged"):
+        stored.seeds()
+    (evaluator.folder / "tiny" / "tokenizer.json").write_bytes(b"[]")
+    with pytest.raises(StoreError, match=r"tokenizer.json is damaged"):
+        stored.public_files()
+
+
+def test_what_was_found_of_a_file_is_known_until_it_changes(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store)
+    assert store.inspect("tiny")[1] is False  # nothing was read yet, and there was no time to
+    assert store.inspect("tiny", seconds=60)[1] is True
+    with monkeypatch.context() as patch:  # not again
+        patch.setattr(Checksums, "check", None)
+        patch.setattr(Checksums, "read", None)
+        assert store.inspect("tiny", seconds=60)[1] is True
+    path = store.folder / "tiny" / seed_file(1)
+    good = path.read_bytes()
+    path.write_bytes(bytes(SEED_BYTES))
+    assert store.inspect("tiny")[1] is False
+    with pytest.raises(StoreError, match="seed-1 is damaged"):
+        store.inspect("tiny", seconds=60)
+    with pytest.raises(StoreError, match="seed-1 is damaged"):  # known by now
+        store.inspect("tiny")
+    path.write_bytes(good)
+    assert store.inspect("tiny", seconds=60)[1] is True
+    store.remove("tiny")
+    put(store)
+    assert store.inspect("tiny")[1] is False
+
+
+def test_a_file_that_changes_while_it_is_read(
+    evaluator: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(evaluator)
+    entry = evaluator.manifest("tiny").files[words_file(0)]
+    path, usual = evaluator.folder / "tiny" / words_file(0), os.readv
+
+    def cut(handle: int, rooms: Any) -> int:
+        path.write_bytes(b"")
+        return usual(handle, rooms)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readv", cut)
+        with pytest.raises(StoreError, match="became shorter while it was read"):
+            evaluator.checksums.read(path, entry)
+
+
+def test_a_store_at_the_root_of_a_disk(tmp_path: Path) -> None:
+    """Has folders that are none of its own, and that it may not even look into."""
+    (tmp_path / "store").mkdir(mode=0o700)
+    (tmp_path / "store" / "lost+found").mkdir(mode=0)
+    with ModelStore(tmp_path / "store", Role.DEALER) as store:
+        put(store)
+        assert store.names() == ["tiny"]
+
+
+def test_files_that_cannot_be_deleted(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(StoreError, match=r"serves model tiny no more, but could not delete"):
+            store.remove("tiny")
+    assert not store.remove("tiny")
+
+
 def test_a_file_that_others_can_read(evaluator: ModelStore) -> None:
     put(evaluator)
     (evaluator.folder / "tiny" / seed_file(1)).chmod(0o644)
@@ -271,7 +358,7 @@ def test_removal(store: ModelStore) -> None:
     assert not store.remove("tiny")
     assert store.names() == left_over(store) == []
     if words is not None:
-        assert words.reshape(-1)[1] == 1  # who has it mapped can go on
+        assert words.reshape(-1)[1] == 1  # who has it loaded can go on
     with pytest.raises(StoreError, match="no model 'tiny'"):
         store.read("tiny")
     put(store)

@@ -63,7 +63,7 @@ def issue(
     ] = "",
     host: Annotated[
         list[str] | None,
-        typer.Option(help="Name or IP address where others call it; repeatable."),
+        typer.Option(help="Name or IP address where others call it; repeatable. Parties need one."),
     ] = None,
     folder: FolderOption = Path("certs"),
     days: Annotated[

@@ -160,21 +160,46 @@ def ping(
 ) -> None:
     """Reach every party, and have each measure the way to the others.
 
-    Exit code 1 if any way is broken.
+    Exit code 1 if any way is broken, or a party runs another version than the others or this
+    program: no session is possible between them.
     """
     from puma_actors.calls import ping_all
     from puma_actors.cli.output import print_json
     from puma_actors.config import load_config
+    from puma_actors.visits import days_left
 
     config = load_config(cluster, insecure_no_tls=insecure_no_tls)
     found = anyio.run(ping_all, config, Role(role))
     rows = [row for pinged in found for row in _ways(pinged)]
+    parties = _parties(found, days_left(config, Role(role)))
+    differ = len({row["programs"] for row in parties if row["programs"]}) > 1
     if as_json:
-        print_json({"ways": rows})
+        print_json({"ways": rows, "parties": parties, "versions_differ": differ})
     else:
-        _ping_table(rows)
-    if any(row["problem"] for row in rows):
+        _ping_table(rows, parties)
+    if differ:
+        typer.echo("versions differ: install the same everywhere", err=True)
+    if differ or any(row["problem"] for row in rows):
         raise typer.Exit(1)
+
+
+def _parties(found: list[Any], days: float | None) -> list[dict[str, Any]]:
+    """What runs here and at each party that answered."""
+    from puma_actors.build import program_digest
+    from puma_actors.entry import software
+
+    rows = [("here", software(), program_digest(), days)]
+    answers = [(str(pinged.peer), pinged.answer) for pinged in found if pinged.answer]
+    rows += [(who, each.software, each.build, each.days) for who, each in answers]
+    return [
+        {
+            "who": who,
+            "version": version,
+            "programs": programs,
+            "days_left": None if left is None else round(left, 1),
+        }
+        for who, version, programs, left in rows
+    ]
 
 
 def _ways(pinged: Any) -> list[dict[str, Any]]:
@@ -196,24 +221,33 @@ def _ways(pinged: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _ping_table(rows: list[dict[str, Any]]) -> None:
+def _ping_table(rows: list[dict[str, Any]], parties: list[dict[str, Any]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from puma_actors.cli.output import amount, stdout
 
     table = Table(box=None)
-    for heading in ("from", "to", "version", "round trip", "throughput", ""):
+    for heading in ("from", "to", "round trip", "throughput", ""):
         table.add_column(heading, overflow="fold")
     for row in rows:
         trip, speed = row["round_trip"], row["throughput"]
-        table.add_row(
+        cells = (
             row["from"],
             row["to"],
-            row["software"] or "",
             "" if trip is None else f"{1e3 * trip:.2f} ms",
             "" if speed is None else f"{amount(speed)}/s",
             row["problem"],
         )
+        table.add_row(*map(Text, cells))  # what parties say is never markup
+    stdout.print(table)
+    table = Table(box=None)
+    for heading in ("", "version", "programs", "certificate"):
+        table.add_column(heading, overflow="fold")
+    for row in parties:
+        days = row["days_left"]
+        left = "" if days is None else f"{days:.0f} days left" if days > 0 else "EXPIRED"
+        table.add_row(*map(Text, (row["who"], row["version"], row["programs"], left)))
     stdout.print(table)
 
 
@@ -227,24 +261,28 @@ def doctor(
     role: Annotated[
         Holder | None, typer.Option(help="What this host is to do.", show_default=False)
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the stored models to verify them.")
+    ] = False,
     insecure_no_tls: InsecureOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell whether this machine can take part. Exit code 1 if something would stop a run."""
     from rich.table import Table
+    from rich.text import Text
 
     from puma_actors.cli.output import print_json, stdout
     from puma_actors.config import load_config
     from puma_actors.doctor import examine
 
     config = load_config(cluster, insecure_no_tls=insecure_no_tls) if cluster else None
-    checks = examine(config, Role(role) if role else None)
+    checks = examine(config, Role(role) if role else None, quick=quick)
     if as_json:
         print_json({"checks": [{"name": c.name, "state": c.state, "text": c.text} for c in checks]})
     else:
         table = Table(box=None, show_header=False)
         for check in checks:
-            table.add_row(check.state, check.name, check.text)
+            table.add_row(*map(Text, (check.state, check.name, check.text)))
         stdout.print(table)
     if any(check.state == "problem" for check in checks):
         raise typer.Exit(1)

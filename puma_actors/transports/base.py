@@ -40,6 +40,10 @@ class Unreachable(TransportError):  # noqa: N818 - a state of affairs that may p
     """Nobody listens at an address, or not yet."""
 
 
+class Refused(TransportError):  # noqa: N818 - a state of affairs that does not pass by waiting
+    """Who listens at an address and this side do not accept each other's certificates."""
+
+
 class _Closing(ABC):
     """Closed when its `async with` block ends."""
 
@@ -134,8 +138,9 @@ class Transport(ABC):
 
         Raises:
             Unreachable: nobody listens there.
-            TransportError: who listens there is not to be talked to.
-            ConfigError: the address makes no sense.
+            Refused: who listens there is not to be talked to.
+            TransportError: it hung up.
+            ConfigError: the address makes no sense, or nobody knows its host.
         """
 
     @abstractmethod

@@ -18,7 +18,7 @@ from protocols.errors import ConfigError, PumaError, TransportError
 from puma_actors.identity import PeerIdentity
 from puma_actors.logs import log
 from puma_actors.tasks import Signal
-from puma_actors.transports.base import Channel, Listener, Transport, Unreachable
+from puma_actors.transports.base import Channel, Listener, Refused, Transport, Unreachable
 from puma_actors.transports.stream import StreamChannel, StreamOptions
 
 _BACKLOG = 64
@@ -99,7 +99,14 @@ class StreamTransport(Transport):
                 f"no answer from {peer} within {options.timeout:g} s: is it running?"
             ) from None
         except ssl.SSLError as error:
-            raise TransportError(f"no TLS with {peer}: {explain(error)}") from error
+            # Anything else may come from a line that is cut or disturbed, and pass.
+            kind = Refused if "CERT" in (error.reason or "") else TransportError
+            raise kind(f"no TLS with {peer}: {explain(error)}") from error
+        except socket.gaierror as error:  # at once: a host that nobody knows will not come up
+            raise ConfigError(
+                f"the host of {peer} is unknown ({error.strerror or error}): check [parties] and "
+                "this machine's name service"
+            ) from None
         except OSError as error:
             raise Unreachable(
                 f"nobody listens at {peer} ({error.strerror or error}): start the other actor first"

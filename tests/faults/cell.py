@@ -190,14 +190,20 @@ def _is_stopped_caller(cell: Cell) -> bool:
     return cell.fault == "SIGSTOP" and cell.where in (Role.CLIENT, Role.OWNER)
 
 
-def check_failure(caller: Caller, suspects: set[str], *, stopped: float | None = None) -> None:
+def check_failure(
+    caller: Caller,
+    suspects: set[str],
+    *,
+    stopped: float | None = None,
+    codes: tuple[int, ...] = (1, 3),
+) -> None:
     """The caller ends with one clear line. One that stands still does so when it goes on."""
     if stopped is not None:
         return
     caller.process.join(DEADLINE)
     code, lines = caller.process.exitcode, caller.lines
     assert code is not None, f"the caller hangs: {caller.errors.read_text()[-300:]}"
-    assert code in (1, 3), f"the caller's exit code is {code}: {lines}"
+    assert code in codes, f"the caller's exit code is {code}: {lines}"
     assert len(lines) == 1, f"the caller says {lines}"
     assert lines[0].startswith(("error:", "busy:")), lines[0]
     assert not suspects or any(name in lines[0] for name in suspects), (

@@ -211,7 +211,7 @@ def _answer_wrongly(cell: Cell, cluster: Cluster) -> None:
 def _divert(cell: Cell, cluster: Cluster, port: int) -> None:
     if cell.where.endswith("a caller"):
         cluster.ways["caller", Role.DEALER].target = ("127.0.0.1", port)
-        check_failure(cluster.generate(), {"certificate", "answers at"})
+        check_failure(cluster.generate(), {"certificate", "answers at"}, codes=(2,))
         return
     party = cluster.parties[Role.EVALUATOR_A]
     start = len(party.events())
@@ -225,7 +225,7 @@ def _divert(cell: Cell, cluster: Cluster, port: int) -> None:
         return any(word in e["reason"] for e in events for word in words)
 
     wait_until(told, "evaluator-a logs who answers")
-    check_failure(cluster.generate(), {"no connection to"})
+    check_failure(cluster.generate(), {"no connection to"}, codes=(2,))
     cluster.heal()
     cluster.linked()
 
