@@ -204,7 +204,8 @@ class TextPipeline:
 class PrivatePipeline(AbstractContextManager["PrivatePipeline"]):
     """`TextPipeline` over five roles in this process, for code without an event loop.
 
-    Ready when made; outside of `with`, call `close` when done.
+    Ready when made; outside of `with`, `close` ends it, or else the end of its last reference or of
+    the interpreter.
     """
 
     def __init__(self, pipe: TextPipeline) -> None:
@@ -270,7 +271,7 @@ def local_pipeline(task: str, model: str | Path | None = None, **options: Any) -
 
 
 def pipeline(task: str, model: str | Path | None = None, **options: Any) -> PrivatePipeline:
-    """As `local_pipeline`, and ready when it returns: to be called, then closed."""
+    """As `local_pipeline`, and ready when it returns: to be called, and closed when done."""
     return PrivatePipeline(local_pipeline(task, model, **options))
 
 
