@@ -185,6 +185,12 @@ class LocalCluster(Requests):
         for actor in (self.client, *self._parties):
             actor.observe(recorder)
 
+    def rounds_done(self) -> int | None:
+        step = self.step
+        return (
+            None if step is None else max(party.rounds(step.number) for party in self._parties[1:])
+        )
+
     # -- what a request needs ---------------------------------------------------------------------
 
     @property

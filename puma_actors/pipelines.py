@@ -55,6 +55,7 @@ class TextPipeline:
 
     Attributes:
         usage: what the last call took, all its requests together.
+        share: of the call that runs, the tokens of batches that are done, and of all.
 
     Raises:
         ConfigError: an unknown task or option. ModelError: a model with another head, or without a
@@ -73,6 +74,7 @@ class TextPipeline:
         self.task = canonical_task(task)
         self.requests = requests
         self.usage = Usage()
+        self.share = (0, 0)
         self._batch_tokens = batch_tokens
         self._defaults = _effective(options)
         config, tokenizer = requests.config, requests.tokenizer
@@ -117,8 +119,11 @@ class TextPipeline:
         self._check_ids(job)
         self.usage = Usage()
         results: list[Floats] = []
+        done, tokens = 0, sum(map(len, job.encodings))
         for batch in _batches(job.encodings, self._batch_tokens):
+            self.share = (done, tokens)
             results += await self._forward(batch, job)
+            done += sum(map(len, batch))
         found = job.finish(results)
         return [found] if self._texts.wraps(inputs, options) else found
 

@@ -50,6 +50,25 @@ class Token:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a request, while it runs.
+
+    Attributes:
+        number: of the inference that it is, which no other step has.
+        batch: what the request's first step evaluates. steps: the request takes at most so many.
+        index: 0 is the batch; then one decoded token each.
+        began: by `time.monotonic`.
+    """
+
+    number: int
+    batch: Batch
+    steps: int
+    index: int
+    settings: Settings
+    began: float
+
+
 class Requests(ABC):
     """Requests of one client to one model. One at a time; others wait.
 
@@ -61,6 +80,7 @@ class Requests(ABC):
 
     Attributes:
         usage: what the last request took.
+        step: what runs now; None: nothing does.
     """
 
     def __init__(
@@ -72,6 +92,7 @@ class Requests(ABC):
         self.client = client
         self.settings = settings
         self.usage = Usage()
+        self.step: Step | None = None
         self._no_tokenizer = "none was passed"
         self._busy = anyio.Semaphore(1)  # no lock: a stream may be closed by another task
 
@@ -79,6 +100,10 @@ class Requests(ABC):
     @abstractmethod
     def running(self) -> bool:
         """Whether the parties are there to be asked."""
+
+    def rounds_done(self) -> int | None:
+        """Rounds of the step that runs now, so far; None: only the parties elsewhere know."""
+        return None
 
     @property
     def plan(self) -> Plan:
@@ -131,7 +156,7 @@ class Requests(ABC):
             settings = replace(self.settings, reveal="logits")
             inference = await self.client.begin(batch, 1, settings)
             try:
-                result = await self.client.step(inference, joined)
+                result = await self._step(inference, joined)
                 await self.client.wait_reports(inference)
             finally:
                 await self._finish(inference)
@@ -258,7 +283,7 @@ class Requests(ABC):
         try:
             for _ in range(steps):
                 started = time.perf_counter()
-                answer = await self.client.step(inference, given)
+                answer = await self._step(inference, given)
                 phase = "prefill" if given is ids else "decode"
                 spent = time.perf_counter() - started
                 usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
@@ -280,6 +305,15 @@ class Requests(ABC):
                 yield Token(None, rest)
         finally:
             await self._finish(inference)
+
+    async def _step(self, inference: Inference, ids: Sequence[int]) -> Floats:
+        taken, began = inference.taken, time.monotonic()
+        number, settings = inference.number + taken, inference.settings
+        self.step = Step(number, inference.batch, inference.steps, taken, settings, began)
+        try:
+            return await self.client.step(inference, ids)
+        finally:
+            self.step = None
 
     def _pick(self, answer: Floats, sampler: Sampler, previous: list[int]) -> int:
         if self.settings.reveal == "argmax":

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from protocols.errors import ConfigError
 from protocols.lane import Settings
-from puma_actors.cli.output import amount, print_json, progress, stdout
+from puma_actors.cli.output import amount, print_json, progress, say, stdout
 from puma_actors.cli.requests import open_cluster
 from puma_actors.owner import Progress
 from puma_actors.scoring import Perplexities, Told, plan_windows, score_plain, score_private
@@ -84,9 +84,8 @@ def _print(found: Perplexities, settings: Settings) -> None:
         amount(cost.offline),
     )
     stdout.print(table)
-    stdout.print(
+    say(
         f"relative difference {found.relative:+.4%} · {len(found.plain.likelihoods):,} tokens "
         f"scored in {count} windows; traffic is that of a window, on average",
         style="dim",
-        highlight=False,
     )

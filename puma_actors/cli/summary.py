@@ -80,7 +80,7 @@ def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> N
     stderr.print()
     stderr.print(table)
     if (network := network_of(cluster)) is not None:
-        stderr.print(f"network {network.describe()}", style="dim", highlight=False)
+        stderr.print(f"network {network.describe()}", style="dim")
     reason = _ENDS.get(usage.stop_reason, usage.stop_reason)
     end = f"stopped: {reason} · no" if stopped else "no"
     seen = "prompt" if stopped else "text"
