@@ -32,8 +32,6 @@ EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
 EXIT_BUSY = 3
 EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141
-"""As a shell tells of a program that the signal for a broken pipe has ended."""
 
 app = typer.Typer(
     name="puma",
@@ -317,7 +315,7 @@ def main() -> None:
         _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:  # `| head`: whoever read has what it wanted
         abandon_stdout()
-        sys.exit(EXIT_PIPE)
+        sys.exit(EXIT_FAILURE)
     except OSError as error:  # a full disk, a path that vanished: no bug of ours
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"error: {where}{error.strerror or type(error).__name__}", EXIT_FAILURE)

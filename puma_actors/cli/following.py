@@ -35,6 +35,7 @@ class Following:
         self._share = share
         self._began = time.monotonic()
         self._known: dict[int, Cost] = {}
+        self._most = (0, 0)  # a step's number, and the most rounds that were counted of it
 
     def __call__(self) -> str:
         step = self._requests.step
@@ -52,6 +53,9 @@ class Following:
         if done is None:
             rounds, bytes_ = f"{cost.rounds:,} rounds", f"{amount(cost.online)} online"
             return joined(what, f"{rounds} and {bytes_} to go through", f"{spent:.0f} s")
+        number, most = self._most
+        done = max(done, most) if number == step.number else done  # a party that is done has none
+        self._most = (step.number, done)
         fraction = min(done / max(1, cost.rounds), 1.0)
         before, all_tokens = self._share()
         if all_tokens > tokens:

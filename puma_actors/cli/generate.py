@@ -1,6 +1,5 @@
 """`puma generate` and `puma forward`."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from models.sampling import SamplingConfig
 from protocols.errors import ConfigError
 from protocols.lane import Settings
 from puma_actors.cli.following import Following
-from puma_actors.cli.output import amount, check_file, print_json, progress, say, writing
+from puma_actors.cli.output import amount, check_file, print_json, progress, say, stderr, writing
 from puma_actors.cli.requests import open_requests
 from puma_actors.cli.summary import Cluster, network_of, print_summary, usage_report
 from puma_actors.texts import printable, shown
@@ -33,7 +32,7 @@ def run_generate(
         cluster.check_sampling(sampling)
         cluster.encode(prompt, raw=raw)
         if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
-            print(f"note: {printable(cluster.tokenizer.note)}", file=sys.stderr)
+            stderr.print(f"note: {printable(cluster.tokenizer.note)}", soft_wrap=True)
 
     async def run() -> None:
         async with open_requests(model, settings, check=check, quiet=as_json, **options) as cluster:

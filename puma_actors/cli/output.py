@@ -29,6 +29,12 @@ class Plain(Console):
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
+    def on_broken_pipe(self) -> None:
+        """Standard error without a reader is no reason to stop; standard output is."""
+        self.quiet = True
+        if not self.stderr:
+            raise BrokenPipeError
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Cleaned before it is measured, so that columns fit."""
         options |= {"markup": False, "emoji": False, "highlight": False}
