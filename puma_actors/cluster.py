@@ -24,7 +24,7 @@ from protocols.lane import Settings
 from protocols.shares import COMPUTING
 from puma_actors.actor import MEMORY, Actor, connect_all
 from puma_actors.client import Client
-from puma_actors.compute import Compute
+from puma_actors.compute import Compute, give_back
 from puma_actors.network import Network, parse_network
 from puma_actors.owner import Owner, Progress, ignore_progress
 from puma_actors.party import Party
@@ -162,6 +162,7 @@ class LocalCluster(Requests):
             await group.__aexit__(None, None, None)
         finally:
             self.checkpoint.close()
+            await give_back()
         causes = [e for e in self._failures if not isinstance(e, PeerFailed)]
         if causes and (error is None or isinstance(error, PeerFailed)):
             raise causes[0]

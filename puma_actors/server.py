@@ -34,12 +34,13 @@ from protocols.errors import (
     TransportError,
 )
 from protocols.shares import Role
-from puma_actors.compute import Compute
+from puma_actors.compute import Compute, give_back
 from puma_actors.config import ClusterConfig
 from puma_actors.entry import (
     Answer,
     FilePart,
     ModelEntry,
+    Purpose,
     Request,
     admit,
     caller_of,
@@ -65,6 +66,8 @@ _KEPT_FOR_PARTIES = 16
 """Of these, places that clients and owners cannot take: links must come up again."""
 _REMEMBERED = 1 << 16
 _PING_TIME = 60.0
+_LARGE = ("session", "upload")
+"""What takes so much memory that it is to be given back afterwards."""
 
 Handler: TypeAlias = Callable[[Channel, Request, bytes, PeerIdentity], Awaitable[None]]
 
@@ -176,7 +179,8 @@ class PartyServer:
     async def _guest(self, channel: Channel) -> None:
         """One connection, from its first words to its end. Nothing that goes wrong gets out."""
         try:
-            await self._welcome(channel)
+            if await self._welcome(channel) in _LARGE:
+                await give_back()
         except PumaError as error:
             log.warning("caller gone", peer=channel.peer_address, reason=str(error))
         except Exception as error:  # a bug here must not end the other sessions
@@ -184,7 +188,8 @@ class PartyServer:
         finally:
             self._connections -= 1
 
-    async def _welcome(self, channel: Channel) -> None:
+    async def _welcome(self, channel: Channel) -> Purpose | None:
+        """What was asked for, and granted."""
         session, way = NO_SESSION, channel
         try:
             request, session = await hear(channel, self.config.timeouts.handshake)
@@ -195,9 +200,11 @@ class PartyServer:
             # Only now is it known which link of the modelled network this is.
             way = self.config.behind(channel, sender=caller.role, receiver=self.role)
             await self._handlers[request.purpose](way, request, session, caller)
+            return request.purpose
         except (Busy, ConfigError, ModelError, RemoteProtocolError, StoreError) as error:
             log.warning("refused", peer=channel.peer_address, reason=str(error))
             await refuse(way, session, error)
+            return None
         finally:
             with anyio.CancelScope(shield=True):
                 await way.aclose()
