@@ -65,7 +65,9 @@ class LocalCluster(Requests):
         recorder: Recorder | None = None,
         progress: Progress = ignore_progress,
     ) -> None:
-        settings = settings or Settings()
+        settings = Settings() if settings is None else settings
+        if not isinstance(settings, Settings):
+            raise ConfigError(f"settings are {type(settings).__name__}: give a Settings")
         options: dict[str, Any] = {"compute": compute or Compute(), "settings": settings}
         options["recorder"] = recorder
         super().__init__(checkpoint.config, tokenizer, Client(**options), settings)

@@ -30,6 +30,8 @@ from puma_actors.wire import NO_SESSION
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _PROBE_BYTES = 8 << 20
+_FIRST_WORD, _LATER_WORDS = 5.0, 60.0
+"""Seconds until a party says for whom it waits, and until it says so again."""
 
 
 @dataclass(slots=True)
@@ -54,13 +56,12 @@ class Links:
         Raises:
             Busy: there is none now.
         """
-        link = self._links.get(peer)
-        if link is None or link.mux.lost.is_set():
+        if not self._up(peer):
             raise Busy(
                 f"{self.role} has no connection to {peer} now: is it running? Try again in "
                 f"{RETRY} s"
             )
-        return link.mux
+        return self._links[peer].mux
 
     async def keep(self, peer: Role) -> None:
         """Call a party, and call again whenever the connection is lost, for ever."""
@@ -82,6 +83,19 @@ class Links:
             else:
                 await anyio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def tell(self) -> None:
+        """Say for whom this party waits, for ever: a dealer calls nobody, and would say nothing."""
+        await anyio.sleep(_FIRST_WORD)
+        while True:
+            missing = [str(peer) for peer in self.peers if not self._up(peer)]
+            if missing:
+                log.warning("waiting for other parties", role=str(self.role), missing=missing)
+            await anyio.sleep(_LATER_WORDS)
+
+    def _up(self, peer: Role) -> bool:
+        link = self._links.get(peer)
+        return link is not None and not link.mux.lost.is_set()
 
     async def _call(self, peer: Role) -> Channel:
         address = self._config.parties[peer]

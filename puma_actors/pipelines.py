@@ -41,6 +41,18 @@ _WITHOUT_EFFECT = frozenset({"batch_size", "num_workers", "padding"})
 """Options of transformers' pipelines that change no result, and here nothing else: batches are made
 by their tokens, and nothing is padded.
 """
+_SWITCHES = frozenset(
+    {
+        "align_to_words",
+        "do_sample",
+        "handle_impossible_answer",
+        "normalize",
+        "return_full_text",
+        "return_tensors",
+        "truncation",
+    }
+)
+"""Options that are on or off: a text such as "false" would be on."""
 
 
 class TextPipeline:
@@ -139,6 +151,9 @@ class TextPipeline:
             raise ConfigError(
                 f"{self.task} has no option {odd[0]!r}: it has {', '.join(sorted(known))}"
             )
+        for name in sorted(_SWITCHES & options.keys()):
+            if not isinstance(options[name], bool | None):
+                raise ConfigError(f"{name}={str(options[name])[:40]!r}: give True or False")
 
     def _check_ids(self, job: Job) -> None:
         for encoding in job.encodings:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from protocols.errors import ConfigError
 from protocols.ring import Floats
 from puma_actors.background import Background
 from puma_actors.cluster import LocalCluster, Token, Usage
@@ -23,6 +24,11 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
     """
 
     def __init__(self, cluster: LocalCluster) -> None:
+        if not isinstance(cluster, LocalCluster):
+            raise ConfigError(
+                f"a PrivateModel is made of a LocalCluster, not of {type(cluster).__name__}: "
+                "use PrivateModel.from_pretrained(path)"
+            )
         self.cluster = cluster
         self._background = Background(cluster)
         # What is forgotten is stopped, too; nothing here may hold the model itself.

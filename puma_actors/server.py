@@ -132,6 +132,7 @@ class PartyServer:
         async with anyio.create_task_group() as group:
             for peer in self.links.calls:
                 group.start_soon(self.links.keep, peer)
+            group.start_soon(self.links.tell)
             group.start_soon(self._accept, listener, group)
             self.listening.set()
             try:
