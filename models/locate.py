@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +61,9 @@ def resolve_model(path_or_name: str | Path) -> Path:
 
     Raises ModelError when the path is missing or the download fails.
     """
+    if not isinstance(path_or_name, str | PathLike):
+        kind = type(path_or_name).__name__
+        raise ModelError(f"the model is {kind}: give a folder, a file or a name on the hub")
     name = str(path_or_name)
     if not name.strip():
         raise ModelError("the model's path is empty: give a folder, a file or a name on the hub")

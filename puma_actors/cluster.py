@@ -24,7 +24,7 @@ from protocols.lane import Settings
 from protocols.shares import COMPUTING
 from puma_actors.actor import MEMORY, Actor, connect_all
 from puma_actors.client import Client
-from puma_actors.compute import Compute
+from puma_actors.compute import Compute, give_back
 from puma_actors.network import Network, parse_network
 from puma_actors.owner import Owner, Progress, ignore_progress
 from puma_actors.party import Party
@@ -65,7 +65,9 @@ class LocalCluster(Requests):
         recorder: Recorder | None = None,
         progress: Progress = ignore_progress,
     ) -> None:
-        settings = settings or Settings()
+        settings = Settings() if settings is None else settings
+        if not isinstance(settings, Settings):
+            raise ConfigError(f"settings are {type(settings).__name__}: give a Settings")
         options: dict[str, Any] = {"compute": compute or Compute(), "settings": settings}
         options["recorder"] = recorder
         super().__init__(checkpoint.config, tokenizer, Client(**options), settings)
@@ -162,6 +164,7 @@ class LocalCluster(Requests):
             await group.__aexit__(None, None, None)
         finally:
             self.checkpoint.close()
+            await give_back()
         causes = [e for e in self._failures if not isinstance(e, PeerFailed)]
         if causes and (error is None or isinstance(error, PeerFailed)):
             raise causes[0]
@@ -184,6 +187,12 @@ class LocalCluster(Requests):
         """From the next request on, `recorder` notes what happens on its lanes; None: nobody."""
         for actor in (self.client, *self._parties):
             actor.observe(recorder)
+
+    def rounds_done(self) -> int | None:
+        step = self.step
+        return (
+            None if step is None else max(party.rounds(step.number) for party in self._parties[1:])
+        )
 
     # -- what a request needs ---------------------------------------------------------------------
 

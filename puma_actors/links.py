@@ -40,6 +40,8 @@ _MEASURED = 12
 _MINUTE = 60.0
 _FRESH = 30.0
 """Seconds after which the reason of a failed call says nothing any more: the next one is due."""
+_FIRST_WORD, _LATER_WORDS = 5.0, 60.0
+"""Seconds until a party says for whom it waits, and until it says so again."""
 
 
 @dataclass(slots=True)
@@ -67,9 +69,8 @@ class Links:
         Raises:
             Busy: there is none now. ConfigError: there will be none until somebody sees to it.
         """
-        link = self._links.get(peer)
-        if link is not None and not link.mux.lost.is_set():
-            return link.mux
+        if self._up(peer):
+            return self._links[peer].mux
         when, why = self._failures.get(peer, (-math.inf, None))
         if why is None or anyio.current_time() - when > _FRESH:
             raise Busy(
@@ -107,6 +108,19 @@ class Links:
             else:
                 await anyio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def tell(self) -> None:
+        """Say for whom this party waits, for ever: a dealer calls nobody, and would say nothing."""
+        await anyio.sleep(_FIRST_WORD)
+        while True:
+            missing = [str(peer) for peer in self.peers if not self._up(peer)]
+            if missing:
+                log.warning("waiting for other parties", role=str(self.role), missing=missing)
+            await anyio.sleep(_LATER_WORDS)
+
+    def _up(self, peer: Role) -> bool:
+        link = self._links.get(peer)
+        return link is not None and not link.mux.lost.is_set()
 
     async def _call(self, peer: Role) -> Channel:
         address = self._config.parties[peer]

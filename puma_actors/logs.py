@@ -16,8 +16,14 @@ NAME = "puma_actors"
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 _json = False
-_PLAIN = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
+_PLAIN = structlog.processors.LogfmtRenderer()
 _JSON = structlog.processors.JSONRenderer()
+_FIRST = ("event", "level", "timestamp")
+
+
+def _ordered(logger: Any, method: str, event: Any) -> Any:
+    """What happened first; then what it is about, by name; the same wherever it comes from."""
+    return {name: event[name] for name in (*_FIRST, *sorted(event.keys() - set(_FIRST)))}
 
 
 def _render(logger: Any, method: str, event: Any) -> Any:
@@ -33,6 +39,7 @@ log: Any = structlog.wrap_logger(
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
+        _ordered,
         _render,
     ],
 )
@@ -53,10 +60,10 @@ class _Stderr(logging.StreamHandler[Any]):
 
 def show_logs(verbose: int, *, as_json: bool = False) -> None:
     """Print logs on stderr, from warnings up (0), information (1) or everything (2); as lines of
-    keys and values, or one JSON object a line.
+    keys and values, or one JSON object a line, for programs: not on a terminal.
     """
     global _json
-    _json = as_json
+    _json = as_json and not (sys.stderr and sys.stderr.isatty())
     logger = logging.getLogger(NAME)
     logger.setLevel(_LEVELS[min(verbose, len(_LEVELS) - 1)])
     logger.propagate = False

@@ -162,6 +162,8 @@ def parse_network(given: "str | Path | Network | None") -> Network | None:
     """
     if given is None or isinstance(given, Network):
         return given
+    if not isinstance(given, str | Path):
+        raise ConfigError(f"a network is {type(given).__name__}: give a text, a path or a Network")
     if isinstance(given, Path) or given.strip().lower().endswith(".toml"):
         return read_network(Path(given))
     return _parse_text(given.strip().lower())

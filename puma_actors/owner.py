@@ -72,6 +72,7 @@ class Owner(Actor):
         plan = await compute.run(1 << 40, calibrate, config, parameters)
         calibrated = time.perf_counter()
         await self._upload(plan, parameters)
+        self._progress("waiting for the parties to take them in", 0.0)
         await self._wait_ready(plan)
         self.seconds = {
             "load": loaded - started,

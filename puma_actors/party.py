@@ -147,6 +147,7 @@ class Party(Actor):
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
         self._running_inferences: dict[int, anyio.CancelScope] = {}
+        self._lanes: dict[int, Lane] = {}  # of the steps that run
         self._unused = 0  # the least number that no inference has taken
         self._mine: AgreeMessage | None = None
         self._heard: dict[Role, AgreeMessage] = {}  # what the others said of themselves
@@ -311,7 +312,7 @@ class Party(Actor):
         number, settings = message.number + step, message.settings()
         batch = message.batch() if step == 0 else Batch((1,), "last")
         link = self.scheduler.link(number, settings, message.binding())
-        lane = self.lane(link)
+        lane = self._lanes[number] = self.lane(link)
         try:
             async with link:
                 await lane.watch(evaluate(lane, plan, self._parameters, batch, cache))
@@ -320,8 +321,15 @@ class Party(Actor):
             with anyio.CancelScope(shield=True), contextlib.suppress(PumaError):
                 await self._report(number, lane)  # what was dealt ahead was sent all the same
             raise
+        finally:
+            del self._lanes[number]
         await self._report(number, lane)
         lead.release()
+
+    def rounds(self, number: int) -> int:
+        """Rounds that a step which runs has been through, on its longest chain."""
+        lane = self._lanes.get(number)
+        return 0 if lane is None else lane.clock
 
     async def _report(self, number: int, lane: Lane) -> None:
         traffic = lane.link.traffic

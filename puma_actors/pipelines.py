@@ -41,6 +41,18 @@ _WITHOUT_EFFECT = frozenset({"batch_size", "num_workers", "padding"})
 """Options of transformers' pipelines that change no result, and here nothing else: batches are made
 by their tokens, and nothing is padded.
 """
+_SWITCHES = frozenset(
+    {
+        "align_to_words",
+        "do_sample",
+        "handle_impossible_answer",
+        "normalize",
+        "return_full_text",
+        "return_tensors",
+        "truncation",
+    }
+)
+"""Options that are on or off: a text such as "false" would be on."""
 
 
 class TextPipeline:
@@ -55,6 +67,7 @@ class TextPipeline:
 
     Attributes:
         usage: what the last call took, all its requests together.
+        share: of the call that runs, the tokens of batches that are done, and of all.
 
     Raises:
         ConfigError: an unknown task or option. ModelError: a model with another head, or without a
@@ -73,6 +86,7 @@ class TextPipeline:
         self.task = canonical_task(task)
         self.requests = requests
         self.usage = Usage()
+        self.share = (0, 0)
         self._batch_tokens = batch_tokens
         self._defaults = _effective(options)
         config, tokenizer = requests.config, requests.tokenizer
@@ -117,8 +131,11 @@ class TextPipeline:
         self._check_ids(job)
         self.usage = Usage()
         results: list[Floats] = []
+        done, tokens = 0, sum(map(len, job.encodings))
         for batch in _batches(job.encodings, self._batch_tokens):
+            self.share = (done, tokens)
             results += await self._forward(batch, job)
+            done += sum(map(len, batch))
         found = job.finish(results)
         return [found] if self._texts.wraps(inputs, options) else found
 
@@ -134,6 +151,9 @@ class TextPipeline:
             raise ConfigError(
                 f"{self.task} has no option {odd[0]!r}: it has {', '.join(sorted(known))}"
             )
+        for name in sorted(_SWITCHES & options.keys()):
+            if not isinstance(options[name], bool | None):
+                raise ConfigError(f"{name}={str(options[name])[:40]!r}: give True or False")
 
     def _check_ids(self, job: Job) -> None:
         for encoding in job.encodings:
@@ -204,7 +224,8 @@ class TextPipeline:
 class PrivatePipeline(AbstractContextManager["PrivatePipeline"]):
     """`TextPipeline` over five roles in this process, for code without an event loop.
 
-    Ready when made; outside of `with`, call `close` when done.
+    Ready when made; outside of `with`, `close` ends it, or else the end of its last reference or of
+    the interpreter.
     """
 
     def __init__(self, pipe: TextPipeline) -> None:
@@ -270,7 +291,7 @@ def local_pipeline(task: str, model: str | Path | None = None, **options: Any) -
 
 
 def pipeline(task: str, model: str | Path | None = None, **options: Any) -> PrivatePipeline:
-    """As `local_pipeline`, and ready when it returns: to be called, then closed."""
+    """As `local_pipeline`, and ready when it returns: to be called, and closed when done."""
     return PrivatePipeline(local_pipeline(task, model, **options))
 
 

@@ -1,16 +1,15 @@
 """`LocalCluster` for code without an event loop: notebooks and scripts."""
 
-import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-
 from protocols.errors import ConfigError
 from protocols.ring import Floats
+from puma_actors.background import Background
 from puma_actors.cluster import LocalCluster, Token, Usage
 
 
@@ -20,21 +19,20 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
     with PrivateModel.from_pretrained(path) as model:
         print(model.generate("What is ...", max_new_tokens=32))
 
-    Outside `with`, call `close` when done.
+    Outside of `with`, `close` ends it. What nobody closes ends with its last reference, or with the
+    interpreter.
     """
 
     def __init__(self, cluster: LocalCluster) -> None:
+        if not isinstance(cluster, LocalCluster):
+            raise ConfigError(
+                f"a PrivateModel is made of a LocalCluster, not of {type(cluster).__name__}: "
+                "use PrivateModel.from_pretrained(path)"
+            )
         self.cluster = cluster
-        self._portal_context = start_blocking_portal()
-        self._portal: BlockingPortal | None = self._portal_context.__enter__()
-        self._running = self._portal.wrap_async_context_manager(cluster)
-        try:
-            self._running.__enter__()
-        except BaseException as error:
-            self._portal = None
-            # Told of an interruption, it ends what still runs instead of waiting for it.
-            self._portal_context.__exit__(type(error), error, error.__traceback__)
-            raise
+        self._background = Background(cluster)
+        # What is forgotten is stopped, too; nothing here may hold the model itself.
+        weakref.finalize(self, self._background.ask_to_stop).atexit = False
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, **options: Any) -> Self:
@@ -51,24 +49,11 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
 
         Interrupted (Ctrl-C, or a notebook's stop button), it ends what runs before it raises: the
         next request would wait for that otherwise.
+
+        Raises:
+            ConfigError: the model is closed. Whatever the function raises.
         """
-        if self._portal is None:
-            raise ConfigError("the model is closed: load it again")
-        ended = threading.Event()
-
-        async def run() -> Any:
-            try:
-                return await function(*args)
-            finally:
-                ended.set()
-
-        future = self._portal.start_task_soon(run)
-        try:
-            return future.result()
-        except BaseException:
-            if future.cancel():  # not what `run` raised: it still runs
-                ended.wait()
-            raise
+        return self._background.call(function, *args)
 
     def forward(self, input_ids: Sequence[int] | Any, **options: Any) -> Floats:
         """As `LocalCluster.forward`."""
@@ -94,7 +79,7 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
             while (token := self.call(following)) is not None:
                 yield token
         finally:
-            if self._portal is not None:
+            if self._background.running:
                 self.call(tokens.aclose)
 
     def close(self) -> None:
@@ -107,10 +92,4 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._portal is None:
-            return
-        try:
-            self._running.__exit__(kind, error, trace)
-        finally:
-            self._portal = None
-            self._portal_context.__exit__(None, None, None)
+        self._background.stop(error)

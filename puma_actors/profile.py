@@ -25,6 +25,7 @@ from protocols.observed import ObservedLane
 from protocols.shares import Role
 from puma_actors.cluster import LocalCluster
 from puma_actors.network import ANY, Network, Route, parse_network
+from puma_actors.owner import ignore_progress
 from puma_actors.recorder import Recorder
 from puma_actors.reports.analysis import Phase, analyse
 from puma_actors.reports.ranking import Advice, rank
@@ -219,7 +220,10 @@ async def run_profile(
     except ConfigError:
         cluster.checkpoint.close()
         raise
+    progress = options.get("progress", ignore_progress)
     async with cluster:
+        progress("running the request to warm up", 0.0)
         await record(cluster, _batch(cluster, tokens_in), 1)
+        progress("profiling the request", 0.0)
         profile = await profile_cluster(cluster, recorder, tokens_in, tokens_out)
     return replace(profile, network=network)

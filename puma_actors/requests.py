@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +23,7 @@ from protocols.errors import ConfigError, PumaError
 from protocols.lane import Settings
 from protocols.ring import Floats
 from puma_actors.client import Client, Inference
+from puma_actors.ids import token_ids, token_sequences, whole
 from puma_actors.messages import infer_message
 
 
@@ -50,6 +51,25 @@ class Token:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a request, while it runs.
+
+    Attributes:
+        number: of the inference that it is, which no other step has.
+        batch: what the request's first step evaluates. steps: the request takes at most so many.
+        index: 0 is the batch; then one decoded token each.
+        began: by `time.monotonic`.
+    """
+
+    number: int
+    batch: Batch
+    steps: int
+    index: int
+    settings: Settings
+    began: float
+
+
 class Requests(ABC):
     """Requests of one client to one model. One at a time; others wait.
 
@@ -61,6 +81,7 @@ class Requests(ABC):
 
     Attributes:
         usage: what the last request took.
+        step: what runs now; None: nothing does.
     """
 
     def __init__(
@@ -72,6 +93,7 @@ class Requests(ABC):
         self.client = client
         self.settings = settings
         self.usage = Usage()
+        self.step: Step | None = None
         self._no_tokenizer = "none was passed"
         self._busy = anyio.Semaphore(1)  # no lock: a stream may be closed by another task
 
@@ -79,6 +101,10 @@ class Requests(ABC):
     @abstractmethod
     def running(self) -> bool:
         """Whether the parties are there to be asked."""
+
+    def rounds_done(self) -> int | None:
+        """Rounds of the step that runs now, so far; None: only the parties elsewhere know."""
+        return None
 
     @property
     def plan(self) -> Plan:
@@ -91,7 +117,9 @@ class Requests(ABC):
         """The cost of a request, from shapes alone: the batch (or a prompt of so many tokens), then
         each decoded token.
         """
-        return [step.cost for step in predict(self.plan, batch, decode, self.settings)]
+        first = batch if isinstance(batch, Batch) else Batch((whole(batch, "a length"),), "last")
+        steps = predict(self.plan, first, whole(decode, "decode"), self.settings)
+        return [step.cost for step in steps]
 
     async def forward(
         self,
@@ -114,14 +142,13 @@ class Requests(ABC):
         Raises:
             ConfigError: ids or rows that the model does not have.
         """
-        sequences = _sequences(input_ids)
+        sequences = token_sequences(input_ids)
         for ids in sequences:
             self.check_ids(ids)
             self._check_end(ids)
-        rows = rows or default_rows(self.config)
-        batch = Batch(
-            tuple(len(ids) for ids in sequences), rows, None if types is None else tuple(types)
-        )
+        rows = default_rows(self.config) if rows is None else rows
+        kinds = None if types is None else tuple(token_ids(types, "types"))
+        batch = Batch(tuple(len(ids) for ids in sequences), rows, kinds)
         self._check_types(batch)
         async with self._busy:
             self._check_running()
@@ -131,7 +158,7 @@ class Requests(ABC):
             settings = replace(self.settings, reveal="logits")
             inference = await self.client.begin(batch, 1, settings)
             try:
-                result = await self.client.step(inference, joined)
+                result = await self._step(inference, joined)
                 await self.client.wait_reports(inference)
             finally:
                 await self._finish(inference)
@@ -146,7 +173,8 @@ class Requests(ABC):
             ConfigError: the model predicts no tokens, or ids as for `forward`.
         """
         check_logits(self.config)
-        return log_likelihoods(await self.forward([list(ids)], rows="all"), ids)
+        found = token_ids(ids)
+        return log_likelihoods(await self.forward([found], rows="all"), found)
 
     def _check_end(self, ids: Sequence[int]) -> None:
         """A decoder's classifier reads the last token that is not padding; here, the last one."""
@@ -173,8 +201,10 @@ class Requests(ABC):
         Raises:
             ConfigError: the prompt is empty, or text was given to a model without a tokenizer.
         """
+        if not isinstance(raw, bool):
+            raise ConfigError(f"raw is {type(raw).__name__}: give True or False")
         if not isinstance(prompt, str):
-            ids = [int(token) for token in prompt]
+            ids = token_ids(prompt, "the prompt is neither text nor token ids")
         elif not prompt.strip():
             raise ConfigError("the prompt is empty: give some text")
         else:
@@ -188,6 +218,8 @@ class Requests(ABC):
         Raises:
             ConfigError: the model has no tokenizer.
         """
+        if not isinstance(text, str):
+            raise ConfigError(f"a text is {type(text).__name__}: give a string")
         return self._for_text().encode(text)
 
     def _for_text(self) -> Tokenizer:
@@ -234,7 +266,7 @@ class Requests(ABC):
             sampling: or its fields as keywords (`max_new_tokens=32`, `temperature=0.7`, ...).
             raw: do not apply the chat template.
         """
-        sampling = sampling or SamplingConfig(**options)
+        sampling = _sampling(sampling, options)
         self.check_sampling(sampling)
         ids = self.encode(prompt, raw=raw)
         async with self._busy, aclosing(self._tokens(ids, sampling)) as tokens:
@@ -258,7 +290,7 @@ class Requests(ABC):
         try:
             for _ in range(steps):
                 started = time.perf_counter()
-                answer = await self.client.step(inference, given)
+                answer = await self._step(inference, given)
                 phase = "prefill" if given is ids else "decode"
                 spent = time.perf_counter() - started
                 usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
@@ -281,6 +313,15 @@ class Requests(ABC):
         finally:
             await self._finish(inference)
 
+    async def _step(self, inference: Inference, ids: Sequence[int]) -> Floats:
+        taken, began = inference.taken, time.monotonic()
+        number, settings = inference.number + taken, inference.settings
+        self.step = Step(number, inference.batch, inference.steps, taken, settings, began)
+        try:
+            return await self.client.step(inference, ids)
+        finally:
+            self.step = None
+
     def _pick(self, answer: Floats, sampler: Sampler, previous: list[int]) -> int:
         if self.settings.reveal == "argmax":
             return int(answer[0])
@@ -299,6 +340,7 @@ def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
     Raises:
         ConfigError: none at all, too many, or one outside the vocabulary.
     """
+    ids = token_ids(ids)
     if not ids:
         raise ConfigError("the prompt is empty: give at least one token")
     for token in ids:
@@ -328,15 +370,21 @@ def check_logits(config: ModelConfig) -> None:
         )
 
 
+def _sampling(sampling: SamplingConfig | None, options: Mapping[str, Any]) -> SamplingConfig:
+    """What was given, in one of the two ways.
+
+    Raises:
+        ConfigError: both ways at once, or an option that there is not.
+    """
+    known = SamplingConfig.__dataclass_fields__
+    if odd := sorted(options.keys() - known.keys()):
+        raise ConfigError(f"generate has no option {odd[0]!r}: it has {', '.join(sorted(known))}")
+    if sampling is None:
+        return SamplingConfig(**options)
+    if options or not isinstance(sampling, SamplingConfig):
+        raise ConfigError("sampling: give a SamplingConfig, or its fields as keywords, not both")
+    return sampling
+
+
 def _known_costs(inference: Inference) -> list[Cost]:
     return [inference.costs[step] for step in sorted(inference.costs)]
-
-
-def _sequences(input_ids: Any) -> list[list[int]]:
-    """One list of ids a sequence, from numbers, lists, or arrays of up to two axes."""
-    items = input_ids.tolist() if hasattr(input_ids, "tolist") else list(input_ids)
-    if not items:
-        raise ConfigError("the input is empty: give at least one token")
-    if all(isinstance(item, Iterable) for item in items):
-        return [[int(token) for token in item] for item in items]
-    return [[int(token) for token in items]]

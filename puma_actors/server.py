@@ -33,11 +33,12 @@ from protocols.errors import (
     TransportError,
 )
 from protocols.shares import Role
-from puma_actors.compute import Compute
+from puma_actors.compute import Compute, give_back
 from puma_actors.config import ClusterConfig
 from puma_actors.entry import (
     Answer,
     FilePart,
+    Purpose,
     Request,
     admit,
     caller_of,
@@ -64,6 +65,8 @@ _KEPT_FOR_PARTIES = 16
 _REMEMBERED = 1 << 16
 _WITH_PROGRAMS = ("link", "session", "upload")
 """What makes sense only between those that run the same programs."""
+_LARGE = ("session", "upload")
+"""What takes so much memory that it is to be given back afterwards."""
 
 Handler: TypeAlias = Callable[[Channel, Request, bytes, PeerIdentity], Awaitable[None]]
 
@@ -129,6 +132,7 @@ class PartyServer:
         async with anyio.create_task_group() as group:
             for peer in self.links.calls:
                 group.start_soon(self.links.keep, peer)
+            group.start_soon(self.links.tell)
             group.start_soon(self._accept, listener, group)
             group.start_soon(watch_certificates, self.config, self.role)
             self.listening.set()
@@ -177,7 +181,8 @@ class PartyServer:
     async def _guest(self, channel: Channel) -> None:
         """One connection, from its first words to its end. Nothing that goes wrong gets out."""
         try:
-            await self._welcome(channel)
+            if await self._welcome(channel) in _LARGE:
+                await give_back()
         except PumaError as error:
             log.warning("caller gone", peer=channel.peer_address, reason=str(error))
         except Exception as error:  # a bug here must not end the other sessions
@@ -185,7 +190,8 @@ class PartyServer:
         finally:
             self._connections -= 1
 
-    async def _welcome(self, channel: Channel) -> None:
+    async def _welcome(self, channel: Channel) -> Purpose | None:
+        """What was asked for, and granted."""
         session, way = NO_SESSION, channel
         caller = channel.peer_identity
         try:
@@ -199,11 +205,13 @@ class PartyServer:
             # Only now is it known which link of the modelled network this is.
             way = self.config.behind(channel, sender=caller.role, receiver=self.role)
             await self._handlers[request.purpose](way, request, session, caller)
+            return request.purpose
         except (Busy, ConfigError, ModelError, RemoteProtocolError, StoreError) as error:
             log.warning("refused", peer=channel.peer_address, reason=str(error))
             if caller is not None:
                 self.links.failed(caller.role, error)
             await refuse(way, session, error)
+            return None
         finally:
             with anyio.CancelScope(shield=True):
                 await way.aclose()

@@ -41,8 +41,17 @@ def test_generate_json_is_one_object(puma, folder, answer):
     assert (code, err) == (0, "")
     assert out.count("\n") == 1
     data = json.loads(out)
-    assert list(data) == ["text", "prompt_ids", "token_ids", "seconds", "traffic", "network"]
+    assert list(data) == [
+        "text",
+        "prompt_ids",
+        "token_ids",
+        "stop_reason",
+        "seconds",
+        "traffic",
+        "network",
+    ]
     assert data["network"] is None
+    assert data["stop_reason"] == "length"
     assert data["prompt_ids"] == IDS
     assert data["token_ids"] == answer
     assert data["text"] == Tokenizer.load(folder).decode(answer)
@@ -101,6 +110,8 @@ def test_generate_options(puma, folder, answer):
     assert tokens(*hot, "--seed", 7) == tokens(*hot, "--seed", 7)
     words = Tokenizer.load(folder).decode(answer).split()
     assert tokens("-n", 4, "--stop", "zebra", "--stop", words[1]) == answer[:2]
+    _, out, _ = puma("generate", "-m", folder, "-p", PROMPT, "--json", "--stop", words[1])
+    assert json.loads(out)["stop_reason"] == "stop string"
 
 
 def test_raw_prompts_and_models_without_template(puma, folder, tmp_path):

@@ -44,7 +44,8 @@ class Classify(TextTask):
             check_count("top_k", top_k)
         if max_length is not None:
             check_count("max_length", max_length)
-        function = (function_to_apply or self._usual_function()).lower()
+        given = self._usual_function() if function_to_apply is None else function_to_apply
+        function = given.lower() if isinstance(given, str) else given
         check_choice("function_to_apply", function, _FUNCTIONS)
 
         def finish(results: Sequence[Floats]) -> Any:

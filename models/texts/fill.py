@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from models.encoding import Encoding
-from models.texts.task import Job, TextTask, check_count, many, softmax
+from models.texts.task import Job, TextTask, check_count, check_words, many, softmax
 from protocols.errors import ConfigError, ModelError
 from protocols.ring import Floats
 
@@ -95,7 +95,7 @@ class FillMask(TextTask):
 
     def _target_ids(self, targets: str | Sequence[str]) -> list[int]:
         """One token for each target, by its spelling in the vocabulary or as the text has it."""
-        words = [targets] if isinstance(targets, str) else list(targets)
+        words = check_words("targets", targets)
         if not words:
             raise ConfigError("targets is empty: name at least one token, or leave it out")
         found = set()

@@ -57,6 +57,8 @@ def _prompt(item: Any) -> Prompt:
     for message in item:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise ConfigError('every message of a chat needs a "role" and a "content"')
+        if not isinstance(message["role"], str) or not isinstance(message["content"], str):
+            raise ConfigError('the "role" and the "content" of a chat\'s message must be strings')
     if item[-1]["role"] == "assistant":
         raise ConfigError(
             "the chat ends with the assistant's message: leave that out, it is what is generated"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from models.encoding import Encoding
-from models.texts.task import Job, TextTask, check_choice, many, softmax
+from models.texts.task import Job, TextTask, check_choice, check_words, many, softmax
 from protocols.ring import Floats
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -40,7 +40,7 @@ class Tag(TextTask):
         """
         items, single = many(inputs)
         check_choice("aggregation_strategy", aggregation_strategy, STRATEGIES)
-        ignored = set(ignore_labels)
+        ignored = set(check_words("ignore_labels", ignore_labels))
         encodings = [self.encode(item, truncation=truncation) for item in items]
 
         def finish(results: Sequence[Floats]) -> Any:

@@ -88,11 +88,10 @@ class TextTask(ABC):
         Raises:
             ConfigError: no text, or one that is too long.
         """
-        for value in (text, pair):
-            if not isinstance(value, str) and not (value is None and value is pair):
-                raise ConfigError(f"an input is {type(value).__name__}, not text: give a string")
-        assert isinstance(text, str)
-        encoding = self.tokenizer.encode_text(text, pair if isinstance(pair, str) else None)
+        if not isinstance(text, str) or not isinstance(pair, str | None):
+            odd = text if not isinstance(text, str) else pair
+            raise ConfigError(f"an input is {type(odd).__name__}, not text: give a string")
+        encoding = self.tokenizer.encode_text(text, pair)
         if not encoding.ids:
             raise ConfigError("an input is empty: give some text")
         limit = self.max_length if max_length is None else min(max_length, self.max_length)
@@ -112,7 +111,7 @@ class TextTask(ABC):
 
 def canonical_task(task: str) -> str:
     """The name of a task, which has synonyms. Raises ConfigError."""
-    name = _SYNONYMS.get(task, task)
+    name = _SYNONYMS.get(task, task) if isinstance(task, str) else ""
     if name not in TASK_HEADS:
         known = ", ".join((*TASK_HEADS, *_SYNONYMS))
         raise ConfigError(f"task {task!r} is not known: use one of {known}")
@@ -175,7 +174,15 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         raise ConfigError(f"{name}={str(value)[:40]}: give a whole number, at least {least}")
 
 
+def check_words(name: str, value: object) -> list[str]:
+    """A string, or strings in an order, as a list. Raises ConfigError for anything else."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list | tuple) or not all(isinstance(word, str) for word in found):
+        raise ConfigError(f"{name}={str(value)[:40]!r}: give a string or a list of strings")
+    return list(found)
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raises ConfigError unless the value is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{name}={str(value)[:40]!r}: use one of {', '.join(choices)}")

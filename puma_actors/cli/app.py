@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from puma_actors.cli.options import (
     Tree,
     TreeOption,
 )
+from puma_actors.cli.streams import abandon_stdout, prepare_streams
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
@@ -298,6 +300,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy insid
 def main() -> None:
     """Entry point: one clear line and exit code 2 for bad input, 3 for busy parties, 1 for
     everything that went wrong on the way: a lost connection, a party that failed, a bug."""
+    prepare_streams()
     try:
         code = app(standalone_mode=len(sys.argv) < 2)
     except _UsageError as error:
@@ -310,6 +313,9 @@ def main() -> None:
         _fail(f"error: {error}", EXIT_FAILURE)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # `| head`: whoever read has what it wanted
+        abandon_stdout()
+        sys.exit(EXIT_FAILURE)
     except OSError as error:  # a full disk, a path that vanished: no bug of ours
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"error: {where}{error.strerror or type(error).__name__}", EXIT_FAILURE)
@@ -335,7 +341,10 @@ def _given(error: Any) -> str:
 
 
 def _fail(line: str, code: int) -> None:
-    if _state["debug"]:
-        traceback.print_exc()
-    print(" ".join(line.split()), file=sys.stderr)
+    from puma_actors.texts import printable, shown
+
+    with suppress(OSError):  # nobody may be listening
+        if _state["debug"]:
+            print(shown(traceback.format_exc()), file=sys.stderr)
+        print(printable(" ".join(line.split())), file=sys.stderr, flush=True)
     sys.exit(code)

@@ -1,9 +1,7 @@
 """`puma compare`: where a private evaluation of one's own model leaves the plaintext one."""
 
-from typing import Any
-
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from models.checkpoint import Checkpoint
 from models.comparing import CRITERION, Compared, Comparison, compare_model
@@ -15,7 +13,7 @@ from protocols.errors import ConfigError
 from protocols.kernels import warm_up
 from protocols.lane import Settings
 from puma_actors.cli.generate import parse_ids
-from puma_actors.cli.output import amount, print_json, progress, stdout
+from puma_actors.cli.output import amount, print_json, progress, say, stdout
 from puma_actors.requests import check_ids
 
 
@@ -87,16 +85,16 @@ def _print(found: Comparison, tokens: int, settings: Settings) -> None:
     stdout.print()
     for place in found.places:
         for note in place.notes:
-            stdout.print(f"[yellow]{place.name}[/]: {escape(note)}", highlight=False)
-    for line in _conclusion(found):
-        stdout.print(line, highlight=False)
+            say((place.name, "yellow"), f": {note}")
+    for line, style in _conclusion(found):
+        say(line, style=style)
 
 
-def _cells(place: Compared, found: Comparison) -> tuple[str, ...]:
-    relative = f"{place.relative:.2g}"
+def _cells(place: Compared, found: Comparison) -> tuple[str | Text, ...]:
+    relative: str | Text = f"{place.relative:.2g}"
     if place.strays(found.threshold):
         style = "bold red" if place is found.first_stray else "yellow"
-        relative = f"[{style}]{relative}[/]"
+        relative = Text(f"{place.relative:.2g}", style)
     return (
         place.name,
         f"{place.largest:.4g}",
@@ -107,19 +105,22 @@ def _cells(place: Compared, found: Comparison) -> tuple[str, ...]:
     )
 
 
-def _conclusion(found: Comparison) -> list[Any]:
+def _conclusion(found: Comparison) -> list[tuple[str, str]]:
+    """Lines and their styles."""
     result, stray = found.result, found.first_stray
     kind = "hidden states" if found.agreement is None else "logits"
-    lines = [
+    error = (
         f"{kind} {result.shape}: largest error {result.most:.3g}, mean {result.mean:.3g}, "
         f"least cosine of a row {found.cosine:.6f}"
-    ]
+    )
+    lines = [(error, "")]
     if found.agreement is not None:
-        lines.append(f"best entry equal in {found.agreement[0]} of {found.agreement[1]} rows")
+        equal, rows = found.agreement
+        lines.append((f"best entry equal in {equal} of {rows} rows", ""))
     if stray is None:
-        lines.append(f"[green]no place strays[/] (threshold {found.threshold:g})")
+        lines.append((f"no place strays (threshold {found.threshold:g})", "green"))
     else:
-        lines.append(f"[bold red]the first place that strays: {stray.name}[/]")
+        lines.append((f"the first place that strays: {stray.name}", "bold red"))
     cost = found.cost
     spent = f"{amount(cost.online)} online · {amount(cost.offline)} dealt ahead"
-    return [*lines, f"[dim]{CRITERION}[/]", f"[dim]{cost.rounds:,} rounds · {spent}[/]"]
+    return [*lines, (CRITERION, "dim"), (f"{cost.rounds:,} rounds · {spent}", "dim")]

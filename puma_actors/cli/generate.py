@@ -1,24 +1,19 @@
 """`puma generate` and `puma forward`."""
 
-import sys
-import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
-from rich.console import Group
-from rich.live import Live
-from rich.text import Text
 
 from models.sampling import SamplingConfig
 from protocols.errors import ConfigError
 from protocols.lane import Settings
-from puma_actors.cli.output import amount, check_file, print_json, progress, stdout, writing
+from puma_actors.cli.following import Following
+from puma_actors.cli.output import amount, check_file, print_json, progress, say, stderr, writing
 from puma_actors.cli.requests import open_requests
 from puma_actors.cli.summary import Cluster, network_of, print_summary, usage_report
-from puma_actors.cluster import Usage
+from puma_actors.texts import printable, shown
 
 
 def run_generate(
@@ -37,7 +32,7 @@ def run_generate(
         cluster.check_sampling(sampling)
         cluster.encode(prompt, raw=raw)
         if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
-            print(f"note: {cluster.tokenizer.note}", file=sys.stderr)
+            stderr.print(f"note: {printable(cluster.tokenizer.note)}", soft_wrap=True)
 
     async def run() -> None:
         async with open_requests(model, settings, check=check, quiet=as_json, **options) as cluster:
@@ -54,44 +49,14 @@ def run_generate(
 async def _stream(
     cluster: Cluster, ids: list[int], sampling: SamplingConfig, *, quiet: bool
 ) -> str:
-    """The answer, shown as it grows; on a terminal with a status line that keeps ticking."""
+    """The answer, printed as it grows, with a status line below it on a terminal."""
     text = ""
-    started = time.perf_counter()
-    live = stdout.is_terminal and not quiet
-
-    def view() -> Group:
-        return _view(text, cluster.usage, time.perf_counter() - started)
-
-    shown: AbstractContextManager[Any] = nullcontext()
-    if live:
-        shown = Live(console=stdout, get_renderable=view, refresh_per_second=4, transient=True)
-    with shown:
+    with progress(quiet=quiet) as report, report.following(Following(cluster)):
         async for token in cluster.generate(ids, sampling):
             text += token.text
-            if not live and not quiet:
-                print(token.text, end="", flush=True)
-    if live:
-        stdout.print(Text(text))
-    elif not quiet:
-        print(flush=True)
+            report.write(shown(token.text))
+        report.write("\n")
     return text
-
-
-def _view(text: str, usage: Usage, seconds: float) -> Group:
-    total = usage.total
-    count = len(usage.token_ids)
-    decode = usage.seconds.get("decode", 0.0)
-    if decode:
-        phase = f"{(count - 1) / decode:.2f} tokens/s"
-    elif count:
-        phase = "first token"
-    else:
-        phase = f"reading {len(usage.prompt_ids)} prompt tokens"
-    status = (
-        f"{phase} · {count} tokens · {total.rounds:,} rounds · "
-        f"{amount(total.online)} online · {amount(total.offline)} dealt ahead · {seconds:.0f} s"
-    )
-    return Group(Text(text), Text(status, style="dim"))
 
 
 # -- forward --------------------------------------------------------------------------------------
@@ -133,7 +98,8 @@ def run_forward(
         ) as cluster:
             with progress(quiet=as_json) as report:
                 report("running the model on shares", 0.0)
-                result = await cluster.forward(ids)
+                with report.following(Following(cluster)):
+                    result = await cluster.forward(ids)
         name = "last_hidden_state" if cluster.config.head == "none" else "logits"
         arrays = {name: result.astype(np.float32), "input_ids": np.asarray(ids)}
         with writing("--output", output):
@@ -144,14 +110,13 @@ def run_forward(
             print_json({"output": str(output), f"{name}_shape": shape, **summary})
         else:
             total = cluster.usage.total
-            stdout.print(f"{name} {result.shape} written to {output}", highlight=False)
-            stdout.print(
+            say(f"{name} {result.shape} written to {output}")
+            say(
                 f"{summary['seconds']['prefill']:.2f} s · {total.rounds:,} rounds · "
                 f"{amount(total.online)} online · {amount(total.offline)} dealt ahead",
                 style="dim",
-                highlight=False,
             )
             if (network := network_of(cluster)) is not None:
-                stdout.print(f"network {network.describe()}", style="dim", highlight=False)
+                say(f"network {network.describe()}", style="dim")
 
     anyio.run(run)

@@ -1,26 +1,64 @@
-"""What commands share: progress, sizes in words."""
+"""What commands share: the two consoles, JSON, sizes in words, files to write.
+
+What is printed goes through the consoles here (or `say`, or `Reporter.write`): a text is printed as
+it is. It is never read as markup, an emoji's name or an address to be linked; control characters,
+escape sequences and what turns the direction of writing around are shown as "?". What is to be
+bold or red is given a style by the caller.
+"""
 
 import json
-import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
 from protocols.errors import ConfigError
-from puma_actors.owner import Progress as Report
+from puma_actors.cli.progress import progress
+from puma_actors.texts import shown
 
-stderr = Console(stderr=True)
-stdout = Console()
+__all__ = ["Plain", "amount", "check_file", "print_json", "progress", "say", "stderr", "stdout"]
+
+
+class Plain(Console):
+    """A console for texts from anywhere, see the module's text."""
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Standard error without a reader is no reason to stop; standard output is."""
+        self.quiet = True
+        if not self.stderr:
+            raise BrokenPipeError
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Cleaned before it is measured, so that columns fit."""
+        options |= {"markup": False, "emoji": False, "highlight": False}
+        return super().render_str(shown(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else shown(text), style, control)
+
+
+stderr = Plain(stderr=True)
+stdout = Plain()
+
+
+def say(*parts: str | tuple[str, str], style: str = "") -> None:
+    """A sentence on stdout; a part may have a style of its own. The terminal wraps it."""
+    stdout.print(Text.assemble(*parts, style=style), soft_wrap=True)
 
 
 def print_json(data: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(data, ensure_ascii=False), flush=True)
+    """One JSON object on stdout, in ASCII: whatever a text holds, it is read back as it was."""
+    print(json.dumps(data), flush=True)
 
 
 def amount(nbytes: float) -> str:
@@ -68,33 +106,3 @@ def _blaming(option: str, file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{option}: cannot write {file}: {error.strerror}") from None
-
-
-@contextmanager
-def progress(*, quiet: bool) -> Iterator[Report]:
-    """A progress line on stderr while something long goes on; without a terminal a line a phase."""
-    if quiet:
-        yield lambda what, fraction: None
-        return
-    if not stderr.is_terminal:
-        seen: set[str] = set()
-        lock = threading.Lock()
-
-        def tell(what: str, fraction: float) -> None:
-            phase = what.split(" ")[0]
-            with lock:
-                if phase not in seen:
-                    seen.add(phase)
-                    print(f"{what} ...", file=sys.stderr, flush=True)
-
-        yield tell
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=stderr, transient=True) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda what, fraction: bar.update(task, description=what, completed=fraction)

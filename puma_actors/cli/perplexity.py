@@ -8,7 +8,8 @@ from rich.table import Table
 
 from protocols.errors import ConfigError
 from protocols.lane import Settings
-from puma_actors.cli.output import amount, print_json, progress, stdout
+from puma_actors.cli.following import Following
+from puma_actors.cli.output import amount, print_json, progress, say, stdout
 from puma_actors.cli.requests import open_cluster
 from puma_actors.owner import Progress
 from puma_actors.scoring import Perplexities, Told, plan_windows, score_plain, score_private
@@ -48,7 +49,10 @@ def run_perplexity(
                 plain = score_plain(cluster.checkpoint, ids, windows, _told("plaintext", report))
                 async with cluster:
                     report(f"private: {len(windows)} windows", 0.0)
-                    private = await score_private(cluster, ids, windows, _told("private", report))
+                    told = _told("private", report)
+                    shares = _Shares([window.stop - window.start for window in windows], told)
+                    with report.following(Following(cluster, shares)):
+                        private = await score_private(cluster, ids, windows, shares.told)
         found = Perplexities(tuple(windows), plain, private)
         if as_json:
             facts = {"model": str(cluster.checkpoint.path), "approximation": settings.approximation}
@@ -57,6 +61,20 @@ def run_perplexity(
             _print(found, settings)
 
     anyio.run(run)
+
+
+class _Shares:
+    """How many tokens the windows that are done had, and how many all have."""
+
+    def __init__(self, sizes: list[int], told: Told) -> None:
+        self._sizes, self._told, self._done = sizes, told, 0
+
+    def __call__(self) -> tuple[int, int]:
+        return sum(self._sizes[: self._done]), sum(self._sizes)
+
+    def told(self, done: int, windows: int, rest: float) -> None:
+        self._done = done
+        self._told(done, windows, rest)
 
 
 def _told(kind: str, report: Progress) -> Told:
@@ -84,9 +102,8 @@ def _print(found: Perplexities, settings: Settings) -> None:
         amount(cost.offline),
     )
     stdout.print(table)
-    stdout.print(
+    say(
         f"relative difference {found.relative:+.4%} · {len(found.plain.likelihoods):,} tokens "
         f"scored in {count} windows; traffic is that of a window, on average",
         style="dim",
-        highlight=False,
     )

@@ -4,12 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from rich.console import Console
 from rich.table import Table
 
 from models.weights import demo_model_path
 from protocols.lane import Settings
-from puma_actors.cli.output import amount, check_file, print_json, progress, stdout, writing
+from puma_actors.cli.output import (
+    Plain,
+    amount,
+    check_file,
+    print_json,
+    progress,
+    say,
+    stdout,
+    writing,
+)
 from puma_actors.profile import Profile, run_profile
 from puma_actors.reports import chrome, page
 from puma_actors.reports.analysis import ROLES, Phase, Row
@@ -60,7 +68,7 @@ def run(
     show(profile)
     for file in (trace, html):
         if file is not None:
-            stdout.print(f"written: {file}", style="dim", highlight=False, soft_wrap=True)
+            say(f"written: {file}", style="dim")
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -68,12 +76,12 @@ def run(
 
 def show(profile: Profile) -> None:
     """Everything, as tables."""
-    stdout.print(f"[bold]{profile.model}[/bold]", highlight=False)
+    say(profile.model, style="bold")
     between = profile.network.describe() if profile.network else "in memory, no network"
-    stdout.print(between, style="dim", highlight=False)
+    say(between, style="dim")
     _print(_summary(profile))
     for phase in profile.phases:
-        stdout.print(f"\n[bold]{_title(phase)}[/bold]", highlight=False)
+        say(f"\n{_title(phase)}", style="bold")
         _print(_roles(phase))
         _print(_rows("by layer", condensed(phase.layers), phase))
         _print(_rows("by place, all layers together", phase.places, phase))
@@ -81,15 +89,15 @@ def show(profile: Profile) -> None:
         _print(_rows("by protocol, innermost", longest, phase))
         _print(_ranking(profile, phase))
     if profile.matches:
-        stdout.print("\nrounds and bytes are the predicted ones, at every place", style="dim")
+        say("\nrounds and bytes are the predicted ones, at every place", style="dim")
     else:
-        stdout.print("\nrounds or bytes differ from the prediction:", style="bold red")
+        say("\nrounds or bytes differ from the prediction:", style="bold red")
         for line in [line for phase in profile.phases for line in phase.differences]:
-            stdout.print(line, markup=False)
+            say(line)
 
 
 def _print(table: Table) -> None:
-    console = stdout if stdout.is_terminal else Console(width=_WIDTH)
+    console = stdout if stdout.is_terminal else Plain(width=_WIDTH)
     console.print(table)
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table as RichTable
-from rich.text import Text
 
 from models.locate import resolve_model
 from models.predict import predict, share_bytes
@@ -28,7 +27,7 @@ from protocols.normalize import AttentionRange, Norm, attend, norm_range, normal
 from protocols.selection import Term, select
 from protocols.shares import COMPUTING, Role, SecretBits, SecretTensor
 from protocols.trace import trace
-from puma_actors.cli.output import amount, print_json, stdout
+from puma_actors.cli.output import amount, print_json, say, stdout
 
 COUNT = 8000
 """Elements a protocol is traced with; a multiple of 8, so that bits fill bytes."""
@@ -135,7 +134,7 @@ def run_costs(settings: Settings, *, as_json: bool) -> None:
             f"{8 * cost.offline / count:,.0f}",
         )
     stdout.print(table)
-    stdout.print(
+    say(
         "online: sent by all parties once the input is known; offline: sent by the dealer, ahead.",
         style="dim",
     )
@@ -233,15 +232,15 @@ def _fact(value: Any) -> str:
 
 def _print_report(report: dict[str, Any]) -> None:
     public = report["architecture"]
-    stdout.print(f"[bold]{report['model']}[/bold]: supported", highlight=False)
+    say((report["model"], "bold"), ": supported")
     facts = RichTable(box=None, pad_edge=False, show_header=False)
     facts.add_row("parameters", f"{report['parameters']:,}")
     facts.add_row("tasks", ", ".join(report["tasks"]))
     for name, value in public.items():
-        facts.add_row(name, Text(_fact(value)))
+        facts.add_row(name, _fact(value))
     stdout.print(facts)
     wanted = f"{report['prompt_tokens']} tokens, {_ROWS[report['rows']]}"
-    stdout.print(f"\n[italic]Predicted for {wanted}[/italic]", highlight=False)
+    say(f"\nPredicted for {wanted}", style="italic")
     costs = RichTable(box=None, pad_edge=False)
     for column in ("step", "rounds", "online", "dealt ahead"):
         costs.add_column(column, justify="left" if column == "step" else "right")
@@ -254,8 +253,8 @@ def _print_report(report: dict[str, Any]) -> None:
         )
     stdout.print(costs)
     memory = ", ".join(f"{role} {amount(size)}" for role, size in report["share_bytes"].items())
-    stdout.print(f"\nshares of the weights in memory: {memory}", highlight=False)
-    stdout.print(
+    say(f"\nshares of the weights in memory: {memory}")
+    say(
         "ranges are typical ones: those proven from the weights may change a few rounds",
         style="dim",
     )

@@ -7,12 +7,13 @@ from typing import Any
 import anyio
 import numpy as np
 from rich.table import Table
-from rich.text import Text
 
 from protocols.errors import ConfigError
 from protocols.lane import Settings
 from protocols.ring import Floats
-from puma_actors.cli.output import print_json, progress, stdout
+from puma_actors.cli.following import Following
+from puma_actors.cli.output import print_json, progress, say, stdout
+from puma_actors.cli.progress import Reporter
 from puma_actors.cli.requests import local_options, open_requests
 from puma_actors.cli.summary import Cluster, print_summary, usage_report
 from puma_actors.cluster import LocalCluster
@@ -65,8 +66,7 @@ def run_text(
             assert isinstance(cluster, LocalCluster)
             pipe.check(given, **task_options)
             async with cluster:
-                report("running the model on shares", 0.0)
-                return await pipe(given, **task_options), pipe
+                return await _run(pipe, given, report), pipe
 
     async def _elsewhere() -> tuple[Any, TextPipeline]:
         def check(requests: Requests) -> None:
@@ -78,8 +78,12 @@ def run_text(
         ) as requests:
             pipe = TextPipeline(task, requests)
             with progress(quiet=as_json) as report:
-                report("running the model on shares", 0.0)
-                return await pipe(inputs(pipe), **task_options), pipe
+                return await _run(pipe, inputs(pipe), report), pipe
+
+    async def _run(pipe: TextPipeline, given: Any, report: Reporter) -> Any:
+        report("running the model on shares", 0.0)
+        with report.following(Following(pipe.requests, lambda: pipe.share)):
+            return await pipe(given, **task_options)
 
     anyio.run(run)
 
@@ -124,7 +128,7 @@ def with_mask(pipe: TextPipeline, text: str) -> str:
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
     """A table of some entries of each row. `columns`: key of a row -> heading."""
     if not rows:
-        stdout.print("nothing found", style="dim")
+        say("nothing found", style="dim")
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     for key, heading in columns.items():
@@ -167,9 +171,9 @@ def show_vectors(texts: Sequence[str], vectors: Floats) -> None:
     stdout.print(table)
 
 
-def _cell(value: Any) -> Text:
-    """A text as it is, whatever brackets it holds; a score with four decimals."""
+def _cell(value: Any) -> str:
+    """A text in one line; a score with four decimals."""
     if isinstance(value, float):
-        return Text(f"{value:.4f}")
+        return f"{value:.4f}"
     text = " ".join(str(value).split()) or repr(value)
-    return Text(text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…")
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"

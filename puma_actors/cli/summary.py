@@ -35,15 +35,18 @@ def _starting(cluster: Cluster) -> dict[str, tuple[str, float]]:
 def usage_report(cluster: Cluster, usage: Usage, *, generated: bool = True) -> dict[str, Any]:
     """Token ids, seconds, traffic and network, as the JSON output names them.
 
-    generated: whether there are new tokens, and seconds that they took.
+    generated: whether there are new tokens, seconds that they took, and a reason why they ended:
+    "end of text", "stop string", "length" (as many as were asked for) or "context" (no room left).
     """
     total = usage.total
     spent = {"prefill": usage.seconds.get("prefill", 0.0)}
+    made: dict[str, Any] = {}
     if generated:
         spent["decode"] = usage.seconds.get("decode", 0.0)
+        made = {"token_ids": usage.token_ids, "stop_reason": usage.stop_reason}
     return {
         "prompt_ids": usage.prompt_ids,
-        **({"token_ids": usage.token_ids} if generated else {}),
+        **made,
         "seconds": {
             **{key: value for key, (_, value) in _starting(cluster).items()},
             **spent,
@@ -80,7 +83,7 @@ def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> N
     stderr.print()
     stderr.print(table)
     if (network := network_of(cluster)) is not None:
-        stderr.print(f"network {network.describe()}", style="dim", highlight=False)
+        stderr.print(f"network {network.describe()}", style="dim")
     reason = _ENDS.get(usage.stop_reason, usage.stop_reason)
     end = f"stopped: {reason} · no" if stopped else "no"
     seen = "prompt" if stopped else "text"
