@@ -13,12 +13,13 @@ from models.plan import Plan
 from models.program import Batch, Cache
 from models.tasks import default_rows
 from protocols.elementary import gained_spline, power_spline
+from protocols.errors import LocalProtocolError
 from protocols.normalize import Norm
 from protocols.ops import Heads, Index, Ranges, Rotation, Slopes, Span
 from protocols.precise import cosines
 from protocols.public import Number, digest, spline_words
 from protocols.ring import FRACTION_BITS, encode
-from protocols.secure import bias_words, range_of
+from protocols.secure import bias_words
 from protocols.trace import run_now
 
 _MOST_BIASES = 4096
@@ -89,7 +90,10 @@ class _Places:
     async def norm(
         self, x: None, name: str, norm: Norm, *rest: Any, unit: bool = False, **options: Any
     ) -> None:
-        self.norms.append(range_of(self._ranges.norms, name).eps_word(norm))
+        bounds = self._ranges.norms.get(name)
+        if bounds is None:
+            raise LocalProtocolError(f"{name} has no range: the owner must publish one")
+        self.norms.append(bounds.eps_word(norm))
         self.gains.add(1.0 if unit else math.sqrt(norm.size))
 
     async def linear(self, x: None, weight: Any, name: str) -> None:

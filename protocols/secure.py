@@ -56,7 +56,7 @@ class Secure:
             self.lane,
             x.scale_up(RESIDUAL_BITS - x.frac),
             norm,
-            range_of(self._ranges.norms, name),
+            _range(self._ranges.norms, name),
             gain=gain,
             shift=shift,
             frac=FRACTION_BITS if shift is None else RESIDUAL_BITS,
@@ -100,7 +100,7 @@ class Secure:
         x = _with_one(x, weight.shape[0])
         turn, frac, drop = None, 0, 0
         if rotation is not None:
-            bounds = range_of(self._ranges.attention, name)
+            bounds = _range(self._ranges.attention, name)
             frac, drop = bounds.rope_frac, bounds.value_drop
             turn = _Turn(rotation, rotated, heads.size, frac, drop)
         if norm is None or gains is None:
@@ -162,7 +162,7 @@ class Secure:
         spans: Sequence[Span],
     ) -> SecretTensor:
         """Sequences, and groups of key heads within each, run on lanes of their own."""
-        bounds = range_of(self._ranges.attention, name)
+        bounds = _range(self._ranges.attention, name)
         groups = min(self.lane.settings.lanes, k.shape[0])
         share = q.shape[0] // k.shape[0]
         cuts = [k.shape[0] * i // groups for i in range(groups + 1)]
@@ -263,8 +263,7 @@ def bias_words(bias: NDArray[np.float64]) -> Words:
     return encode(bias, FRACTION_BITS)
 
 
-def range_of(ranges: Any, name: str) -> Any:
-    """The place's range. Raises LocalProtocolError: the plan has none."""
+def _range(ranges: Any, name: str) -> Any:
     found = ranges.get(name)
     if found is None:
         raise LocalProtocolError(f"{name} has no range: the owner must publish one")
