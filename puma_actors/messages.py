@@ -110,10 +110,11 @@ class InferMessage(_Message):
     tree: Literal["rounds", "traffic"] = "rounds"
     lanes: int = Field(default=1, ge=1, le=1024)
     reveal: Literal["logits", "argmax"] = "logits"
+    block: int = Field(default=Settings().block, ge=1, le=1 << 32)
 
     def settings(self) -> Settings:
         """For the lanes."""
-        return Settings(self.approximation, self.tree, self.lanes, self.reveal)
+        return Settings(self.approximation, self.tree, self.lanes, self.reveal, self.block)
 
     def binding(self) -> tuple[int, ...]:
         """Four words that stand for the whole request (SHA-256). All masks are drawn under them, so
@@ -154,6 +155,7 @@ def infer_message(number: int, batch: Batch, steps: int, settings: Settings) -> 
             tree=settings.tree,  # type: ignore[arg-type]
             lanes=settings.lanes,
             reveal=settings.reveal,  # type: ignore[arg-type]
+            block=settings.block,
         )
     except ValidationError as error:
         raise ConfigError(f"unusable request, {_first(error)}") from None
