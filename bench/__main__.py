@@ -16,6 +16,7 @@ from bench import (
     fidelity,
     hosts,
     kernels,
+    memory,
     model,
     network,
     overlap,
@@ -44,6 +45,7 @@ BENCHMARKS: list[Benchmark] = [
     *fidelity.BENCHMARKS,
     *perplexity.BENCHMARKS,
     *embeddings.BENCHMARKS,
+    *memory.BENCHMARKS,
 ]
 
 

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from protocols.lane import Lane
 from protocols.shares import SecretTensor, concat
 
+ACTIVATION_ENTRIES = 2
+"""An activation of the default set has more in hand than a score: its waves."""
+
 
 class Piece(NamedTuple):
     """Rows of a score matrix, and the columns that any of them may look at."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from protocols.activations import ACTIVATIONS, activate
 from protocols.arithmetic import lift, map_public, matmul, mul
-from protocols.blocks import Piece, in_blocks, score_pieces, waves
+from protocols.blocks import ACTIVATION_ENTRIES, Piece, in_blocks, score_pieces, waves
 from protocols.compare import maximum
 from protocols.embedding import embed
 from protocols.errors import LocalProtocolError
@@ -74,7 +74,8 @@ class Secure:
             hidden = await linear(self.lane, rows, weight)
             return (await activate(self.lane, hidden, ACTIVATIONS[activation]))[0]
 
-        return await in_blocks(self.lane, _with_one(x, weight.shape[0]), weight.shape[1], block)
+        entries = ACTIVATION_ENTRIES * weight.shape[1]
+        return await in_blocks(self.lane, _with_one(x, weight.shape[0]), entries, block)
 
     async def gated(
         self, x: SecretTensor, weight: Weight, name: str, activation: str
@@ -89,7 +90,8 @@ class Secure:
                 raise LocalProtocolError("the gate lost its other half")
             return await lift(self.lane, await mul(self.lane, gate, up, FRACTION_BITS))
 
-        return await in_blocks(self.lane, _with_one(x, weight.shape[0]), half, block)
+        entries = ACTIVATION_ENTRIES * half
+        return await in_blocks(self.lane, _with_one(x, weight.shape[0]), entries, block)
 
     # -- attention ---------------------------------------------------------------------------------
 
@@ -248,7 +250,8 @@ class Secure:
         return stack(runs, axis=0)
 
     def append(self, past: SecretTensor | None, new: SecretTensor) -> SecretTensor:
-        return new if past is None else concat([past, new], axis=1)
+        # The new ones are a view of the queries too: nothing but a copy lets these go.
+        return new.copy() if past is None else concat([past, new], axis=1)
 
     def take(self, x: SecretTensor, index: Index) -> SecretTensor:
         return x[index]
