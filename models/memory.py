@@ -6,7 +6,7 @@
 
 The model's own program is run over `Ops` whose tensors are shapes. What an operation has in hand at
 its peak is so many bytes an entry, counted once (`bench/memory.py` counts again: predicted and
-counted stay within a quarter of each other) for the default settings; no others need more.
+counted stay within a quarter of each other).
 """
 
 from collections.abc import Sequence
@@ -57,6 +57,8 @@ _EVALUATOR = Rates(
     embed=210, norm=97, centred=146, linear=64, project=66, normed=133, output=48, attend=242,
     argmax=264, sign=136, pieces=402, centre=168, wave=16.5, gated=51,
 )  # fmt: skip
+_TRAFFIC_ATTEND = 310
+"""What a score takes at the dealer under the tree of least traffic."""
 _MASK = 9
 """Bytes of a mask's entry: where it is set, and the columns to look at."""
 _DEALT = {"attend": 150, "argmax": 153, "norm": 69, "linear": 17, "embed": 26, "centre": 60}
@@ -97,6 +99,7 @@ class Sizes:
     def __init__(self, settings: Settings, *, dealer: bool) -> None:
         self._settings = settings
         self._rates = _DEALER if dealer else _EVALUATOR
+        self._dealer = dealer
         self._residual = 0
         self.peak = self.dealt = self.largest = 0
 
@@ -194,9 +197,12 @@ class Sizes:
             for _ in range(groups)
         ]
         runs = [pieces[run] for run in waves([scores for scores, _ in pieces], most)]
-        work = max(
-            sum(self._rates.attend * scores + _MASK * mask for scores, mask in run) for run in runs
-        )
+        if self._dealer:  # which does one after another
+            runs = [[piece] for piece in pieces]
+        rate = self._rates.attend
+        if self._dealer and self._settings.tree == "traffic":
+            rate = _TRAFFIC_ATTEND
+        work = max(sum(rate * scores + _MASK * mask for scores, mask in run) for run in runs)
         masks = sum(span.mask.nbytes for span in spans)
         result, scores = _Sized((rows, heads * size)), sum(scores for scores, _ in pieces)
         work += masks + result.bytes * (len(runs) > 1)

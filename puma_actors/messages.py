@@ -4,7 +4,7 @@ Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload ord
 where models are stored also `file` before the plan, and `commit` after every party is `ready`.
 Parties to all who wait: `ready`. Parties to each other: `agree`, before they serve a stored model.
 Client to parties: `infer`, `end`, `close`. Parties to the client: `step` after each step, `ended`
-after the last.
+after the last, and `refused` instead of all steps of an inference for which they have no memory.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from models.program import Batch
 from protocols.errors import ConfigError, RemoteProtocolError
 from protocols.lane import APPROXIMATIONS, Approximation, Settings
+from puma_actors.texts import TEXT_CHARS
 
 MAX_TOKENS = 1 << 20
 MAX_SEQUENCES = 1 << 12
@@ -171,6 +172,15 @@ class StepMessage(_Message):
     offline_bytes: int = Field(ge=0)
 
 
+class RefusedMessage(_Message):
+    """The sender does not take part in an inference, and why. `busy`: it may later."""
+
+    do: Literal["refused"] = "refused"
+    number: int = Field(ge=0)
+    text: str = Field(max_length=TEXT_CHARS)
+    busy: bool
+
+
 class EndMessage(_Message):
     """The client wants no more steps of the inference that began with `number`."""
 
@@ -202,6 +212,7 @@ Message: TypeAlias = Annotated[
     | ReadyMessage
     | InferMessage
     | StepMessage
+    | RefusedMessage
     | EndMessage
     | EndedMessage
     | CloseMessage,
