@@ -192,7 +192,7 @@ def test_memory_of_a_machine_and_of_containers(tmp_path: Path) -> None:
     assert available_memory(tmp_path) == 200_000
     write("sys/fs/cgroup/memory.stat", "anon 5\ninactive_file 50000\n")
     assert available_memory(tmp_path) == 250_000
-    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9000")
+    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "50000")
     write("sys/fs/cgroup/memory/memory.usage_in_bytes", "10000")
     assert available_memory(tmp_path) == 40_000
     write("proc/meminfo", "MemAvailable: what\n")
