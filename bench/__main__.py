@@ -24,6 +24,7 @@ from bench import (
     perplexity,
     profiling,
     protocols,
+    resident,
 )
 from bench.harness import Benchmark, Options, Result, document, machine
 from bench.report import console, show
@@ -46,6 +47,7 @@ BENCHMARKS: list[Benchmark] = [
     *perplexity.BENCHMARKS,
     *embeddings.BENCHMARKS,
     *memory.BENCHMARKS,
+    *resident.BENCHMARKS,
 ]
 
 

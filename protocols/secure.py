@@ -1,7 +1,7 @@
 """`Ops` on shares: models evaluated under MPC, or, over a tracing lane, their cost."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from protocols.normalize import AttentionRange, Norm, attend, normalize
 from protocols.ops import Heads, Index, Mask, Ranges, Rotation, Span, rotate
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
 from protocols.shares import SecretTensor, concat, constant, stack
+from protocols.trace import traced_once
 
 OUTPUT_WIDTH = 37
 """Bits of a result for the client, 18 of them fraction bits."""
@@ -70,12 +71,11 @@ class Secure:
     async def dense(
         self, x: SecretTensor, weight: Weight, name: str, activation: str
     ) -> SecretTensor:
-        async def block(rows: SecretTensor) -> SecretTensor:
-            hidden = await linear(self.lane, rows, weight)
-            return (await activate(self.lane, hidden, ACTIVATIONS[activation]))[0]
+        async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
+            hidden = await linear(lane, rows, weight)
+            return (await activate(lane, hidden, ACTIVATIONS[activation]))[0]
 
-        entries = ACTIVATION_ENTRIES * weight.shape[1]
-        return await in_blocks(self.lane, _with_one(x, weight.shape[0]), entries, block)
+        return await self._in_blocks(x, weight, weight.shape[1], activation, block)
 
     async def gated(
         self, x: SecretTensor, weight: Weight, name: str, activation: str
@@ -83,15 +83,31 @@ class Secure:
         half = weight.shape[1] // 2
         function = ACTIVATIONS[activation]
 
-        async def block(rows: SecretTensor) -> SecretTensor:
-            joint = await linear(self.lane, rows, weight)
-            gate, up = await activate(self.lane, joint[:, :half], function, beside=joint[:, half:])
+        async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
+            joint = await linear(lane, rows, weight)
+            gate, up = await activate(lane, joint[:, :half], function, beside=joint[:, half:])
             if up is None:
                 raise LocalProtocolError("the gate lost its other half")
-            return await lift(self.lane, await mul(self.lane, gate, up, FRACTION_BITS))
+            return await lift(lane, await mul(lane, gate, up, FRACTION_BITS))
 
-        entries = ACTIVATION_ENTRIES * half
-        return await in_blocks(self.lane, _with_one(x, weight.shape[0]), entries, block)
+        return await self._in_blocks(x, weight, half, activation, block)
+
+    async def _in_blocks(
+        self,
+        x: SecretTensor,
+        weight: Weight,
+        columns: int,
+        activation: str,
+        block: Callable[[Lane, SecretTensor], Coroutine[Any, Any, SecretTensor]],
+    ) -> SecretTensor:
+        """An activation of so many columns, in blocks of rows."""
+
+        async def once(rows: SecretTensor) -> SecretTensor:
+            key = (*_kind(rows), weight.shape, weight.frac, columns, activation)
+            return await traced_once(self.lane, key, lambda lane: block(lane, rows))
+
+        entries = ACTIVATION_ENTRIES * columns
+        return await in_blocks(self.lane, _with_one(x, weight.shape[0]), entries, once)
 
     # -- attention ---------------------------------------------------------------------------------
 
@@ -185,10 +201,12 @@ class Secure:
             heads, rows = slice(lo * share, hi * share), _within(span.rows, at.rows)
             seen = _within(span.context, at.columns)
             bias = None if span.bias is None else span.bias[heads, :, at.columns]
-            mask = span.mask[at.rows, at.columns]
-            return await _attend(
-                lane, q[heads, rows], k[lo:hi, seen], v[lo:hi, seen], mask, bias, bounds
+            mask, qkv = (
+                span.mask[at.rows, at.columns],
+                (q[heads, rows], k[lo:hi, seen], v[lo:hi, seen]),
             )
+            key = (*map(_kind, qkv), mask.tobytes() if lane.tracing else b"", bounds)
+            return await traced_once(lane, key, lambda s: _attend(s, *qkv, mask, bias, bounds))
 
         sizes = [piece.size((hi - lo) * share) for _, lo, hi, piece in jobs]
         found: list[SecretTensor] = []
@@ -291,6 +309,11 @@ def _with_one(x: SecretTensor, rows: int) -> SecretTensor:
         return x
     ones = np.full((x.shape[0], 1), 1 << x.frac, dtype=np.uint64)
     return concat([x, constant(x.role, ones, x.width, x.frac)], axis=1)
+
+
+def _kind(x: SecretTensor) -> tuple[tuple[int, ...], int, int]:
+    """What costs may depend on."""
+    return x.shape, x.width, x.frac
 
 
 def _within(whole: slice, part: slice) -> slice:

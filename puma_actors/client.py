@@ -79,7 +79,14 @@ class Inference:
 
 
 class Client(Actor):
-    """Requests inferences. Run `listen` beside whatever calls the other methods."""
+    """Requests inferences. Run `listen` beside whatever calls the other methods.
+
+    Attributes:
+        plan: of the model, once it is known.
+        tokens: most that the parties take at a time, prompts and answers; None: no such limit.
+    """
+
+    tokens: int | None = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(Role.CLIENT, **options)

@@ -227,7 +227,8 @@ class Requests(ABC):
         raw: bool = False,
         **options: Any,
     ) -> AsyncGenerator[Token, None]:
-        """Stream tokens. `usage` holds what it took, up to date after every token.
+        """Stream tokens. `usage` holds what it took, up to date after every token. If more are
+        asked for than fit, locally or at a cluster, the answer ends when the context is full.
 
         Args:
             prompt: text, or token ids.
@@ -246,8 +247,8 @@ class Requests(ABC):
     ) -> AsyncGenerator[Token, None]:
         self._check_running()
         usage = self.usage = Usage(prompt_ids=ids)
-        room = self.plan.config.max_positions - len(ids) + 1
-        steps = min(sampling.max_new_tokens, room)
+        # At least one is asked for, so that a prompt which does not fit is refused by name.
+        steps = min(sampling.max_new_tokens, max(1, self.most_new_tokens(len(ids))))
         inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings)
         sampler, watcher = Sampler(sampling), StopWatcher(sampling.stop)
         stream = self.tokenizer.stream() if self.tokenizer is not None else None
@@ -280,6 +281,20 @@ class Requests(ABC):
                 yield Token(None, rest)
         finally:
             await self._finish(inference)
+
+    def most_new_tokens(self, prompt: int) -> int:
+        """Tokens that can follow a prompt of so many, wherever the parties run: what the model's
+        positions and the parties' limit leave. Who asks for more gets so many.
+        """
+        positions, tokens = self.config.max_positions, self.client.tokens
+        return (positions if tokens is None else min(positions, tokens)) - prompt + 1
+
+    def limit_text(self) -> str:
+        """What `most_new_tokens` is limited by, for people."""
+        positions, tokens = self.config.max_positions, self.client.tokens
+        if tokens is not None and tokens < positions:
+            return f"the parties take {tokens} tokens at a time (limits.inference_tokens)"
+        return f"the model has {positions} positions"
 
     def _pick(self, answer: Floats, sampler: Sampler, previous: list[int]) -> int:
         if self.settings.reveal == "argmax":

@@ -96,9 +96,12 @@ class ServingParty(Party):
         raise PeerFailed("the client left without closing the session")
 
     async def _watch_time(self) -> None:
-        """Nor must one that has gone to sleep, although its process lives."""
-        while self._active:
-            self._active = False
+        """Nor must one that has gone to sleep, although its process lives. While a step goes on,
+        however long, frames leave; where the client's input is missing they soon do not.
+        """
+        frames = self.scheduler.wire.frames
+        while self._active or self.scheduler.wire.frames != frames:
+            self._active, frames = False, self.scheduler.wire.frames
             await anyio.sleep(self._limits.idle)
         raise RemoteProtocolError(
             f"the session was idle for {self._limits.idle:g} s: open a new one"

@@ -14,13 +14,17 @@ from bench.memory import WITHIN, counted, small_model
 from models.families import parameters_of
 from models.memory import footprint
 from models.plan import draft_plan
+from models.predict import predict
 from models.program import Batch
+from models.sampling import SamplingConfig
 from models.weights import open_checkpoint
 from protocols.errors import Busy, ConfigError
-from protocols.lane import Settings
+from protocols.lane import Lane, Settings
 from protocols.shares import COMPUTING, Role
 from puma_actors import cluster as local
 from puma_actors.available import available_memory
+from puma_actors.cli.notice import LONG, announce
+from puma_actors.cli.output import amount
 from puma_actors.cluster import LocalCluster
 from puma_actors.remote import RemoteCluster
 from puma_actors.residents import session_bytes
@@ -197,3 +201,64 @@ def test_memory_of_a_machine_and_of_containers(tmp_path: Path) -> None:
     assert available_memory(tmp_path) == 40_000
     write("proc/meminfo", "MemAvailable: what\n")
     assert available_memory(tmp_path) == 40_000
+
+
+# -- more than fits, and what it takes -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("short"), max_position_embeddings=12)
+
+
+async def test_more_new_tokens_than_fit_are_treated_alike(
+    folder: Path, certificates: Path, short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here and at a cluster an answer ends when there is no more room, which is said before."""
+    many = SamplingConfig(max_new_tokens=100_000)
+    async with LocalCluster.from_pretrained(short) as here:
+        announce(here, [1, 2, 3], many)
+        assert "note: 10 new tokens fit after this prompt of 3" in (said := capsys.readouterr().err)
+        assert "the model has 12 positions" in said
+        assert len([token async for token in here.generate([1, 2, 3], many)]) == 10
+        assert here.usage.stop_reason == "context"
+    extra = "[limits]\ninference_tokens = 8\n"
+    async with hosts(folder, certificates, "unix", extra) as cluster:
+        await cluster.upload(short)
+        async with await RemoteCluster.open(cluster.client, "tiny") as there:
+            announce(there, [1, 2, 3], many)
+            said = capsys.readouterr().err
+            assert "note: 6 new tokens fit after this prompt of 3" in said
+            assert "the parties take 8 tokens at a time (limits.inference_tokens)" in said
+            assert len([token async for token in there.generate([1, 2, 3], many)]) == 6
+            assert there.usage.stop_reason == "context"
+            with pytest.raises(ConfigError, match="the parties allow 8"):
+                await anext(there.generate([1] * 9, many))
+            announce(there, [1, 2, 3], SamplingConfig(max_new_tokens=6))
+            assert capsys.readouterr().err == ""
+
+
+async def test_what_a_long_prompt_takes_is_said_before(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with LocalCluster.from_pretrained(model) as cluster:
+        announce(cluster, [1] * LONG, SamplingConfig(max_new_tokens=2))
+        (cost,) = cluster.predict(LONG)
+        wanted = f"{amount(cost.online)} online and {amount(cost.offline)} dealt ahead"
+        assert wanted in capsys.readouterr().err
+        announce(cluster, [1] * (LONG - 1), SamplingConfig(max_new_tokens=2))
+        assert capsys.readouterr().err == ""
+
+
+def test_layers_that_are_alike_are_traced_once(model: Path) -> None:
+    """The prediction is what tracing every layer gives."""
+    with open_checkpoint(model) as checkpoint:
+        config = checkpoint.config
+
+    class Every(Lane):
+        """Not a plain lane: nothing is taken from memory."""
+
+    settings = Settings(block=200)
+    for batch in (Batch((30,), "last"), Batch((7, 9, 7))):
+        once, every = (predict(config, batch, 1, settings, lane_of=of) for of in (Lane, Every))
+        assert once == every

@@ -131,7 +131,8 @@ async def test_an_idle_session_is_ended(
     folder: Path, certificates: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = puma_actors.serving.ServingLimits
-    monkeypatch.setattr(puma_actors.server, "ServingLimits", lambda tokens, _: limits(tokens, 0.2))
+    quick = lambda tokens, _, *rest: limits(tokens, 0.2, *rest)  # noqa: E731
+    monkeypatch.setattr(puma_actors.server, "ServingLimits", quick)
     async with hosts(folder, certificates, "unix") as cluster:
         await cluster.upload(model)
         with pytest.raises(PumaError, match=r"idle for 0\.2 s"):

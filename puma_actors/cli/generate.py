@@ -15,6 +15,7 @@ from rich.text import Text
 from models.sampling import SamplingConfig
 from protocols.errors import ConfigError
 from protocols.lane import Settings
+from puma_actors.cli.notice import announce
 from puma_actors.cli.output import amount, check_file, print_json, progress, stdout, writing
 from puma_actors.cli.requests import open_requests
 from puma_actors.cli.summary import Cluster, network_of, print_summary, usage_report
@@ -42,6 +43,7 @@ def run_generate(
     async def run() -> None:
         async with open_requests(model, settings, check=check, quiet=as_json, **options) as cluster:
             ids = cluster.encode(prompt, raw=raw)
+            announce(cluster, ids, sampling)
             text = await _stream(cluster, ids, sampling, quiet=as_json)
         if as_json:
             print_json({"text": text, **usage_report(cluster, cluster.usage)})
