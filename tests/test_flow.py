@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
+from reference import save_model
 from scheduling import (
     A,
     B,
@@ -28,8 +30,11 @@ from protocols.fields import Field
 from protocols.lane import Lane
 from protocols.lockstep import run_parties
 from protocols.shares import COMPUTING, EVALUATORS, Role
+from puma_actors import rounds
+from puma_actors.cluster import LocalCluster
 from puma_actors.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
 from puma_actors.rounds import RoundScheduler
+from puma_actors.wire import Frame
 
 
 async def test_parallel_lanes_share_frames() -> None:
@@ -350,3 +355,32 @@ async def test_control_messages_are_ordered_and_held_back(codec: bool) -> None:
     found = await run(parties, {Role.OWNER: owner, A: evaluator})
     assert found[A] == list(range(count))
     assert found[Role.OWNER] is None
+
+
+async def test_a_model_runs_within_the_smallest_budgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores, logits for a slow client, embeddings from the dealer: all are larger than what may
+    come unasked.
+    """
+    ids = [1, 7, 30, 4, 4, 22, 9, 3]
+    model = save_model(tmp_path)
+    async with LocalCluster.from_pretrained(model) as cluster:
+        wanted = await cluster.forward(ids)
+    offered: list[int] = []
+    read = rounds.read_offer
+
+    def noted(frame: Frame) -> tuple[Any, int]:
+        offered.append(frame.header["total"])
+        return read(frame)
+
+    monkeypatch.setattr(rounds, "read_offer", noted)
+    tiny = Flow(early=600, guest=4000, window=20_000)
+    monkeypatch.setattr(rounds, "Flow", lambda: tiny)
+    for codec in (False, True):
+        async with LocalCluster.from_pretrained(model, codec=codec) as cluster:
+            assert np.abs(await cluster.forward(ids) - wanted).max() < 0.05
+            tokens = [token async for token in cluster.generate(ids, max_new_tokens=3)]
+            assert len(tokens) == 3
+    assert len(offered) > 100
+    assert max(offered) > 2 * tiny.early
