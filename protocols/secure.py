@@ -201,10 +201,8 @@ class Secure:
             heads, rows = slice(lo * share, hi * share), _within(span.rows, at.rows)
             seen = _within(span.context, at.columns)
             bias = None if span.bias is None else span.bias[heads, :, at.columns]
-            mask, qkv = (
-                span.mask[at.rows, at.columns],
-                (q[heads, rows], k[lo:hi, seen], v[lo:hi, seen]),
-            )
+            mask = span.mask[at.rows, at.columns]
+            qkv = q[heads, rows], k[lo:hi, seen], v[lo:hi, seen]
             key = (*map(_kind, qkv), mask.tobytes() if lane.tracing else b"", bounds)
             return await traced_once(lane, key, lambda s: _attend(s, *qkv, mask, bias, bounds))
 
