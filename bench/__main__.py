@@ -16,6 +16,7 @@ from bench import (
     fidelity,
     hosts,
     kernels,
+    memory,
     model,
     network,
     overlap,
@@ -23,6 +24,7 @@ from bench import (
     perplexity,
     profiling,
     protocols,
+    resident,
 )
 from bench.harness import Benchmark, Options, Result, document, machine
 from bench.report import console, show
@@ -44,6 +46,8 @@ BENCHMARKS: list[Benchmark] = [
     *fidelity.BENCHMARKS,
     *perplexity.BENCHMARKS,
     *embeddings.BENCHMARKS,
+    *memory.BENCHMARKS,
+    *resident.BENCHMARKS,
 ]
 
 

@@ -65,8 +65,12 @@ def write_cluster(folder: Path) -> Path:
 
 
 @contextmanager
-def parties(config: Path) -> Iterator[None]:
-    """Three `puma party` processes with their links up; ended with the block."""
+def parties(config: Path, **settings: object) -> Iterator[dict[Role, int]]:
+    """Three `puma party` processes with their links up, ended with the block; their process ids.
+
+    Args:
+        settings: variables that override their cluster.toml.
+    """
     running: list[tuple[subprocess.Popen[bytes], Path]] = []
     try:
         for role in COMPUTING:
@@ -74,6 +78,7 @@ def parties(config: Path) -> Iterator[None]:
             environment: Mapping[str, str] = {
                 **os.environ,
                 "PUMA_CLUSTER__STORE": str(config.parent / f"store-{role}"),
+                **{name: str(value) for name, value in settings.items()},
             }
             with log.open("w") as out:
                 command = [*_PUMA, "party", "--role", role, "--config", str(config)]
@@ -85,7 +90,8 @@ def parties(config: Path) -> Iterator[None]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise PumaError(f"a party did not start: {log.read_text()[-500:]}")
                 time.sleep(0.1)
-        yield
+        pids = [process.pid for process, _ in running]
+        yield dict(zip(COMPUTING, pids, strict=True))
     finally:
         for process, _ in running:
             process.terminate()

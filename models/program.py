@@ -105,10 +105,11 @@ def spans_of(
         asking = np.arange(size)
         if wanted is not None:
             asking = wanted[(wanted >= first) & (wanted < first + size)] - first
-        behind = (start + asking)[:, None] - np.arange(start + size)
-        mask: Mask = behind >= 0 if causal else np.ones_like(behind, dtype=np.bool_)
+        own, seen = (start + asking)[:, None], np.arange(start + size)
+        # Compared as they are: their differences would be eight bytes an entry.
+        mask: Mask = seen <= own if causal else np.ones((len(own), len(seen)), dtype=np.bool_)
         if window is not None:
-            mask = mask & (behind < window)
+            mask &= seen > own - window
         rows = slice(row, row + len(asking))
         spans.append(Span(rows, slice(first, first + start + size), mask, slopes))
         row, first = row + len(asking), first + size

@@ -22,6 +22,11 @@ class Cost:
             self.rounds + other.rounds, self.online + other.online, self.offline + other.offline
         )
 
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.rounds - other.rounds, self.online - other.online, self.offline - other.offline
+        )
+
     def beside(self, other: "Cost") -> "Cost":
         """Run at the same time: traffic adds up, rounds do not."""
         return Cost(

@@ -44,12 +44,16 @@ class Settings:
         tree: comparisons with the "rounds" fewest or the least "traffic".
         lanes: groups of attention heads that run as concurrent lanes.
         reveal: "logits" (the client samples) or "argmax" (the client learns the token alone).
+        block: entries of a nonlinear function (scores of attention, say) that are worked on at a
+            time; see `protocols.blocks`. Twice as many take twice the memory and half the rounds
+            of long texts.
     """
 
     approximation: str = APPROXIMATIONS[0]
     tree: str = "rounds"
     lanes: int = 1
     reveal: str = "logits"
+    block: int = 1 << 21
 
 
 class Link(Protocol):

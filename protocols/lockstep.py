@@ -87,7 +87,7 @@ class LockstepLink:
         return self._exchange.boxes.pop(key)
 
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-        return await _interleave(tasks)
+        return await interleave(tasks)
 
     def defer(self, task: Coroutine[Any, Any, None]) -> None:
         self._exchange.deferred.append(task)
@@ -119,7 +119,8 @@ class _Step(Awaitable[None]):
                 yield
 
 
-async def _interleave(tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+async def interleave(tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Run tasks round by round: each until it pauses, then the next."""
     steps = [_Step(task) for task in tasks]
     try:
         while True:

@@ -1,7 +1,7 @@
 """`Ops` on shares: models evaluated under MPC, or, over a tracing lane, their cost."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from protocols.activations import ACTIVATIONS, activate
 from protocols.arithmetic import lift, map_public, matmul, mul
+from protocols.blocks import ACTIVATION_ENTRIES, Piece, in_blocks, score_pieces, waves
 from protocols.compare import maximum
 from protocols.embedding import embed
 from protocols.errors import LocalProtocolError
@@ -18,6 +19,7 @@ from protocols.normalize import AttentionRange, Norm, attend, normalize
 from protocols.ops import Heads, Index, Mask, Ranges, Rotation, Span, rotate
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
 from protocols.shares import SecretTensor, concat, constant, stack
+from protocols.trace import traced_once
 
 OUTPUT_WIDTH = 37
 """Bits of a result for the client, 18 of them fraction bits."""
@@ -70,19 +72,43 @@ class Secure:
     async def dense(
         self, x: SecretTensor, weight: Weight, name: str, activation: str
     ) -> SecretTensor:
-        hidden = await linear(self.lane, _with_one(x, weight.shape[0]), weight)
-        return (await activate(self.lane, hidden, ACTIVATIONS[activation]))[0]
+        async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
+            hidden = await linear(lane, rows, weight)
+            return (await activate(lane, hidden, ACTIVATIONS[activation]))[0]
+
+        return await self._in_blocks(x, weight, weight.shape[1], activation, block)
 
     async def gated(
         self, x: SecretTensor, weight: Weight, name: str, activation: str
     ) -> SecretTensor:
-        joint = await linear(self.lane, _with_one(x, weight.shape[0]), weight)
         half = weight.shape[1] // 2
         function = ACTIVATIONS[activation]
-        gate, up = await activate(self.lane, joint[:, :half], function, beside=joint[:, half:])
-        if up is None:
-            raise LocalProtocolError("the gate lost its other half")
-        return await lift(self.lane, await mul(self.lane, gate, up, FRACTION_BITS))
+
+        async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
+            joint = await linear(lane, rows, weight)
+            gate, up = await activate(lane, joint[:, :half], function, beside=joint[:, half:])
+            if up is None:
+                raise LocalProtocolError("the gate lost its other half")
+            return await lift(lane, await mul(lane, gate, up, FRACTION_BITS))
+
+        return await self._in_blocks(x, weight, half, activation, block)
+
+    async def _in_blocks(
+        self,
+        x: SecretTensor,
+        weight: Weight,
+        columns: int,
+        activation: str,
+        block: Callable[[Lane, SecretTensor], Coroutine[Any, Any, SecretTensor]],
+    ) -> SecretTensor:
+        """An activation of so many columns, in blocks of rows."""
+
+        async def once(rows: SecretTensor) -> SecretTensor:
+            key = (*_kind(rows), weight.shape, weight.frac, columns, activation)
+            return await traced_once(self.lane, key, lambda lane: block(lane, rows))
+
+        entries = ACTIVATION_ENTRIES * columns
+        return await in_blocks(self.lane, _with_one(x, weight.shape[0]), entries, once)
 
     # -- attention ---------------------------------------------------------------------------------
 
@@ -161,24 +187,36 @@ class Secure:
         name: str,
         spans: Sequence[Span],
     ) -> SecretTensor:
-        """Sequences, and groups of key heads within each, run on lanes of their own."""
+        """Sequences, and groups of key heads within each, run on lanes of their own, as far as
+        they go together into `Settings.block`; longer texts are cut into blocks of rows.
+        """
         bounds = _range(self._ranges.attention, name)
         groups = min(self.lane.settings.lanes, k.shape[0])
-        share = q.shape[0] // k.shape[0]
+        share, most = q.shape[0] // k.shape[0], self.lane.settings.block
         cuts = [k.shape[0] * i // groups for i in range(groups + 1)]
-        jobs = [(span, lo, hi) for span in spans for lo, hi in itertools.pairwise(cuts)]
+        cells = [(span, lo, hi) for span in spans for lo, hi in itertools.pairwise(cuts)]
+        pieces = [score_pieces(span.mask, (hi - lo) * share, most) for span, lo, hi in cells]
+        jobs = [(*cell, piece) for cell, cut in zip(cells, pieces, strict=True) for piece in cut]
 
-        async def attend_job(lane: Lane, span: Span, lo: int, hi: int) -> SecretTensor:
-            keys, values = (t[lo:hi, span.context] for t in (k, v))
-            heads = slice(lo * share, hi * share)
-            bias = None if span.bias is None else span.bias[heads]
-            return await _attend(lane, q[heads, span.rows], keys, values, span.mask, bias, bounds)
+        async def attend_job(lane: Lane, span: Span, lo: int, hi: int, at: Piece) -> SecretTensor:
+            heads, rows = slice(lo * share, hi * share), _within(span.rows, at.rows)
+            seen = _within(span.context, at.columns)
+            bias = None if span.bias is None else span.bias[heads, :, at.columns]
+            mask = span.mask[at.rows, at.columns]
+            qkv = q[heads, rows], k[lo:hi, seen], v[lo:hi, seen]
+            key = (*map(_kind, qkv), mask.tobytes() if lane.tracing else b"", bounds)
+            return await traced_once(lane, key, lambda s: _attend(s, *qkv, mask, bias, bounds))
 
-        parts = await self.lane.parallel(
-            [lambda lane, job=job: attend_job(lane, *job) for job in jobs]  # type: ignore[misc]
-        )
+        sizes = [piece.size((hi - lo) * share) for _, lo, hi, piece in jobs]
+        found: list[SecretTensor] = []
+        for wave in waves(sizes, most):
+            found += await self.lane.parallel(
+                [lambda lane, job=job: attend_job(lane, *job) for job in jobs[wave]]  # type: ignore[misc]
+            )
+        parts = iter(found)
+        done = [concat([next(parts) for _ in cut], axis=1) for cut in pieces]
         rows = [
-            concat(parts[start : start + groups], axis=0) for start in range(0, len(parts), groups)
+            concat(done[start : start + groups], axis=0) for start in range(0, len(done), groups)
         ]
         whole = concat(rows, axis=1).transpose(1, 0, 2)
         return whole.reshape(whole.shape[0], -1)
@@ -206,13 +244,17 @@ class Secure:
 
     async def argmax(self, logits: SecretTensor) -> SecretTensor:
         """Index of the largest entry of each row of (T, V): ring integers over 32 bits."""
-        scores = logits.drop(logits.frac - ARGMAX_FRAC).narrow(ARGMAX_WIDTH)
         places = np.arange(logits.shape[-1], dtype=np.uint64)
-        index = constant(scores.role, np.broadcast_to(places, scores.shape).copy(), ARGMAX_WIDTH)
-        _, best = await maximum(self.lane, scores, index)
-        if best is None:
-            raise LocalProtocolError("the maximum lost its index")
-        return best
+
+        async def block(rows: SecretTensor) -> SecretTensor:
+            scores = rows.drop(rows.frac - ARGMAX_FRAC).narrow(ARGMAX_WIDTH)
+            every = np.broadcast_to(places, scores.shape).copy()
+            _, best = await maximum(self.lane, scores, constant(scores.role, every, ARGMAX_WIDTH))
+            if best is None:
+                raise LocalProtocolError("the maximum lost its index")
+            return best
+
+        return await in_blocks(self.lane, logits, logits.shape[-1], block)
 
     # -- local -------------------------------------------------------------------------------------
 
@@ -225,7 +267,8 @@ class Secure:
         return stack(runs, axis=0)
 
     def append(self, past: SecretTensor | None, new: SecretTensor) -> SecretTensor:
-        return new if past is None else concat([past, new], axis=1)
+        # The new ones are a view of the queries too: nothing but a copy lets these go.
+        return new.copy() if past is None else concat([past, new], axis=1)
 
     def take(self, x: SecretTensor, index: Index) -> SecretTensor:
         return x[index]
@@ -276,6 +319,15 @@ def _with_one(x: SecretTensor, rows: int) -> SecretTensor:
         return x
     ones = np.full((x.shape[0], 1), 1 << x.frac, dtype=np.uint64)
     return concat([x, constant(x.role, ones, x.width, x.frac)], axis=1)
+
+
+def _kind(x: SecretTensor) -> tuple[tuple[int, ...], int, int]:
+    """What costs may depend on."""
+    return x.shape, x.width, x.frac
+
+
+def _within(whole: slice, part: slice) -> slice:
+    return slice(whole.start + part.start, whole.start + part.stop)
 
 
 def _split(joint: SecretTensor, size: int) -> SecretTensor:

@@ -156,6 +156,10 @@ class SecretTensor:
     def broadcast(self, shape: tuple[int, ...]) -> "SecretTensor":
         return self._like(np.broadcast_to(self.a, shape), np.broadcast_to(self.b, shape))
 
+    def copy(self) -> "SecretTensor":
+        """The same in memory of its own."""
+        return self._like(self.a.copy(), self.b.copy())
+
     def sum(self, axis: int) -> "SecretTensor":
         return self._like(
             self.a.sum(axis=axis, dtype=np.uint64), self.b.sum(axis=axis, dtype=np.uint64)

@@ -12,7 +12,9 @@ from models.program import Batch
 from models.tasks import check_rows
 from protocols.cost import Cost
 from protocols.errors import (
+    Busy,
     ConfigError,
+    LocalProtocolError,
     ModelError,
     PeerFailed,
     PumaError,
@@ -28,11 +30,13 @@ from puma_actors.messages import (
     EndMessage,
     PlanMessage,
     ReadyMessage,
+    RefusedMessage,
     StepMessage,
     infer_message,
     parse,
 )
 from puma_actors.tasks import Signal
+from puma_actors.texts import printable
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Inference:
         number: of the first step. batch: what that step evaluates. steps: at most so many.
         taken: steps done so far.
         costs: what each step cost all parties together, as far as they have reported.
+        refusal: why a party takes no part, if one does not.
     """
 
     number: int
@@ -52,6 +57,8 @@ class Inference:
     bound: tuple[int, ...] = ()
     taken: int = 0
     costs: dict[int, Cost] = field(default_factory=dict)
+    refusal: PumaError | None = None
+    _scope: anyio.CancelScope | None = None  # of the step that runs
     _reports: dict[int, set[Role]] = field(default_factory=dict)
     _ended: set[Role] = field(default_factory=set)
 
@@ -60,13 +67,26 @@ class Inference:
         self.costs[step] = self.costs.get(step, Cost()).beside(cost)
         self._reports.setdefault(step, set()).add(role)
 
+    def refuse(self, error: PumaError) -> None:
+        """A party takes no part: what runs ends."""
+        self.refusal = self.refusal or error
+        if self._scope is not None:
+            self._scope.cancel()
+
     def reported(self, steps: int) -> bool:
         """All parties have reported the first `steps` steps."""
         return all(self._reports.get(step, set()) >= set(COMPUTING) for step in range(steps))
 
 
 class Client(Actor):
-    """Requests inferences. Run `listen` beside whatever calls the other methods."""
+    """Requests inferences. Run `listen` beside whatever calls the other methods.
+
+    Attributes:
+        plan: of the model, once it is known.
+        tokens: most that the parties take at a time, prompts and answers; None: no such limit.
+    """
+
+    tokens: int | None = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(Role.CLIENT, **options)
@@ -106,6 +126,9 @@ class Client(Actor):
             inference, step = self._find(message.number)
             cost = Cost(message.rounds, message.online_bytes, message.offline_bytes)
             inference.add(step, role, cost)
+        elif isinstance(message, RefusedMessage) and role in COMPUTING:
+            text = printable(message.text)
+            self._find(message.number)[0].refuse((Busy if message.busy else ConfigError)(text))
         elif isinstance(message, EndedMessage) and role in COMPUTING:
             self._find(message.number)[0]._ended.add(role)
         else:
@@ -170,7 +193,9 @@ class Client(Actor):
             (results, columns); with "argmax" the best column of each row, (results,).
 
         Raises:
-            ConfigError: an id is not in the vocabulary, or there are too few or too many.
+            ConfigError: an id is not in the vocabulary, there are too few or too many, or a party
+                refuses the request, and says why.
+            Busy: a party has no memory for it now.
         """
         assert self.plan is not None
         config = self.plan.config
@@ -181,9 +206,16 @@ class Client(Actor):
             if not 0 <= token < config.vocab_size:
                 raise ConfigError(f"token id {token} is not below {config.vocab_size}")
         number = inference.number + inference.taken
-        async with self.scheduler.link(number, inference.settings, inference.bound) as link:
-            lane = self.lane(link)
-            result = await lane.watch(ask(lane, config, batch, ids))
+        result: Floats | None = None
+        with anyio.CancelScope() as scope:
+            inference._scope = scope
+            if inference.refusal is not None:
+                raise inference.refusal
+            async with self.scheduler.link(number, inference.settings, inference.bound) as link:
+                lane = self.lane(link)
+                result = await lane.watch(ask(lane, config, batch, ids))
+        if result is None:
+            raise inference.refusal or LocalProtocolError("a step ended without a result")
         cost = Cost(0, link.traffic.online_bytes, link.traffic.offline_bytes)
         inference.add(inference.taken, Role.CLIENT, cost)
         inference.taken += 1

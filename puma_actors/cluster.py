@@ -16,6 +16,8 @@ from typing import Any, Self
 import anyio
 from anyio.abc import TaskGroup
 
+from models.memory import footprint
+from models.program import Batch
 from models.tokenizer import Tokenizer
 from models.weights import Checkpoint, open_checkpoint
 from protocols.errors import ConfigError, ModelError, PeerFailed, PumaError
@@ -23,7 +25,8 @@ from protocols.kernels import warm_up
 from protocols.lane import Settings
 from protocols.shares import COMPUTING
 from puma_actors.actor import MEMORY, Actor, connect_all
-from puma_actors.client import Client
+from puma_actors.available import available_memory
+from puma_actors.client import Client, Inference
 from puma_actors.compute import Compute, give_back
 from puma_actors.network import Network, parse_network
 from puma_actors.owner import Owner, Progress, ignore_progress
@@ -32,6 +35,29 @@ from puma_actors.recorder import Recorder
 from puma_actors.requests import Requests, Token, Usage
 
 __all__ = ["LocalCluster", "Token", "Usage"]
+
+
+class LocalClient(Client):
+    """A client whose parties share its process, and its memory."""
+
+    async def begin(
+        self, batch: Batch, steps: int = 1, settings: Settings | None = None
+    ) -> Inference:
+        plan = await self.wait_ready()
+        needs = (
+            footprint(plan.config, batch, steps, settings, dealer=role.is_dealer)
+            for role in COMPUTING
+        )
+        need = sum(each.total for each in needs)
+        if need > available_memory():
+            await give_back()  # what earlier requests left
+        if need > (free := available_memory()):
+            raise ConfigError(
+                f"{batch.tokens} tokens need about {need // 1_000_000:,} MB of memory for the "
+                f"parties in this process, {free // 1_000_000:,} MB are available: shorten the "
+                "text, or run the parties on machines of their own (--cluster)"
+            )
+        return await super().begin(batch, steps, settings)
 
 
 class LocalCluster(Requests):
@@ -70,7 +96,7 @@ class LocalCluster(Requests):
             raise ConfigError(f"settings are {type(settings).__name__}: give a Settings")
         options: dict[str, Any] = {"compute": compute or Compute(), "settings": settings}
         options["recorder"] = recorder
-        super().__init__(checkpoint.config, tokenizer, Client(**options), settings)
+        super().__init__(checkpoint.config, tokenizer, LocalClient(**options), settings)
         self.checkpoint = checkpoint
         self.network = parse_network(network)
         self.seconds: dict[str, float] = {}

@@ -23,6 +23,7 @@ from protocols.errors import ConfigError, PumaError
 from protocols.kernels import aesni, cache_folder, cached, simd
 from protocols.kernels.jit import MODE, kernels
 from protocols.shares import COMPUTING, Role
+from puma_actors.available import available_memory
 from puma_actors.calls import call
 from puma_actors.certs import SOON_DAYS, expiring, load_context, stem
 from puma_actors.compute import available_cores
@@ -89,7 +90,7 @@ def _kernels() -> Iterator[Check]:
 
 def _memory(config: ClusterConfig | None) -> Iterator[Check]:
     page = os.sysconf("SC_PAGE_SIZE")
-    total, free = page * os.sysconf("SC_PHYS_PAGES"), _available()
+    total, free = page * os.sysconf("SC_PHYS_PAGES"), available_memory()
     text = f"{free / _GB:.1f} of {total / _GB:.1f} GB available"
     if config is None or free >= config.limits.memory:
         yield Check("memory", "ok", text)
@@ -97,18 +98,6 @@ def _memory(config: ClusterConfig | None) -> Iterator[Check]:
     wanted = config.limits.memory
     text += f", limits.memory is {wanted / _GB:.1f} GB: lower it or free some"
     yield Check("memory", "problem" if wanted > total else "warning", text)
-
-
-def _available() -> int:
-    """Bytes that could be used without swapping."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    name = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf(name)
 
 
 def _certificates(config: ClusterConfig, role: Role | None) -> Iterator[Check]:

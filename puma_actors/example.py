@@ -42,7 +42,7 @@ grace = 30.0        # how long running sessions may go on after SIGTERM
 # What one party gives away at most. Whoever comes when it is full is told to come back later.
 [limits]
 sessions = 4                # at once, of clients and owners together
-memory = 8000000000         # bytes: loaded models and the sessions' estimated needs
+memory = 8000000000         # bytes: loaded models, and what sessions and their requests will need
 inference_tokens = 2048     # prompt and answer, of what a session runs at a time
 
 # Names in certificates. A list that is left out admits every certificate of the authority with

@@ -28,7 +28,8 @@ T = TypeVar("T")
 class InferenceLink:
     """A `Link`; made by `RoundScheduler.link`.
 
-    Use it as `async with`: the block ends when its deferred tasks have ended too, an error in one
+    Use it as `async with`: the block ends when its deferred tasks have ended too and the peers have
+    asked for what was too large to be sent at once (see `puma_actors.mailbox`), an error in one
     of them cancels the block and is raised from it, and afterwards the inference is forgotten.
     Paths and tags get the inference number in front, so that no two inferences share a stream or a
     message.
@@ -68,7 +69,11 @@ class InferenceLink:
     ) -> bool | None:
         assert self._group is not None
         try:
-            return await self._group.__aexit__(kind, error, trace)
+            handled = await self._group.__aexit__(kind, error, trace)
+            if error is None:
+                for port in self._scheduler.ports.values():
+                    await port.settled(self.number)
+            return handled
         except BaseExceptionGroup as errors:
             root = unwrap(errors)
             if root is error:

@@ -1,13 +1,19 @@
 """Messages that have arrived from one peer for one inference, and flow control on both sides.
 
     Flow           every size and limit of the runtime; all parties of a session use the same
-    Mailbox        put, put_chunk (from the channel), take (from a lane); refuses replays, floods
+    Mailbox        put, put_chunk, offer (from the channel), take (from a lane); refuses replays,
+                   floods
     CreditWindow   the sender's count of bytes that the receiver has not consumed yet
 
-A message is consumed when a lane takes it. Online messages that arrive before anybody waits for
-them count against a budget. Dealt messages may run ahead as far as their window allows: the sender
-waits while more than `window` bytes are out, and the receiver returns credit a quarter of a window
-at a time.
+A message is consumed when a lane takes it. Dealt messages may run ahead as far as their window
+allows: the sender waits while more than `window` bytes are out, and the receiver returns credit a
+quarter of a window at a time.
+
+Online messages that arrive before anybody waits for them count against the budget `early`. A sender
+must not wait there, as both evaluators send before they receive: it counts what is out as above,
+and of a message that would be too much it sends an offer alone. The lane that wants it asks for it,
+and what was asked for counts nowhere: so every message gets through, however large, and whatever
+the order in which lanes come to want theirs.
 """
 
 import asyncio
@@ -36,6 +42,8 @@ class Flow:
         chunk: messages above this are cut (None: as the channel recommends).
         window: dealt bytes ahead of the receiver, per receiver and inference.
         early: online bytes that may arrive before they are waited for, per sender and inference.
+        offers: messages that may wait at their sender until they are asked for, per sender and
+            inference: far more than a program has lanes.
         inferences: inferences that a peer may start before this party does.
         control: control bytes ahead of the receiver, per peer.
         backlog: bytes that wait for a slow channel before senders wait too.
@@ -52,6 +60,7 @@ class Flow:
     chunk: int | None = None
     window: int = 256 << 20
     early: int = 256 << 20
+    offers: int = 1 << 16
     inferences: int = 64
     control: int = 64 << 20
     backlog: int = 64 << 20
@@ -89,6 +98,14 @@ class CreditWindow:
             self._check()
         self.outstanding += size + MESSAGE_OVERHEAD
         self.peak = max(self.peak, self.outstanding)
+
+    def admit(self, size: int) -> bool:
+        """Count `size` bytes (and the overhead) as sent, if they stay within the limit."""
+        total = self.outstanding + size + MESSAGE_OVERHEAD
+        if total > self.limit:
+            return False
+        self.outstanding = total
+        return True
 
     def release(self, size: int) -> None:
         """The receiver consumed `size` bytes.
@@ -152,6 +169,10 @@ class _Parts:
     data: bytearray = field(default_factory=bytearray)
 
 
+def _nothing(*args: object) -> None:
+    """Nobody is told."""
+
+
 class Mailbox:
     """Messages of one sender for one inference.
 
@@ -159,10 +180,17 @@ class Mailbox:
         flow: limits.
         acknowledge: sends credit for so many dealt bytes.
         check: raises if the session, or the sender, has failed.
+        spent: sends credit for so many online bytes.
+        ask: asks for a message that was offered; or says that nobody will.
     """
 
     def __init__(
-        self, flow: Flow, acknowledge: Callable[[int], None], check: Callable[[], None]
+        self,
+        flow: Flow,
+        acknowledge: Callable[[int], None],
+        check: Callable[[], None],
+        spent: Callable[[int], None] = _nothing,
+        ask: Callable[[Tag, bool], None] = _nothing,
     ) -> None:
         self._flow = flow
         self._check = check
@@ -170,8 +198,13 @@ class Mailbox:
         self._waiting: dict[Tag, asyncio.Future[memoryview | None]] = {}
         self._taken: dict[Lane, int] = {}  # number of the last message taken in each lane
         self._parts: dict[Tag, _Parts] = {}
+        self._offers: set[Tag] = set()
+        self._asked: set[Tag] = set()  # of those offered, until they have come
         self._early = 0
+        self._owed = 0
         self._account = CreditAccount(flow.window, acknowledge)
+        self._spent = spent
+        self._ask = ask
 
     # -- from the channel -------------------------------------------------------------------------
 
@@ -182,12 +215,13 @@ class Mailbox:
             RemoteProtocolError: it came before (replay), or more has come than the budget allows.
         """
         waiter = self._waiting.pop(tag, None)
-        if waiter is not None and not (dealt or self._parts or waiter.done()):
+        if waiter is not None and not (dealt or self._parts or self._asked or waiter.done()):
+            self._spend(buffer.nbytes)
             waiter.set_result(buffer)  # the usual course of a round
             return
         if waiter is None or tag in self._parts:
             self._refuse_replay(tag)
-        self._reserve(buffer.nbytes, dealt, waiter is not None)
+        self._reserve(buffer.nbytes, dealt, waiter is not None or tag in self._asked)
         self._hand_over(tag, buffer, dealt, waiter)
 
     def put_chunk(self, tag: Tag, offset: int, total: int, buffer: memoryview, dealt: bool) -> None:
@@ -200,11 +234,8 @@ class Mailbox:
         if parts is None:
             if tag not in self._waiting:
                 self._refuse_replay(tag)
-            if total > self._flow.message:
-                raise RemoteProtocolError(
-                    f"message of {total} bytes, the limit is {self._flow.message}"
-                )
-            parts = _Parts(total, dealt, tag in self._waiting)
+            self._check_size(total)
+            parts = _Parts(total, dealt, tag in self._waiting or tag in self._asked)
             self._reserve(total, dealt, parts.awaited)
             self._parts[tag] = parts
         end = len(parts.data) + buffer.nbytes
@@ -215,9 +246,38 @@ class Mailbox:
         if end == total:
             del self._parts[tag]
             waiter = self._waiting.pop(tag, None)
-            if waiter is not None and not (dealt or parts.awaited):
-                self._early -= total + MESSAGE_OVERHEAD
+            if not dealt and tag not in self._asked:  # who waits may have changed meanwhile
+                self._early += (parts.awaited - (waiter is not None)) * (total + MESSAGE_OVERHEAD)
             self._hand_over(tag, memoryview(parts.data).toreadonly(), dealt, waiter)
+
+    def offer(self, tag: Tag, total: int) -> None:
+        """A message of so many bytes waits at its sender.
+
+        Raises:
+            RemoteProtocolError: it came or was offered before, is too large, or too many are.
+        """
+        self._refuse_replay(tag)
+        if tag in self._asked:
+            raise RemoteProtocolError(f"message {tag} was offered twice")
+        self._check_size(total)
+        if len(self._offers) >= self._flow.offers:
+            raise RemoteProtocolError(
+                f"more than {self._flow.offers} messages wait to be asked for"
+            )
+        self._offers.add(tag)
+        if tag in self._waiting:
+            self._want(tag)
+
+    def _check_size(self, total: int) -> None:
+        if total > self._flow.message:
+            raise RemoteProtocolError(
+                f"message of {total} bytes, the limit is {self._flow.message}"
+            )
+
+    def _want(self, tag: Tag) -> None:
+        self._offers.remove(tag)
+        self._asked.add(tag)
+        self._ask(tag, True)
 
     def _hand_over(
         self,
@@ -231,12 +291,24 @@ class Mailbox:
             return
         if dealt:
             self._account.consumed(buffer.nbytes)
+        elif tag in self._asked:
+            self._asked.remove(tag)
+        else:
+            self._spend(buffer.nbytes)
         if not waiter.done():
             waiter.set_result(buffer)
 
+    def _spend(self, size: int) -> None:
+        """An online message was consumed."""
+        self._owed += size + MESSAGE_OVERHEAD
+        if 4 * self._owed >= self._flow.early:
+            owed, self._owed = self._owed, 0
+            self._spent(owed)
+
     def _refuse_replay(self, tag: Tag) -> None:
-        seen = tag in self._ready or tag in self._parts
-        if seen or tag[-1] <= self._taken.get(tag[:-1], 0):
+        seen = tag in self._ready or tag in self._parts or tag in self._offers
+        late = tag[-1] <= self._taken.get(tag[:-1], 0) and tag not in self._waiting
+        if seen or late:
             raise RemoteProtocolError(f"message {tag} came twice")
 
     def _reserve(self, size: int, dealt: bool, awaited: bool) -> None:
@@ -268,12 +340,17 @@ class Mailbox:
             buffer, dealt = entry
             if dealt:
                 self._account.consumed(buffer.nbytes)
+            elif tag in self._asked:
+                self._asked.remove(tag)
             else:
                 self._early -= buffer.nbytes + MESSAGE_OVERHEAD
+                self._spend(buffer.nbytes)
             return buffer
         self._check()
         waiter: asyncio.Future[memoryview | None] = asyncio.get_running_loop().create_future()
         self._waiting[tag] = waiter
+        if self._offers and tag in self._offers:
+            self._want(tag)
         try:
             found = await waiter
         except asyncio.CancelledError:
@@ -298,3 +375,6 @@ class Mailbox:
         self._parts.clear()
         self.wake()
         self._account.close()
+        for tag in self._offers:
+            self._ask(tag, False)
+        self._offers.clear()

@@ -4,7 +4,7 @@ Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload ord
 where models are stored also `file` before the plan, and `commit` after every party is `ready`.
 Parties to each other: `agree`, before they serve a model. Then to all who wait: `ready`.
 Client to parties: `infer`, `end`, `close`. Parties to the client: `step` after each step, `ended`
-after the last.
+after the last, and `refused` instead of all steps of an inference for which they have no memory.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from models.program import Batch
 from protocols.errors import ConfigError, RemoteProtocolError
 from protocols.lane import APPROXIMATIONS, Approximation, Settings
+from puma_actors.texts import TEXT_CHARS
 
 MAX_TOKENS = 1 << 20
 MAX_SEQUENCES = 1 << 12
@@ -114,10 +115,11 @@ class InferMessage(_Message):
     tree: Literal["rounds", "traffic"] = "rounds"
     lanes: int = Field(default=1, ge=1, le=1024)
     reveal: Literal["logits", "argmax"] = "logits"
+    block: int = Field(default=Settings().block, ge=1, le=1 << 32)
 
     def settings(self) -> Settings:
         """For the lanes."""
-        return Settings(self.approximation, self.tree, self.lanes, self.reveal)
+        return Settings(self.approximation, self.tree, self.lanes, self.reveal, self.block)
 
     def binding(self) -> tuple[int, ...]:
         """Four words that stand for the whole request (SHA-256). All masks are drawn under them, so
@@ -158,6 +160,7 @@ def infer_message(number: int, batch: Batch, steps: int, settings: Settings) -> 
             tree=settings.tree,  # type: ignore[arg-type]
             lanes=settings.lanes,
             reveal=settings.reveal,  # type: ignore[arg-type]
+            block=settings.block,
         )
     except ValidationError as error:
         raise ConfigError(f"unusable request, {_first(error)}") from None
@@ -171,6 +174,15 @@ class StepMessage(_Message):
     rounds: int = Field(ge=0)
     online_bytes: int = Field(ge=0)
     offline_bytes: int = Field(ge=0)
+
+
+class RefusedMessage(_Message):
+    """The sender does not take part in an inference, and why. `busy`: it may later."""
+
+    do: Literal["refused"] = "refused"
+    number: int = Field(ge=0)
+    text: str = Field(max_length=TEXT_CHARS)
+    busy: bool
 
 
 class EndMessage(_Message):
@@ -204,6 +216,7 @@ Message: TypeAlias = Annotated[
     | ReadyMessage
     | InferMessage
     | StepMessage
+    | RefusedMessage
     | EndMessage
     | EndedMessage
     | CloseMessage,

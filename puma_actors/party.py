@@ -17,6 +17,7 @@ from models.public import plan_digests
 from models.sharing import SEED_BYTES, hold_parameter
 from models.tasks import check_rows, default_rows
 from protocols.errors import (
+    Busy,
     ConfigError,
     LocalProtocolError,
     ModelError,
@@ -37,6 +38,7 @@ from puma_actors.messages import (
     InferMessage,
     PlanMessage,
     ReadyMessage,
+    RefusedMessage,
     SeedMessage,
     StepMessage,
     TensorMessage,
@@ -44,6 +46,7 @@ from puma_actors.messages import (
     parse,
 )
 from puma_actors.tasks import unwrap
+from puma_actors.texts import TEXT_CHARS
 
 DEALER_LEAD = 2
 """Steps that the dealer begins before the client's input to the first of them has come."""
@@ -254,11 +257,16 @@ class Party(Actor):
                 raise RemoteProtocolError("the client asked before the parties agreed on the model")
             if message.number < self._unused:
                 raise RemoteProtocolError(f"inference {message.number} is not new")
-            self._check_request(message, self._plan)
-            self.scheduler.end(self._unused, message.number)  # skipped: good for nothing any more
+            # Skipped numbers are good for nothing any more.
+            self.scheduler.end(self._unused, message.number)
+            try:
+                self._check_request(message, self._plan)
+            except (Busy, ConfigError) as error:
+                group.start_soon(self._refuse, message, error)
+            else:
+                group.start_soon(self._infer, message, self._plan)
             self._unused = message.number + message.steps
             self._running_inferences[message.number] = anyio.CancelScope()
-            group.start_soon(self._infer, message, self._plan)
         elif isinstance(message, EndMessage):
             scope = self._running_inferences.get(message.number)
             if scope is None:
@@ -268,6 +276,10 @@ class Party(Actor):
             raise RemoteProtocolError(f"the client may not send a {message.do!r} request")
 
     def _check_request(self, message: InferMessage, plan: Plan) -> None:
+        """Raises:
+        RemoteProtocolError: no honest client asks for this.
+        Busy, ConfigError: this party refuses it, now or for ever.
+        """
         batch, config = message.batch(), plan.config
         if max(batch.lengths) + message.steps - 1 > config.max_positions:
             raise RemoteProtocolError(
@@ -281,6 +293,27 @@ class Party(Actor):
         except ConfigError as error:
             raise RemoteProtocolError(f"the client's request is unusable: {error}") from None
 
+    async def _refuse(self, message: InferMessage, error: PumaError) -> None:
+        """Take no part, until the client has told the others to end it too."""
+        log.warning("request refused", role=str(self.role), reason=str(error))
+        with self._running_inferences[message.number]:
+            self._forget(message)
+            busy, text = isinstance(error, Busy), str(error)[:TEXT_CHARS]
+            refused = RefusedMessage(number=message.number, text=text, busy=busy)
+            await self.scheduler.send_control(Role.CLIENT, refused.header())
+            await anyio.sleep_forever()
+        await self._ended(message)
+
+    def _forget(self, message: InferMessage) -> None:
+        """With what was dealt for steps that nobody wanted."""
+        self.scheduler.end(message.number, message.number + message.steps)
+
+    async def _ended(self, message: InferMessage) -> None:
+        del self._running_inferences[message.number]
+        self._forget(message)
+        ended = EndedMessage(number=message.number).header()
+        await self.scheduler.send_control(Role.CLIENT, ended)
+
     async def _infer(self, message: InferMessage, plan: Plan) -> None:
         """All steps, then wait for the client's `end`, which may also come at any time before."""
         with self._running_inferences[message.number]:
@@ -293,11 +326,7 @@ class Party(Actor):
                     group.start_soon(self._step, message, plan, step, cache, done, lead)
                     await done.wait()
                 await anyio.sleep_forever()
-        del self._running_inferences[message.number]
-        # With what was dealt for steps that nobody wanted.
-        self.scheduler.end(message.number, message.number + message.steps)
-        ended = EndedMessage(number=message.number).header()
-        await self.scheduler.send_control(Role.CLIENT, ended)
+        await self._ended(message)
 
     async def _step(
         self,

@@ -20,8 +20,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from protocols.errors import LocalProtocolError, PumaError
+from protocols.errors import LocalProtocolError, PumaError, RemoteProtocolError
+from protocols.shares import Role
 from puma_actors.mailbox import CreditAccount, CreditWindow, Flow, Mailbox
+from puma_actors.outbox import Outbox
 from puma_actors.session import Peer
 from puma_actors.tasks import Signal
 from puma_actors.wire import Frame, Kind, Tag
@@ -53,7 +55,7 @@ def _is_urgent(frame: Frame) -> bool:
     """
     if frame.kind is Kind.BATCH:
         return not frame.header["dealt"]
-    return frame.kind in (Kind.CREDIT, Kind.ERROR)
+    return frame.kind in (Kind.CREDIT, Kind.OFFER, Kind.ASK, Kind.ERROR)
 
 
 def unheard(tags: Sequence[Any]) -> None:
@@ -64,20 +66,20 @@ class Port:
     """Everything that concerns one peer.
 
     Args:
+        own: this party's role.
         peer: from the handshake.
         flow: sizes.
         lost: told when the channel breaks.
         check: raises if the session, or this peer, has failed.
-        incoming: sizes of what this peer sends; default: the same.
     """
 
     def __init__(
         self,
+        own: Role,
         peer: Peer,
         flow: Flow,
         lost: Callable[["Port", PumaError], None],
         check: Callable[["Port"], None],
-        incoming: Flow | None = None,
     ) -> None:
         self.role = peer.role
         self.session = peer.session
@@ -86,11 +88,13 @@ class Port:
         self.closed = False  # by this side
         self.mailboxes: dict[int, Mailbox] = {}
         self.windows: dict[int, CreditWindow] = {}
+        self.outboxes: dict[int, Outbox] = {}
         self.room = Signal()
         self.arrived: Callable[[Sequence[Any]], None] = unheard
         """Told the tags of what has arrived, as soon as it has; for a profiler."""
         self._flow = flow
-        self._incoming = incoming or flow
+        self._incoming = flow.incoming(own, peer.role)
+        self._outgoing = flow.incoming(peer.role, own)
         self._lost = lost
         self._check = check
         self.control_window = CreditWindow(flow.control, self.check)
@@ -116,7 +120,11 @@ class Port:
         box = self.mailboxes.get(number)
         if box is None:
             box = self.mailboxes[number] = Mailbox(
-                self._incoming, lambda size: self.credit((number,), size), self.check
+                self._incoming,
+                lambda size: self.credit((number,), size),
+                self.check,
+                lambda size: self.credit((number,), size, dealt=False),
+                self.ask,
             )
         return box
 
@@ -127,12 +135,37 @@ class Port:
             window = self.windows[number] = CreditWindow(self._flow.window, self.check)
         return window
 
+    def outbox(self, number: int) -> Outbox:
+        """What of an inference is on its way to this peer, made when first needed."""
+        box = self.outboxes.get(number)
+        if box is None:
+            window = CreditWindow(self._outgoing.early, self.check)
+            box = self.outboxes[number] = Outbox(window)
+        return box
+
+    def sent_window(self, number: int, dealt: bool) -> CreditWindow | None:
+        """What counts the dealt or online bytes of an inference that are out, if any went."""
+        if dealt:
+            return self.windows.get(number)
+        box = self.outboxes.get(number)
+        return None if box is None else box.window
+
+    async def settled(self, number: int) -> None:
+        """Wait until the peer has asked for all that it is to have of an inference, or has left."""
+        box = self.outboxes.get(number)
+        while box is not None and box.holds and not self.left:
+            await box.emptied.wait()
+            if not self.left:
+                self.check()
+
     def end(self, number: int) -> None:
         """Forget an inference."""
         if (box := self.mailboxes.pop(number, None)) is not None:
             box.close()
         if (window := self.windows.pop(number, None)) is not None:
             window.changed.notify()
+        if (outbox := self.outboxes.pop(number, None)) is not None:
+            outbox.drop()
 
     def wake(self) -> None:
         """Wake all who wait for something from or to this peer."""
@@ -140,12 +173,20 @@ class Port:
             box.wake()
         for window in (*self.windows.values(), self.control_window):
             window.changed.notify()
+        for outbox in self.outboxes.values():
+            outbox.emptied.notify()
         self.room.notify()
 
     # -- sending ----------------------------------------------------------------------------------
 
     def put(self, tag: Tag, payload: memoryview, dealt: bool) -> bool:
         """Queue a message; True if the caller should let others run before it sends more."""
+        if not dealt and not self.outbox(tag[0]).admit(tag, payload):
+            self._emit(Frame(Kind.OFFER, self.session, tag, {"total": payload.nbytes}))
+            return True
+        return self._put(tag, payload, dealt)
+
+    def _put(self, tag: Tag, payload: memoryview, dealt: bool) -> bool:
         size = payload.nbytes
         if size >= self._flow.watermark:
             self.flush()
@@ -179,11 +220,28 @@ class Port:
         self.flush()
         self._emit(frame)
 
-    def credit(self, tag: Tag, size: int) -> None:
+    def credit(self, tag: Tag, size: int, *, dealt: bool = True) -> None:
         """Tell the peer that `size` bytes were consumed: of an inference, or () for control
         messages.
         """
-        self._emit(Frame(Kind.CREDIT, self.session, tag, {"bytes": size}))
+        self._emit(Frame(Kind.CREDIT, self.session, tag, {"bytes": size, "dealt": dealt}))
+
+    def ask(self, tag: Tag, wanted: bool) -> None:
+        """Tell the peer to send a message that it offered, or to forget it."""
+        self._emit(Frame(Kind.ASK, self.session, tag, {"wanted": wanted}))
+
+    def asked(self, tag: Tag, wanted: bool) -> None:
+        """The peer asks for a message that was offered, or never will.
+
+        Raises:
+            RemoteProtocolError: none was.
+        """
+        outbox = self.outboxes.get(tag[0])
+        payload = None if outbox is None else outbox.taken(tag)
+        if outbox is not None and payload is None:
+            raise RemoteProtocolError(f"message {tag} was asked for, which was not offered")
+        if wanted and payload is not None:
+            self._put(tag, payload, False)
 
     def _emit_large(self, tag: Tag, payload: memoryview, dealt: bool) -> None:
         total = payload.nbytes

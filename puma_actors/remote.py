@@ -44,17 +44,17 @@ class RemoteClient(Client):
     def __init__(self, plan: Plan, tokens: int, **options: Any) -> None:
         super().__init__(**options)
         self.plan = plan
-        self.tokens = tokens
+        self._most = self.tokens = tokens
 
     async def begin(
         self, batch: Batch, steps: int = 1, settings: Settings | None = None
     ) -> Inference:
         wanted = batch.tokens + steps - 1
         running = sum(each.batch.tokens + each.steps - 1 for each in self._inferences.values())
-        if wanted + running > self.tokens:
+        if wanted + running > self._most:
             raise ConfigError(
                 f"{wanted + running} tokens (prompt and answer) at once, the parties allow "
-                f"{self.tokens}: shorten the text or ask for fewer tokens"
+                f"{self._most}: shorten the text or ask for fewer tokens"
             )
         return await super().begin(batch, steps, settings)
 

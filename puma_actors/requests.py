@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -25,49 +25,9 @@ from protocols.ring import Floats
 from puma_actors.client import Client, Inference
 from puma_actors.ids import token_ids, token_sequences, whole
 from puma_actors.messages import infer_message
+from puma_actors.usage import Step, Token, Usage
 
-
-@dataclass
-class Usage:
-    """What one request took. Seconds by phase; one cost for prefill and one for each later step."""
-
-    prompt_ids: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    steps: list[Cost] = field(default_factory=list)
-    stop_reason: str = ""
-
-    @property
-    def total(self) -> Cost:
-        """Sum over the steps."""
-        return sum(self.steps, Cost())
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token: its id and the text that became final with it (often empty)."""
-
-    id: int | None
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A step of a request, while it runs.
-
-    Attributes:
-        number: of the inference that it is, which no other step has.
-        batch: what the request's first step evaluates. steps: the request takes at most so many.
-        index: 0 is the batch; then one decoded token each.
-        began: by `time.monotonic`.
-    """
-
-    number: int
-    batch: Batch
-    steps: int
-    index: int
-    settings: Settings
-    began: float
+__all__ = ["Requests", "Step", "Token", "Usage", "check_ids", "check_logits"]
 
 
 class Requests(ABC):
@@ -259,7 +219,8 @@ class Requests(ABC):
         raw: bool = False,
         **options: Any,
     ) -> AsyncGenerator[Token, None]:
-        """Stream tokens. `usage` holds what it took, up to date after every token.
+        """Stream tokens. `usage` holds what it took, up to date after every token. If more are
+        asked for than fit, locally or at a cluster, the answer ends when the context is full.
 
         Args:
             prompt: text, or token ids.
@@ -278,8 +239,8 @@ class Requests(ABC):
     ) -> AsyncGenerator[Token, None]:
         self._check_running()
         usage = self.usage = Usage(prompt_ids=ids)
-        room = self.plan.config.max_positions - len(ids) + 1
-        steps = min(sampling.max_new_tokens, room)
+        # At least one is asked for, so that a prompt which does not fit is refused by name.
+        steps = min(sampling.max_new_tokens, max(1, self.most_new_tokens(len(ids))))
         inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings)
         sampler, watcher = Sampler(sampling), StopWatcher(sampling.stop)
         stream = self.tokenizer.stream() if self.tokenizer is not None else None
@@ -312,6 +273,20 @@ class Requests(ABC):
                 yield Token(None, rest)
         finally:
             await self._finish(inference)
+
+    def most_new_tokens(self, prompt: int) -> int:
+        """Tokens that can follow a prompt of so many, wherever the parties run: what the model's
+        positions and the parties' limit leave. Who asks for more gets so many.
+        """
+        positions, tokens = self.config.max_positions, self.client.tokens
+        return (positions if tokens is None else min(positions, tokens)) - prompt + 1
+
+    def limit_text(self) -> str:
+        """What `most_new_tokens` is limited by, for people."""
+        positions, tokens = self.config.max_positions, self.client.tokens
+        if tokens is not None and tokens < positions:
+            return f"the parties take {tokens} tokens at a time (limits.inference_tokens)"
+        return f"the model has {positions} positions"
 
     async def _step(self, inference: Inference, ids: Sequence[int]) -> Floats:
         taken, began = inference.taken, time.monotonic()

@@ -85,10 +85,10 @@ class Residents:
             ConfigError: it never fits within the limits.
         """
         manifest, plan = await self._compute.run(1 << 40, self._describe, name)
-        need = session_bytes(plan, self._limits.inference_tokens)
+        need = self.session_need(plan)
         self._users[name] = self._users.get(name, 0) + 1
         try:
-            with self._room(name, need, need + share_bytes(plan.config)):
+            with self._room(name, need, need + share_bytes(plan.config), "session"):
                 yield await self._hold(name, manifest)
         finally:
             self._users[name] -= 1
@@ -106,7 +106,7 @@ class Residents:
             if held is None or held.manifest.upload != manifest.upload:
                 plan = Plan.from_public(manifest.plan)
                 size = share_bytes(plan.config)
-                with self._room(name, size, size):
+                with self._room(name, size, size, "model"):
                     held = await self._compute.run(1 << 40, self._load, name)
                 log.info("model loaded", model=name, megabytes=held.nbytes // _MB)
             self._loaded[name] = held
@@ -126,13 +126,30 @@ class Residents:
         """Forget a model that was removed from the store; who uses it may finish."""
         self._loaded.pop(name, None)
 
-    def _room(self, name: str, size: int, least: int) -> "_Room":
+    def session_need(self, plan: Plan) -> int:
+        """Bytes that are set aside for a session, whatever it will ask for."""
+        return session_bytes(plan, self._limits.inference_tokens)
+
+    def for_request(self, plan: Plan, extra: int, need: int) -> "_Room":
+        """Room for a request, until the block ends.
+
+        Args:
+            extra: bytes beyond what the session has. need: all that its requests need.
+
+        Raises:
+            Busy: no room now. ConfigError: it never fits within the limits.
+        """
+        return self._room("", extra, need + share_bytes(plan.config), "request")
+
+    def _room(self, name: str, size: int, least: int, what: str) -> "_Room":
         """Set memory aside; models that nobody uses make way."""
-        limit = self._limits.memory
+        limit, role = self._limits.memory, self._store.role
         if least > limit:
+            who = "the request (with its model)" if what == "request" else f"model {name}"
+            remedy = "shorten the text, or raise" if what == "request" else "raise"
             raise ConfigError(
-                f"model {name} needs about {least // _MB:,} MB at {self._store.role}, which may "
-                f"use {limit // _MB:,} MB: raise limits.memory there"
+                f"{who} needs about {least // _MB:,} MB at {role}, which may use "
+                f"{limit // _MB:,} MB: {remedy} limits.memory there"
             )
         for other in list(self._loaded):
             if self.used + size > limit and not self._users.get(other):
@@ -140,7 +157,7 @@ class Residents:
                 log.info("model dropped to make room", model=other)
         if self.used + size > limit:
             raise Busy(
-                f"{self._store.role} has no memory for another session "
+                f"{role} has no memory for another {what}, which needs about {size // _MB:,} MB "
                 f"({self.used // _MB:,} of {limit // _MB:,} MB used): try again in {RETRY} s"
             )
         return _Room(self._reserve, size)

@@ -40,6 +40,7 @@ from protocols.lane import Settings
 from protocols.prf import KeyRing
 from protocols.shares import Role
 from puma_actors.compute import Compute
+from puma_actors.headers import read_ask, read_credit, read_offer, read_part
 from puma_actors.link import InferenceLink
 from puma_actors.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
 from puma_actors.numbers import Numbers
@@ -84,10 +85,7 @@ class RoundScheduler:
         self.compute = compute or Compute()
         self.keys = KeyRing(role, {peer.role: peer.secret for peer in peers})
         self.ports = {
-            peer.role: Port(
-                peer, self.flow, self._lost, self._check_port, self.flow.incoming(role, peer.role)
-            )
-            for peer in peers
+            peer.role: Port(role, peer, self.flow, self._lost, self._check_port) for peer in peers
         }
         self.numbers = Numbers()
         self._controls: deque[tuple[Port, dict[str, Any], list[memoryview], int]] = deque()
@@ -99,6 +97,8 @@ class RoundScheduler:
             Kind.BATCH: self._on_batch,
             Kind.DATA: self._on_data,
             Kind.CREDIT: self._on_credit,
+            Kind.OFFER: self._on_offer,
+            Kind.ASK: lambda port, frame: port.asked(*read_ask(frame)),
             Kind.CONTROL: self._on_control,
             Kind.ERROR: self._on_error,
             Kind.GOODBYE: self._on_goodbye,
@@ -356,13 +356,7 @@ class RoundScheduler:
         port.arrived(tags)
 
     def _on_data(self, port: Port, frame: Frame) -> None:
-        offset, total, dealt = map(frame.header.get, ("offset", "total", "dealt"))
-        tag = message_tag(list(frame.tag))
-        if type(offset) is not int or type(total) is not int or type(dealt) is not bool:
-            raise RemoteProtocolError("malformed part of a message")
-        if len(frame.buffers) != 1 or not 0 <= offset <= total:
-            raise RemoteProtocolError("malformed part of a message")
-        buffer = frame.buffers[0]
+        tag, offset, total, dealt, buffer = read_part(frame)
         box = self._mailbox(port, tag)
         if box is None:
             if dealt and offset == 0:
@@ -373,13 +367,18 @@ class RoundScheduler:
             box.put_chunk(tag, offset, total, buffer, dealt)
         port.arrived((tag,))
 
+    def _on_offer(self, port: Port, frame: Frame) -> None:
+        tag, total = read_offer(frame)
+        if (box := self._mailbox(port, tag)) is None:
+            port.ask(tag, False)
+        else:
+            box.offer(tag, total)
+
     def _on_credit(self, port: Port, frame: Frame) -> None:
-        size = frame.header.get("bytes")
-        if type(size) is not int:
-            raise RemoteProtocolError("malformed credit")
+        size, dealt = read_credit(frame)
         if frame.tag == ():
             port.control_window.release(size)
-        elif (window := port.windows.get(frame.tag[0])) is not None:
+        elif (window := port.sent_window(frame.tag[0], dealt)) is not None:
             window.release(size)
         elif not self.numbers.over(frame.tag[0]):
             raise RemoteProtocolError(f"credit for inference {frame.tag[0]}, where none was used")

@@ -262,7 +262,10 @@ class PartyServer:
                         await refuse(channel, session, error)
                     raise
                 limits = ServingLimits(
-                    self.config.limits.inference_tokens, self.config.timeouts.idle
+                    self.config.limits.inference_tokens,
+                    self.config.timeouts.idle,
+                    self.residents.session_need(held.plan),
+                    self.residents.for_request,
                 )
                 party = ServingParty(self.role, held, limits, compute=self.compute)
                 party.attach(peers)

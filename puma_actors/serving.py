@@ -1,12 +1,14 @@
 """What a party runs for one caller: a session on a stored model, or the upload of one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
+from models.memory import footprint
 from models.plan import Plan
 from models.predict import share_bytes
 from protocols.errors import PeerFailed, RemoteProtocolError
@@ -37,10 +39,16 @@ from puma_actors.tasks import unwrap
 class ServingLimits:
     """Tokens of the requests that run at a time; seconds that a session may go without a request,
     a step or, in the middle of one, a message.
+
+    Attributes:
+        memory: bytes that were set aside for the session.
+        room: sets more aside for a request, see `Residents.for_request`; None: nobody counts.
     """
 
     tokens: int
     idle: float = 600.0
+    memory: int = 0
+    room: Callable[[Plan, int, int], AbstractContextManager[None]] | None = None
 
 
 class ServingParty(Party):
@@ -58,6 +66,8 @@ class ServingParty(Party):
         self._active = True  # since the idle time was last looked at
         self._tokens: dict[int, int] = {}  # of the inferences that run
         self._manifest = held.manifest
+        self._needs: dict[int, int] = {}  # and their bytes
+        self._rooms: dict[int, ExitStack] = {}
 
     async def main(self) -> None:
         assert self._plan is not None
@@ -71,6 +81,9 @@ class ServingParty(Party):
         except BaseExceptionGroup as errors:
             root = unwrap(errors)
             raise root from root.__cause__
+        finally:
+            for room in self._rooms.values():
+                room.close()
 
     async def _watch_client(self) -> None:
         """A client that leaves without closing the session must not keep its place."""
@@ -107,14 +120,40 @@ class ServingParty(Party):
 
     def _check_request(self, message: InferMessage, plan: Plan) -> None:
         tokens = sum(message.lengths) + message.steps - 1
-        running = sum(self._tokens[number] for number in self._running_inferences)
+        running = sum(self._tokens.get(number, 0) for number in self._running_inferences)
         if tokens + running > self._limits.tokens:
             raise RemoteProtocolError(
                 f"the client asked for more than {self._limits.tokens} tokens at once"
             )
         super()._check_request(message, plan)
-        self._tokens = {number: self._tokens[number] for number in self._running_inferences}
+        self._set_aside(message, plan)
         self._tokens[message.number] = tokens
+
+    def _set_aside(self, message: InferMessage, plan: Plan) -> None:
+        """Memory for a request beyond what the session has."""
+        if self._limits.room is None:
+            return
+        dealer, window = self.role.is_dealer, self.scheduler.flow.window
+        need = footprint(
+            plan.config,
+            message.batch(),
+            message.steps,
+            message.settings(),
+            dealer=dealer,
+            window=window,
+        ).total
+        running = sum(self._needs.values())
+        before, after = (max(self._limits.memory, each) for each in (running, running + need))
+        room = ExitStack()
+        room.enter_context(self._limits.room(plan, after - before, after))
+        self._needs[message.number], self._rooms[message.number] = need, room
+
+    async def _ended(self, message: InferMessage) -> None:
+        self._tokens.pop(message.number, None)
+        self._needs.pop(message.number, None)
+        if (room := self._rooms.pop(message.number, None)) is not None:
+            room.close()
+        await super()._ended(message)
 
 
 class _StoredUpload(Upload):

@@ -65,6 +65,9 @@ class Kind(IntEnum):
     CLOSE = 11  # the sender sends no more, and takes no more
     # Between the two ends of a connection that many sessions share.
     LINK = 12  # of a session: its window, its end; or a measurement
+    # Of messages that would come before anybody asks for them, and would be too much.
+    OFFER = 13  # a message waits at its sender
+    ASK = 14  # send it, or forget it
 
 
 @dataclass(slots=True)

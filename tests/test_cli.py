@@ -225,6 +225,8 @@ def test_inspect(puma, folder):
         "offline_bytes": expected.cost.offline,
     }
     assert set(data["share_bytes"]) == {"dealer", "evaluator-a", "evaluator-b"}
+    assert set(data["request_bytes"]) == {"dealer", "evaluator-a", "evaluator-b"}
+    assert all(size > 0 for size in data["request_bytes"].values())
     code, out, _ = puma("inspect", folder, "--new-tokens", 9)
     assert code == 0
     for part in ("supported", "prefill", "first decode", "last decode", "evaluator-a", "hidden"):

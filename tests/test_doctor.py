@@ -109,7 +109,7 @@ def test_an_open_store_and_too_little_memory(
     config: ClusterConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.path(config.store).mkdir(mode=0o755)
-    monkeypatch.setattr(doctor, "_available", lambda: 1 << 30)
+    monkeypatch.setattr(doctor, "available_memory", lambda: 1 << 30)
     found = states(config)
     assert found["store"].state == "problem"
     assert "chmod 700" in found["store"].text

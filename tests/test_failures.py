@@ -54,6 +54,10 @@ async def test_malformed_bytes_are_the_peers_fault_and_it_is_told() -> None:
     assert str(found[B]) == "evaluator-b broke the protocol: not a frame"
 
 
+def offer(tag: Any, total: Any) -> Frame:
+    return Frame(Kind.OFFER, SESSION, tag, {"total": total})
+
+
 BAD_FRAMES = {
     "replay while unread": [batch((1, 2)), batch((1, 2))],
     "replay after it was read": [batch((1, 1)), batch((1, 1))],
@@ -72,9 +76,24 @@ BAD_FRAMES = {
     "tags missing": [Frame(Kind.BATCH, SESSION, (), {"dealt": False}, [])],
     "dealt missing": [batch((1, 1), dealt=None)],
     "buffers missing": [Frame(Kind.BATCH, SESSION, (), {"tags": [(1, 1)], "dealt": False}, [])],
-    "credit from nowhere": [Frame(Kind.CREDIT, SESSION, (1,), {"bytes": 10})],
-    "credit for control": [Frame(Kind.CREDIT, SESSION, (), {"bytes": 10})],
-    "credit of text": [Frame(Kind.CREDIT, SESSION, (), {"bytes": "10"})],
+    "credit from nowhere": [Frame(Kind.CREDIT, SESSION, (1,), {"bytes": 10, "dealt": True})],
+    "credit for control": [Frame(Kind.CREDIT, SESSION, (), {"bytes": 10, "dealt": True})],
+    "credit of text": [Frame(Kind.CREDIT, SESSION, (), {"bytes": "10", "dealt": True})],
+    "credit of nothing": [Frame(Kind.CREDIT, SESSION, (1,), {"bytes": 10})],
+    "credit for what was not sent": [
+        Frame(Kind.CREDIT, SESSION, (1,), {"bytes": 10, "dealt": False})
+    ],
+    "offer of a huge message": [offer((1, 2), 1 << 50)],
+    "offer of text": [offer((1, 2), "a")],
+    "offer of less than nothing": [offer((1, 2), -1)],
+    "offer without a place": [offer((), 10)],
+    "offer that comes twice": [offer((1, 2), 10), offer((1, 2), 10)],
+    "offer that was asked for": [offer((1, 1), 10), offer((1, 1), 10)],
+    "offer of what has come": [batch((1, 2)), offer((1, 2), 3)],
+    "message that was only offered": [offer((1, 2), 3), batch((1, 2))],
+    "part of what was only offered": [offer((1, 2), 9), chunk((1, 2), 0, 9, 3)],
+    "request without a word": [Frame(Kind.ASK, SESSION, (1, 1), {})],
+    "request without a place": [Frame(Kind.ASK, SESSION, (), {"wanted": True})],
     "error of bytes": [Frame(Kind.ERROR, SESSION, (), {"text": b"x"})],
     "hello in the middle": [Frame(Kind.HELLO, SESSION)],
     "another session": [Frame(Kind.GOODBYE, bytes(16))],
@@ -88,6 +107,26 @@ async def test_broken_rules_are_remote_protocol_errors(name: str) -> None:
     error = await hostile(BAD_FRAMES[name], listening)
     assert isinstance(error, RemoteProtocolError)
     assert str(error).startswith("evaluator-b broke the protocol: ")
+
+
+async def test_a_request_for_what_was_not_offered() -> None:
+    async def program(scheduler: RoundScheduler) -> Any:
+        async with scheduler.link(1) as link:
+            await link.send(B, (1,), [bytes(5)], online=True)
+            await link.receive(B, (1,))
+            await scheduler.control()
+
+    frames = [batch((1, 1)), Frame(Kind.ASK, SESSION, (1, 1), {"wanted": True})]
+    error = await hostile(frames, program)
+    assert isinstance(error, RemoteProtocolError)
+    assert "asked for, which was not offered" in str(error)
+
+
+async def test_offers_without_end_are_refused() -> None:
+    frames = [offer((1, number), 1000) for number in range(2, 1000)]
+    error = await hostile(frames, listening, Flow(offers=100, grace=0.01))
+    assert isinstance(error, RemoteProtocolError)
+    assert "more than 100 messages wait to be asked for" in str(error)
 
 
 async def test_late_messages_of_ended_inferences_are_ignored() -> None:

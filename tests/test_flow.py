@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
+from reference import save_model
 from scheduling import (
     A,
     B,
@@ -22,13 +25,16 @@ from scheduling import (
     uneven,
 )
 
-from protocols.errors import PeerFailed, RemoteProtocolError
+from protocols.errors import RemoteProtocolError
 from protocols.fields import Field
 from protocols.lane import Lane
 from protocols.lockstep import run_parties
 from protocols.shares import COMPUTING, EVALUATORS, Role
-from puma_actors.mailbox import MESSAGE_OVERHEAD, Flow
+from puma_actors import rounds
+from puma_actors.cluster import LocalCluster
+from puma_actors.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
 from puma_actors.rounds import RoundScheduler
+from puma_actors.wire import Frame
 
 
 async def test_parallel_lanes_share_frames() -> None:
@@ -146,22 +152,169 @@ async def test_dealt_and_ended_messages_free_the_window() -> None:
 
 
 async def test_early_messages_have_a_budget() -> None:
-    parties = schedulers(EVALUATORS, flow=Flow(early=10_000))
+    """For those who send more than any party of ours would."""
+    frames = [batch((1, number)) for number in range(2, 100)]
+    error = await hostile(frames, listening, Flow(early=10_000))
+    assert isinstance(error, RemoteProtocolError)
+    assert "evaluator-b broke the protocol" in str(error)
+    assert "10000 bytes came before anybody asked" in str(error)
 
-    async def flood(lane: Lane) -> None:
-        for _ in range(20):
-            await lane.send_bytes(B, np.zeros(1000, dtype=np.uint8), online=True)
-        await lane.receive_bytes(B, 1)
 
-    async def patient(scheduler: RoundScheduler) -> None:
-        scheduler.link(1)
-        await scheduler.control()
+# -- messages that would be too much ---------------------------------------------------------------
 
-    found = await run(parties, {A: on_lane(flood), B: patient})
-    assert isinstance(found[B], RemoteProtocolError)
-    assert "10000 bytes came before anybody asked" in str(found[B])
-    assert isinstance(found[A], PeerFailed)
-    assert "evaluator-a broke the protocol" in str(found[A])
+EARLY = 3000
+SMALL = Flow(early=EARLY, chunk=700, watermark=500)
+
+
+async def exchange(lane: Lane, size: int) -> bool:
+    """A round in which either evaluator sends before it receives."""
+    mine = np.full(size, 1 + lane.leads, dtype=np.uint8)
+    await lane.send_bytes(lane.peer, mine, online=True)
+    theirs = await lane.receive_bytes(lane.peer, size)
+    return bool((theirs == 2 - lane.leads).all())
+
+
+@pytest.mark.parametrize("codec", [False, True])
+@pytest.mark.parametrize("wrap", [lambda channel: channel, Unready])
+async def test_a_message_larger_than_the_budget_gets_through(
+    codec: bool, wrap: Callable[[Any], Any]
+) -> None:
+    async def program(lane: Lane) -> list[bool]:
+        return [await exchange(lane, size) for size in (10, EARLY, 20 * EARLY, 1, 3 * EARLY)]
+
+    parties = schedulers(EVALUATORS, codec=codec, flow=SMALL, wrap=wrap)
+    found = await run(parties, dict.fromkeys(EVALUATORS, on_lane(program)))
+    assert found[A][0] == found[B][0] == [True] * 5
+
+
+async def test_many_lanes_send_more_than_the_budget_at_once() -> None:
+    """None of the messages is awaited when it is sent: the peer is still busy with an earlier lane
+    of its own, and comes to the lanes in another order.
+    """
+    lanes = 30
+    most = dict.fromkeys(EVALUATORS, 0)
+
+    async def program(lane: Lane) -> bool:
+        strands = lane.fork(lanes)
+        for strand in strands:
+            await strand.send_bytes(strand.peer, np.full(1000, 7, dtype=np.uint8), online=True)
+        order = strands if lane.leads else strands[::-1]
+        good = True
+        for strand in order:
+            good &= bool((await strand.receive_bytes(strand.peer, 1000) == 7).all())
+            box = parties[lane.role].ports[lane.peer].mailboxes[1]
+            most[lane.role] = max(most[lane.role], box._early)
+        return good
+
+    parties = schedulers(EVALUATORS, flow=SMALL)
+    found = await run(parties, dict.fromkeys(EVALUATORS, on_lane(program)))
+    assert found[A][0] and found[B][0]
+    assert 0 < max(most.values()) <= EARLY
+
+
+@pytest.mark.parametrize("early", [0, 300, 1000])
+@pytest.mark.parametrize("program", [forked, circle, uneven])
+async def test_programs_run_within_the_smallest_budgets(
+    program: Callable[[Lane], Any], early: int
+) -> None:
+    expected = run_parties(dict.fromkeys(COMPUTING, program))
+    parties = schedulers(flow=Flow(early=early))
+    found = await run(parties, dict.fromkeys(COMPUTING, on_lane(program)))
+    for role in EVALUATORS:
+        assert found[role][0] == expected.results[role]
+
+
+async def test_who_runs_ahead_is_held_back_by_credit() -> None:
+    """All that is sent comes, in the end; no more than the budget before it is taken."""
+    count, size = 50, 1000
+
+    async def ahead(lane: Lane) -> None:
+        for _ in range(count):
+            await lane.send_bytes(B, np.zeros(size, dtype=np.uint8), online=True)
+
+    async def slow(lane: Lane) -> int:
+        taken = 0
+        for _ in range(count):
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert parties[B].ports[A].mailboxes[1]._early <= EARLY
+            taken += (await lane.receive_bytes(A, size)).size
+        return taken
+
+    parties = schedulers(EVALUATORS, flow=SMALL)
+    found = await run(parties, {A: on_lane(ahead), B: on_lane(slow)})
+    assert found[B][0] == count * size
+    assert found[A][2].online_bytes == count * size
+
+
+async def test_credit_lets_messages_go_unasked_again() -> None:
+    async def program(lane: Lane) -> bool:
+        return all([await exchange(lane, 300) for _ in range(40)])
+
+    parties = schedulers(EVALUATORS, flow=SMALL)
+    found = await run(parties, dict.fromkeys(EVALUATORS, on_lane(program)))
+    assert found[A][0] and found[B][0]
+    # 40 messages and a goodbye; credit after two of them; no offer and no request.
+    assert parties[A].wire.frames <= 41 + 20
+
+
+async def test_a_sender_stays_until_its_last_message_was_asked_for() -> None:
+    async def sender(lane: Lane) -> None:
+        await lane.send_bytes(B, np.ones(5 * EARLY, dtype=np.uint8), online=True)
+
+    async def receiver(lane: Lane) -> int:
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return int((await lane.receive_bytes(A, 5 * EARLY)).sum())
+
+    found = await run(
+        schedulers(EVALUATORS, flow=SMALL), {A: on_lane(sender), B: on_lane(receiver)}
+    )
+    assert found[B][0] == 5 * EARLY
+    assert found[A][0] is None
+
+
+async def test_offers_of_ended_inferences_are_declined() -> None:
+    async def sender(lane: Lane) -> str:
+        await lane.receive_bytes(B, 1)  # from now on nobody listens there
+        await lane.send_bytes(B, np.ones(5 * EARLY, dtype=np.uint8), online=True)
+        return "sent"
+
+    async def receiver(scheduler: RoundScheduler) -> str:
+        async with scheduler.link(1) as link:
+            await Lane(link).send_bytes(A, np.ones(1, dtype=np.uint8), online=True)
+        await scheduler.wait_alone()
+        return "alone"
+
+    found = await run(schedulers(EVALUATORS, flow=SMALL), {A: on_lane(sender), B: receiver})
+    assert found[A][0] == "sent"
+    assert found[B] == "alone"
+
+
+async def test_a_lane_that_gives_up_after_it_asked_blames_nobody() -> None:
+    """What was asked for comes all the same, whole or in parts, and counts nowhere."""
+    asked: list[tuple[Any, bool]] = []
+    box = Mailbox(
+        SMALL, lambda size: None, lambda: None, ask=lambda tag, wanted: asked.append((tag, wanted))
+    )
+    size = 5 * EARLY
+    for number in (1, 2):
+        box.offer((1, number), size)
+    assert asked == []
+    for number in (1, 2):
+        with anyio.move_on_after(0):
+            await box.take((1, number))
+        box._taken[(1,)] = number
+    assert asked == [((1, 1), True), ((1, 2), True)]
+    box._taken[(1,)] = 0
+    box.put((1, 1), memoryview(bytes(size)), False)
+    for start in (0, EARLY):
+        end = EARLY if start == 0 else size
+        box.put_chunk((1, 2), start, size, memoryview(bytes(end - start)), False)
+    assert box._early == 0
+    for number in (1, 2):
+        assert (await box.take((1, number))).nbytes == size
+    assert box._early == 0
 
 
 @pytest.mark.parametrize("program", [forked, circle, uneven])
@@ -202,3 +355,32 @@ async def test_control_messages_are_ordered_and_held_back(codec: bool) -> None:
     found = await run(parties, {Role.OWNER: owner, A: evaluator})
     assert found[A] == list(range(count))
     assert found[Role.OWNER] is None
+
+
+async def test_a_model_runs_within_the_smallest_budgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores, logits for a slow client, embeddings from the dealer: all are larger than what may
+    come unasked.
+    """
+    ids = [1, 7, 30, 4, 4, 22, 9, 3]
+    model = save_model(tmp_path)
+    async with LocalCluster.from_pretrained(model) as cluster:
+        wanted = await cluster.forward(ids)
+    offered: list[int] = []
+    read = rounds.read_offer
+
+    def noted(frame: Frame) -> tuple[Any, int]:
+        offered.append(frame.header["total"])
+        return read(frame)
+
+    monkeypatch.setattr(rounds, "read_offer", noted)
+    tiny = Flow(early=600, guest=4000, window=20_000)
+    monkeypatch.setattr(rounds, "Flow", lambda: tiny)
+    for codec in (False, True):
+        async with LocalCluster.from_pretrained(model, codec=codec) as cluster:
+            assert np.abs(await cluster.forward(ids) - wanted).max() < 0.05
+            tokens = [token async for token in cluster.generate(ids, max_new_tokens=3)]
+            assert len(tokens) == 3
+    assert len(offered) > 100
+    assert max(offered) > 2 * tiny.early

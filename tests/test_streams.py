@@ -209,7 +209,9 @@ async def test_small_messages_overtake_the_parts_of_a_large_one(
         assert left.chunk_bytes == CHUNK_BYTES <= 1 << 20
         peer = Peer(Role.DEALER, "dora", NO_SESSION, left, b"")
         lost: list[Exception] = []
-        port = Port(peer, Flow(), lambda _, error: lost.append(error), lambda _: None)
+        port = Port(
+            Role.EVALUATOR_B, peer, Flow(), lambda _, error: lost.append(error), lambda _: None
+        )
         parts = 200
         port.put((1, 1), memoryview(bytes(parts * CHUNK_BYTES)), True)
         port.put((1, 2), memoryview(b"small"), False)

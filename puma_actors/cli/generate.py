@@ -10,6 +10,7 @@ from models.sampling import SamplingConfig
 from protocols.errors import ConfigError
 from protocols.lane import Settings
 from puma_actors.cli.following import Following
+from puma_actors.cli.notice import announce
 from puma_actors.cli.output import amount, check_file, print_json, progress, say, stderr, writing
 from puma_actors.cli.requests import open_requests
 from puma_actors.cli.summary import Cluster, network_of, print_summary, usage_report
@@ -37,6 +38,7 @@ def run_generate(
     async def run() -> None:
         async with open_requests(model, settings, check=check, quiet=as_json, **options) as cluster:
             ids = cluster.encode(prompt, raw=raw)
+            announce(cluster, ids, sampling)
             text = await _stream(cluster, ids, sampling, quiet=as_json)
         if as_json:
             print_json({"text": text, **usage_report(cluster, cluster.usage)})

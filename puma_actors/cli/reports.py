@@ -7,6 +7,7 @@ import numpy as np
 from rich.table import Table as RichTable
 
 from models.locate import resolve_model
+from models.memory import footprint
 from models.predict import predict, share_bytes
 from models.program import Batch, Rows
 from models.tasks import default_rows
@@ -211,6 +212,12 @@ def _report(
             name: _cost_dict(cost) for name, cost in sorted(steps[0].by_protocol.items())
         },
         "share_bytes": dict.fromkeys(map(str, COMPUTING), share_bytes(config)),
+        "request_bytes": {
+            str(role): footprint(
+                config, Batch((prompt,), rows), max(1, decode), settings, dealer=role.is_dealer
+            ).total
+            for role in COMPUTING
+        },
     }
 
 
@@ -254,6 +261,8 @@ def _print_report(report: dict[str, Any]) -> None:
     stdout.print(costs)
     memory = ", ".join(f"{role} {amount(size)}" for role, size in report["share_bytes"].items())
     say(f"\nshares of the weights in memory: {memory}")
+    peaks = ", ".join(f"{role} {amount(size)}" for role, size in report["request_bytes"].items())
+    say(f"beside them, for this request: {peaks}")
     say(
         "ranges are typical ones: those proven from the weights may change a few rounds",
         style="dim",

@@ -1,0 +1,28 @@
+"""What a request will take, said before it is paid for."""
+
+from collections.abc import Sequence
+
+from models.sampling import SamplingConfig
+from puma_actors.cli.output import amount, stderr
+from puma_actors.requests import Requests
+
+LONG = 200
+"""Tokens from which a prompt's cost is told: it grows with the square of the length."""
+
+
+def announce(requests: Requests, ids: Sequence[int], sampling: SamplingConfig) -> None:
+    """Notes on stderr: fewer new tokens fit than were asked for; a long prompt is dear."""
+    most = requests.most_new_tokens(len(ids))
+    if 0 < most < sampling.max_new_tokens:
+        stderr.print(
+            f"note: {most} new tokens fit after this prompt of {len(ids)}, no "
+            f"{sampling.max_new_tokens}: {requests.limit_text()}",
+            soft_wrap=True,
+        )
+    if len(ids) >= LONG:
+        cost = requests.predict(len(ids))[0]
+        stderr.print(
+            f"note: this prompt of {len(ids)} tokens takes {amount(cost.online)} online and "
+            f"{amount(cost.offline)} dealt ahead, in {cost.rounds:,} rounds",
+            soft_wrap=True,
+        )
