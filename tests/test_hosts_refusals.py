@@ -235,7 +235,7 @@ async def test_an_unknown_host_is_told_at_once(
         return usual(host, *args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    async with hosts(folder, certificates) as cluster:
+    async with hosts(folder, certificates, "unix") as cluster:
         cluster.addresses = {**cluster.addresses, A: "tls://no.such.host:7102"}
         text = r"the host of tls://no\.such\.host:7102 is unknown .*check \[parties\]"
         with anyio.fail_after(cluster.client.timeouts.retry / 2):
