@@ -4,11 +4,14 @@ BIN := $(VENV)/bin
 # Python compiles what is imported, when it is: most of what is installed never is.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 PROMPT ?= What is the capital of France? Answer in one sentence.
+# As it was given: neither make nor the shell reads dollar signs or quotes in it.
+unexport PROMPT
+export DEMO_PROMPT := $(value PROMPT)
 
 .PHONY: demo test test-faults soak lint bench clean
 
 demo: $(VENV)/.demo
-	@$(BIN)/puma generate --prompt "$(PROMPT)" --max-new-tokens 24
+	@$(BIN)/puma generate --prompt "$$DEMO_PROMPT" --max-new-tokens 24
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile

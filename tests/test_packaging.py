@@ -1,6 +1,9 @@
 """What is shipped: names, types, floors, and what importing it pulls in."""
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -130,3 +133,34 @@ def test_the_lower_packages_import_no_event_loop(package):
     for path in sorted((ROOT / package).rglob("*.py")):
         for line in path.read_text().splitlines():
             assert not wanted.match(line), f"{path.name}: {line}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "plain",
+        """both "kinds" of 'quotes'""",
+        "$HOME $(shell touch run) ${PATH} $$ $1 `touch run` $(touch run)",
+        "two\nlines\\n; touch run && # * ! | > run %",
+        "-n",
+        "\u00fc \u754c",
+    ],
+)
+def test_a_demo_asks_what_was_given(prompt, tmp_path):
+    (tmp_path / "bin").mkdir()
+    puma = tmp_path / "bin" / "puma"
+    puma.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    puma.chmod(0o755)
+    for name in ("bin/python", ".demo"):  # newer than what they are made of
+        (tmp_path / name).touch()
+    makefile = ROOT / "Makefile"
+    for way in ("argument", "environment"):
+        given = {**os.environ, **({"PROMPT": prompt} if way == "environment" else {})}
+        command = ["make", "-C", str(ROOT), "-f", str(makefile), "demo", f"VENV={tmp_path}"]
+        command += [f"PROMPT={prompt}"] if way == "argument" else []
+        found = subprocess.run(command, capture_output=True, text=True, check=True, env=given)
+        line = next(each for each in found.stdout.splitlines() if each.startswith("["))
+        arguments = json.loads(line)
+        assert arguments[:3] == ["generate", "--prompt", prompt], way
+        assert not (ROOT / "run").exists()

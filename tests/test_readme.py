@@ -1,7 +1,6 @@
-"""The README's Python runs as it stands there, but for the paths of models."""
+"""The README's Python runs as it stands there, as scripts, but for the paths of models."""
 
 import ast
-import inspect
 import json
 import re
 from pathlib import Path
@@ -14,25 +13,17 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-
 PLACE = '"path/or/hub-name"'
 
 
-async def run(snippet: str, models: dict[str, Path]) -> dict[str, Any]:
-    """What a snippet leaves behind; `await` may stand at its top level, as in a notebook.
+def run(snippet: str, models: dict[str, Path]) -> dict[str, Any]:
+    """What a snippet leaves behind that is run as a script.
 
     models: by a word that a statement holds; "" for all others.
     """
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "__main__"}
     for statement in ast.parse(snippet).body:
         source = ast.get_source_segment(snippet, statement)
         assert source is not None
         model = next(path for word, path in models.items() if word in source)
-        code = compile(
-            source.replace(PLACE, repr(str(model))),
-            "README.md",
-            "exec",
-            flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
-        )
-        result = eval(code, names)
-        if inspect.iscoroutine(result):
-            await result
+        exec(compile(source.replace(PLACE, repr(str(model))), "README.md", "exec"), names)
     return names
 
 
@@ -42,18 +33,18 @@ def test_no_snippet_is_passed_over():
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-async def test_a_snippet_runs(snippet, folder, classifier, reader, capsys):
+def test_a_snippet_runs(snippet, folder, classifier, reader, capsys):
     models = {"text-classification": classifier, "question-answering": reader, "": folder}
-    names = await run(snippet, models)
+    names = run(snippet, models)
     out = capsys.readouterr().out
     if "cluster.generate" in snippet:
-        assert names["logits"].shape == (3, 46)
+        assert out.startswith("(3, 46)\n")
         assert out.count("Cost(rounds=") >= 2  # counted, then predicted
     else:
         assert "score" in out
     if "vectors" in names:
         assert names["vectors"].shape == (2, 384)
-        assert set(names["answer"]) >= {"answer", "score"}
+        assert "'answer': " in out
 
 
 # -- the rounds of a layer -------------------------------------------------------------------------
