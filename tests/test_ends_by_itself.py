@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from conversation import PROMPT
+from waiting import HANG
 
 from puma_actors.private import PrivateModel
 
@@ -75,7 +76,7 @@ def test_a_script_ends(name, folder):
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=HANG,
     )
     assert (found.returncode, found.stdout) == (code, out), found.stderr
     lines = found.stderr.splitlines()
@@ -91,7 +92,7 @@ def test_an_interactive_session_ends(folder):
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=HANG,
     )
     assert (found.returncode, found.stdout) == (0, "True\n(2, 46)\n")
     assert "Traceback" not in found.stderr
@@ -104,7 +105,7 @@ def test_a_model_that_nobody_needs_ends(folder):
     (thread,) = [each for each in threading.enumerate() if each.name == "puma-cluster"]
     del model
     gc.collect()
-    thread.join(120)
+    thread.join(HANG)
     assert not thread.is_alive()
 
 
@@ -121,5 +122,5 @@ def test_a_model_may_be_forgotten_in_its_own_thread(folder):
     background = model._background
     del model
     background.call(forget)
-    thread.join(120)
+    thread.join(HANG)
     assert not thread.is_alive()

@@ -15,6 +15,7 @@ import pytest
 from hosts import Hosts, hosts, quiet
 from networks import make_certificates
 from reference import save_model, save_tokenizer
+from waiting import in_time, until
 
 import puma_actors.calls
 import puma_actors.links
@@ -74,9 +75,7 @@ def requests(**changes: str | int) -> Any:
 
 async def knows_why(cluster: Hosts, role: Role, peer: Role) -> None:
     """Wait until a party has a reason why there is no connection."""
-    with anyio.fail_after(10):
-        while peer not in cluster.servers[role].links._failures:
-            await anyio.sleep(0.01)
+    await until(lambda: peer in cluster.servers[role].links._failures)
 
 
 # -- versions --------------------------------------------------------------------------------------
@@ -134,7 +133,7 @@ async def test_a_party_of_another_version_is_told_by_all_three(
             with pytest.raises(ConfigError, match=rf"{role} has no connection to .*: {reason}"):
                 await call(cluster.client, Role.CLIENT, role, "session", model="tiny")
             assert not cluster.servers[role].residents.loaded("tiny")  # not even for that
-        with anyio.fail_after(5), pytest.raises(ConfigError, match=reason):
+        with in_time(), pytest.raises(ConfigError, match=reason):
             await RemoteCluster.open(cluster.client, "tiny")
         found = await ping_all(cluster.client, Role.CLIENT)
         for pinged in found:
@@ -273,7 +272,7 @@ async def test_what_stays_is_told_rather_than_what_passes(
 
         monkeypatch.setattr(puma_actors.calls, "call", busy)
         monkeypatch.setattr(puma_actors.calls, "_LAST_WORDS", 0.05)
-        with anyio.fail_after(10), pytest.raises(Busy, match="dealer is busy"):
+        with in_time(), pytest.raises(Busy, match="dealer is busy"):
             await puma_actors.calls.call_all(cluster.client, Role.CLIENT, "session")
 
 
@@ -349,9 +348,7 @@ async def test_so_many_pings_at_a_time(folder: Path, certificates: Path) -> None
         assert await list_models(cluster.client) == {}
         for each in held:
             await each.channel.aclose()
-        with anyio.fail_after(10):
-            while cluster.servers[D].visits._pings:
-                await anyio.sleep(0.01)
+        await until(lambda: not cluster.servers[D].visits._pings)
         await (await call(cluster.client, Role.CLIENT, D, "ping")).channel.aclose()
 
 
@@ -408,9 +405,7 @@ async def test_a_party_watches_its_certificate(
     (made / "dealer.key").unlink()
     issue(made, PeerIdentity(D, "dealer"), ["localhost", "127.0.0.1"], days=5)
     async with hosts(folder, made) as cluster:
-        with anyio.fail_after(10):
-            while "days_left=5.0" not in caplog.text:
-                await anyio.sleep(0.01)
+        await until(lambda: "days_left=5.0" in caplog.text)
         (pinged, *_) = await ping_all(cluster.client, Role.CLIENT)
         assert pinged.answer is not None and pinged.answer.days is not None
         assert 4 < pinged.answer.days < 5

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from hosts import hosts, quiet
 from reference import save_model
+from waiting import in_time
 
 from protocols.shares import COMPUTING, Role
 from puma_actors import compute, server
@@ -81,7 +82,7 @@ async def test_parties_give_it_back_after_sessions_and_uploads(folder, certifica
     with tempfile.TemporaryDirectory(prefix="puma-") as place:
         async with hosts(Path(place), certificates, "unix") as cluster:
             await cluster.upload(folder)
-            with anyio.fail_after(120):
+            with in_time():
                 for _ in COMPUTING:
                     await given.acquire()
             assert given.value == 0
@@ -89,7 +90,7 @@ async def test_parties_give_it_back_after_sessions_and_uploads(folder, certifica
             async with await RemoteCluster.open(cluster.client, "tiny") as remote:
                 await remote.forward([1, 2])
                 assert given.value == 0
-            with anyio.fail_after(120):
+            with in_time():
                 for _ in COMPUTING:
                     await given.acquire()
             await quiet(cluster)

@@ -14,6 +14,7 @@ from conversation import PROMPT
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from waiting import HANG
 
 from models.tokenizer import Tokenizer
 from puma_actors.cli import following, progress, screen
@@ -156,7 +157,7 @@ def on_terminal(folder, *arguments: object) -> Terminal:
             break
         data += part
     os.close(ours)
-    assert process.wait(60) == 0, data
+    assert process.wait(HANG) == 0, data
     terminal.feed(data.decode().replace("\r\n", "\n"))
     return terminal
 
@@ -253,7 +254,7 @@ def run(command: str, *arguments: object, **environ: str) -> subprocess.Complete
         capture_output=True,
         check=False,
         env={**os.environ, **environ},
-        timeout=240,
+        timeout=HANG,
     )
 
 
@@ -283,7 +284,7 @@ def test_a_reader_that_leaves(folder):
         os.close(reader)
         command = [*PUMA, *map(str, arguments)]
         found = subprocess.run(
-            command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=240
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=HANG
         )
         os.close(writer)
         assert found.returncode == 1
@@ -299,7 +300,7 @@ def test_progress_that_nobody_reads_stops_nothing(folder, expected):
         stdout=subprocess.PIPE,
         stderr=writer,
         check=False,
-        timeout=240,
+        timeout=HANG,
     )
     os.close(writer)
     assert (found.returncode, found.stdout) == (0, expected)

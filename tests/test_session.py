@@ -186,7 +186,7 @@ async def test_parties_with_other_tables_refuse_each_other(
     async def side(channel: Channel, own: Identity, peer: Role, waves: str) -> None:
         held.set({"exp": "1" * 16, "waves": waves})
         with pytest.raises(RemoteProtocolError) as refused:
-            await handshake(channel, own, {peer}, timeout=5)
+            await handshake(channel, own, {peer}, timeout=HANG)
         caught[own.role] = str(refused.value)
 
     async with anyio.create_task_group() as group:
@@ -208,7 +208,7 @@ async def test_a_lie_about_the_tables_fails_the_confirmation(
     async def side(channel: Channel, me: Identity, other: Role, waves: str) -> None:
         held.set({"waves": waves})
         try:
-            await handshake(channel, me, {other}, timeout=5)
+            await handshake(channel, me, {other}, timeout=HANG)
         except (RemoteProtocolError, TransportError) as error:
             caught.append(str(error))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import HANG
 
 from models.config import LlamaConfig
 from models.families import parameters_of
@@ -246,21 +247,21 @@ def test_what_was_found_of_a_file_is_known_until_it_changes(
 ) -> None:
     put(store)
     assert store.inspect("tiny")[1] is False  # nothing was read yet, and there was no time to
-    assert store.inspect("tiny", seconds=60)[1] is True
+    assert store.inspect("tiny", seconds=HANG)[1] is True
     with monkeypatch.context() as patch:  # not again
         patch.setattr(Checksums, "check", None)
         patch.setattr(Checksums, "read", None)
-        assert store.inspect("tiny", seconds=60)[1] is True
+        assert store.inspect("tiny", seconds=HANG)[1] is True
     path = store.folder / "tiny" / seed_file(1)
     good = path.read_bytes()
     path.write_bytes(bytes(SEED_BYTES))
     assert store.inspect("tiny")[1] is False
     with pytest.raises(StoreError, match="seed-1 is damaged"):
-        store.inspect("tiny", seconds=60)
+        store.inspect("tiny", seconds=HANG)
     with pytest.raises(StoreError, match="seed-1 is damaged"):  # known by now
         store.inspect("tiny")
     path.write_bytes(good)
-    assert store.inspect("tiny", seconds=60)[1] is True
+    assert store.inspect("tiny", seconds=HANG)[1] is True
     store.remove("tiny")
     put(store)
     assert store.inspect("tiny")[1] is False
