@@ -18,6 +18,7 @@ from waiting import HANG
 
 from models.tokenizer import Tokenizer
 from puma_actors.cli import following, progress, screen
+from puma_actors.cli.output import amount
 
 PUMA = [sys.executable, "-c", "from puma_actors.cli import main; main()"]
 TOKEN = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\x1b[D78]|[^\x1b]", re.S)
@@ -325,3 +326,31 @@ def test_an_encoding_that_lacks_characters(classifier, tmp_path):
     found = run('"$@"', *arguments, "--json", PYTHONIOENCODING="ascii")
     assert found.returncode == 0, found.stderr
     assert b"\\u597d \\ud83d\\ude00" in found.stdout
+
+
+def test_a_client_of_parties_elsewhere_tells_the_whole_and_no_share_of_it(folder, monkeypatch):
+    """Its own messages do not say how far the parties are."""
+    from puma_actors.private import PrivateModel
+    from puma_actors.requests import Requests
+
+    monkeypatch.setattr(following, "_PATIENCE", 0.0)
+    told: list[str] = []
+    with PrivateModel.from_pretrained(folder) as model:
+        monkeypatch.setattr(type(model.cluster), "rounds_done", Requests.rounds_done)
+        describe = following.Following(model.cluster)
+        assert describe().startswith("running the model on shares · ")
+        step = type(model.cluster.client).step
+
+        async def asked(self, inference, ids):
+            told.append(describe())
+            return await step(self, inference, ids)
+
+        monkeypatch.setattr(type(model.cluster.client), "step", asked)
+        model.generate(PROMPT, max_new_tokens=3)
+        cost = model.usage.steps[0]
+    assert told[0] == (
+        f"running the model on 7 tokens · {cost.rounds:,} rounds and "
+        f"{amount(cost.online)} online to go through · 0 s"
+    )
+    assert told[1].startswith("first token · at most 3 · ")
+    assert re.match(r"2 tokens · [\d.]+ tokens/s · \d+ s · at most \d+ s left", told[2])

@@ -63,7 +63,8 @@ class Following:
             fraction = (before + fraction * tokens) / all_tokens
             spent = time.monotonic() - self._began
         counted = f"{done:,} of {cost.rounds:,} rounds"
-        return joined(what, f"{fraction:.0%}", counted, f"{spent:.0f} s", left(fraction, spent))
+        rest = left(fraction, spent)  # before what a narrow terminal may cut off
+        return joined(what, f"{fraction:.0%}", counted, rest, f"{spent:.0f} s")
 
     def _later(self, step: Step) -> str:
         usage = self._requests.usage
