@@ -218,7 +218,7 @@ async def normalize(
         return await rsqrt(strand, squares, bounds.low, bounds.high, gain=root, frac=bounds.frac)
 
     async def gained(strand: Lane) -> SecretTensor:
-        wide = await _truncated(strand, x, norm.extra) if norm.steady else x
+        wide = await truncated(strand, x, norm.extra) if norm.steady else x
         if gain is None or not bounds.early:
             return wide
         return await lift(strand, await mul(strand, wide, gain, gain.frac))
@@ -252,7 +252,7 @@ async def _prepared(
     return await lane.both(lambda s: lift(s, small), lambda s: lift(s, wide))
 
 
-async def _truncated(lane: Lane, x: SecretTensor, bits: int) -> SecretTensor:
+async def truncated(lane: Lane, x: SecretTensor, bits: int) -> SecretTensor:
     """x over Z_2^64 less its last bits, exactly 0 where x is."""
     frac = x.frac - bits
     return await lift(lane, await map_public(lane, x, lambda words: words, shift=bits, frac=frac))

@@ -211,8 +211,8 @@ NAMES = [
     "mul", "mul by one bit", "square_sum", "mul3", "mul3 broadcast", "matmul", "poly", "lift",
     "less", "less exactly", "select", "select of three", "and", "maximum", "spline", "exp", "rsqrt",
     "reciprocal", "silu", "gelu", "tanh", "relu", "waves", "exp part", "rms_norm", "layer_norm",
-    "layer_norm, late gain", "layer_norm, tiny eps", "map_public", "attention", "wide attention", "linear",
-    "table_product",
+    "layer_norm, late gain", "layer_norm, tiny eps", "map_public", "attention", "wide attention",
+    "linear", "table_product",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)
