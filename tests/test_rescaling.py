@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import save_model
 from secure_models import family_values, infer_batch, random_values, share_model, tiny_config
 from tiny_models import ENCODERS, SETTINGS
 
@@ -16,6 +17,7 @@ from models.rescaling import rescaled
 from models.rounding import Rounded, noise
 from models.tasks import default_rows
 from protocols.errors import ConfigError, RangeError
+from puma_actors.cluster import LocalCluster
 
 TEXTS = [[5, 9, 30, 2], [6, 31]]
 PLACE = r"(layers\.\d+|table|positions|types|norm|head|result|unit|embeddings)\b[\w.]*: "
@@ -259,6 +261,12 @@ def test_texts_of_the_owner_are_tried(model):
     for bad in ([-1], [config.vocab_size]):
         with pytest.raises(ConfigError, match="token id"):
             calibrate(config, values, [bad])
+
+
+async def test_a_cluster_tries_the_owners_texts(tmp_path):
+    with pytest.raises(ConfigError, match="token id of a text"):
+        async with LocalCluster.from_pretrained(save_model(tmp_path), texts=[[3, 1_000_000]]):
+            pass
 
 
 def test_a_text_that_is_spoiled_is_refused():
