@@ -176,7 +176,8 @@ class Bounds:
         gate, up = sizes[:half] + ACTIVATION_ERROR, sizes[half:]
         _check(name, float(sizes.max()), ACTIVATION_LIMIT)
         _check(name, float((gate * up).max()), 2.0 ** (PRODUCT_BITS - 2 * FRACTION_BITS))
-        length = _length(x, matrix[:, half:], bias[half:])
+        # The product is rounded once more, after the gate's factors of at least its error.
+        length = _length(x, matrix[:, half:], bias[half:]) + _noise(half) / ACTIVATION_ERROR
         return Bound(half, length, gate, None, FRACTION_BITS)
 
     async def project(
@@ -217,7 +218,8 @@ class Bounds:
         self, q: HeadBound, k: HeadBound, v: HeadBound, name: str, spans: Sequence[Span]
     ) -> Bound:
         share = len(q.lengths) // len(k.lengths)
-        score = float((q.lengths * np.repeat(k.lengths, share)).max())
+        rope_frac, drop = self._rope.get(name, (0, 0))
+        score = float((q.lengths * np.repeat(k.lengths, share)).max()) * _turned(rope_frac) ** 2
         biases = [s.slopes.bias(self._positions) for s in spans if s.slopes is not None]
         score += max((float(np.abs(bias).max()) for bias in biases), default=0.0)
         bits = max(4, math.ceil(math.log2(max(score * _SLACK, 1.0))))
@@ -228,7 +230,6 @@ class Bounds:
             )
         value_bits = max(0, math.ceil(math.log2(max(v.entry * _SLACK, 1.0))))
         spare = _named(name, spare_bits, value_bits, self._positions)
-        rope_frac, drop = self._rope.get(name, (0, 0))
         self._attention[name] = AttentionRange(bits, value_bits, rope_frac, drop)
         lengths = np.repeat(v.lengths, share)
         size = len(lengths) * v.size
@@ -243,9 +244,14 @@ class Bounds:
         return Bound(matrix.shape[1], largest)
 
     async def mean(self, x: Bound, lengths: Sequence[int]) -> Bound:
+        # A sum times the inverse of its length is the only number that must fit: below
+        # OUTPUT_LIMIT = 2^17, with 22 and 22 fraction bits below 2^61, where `map_public` wants
+        # 2^62. What wraps before cancels: the inverse is a whole number.
         return self.result(x)
 
     def result(self, x: Bound) -> Bound:
+        # 2^35 steps of 2^-18 and two that a shift adds, in 37 bits; differences for an arg-max are
+        # below 2^31 / 1.001 steps of 2^-13 in 32 bits (`_entries` leaves a thousandth).
         _check("result", x.entry, OUTPUT_LIMIT)
         return x
 
@@ -315,6 +321,13 @@ def _heads(x: Bound, matrix: Floats, bias: Vector, size: int) -> Vector:
     return np.array([_length(x, matrix[:, part], bias[part]) for part in parts])
 
 
+def _turned(frac: int) -> float:
+    """By how much a rotation can stretch: sines and cosines rounded to `frac` fraction bits (0: no
+    rotation) are each off by 2^-(frac + 1).
+    """
+    return 1.0 + 2.0**-frac if frac > 0 else 1.0
+
+
 def _pairs(sizes: Vector, size: int) -> float:
     """Largest entry after any rotation, which mixes entries half a head apart."""
     pairs = sizes.reshape(-1, 2, size // 2)
@@ -329,6 +342,7 @@ def _rope_bits(name: str, x: Bound, pair: float, value: float) -> tuple[int, int
         PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(max(size, 1.0)))
         for size in (pair, value)
     )
+    turned -= pair * _turned(turned) * 2.0**turned >= _limit(x)
     drop = min(MAX_VALUE_DROP, max(0, min(turned, _ENOUGH_ROPE_FRAC) - held))
     found = min(turned, held + drop, MAX_ROPE_FRAC)
     for what, bits, least, largest in (
@@ -344,7 +358,9 @@ def _rope_bits(name: str, x: Bound, pair: float, value: float) -> tuple[int, int
 
 
 def product_limit(frac: int) -> float:
-    """Below what the products of a weight and an input with `frac` fraction bits must stay."""
+    """Below what the products of a weight and an input with `frac` fraction bits must stay: as
+    integers below 2^61, since twice the product is formed (`protocols.arithmetic`).
+    """
     return 2.0 ** (PRODUCT_BITS - frac - WEIGHT_BITS)
 
 

@@ -17,12 +17,21 @@ from protocols.ring import Floats
 from protocols.trace import run_now
 
 
-def calibrate(config: ModelConfig, parameters: Mapping[str, Floats]) -> Plan:
+def calibrate(
+    config: ModelConfig,
+    parameters: Mapping[str, Floats],
+    texts: Sequence[Sequence[int]] = (),
+) -> Plan:
     """The plan of a model: ranges that hold for every input, proven from its weights.
+
+    Args:
+        texts: token ids of texts that the owner expects, on which precision is tried beside
+            made-up tokens.
 
     Raises:
         RangeError: a place of the model needs numbers that a 64-bit ring cannot hold, or blows up
-            what an approximation is off (see `models.probe`).
+            what a rounding or an approximation is off (see `models.probe`).
+        ConfigError: a text holds what is no token.
     """
     bounds = Bounds(config.max_positions)
     kinds: list[Rows] = ["all", "unit"] if config.head == "none" else [default_rows(config)]
@@ -30,8 +39,8 @@ def calibrate(config: ModelConfig, parameters: Mapping[str, Floats]) -> Plan:
         cache = Cache.empty(config.num_layers)
         with np.errstate(over="ignore", invalid="ignore"):  # ends as a RangeError
             run_now(_forward(bounds, config, parameters, Batch((1,), rows), cache))
-    probe(config, parameters)
     found = bounds.ranges
+    probe(config, parameters, found, texts)
     return Plan(config, Ranges(found.norms, found.attention))
 
 

@@ -10,6 +10,7 @@ from models.checkpoint import Checkpoint
 from models.folding import Matrix
 from models.plan import Parameter
 from models.program import Batch, Cache
+from models.rescaling import rescaled
 from protocols.ops import Ops, Parameters, Tensor
 
 
@@ -49,5 +50,8 @@ def parameters_of(config: ModelConfig) -> dict[str, Parameter]:
 
 
 def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
-    """The float matrices to be shared, (inputs, outputs), in the order of `parameters_of`."""
-    return _FAMILIES[checkpoint.config.family].load_parameters(checkpoint)
+    """The float matrices to be shared, (inputs, outputs), in the order of `parameters_of`, balanced
+    as `models.rescaling` says.
+    """
+    config = checkpoint.config
+    return rescaled(config, _FAMILIES[config.family].load_parameters(checkpoint))

@@ -26,7 +26,7 @@ from protocols.embedding import LOOKUP_BITS, request_rows
 from protocols.errors import LocalProtocolError
 from protocols.lane import Lane, Settings
 from protocols.lockstep import Pause, combine, run_parties
-from protocols.normalize import Norm, NormRange
+from protocols.normalize import Norm, NormRange, longest_centred
 from protocols.ops import Heads, Ranges, Rotation, Span
 from protocols.plain import Plain, affine
 from protocols.ring import RESIDUAL_BITS, WEIGHT_BITS, Floats, decode
@@ -271,7 +271,8 @@ def longest_row(norm: Norm, bounds: NormRange) -> float:
     """Euclidean length below which a norm's declared range holds a row (less its mean, if that is
     taken off).
     """
-    return 2.0 ** (bounds.high + bounds.drop - RESIDUAL_BITS) / norm.stretch
+    squared = 2.0 ** (bounds.high + bounds.drop - RESIDUAL_BITS) / norm.stretch
+    return min(squared, longest_centred(norm))
 
 
 def hold_all(config: ModelConfig, parameters: dict[str, Floats]) -> Iterator[tuple[str, Held]]:

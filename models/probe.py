@@ -1,81 +1,98 @@
-"""Whether a model blows up what its activation functions' approximations are off.
+"""Whether roundings and approximations spoil a model's answers.
 
-An approximation is within 2.5e-4 of its function wherever it is read. Weights that multiply its
-result by a million make a wrong answer of that, with every number in its range. So the owner runs
-its model on a few tokens in the clear, exactly and with the approximations, and compares.
+Ranges hold whatever the input; precision does not follow from them. An activation's approximation
+is within 2.5e-4 of its function wherever it is read, and weights behind it that multiply it by a
+million make a wrong answer of that; so do weights before it that leave a value a few digits. So the
+owner runs its model on a few tokens in the clear, exactly and as fixed point has it, and compares.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from models.architecture import ModelConfig
 from models.families import forward
 from models.program import Batch, Cache
+from models.rounding import Rounded
 from models.tasks import default_rows
-from protocols.activations import ACTIVATIONS
-from protocols.errors import RangeError
+from protocols.errors import ConfigError, RangeError
+from protocols.ops import Index, Ranges
 from protocols.plain import Plain
 from protocols.ring import Floats
 from protocols.trace import run_now
 
 TOKENS = 8
-ALLOWED, ALLOWED_SHARE = 0.05, 0.01
-"""How far a result may be moved: so much, and so much of the largest result."""
-_ROUNDING = 2.0**-16
-"""Beside an approximation's own error; its sign changes from one element to the next."""
+"""Made up, from all over the vocabulary: the first ones are often never trained, and a row of them
+is a steep place of the function.
+"""
+MOST_TOKENS = 256
+"""Of each text that the owner gives."""
+ALLOWED, ALLOWED_SHARE = 0.01, 0.005
+"""How far a result may be moved: so much, and so much of the largest result. Other tokens may be
+moved by two or three times what these are.
+"""
+_DRAWS = 4
+"""Draws of noise for a small model; in a large one they average out in one."""
+_SMALL = 1 << 22
+"""Weights up to which a model is run in double precision. In single the demo model takes a quarter
+of the time.
+"""
 
 
-class Quick(Plain):
-    """In single precision: the demo model takes a quarter of the time."""
-
-    precision = np.float32
-
-
-class Approximate(Quick):
-    """`Plain` with the approximations of "tight" in place of the activation functions.
+def probe(
+    config: ModelConfig,
+    parameters: Mapping[str, Floats],
+    ranges: Ranges,
+    texts: Sequence[Sequence[int]] = (),
+) -> float:
+    """By how much roundings and approximations move the result of made-up tokens, and of `texts`.
 
     Args:
-        only: at this place alone.
-    """
-
-    def __init__(self, tokens: int, only: str | None = None) -> None:
-        super().__init__(np.arange(1, tokens + 1))
-        self.places: list[str] = []
-        self._only = only
-
-    def activated(self, activation: str, x: Floats, name: str) -> Floats:
-        self.places.append(name)
-        if self._only not in (None, name):
-            return super().activated(activation, x, name)
-        signs = np.where(np.arange(x.size) * 2654435761 >> 7 & 1, 1.0, -1.0)
-        found = ACTIVATIONS[activation].tightly(np.asarray(x, dtype=np.float64))
-        return np.asarray(found + _ROUNDING * signs.reshape(x.shape))
-
-
-def probe(config: ModelConfig, parameters: Mapping[str, Floats]) -> float:
-    """By how much approximations move the result of made-up tokens.
+        ranges: the proven exponents.
+        texts: token ids of texts that the owner expects; the first `MOST_TOKENS` of each are read.
 
     Raises:
         RangeError: by more than is allowed; it names the place that does most.
+        ConfigError: a token id is not in the vocabulary.
     """
-    count = min(TOKENS, config.vocab_size - 1, config.max_positions)
+    few = min(TOKENS, config.vocab_size - 1, config.max_positions)
+    spread = range(1, config.vocab_size, (config.vocab_size - 1) // few)[:few]
+    most = min(MOST_TOKENS, config.max_positions)
+    inputs = [np.asarray(ids[:most], dtype=np.int64) for ids in (spread, *texts)]
+    for ids in inputs:
+        if ids.min(initial=0) < 0 or ids.max(initial=0) >= config.vocab_size:
+            raise ConfigError(f"a token id of a text is not below {config.vocab_size}")
+    return max(_probe(config, parameters, ranges, ids) for ids in inputs if ids.size)
+
+
+def _probe(
+    config: ModelConfig, parameters: Mapping[str, Floats], ranges: Ranges, ids: Index
+) -> float:
+    small = sum(matrix.size for matrix in parameters.values()) <= _SMALL
 
     def run(ops: Plain) -> Floats:
-        batch, cache = Batch((count,), default_rows(config)), Cache.empty(config.num_layers)
-        return np.asarray(run_now(forward(ops, config, parameters, batch, cache)))
+        ops.precision = np.float64 if small else np.float32
+        batch, cache = Batch((len(ids),), default_rows(config)), Cache.empty(config.num_layers)
+        with np.errstate(over="ignore"):  # exp of what an activation makes 0
+            return np.asarray(run_now(forward(ops, config, parameters, batch, cache)))
 
-    exact, approximate = run(Quick(np.arange(1, count + 1))), Approximate(count)
-    moved = float(np.abs(run(approximate) - exact).max(initial=0.0))
+    def moved_by(places: int | None) -> tuple[float, list[str]]:
+        seeds = range(_DRAWS if small else 1)
+        draws = [Rounded(ids, ranges, seed, places=places) for seed in seeds]
+        found = [np.abs(run(ops) - exact).max(initial=0.0) for ops in draws]
+        return float(max(found)), draws[0].places
+
+    exact = run(Plain(ids))
+    moved, places = moved_by(None)
     largest = float(np.abs(exact).max(initial=0.0))
     if moved <= ALLOWED + ALLOWED_SHARE * largest:
         return moved
-    by_place = {
-        place: float(np.abs(run(Approximate(count, place)) - exact).max())
-        for place in dict.fromkeys(approximate.places)
-    }
-    worst = max(by_place, key=lambda place: by_place[place])
+    low, high = 0, len(places)  # roundings up to a place: the first that makes half of it
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if moved_by(middle)[0] >= moved / 2 else (middle, high)
     raise RangeError(
-        f"{worst}: the weights beside and behind its activation function are too large: they make "
-        f"{moved:.2g} in a result of at most {largest:.3g} of what its approximation is off"
+        f"{places[low]}: what is rounded or approximated here moves a result of at most "
+        f"{largest:.3g} by {moved:.2g}: its weights are too large or too small beside those before "
+        "and behind it"
     )

@@ -237,6 +237,7 @@ async def mul3(
     lane: Lane, x: SecretTensor, s: SecretTensor, t: SecretTensor, shift: int = 0
 ) -> SecretTensor:
     """x * s * t in one round, divided by 2^shift; s and t of one shape that broadcasts to x's.
+    |x * s * t| < 2^(width-2).
 
     The dealer shares every product of masks, so that each party expands (m_x - lam_x)(m_s -
     lam_s)(m_t - lam_t) alone.

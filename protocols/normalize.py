@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.arithmetic import PRODUCT_BITS, lift, matmul, mul, mul3, square_sum
+from protocols.arithmetic import PRODUCT_BITS, lift, map_public, matmul, mul, mul3, square_sum
 from protocols.compare import maximum
 from protocols.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal, rsqrt
 from protocols.entry import protocol
@@ -20,13 +20,21 @@ from protocols.shares import SecretTensor
 # One bit is kept in hand.
 _PRODUCT_BITS = PRODUCT_BITS - 1  # of two factors
 _TRIPLE_BITS = RING_BITS - 3  # of three
+_LIFT_BITS = RING_BITS - 2  # of what is shifted down, then lifted
 _MAX_HIGH = (RING_BITS - 5) // 2
+_STEADY_EPS = 2.0**-22
+"""From here on, roundings of a constant row come out below 2^-10: a unit and a half of 2^-22, over
+the root of eps.
+"""
+_MAX_GAIN_BITS = 40
 MAX_ROOT_FRAC = 26
 MIN_ROOT_FRAC = 8
 MIN_VALUE_FRAC = 6
 """Fraction bits of values that a long context must leave."""
 MAX_SCORE_BITS = 23
-"""Scores are products over 64 - 18 bits: one bit more, and their differences would not fit."""
+"""Scores are products over 64 - 1 - 18 bits, of which 12 are shifted away before the maximum is
+found in `peak_width`: 32 of the 33 that are left. One bit more of scores would take 36.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,11 @@ class Norm:
         """What the entries are multiplied by: size / 2^extra, in [1, 2), if centred."""
         return self.size / 2.0**self.extra if self.center else 1.0
 
+    @property
+    def steady(self) -> bool:
+        """Whether eps is so small that a constant row, centred to 0, must stay exactly 0."""
+        return self.extra > 0 and self.eps < _STEADY_EPS
+
 
 @dataclass(frozen=True, slots=True)
 class NormRange:
@@ -68,19 +81,53 @@ class NormRange:
     early: bool = True
 
     def eps_word(self, norm: Norm) -> np.uint64:
-        """size * eps with the fraction bits of a square of the dropped entries."""
-        grown = Fraction(norm.size, 1 << norm.extra) if norm.center else 1  # `stretch`, exactly
-        bits = 2 * (RESIDUAL_BITS - self.drop)
-        exact = norm.size * Fraction(norm.eps) * grown**2 * Fraction(2) ** bits
-        return np.uint64(max(1, round(exact)))
+        """size * eps with the fraction bits of a square of the dropped entries; at least 1."""
+        return np.uint64(_eps_word(norm, self.drop))
 
 
-def _eps_sum(norm: Norm, drop: int) -> float:
-    return norm.size * norm.eps * norm.stretch**2 * 4.0 ** (RESIDUAL_BITS - drop)
+def _stretched(norm: Norm) -> Fraction:
+    """`Norm.stretch` exactly."""
+    return Fraction(norm.size, 1 << norm.extra) if norm.center else Fraction(1)
+
+
+def _eps_word(norm: Norm, drop: int) -> int:
+    """In whole numbers, since both evaluators add it: no machine rounds it another way."""
+    bits = 2 * (RESIDUAL_BITS - drop)
+    return max(1, round(norm.size * Fraction(norm.eps) * _stretched(norm) ** 2 * (1 << bits)))
+
+
+def _largest_sum(norm: Norm, largest: Fraction, drop: int) -> int:
+    """What the squares of a row of length `largest` add up to at most, eps included.
+
+    A row that is shifted down is off by less than two units an entry (`SecretTensor.drop`), so its
+    length by less than 2 sqrt(size).
+    """
+    length = math.ceil(largest * _stretched(norm) * (1 << RESIDUAL_BITS - drop))
+    lost = math.isqrt(4 * norm.size) + 1 if norm.extra + drop else 0
+    return (length + lost) ** 2 + _eps_word(norm, drop)
 
 
 def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
     """Exponents under which every row of Euclidean norm up to `largest` is normalised.
+
+    What has to hold, with L = largest 2^22 and n = size, for rows of whole numbers of length L:
+
+    - centring: |n x_i - sum(x)| <= sqrt(n (n - 1)) L. That is shifted down and lifted, which wants
+      it below 2^62 by more than the two units that the shift may add;
+    - squares: 4^low <= v < 4^high for their sum v with eps (`_largest_sum`), and high at most 29,
+      so that v has room in the comparisons of `rsqrt`. Both are found from the bits of integers: a
+      logarithm rounds the wrong way beside a power of two;
+    - an early gain: (L stretch + 2) (gain 2^18 + 1/2) < 2^61, what `mul` wants. L stretch is below
+      2^51 here and the first factor's product with the gain below 2^60, so only the two units are
+      left: gain below 2^40;
+    - x * scale * value below 2^62, what `mul3` wants. With v = u 4^j, the scale is 2^(high - j)
+      and the value g / sqrt(u) with g < 2. An entry before the shift is at most 2^drop (s + 5/2)
+      for the entry s that was squared, and s^2 + 1 <= v: so the product is below
+      g 2^(high + drop + frac) times (s + 5/2) / sqrt(s^2 + 1) <= sqrt(1 + 25/4) < 2.7, six times
+      2^(high + drop + frac), times the gain if it is early. Four times that is held below 2^61.
+
+    Rows below a few units of 2^(drop - 22) an entry have no precision left; how far their result
+    strays is for `models.probe` to see.
 
     Args:
         gain: the largest factor that an entry is multiplied by beside the norm.
@@ -91,17 +138,21 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
     if not math.isfinite(largest * gain):
         raise RangeError("weights are not finite, or too large to say how long a row can be")
     early = largest * norm.stretch * gain < 2.0 ** (_PRODUCT_BITS - RESIDUAL_BITS - FRACTION_BITS)
+    early = early and gain < 2.0**_MAX_GAIN_BITS
     if not early:
         gain = 1.0
-    squares = (largest * norm.stretch) ** 2
+    exact = Fraction(largest)
+    _check_centring(norm, exact)
+    part, power = math.frexp(gain)
+    grown = max(0, power - (part == 0.5))
     for drop in range(RESIDUAL_BITS - 1):
-        total = squares * 4.0 ** (RESIDUAL_BITS - drop) + _eps_sum(norm, drop)
-        if total >= 4.0**_MAX_HIGH:
+        total = _largest_sum(norm, exact, drop)
+        high = (total.bit_length() + 1) // 2
+        if high > _MAX_HIGH:
             continue
-        low = int(math.log2(max(1.0, _eps_sum(norm, drop))) // 2)
-        high = max(low + 1, math.ceil(math.log2(max(total, 1.0)) / 2))
-        # |x * gain * scale| < gain 2^(high + drop) and value < 2^(frac + 2).
-        room = _TRIPLE_BITS - high - drop - 2 - max(0, math.ceil(math.log2(max(gain, 1.0))))
+        low = (_eps_word(norm, drop).bit_length() - 1) // 2
+        high = max(low + 1, high)
+        room = _TRIPLE_BITS - high - drop - 2 - grown
         if room < MIN_ROOT_FRAC:
             break
         return NormRange(drop, low, high, min(MAX_ROOT_FRAC, room), early)
@@ -109,6 +160,23 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
         f"rows of length up to {largest:.3g} over {norm.size} entries leave no precision in a "
         "64-bit ring: the model's weights are too large"
     )
+
+
+def longest_centred(norm: Norm) -> float:
+    """How long a row may be for its entries times its size to fit the ring while it is centred;
+    infinite where it is not.
+    """
+    return 2.0 ** (_LIFT_BITS - RESIDUAL_BITS) / norm.size if norm.center else math.inf
+
+
+def _check_centring(norm: Norm, largest: Fraction) -> None:
+    spare = 1 << RESIDUAL_BITS + norm.extra  # more than two units after any shift
+    if norm.center and largest * norm.size * (1 << RESIDUAL_BITS) + spare >= 1 << _LIFT_BITS:
+        raise RangeError(
+            f"rows of length up to {float(largest):.3g}, centred over {norm.size} entries, do not "
+            f"fit a 64-bit ring above {longest_centred(norm):.3g}: the model's weights are too "
+            "large"
+        )
 
 
 @protocol("norm")
@@ -133,6 +201,11 @@ async def normalize(
         frac: fraction bits of the result.
         unit: rows of length 1 instead of mean square 1.
 
+    A row that is constant, or zero, gives zeros: what is multiplied is 0 exactly, or, above an eps
+    of 2^-22, a unit and a half at most of 22 fraction bits over the root of eps, below 2^-10.
+    Centring adds bits that must go again. To shift the shares leaves such roundings, and truncation
+    leaves none (`remask`) for a word more an entry, beside the inverse root.
+
     Cost: 7 rounds: sum of squares; inverse root (4); x * value * scale; lift. One more where bits
     are dropped first: what is dropped is lifted again, because squares need the whole ring. Two
     more for a late gain.
@@ -145,9 +218,10 @@ async def normalize(
         return await rsqrt(strand, squares, bounds.low, bounds.high, gain=root, frac=bounds.frac)
 
     async def gained(strand: Lane) -> SecretTensor:
+        wide = await truncated(strand, x, norm.extra) if norm.steady else x
         if gain is None or not bounds.early:
-            return x
-        return await lift(strand, await mul(strand, x, gain, gain.frac))
+            return wide
+        return await lift(strand, await mul(strand, wide, gain, gain.frac))
 
     root, x = await lane.both(inverse, gained)
     scale, value = root.scale.reshape(*x.shape[:-1], 1), root.value.reshape(*x.shape[:-1], 1)
@@ -161,19 +235,27 @@ async def normalize(
 async def _prepared(
     lane: Lane, x: SecretTensor, norm: Norm, bounds: NormRange
 ) -> tuple[SecretTensor, SecretTensor]:
-    """The entries to be squared, and those to be scaled: both centred and over Z_2^64."""
+    """The entries to be squared, and those to be scaled: both centred and over Z_2^64. The latter
+    still have the bits that centring adds where zeros must stay zeros.
+    """
     extra = norm.extra
     if norm.center:
         total = x.sum(-1).reshape(*x.shape[:-1], 1).broadcast(x.shape)
         x = (x.times(np.uint64(norm.size)) - total).reinterpret(x.frac + extra)
     small = x.drop(extra + bounds.drop)
-    if extra == 0:
+    if extra == 0 or norm.steady:
         return await lift(lane, small), x
     wide = x.drop(extra)
     if bounds.drop == 0:
         wide = await lift(lane, wide)
         return wide, wide
     return await lane.both(lambda s: lift(s, small), lambda s: lift(s, wide))
+
+
+async def truncated(lane: Lane, x: SecretTensor, bits: int) -> SecretTensor:
+    """x over Z_2^64 less its last bits, exactly 0 where x is."""
+    frac = x.frac - bits
+    return await lift(lane, await map_public(lane, x, lambda words: words, shift=bits, frac=frac))
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -201,6 +283,11 @@ def peak_width(score_bits: int) -> int:
     """Bits of the ring in which a row's maximum is found: differences of scores in steps of 2^-6
     below a quarter of the ring (half of it is not enough: rounding may add a step), in whole
     digits; at least what `exp_negative` wants.
+
+    Two scores below 2^b, each off by less than two steps, differ by less than 2^(b + 7) + 4 steps:
+    less than 2^(w - 1) for w >= b + 9 and b >= 1, what `maximum` wants. With 18 fraction bits
+    `exp_negative` is given less than 2^(b + 19) and two steps, in w + 12 >= b + 21 bits: a quarter
+    of its ring, as the scores' proof leaves a thousandth (`models.bounds`).
     """
     return max(16, -(-(score_bits + 3 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS)
 
@@ -238,6 +325,11 @@ def _sum_bits(length: int) -> int:
 
 def spare_bits(value_bits: int, length: int) -> int:
     """Bits to drop from values below 2^value_bits of which `length` are weighted and added.
+
+    A numerator is at most exp(1/16) and what it is off, below 1.1; so a sum of `length` of them
+    times values stays below 2^total, and with both factors' fraction bits, less the bits dropped,
+    below 2^60, one bit less than `matmul` wants. Then |total * scale * value| of the division is
+    below 2^(value_bits - spare + 18) 2^(2 high) 2^(frac + 2), which `attend` keeps at 2^61.
 
     Raises:
         RangeError: too few fraction bits would be left.

@@ -50,13 +50,13 @@ class Plain:
         return self._seen(name, y if shift is None else y + shift)
 
     async def linear(self, x: Floats, weight: Floats, name: str) -> Floats:
-        return self._seen(name, affine(x, weight, self.precision))
+        return self._seen(name, self.product(x, weight))
 
     async def dense(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
-        return self._seen(name, self.activated(activation, affine(x, weight, self.precision), name))
+        return self._seen(name, self.activated(activation, self.product(x, weight), name))
 
     async def gated(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
-        joint = affine(x, weight, self.precision)
+        joint = self.product(x, weight)
         half = weight.shape[1] // 2
         gate, up = joint[:, :half], joint[:, half:]
         return self._seen(name, self.activated(activation, gate, name) * up)
@@ -71,7 +71,7 @@ class Plain:
         norm: Norm | None = None,
         gains: tuple[Floats, Floats] | None = None,
     ) -> tuple[Floats, Floats, Floats]:
-        joint = affine(x, weight, self.precision).reshape(x.shape[0], -1, heads.size)
+        joint = self.product(x, weight).reshape(x.shape[0], -1, heads.size)
         rotated = heads.query + heads.key
         turned: Floats = joint[:, :rotated]
         values: Floats = joint[:, rotated:]
@@ -103,7 +103,7 @@ class Plain:
         return self._seen(name, np.concatenate(parts))
 
     async def output(self, x: Floats, weight: Floats, name: str, *, tied: bool = False) -> Floats:
-        return self._seen(name, affine(x, weight.T if tied else weight, self.precision))
+        return self._seen(name, self.product(x, weight.T if tied else weight))
 
     async def mean(self, x: Floats, lengths: Sequence[int]) -> Floats:
         return np.asarray(self.sums(x, lengths) / np.asarray(lengths)[:, None])
@@ -126,6 +126,10 @@ class Plain:
 
     def heads_at(self, x: Floats, index: Index) -> Floats:
         return x[:, index]
+
+    def product(self, x: Floats, weight: Floats) -> NDArray[np.float64]:
+        """x @ W, with the bias if there is one."""
+        return affine(x, weight, self.precision)
 
     def activated(self, activation: str, x: Floats, name: str) -> Floats:
         """An activation function at a place."""

@@ -15,7 +15,7 @@ from protocols.embedding import embed
 from protocols.errors import LocalProtocolError
 from protocols.lane import Lane
 from protocols.linear import Table, Weight, linear, table_product
-from protocols.normalize import AttentionRange, Norm, attend, normalize
+from protocols.normalize import AttentionRange, Norm, attend, normalize, truncated
 from protocols.ops import Heads, Index, Mask, Ranges, Rotation, Span, rotate
 from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
 from protocols.shares import SecretTensor, concat, constant, stack
@@ -166,16 +166,16 @@ class Secure:
         normed = await self.norm(split[:, :rotated], f"{name}.heads", norm, gain)
         values = split[:, rotated:]
         if turn is None:
-            narrow = values.drop(values.frac - FRACTION_BITS)
-            return concat([normed, await lift(self.lane, narrow)], axis=1)
+            narrow = await truncated(self.lane, values, values.frac - FRACTION_BITS)
+            return concat([normed, narrow], axis=1)
 
         async def turned(lane: Lane) -> SecretTensor:
             flat = normed.reshape(normed.shape[0], -1)
             result = await map_public(lane, flat, turn, shift=turn.frac, frac=flat.frac)
             return (await lift(lane, result)).reshape(*normed.shape)
 
-        async def widened(lane: Lane) -> SecretTensor:
-            return await lift(lane, values.drop(values.frac - FRACTION_BITS))
+        async def widened(lane: Lane) -> SecretTensor:  # zeros stay zeros, for the norms to come
+            return await truncated(lane, values, values.frac - FRACTION_BITS)
 
         return concat(list(await self.lane.both(turned, widened)), axis=1)
 

@@ -8,6 +8,7 @@
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +73,8 @@ class LocalCluster(Requests):
             `parse_network`; None: nothing. The upload of the shares goes through it too.
         address: where each role listens, as for `connect_all`; default: in memory. With a network's
             address frames go through sockets, and `codec` has no meaning.
+        texts: token ids of texts on which the owner tries the model's precision before it is
+            shared, beside made-up tokens.
         recorder: notes what happens on every lane (see `puma_actors.profile`); None: nobody does.
         progress: told about compiling, loading and sharing.
 
@@ -88,6 +91,7 @@ class LocalCluster(Requests):
         network: Network | str | Path | None = None,
         address: str = "",
         compute: Compute | None = None,
+        texts: Sequence[Sequence[int]] = (),
         recorder: Recorder | None = None,
         progress: Progress = ignore_progress,
     ) -> None:
@@ -103,7 +107,7 @@ class LocalCluster(Requests):
         self._address = address or MEMORY + ("?codec=1" if codec else "")
         self._progress = progress
         _check_tokenizer(checkpoint, tokenizer)
-        self._owner = Owner(checkpoint, progress=progress, **options)
+        self._owner = Owner(checkpoint, texts=texts, progress=progress, **options)
         self._parties = [Party(role, **options) for role in COMPUTING]
         self._group: TaskGroup | None = None
         self._client_scope: anyio.CancelScope | None = None

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,8 @@ class Owner(Actor):
 
     Args:
         checkpoint: the model.
+        texts: token ids of texts on which precision is tried, beside made-up tokens (see
+            `models.probe`).
         progress: told about loading and sharing.
 
     Attributes:
@@ -53,11 +55,13 @@ class Owner(Actor):
         self,
         checkpoint: Checkpoint,
         *,
+        texts: Sequence[Sequence[int]] = (),
         progress: Progress = ignore_progress,
         **options: Any,
     ) -> None:
         super().__init__(Role.OWNER, **options)
         self._checkpoint = checkpoint
+        self._texts = texts
         self._progress = progress
         self.seconds: dict[str, float] = {}
 
@@ -69,7 +73,7 @@ class Owner(Actor):
         loaded = time.perf_counter()
         self._progress("proving ranges", 0.0)
         config = self._checkpoint.config
-        plan = await compute.run(1 << 40, calibrate, config, parameters)
+        plan = await compute.run(1 << 40, calibrate, config, parameters, self._texts)
         calibrated = time.perf_counter()
         await self._upload(plan, parameters)
         self._progress("waiting for the parties to take them in", 0.0)

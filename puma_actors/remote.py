@@ -10,7 +10,7 @@ is over: to try again, open a new one, which has a new id and new keys.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -290,12 +290,14 @@ async def upload_model(
     name: str,
     *,
     tokenizer: Tokenizer | None = None,
+    texts: Sequence[Sequence[int]] = (),
     compute: Compute | None = None,
     progress: Progress = ignore_progress,
 ) -> dict[str, float]:
     """Share a model's weights with the parties' stores; all of them keep it, or none.
 
     Args:
+        texts: token ids of texts on which precision is tried, beside made-up tokens.
         tokenizer: published with the model, so that clients need none of their own.
 
     Returns:
@@ -316,6 +318,7 @@ async def upload_model(
     owner = _Uploader(
         checkpoint,
         files,
+        texts=texts,
         name=config.identity(Role.OWNER).name,
         compute=compute or Compute(),
         progress=progress,

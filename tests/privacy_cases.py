@@ -33,6 +33,7 @@ RUNS = 128
 COUNT = 8
 """Elements: a multiple of 8, so that no field ends in padding."""
 NORM, CENTRED = Norm(4, 0.5), Norm(4, 0.5, center=True)
+STEADY = Norm(4, 1e-12, center=True)
 """A large eps: few powers of four to choose from, and short messages."""
 
 
@@ -129,6 +130,12 @@ async def late_norm(lane, x, gain, shift):
     return await normalize(lane, x, CENTRED, bounds, gain=gain, shift=shift, frac=22)
 
 
+async def steady_norm(lane, x, gain, shift):
+    """An eps under which constant rows must stay zeros."""
+    bounds = norm_range(STEADY, 20.0, 2.0)
+    return await normalize(lane, x, STEADY, bounds, gain=gain, shift=shift, frac=22)
+
+
 async def mapped(lane, x):
     return await map_public(lane, x, lambda words: words * np.uint64(77), shift=5, frac=18)
 
@@ -187,6 +194,7 @@ def inputs_of(name, variant):
         "rms_norm": lambda: (norm, [share(np.tile(x[:, None], (1, 4)) + 0.1, 22)]),
         "layer_norm": lambda: (layer_norm, affine),
         "layer_norm, late gain": lambda: (late_norm, affine),
+        "layer_norm, tiny eps": lambda: (steady_norm, affine),
         "map_public": lambda: (mapped, [wide]),
         "attention": lambda: (attention, [share(pair[:, None, :]), share(pair[:, :, None])]),
         "wide attention": lambda: (
@@ -203,8 +211,8 @@ NAMES = [
     "mul", "mul by one bit", "square_sum", "mul3", "mul3 broadcast", "matmul", "poly", "lift",
     "less", "less exactly", "select", "select of three", "and", "maximum", "spline", "exp", "rsqrt",
     "reciprocal", "silu", "gelu", "tanh", "relu", "waves", "exp part", "rms_norm", "layer_norm",
-    "layer_norm, late gain", "map_public", "attention", "wide attention", "linear",
-    "table_product",
+    "layer_norm, late gain", "layer_norm, tiny eps", "map_public", "attention", "wide attention",
+    "linear", "table_product",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)

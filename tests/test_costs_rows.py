@@ -26,9 +26,10 @@ from protocols.trace import trace
 @pytest.mark.parametrize("largest", [10.0, 1e5])
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("factor", [None, 1.0, 1000.0])
-def test_norm(settings, largest, center, factor):
+@pytest.mark.parametrize("eps", [1e-5, 1e-12])
+def test_norm(settings, largest, center, factor, eps):
     """With and without centring; no gain, one before the inverse root, one after it."""
-    norm = Norm(6, 1e-5, center)
+    norm = Norm(6, eps, center)
     bounds = norm_range(norm, largest, factor or 1.0)
 
     async def program(lane, x, *rest):

@@ -50,7 +50,7 @@ COVERED = {
     "reciprocal": ["reciprocal", "spline"],
     "rsqrt": ["rsqrt"],
     "RMSNorm, rows of 768": ["rms_norm", "square_sum"],
-    "LayerNorm, rows of 768": ["layer_norm", "layer_norm, late gain"],
+    "LayerNorm, rows of 768": ["layer_norm", "layer_norm, late gain", "layer_norm, tiny eps"],
     "softmax (32,32) @ (32,64)": ["attention", "wide attention"],
     "embedding, a token of 49152 x 576": ["embedding"],
     "reveal to the client": ["reveal"],
