@@ -33,6 +33,10 @@ from protocols.secure import OUTPUT_LIMIT
 Vector = NDArray[np.float64]
 
 ACTIVATION_LIMIT = 2.0**15
+HELD = 1 - 2.0**-12
+"""Of a limit: a comparison looks at numbers whose last bits are shifted away, and what a shift adds
+must not reach the limit either. ReLU of 2^15 - 2^-18 was 0.
+"""
 _SLACK = 1.001  # float32 products of a few thousand terms stay well within it
 ACTIVATION_ERROR = 0.08
 """No set of approximations is further from an activation function ("puma" is: 0.0725 from SiLU)."""
@@ -251,7 +255,7 @@ class Bounds:
 
     def result(self, x: Bound) -> Bound:
         # 2^35 steps of 2^-18 and two that a shift adds, in 37 bits; differences for an arg-max are
-        # below 2^31 / 1.001 steps of 2^-13 in 32 bits (`_entries` leaves a thousandth).
+        # below 2^31 HELD steps of 2^-13 in 32 bits.
         _check("result", x.entry, OUTPUT_LIMIT)
         return x
 
@@ -369,7 +373,7 @@ def _limit(x: Bound) -> float:
 
 
 def _check(name: str, value: float, limit: float, what: str = "weights") -> None:
-    if not value < limit:
+    if not value < HELD * limit:
         raise RangeError(
             f"{name}: values can reach {value:.3g}, above {limit:g} that the ring can hold: its "
             f"{what} or those before it are too large"

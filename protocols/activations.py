@@ -46,7 +46,10 @@ _PUMA_DIGITS = 6
 async def activate(
     lane: Lane, x: SecretTensor, activation: Activation, beside: SecretTensor | None = None
 ) -> tuple[SecretTensor, SecretTensor | None]:
-    """The function at x (18 fraction bits, a ring of at least 36 bits, |x| < 2^15), over Z_2^64.
+    """The function at x (18 fraction bits, a ring of at least 36 bits), over Z_2^64.
+
+    |x| < 2^15 - 2^-11: ReLU's sign is read off 28 bits above 6 that are shifted away, which may add
+    two steps of 2^-12.
 
     Args:
         beside: another tensor, over any ring, that is lifted in the same rounds.
