@@ -24,7 +24,6 @@ from protocols.errors import (
     ConfigError,
     PeerFailed,
     PumaError,
-    RemoteProtocolError,
     StoreError,
     TransportError,
 )
@@ -33,7 +32,6 @@ from puma_actors.calls import call, list_models, problem_of, remove_model
 from puma_actors.cluster import LocalCluster
 from puma_actors.link import InferenceLink
 from puma_actors.remote import RemoteCluster
-from puma_actors.rounds import Wire
 from puma_actors.server import PartyServer
 from puma_actors.store import Draft
 
@@ -399,20 +397,3 @@ async def test_a_store_in_use_and_an_address_that_is_taken(
             await PartyServer(config.model_copy(update={"store": "elsewhere"}), Role.DEALER).run()
         with pytest.raises(ConfigError, match="in use by another party"):
             await PartyServer(config, Role.DEALER).run()
-
-
-async def test_a_step_that_goes_on_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prefill may take longer than a session may be idle: frames leave all the while."""
-    frames, slept = iter([5, 9, 9]), []
-    party = object.__new__(puma_actors.serving.ServingParty)
-    party._limits, party._active = puma_actors.serving.ServingLimits(5, 7.0), True
-    party._scheduler = SimpleNamespace(wire=Wire(0, 0))  # type: ignore[assignment]
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        party._scheduler.wire = Wire(next(frames), 0)  # type: ignore[union-attr, misc]
-
-    monkeypatch.setattr(anyio, "sleep", sleep)
-    with pytest.raises(RemoteProtocolError, match="idle for 7 s"):
-        await party._watch_time()
-    assert slept == [7.0] * 3
