@@ -18,10 +18,10 @@ test: $(VENV)/.test
 
 # Every role, at every moment, hit by every fault: about ten minutes.
 test-faults: $(VENV)/.test
-	@PYTHONPATH=tests $(BIN)/python -m faults
+	@PYTHONPATH=tests:tests/support $(BIN)/python -m faults
 
 soak: $(VENV)/.test
-	@PYTHONPATH=tests $(BIN)/python -m faults soak
+	@PYTHONPATH=tests:tests/support $(BIN)/python -m faults soak
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ from bench.harness import Benchmark, Options, Result, document, machine
 from bench.report import console, show
 from protocols.errors import ConfigError, PumaError
 from protocols.kernels import warm_up
-from puma_actors.logs import show_logs
+from puma_actors.base.logs import show_logs
 
 BENCHMARKS: list[Benchmark] = [
     *kernels.BENCHMARKS,

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import anyio
 
 from bench.harness import Benchmark, Options, Result, Spread
-from models.locate import demo_model_path
-from models.program import Batch
-from protocols.lane import Settings
-from protocols.shares import EVALUATORS
-from puma_actors.cluster import LocalCluster
-from puma_actors.network import PRESETS, Network
-from puma_actors.profile import record, traced, without_upload
-from puma_actors.recorder import Recorder
-from puma_actors.reports.analysis import Phase, analyse, window_of
+from models.files.locate import demo_model_path
+from models.programs.program import Batch
+from protocols.base.lane import Settings
+from protocols.base.shares import EVALUATORS
+from puma_actors.api.local import LocalCluster
+from puma_actors.profiling.analysis import Phase, analyse, window_of
+from puma_actors.profiling.profile import record, traced, without_upload
+from puma_actors.session.recorder import Recorder
+from puma_actors.transports.delay.network import PRESETS, Network
 
 NETWORKS = ("wan", "intercontinental")
 ALLOWED = 1.3

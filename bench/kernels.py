@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from bench.harness import Benchmark, Options, Result, timed
-from protocols.activation_tables import ACTIVATIONS
+from protocols.base.prf import Stream
+from protocols.base.ring import Bytes, Words
 from protocols.dpf import expand, generate, spline_shares
-from protocols.elementary import power_spline
+from protocols.functions.activation_tables import ACTIVATIONS
+from protocols.functions.elementary import power_spline
 from protocols.kernels.matmul import column_ranges, matmul_into
 from protocols.kernels.packing import pack, packed_bytes, unpack
 from protocols.kernels.waves import combined, harmonics
-from protocols.prf import Stream
-from protocols.ring import Bytes, Words
 
 _GEMM = ((32, 576, 3072), (128, 768, 3072), (1024, 1024, 1024))
 _GEMV = ((1, 576, 960), (1, 576, 3072), (1, 1536, 576), (1, 576, 49152))

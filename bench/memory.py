@@ -8,15 +8,15 @@ import numpy as np
 
 from bench.harness import Benchmark, Options, Result
 from bench.solo import peak_of
-from models.config import LlamaConfig
-from models.families import parameters_of
-from models.inference import evaluate
-from models.memory import footprint
-from models.plan import draft_plan
-from models.program import Batch, Cache
-from models.sharing import hold_parameter
-from protocols.lane import Lane, Settings
-from protocols.shares import COMPUTING, Role
+from models.configs.reading import LlamaConfig
+from models.programs.families import parameters_of
+from models.programs.inference import evaluate
+from models.programs.memory import footprint
+from models.programs.plan import draft_plan
+from models.programs.program import Batch, Cache
+from models.programs.sharing import hold_parameter
+from protocols.base.lane import Lane, Settings
+from protocols.base.shares import COMPUTING, Role
 
 WITHIN = 0.25
 """Of the counted peak, that a prediction may be off."""

@@ -14,12 +14,12 @@ import anyio
 
 from bench.harness import Benchmark, Options, Result, Spread
 from bench.reference import PUMA_PAPER, SPU_GPT2
-from models.locate import demo_model_path
-from models.plan import Plan
-from models.predict import predict
-from protocols.cost import Cost
-from protocols.lane import Settings
-from puma_actors.cluster import LocalCluster
+from models.files.locate import demo_model_path
+from models.programs.plan import Plan
+from models.programs.predict import predict
+from protocols.base.cost import Cost
+from protocols.base.lane import Settings
+from puma_actors.api.local import LocalCluster
 
 PREFILL = 32
 CONTEXT = 64

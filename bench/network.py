@@ -8,12 +8,12 @@ from typing import Any
 import anyio
 
 from bench.harness import Benchmark, Options, Result, Spread
-from puma_actors.network import PRESETS, Route
-from puma_actors.tasks import Signal
+from puma_actors.base.concurrency import Signal
 from puma_actors.transports import Channel
-from puma_actors.transports.delayed import DelayedChannel, Line
+from puma_actors.transports.delay.channel import DelayedChannel, Line
+from puma_actors.transports.delay.network import PRESETS, Route
+from puma_actors.transports.frames import Frame, Kind, wire_bytes
 from puma_actors.transports.memory import memory_pair
-from puma_actors.wire import Frame, Kind, wire_bytes
 
 _NAME = "network.delivered"
 _PART = bytes(256 << 10)

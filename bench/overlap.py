@@ -13,18 +13,18 @@ import numpy as np
 from bench.harness import Benchmark, Options, Result, Spread
 from bench.parties import Parties, Program
 from bench.sharing import share, share_weight
-from models.locate import demo_model_path
-from models.program import Batch
-from protocols.lane import Lane, Settings
-from protocols.normalize import AttentionRange
-from protocols.observed import Observed, ObservedLane
-from protocols.ops import Heads, Ranges, Span
-from protocols.shares import COMPUTING, Role
-from puma_actors.cluster import LocalCluster
-from puma_actors.network import PRESETS
-from puma_actors.profile import record, without_upload
-from puma_actors.recorder import Recorder
-from puma_actors.reports.analysis import transfer_of, window_of
+from models.files.locate import demo_model_path
+from models.programs.program import Batch
+from protocols.base.lane import Lane, Settings
+from protocols.base.shares import COMPUTING, Role
+from protocols.drivers.observed import Observed, ObservedLane
+from protocols.drivers.ops import Heads, Ranges, Span
+from protocols.functions.normalize import AttentionRange
+from puma_actors.api.local import LocalCluster
+from puma_actors.profiling.analysis import transfer_of, window_of
+from puma_actors.profiling.profile import record, without_upload
+from puma_actors.session.recorder import Recorder
+from puma_actors.transports.delay.network import PRESETS
 
 NETWORKS = ("lan", "paper", "wan")
 _NAME = "overlap"

@@ -20,14 +20,14 @@ from safetensors.numpy import save_file
 from bench.harness import Benchmark, Errors, Options, Result, Spread
 from bench.model import peak_bytes, reset_peak
 from bench.reference import PAPER_MODELS, SPU_MODELS
-from models.architecture import ModelConfig
-from models.calibrate import plain_run
-from models.config import load_config
-from models.families import load_parameters
-from models.predict import predict
-from models.program import Batch
-from models.tasks import default_rows
-from puma_actors.cluster import LocalCluster
+from models.configs.architecture import ModelConfig
+from models.configs.reading import load_config
+from models.owner.calibrate import plain_run
+from models.programs.families import load_parameters
+from models.programs.head_layers import default_rows
+from models.programs.predict import predict
+from models.programs.program import Batch
+from puma_actors.api.local import LocalCluster
 
 _NAME = "paper.models"
 _ENCODER: dict[str, Any] = {"max_position_embeddings": 512}

@@ -9,16 +9,16 @@ from typing import Any, Self
 
 import anyio
 
-from protocols.cost import Cost
-from protocols.lane import Lane, Settings
-from protocols.shares import COMPUTING, Role
-from puma_actors.actor import Actor, connect_all
-from puma_actors.compute import Compute
-from puma_actors.mailbox import Flow
-from puma_actors.network import Network
-from puma_actors.recorder import Recorder
-from puma_actors.reports.sweep import message_of
-from puma_actors.tasks import unwrap
+from protocols.base.cost import Cost
+from protocols.base.lane import Lane, Settings
+from protocols.base.shares import COMPUTING, Role
+from puma_actors.base.compute import Compute
+from puma_actors.base.concurrency import unwrap
+from puma_actors.profiling.sweep import message_of
+from puma_actors.roles.actor import Actor, connect_all
+from puma_actors.session.mailbox import Flow
+from puma_actors.session.recorder import Recorder
+from puma_actors.transports.delay.network import Network
 
 Program = Callable[[Lane], Coroutine[Any, Any, Any]]
 _WINDOW = 4 << 30

@@ -8,10 +8,10 @@ import anyio
 import numpy as np
 
 from bench.harness import Benchmark, Errors, Options, Result, Spread
-from models.locate import demo_model_path
-from models.perplexity import windows_of
-from puma_actors.cluster import LocalCluster
-from puma_actors.scoring import Perplexities, score_plain, score_private
+from models.files.locate import demo_model_path
+from models.owner.perplexity import windows_of
+from puma_actors.api.local import LocalCluster
+from puma_actors.api.scoring import Perplexities, score_plain, score_private
 
 ESSAY = Path(__file__).parent / "texts" / "essay.txt"
 """Written for this benchmark: no model has been trained on it."""

@@ -9,12 +9,12 @@ from pathlib import Path
 import anyio
 
 from bench.harness import Benchmark, Options, Result, Spread
-from models.locate import demo_model_path
-from models.program import Batch
-from puma_actors.cluster import LocalCluster
-from puma_actors.network import parse_network
-from puma_actors.profile import without_upload
-from puma_actors.recorder import Recorder
+from models.files.locate import demo_model_path
+from models.programs.program import Batch
+from puma_actors.api.local import LocalCluster
+from puma_actors.profiling.profile import without_upload
+from puma_actors.session.recorder import Recorder
+from puma_actors.transports.delay.network import parse_network
 
 ALLOWED = 0.03
 """Of a step's time."""

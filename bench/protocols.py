@@ -9,8 +9,8 @@ from bench import workloads
 from bench.harness import Benchmark, Options, Repeats, Result
 from bench.parties import Parties, Run
 from bench.workloads import Workload
-from protocols.lane import Settings
-from protocols.shares import COMPUTING, Role
+from protocols.base.lane import Settings
+from protocols.base.shares import COMPUTING, Role
 
 Builder = Callable[[bool], Iterator[Workload]]
 

@@ -12,13 +12,13 @@ import numpy as np
 from bench.harness import Benchmark, Options, Result
 from bench.hosts import parties, write_cluster
 from bench.memory import small_model
-from models.config import LlamaConfig
-from models.memory import footprint
-from models.predict import share_bytes
-from models.program import Batch
-from models.weights import open_checkpoint
-from puma_actors.config import load_config
-from puma_actors.remote import RemoteCluster, upload_model
+from models.checkpoints.weights import open_checkpoint
+from models.configs.reading import LlamaConfig
+from models.programs.memory import footprint
+from models.programs.predict import share_bytes
+from models.programs.program import Batch
+from puma_actors.api.remote import RemoteCluster, upload_model
+from puma_actors.hosts.config import load_config
 
 _NAME = "memory.processes"
 _DEMO = replace(

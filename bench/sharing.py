@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from protocols.base.prf import Stream
+from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, decode, encode
+from protocols.base.shares import COMPUTING, Role, SecretBits
+from protocols.drivers.lockstep import combine, deal
 from protocols.linear import Table, Weight
-from protocols.lockstep import combine, deal
-from protocols.prf import Stream
-from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, decode, encode
-from protocols.shares import COMPUTING, Role, SecretBits
 
 Shared = dict[Role, Any]
 Reals = NDArray[np.float64]

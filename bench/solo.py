@@ -9,13 +9,13 @@ import tracemalloc
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from protocols.cost import Traffic
-from protocols.fields import Buffer, Field, fields_bytes
-from protocols.lane import Lane, Path, Settings
-from protocols.lockstep import Pause, interleave
-from protocols.prf import KeyRing, Stream
-from protocols.ring import Bytes, Words
-from protocols.shares import COMPUTING, Role
+from protocols.base.cost import Traffic
+from protocols.base.fields import Buffer, Field, fields_bytes
+from protocols.base.lane import Lane, Path, Settings
+from protocols.base.prf import KeyRing, Stream
+from protocols.base.ring import Bytes, Words
+from protocols.base.shares import COMPUTING, Role
+from protocols.drivers.lockstep import Pause, interleave
 
 T = TypeVar("T")
 

@@ -20,19 +20,26 @@ from bench.sharing import (
     share_table,
     share_weight,
 )
-from protocols.activations import GELU, SILU, Activation, activate
 from protocols.arithmetic import lift, matmul, mul
+from protocols.base.lane import APPROXIMATIONS, Lane
+from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, encode
+from protocols.base.shares import COMPUTING, Role, SecretTensor
 from protocols.compare import less
-from protocols.elementary import Scaled, exp_negative, reciprocal, rsqrt
+from protocols.drivers.ops import Ranges
+from protocols.drivers.secure import Secure
 from protocols.embedding import embed, request_rows
-from protocols.lane import APPROXIMATIONS, Lane
+from protocols.functions.activations import GELU, SILU, Activation, activate
+from protocols.functions.elementary import Scaled, exp_negative, reciprocal, rsqrt
+from protocols.functions.normalize import (
+    AttentionRange,
+    Norm,
+    NormRange,
+    attend,
+    norm_range,
+    normalize,
+)
 from protocols.linear import linear
-from protocols.normalize import AttentionRange, Norm, NormRange, attend, norm_range, normalize
-from protocols.ops import Ranges
-from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, encode
-from protocols.secure import Secure
 from protocols.selection import Term, select
-from protocols.shares import COMPUTING, Role, SecretTensor
 
 Function = Callable[..., Coroutine[Any, Any, Any]]
 Check = Callable[[Shared], Errors]

@@ -21,10 +21,13 @@ from math import comb
 
 import numpy as np
 
-from protocols.cost import Cost
-from protocols.entry import protocol
+from protocols.base.cost import Cost
+from protocols.base.entry import protocol
+from protocols.base.fields import Field, field
+from protocols.base.lane import Lane
+from protocols.base.ring import RING_BITS, Words, packed_bytes
+from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
-from protocols.fields import Field, field
 from protocols.kernels.elementwise import (
     joined,
     lift_secrets,
@@ -33,9 +36,6 @@ from protocols.kernels.elementwise import (
     rounded,
 )
 from protocols.kernels.matmul import batched_matmul
-from protocols.lane import Lane
-from protocols.ring import RING_BITS, Words, packed_bytes
-from protocols.shares import SecretTensor
 
 LinearMap = Callable[[Words], Words]
 

@@ -12,14 +12,14 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from protocols.cost import Cost
-from protocols.entry import protocol
+from protocols.base.cost import Cost
+from protocols.base.entry import protocol
+from protocols.base.fields import field
+from protocols.base.lane import Lane
+from protocols.base.ring import Words, packed_bytes
+from protocols.base.shares import SecretBits
 from protocols.errors import LocalProtocolError
-from protocols.fields import field
 from protocols.kernels.bits import expand_products, look_up_products, mask_products
-from protocols.lane import Lane
-from protocols.ring import Words, packed_bytes
-from protocols.shares import SecretBits
 
 _WORD = 64
 _TABLE_INPUTS = 11

@@ -13,6 +13,12 @@ from functools import cache
 
 import numpy as np
 
+from protocols.base.cost import Cost
+from protocols.base.entry import protocol
+from protocols.base.fields import field
+from protocols.base.lane import Lane
+from protocols.base.ring import Words, packed_bytes
+from protocols.base.shares import SecretBits, SecretTensor, stack, stack_bits
 from protocols.boolean import (
     Circuit,
     and_bits,
@@ -23,16 +29,10 @@ from protocols.boolean import (
     products_cost,
     to_bits,
 )
-from protocols.cost import Cost
-from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
-from protocols.fields import field
 from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
 from protocols.kernels.elementwise import windows
-from protocols.lane import Lane
-from protocols.ring import Words, packed_bytes
 from protocols.selection import Term, select
-from protocols.shares import SecretBits, SecretTensor, stack, stack_bits
 
 _RADIX = {"rounds": 5, "traffic": 3}
 """Digits combined in one level: 5 keeps the dealt subsets of a level below 40 bits an element."""

@@ -21,17 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.arithmetic import lift, lift_cost
-from protocols.cost import Cost
+from protocols.base.cost import Cost
+from protocols.base.entry import protocol
+from protocols.base.fields import field
+from protocols.base.lane import Lane
+from protocols.base.ring import RING_BITS, Bytes, Words, canonical, packed_bytes
+from protocols.base.shares import EVALUATORS, Role, SecretBits, SecretTensor
 from protocols.dpf import expand_selectors, generate_selectors, selector_bytes
-from protocols.entry import protocol
 from protocols.errors import LocalProtocolError
-from protocols.fields import field
 from protocols.kernels.sums import Half, chosen_sums
-from protocols.lane import Lane
 from protocols.linear import Table
-from protocols.ring import RING_BITS, Bytes, Words, canonical, packed_bytes
 from protocols.selection import Term, select, select_cost
-from protocols.shares import EVALUATORS, Role, SecretBits, SecretTensor
 
 LOOKUP_BITS = 32
 """Ring of a look-up: entries of a table must stay below 2^30 with their fraction bits."""

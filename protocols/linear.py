@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from protocols.arithmetic import left_factor, remask, remask_cost, right_factor
-from protocols.entry import protocol
+from protocols.base.entry import protocol
+from protocols.base.lane import Lane
+from protocols.base.prf import Stream, derive
+from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Words
+from protocols.base.shares import Role, SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
 from protocols.kernels.sums import Half
-from protocols.lane import Lane
-from protocols.prf import Stream, derive
-from protocols.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Words
-from protocols.shares import Role, SecretTensor
 
 LinearMap = Callable[[Words], Words]
 

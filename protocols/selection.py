@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from protocols.arithmetic import remask, remask_cost
-from protocols.cost import Cost
-from protocols.entry import protocol
-from protocols.fields import Field, field, fields_bytes
+from protocols.base.cost import Cost
+from protocols.base.entry import protocol
+from protocols.base.fields import Field, field, fields_bytes
+from protocols.base.lane import Lane
+from protocols.base.ring import Bytes, Words
+from protocols.base.shares import SecretBits, SecretTensor
 from protocols.kernels.select import select_part, select_secrets
-from protocols.lane import Lane
-from protocols.ring import Bytes, Words
-from protocols.shares import SecretBits, SecretTensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,14 @@ from functools import cache
 import numpy as np
 
 from protocols.arithmetic import remask, remask_cost
-from protocols.cost import Cost
+from protocols.base.cost import Cost
+from protocols.base.entry import protocol
+from protocols.base.lane import Lane
+from protocols.base.ring import RING_BITS, Bytes, Words, bit_mask
+from protocols.base.shares import EVALUATORS, Role, SecretTensor
 from protocols.dpf import correction_bytes, generate, spline_shares
-from protocols.entry import protocol
 from protocols.errors import ConfigError, LocalProtocolError
 from protocols.kernels.waves import EXACT_BITS, turns
-from protocols.lane import Lane
-from protocols.ring import RING_BITS, Bytes, Words, bit_mask
-from protocols.shares import EVALUATORS, Role, SecretTensor
 
 Function = Callable[[int], int]
 """Argument and value are whole numbers, `EXACT_BITS` of whose bits stand after the point."""

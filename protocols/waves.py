@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.arithmetic import lift, remask, remask_cost
-from protocols.cost import Cost
-from protocols.entry import protocol
+from protocols.base.cost import Cost
+from protocols.base.entry import protocol
+from protocols.base.fields import field
+from protocols.base.lane import Lane
+from protocols.base.ring import FRACTION_BITS, packed_bytes
+from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
-from protocols.fields import field
 from protocols.kernels.waves import UNIT_BITS, combined, harmonics
-from protocols.lane import Lane
-from protocols.ring import FRACTION_BITS, packed_bytes
-from protocols.shares import SecretTensor
 
 _WEIGHT_BITS = 28
 

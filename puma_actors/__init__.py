@@ -1,1 +1,30 @@
-"""The actor runtime: wire, transports, rounds, roles, command line."""
+"""Private inference among three computing parties: the runtime.
+
+    from puma_actors import LocalCluster, PrivateModel, pipeline
+
+From the bottom up: `base`, `transports`, `session`, `roles`, `hosts`, `api`, `profiling`, `cli`. An
+arrow only goes down.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from puma_actors.api.blocking import PrivateModel
+    from puma_actors.api.local import LocalCluster
+    from puma_actors.api.pipelines import pipeline
+
+__all__ = ["LocalCluster", "PrivateModel", "pipeline"]
+
+_HOMES = {
+    "LocalCluster": "puma_actors.api.local",
+    "PrivateModel": "puma_actors.api.blocking",
+    "pipeline": "puma_actors.api.pipelines",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first asked for: most of the program does without NumPy, let alone kernels."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

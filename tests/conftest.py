@@ -20,7 +20,7 @@ from reference import (
     usual_logs,
 )
 
-from models.weights import open_checkpoint
+from models.checkpoints.weights import open_checkpoint
 from puma_actors.cli import main
 
 # Tests press Ctrl-C. A shell has it ignored in what it starts in the background.

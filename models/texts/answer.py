@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from models.encoding import Encoding
 from models.texts.task import Job, TextTask, check_count, softmax
+from models.tokens.encoding import Encoding
+from protocols.base.ring import Floats
 from protocols.errors import ConfigError
-from protocols.ring import Floats
 
 _NOWHERE = -1e4
 Answers = list[dict[str, Any]]

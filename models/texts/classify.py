@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from models.encoding import Encoding
-from models.tasks import default_rows
+from models.programs.head_layers import default_rows
 from models.texts.task import Job, TextTask, check_choice, check_count, many, softmax
+from models.tokens.encoding import Encoding
+from protocols.base.ring import Floats
 from protocols.errors import ConfigError
-from protocols.ring import Floats
 
 _FUNCTIONS = ("softmax", "sigmoid", "none")
 _BEST = object()

@@ -5,12 +5,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from models.architecture import ModelConfig
-from models.program import Rows
+from models.configs.architecture import ModelConfig
+from models.programs.program import Rows
 from models.texts.sentences import SentenceSettings
 from models.texts.task import Job, TextTask, many
-from models.tokenizer import Tokenizer
-from protocols.ring import Floats
+from models.tokens.tokenizer import Tokenizer
+from protocols.base.ring import Floats
 
 
 class Features(TextTask):

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from models.encoding import Encoding
 from models.texts.task import Job, TextTask, check_count, check_words, many, softmax
+from models.tokens.encoding import Encoding
+from protocols.base.ring import Floats
 from protocols.errors import ConfigError, ModelError
-from protocols.ring import Floats
 
 
 class FillMask(TextTask):

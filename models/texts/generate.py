@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.tokenizer import Message, Tokenizer
+from models.tokens.tokenizer import Message, Tokenizer
 from protocols.errors import ConfigError
 
 

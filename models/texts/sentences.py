@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from models.locate import read_json
+from models.files.locate import read_json
 from protocols.errors import ModelError
 
 MODULES = "modules.json"

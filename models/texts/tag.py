@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from models.encoding import Encoding
 from models.texts.task import Job, TextTask, check_choice, check_words, many, softmax
-from protocols.ring import Floats
+from models.tokens.encoding import Encoding
+from protocols.base.ring import Floats
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 _OF_WORDS = ("first", "average", "max")

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from models.architecture import ModelConfig
-from models.config import load_config
-from models.encoding import Encoding, check_length
-from models.program import Rows
-from models.tokenizer import Tokenizer
+from models.configs.architecture import ModelConfig
+from models.configs.reading import load_config
+from models.programs.program import Rows
+from models.tokens.encoding import Encoding, check_length
+from models.tokens.tokenizer import Tokenizer
+from protocols.base.ring import Floats
 from protocols.errors import ConfigError, ModelError
-from protocols.ring import Floats
 
 TASK_HEADS: Mapping[str, str] = {
     "text-classification": "sequence-classification",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.architecture import ModelConfig
+from models.configs.architecture import ModelConfig
 from models.texts.answer import Answer
 from models.texts.classify import Classify
 from models.texts.embed import Features, Sentences
@@ -10,7 +10,7 @@ from models.texts.fill import FillMask
 from models.texts.sentences import SentenceSettings
 from models.texts.tag import Tag
 from models.texts.task import TextTask, check_head
-from models.tokenizer import Tokenizer
+from models.tokens.tokenizer import Tokenizer
 
 _TASKS: dict[str, type[TextTask]] = {
     task.name: task for task in (Answer, Classify, Features, FillMask, Sentences, Tag)

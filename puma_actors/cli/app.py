@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from protocols.errors import Busy, ConfigError, ModelError, PumaError
-from puma_actors.cli import certs, hosts, models, text_commands
+from puma_actors.cli.commands import certs, hosts, models, text_commands
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import (
     Approximation,
@@ -47,7 +47,7 @@ _state: dict[str, Any] = {"debug": False}
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from puma_actors.entry import software
+        from puma_actors.hosts.admission import software
 
         typer.echo(f"puma-actors {software()}")
         raise typer.Exit
@@ -65,7 +65,7 @@ def configure(
     ] = False,
 ) -> None:
     """Options of every command."""
-    from puma_actors.logs import show_logs
+    from puma_actors.base.logs import show_logs
 
     _state["debug"] = debug
     show_logs(verbose)
@@ -99,9 +99,9 @@ def generate(
 ) -> None:
     """Answer a prompt privately, with all five roles in this process or the parties elsewhere."""
     refuse_unsupported(None if cluster else model)
-    from models.sampling import SamplingConfig
-    from protocols.lane import Settings
-    from puma_actors.cli.generate import run_generate
+    from models.tokens.sampling import SamplingConfig
+    from protocols.base.lane import Settings
+    from puma_actors.cli.commands.generate import run_generate
 
     sampling = SamplingConfig(
         max_new_tokens=max_new_tokens,
@@ -136,8 +136,8 @@ def forward(
 ) -> None:
     """Run a model privately on token ids; write logits, or a bare model's last hidden states."""
     refuse_unsupported(None if cluster else model)
-    from protocols.lane import Settings
-    from puma_actors.cli.generate import run_forward
+    from protocols.base.lane import Settings
+    from puma_actors.cli.commands.generate import run_forward
 
     settings = Settings(str(approximation), str(tree), lanes)
     options = {"codec": codec, "network": network, "cluster": cluster, "tokenizer": tokenizer}
@@ -152,8 +152,8 @@ def costs(
     as_json: JsonOption = False,
 ) -> None:
     """Print what each protocol costs: rounds, online and offline bits an element."""
-    from protocols.lane import Settings
-    from puma_actors.cli.reports import run_costs
+    from protocols.base.lane import Settings
+    from puma_actors.cli.commands.reports import run_costs
 
     run_costs(Settings(str(approximation), str(tree)), as_json=as_json)
 
@@ -179,8 +179,8 @@ def inspect(
     """Tell whether a model is supported, and what it would cost to run."""
     if not as_json:
         refuse_unsupported(path)
-    from protocols.lane import Settings
-    from puma_actors.cli.reports import run_inspect
+    from protocols.base.lane import Settings
+    from puma_actors.cli.commands.reports import run_inspect
 
     settings = Settings(str(approximation), str(tree))
     run_inspect(path, prompt_tokens, new_tokens, settings, as_json=as_json)
@@ -208,8 +208,8 @@ def compare(
     a model's owner who wants to know why an answer differs.
     """
     refuse_unsupported(model)
-    from protocols.lane import Settings
-    from puma_actors.cli.compare import run_compare
+    from protocols.base.lane import Settings
+    from puma_actors.cli.commands.compare import run_compare
 
     settings = Settings(str(approximation), str(tree))
     run_compare(model, text or [], input_ids or [], settings, threshold, as_json=as_json)
@@ -242,8 +242,8 @@ def perplexity(
 ) -> None:
     """Score a text with a language model, in plaintext and privately: two perplexities."""
     refuse_unsupported(model)
-    from protocols.lane import Settings
-    from puma_actors.cli.perplexity import run_perplexity
+    from protocols.base.lane import Settings
+    from puma_actors.cli.commands.perplexity import run_perplexity
 
     settings = Settings(str(approximation), str(tree), lanes)
     run_perplexity(
@@ -278,8 +278,8 @@ def profile(
 ) -> None:
     """Run a request and show what it costs: by layer, by protocol, and what to improve."""
     refuse_unsupported(model)
-    from protocols.lane import Settings
-    from puma_actors.cli.profile import run
+    from protocols.base.lane import Settings
+    from puma_actors.cli.commands.profile import run
 
     settings = Settings(str(approximation), str(tree), lanes)
     options = {"network": network}
@@ -341,7 +341,7 @@ def _given(error: Any) -> str:
 
 
 def _fail(line: str, code: int) -> None:
-    from puma_actors.texts import printable, shown
+    from puma_actors.base.texts import printable, shown
 
     with suppress(OSError):  # nobody may be listening
         if _state["debug"]:

@@ -11,6 +11,6 @@ def refuse_unsupported(model: str | None) -> None:
     """
     if model is None or not (Path(model).expanduser() / "config.json").is_file():
         return
-    from models.config import load_config
+    from models.configs.reading import load_config
 
     load_config(Path(model).expanduser())

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 
-from models.predict import predict
-from protocols.cost import Cost
-from protocols.lane import Lane, Link
+from models.programs.predict import predict
+from protocols.base.cost import Cost
+from protocols.base.lane import Lane, Link
+from puma_actors.api.requests import Requests, Step
 from puma_actors.cli.output import amount
 from puma_actors.cli.progress import duration, joined, left
-from puma_actors.requests import Requests, Step
 
 _PATIENCE = 2.0
 """What takes no longer is not worth a prediction, which takes a moment itself."""

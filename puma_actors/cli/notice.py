@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from models.sampling import SamplingConfig
+from models.tokens.sampling import SamplingConfig
+from puma_actors.api.requests import Requests
 from puma_actors.cli.output import amount, stderr
-from puma_actors.requests import Requests
 
 LONG = 200
 """Tokens from which a prompt's cost is told: it grows with the square of the length."""

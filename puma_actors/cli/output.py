@@ -17,8 +17,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 from protocols.errors import ConfigError
+from puma_actors.base.texts import shown
 from puma_actors.cli.progress import progress
-from puma_actors.texts import shown
 
 __all__ = ["Plain", "amount", "check_file", "print_json", "progress", "say", "stderr", "stdout"]
 

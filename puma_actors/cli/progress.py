@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from puma_actors.base.texts import printable
 from puma_actors.cli.screen import Screen
-from puma_actors.texts import printable
 
 EVERY = 5.0
 """Seconds between two lines where there is no terminal."""

@@ -7,16 +7,16 @@ from typing import Any
 
 import anyio
 
-from models.weights import demo_model_path
+from models.checkpoints.weights import demo_model_path
+from protocols.base.lane import Settings
 from protocols.errors import ConfigError
 from protocols.kernels import warm_up
-from protocols.lane import Settings
+from puma_actors.api.local import LocalCluster
+from puma_actors.api.remote import RemoteCluster
+from puma_actors.api.requests import Requests
 from puma_actors.cli.output import progress
-from puma_actors.cluster import LocalCluster
-from puma_actors.config import load_config
-from puma_actors.network import parse_network
-from puma_actors.remote import RemoteCluster
-from puma_actors.requests import Requests
+from puma_actors.hosts.config import load_config
+from puma_actors.transports.delay.network import parse_network
 
 
 def open_cluster(

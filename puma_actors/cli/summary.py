@@ -4,11 +4,11 @@ from typing import Any, TypeAlias
 
 from rich.table import Table
 
-from protocols.cost import Cost
+from protocols.base.cost import Cost
+from puma_actors.api.local import LocalCluster, Usage
+from puma_actors.api.remote import RemoteCluster
 from puma_actors.cli.output import amount, stderr
-from puma_actors.cluster import LocalCluster, Usage
-from puma_actors.network import Network
-from puma_actors.remote import RemoteCluster
+from puma_actors.transports.delay.network import Network
 
 Cluster: TypeAlias = LocalCluster | RemoteCluster
 _ENDS = {"length": "token limit", "context": "context full"}

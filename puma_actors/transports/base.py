@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 import anyio
 
 from protocols.errors import ConfigError, TransportError
-from puma_actors.identity import PeerIdentity
-from puma_actors.wire import Frame, Limits
+from puma_actors.base.identity import PeerIdentity
+from puma_actors.transports.frames import Frame, Limits
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0

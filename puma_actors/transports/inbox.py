@@ -8,9 +8,9 @@ from typing import TypeAlias
 from anyio.lowlevel import checkpoint
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
-from puma_actors.tasks import Signal
+from puma_actors.base.concurrency import Signal
 from puma_actors.transports.base import ChannelEnded
-from puma_actors.wire import Decoder, Frame, Kind, Limits, State
+from puma_actors.transports.frames import Decoder, Frame, Kind, Limits, State
 
 MAX_FRAMES = 64
 MAX_BYTES = 4 << 20

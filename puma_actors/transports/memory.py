@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint
 
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
 from puma_actors.transports.base import Channel, ChannelEnded, Listener, Transport, Unreachable
-from puma_actors.wire import Decoder, Frame, Limits, encode
+from puma_actors.transports.frames import Decoder, Frame, Limits, encode
 
 MAX_FRAMES = 64
 MAX_BYTES = 64 << 20

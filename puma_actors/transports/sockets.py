@@ -15,9 +15,9 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from protocols.errors import ConfigError, PumaError, TransportError
-from puma_actors.identity import PeerIdentity
-from puma_actors.logs import log
-from puma_actors.tasks import Signal
+from puma_actors.base.concurrency import Signal
+from puma_actors.base.identity import PeerIdentity
+from puma_actors.base.logs import log
 from puma_actors.transports.base import Channel, Listener, Refused, Transport, Unreachable
 from puma_actors.transports.stream import StreamChannel, StreamOptions
 

@@ -19,11 +19,11 @@ from typing import cast
 import anyio
 
 from protocols.errors import ConfigError, LocalProtocolError, TransportError
-from puma_actors.identity import PeerIdentity
-from puma_actors.tasks import Signal
+from puma_actors.base.concurrency import Signal
+from puma_actors.base.identity import PeerIdentity
 from puma_actors.transports.base import Channel
+from puma_actors.transports.frames import Frame, Kind, Limits, encode
 from puma_actors.transports.inbox import Inbox, Sink
-from puma_actors.wire import Frame, Kind, Limits, encode
 
 CHUNK_BYTES = 256 << 10
 """Parts of large messages: at 1 Gbit/s a small frame waits 2 ms for one of them."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from urllib.parse import SplitResult
 
 from protocols.errors import ConfigError
-from puma_actors.logs import log
+from puma_actors.base.logs import log
 from puma_actors.transports.sockets import StreamTransport, bind_tcp, open_tcp
 from puma_actors.transports.stream import StreamChannel, StreamOptions
 

@@ -1,4 +1,4 @@
-"""`tls://host:port`: TLS 1.3 with certificates on both sides, from `puma_actors.certs`.
+"""`tls://host:port`: TLS 1.3 with certificates on both sides, from `puma_actors.base.certs`.
 
     TlsTransport(Credentials(Path("certs"), Role.DEALER, "dora"))
     tls://host:port?certs=certs&role=dealer&name=dora        the same in an address
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult
 
+from protocols.base.shares import Role
 from protocols.errors import ConfigError, TransportError
-from protocols.shares import Role
-from puma_actors.certs import load_context
-from puma_actors.identity import PeerIdentity
+from puma_actors.base.certs import load_context
+from puma_actors.base.identity import PeerIdentity
 from puma_actors.transports.sockets import StreamTransport, bind_tcp, open_tcp
 from puma_actors.transports.stream import StreamChannel, StreamOptions
 

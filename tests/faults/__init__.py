@@ -1,7 +1,8 @@
 """Roles as processes of their own on loopback, and everything that can go wrong with them.
 
-    PYTHONPATH=tests python -m faults            the whole matrix, as a table (`make test-faults`)
-    PYTHONPATH=tests python -m faults soak       many clients and random kills (`make soak`)
+    export PYTHONPATH=tests:tests/support
+    python -m faults            the whole matrix, as a table (`make test-faults`)
+    python -m faults soak       many clients and random kills (`make soak`)
 
 `matrix` lists the cells: who is hit, when, and by what. `cell` runs one and holds it to what must
 be true afterwards. `harness` runs the processes, `proxy` stands between them, `hooks` stop them at

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import anyio
 
 from faults.harness import DEADLINE, MODEL, SECOND, Caller, Cluster, kill, wait_until
-from protocols.shares import COMPUTING, Role
-from puma_actors.calls import remove_model
+from protocols.base.shares import COMPUTING, Role
+from puma_actors.hosts.caller import remove_model
 
 STOPPED = float(os.environ.get("PUMA_FAULTS_STOPPED", "10"))
 """Seconds for which a process stands still."""

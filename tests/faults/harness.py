@@ -20,12 +20,12 @@ from waiting import HANG
 
 from faults.proxy import Proxies, Proxy
 from faults.roles import start
+from protocols.base.shares import COMPUTING, Role
 from protocols.errors import PumaError
-from protocols.shares import COMPUTING, Role
-from puma_actors.calls import call
-from puma_actors.cluster import LocalCluster
-from puma_actors.config import ClusterConfig, load_config
-from puma_actors.remote import RemoteCluster
+from puma_actors.api.local import LocalCluster
+from puma_actors.api.remote import RemoteCluster
+from puma_actors.hosts.caller import call
+from puma_actors.hosts.config import ClusterConfig, load_config
 
 SILENCE, HANDSHAKE = 5.0, 15.0
 """Seconds; short, since some faults show only when they have passed, and long enough for processes

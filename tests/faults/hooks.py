@@ -14,10 +14,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from protocols.shares import Role
-from puma_actors import link, port, remote, server, serving, store
-from puma_actors.messages import TensorMessage
-from puma_actors.wire import _PRELUDE, MAGIC, NO_SESSION, VERSION, Frame, Kind, encode
+from protocols.base.shares import Role
+from puma_actors.api import remote
+from puma_actors.hosts import server, store
+from puma_actors.hosts import stored_party as serving
+from puma_actors.roles.messages import TensorMessage
+from puma_actors.session import inference as link
+from puma_actors.session import port
+from puma_actors.transports.frames import _PRELUDE, MAGIC, NO_SESSION, VERSION, Frame, Kind, encode
 
 PREFILL_STEP, DECODE_STEP = 0, 2
 _PLACES = {PREFILL_STEP: "prefill", DECODE_STEP: "decode"}

@@ -2,7 +2,7 @@
 
 from faults.cell import MOMENTS, Cell
 from faults.strangers import CERTIFICATES, FIRST_WORDS, certificate_cell, disk_cell, words_cell
-from protocols.shares import COMPUTING, Role
+from protocols.base.shares import COMPUTING, Role
 
 LINKS = ("evaluator-a–dealer", "evaluator-b–dealer", "evaluator-b–evaluator-a")
 WAYS = (*(f"caller–{role}" for role in COMPUTING), *LINKS)

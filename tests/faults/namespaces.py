@@ -24,9 +24,9 @@ from faults.harness import (
     wait_until,
 )
 from faults.roles import start
-from protocols.shares import COMPUTING, Role
-from puma_actors.certs import create_authority, issue
-from puma_actors.identity import PeerIdentity
+from protocols.base.shares import COMPUTING, Role
+from puma_actors.base.certs import create_authority, issue
+from puma_actors.base.identity import PeerIdentity
 
 _ROLES = (*COMPUTING, Role.CLIENT, Role.OWNER)
 _NET, _PORT = "10.213.77", 7101

@@ -15,7 +15,12 @@ ROOT = Path(__file__).parents[2]
 
 def context() -> ForkServerContext:
     """Where processes come from."""
-    path = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [
+        str(ROOT),
+        str(ROOT / "tests"),
+        str(ROOT / "tests" / "support"),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))  # read when it starts
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["faults.preload"])

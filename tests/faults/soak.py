@@ -1,6 +1,6 @@
 """Many clients at once, some of which are killed, and a party that is killed and comes back.
 
-    PYTHONPATH=tests python -m faults soak [--requests 100] [--clients 10] [--seed 1]
+    PYTHONPATH=tests:tests/support python -m faults soak [--requests 100] [--clients 10] [--seed 1]
 
 Every answer must be that of the plaintext model, or the client must have been refused cleanly: one
 line, exit code 1 or 3. Parties must not grow, nor keep connections or sessions.
@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from faults.harness import DEADLINE, MODEL, TOKENS, Caller, Cluster, kill
-from models.tokenizer import Tokenizer
-from models.weights import open_checkpoint
-from protocols.shares import COMPUTING
+from models.checkpoints.weights import open_checkpoint
+from models.tokens.tokenizer import Tokenizer
+from protocols.base.shares import COMPUTING
 
 PROMPTS = 12
 GROWTH = 48 << 20

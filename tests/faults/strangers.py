@@ -16,11 +16,11 @@ from networks import make_certificates
 from faults.cell import Cell, check_failure
 from faults.harness import DEADLINE, HANDSHAKE, SECOND, Cluster, Event, wait_until
 from faults.hooks import wrong_bytes
-from protocols.shares import COMPUTING, Role
-from puma_actors.certs import issue, load_context
-from puma_actors.entry import Request
-from puma_actors.identity import PeerIdentity
-from puma_actors.wire import NO_SESSION, Decoder, Frame, Kind, encode
+from protocols.base.shares import COMPUTING, Role
+from puma_actors.base.certs import issue, load_context
+from puma_actors.base.identity import PeerIdentity
+from puma_actors.hosts.admission import Request
+from puma_actors.transports.frames import NO_SESSION, Decoder, Frame, Kind, encode
 
 FIRST_WORDS = ("garbage", "truncated", "oversize", "version", "other words", "replayed", "silence")
 KINDS = ("another authority", "expired", "wrong role")

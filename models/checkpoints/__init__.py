@@ -1,0 +1,1 @@
+"""Weights under their canonical names, one tensor at a time, whatever the format."""

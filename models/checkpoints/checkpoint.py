@@ -1,0 +1,116 @@
+"""An open checkpoint of whatever format: weights under canonical names, checked on opening."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.configs.architecture import ModelConfig
+from models.configs.heads import LABELLED_HEADS
+from models.configs.names import Shape
+from protocols.errors import ModelError
+
+
+class Checkpoint(ABC):
+    """Weights and configuration of one model; a context manager that closes its files.
+
+    `path` is the file or folder that was opened (the tokenizer is read from the same place),
+    `nbytes` the size of the weights as they are stored.
+    """
+
+    path: Path
+    config: ModelConfig
+    nbytes: int
+
+    @cached_property
+    def _shapes(self) -> dict[str, Shape]:
+        return self.config.tensors()
+
+    def names(self) -> tuple[str, ...]:
+        """Canonical names of all weights, those of transformers' class with the head.
+
+        A head that is tied to the embedding table is absent. The names do not depend on whether
+        the file holds the bare model.
+        """
+        return tuple(self._shapes)
+
+    def shape(self, name: str) -> Shape:
+        """Shape of a weight as it is stored, as a rule (outputs, inputs). Raises ModelError."""
+        if name not in self._shapes:
+            raise ModelError(f"{self.path}: the model has no tensor {name!r}")
+        return self._shapes[name]
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """A weight as a fresh C-contiguous float32 array of `shape(name)`; safe in threads.
+
+        Raises ModelError when the name is unknown or a value is NaN or infinite.
+        """
+        shape = self.shape(name)
+        values = self._read(name)
+        assert values.shape == shape, (name, values.shape, shape)
+        if not np.isfinite(values).all():
+            raise ModelError(f"{self.path}: {name} contains NaN or infinity; the file is damaged")
+        return values
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the files; no tensor can be read afterwards."""
+
+    @abstractmethod
+    def _read(self, name: str) -> NDArray[np.float32]:
+        """The weight called `name`, whose existence and shape were checked on opening."""
+
+    def _check_tensors(self, found: Mapping[str, Shape]) -> None:
+        """Raise ModelError unless the weights of the configuration are there.
+
+        Of others, only buffers, copies of tied weights and heads that are not used may be there:
+        a bias or an adapter left out in silence would change the answers.
+        """
+        expected, config, tied = self._shapes, self.config, self.config.tied()
+        for name, shape in expected.items():
+            if name not in found:
+                raise ModelError(
+                    f"{self.path}: tensor {name} is missing, expected shape {shape}"
+                    f"{self._other_heads(found)}"
+                )
+            if found[name] != shape:
+                raise ModelError(
+                    f"{self.path}: tensor {name} has shape {found[name]}, expected {shape}"
+                )
+        for name in found:
+            if name in expected or name in tied or config.is_ignored(name):
+                continue
+            if not config.naming.is_of_other_head(name, expected):
+                raise ModelError(
+                    f"{self.path}: tensor {name[:80]} is not part of family {config.family!r} with "
+                    f"the settings in its configuration and head {config.head!r}; adapters, "
+                    "experts and further biases are not supported"
+                )
+
+    def _other_heads(self, found: Mapping[str, Shape]) -> str:
+        """The end of a message: which heads the file has all the weights of."""
+        heads = [head for head in self.config.heads if self._has_head(head, found)]
+        return f"; the file has the weights of head: {', '.join(heads)}" if heads else ""
+
+    def _has_head(self, head: str, found: Mapping[str, Shape]) -> bool:
+        labels = 2 if head in LABELLED_HEADS else 0
+        other = self.config.with_head(head, labels)
+        return head != self.config.head and found.keys() >= other.adapted(found).tensors().keys()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,113 @@
+"""Weights of a checkpoint under their canonical names, one float32 tensor at a time.
+
+Files are memory-mapped: opening one reads its header, and `tensor` reads what is asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.gguf_weights import GgufCheckpoint
+from models.configs.reading import config_of_source
+from models.files.locate import (
+    SAFETENSORS_INDEX,
+    Source,
+    demo_model_path,
+    find_source,
+    read_json,
+    resolve_model,
+)
+from models.files.safetensors_reader import SafetensorsFile
+from protocols.errors import ModelError
+
+__all__ = ["Checkpoint", "demo_model_path", "open_checkpoint"]
+
+
+class _SafetensorsCheckpoint(Checkpoint):
+    """One file, or the shards that an index names."""
+
+    def __init__(self, source: Source, *, head: str | None = None) -> None:
+        self.path = source.file
+        config = config_of_source(source, head=head)
+        self._files: list[SafetensorsFile] = []
+        owner: dict[str, SafetensorsFile] = {}
+        try:
+            for file in _shards(source):
+                opened = SafetensorsFile(file)
+                self._files.append(opened)
+                owner.update(dict.fromkeys(opened.tensors, opened))
+            # Canonical name -> file and name there.
+            names = config.naming.stored_names(owner)
+            self._places = {name: (owner[stored], stored) for name, stored in names.items()}
+            found = {n: file.tensors[stored].shape for n, (file, stored) in self._places.items()}
+            self.config = config.adapted(found)
+            self._check_tensors(found)
+            self._check_stored()
+        except BaseException:
+            self.close()
+            raise
+        places = [self._places[name] for name in self.names()]
+        self.nbytes = sum(file.tensors[stored].nbytes for file, stored in places)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def _read(self, name: str) -> NDArray[np.float32]:
+        file, stored = self._places[name]
+        return file.tensor(stored)
+
+    def _check_stored(self) -> None:
+        """Storage types can be read, and a tied weight that is stored all the same is a copy."""
+        for name in self.names():
+            file, stored = self._places[name]
+            file.check(stored)
+        for name, source in self.config.tied().items():
+            if name in self._places and self._raw(name) != self._raw(source):
+                raise ModelError(
+                    f"{self.path}: {name} differs from {source}, and this model has one for both"
+                    f"{self._remedy(name)}"
+                )
+
+    def _remedy(self, name: str) -> str:
+        if not self.config.tie_embeddings or not name.endswith(".weight"):
+            return ": remove the one that is not meant"
+        return ": set tie_word_embeddings to false in config.json, or remove the tensor"
+
+    def _raw(self, name: str) -> bytes:
+        file, stored = self._places[name]
+        return file.raw(stored)
+
+
+def _shards(source: Source) -> list[Path]:
+    if source.file.name != SAFETENSORS_INDEX:
+        return [source.file]
+    weight_map = read_json(source.file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{source.file}: has no 'weight_map'; download it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        # An index from the hub must not lead out of its folder.
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{source.file}: {name!r} is not the name of a shard")
+        if not (source.folder / name).is_file():
+            raise ModelError(f"{source.file}: shard {name} is missing; download it")
+    return [source.folder / name for name in names]
+
+
+def open_checkpoint(path_or_name: str | Path, *, head: str | None = None) -> Checkpoint:
+    """Open a folder, a .safetensors or .gguf file, or a name on the Hugging Face hub.
+
+    `head`, one of `models.configs.heads.HEADS`, overrides the one that the checkpoint names.
+    Everything but the values is checked here: the architecture is supported, every weight is there
+    with the right shape and in a storage type that can be read, no file is cut short. Raises
+    ModelError.
+    """
+    source = find_source(resolve_model(path_or_name))
+    if source.kind == "gguf":
+        return GgufCheckpoint(source, head=head)
+    return _SafetensorsCheckpoint(source, head=head)

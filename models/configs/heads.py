@@ -1,0 +1,118 @@
+"""What is evaluated on top of a model: which head, how many outputs, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.configs.validate import check_choice, check_size, short, unsupported
+from protocols.errors import ModelError
+
+HEADS = (
+    "none",
+    "causal-lm",
+    "masked-lm",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+)
+"""`none` is the base model: the last hidden state."""
+LABELLED_HEADS = ("sequence-classification", "token-classification", "question-answering")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+MAX_LABELS = 1 << 14
+
+# Names of labels are for display. Longer ones are cut, and more text than this is left out, so
+# that a configuration stays small enough to publish.
+_MAX_LABEL_CHARACTERS = 200
+_MAX_LABELS_CHARACTERS = 1 << 16
+# What the name of a class of transformers ends with, after the name of the family.
+_SUFFIXES = {
+    "Model": "none",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+    "ForMaskedLM": "masked-lm",
+    # Its second head, whether one sentence follows another, is left out.
+    "ForPreTraining": "masked-lm",
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
+
+
+def read_head(
+    data: Mapping[str, Any], class_name: str, heads: tuple[str, ...], head: str | None
+) -> dict[str, Any]:
+    """`head`, `num_labels`, `labels` and `problem_type` from a `config.json`.
+
+    class_name: what the names of the family's classes start with. Without `architectures` a
+    decoder predicts tokens and an encoder has no head. Raises ModelError.
+    """
+    named = _head_of_class(data, class_name, heads, override=head is not None)
+    if head is None:
+        head = named
+    check_choice("head", head, heads)
+    if head == "question-answering":  # scores of the first and the last token of the answer
+        return {"head": head, "num_labels": 2}
+    if head not in LABELLED_HEADS:
+        return {"head": head}
+    count, labels = _read_labels(data)
+    problem = data.get("problem_type") if head == "sequence-classification" else None
+    return {"head": head, "num_labels": count, "labels": labels, "problem_type": problem}
+
+
+def check_labels(head: str, count: object, labels: object, problem_type: object) -> None:
+    """Raise ModelError unless the labels of a configuration fit its head."""
+    if head == "question-answering":
+        check_size("num_labels", count, 2, least=2)
+    elif head in LABELLED_HEADS:
+        check_size("num_labels", count, MAX_LABELS)
+    else:
+        check_size("num_labels", count, 0, least=0)
+    if not isinstance(labels, tuple) or len(labels) not in (0, count):
+        raise ModelError(f"labels must be a list of {count} names or none, found {short(labels)}")
+    for label in labels:
+        if not isinstance(label, str) or len(label) > _MAX_LABEL_CHARACTERS:
+            raise ModelError(
+                f"labels: {short(label)} is not a text of up to {_MAX_LABEL_CHARACTERS} characters"
+            )
+    if sum(map(len, labels)) > _MAX_LABELS_CHARACTERS:
+        raise ModelError(f"labels: more than {_MAX_LABELS_CHARACTERS} characters in total")
+    if problem_type is not None:
+        check_choice("problem_type", problem_type, PROBLEM_TYPES)
+
+
+def _head_of_class(
+    data: Mapping[str, Any], class_name: str, heads: tuple[str, ...], *, override: bool
+) -> str:
+    classes = data.get("architectures")
+    if not classes:
+        return "causal-lm" if "causal-lm" in heads else "none"
+    known = {class_name + suffix: head for suffix, head in _SUFFIXES.items() if head in heads}
+    first = classes[0] if isinstance(classes, list) else classes
+    if isinstance(first, str) and first in known:
+        return known[first]
+    # Another head of the same family may be overridden; another family has another function.
+    if override and isinstance(first, str) and first.startswith(class_name):
+        return "none"
+    model_type = short(data.get("model_type"))
+    raise unsupported(f"architectures (model_type {model_type})", first, ", ".join(known))
+
+
+def _read_labels(data: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+    """Number of labels and their names; transformers assumes two where neither is given."""
+    names, count = data.get("id2label"), data.get("num_labels")
+    if names is None:
+        count = 2 if count is None else count
+        check_size("num_labels", count, MAX_LABELS)
+        return count, ()
+    if not isinstance(names, Mapping):
+        raise ModelError(f"id2label: {short(names)} is not a mapping of numbers to names")
+    check_size("id2label (number of labels)", len(names), MAX_LABELS)
+    if count is not None and count != len(names):
+        raise ModelError(f"num_labels: {short(count)} differs from the {len(names)} of id2label")
+    by_number = {str(key): value for key, value in names.items()}
+    if by_number.keys() != set(map(str, range(len(names)))):
+        raise ModelError(f"id2label does not number its labels from 0 to {len(names) - 1}")
+    labels = [str(by_number[str(i)])[:_MAX_LABEL_CHARACTERS] for i in range(len(names))]
+    fits = sum(map(len, labels)) <= _MAX_LABELS_CHARACTERS
+    return len(names), tuple(labels) if fits else ()

@@ -1,0 +1,107 @@
+"""Architectures by name: read from a checkpoint of whatever family, or from what a peer published.
+
+Everything in a configuration is public by design (see the README): sizes and constants, never a
+weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from models.configs.architecture import ACTIVATIONS, ModelConfig
+from models.configs.distilbert import DistilBertConfig
+from models.configs.encoder import BertConfig, EncoderConfig, RobertaConfig
+from models.configs.falcon import FalconConfig
+from models.configs.gguf import config_of_gguf, gguf_eos_token_ids
+from models.configs.gpt2 import Gpt2Config
+from models.configs.heads import HEADS
+from models.configs.llama import LlamaConfig
+from models.configs.rope import RopeScaling
+from models.configs.validate import token_ids, unsupported
+from models.files.gguf_reader import GgufFile
+from models.files.locate import Source, find_source, read_json
+
+__all__ = [
+    "ACTIVATIONS",
+    "HEADS",
+    "BertConfig",
+    "DistilBertConfig",
+    "EncoderConfig",
+    "FalconConfig",
+    "Gpt2Config",
+    "LlamaConfig",
+    "ModelConfig",
+    "RobertaConfig",
+    "RopeScaling",
+    "config_from_public",
+    "config_of_gguf",
+    "config_of_source",
+    "gguf_eos_token_ids",
+    "load_config",
+    "supported_families",
+    "supported_model_types",
+]
+
+_FAMILIES: dict[str, type[ModelConfig]] = {
+    config.family: config
+    for config in (
+        BertConfig,
+        DistilBertConfig,
+        FalconConfig,
+        Gpt2Config,
+        LlamaConfig,
+        RobertaConfig,
+    )
+}
+_MODEL_TYPES = {name: config for config in _FAMILIES.values() for name in config.model_types}
+
+
+def supported_families() -> tuple[str, ...]:
+    """Names of the model families that can be evaluated, sorted."""
+    return tuple(sorted(_FAMILIES))
+
+
+def supported_model_types() -> tuple[str, ...]:
+    """`model_type` of every kind of `config.json` that is read, sorted."""
+    return tuple(sorted(_MODEL_TYPES))
+
+
+def config_from_public(data: object) -> ModelConfig:
+    """The configuration a peer published, of whatever family. Raises ModelError."""
+    family = data.get("family") if isinstance(data, Mapping) else None
+    if not isinstance(family, str) or family not in _FAMILIES:
+        raise unsupported("family", family, ", ".join(supported_families()))
+    return _FAMILIES[family].from_public(data)
+
+
+def load_config(path: str | Path, *, head: str | None = None) -> ModelConfig:
+    """The configuration of the checkpoint at `path`: a folder, a .safetensors or a .gguf file.
+
+    `head` overrides the one that the checkpoint names. Raises ModelError when the checkpoint is
+    missing, unreadable or not supported.
+    """
+    source = find_source(path)
+    if source.kind != "gguf":
+        return config_of_source(source, head=head)
+    file = GgufFile(source.file)
+    try:
+        return config_of_gguf(file, head=head)
+    finally:
+        file.close()
+
+
+def config_of_source(source: Source, *, head: str | None = None) -> ModelConfig:
+    """The configuration in the `config.json` beside safetensors. Raises ModelError."""
+    data = read_json(source.folder / "config.json")
+    model_type = data.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _MODEL_TYPES:
+        raise unsupported("model_type", model_type, ", ".join(supported_model_types()))
+    config = _MODEL_TYPES[model_type].from_hf(data, head=head)
+    # Chat models name the token that ends a turn only here.
+    generation = source.folder / "generation_config.json"
+    if not generation.is_file():
+        return config
+    extra = token_ids(read_json(generation).get("eos_token_id"))
+    return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *extra))))

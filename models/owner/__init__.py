@@ -1,0 +1,1 @@
+"""What the owner does before sharing, and to check its own model: ranges, probes, comparisons."""

@@ -1,0 +1,387 @@
+"""`Ops` on bounds: the ranges that a model's secure run needs, proven from its weights.
+
+A row that left a norm has a known length, whatever the input was; every later step can stretch it
+by no more than its weights allow, and by what the approximations and roundings of a secure run add.
+So each range below holds for every input there is, and nothing has to be measured. What cannot be
+represented is refused, with the name of the place.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.programs.plan import MAX_ROPE_FRAC, MAX_VALUE_DROP
+from models.programs.sharing import TABLE_LIMIT
+from protocols.arithmetic import PRODUCT_BITS
+from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS, Floats
+from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Span
+from protocols.drivers.secure import OUTPUT_LIMIT
+from protocols.errors import RangeError
+from protocols.functions.normalize import (
+    MAX_SCORE_BITS,
+    AttentionRange,
+    Norm,
+    NormRange,
+    norm_range,
+    spare_bits,
+)
+
+Vector = NDArray[np.float64]
+
+ACTIVATION_LIMIT = 2.0**15
+HELD = 1 - 2.0**-12
+"""Of a limit: a comparison looks at numbers whose last bits are shifted away, and what a shift adds
+must not reach the limit either. ReLU of 2^15 - 2^-18 was 0.
+"""
+_SLACK = 1.001  # float32 products of a few thousand terms stay well within it
+ACTIVATION_ERROR = 0.08
+"""No set of approximations is further from an activation function ("puma" is: 0.0725 from SiLU)."""
+_ULP = 2.0**-17  # two units of the last of 18 fraction bits
+_SQUARINGS = 3
+MIN_ROPE_FRAC = 8
+_ENOUGH_ROPE_FRAC, _LEAST_BESIDE_VALUES = 16, 12
+"""Fraction bits of angles for which large values give up some of theirs, and how many they must
+leave: an angle's error counts times the score.
+"""
+
+
+def spectral(matrix: Floats) -> float:
+    """An upper bound of the largest singular value, at most size^(1/32) above it.
+
+    ||G||_2 <= ||G^8||_F^(1/8) for the symmetric G = W^T W (or W W^T, whichever is smaller).
+    """
+    w = np.asarray(matrix, dtype=np.float32)
+    peak = float(np.abs(w).max(initial=0.0))
+    if peak == 0.0 or not math.isfinite(peak):
+        return peak
+    w = w / np.float32(peak)
+    gram = w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
+    log = 0.0
+    for power in range(_SQUARINGS):
+        size = float(np.linalg.norm(gram))
+        gram = gram / np.float32(size)
+        log += math.log(size) / 2**power
+        gram = gram @ gram
+    log += math.log(float(np.linalg.norm(gram))) / 2**_SQUARINGS
+    return _SLACK * peak * math.exp(log / 2)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Rows x = scale * z + shift with |z| <= radius (Euclidean) and entries multiplied one by one.
+
+    Attributes:
+        size: features of a row.
+        scale: (features,) sizes of the factors, or None for ones.
+        shift: (features,), or None for zeros.
+        frac: fraction bits that the secure run has here.
+    """
+
+    size: int
+    radius: float
+    scale: Vector | None = None
+    shift: Vector | None = None
+    frac: int = RESIDUAL_BITS
+
+    @property
+    def length(self) -> float:
+        """Of a whole row."""
+        factor = 1.0 if self.scale is None else float(self.scale.max(initial=0.0))
+        offset = 0.0 if self.shift is None else float(np.linalg.norm(self.shift))
+        return self.radius * factor + offset
+
+    @property
+    def entry(self) -> float:
+        """Of a single entry."""
+        if self.scale is None:
+            return self.length
+        offset = 0.0 if self.shift is None else np.abs(self.shift)
+        return float((self.radius * self.scale + offset).max(initial=0.0))
+
+
+@dataclass(frozen=True)
+class HeadBound:
+    """Lengths of each head's rows of `size` entries, and the largest entry."""
+
+    size: int
+    lengths: Vector
+    entry: float
+
+
+class Bounds:
+    """See the module's text. `ranges` is complete when the program has ended.
+
+    Args:
+        positions: tokens that a sequence can have.
+    """
+
+    def __init__(self, positions: int) -> None:
+        self._positions = positions
+        self._norms: dict[str, NormRange] = {}
+        self._attention: dict[str, AttentionRange] = {}
+        self._rope: dict[str, tuple[int, int]] = {}
+
+    @property
+    def ranges(self) -> Ranges:
+        """What the program asked for so far."""
+        return Ranges(dict(self._norms), dict(self._attention))
+
+    async def embed(self, table: Floats, count: int, columns: int) -> Bound:
+        _check("table", float(np.abs(table).max(initial=0.0)), TABLE_LIMIT)
+        rows = np.asarray(table)[:, :columns]
+        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+        return Bound(columns, math.sqrt(float(squares.max())) + _noise(columns))
+
+    async def norm(
+        self,
+        x: Bound,
+        name: str,
+        norm: Norm,
+        gain: Floats | None = None,
+        shift: Floats | None = None,
+        *,
+        unit: bool = False,
+    ) -> Bound:
+        scale = None if gain is None else np.abs(np.asarray(gain, dtype=np.float64))
+        largest = 1.0 if scale is None else float(scale.max(initial=0.0))
+        found = _named(name, norm_range, norm, _SLACK * x.length + 2.0**-10, largest)
+        self._norms[name] = found
+        offset = None if shift is None else np.asarray(shift, dtype=np.float64)
+        radius = (1.0 if unit else math.sqrt(norm.size)) * (1 + 4 * 2.0**-found.frac)
+        frac = FRACTION_BITS if shift is None else RESIDUAL_BITS
+        if scale is not None:  # a gain of zero leaves roundings
+            scale = np.maximum(scale, 4 * _ULP)
+        result = Bound(norm.size, _SLACK * radius, scale, offset, frac)
+        if gain is not None:  # which may be multiplied by the result
+            _check(name, result.entry, 2.0 ** (PRODUCT_BITS - frac - FRACTION_BITS))
+        return result
+
+    async def linear(self, x: Bound, weight: Floats, name: str) -> Bound:
+        matrix, bias = _effective(x, weight)
+        _check(name, float(_entries(x, matrix, bias).max()), _limit(x))
+        return Bound(matrix.shape[1], _length(x, matrix, bias))
+
+    async def dense(self, x: Bound, weight: Floats, name: str, activation: str) -> Bound:
+        matrix, bias = _effective(x, weight)
+        _check(name, float(_entries(x, matrix, bias).max()), ACTIVATION_LIMIT)
+        # No activation is further from 0 than its argument; its approximation may be.
+        size = matrix.shape[1]
+        length = _length(x, matrix, bias) + math.sqrt(size) * ACTIVATION_ERROR
+        return Bound(size, length, frac=FRACTION_BITS)
+
+    async def gated(self, x: Bound, weight: Floats, name: str, activation: str) -> Bound:
+        matrix, bias = _effective(x, weight)
+        half = matrix.shape[1] // 2
+        sizes = _entries(x, matrix, bias)
+        gate, up = sizes[:half] + ACTIVATION_ERROR, sizes[half:]
+        _check(name, float(sizes.max()), ACTIVATION_LIMIT)
+        _check(name, float((gate * up).max()), 2.0 ** (PRODUCT_BITS - 2 * FRACTION_BITS))
+        # The product is rounded once more, after the gate's factors of at least its error.
+        length = _length(x, matrix[:, half:], bias[half:]) + _noise(half) / ACTIVATION_ERROR
+        return Bound(half, length, gate, None, FRACTION_BITS)
+
+    async def project(
+        self,
+        x: Bound,
+        weight: Floats,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        gains: tuple[Floats, Floats] | None = None,
+    ) -> tuple[HeadBound, HeadBound, HeadBound]:
+        matrix, bias = _effective(x, weight)
+        bound = _heads(x, matrix, bias, heads.size)
+        sizes = _entries(x, matrix, bias)
+        _check(name, float(sizes.max()), _limit(x))
+        rotated = heads.query + heads.key
+        lengths = bound.copy()
+        if norm is not None and gains is not None:
+            longest = Bound(heads.size, float(bound[:rotated].max()))
+            limits = [
+                (await self.norm(longest, f"{name}.heads", norm, np.abs(gain))).length
+                for gain in gains
+            ]
+            gain = np.maximum(*(np.abs(np.asarray(g)) for g in gains))
+            await self.norm(longest, f"{name}.heads", norm, gain)
+            lengths[: heads.query], lengths[heads.query : rotated] = limits
+            self._rope[name] = MAX_ROPE_FRAC, 0
+        elif rotation is not None:
+            pair = _pairs(sizes[: rotated * heads.size], heads.size)
+            self._rope[name] = _rope_bits(name, x, pair, float(sizes[rotated * heads.size :].max()))
+        entry = float(sizes[rotated * heads.size :].max())
+        parts = np.split(lengths, [heads.query, rotated])
+        q, k, v = (HeadBound(heads.size, part, entry) for part in parts)
+        return q, k, v
+
+    async def attention(
+        self, q: HeadBound, k: HeadBound, v: HeadBound, name: str, spans: Sequence[Span]
+    ) -> Bound:
+        share = len(q.lengths) // len(k.lengths)
+        rope_frac, drop = self._rope.get(name, (0, 0))
+        score = float((q.lengths * np.repeat(k.lengths, share)).max()) * _turned(rope_frac) ** 2
+        biases = [s.slopes.bias(self._positions) for s in spans if s.slopes is not None]
+        score += max((float(np.abs(bias).max()) for bias in biases), default=0.0)
+        bits = max(4, math.ceil(math.log2(max(score * _SLACK, 1.0))))
+        if bits > MAX_SCORE_BITS:
+            raise RangeError(
+                f"{name}: attention scores can reach {score:.3g}, above 2^{MAX_SCORE_BITS}: the "
+                "query and key weights are too large"
+            )
+        value_bits = max(0, math.ceil(math.log2(max(v.entry * _SLACK, 1.0))))
+        spare = _named(name, spare_bits, value_bits, self._positions)
+        self._attention[name] = AttentionRange(bits, value_bits, rope_frac, drop)
+        lengths = np.repeat(v.lengths, share)
+        size = len(lengths) * v.size
+        length = float(np.linalg.norm(lengths)) + 2.0 ** max(spare, drop) * _noise(size)
+        return Bound(size, length, frac=FRACTION_BITS)
+
+    async def output(self, x: Bound, weight: Floats, name: str, *, tied: bool = False) -> Bound:
+        matrix, bias = _effective(x, np.asarray(weight).T if tied else weight)
+        largest = float(_entries(x, matrix, bias).max())
+        fraction = RESIDUAL_BITS if tied else WEIGHT_BITS
+        _check(name, largest, min(OUTPUT_LIMIT, 2.0 ** (PRODUCT_BITS - x.frac - fraction)))
+        return Bound(matrix.shape[1], largest)
+
+    async def mean(self, x: Bound, lengths: Sequence[int]) -> Bound:
+        # A sum times the inverse of its length is the only number that must fit: below
+        # OUTPUT_LIMIT = 2^17, with 22 and 22 fraction bits below 2^61, where `map_public` wants
+        # 2^62. What wraps before cancels: the inverse is a whole number.
+        return self.result(x)
+
+    def result(self, x: Bound) -> Bound:
+        # 2^35 steps of 2^-18 and two that a shift adds, in 37 bits; differences for an arg-max are
+        # below 2^31 HELD steps of 2^-13 in 32 bits.
+        _check("result", x.entry, OUTPUT_LIMIT)
+        return x
+
+    def add(self, x: Bound, y: Bound) -> Bound:
+        return Bound(x.size, x.length + y.length)
+
+    def sums(self, x: Bound, lengths: Sequence[int]) -> Bound:
+        return Bound(x.size, x.length * self._positions)
+
+    def append(self, past: HeadBound | None, new: HeadBound) -> HeadBound:
+        return new
+
+    def take(self, x: Any, index: Index) -> Any:
+        if isinstance(x, Bound):
+            return x
+        rows = np.asarray(x, dtype=np.float64)
+        length = float(np.sqrt((rows**2).sum(axis=-1)).max())
+        return Bound(rows.shape[1], length + _noise(rows.shape[1]))
+
+    def heads_at(self, x: HeadBound, index: Index) -> HeadBound:
+        return x
+
+
+def _effective(x: Bound, weight: Floats) -> tuple[Floats, Vector]:
+    """The matrix and bias as they meet z, where x = scale * z + shift."""
+    matrix = np.asarray(weight[: x.size], dtype=np.float32)
+    bias = np.zeros(matrix.shape[1])
+    if x.size < weight.shape[0]:
+        bias = bias + weight[x.size]
+    if x.shift is not None:
+        bias = bias + x.shift @ matrix
+    if x.scale is not None:
+        matrix = matrix * x.scale[:, None].astype(np.float32)
+    return matrix, bias
+
+
+def _noise(size: int) -> float:
+    """Longest row of `size` roundings."""
+    return math.sqrt(size) * _ULP
+
+
+def _rounded(x: Bound) -> float:
+    """By how much the rounded weights of a column can move its entry: they are shared with
+    WEIGHT_BITS fraction bits (tables with more).
+    """
+    across = math.sqrt(x.size) if x.scale is None else float(np.linalg.norm(x.scale))
+    return 2.0 ** -(WEIGHT_BITS + 1) * across * x.radius
+
+
+def _entries(x: Bound, matrix: Floats, bias: Vector) -> Vector:
+    """Largest size of each entry of the product of x and a matrix (see `_effective`)."""
+    lengths = np.sqrt(np.einsum("ij,ij->j", matrix, matrix, dtype=np.float64))
+    sizes: Vector = _SLACK * lengths * x.radius + np.abs(bias) + _rounded(x) + _ULP
+    return sizes
+
+
+def _length(x: Bound, matrix: Floats, bias: Vector) -> float:
+    """Largest length of a row of the product of x and a matrix (see `_effective`)."""
+    size = matrix.shape[1]
+    exact = spectral(matrix) * x.radius + float(np.linalg.norm(bias))
+    return exact + math.sqrt(size) * _rounded(x) + _noise(size)
+
+
+def _heads(x: Bound, matrix: Floats, bias: Vector, size: int) -> Vector:
+    """Largest length of each head's part of a projection."""
+    parts = [slice(start, start + size) for start in range(0, matrix.shape[1], size)]
+    return np.array([_length(x, matrix[:, part], bias[part]) for part in parts])
+
+
+def _turned(frac: int) -> float:
+    """By how much a rotation can stretch: sines and cosines rounded to `frac` fraction bits (0: no
+    rotation) are each off by 2^-(frac + 1).
+    """
+    return 1.0 + 2.0**-frac if frac > 0 else 1.0
+
+
+def _pairs(sizes: Vector, size: int) -> float:
+    """Largest entry after any rotation, which mixes entries half a head apart."""
+    pairs = sizes.reshape(-1, 2, size // 2)
+    return float(np.hypot(pairs[:, 0], pairs[:, 1]).max())
+
+
+def _rope_bits(name: str, x: Bound, pair: float, value: float) -> tuple[int, int]:
+    """Fraction bits of rotary angles, and those that values up to `value` give up for them, where
+    what is rotated stays below `pair`.
+    """
+    turned, held = (
+        PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(max(size, 1.0)))
+        for size in (pair, value)
+    )
+    turned -= pair * _turned(turned) * 2.0**turned >= _limit(x)
+    drop = min(MAX_VALUE_DROP, max(0, min(turned, _ENOUGH_ROPE_FRAC) - held))
+    found = min(turned, held + drop, MAX_ROPE_FRAC)
+    for what, bits, least, largest in (
+        ("query or key", found, MIN_ROPE_FRAC, pair),
+        ("value", held + drop, min(turned, _LEAST_BESIDE_VALUES), value),
+    ):
+        if bits < least:
+            raise RangeError(
+                f"{name}: a {what} can reach {largest:.3g}, which leaves {bits} bits for rotary "
+                f"angles where {least} are needed: the weights are too large"
+            )
+    return found, drop
+
+
+def product_limit(frac: int) -> float:
+    """Below what the products of a weight and an input with `frac` fraction bits must stay: as
+    integers below 2^61, since twice the product is formed (`protocols.arithmetic`).
+    """
+    return 2.0 ** (PRODUCT_BITS - frac - WEIGHT_BITS)
+
+
+def _limit(x: Bound) -> float:
+    return product_limit(x.frac)
+
+
+def _check(name: str, value: float, limit: float, what: str = "weights") -> None:
+    if not value < HELD * limit:
+        raise RangeError(
+            f"{name}: values can reach {value:.3g}, above {limit:g} that the ring can hold: its "
+            f"{what} or those before it are too large"
+        )
+
+
+def _named(name: str, function: Any, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except RangeError as error:
+        raise RangeError(f"{name}: {error}") from None

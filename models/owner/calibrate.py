@@ -1,0 +1,65 @@
+"""The owner's part before sharing: the ranges of its model, and runs in plaintext."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from models.configs.architecture import ModelConfig
+from models.owner.bounds import Bounds
+from models.owner.probe import probe
+from models.programs.families import forward
+from models.programs.head_layers import default_rows
+from models.programs.plan import Plan
+from models.programs.program import Batch, Cache, Rows, batch_of
+from protocols.base.ring import Floats
+from protocols.drivers.ops import Ranges
+from protocols.drivers.plain import Plain, Record
+from protocols.drivers.trace import run_now
+
+
+def calibrate(
+    config: ModelConfig,
+    parameters: Mapping[str, Floats],
+    texts: Sequence[Sequence[int]] = (),
+) -> Plan:
+    """The plan of a model: ranges that hold for every input, proven from its weights.
+
+    Args:
+        texts: token ids of texts that the owner expects, on which precision is tried beside
+            made-up tokens.
+
+    Raises:
+        RangeError: a place of the model needs numbers that a 64-bit ring cannot hold, or blows up
+            what a rounding or an approximation is off (see `models.owner.probe`).
+        ConfigError: a text holds what is no token.
+    """
+    bounds = Bounds(config.max_positions)
+    kinds: list[Rows] = ["all", "unit"] if config.head == "none" else [default_rows(config)]
+    for rows in kinds:
+        cache = Cache.empty(config.num_layers)
+        with np.errstate(over="ignore", invalid="ignore"):  # ends as a RangeError
+            run_now(_forward(bounds, config, parameters, Batch((1,), rows), cache))
+    found = bounds.ranges
+    probe(config, parameters, found, texts)
+    return Plan(config, Ranges(found.norms, found.attention))
+
+
+async def _forward(ops: object, *args: object) -> object:
+    return await forward(ops, *args)  # type: ignore[arg-type]
+
+
+def plain_run(
+    config: ModelConfig,
+    parameters: Mapping[str, Floats],
+    sequences: Sequence[Sequence[int]],
+    rows: Rows = "all",
+    *,
+    types: tuple[int, ...] | None = None,
+    record: Record | None = None,
+) -> Floats:
+    """The model's result for token sequences, in floating point."""
+    tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in sequences])
+    batch = Batch(batch_of(sequences).lengths, rows, types)
+    cache = Cache.empty(config.num_layers)
+    task = forward(Plain(tokens, record), config, parameters, batch, cache)
+    return np.asarray(run_now(task))

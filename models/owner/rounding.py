@@ -1,0 +1,196 @@
+"""What fixed point changes: `Plain` with the secure run's roundings and approximations put in.
+
+Noise is made of a fixed hash: every machine draws the same.
+"""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS, Floats
+from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Span
+from protocols.drivers.plain import Plain, affine
+from protocols.functions.activations import ACTIVATIONS
+from protocols.functions.normalize import Norm, NormRange, spare_bits
+
+SPLINE_ERROR = 5e-5
+"""Distance of a spline from its function (`protocols.spline`, `protocols.functions.elementary`)."""
+_EXP_ERROR = 2.0**-15
+"""Of a numerator, with what its score is off."""
+_ACTIVATION_ROUNDING = 2.0**-16
+"""Beside an approximation's own error."""
+_CHUNK = 1 << 16  # weights are rounded piece by piece, in the cache
+
+
+def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
+    """Numbers in [-1, 1), the same on every machine (splitmix64, Steele et al., OOPSLA 2014)."""
+    size = int(np.prod(shape, dtype=np.int64))
+    x = np.arange(size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x += np.uint64((seed + 1) * 0xD1B54A32D192ED03 % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return ((x >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0).reshape(shape)
+
+
+class Rounded(Plain):
+    """`Plain` with noise of a unit of the last place wherever the secure run truncates, and with
+    weights, tables and approximations as it has them.
+
+    Args:
+        seed: other seeds, other noise.
+        places: how many places, in the order of the program, are rounded; None: all.
+
+    Attributes:
+        places: names of the places so far.
+    """
+
+    def __init__(
+        self, ids: Any, ranges: Ranges, seed: int = 0, *, places: int | None = None
+    ) -> None:
+        super().__init__(ids)
+        self.places: list[str] = []
+        self._ranges, self._until = ranges, places
+        self._seeds = count(seed << 32)
+        self._active = True
+        self._frac = WEIGHT_BITS
+
+    def _enter(self, name: str) -> bool:
+        self._active = self._until is None or len(self.places) < self._until
+        self.places.append(name)
+        return self._active
+
+    def _shifted(self, x: Floats, step: Any) -> Floats:
+        """Shares are shifted: even a 0 comes out up to a step off."""
+        return np.asarray(x + step * noise(np.shape(x), next(self._seeds)))
+
+    def _noisy(self, x: Floats, step: Any, active: bool = True) -> Floats:
+        """Truncated: a 0 stays one."""
+        return self._shifted(x, step * (x != 0)) if active else x
+
+    def _nearest(self, x: Floats, frac: int) -> Floats:
+        if not self._active:
+            return x
+        return np.asarray(np.rint(np.asarray(x, dtype=np.float64) * 2.0**frac) * 2.0**-frac)
+
+    def product(self, x: Floats, weight: Floats) -> NDArray[np.float64]:
+        if not self._active:
+            return affine(x, weight, self.precision)
+        features, scale = x.shape[1], np.float32(2.0**self._frac)
+        given = np.asarray(x, dtype=self.precision)
+        if len(weight) > features:
+            given = np.concatenate([given, np.ones((len(given), 1), dtype=given.dtype)], axis=1)
+        total = np.zeros((len(x), weight.shape[1]))
+        across = weight.flags.f_contiguous and not weight.flags.c_contiguous
+        length, width = weight.shape[::-1] if across else weight.shape
+        step = max(1, _CHUNK // width)
+        for start in range(0, length, step):
+            part = slice(start, start + step)
+            if across:
+                total[:, part] = given @ (np.rint(weight[:, part].T * scale) / scale).T
+            else:
+                total += given[:, part] @ (np.rint(weight[part] * scale) / scale)
+        return total
+
+    async def embed(self, table: Floats, count: int, columns: int) -> Floats:
+        self._enter("table")
+        return self._nearest(await super().embed(table, count, columns), RESIDUAL_BITS)
+
+    def take(self, x: Floats, index: Index) -> Floats:
+        return self._nearest(super().take(x, index), RESIDUAL_BITS)
+
+    async def norm(
+        self,
+        x: Floats,
+        name: str,
+        norm: Norm,
+        gain: Floats | None = None,
+        shift: Floats | None = None,
+        *,
+        unit: bool = False,
+    ) -> Floats:
+        if not self._enter(name):
+            return await super().norm(x, name, norm, gain, shift, unit=unit)
+        bounds: NormRange = self._ranges.norms[name]
+        unit_step = 2.0**-RESIDUAL_BITS / norm.stretch
+        moved = x - x.mean(axis=-1, keepdims=True) if norm.center else x
+        live = np.abs(moved).max(axis=-1, keepdims=True) > 2.0**-40  # the floats of a constant row
+        moved = np.where(live, moved, 0.0)
+        coarse = moved
+        if norm.extra + bounds.drop:
+            coarse = self._shifted(moved, 1.5 * unit_step * 2.0**bounds.drop)
+        if norm.steady:
+            moved = self._noisy(moved, unit_step)
+        elif norm.center:
+            moved = self._shifted(moved, 1.5 * unit_step) if bounds.drop else coarse
+        scale = 4.0 ** (bounds.drop - RESIDUAL_BITS) / norm.stretch**2
+        found = (coarse**2).sum(-1, keepdims=True) + float(bounds.eps_word(norm)) * scale
+        root = 1 / np.sqrt(found)
+        root = self._noisy(root, root * (2.0**-bounds.frac + SPLINE_ERROR))
+        y = self._noisy(moved * root * (1.0 if unit else norm.size**0.5), 2.0**-FRACTION_BITS)
+        if gain is not None:
+            y = self._noisy(y * self._nearest(gain, FRACTION_BITS), 2.0**-FRACTION_BITS)
+        return y if shift is None else y + self._nearest(shift, RESIDUAL_BITS)
+
+    async def linear(self, x: Floats, weight: Floats, name: str) -> Floats:
+        active = self._enter(name)
+        return self._noisy(await super().linear(x, weight, name), 2.0**-RESIDUAL_BITS, active)
+
+    async def dense(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
+        active = self._enter(name)
+        x = self._noisy(self.product(x, weight), 2.0**-FRACTION_BITS, active)
+        return self.activated(activation, x, name)
+
+    async def gated(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
+        active = self._enter(name)
+        joint = self._noisy(self.product(x, weight), 2.0**-FRACTION_BITS, active)
+        half = weight.shape[1] // 2
+        y = self.activated(activation, joint[:, :half], name) * joint[:, half:]
+        return self._noisy(y, 2.0**-FRACTION_BITS, active)
+
+    def activated(self, activation: str, x: Floats, name: str) -> Floats:
+        if not self._active:
+            return super().activated(activation, x, name)
+        found = ACTIVATIONS[activation].tightly(np.asarray(x, dtype=np.float64))
+        return self._shifted(np.asarray(found), _ACTIVATION_ROUNDING)
+
+    async def project(
+        self,
+        x: Floats,
+        weight: Floats,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        gains: tuple[Floats, Floats] | None = None,
+    ) -> tuple[Floats, Floats, Floats]:
+        active = self._enter(name)
+        q, k, v = await super().project(x, weight, name, heads, rotation, norm, gains)
+        if not active:
+            return q, k, v
+        bounds = self._ranges.attention[name]
+        step, angle = 2.0**-FRACTION_BITS, 2.0 ** -(bounds.rope_frac or FRACTION_BITS)
+        q, k = (self._noisy(part, step + angle * np.abs(part)) for part in (q, k))
+        return q, k, self._noisy(v, 2.0**bounds.value_drop * step)
+
+    async def attention(
+        self, q: Floats, k: Floats, v: Floats, name: str, spans: Sequence[Span]
+    ) -> Floats:
+        active = self._enter(f"{name}.attention")
+        y = await super().attention(q, k, v, name, spans)
+        if not active:
+            return y
+        spare = spare_bits(self._ranges.attention[name].value_bits, v.shape[1])
+        size = np.repeat(np.abs(v).max(axis=1, initial=0.0), q.shape[0] // k.shape[0], axis=0)
+        size = size.reshape(-1)
+        step = _EXP_ERROR * size + 2.0 ** (spare - FRACTION_BITS)
+        return self._noisy(y, step + SPLINE_ERROR * np.abs(y))
+
+    async def output(self, x: Floats, weight: Floats, name: str, *, tied: bool = False) -> Floats:
+        active = self._enter(name)
+        self._frac = RESIDUAL_BITS if tied else WEIGHT_BITS
+        y = await super().output(x, weight, name, tied=tied)
+        return self._noisy(y, 2.0**-FRACTION_BITS, active)

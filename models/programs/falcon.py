@@ -1,0 +1,125 @@
+"""The Falcon family as a program over `Ops`.
+
+Attention and MLP side by side (7B, 40B) or one after the other (RW), one or two norms a layer,
+rotary positions or ALiBi, one key head, a few, or as many as queries.
+"""
+
+from collections.abc import Iterator
+from decimal import Decimal, localcontext
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoints.checkpoint import Checkpoint
+from models.configs.falcon import FalconConfig
+from models.programs.folding import Matrix, dense, folded, norm_of
+from models.programs.head_layers import finish, task_parameters, task_weights
+from models.programs.plan import Parameter
+from models.programs.program import Batch, Cache, rotation_of, spans_of
+from protocols.base.precise import PRECISE, inverse_root
+from protocols.drivers.ops import Heads, Ops, Parameters, Slopes, Tensor
+from protocols.functions.normalize import Norm
+
+
+def heads_of(config: FalconConfig) -> Heads:
+    """The attention's shape."""
+    return Heads(config.num_heads, config.num_kv_heads, config.head_dim)
+
+
+def alibi_slopes(count: int) -> NDArray[np.float64]:
+    """Slope of each head: a geometric sequence, and every other one of a finer sequence for the
+    heads beyond a power of two (ALiBi, arXiv 2108.12409, section 3).
+    """
+    power = 1 << (count.bit_length() - 1)
+
+    def sequence(size: int) -> list[float]:
+        with localcontext(PRECISE):  # the evaluators' must be equal to the last bit
+            log = Decimal(2).ln()
+            return [float((-log * 8 * k / size).exp()) for k in range(1, size + 1)]
+
+    return np.array([*sequence(power), *sequence(2 * power)[::2][: count - power]])
+
+
+async def forward(
+    ops: Ops, config: FalconConfig, parameters: Parameters, batch: Batch, cache: Cache
+) -> Tensor:
+    """The head's output for the batch's tokens, which extend the cache."""
+    start, hidden, heads = cache.length, config.hidden_size, heads_of(config)
+    norm = Norm(hidden, config.layer_norm_eps, center=True)
+    turn = None if config.alibi else rotation_of(config.turns, batch, start)
+    slopes = Slopes(alibi_slopes(heads.query), inverse_root(heads.size)) if config.alibi else None
+    spans = partial(spans_of, batch, start, causal=True, slopes=slopes)
+
+    x = await ops.embed(parameters["table"], batch.tokens, hidden)  # (tokens, hidden)
+    for i in range(config.num_layers):
+        name = f"layers.{i}"
+        y = await ops.norm(x, f"{name}.attention_norm", norm)
+        q, k, v = await ops.project(y, parameters[f"{name}.qkv"], name, heads, turn)
+        k, v = cache.extend(ops, i, k, v)  # (key heads, context, size)
+        wanted = None
+        if i == config.num_layers - 1 and batch.rows in ("first", "last"):
+            wanted = batch.wanted  # the other rows have no reader
+            x, y, q = ops.take(x, wanted), ops.take(y, wanted), ops.heads_at(q, wanted)
+        attended = await ops.attention(q, k, v, name, spans(wanted=wanted))
+        attended = await ops.linear(attended, parameters[f"{name}.output"], f"{name}.output")
+        if not config.parallel_attn:
+            x = ops.add(x, attended)
+        if config.parallel_norms != 1:
+            y = await ops.norm(x, f"{name}.mlp_norm", norm)
+        y = await ops.dense(y, parameters[f"{name}.up"], f"{name}.up", config.hidden_act)
+        y = await ops.linear(y, parameters[f"{name}.down"], f"{name}.down")
+        x = ops.add(x, ops.add(attended, y) if config.parallel_attn else y)
+    cache.length += batch.tokens
+
+    x = await ops.norm(x, "norm", norm, parameters["norm.gain"], parameters["norm.shift"])
+    return await finish(ops, config, parameters, x, batch)
+
+
+def parameters_of(config: FalconConfig) -> dict[str, Parameter]:
+    """Name -> kind and shape of everything that is shared, in upload order."""
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, heads_of(config)
+    wanted = {"table": Parameter("table", (config.vocab_size, hidden))}
+    for i in range(config.num_layers):
+        # A norm's shift makes a bias of the matrix after it, whether or not it had one.
+        wanted[f"layers.{i}.qkv"] = Parameter("weight", (hidden + 1, heads.columns))
+        wanted[f"layers.{i}.output"] = Parameter("weight", (hidden + config.bias, hidden))
+        wanted[f"layers.{i}.up"] = Parameter("weight", (hidden + 1, inner))
+        wanted[f"layers.{i}.down"] = Parameter("weight", (inner + config.bias, hidden))
+    wanted["norm.gain"] = Parameter("gain", (hidden,))
+    wanted["norm.shift"] = Parameter("rows", (hidden,))
+    return {**wanted, **task_parameters(config)}
+
+
+def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
+    """The float matrices to be shared, in the order of `parameters_of`."""
+    config = checkpoint.config
+    assert isinstance(config, FalconConfig)
+    yield "table", checkpoint.tensor("transformer.word_embeddings.weight")
+    for i in range(config.num_layers):
+        source, name = f"transformer.h.{i}", f"layers.{i}"
+        norms = [norm_of(checkpoint, f"{source}.{norm}") for norm in config.norm_names()]
+        fused = dense(checkpoint, f"{source}.self_attention.query_key_value")
+        queries = config.num_heads * config.head_dim
+        joint = fused[:, _order(config)]
+        bias = joint[config.hidden_size] if config.bias else None
+        qkv = folded(joint[: config.hidden_size], bias, *norms[0])
+        qkv[:, :queries] *= config.head_dim**-0.5
+        yield f"{name}.qkv", qkv
+        yield f"{name}.output", dense(checkpoint, f"{source}.self_attention.dense")
+        gain, shift = norms[-1]
+        yield f"{name}.up", dense(checkpoint, f"{source}.mlp.dense_h_to_4h", gain=gain, shift=shift)
+        yield f"{name}.down", dense(checkpoint, f"{source}.mlp.dense_4h_to_h")
+    gain, shift = norm_of(checkpoint, "transformer.ln_f")
+    yield "norm.gain", gain
+    yield "norm.shift", shift
+    yield from task_weights(checkpoint)
+
+
+def _order(config: FalconConfig) -> NDArray[np.int64]:
+    """Columns of the fused matrix in the order queries, keys, values (see `FalconConfig`)."""
+    share = config.num_heads // config.num_kv_heads
+    blocks = np.arange(config.num_kv_heads * (share + 2)).reshape(config.num_kv_heads, share + 2)
+    heads = np.concatenate([blocks[:, :share].reshape(-1), blocks[:, share], blocks[:, share + 1]])
+    size = config.head_dim
+    return (heads[:, None] * size + np.arange(size)).reshape(-1)

@@ -1,0 +1,57 @@
+"""Which file holds a family's program."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from models.checkpoints.checkpoint import Checkpoint
+from models.configs.architecture import ModelConfig
+from models.programs import bert, falcon, gpt2, llama
+from models.programs.folding import Matrix
+from models.programs.plan import Parameter
+from models.programs.program import Batch, Cache
+from models.programs.rescaling import rescaled
+from protocols.drivers.ops import Ops, Parameters, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family's program, what it shares, and how that is made of a checkpoint."""
+
+    forward: Callable[..., Awaitable[Tensor]]
+    parameters_of: Callable[..., dict[str, Parameter]]
+    load_parameters: Callable[[Checkpoint], Iterator[tuple[str, Matrix]]]
+
+
+def _family(module: Any) -> Family:
+    return Family(module.forward, module.parameters_of, module.load_parameters)
+
+
+_FAMILIES = {
+    "bert": _family(bert),
+    "distilbert": _family(bert),
+    "falcon": _family(falcon),
+    "gpt2": _family(gpt2),
+    "llama": _family(llama),
+    "roberta": _family(bert),
+}
+
+
+async def forward(
+    ops: Ops, config: ModelConfig, parameters: Parameters, batch: Batch, cache: Cache
+) -> Tensor:
+    """The result of a model for a batch, under whatever driver."""
+    return await _FAMILIES[config.family].forward(ops, config, parameters, batch, cache)
+
+
+def parameters_of(config: ModelConfig) -> dict[str, Parameter]:
+    """Name -> kind and shape of everything that is shared, in upload order."""
+    return _FAMILIES[config.family].parameters_of(config)
+
+
+def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
+    """The float matrices to be shared, (inputs, outputs), in the order of `parameters_of`, balanced
+    as `models.programs.rescaling` says.
+    """
+    config = checkpoint.config
+    return rescaled(config, _FAMILIES[config.family].load_parameters(checkpoint))

@@ -1,0 +1,186 @@
+"""What stands above a model's last hidden states: the heads of all families, over `Ops`.
+
+Every head is a dense layer or none, a norm or none, and a projection; the families differ in which
+and in the names of the weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.checkpoints.checkpoint import Checkpoint
+from models.configs.architecture import ModelConfig
+from models.configs.encoder import BertConfig, EncoderConfig, RobertaConfig
+from models.programs.folding import Matrix, dense, norm_of
+from models.programs.plan import Parameter
+from models.programs.program import Batch, Rows
+from protocols.drivers.ops import Ops, Parameters, Tensor
+from protocols.errors import ConfigError
+from protocols.functions.normalize import Norm
+
+UNIT_EPS = 1e-24
+"""Below the square of torch's least norm; a row of zeros stays one."""
+_LOGITS = ("causal-lm", "masked-lm")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The layers of a head.
+
+    Attributes:
+        dense, activation: a layer before the projection (its weights' name), or "".
+        norm: the LayerNorm after it, or "".
+        projection: the weights' name, or "" for the embedding table.
+    """
+
+    projection: str = ""
+    dense: str = ""
+    activation: str = ""
+    norm: str = ""
+
+
+def head_of(config: ModelConfig) -> Head | None:
+    """The head's layers; None for the bare model."""
+    head = config.head
+    if head == "none":
+        return None
+    if head == "question-answering":
+        return Head("qa_outputs")
+    if not isinstance(config, EncoderConfig):
+        names = {"causal-lm": "lm_head", "sequence-classification": "score"}
+        tagger = str(getattr(config, "tagger", "classifier"))
+        tied = head == "causal-lm" and config.tie_embeddings
+        return Head("" if tied else names.get(head, tagger))
+    if head == "masked-lm":
+        return _masked_head(config)
+    if head == "token-classification":
+        return Head("classifier")
+    if isinstance(config, RobertaConfig):
+        return Head("classifier.out_proj", "classifier.dense", "tanh")
+    if isinstance(config, BertConfig):
+        return Head("classifier", "bert.pooler.dense", "tanh")
+    return Head("classifier", "pre_classifier", "relu")
+
+
+def _masked_head(config: EncoderConfig) -> Head:
+    act, tied = config.transform_act, config.tie_embeddings
+    if isinstance(config, RobertaConfig):
+        names = ("lm_head.decoder", "lm_head.dense", act, "lm_head.layer_norm")
+    elif isinstance(config, BertConfig):
+        name = "cls.predictions"
+        names = (
+            f"{name}.decoder",
+            f"{name}.transform.dense",
+            act,
+            f"{name}.transform.LayerNorm",
+        )
+    else:
+        names = ("vocab_projector", "vocab_transform", act, "vocab_layer_norm")
+    return Head("" if tied else names[0], *names[1:])
+
+
+def default_rows(config: ModelConfig) -> Rows:
+    """Rows that a head is meant for."""
+    if config.head == "sequence-classification":
+        return "first" if isinstance(config, EncoderConfig) else "last"
+    return "all"
+
+
+def check_rows(config: ModelConfig, rows: str) -> None:
+    """Raises ConfigError: the head has no such rows."""
+    allowed = ["all", "first", "last"]
+    if config.head == "none":
+        allowed += ["mean", "unit"]
+    if config.head == "sequence-classification":
+        allowed = [default_rows(config)]
+    if rows not in allowed:
+        raise ConfigError(
+            f"rows {rows!r} do not go with head {config.head!r}: use one of {', '.join(allowed)}"
+        )
+
+
+def columns_of(config: ModelConfig) -> int:
+    """Numbers in a result row."""
+    if config.head == "none":
+        return config.hidden_size
+    return config.vocab_size if config.head in _LOGITS else config.num_labels
+
+
+def table_columns(config: ModelConfig) -> int:
+    """Columns of the shared embedding table: one more where it is a head with a bias."""
+    tied_bias = config.head == "masked-lm" and config.tie_embeddings
+    return config.hidden_size + tied_bias
+
+
+async def finish(
+    ops: Ops, config: ModelConfig, parameters: Parameters, x: Tensor, batch: Batch
+) -> Tensor:
+    """The head on the wanted rows of the last hidden states."""
+    head = head_of(config)
+    if head is None:
+        if batch.rows == "mean":
+            return await ops.mean(x, batch.lengths)
+        if batch.rows == "unit":
+            norm = Norm(config.hidden_size, UNIT_EPS)
+            x = await ops.norm(ops.sums(x, batch.lengths), "unit", norm, unit=True)
+        return ops.result(x)
+    if head.dense:
+        x = await ops.dense(x, parameters["head.dense"], "head.dense", head.activation)
+    if head.norm:
+        assert isinstance(config, EncoderConfig)
+        norm = Norm(config.hidden_size, config.layer_norm_eps, center=True)
+        gain, shift = parameters["head.gain"], parameters["head.shift"]
+        x = await ops.norm(x, "head.norm", norm, gain, shift)
+    if not head.projection:
+        return await ops.output(x, parameters["table"], "head", tied=True)
+    return await ops.output(x, parameters["head"], "head")
+
+
+def task_parameters(config: ModelConfig) -> dict[str, Parameter]:
+    """Kinds and shapes of the head's weights, in upload order."""
+    head, hidden, wanted = head_of(config), config.hidden_size, {}
+    if head is None:
+        return {}
+    if head.dense:
+        wanted["head.dense"] = Parameter("weight", (hidden + 1, hidden))
+    if head.norm:
+        wanted["head.gain"] = Parameter("gain", (hidden,))
+        wanted["head.shift"] = Parameter("rows", (hidden,))
+    if head.projection:
+        bias = f"{head.projection}.bias" in config.tensors() or config.head == "masked-lm"
+        wanted["head"] = Parameter("weight", (hidden + bias, columns_of(config)))
+    return wanted
+
+
+def task_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
+    """The head's weights, in the order of `task_parameters`."""
+    config = checkpoint.config
+    head = head_of(config)
+    if head is None:
+        return
+    if head.dense:
+        yield "head.dense", dense(checkpoint, head.dense)
+    if head.norm:
+        gain, shift = norm_of(checkpoint, head.norm)
+        yield "head.gain", gain
+        yield "head.shift", shift
+    if head.projection and config.head == "masked-lm":
+        weight = checkpoint.tensor(f"{head.projection}.weight").T
+        yield "head", np.concatenate([weight, _vocabulary_bias(checkpoint)[None]])
+    elif head.projection:
+        yield "head", dense(checkpoint, head.projection)
+
+
+def table_of(checkpoint: Checkpoint, name: str) -> Matrix:
+    """The embedding table, with the bias of a tied head as its last column."""
+    table = checkpoint.tensor(name)
+    if table_columns(checkpoint.config) == table.shape[1]:
+        return table
+    return np.concatenate([table, _vocabulary_bias(checkpoint)[:, None]], axis=1)
+
+
+def _vocabulary_bias(checkpoint: Checkpoint) -> Matrix:
+    names = ("cls.predictions.bias", "lm_head.bias", "vocab_projector.bias")
+    found = [name for name in names if name in checkpoint.names()]
+    return checkpoint.tensor(found[0])

@@ -1,0 +1,49 @@
+"""One step of an inference, as each side runs it: the computing parties, the client, and nobody.
+
+The parties' part is the same function for all three and for the tracing lane that predicts its
+cost.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from models.configs.architecture import ModelConfig
+from models.programs.families import forward
+from models.programs.head_layers import columns_of
+from models.programs.plan import Plan
+from models.programs.program import Batch, Cache
+from protocols.base.lane import Lane
+from protocols.base.ring import FRACTION_BITS, Floats, decode
+from protocols.drivers.observed import Observed, ObservedLane
+from protocols.drivers.ops import Parameters
+from protocols.drivers.secure import ARGMAX_WIDTH, OUTPUT_WIDTH, Secure
+from protocols.embedding import request_rows, reveal, revealed
+
+
+async def evaluate(
+    lane: Lane, plan: Plan, parameters: Parameters, batch: Batch, cache: Cache
+) -> None:
+    """A computing party's part: the batch's result goes to the client."""
+    ops = (
+        Observed(lane, plan.ranges) if isinstance(lane, ObservedLane) else Secure(lane, plan.ranges)
+    )
+    result = await forward(ops, plan.config, parameters, batch, cache)
+    if lane.settings.reveal == "argmax":
+        result = await ops.argmax(result)
+    await reveal(lane, result)
+
+
+async def ask(lane: Lane, config: ModelConfig, batch: Batch, ids: Sequence[int]) -> Floats:
+    """The client's part: share the ids of the batch's tokens, put the result together.
+
+    Returns:
+        (results, columns); with "argmax" the best column of each row, (results,).
+    """
+    tokens: Any = np.asarray(ids, dtype=np.int64)
+    await request_rows(lane, tokens, config.vocab_size)
+    if lane.settings.reveal == "argmax":
+        return (await revealed(lane, (batch.results,), ARGMAX_WIDTH)).astype(np.float64)
+    words = await revealed(lane, (batch.results, columns_of(config)), OUTPUT_WIDTH)
+    return decode(words, FRACTION_BITS, OUTPUT_WIDTH)

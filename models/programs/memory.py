@@ -1,0 +1,318 @@
+"""How much memory a computing party needs for a request, from shapes alone.
+
+    need = footprint(plan.config, Batch((700,), "last"), steps=64, dealer=False)
+    need.work       what it computes with, at its peak: activations, scores, logits, and the cache
+    need.waiting    what may have been dealt ahead and waits to be used (or to be sent)
+
+The model's own program is run over `Ops` whose tensors are shapes. What an operation has in hand at
+its peak is so many bytes an entry, counted once (`bench/memory.py` counts again: predicted and
+counted stay within a quarter of each other).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, TypeAlias
+
+from models.configs.architecture import ModelConfig
+from models.programs.families import forward, parameters_of
+from models.programs.program import Batch, Cache
+from protocols.base.blocks import ACTIVATION_ENTRIES, row_blocks, score_pieces, waves
+from protocols.base.lane import Settings
+from protocols.drivers.ops import Heads, Index, Rotation, Span
+from protocols.drivers.trace import run_now
+from protocols.embedding import domain_bits
+from protocols.functions.activations import ACTIVATIONS
+from protocols.functions.normalize import Norm
+
+SHARE = 16
+"""Bytes of an entry: two words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Bytes an entry at the peak of an operation, its result included, its inputs not."""
+
+    embed: int
+    norm: int
+    centred: int
+    linear: int
+    project: int
+    normed: int
+    output: int
+    attend: int
+    argmax: int
+    sign: int
+    pieces: int
+    centre: int
+    wave: float
+    gated: int
+
+
+_DEALER = Rates(
+    embed=234, norm=121, centred=146, linear=84, project=90, normed=116, output=56, attend=371,
+    argmax=401, sign=206, pieces=304, centre=25, wave=58.5, gated=16,
+)  # fmt: skip
+_EVALUATOR = Rates(
+    embed=210, norm=97, centred=146, linear=64, project=66, normed=133, output=48, attend=242,
+    argmax=264, sign=136, pieces=402, centre=168, wave=16.5, gated=51,
+)  # fmt: skip
+_TRAFFIC_ATTEND = 310
+"""What a score takes at the dealer under the tree of least traffic."""
+_MASK = 9
+"""Bytes of a mask's entry: where it is set, and the columns to look at."""
+_DEALT = {"attend": 150, "argmax": 153, "norm": 69, "linear": 17, "embed": 26, "centre": 60}
+_DEALT_WAVE, _LARGEST_WAVE, _LARGEST = 10.25, 10.25, 42
+"""Bytes dealt an entry; and of the largest message among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes at one party; see the module's text."""
+
+    work: int
+    waiting: int
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.work + self.waiting
+
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sized:
+    shape: Shape
+
+    @property
+    def bytes(self) -> int:
+        return SHARE * prod(self.shape)
+
+
+class Sizes:
+    """`Ops` on shapes. `peak`: the most that was in hand at once, the cache not included; `dealt`:
+    bytes that came from the dealer to both evaluators; `largest`: the largest message of these.
+    """
+
+    def __init__(self, settings: Settings, *, dealer: bool) -> None:
+        self._settings = settings
+        self._rates = _DEALER if dealer else _EVALUATOR
+        self._dealer = dealer
+        self._residual = 0
+        self.peak = self.dealt = self.largest = 0
+
+    def _took(self, *inputs: Any, work: float, dealt: float, largest: float = 0) -> None:
+        held = self._residual + sum(SHARE * prod(each.shape) for each in inputs)
+        self.peak = max(self.peak, held + int(work))
+        self.dealt += int(dealt)
+        self.largest = max(self.largest, int(largest))
+
+    async def embed(self, table: Any, count: int, columns: int) -> _Sized:
+        rows, width = table.shape
+        look_up = rows + (1 << domain_bits(rows))  # the chosen rows, a byte each
+        work = count * max(self._rates.embed * width, look_up + 100 * width)
+        self._took(work=work, dealt=_DEALT["embed"] * count * width, largest=8 * count * width)
+        self._residual = SHARE * count * columns
+        return _Sized((count, columns))
+
+    async def norm(
+        self,
+        x: Any,
+        name: str,
+        norm: Norm,
+        gain: Any = None,
+        shift: Any = None,
+        *,
+        unit: bool = False,
+    ) -> _Sized:
+        rate = self._rates.centred if norm.center else self._rates.norm
+        size = prod(x.shape)
+        self._took(work=rate * size, dealt=_DEALT["norm"] * size, largest=SHARE * size)
+        return _Sized(x.shape)
+
+    async def linear(self, x: Any, weight: Any, name: str) -> _Sized:
+        return self._product(x, x.shape[0] * weight.shape[1], weight.shape[1], self._rates.linear)
+
+    def _product(self, x: Any, size: int, columns: int, rate: int) -> _Sized:
+        self._took(x, work=rate * size, dealt=_DEALT["linear"] * size, largest=8 * size)
+        return _Sized((x.shape[0], columns))
+
+    async def dense(self, x: Any, weight: Any, name: str, activation: str) -> _Sized:
+        return self._activated(x, weight.shape[1], activation, gated=False)
+
+    async def gated(self, x: Any, weight: Any, name: str, activation: str) -> _Sized:
+        return self._activated(x, weight.shape[1] // 2, activation, gated=True)
+
+    def _activated(self, x: Any, columns: int, activation: str, *, gated: bool) -> _Sized:
+        rate, dealt, largest = self._activation(activation)
+        if gated:
+            rate, dealt = rate + self._rates.gated, dealt + 26
+        entries = ACTIVATION_ENTRIES * columns
+        blocks = row_blocks(x.shape[0], entries, self._settings.block)
+        most = columns * max(block.stop - block.start for block in blocks)
+        result, kept = _Sized((x.shape[0], columns)), len(blocks) > 1
+        work = max(rate * most + result.bytes * kept, 2 * result.bytes * kept)
+        self._took(x, work=work, dealt=dealt * prod(result.shape), largest=largest * most)
+        return result
+
+    def _activation(self, name: str) -> tuple[float, float, float]:
+        """Bytes an entry, dealt, and of the largest message."""
+        kind, function, rates = self._settings.approximation, ACTIVATIONS[name], self._rates
+        centre = function.fast if kind == "fast" else function.tight
+        if kind == "puma" and function.paper is not None:
+            return rates.pieces, 135, _LARGEST
+        if centre is None:
+            return rates.sign, 41, _LARGEST
+        count = centre.waves.count
+        rate = max(rates.centre + rates.wave * count, rates.sign)
+        return rate, _DEALT["centre"] + _DEALT_WAVE * count, max(_LARGEST, _LARGEST_WAVE * count)
+
+    async def project(
+        self,
+        x: Any,
+        weight: Any,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        gains: tuple[Any, Any] | None = None,
+    ) -> tuple[_Sized, _Sized, _Sized]:
+        rate = self._rates.project if norm is None else self._rates.normed
+        self._product(x, x.shape[0] * weight.shape[1], weight.shape[1], rate)
+        shapes = [(count, x.shape[0], heads.size) for count in (heads.query, heads.key, heads.key)]
+        q, k, v = map(_Sized, shapes)
+        return q, k, v
+
+    async def attention(self, q: Any, k: Any, v: Any, name: str, spans: Sequence[Span]) -> _Sized:
+        heads, rows, size = q.shape
+        most = self._settings.block
+        groups = min(self._settings.lanes, k.shape[0])
+        share = -(-k.shape[0] // groups) * (heads // k.shape[0])
+        pieces = [
+            (piece.size(share), piece.size(1))
+            for span in spans
+            for piece in score_pieces(span.mask, share, most)
+            for _ in range(groups)
+        ]
+        runs = [pieces[run] for run in waves([scores for scores, _ in pieces], most)]
+        if self._dealer:  # which does one after another
+            runs = [[piece] for piece in pieces]
+        rate = self._rates.attend
+        if self._dealer and self._settings.tree == "traffic":
+            rate = _TRAFFIC_ATTEND
+        work = max(sum(rate * scores + _MASK * mask for scores, mask in run) for run in runs)
+        masks = sum(span.mask.nbytes for span in spans)
+        result, scores = _Sized((rows, heads * size)), sum(scores for scores, _ in pieces)
+        work += masks + result.bytes * (len(runs) > 1)
+        self._took(
+            q,
+            work=max(work, masks + 3 * result.bytes),
+            dealt=_DEALT["attend"] * scores,
+            largest=_LARGEST * max(scores for scores, _ in pieces),
+        )
+        return result
+
+    async def output(self, x: Any, weight: Any, name: str, *, tied: bool = False) -> _Sized:
+        columns = weight.shape[0 if tied else 1]
+        return self._product(x, x.shape[0] * columns, columns, self._rates.output)
+
+    async def mean(self, x: Any, lengths: Sequence[int]) -> _Sized:
+        return self._product(x, len(lengths) * x.shape[1], x.shape[1], self._rates.output)
+
+    async def argmax(self, logits: Any) -> None:
+        """The index of each row's best column."""
+        rows, columns = logits.shape
+        blocks = row_blocks(rows, columns, self._settings.block)
+        most = columns * max(block.stop - block.start for block in blocks)
+        dealt = _DEALT["argmax"] * rows * columns
+        self._took(logits, work=self._rates.argmax * most, dealt=dealt, largest=_LARGEST * most)
+
+    # -- local -------------------------------------------------------------------------------------
+
+    def result(self, x: Any) -> _Sized:
+        return _Sized(x.shape)
+
+    def add(self, x: Any, y: Any) -> _Sized:
+        return _Sized(x.shape)
+
+    def sums(self, x: Any, lengths: Sequence[int]) -> _Sized:
+        return _Sized((len(lengths), x.shape[1]))
+
+    def append(self, past: Any, new: Any) -> _Sized:
+        before = 0 if past is None else past.shape[1]
+        return _Sized((new.shape[0], before + new.shape[1], new.shape[2]))
+
+    def take(self, x: Any, index: Index) -> _Sized:
+        return _Sized((len(index), *x.shape[1:]))
+
+    def heads_at(self, x: Any, index: Index) -> _Sized:
+        return _Sized((x.shape[0], len(index), x.shape[2]))
+
+
+def footprint(
+    config: ModelConfig,
+    batch: Batch,
+    steps: int = 1,
+    settings: Settings | None = None,
+    *,
+    dealer: bool,
+    window: int = 256 << 20,
+) -> Footprint:
+    """What the request of `steps` steps takes that begins with a batch.
+
+    Args:
+        dealer: at the dealer, or at an evaluator.
+        window: bytes that may be dealt ahead, to each evaluator.
+    """
+    settings = settings or Settings()
+    sizes = Sizes(settings, dealer=dealer)
+    shallow = _shallow(config)
+    parameters = parameters_of(shallow)
+    cache = Cache.empty(shallow.num_layers)
+    _evaluate(sizes, shallow, parameters, batch, cache)
+    if steps > 1:
+        before = batch.tokens + steps - 2
+        keys, values = (
+            [_grown(each, before) for each in half] for half in (cache.keys, cache.values)
+        )
+        cache = Cache(keys, values, before)
+        _evaluate(sizes, shallow, parameters, Batch((1,), "last"), cache)
+    held = sum(each.bytes for each in (*cache.keys, *cache.values) if each is not None)
+    layers = config.num_layers / shallow.num_layers
+    # Every layer deals as much: what is waiting is never more than all of it.
+    waiting = min(int(sizes.dealt * layers) // 2, window + sizes.largest)
+    return Footprint(int(held * layers) + sizes.peak, 2 * sizes.largest if dealer else waiting)
+
+
+def _evaluate(
+    sizes: Sizes, config: ModelConfig, parameters: Any, batch: Batch, cache: Cache
+) -> None:
+    async def program() -> None:
+        result = await forward(sizes, config, parameters, batch, cache)
+        if sizes._settings.reveal == "argmax":
+            await sizes.argmax(result)
+
+    run_now(program())
+
+
+def _grown(tensor: Any, length: int) -> _Sized | None:
+    if tensor is None:
+        return None
+    heads, _, size = tensor.shape
+    return _Sized((heads, length, size))
+
+
+def _shallow(config: ModelConfig) -> ModelConfig:
+    """Two layers of it, of which the first is like all but the last."""
+    layers = min(2, config.num_layers)
+    windows = getattr(config, "windows", None)
+    some: dict[str, Any] = {"num_layers": layers}
+    if windows:
+        some["windows"] = (max(windows, key=_reach),) * layers
+    return replace(config, **some)
+
+
+def _reach(window: int | None) -> float:
+    return float("inf") if window is None else window

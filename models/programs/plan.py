@@ -1,0 +1,138 @@
+"""What the owner publishes about a model besides its architecture: exponents, never a weight."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from models.configs.architecture import ModelConfig
+from models.configs.reading import config_from_public
+from protocols.drivers.ops import Ranges
+from protocols.errors import ModelError
+from protocols.functions.normalize import (
+    MAX_ROOT_FRAC,
+    MAX_SCORE_BITS,
+    MIN_ROOT_FRAC,
+    AttentionRange,
+    NormRange,
+)
+
+T = TypeVar("T")
+Kind = Literal["table", "weight", "gain", "rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A tensor to be shared: an embedding table, a matrix (inputs, outputs), a norm's gain, or
+    rows (or one) that are added to the residual stream.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+
+
+MAX_VALUE_BITS = 24
+MAX_ROPE_FRAC = 18
+MAX_VALUE_DROP = 6
+_NORM_BOUNDS = {
+    "drop": (0, 20),
+    "low": (0, 29),
+    "high": (1, 30),
+    "frac": (MIN_ROOT_FRAC, MAX_ROOT_FRAC),
+}
+_ATTENTION_BOUNDS = {
+    "score_bits": (1, MAX_SCORE_BITS),
+    "value_bits": (0, MAX_VALUE_BITS),
+    "rope_frac": (0, MAX_ROPE_FRAC),
+    "value_drop": (0, MAX_VALUE_DROP),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the parties need to run a model, and all they learn about it."""
+
+    config: ModelConfig
+    ranges: Ranges
+
+    def to_public(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "config": self.config.to_public(),
+            "norms": {name: asdict(item) for name, item in self.ranges.norms.items()},
+            "attention": {name: asdict(item) for name, item in self.ranges.attention.items()},
+        }
+
+    @classmethod
+    def from_public(cls, data: object) -> "Plan":
+        """Inverse of `to_public`, for data from a peer.
+
+        Raises:
+            ModelError: anything missing, of a wrong type or out of bounds.
+        """
+        if not isinstance(data, Mapping) or data.keys() != {"config", "norms", "attention"}:
+            raise ModelError("a model plan must have config, norms and attention")
+        config = config_from_public(data["config"])
+        most = 4 * config.num_layers + 8
+        norms = _entries("norm", data["norms"], most, NormRange, _NORM_BOUNDS)
+        for name, item in norms.items():
+            if item.low >= item.high:
+                raise ModelError(f"plan: norm {name}: 4^{item.low} .. 4^{item.high} is empty")
+        attention = _entries(
+            "attention", data["attention"], most, AttentionRange, _ATTENTION_BOUNDS
+        )
+        return cls(config, Ranges(norms, attention))
+
+    def digest(self) -> str:
+        """What parties compare before they serve: SHA-256 of the canonical JSON, in hex."""
+        text = json.dumps(self.to_public(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Typical(Mapping[str, T]):
+    """The same exponents wherever they are asked for."""
+
+    def __init__(self, item: T) -> None:
+        self._item = item
+
+    def __getitem__(self, name: str) -> T:
+        return self._item
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def draft_plan(config: ModelConfig) -> Plan:
+    """A plan with typical exponents: good for shapes and costs, not for secret runs."""
+    norms: Mapping[str, NormRange] = _Typical(NormRange(drop=10, low=1, high=29, frac=18))
+    attention: Mapping[str, AttentionRange] = _Typical(AttentionRange(11, 6, 12))
+    return Plan(config, Ranges(norms, attention))
+
+
+def _entries(
+    kind: str, data: object, most: int, made: type[T], bounds: Mapping[str, tuple[int, int]]
+) -> dict[str, T]:
+    if not isinstance(data, Mapping) or len(data) > most:
+        raise ModelError(f"plan: {kind} ranges must be a mapping with at most {most} entries")
+    names = {f.name for f in fields(made)}  # type: ignore[arg-type]
+    entries = {}
+    for name, item in data.items():
+        if not isinstance(name, str) or len(name) > 64:
+            raise ModelError(f"plan: {str(name)[:40]!r} is no name of a place")
+        if not isinstance(item, Mapping) or item.keys() != names:
+            raise ModelError(f"plan: {kind} {name} must have {', '.join(sorted(names))}")
+        for key, (low, high) in bounds.items():
+            _check(f"{kind} {name}: {key}", item[key], low, high)
+        if type(item.get("early", True)) is not bool:
+            raise ModelError(f"plan: {kind} {name}: early must be true or false")
+        entries[name] = made(**item)
+    return entries
+
+
+def _check(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ModelError(f"plan: {name} = {str(value)[:40]} is not an integer in {low}..{high}")

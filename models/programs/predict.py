@@ -1,0 +1,74 @@
+"""What an inference will cost, and what a model will weigh, before anything runs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from models.configs.architecture import ModelConfig
+from models.programs.families import parameters_of
+from models.programs.inference import evaluate
+from models.programs.plan import Plan, draft_plan
+from models.programs.program import Batch, Cache
+from models.programs.sharing import hold_parameter
+from protocols.base.cost import Cost
+from protocols.base.lane import Lane, Link, Settings
+from protocols.base.ring import RING_BITS
+from protocols.base.shares import Role
+from protocols.drivers.trace import trace
+
+WORD_BYTES = RING_BITS // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Cost of one step: prefill of a prompt, or decoding one token.
+
+    Attributes:
+        by_protocol: cost charged by each protocol; rounds are counted without their overlap.
+    """
+
+    tokens: int
+    cost: Cost
+    by_protocol: Mapping[str, Cost]
+
+
+def predict(
+    plan: Plan | ModelConfig,
+    batch: Batch | int,
+    decode: int = 0,
+    settings: Settings | None = None,
+    *,
+    lane_of: Callable[[Link], Lane] = Lane,
+) -> list[Prediction]:
+    """Cost of a batch (an integer: a prompt of so many tokens, of whose last the logits are wanted)
+    and of each of `decode` further steps.
+
+    An architecture without a plan is taken with typical ranges. `lane_of` makes each step's lane.
+    """
+    plan = plan if isinstance(plan, Plan) else draft_plan(plan)
+    first = batch if isinstance(batch, Batch) else Batch((batch,), "last")
+    config, settings = plan.config, settings or Settings()
+    parameters = {
+        name: hold_parameter(Role.TRACE, number, parameter, None, {})
+        for number, (name, parameter) in enumerate(parameters_of(config).items())
+    }
+    cache = Cache.empty(config.num_layers)
+    steps = []
+    for part in (first, *[Batch((1,), "last")] * decode):
+
+        async def step(lane: Lane, part: Batch = part) -> None:
+            await evaluate(lane, plan, parameters, part, cache)
+
+        cost, labels = trace(step, settings, lane_of=lane_of)
+        steps.append(Prediction(part.tokens, cost, labels))
+    return steps
+
+
+def share_bytes(config: ModelConfig) -> int:
+    """Bytes of a model's shares in the memory of each computing party: a word an entry of a weight,
+    two of all else (a table's product wants one, its look-ups two halves).
+    """
+    return sum(
+        WORD_BYTES * prod(parameter.shape) * (1 if parameter.kind == "weight" else 2)
+        for parameter in parameters_of(config).values()
+    )

@@ -1,0 +1,137 @@
+"""What one evaluation of a model is asked: which tokens, where, and which rows of the result."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from protocols.base.precise import cosines
+from protocols.base.ring import Words
+from protocols.drivers.ops import Index, Mask, Ops, Rotation, Slopes, Span, Tensor
+from protocols.errors import ConfigError
+
+Rows = Literal["all", "last", "first", "mean", "unit"]
+"""Results for every token, for each sequence's last or first one, or for the mean of its last
+hidden states (`unit`: scaled to length 1).
+"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Public facts about an input: nothing in here depends on the tokens themselves.
+
+    Sequences stand one after the other, without padding: a batch costs what its tokens cost, and no
+    sequence can change another's result.
+
+    Attributes:
+        lengths: tokens of each sequence.
+        rows: which results are wanted.
+        types: token types (0 or 1 for the second text of a pair), or None for zeros.
+    """
+
+    lengths: tuple[int, ...]
+    rows: Rows = "all"
+    types: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 1:
+            raise ConfigError("an input is empty: give at least one token")
+        if self.types is not None and len(self.types) != self.tokens:
+            raise ConfigError(f"{len(self.types)} token types for {self.tokens} tokens")
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences together."""
+        return sum(self.lengths)
+
+    @property
+    def wanted(self) -> Index:
+        """Places of the tokens whose last hidden states are needed."""
+        ends = np.cumsum(self.lengths)
+        if self.rows == "last":
+            return ends - 1
+        return ends - np.asarray(self.lengths) if self.rows == "first" else np.arange(self.tokens)
+
+    @property
+    def results(self) -> int:
+        """Number of result rows."""
+        return self.tokens if self.rows == "all" else len(self.lengths)
+
+    def positions(self, start: int = 0) -> Index:
+        """Position of every token in its sequence."""
+        return np.concatenate([np.arange(start, start + size) for size in self.lengths])
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens so far, a pair a layer: (key heads, tokens, size), shared."""
+
+    keys: list[Tensor | None] = field(default_factory=list)
+    values: list[Tensor | None] = field(default_factory=list)
+    length: int = 0
+
+    @classmethod
+    def empty(cls, layers: int) -> "Cache":
+        return cls([None] * layers, [None] * layers)
+
+    def extend(self, ops: Ops, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the new tokens' keys and values of a layer; all of them."""
+        self.keys[layer] = ops.append(self.keys[layer], k)
+        self.values[layer] = ops.append(self.values[layer], v)
+        return self.keys[layer], self.values[layer]
+
+
+def spans_of(
+    batch: Batch,
+    start: int = 0,
+    *,
+    causal: bool,
+    wanted: Index | None = None,
+    window: int | None = None,
+    slopes: Slopes | None = None,
+) -> list[Span]:
+    """Attention of tokens to their own sequence.
+
+    Args:
+        start: tokens of the (only) sequence that are in the cache already.
+        causal: to itself and those before it; else to all.
+        wanted: places of the tokens that ask (default: all).
+        window: a token sees no further back than so many tokens, itself included.
+        slopes: see `Span`.
+    """
+    spans, row, first = [], 0, 0
+    for size in batch.lengths:
+        asking = np.arange(size)
+        if wanted is not None:
+            asking = wanted[(wanted >= first) & (wanted < first + size)] - first
+        own, seen = (start + asking)[:, None], np.arange(start + size)
+        # Compared as they are: their differences would be eight bytes an entry.
+        mask: Mask = seen <= own if causal else np.ones((len(own), len(seen)), dtype=np.bool_)
+        if window is not None:
+            mask &= seen > own - window
+        rows = slice(row, row + len(asking))
+        spans.append(Span(rows, slice(first, first + start + size), mask, slopes))
+        row, first = row + len(asking), first + size
+    return spans
+
+
+def rotation_of(turns: Callable[[int], Words], batch: Batch, start: int) -> Rotation:
+    """Rotary angles of every token.
+
+    Args:
+        turns: (head size / 2,) angles per position in 2^-64 of a turn, for a sequence of so many
+            tokens.
+        start: tokens of the (only) sequence that are in the cache already.
+    """
+    steps = [
+        np.arange(start, start + size, dtype=np.uint64)[:, None] * turns(start + size)
+        for size in batch.lengths
+    ]
+    parts = cosines(np.concatenate(steps))
+    return Rotation(*(np.concatenate([part, part], axis=1) for part in parts))
+
+
+def batch_of(sequences: Sequence[Sequence[int]], rows: Rows = "all") -> Batch:
+    """The batch of some token sequences."""
+    return Batch(tuple(len(sequence) for sequence in sequences), rows)

@@ -1,0 +1,148 @@
+"""Digests of the public numbers that a plan uses beside those of every model."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.configs.falcon import FalconConfig
+from models.configs.llama import LlamaConfig
+from models.programs.families import forward, parameters_of
+from models.programs.head_layers import default_rows
+from models.programs.plan import Plan
+from models.programs.program import Batch, Cache
+from protocols.base.precise import cosines
+from protocols.base.ring import FRACTION_BITS, encode
+from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Slopes, Span
+from protocols.drivers.public import Number, digest, spline_words
+from protocols.drivers.secure import bias_words
+from protocols.drivers.trace import run_now
+from protocols.errors import LocalProtocolError
+from protocols.functions.elementary import gained_spline, power_spline
+from protocols.functions.normalize import Norm
+
+_MOST_BIASES = 4096
+"""Positions whose biases go into the digest; the others are made of the same slopes."""
+
+
+def plan_digests(plan: Plan) -> dict[str, str]:
+    """Digests by what the numbers are for (see `protocols.drivers.public`).
+
+    Rotary angles are stood for by those of one position and by the words at every power of two,
+    from which all others follow in whole numbers.
+
+    Raises:
+        LocalProtocolError: the plan lacks a range.
+    """
+    config = plan.config
+    places = _Places(plan.ranges)
+    for rows in ("all", "unit") if config.head == "none" else (default_rows(config),):
+        batch = Batch((1,), rows)
+        parameters: dict[str, None] = dict.fromkeys(parameters_of(config))
+        run_now(forward(places, config, parameters, batch, Cache.empty(config.num_layers)))
+    return {
+        "norms": digest(places.norms),
+        "powers": digest(_powers(places.gains)),
+        "rotary": digest(_rotary(plan) if places.rotates else ()),
+        "biases": digest(_biases(places.slopes, config.max_positions)),
+    }
+
+
+def _powers(gains: set[float]) -> Iterator[Number]:
+    yield from spline_words(power_spline(2, 1.0))
+    for gain in sorted(gains):
+        spline, exponent = gained_spline(1, gain)
+        yield from spline_words(spline)
+        yield exponent
+
+
+def _rotary(plan: Plan) -> Iterator[Number]:
+    config = plan.config
+    assert isinstance(config, LlamaConfig | FalconConfig)
+    last = config.max_positions
+    steps = np.uint64(1) << np.arange(last.bit_length(), dtype=np.uint64)
+    for length in sorted({1, 1 + last // 2, last}):  # a kind of scaling depends on it
+        turns = config.turns(length)
+        yield turns
+        for part in cosines(steps[:, None] * turns):
+            yield encode(part, FRACTION_BITS)
+
+
+def _biases(slopes: Slopes | None, positions: int) -> Iterator[Number]:
+    if slopes is not None:
+        yield bias_words(slopes.bias(min(positions, _MOST_BIASES)))
+
+
+class _Places:
+    """`Ops` that evaluates nothing, and notes the public numbers of every place."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+        self.norms: list[Number] = []
+        self.gains: set[float] = set()  # of inverse roots
+        self.rotates = False
+        self.slopes: Slopes | None = None
+
+    async def embed(self, table: Any, count: int, columns: int) -> None:
+        return None
+
+    async def norm(
+        self, x: None, name: str, norm: Norm, *rest: Any, unit: bool = False, **options: Any
+    ) -> None:
+        bounds = self._ranges.norms.get(name)
+        if bounds is None:
+            raise LocalProtocolError(f"{name} has no range: the owner must publish one")
+        self.norms.append(bounds.eps_word(norm))
+        self.gains.add(1.0 if unit else math.sqrt(norm.size))
+
+    async def linear(self, x: None, weight: Any, name: str) -> None:
+        return None
+
+    async def dense(self, x: None, weight: Any, name: str, activation: str) -> None:
+        return None
+
+    async def gated(self, x: None, weight: Any, name: str, activation: str) -> None:
+        return None
+
+    async def project(
+        self,
+        x: None,
+        weight: Any,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        gains: Any = None,
+    ) -> tuple[None, None, None]:
+        self.rotates = self.rotates or rotation is not None
+        if norm is not None:
+            await self.norm(None, f"{name}.heads", norm)
+        return None, None, None
+
+    async def attention(self, q: None, k: None, v: None, name: str, spans: Sequence[Span]) -> None:
+        self.slopes = spans[0].slopes
+
+    async def output(self, x: None, weight: Any, name: str, *, tied: bool = False) -> None:
+        return None
+
+    async def mean(self, x: None, lengths: Sequence[int]) -> None:
+        return None
+
+    def result(self, x: None) -> None:
+        return None
+
+    def add(self, x: None, y: None) -> None:
+        return None
+
+    def sums(self, x: None, lengths: Sequence[int]) -> None:
+        return None
+
+    def append(self, past: None, new: None) -> None:
+        return None
+
+    def take(self, x: Any, index: Index) -> None:
+        return None
+
+    def heads_at(self, x: None, index: Index) -> None:
+        return None

@@ -1,0 +1,100 @@
+"""Turning float matrices into shares, and shares into the handles a party computes with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.programs.plan import Kind, Parameter
+from protocols.base.ring import (
+    FRACTION_BITS,
+    RESIDUAL_BITS,
+    WEIGHT_BITS,
+    Floats,
+    Words,
+    encode,
+)
+from protocols.base.shares import Role, SecretTensor
+from protocols.embedding import LOOKUP_BITS
+from protocols.errors import RangeError
+from protocols.linear import Table, Weight, weight_mask
+
+SEED_BYTES = 32
+TABLE_LIMIT = 2.0 ** (LOOKUP_BITS - 2 - RESIDUAL_BITS)
+"""What the entries of an embedding table must stay below."""
+_FRACTIONS: dict[Kind, int] = {
+    "table": RESIDUAL_BITS,
+    "weight": WEIGHT_BITS,
+    "gain": FRACTION_BITS,
+    "rows": RESIDUAL_BITS,
+}
+
+
+def mask_parameter(
+    name: str, number: int, kind: Kind, matrix: Floats, seeds: Sequence[bytes]
+) -> Words:
+    """The owner's part: `m = W + lam1 + lam2` of tensor `number`, to be sent to both evaluators.
+
+    Args:
+        seeds: two seeds of `SEED_BYTES`; the first goes to evaluator A and the dealer, the second
+            to B and the dealer.
+
+    Raises:
+        RangeError: a weight is not finite or too large for its fraction bits in the ring.
+    """
+    frac = _FRACTIONS[kind]
+    try:
+        if kind == "table":
+            _check_table(matrix)
+        words = encode(matrix, frac)
+    except RangeError as error:
+        raise RangeError(f"{name}: {error}") from None
+    for seed in seeds:
+        words += weight_mask(seed, number, matrix.shape)
+    return words
+
+
+def _check_table(table: Floats) -> None:
+    largest = float(np.abs(table).max(initial=0.0))
+    if not largest < TABLE_LIMIT:
+        raise RangeError(
+            f"entries reach {largest:.3g}, a look-up carries them below {TABLE_LIMIT:g}"
+        )
+
+
+def hold_parameter(
+    role: Role, number: int, parameter: Parameter, m: Words | None, seeds: Mapping[int, bytes]
+) -> Any:
+    """What a party keeps of a tensor: a `Table`, a `Weight` or a `SecretTensor`.
+
+    Args:
+        m: the masked tensor, at an evaluator.
+        seeds: {1: first seed, 2: second seed}, of which an evaluator knows one and the dealer both.
+    """
+    shape = parameter.shape
+    halves = {which: weight_mask(seed, number, shape) for which, seed in seeds.items()}
+    if role is Role.TRACE:
+        return _blank(parameter)
+    if role.is_dealer:
+        one, two = halves[1], halves[2]
+    else:
+        assert m is not None
+        one, two = m, halves[1 if role is Role.EVALUATOR_A else 2]
+    share = SecretTensor(role, one, two, frac=_FRACTIONS[parameter.kind])
+    if parameter.kind == "weight":
+        return Weight.of(share)
+    return Table.of(share) if parameter.kind == "table" else share
+
+
+def _blank(parameter: Parameter) -> Any:
+    if parameter.kind == "weight":
+        return Weight(Role.TRACE, _matrix(parameter.shape), None)
+    if parameter.kind == "table":
+        return Table(Role.TRACE, _matrix(parameter.shape), None, None)
+    zeros = np.zeros(parameter.shape, dtype=np.uint64)
+    return SecretTensor(Role.TRACE, zeros, zeros, frac=_FRACTIONS[parameter.kind])
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    rows, columns = shape
+    return rows, columns

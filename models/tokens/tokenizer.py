@@ -1,0 +1,333 @@
+"""Text to token ids and back, with the model's chat template.
+
+Read from `tokenizer.json` or from the metadata of a GGUF file. Text never leaves the client; what
+the parties get are shares of ids.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from models.configs.gguf import gguf_eos_token_ids
+from models.files.gguf_reader import GgufFile
+from models.files.locate import find_source, read_json
+from models.tokens.chat_template import render_chat
+from models.tokens.encoding import Encoding
+from models.tokens.gguf_tokenizer import tokenizer_from_gguf
+from protocols.errors import ConfigError, ModelError
+
+Message = Mapping[str, Any]
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# transformers writes a huge number where a tokenizer has no limit.
+_NO_LIMIT = 1 << 40
+_ENDS = "eos_token_ids"
+
+
+class Tokenizer:
+    """A tokenizer with its special tokens and chat template.
+
+    `eos_token_ids` are the ids that end a text as far as the tokenizer knows; the configuration
+    may name more. `note` is a sentence for the user, or None. `max_length` is the longest input
+    that the tokenizer was saved for, or None.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        special_tokens: Mapping[str, str],
+        eos_token_ids: Sequence[int] = (),
+        chat_template: str | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        self._backend = backend
+        self.max_length = max_length
+        self._special = dict(special_tokens)
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.chat_template = chat_template
+        added = backend.get_added_tokens_decoder()
+        self._skipped = frozenset(i for i, token in added.items() if token.special)
+        self._byte_fallback = "ByteFallback" in str(backend.decoder)
+        self.note = None
+        if chat_template is None:
+            self.note = "this model has no chat template; the prompt is continued as plain text"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer at `path`: beside the weights, inside of them, or alone in a folder.
+
+        Raises ModelError when it is missing, damaged or of an unsupported kind.
+        """
+        try:
+            source = find_source(path)
+        except ModelError:
+            folder = Path(path).expanduser()
+            if not (folder / "tokenizer.json").is_file():
+                raise
+            return cls.from_folder(folder)  # clients have no weights
+        if source.kind == "safetensors":
+            return cls.from_folder(source.folder)
+        file = GgufFile(source.file)
+        try:
+            return cls.from_gguf(file.metadata)
+        finally:
+            file.close()
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """From `tokenizer.json` and, if they exist, `tokenizer_config.json` and
+        `chat_template.jinja` in `folder`. Raises ModelError.
+        """
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ModelError(
+                f"{file}: missing; save the tokenizer beside the weights with transformers' "
+                "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
+            )
+        config = _read_optional(folder / "tokenizer_config.json")
+        template = _folder_template(folder, config)
+        # Older tokenizers name some of their tokens only here.
+        named = {**_read_optional(folder / "special_tokens_map.json"), **config}
+        return cls._from_parts(str(file), file.read_bytes(), named, template)
+
+    @classmethod
+    def _from_parts(
+        cls, where: str, data: bytes, config: Mapping[str, Any], template: str | None
+    ) -> Tokenizer:
+        try:
+            backend = tokenizers.Tokenizer.from_buffer(data)
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"{where}: cannot be read as a tokenizer ({error})") from None
+        # Training leftovers that would cut or fill a prompt.
+        backend.no_truncation()
+        backend.no_padding()
+        special = _special_tokens(config)
+        eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
+        return cls(
+            backend,
+            special_tokens=special,
+            eos_token_ids=() if eos is None else (eos,),
+            chat_template=template,
+            max_length=_length_limit(config),
+        )
+
+    def to_files(self) -> dict[str, bytes]:
+        """All there is to it, as the contents of `tokenizer.json` and `tokenizer_config.json`."""
+        config = {
+            **self._special,
+            "chat_template": self.chat_template,
+            "model_max_length": self.max_length,
+            _ENDS: list(self.eos_token_ids),
+        }
+        return {
+            "tokenizer.json": self._backend.to_str().encode(),
+            "tokenizer_config.json": json.dumps(config).encode(),
+        }
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Tokenizer:
+        """Inverse of `to_files`, for data from a peer. Raises ModelError."""
+        damaged = ModelError("the published tokenizer is damaged: pass your own")
+        try:
+            config = json.loads(files["tokenizer_config.json"])
+            data = files["tokenizer.json"]
+        except (KeyError, ValueError, RecursionError):
+            raise damaged from None
+        ends = config.get(_ENDS, []) if isinstance(config, dict) else None
+        if not isinstance(ends, list) or not all(type(token) is int for token in ends):
+            raise damaged
+        template = config.get("chat_template")
+        made = cls._from_parts(
+            "the published tokenizer", data, config, template if isinstance(template, str) else None
+        )
+        made.eos_token_ids = tuple(dict.fromkeys((*made.eos_token_ids, *ends)))
+        return made
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """From the metadata of a GGUF file. Raises ModelError."""
+        backend, special = tokenizer_from_gguf(metadata)
+        return cls(
+            backend,
+            special_tokens=special,
+            eos_token_ids=gguf_eos_token_ids(metadata),
+            chat_template=metadata.get("tokenizer.chat_template"),
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, with the begin token if the tokenizer puts one."""
+        return self._encoded(text).ids
+
+    def encode_text(
+        self, text: str, pair: str | None = None, *, special_tokens: bool = True
+    ) -> Encoding:
+        """The tokens of a text, or of a pair, with their places; as many as there are.
+
+        special_tokens: add those that the model expects around its input.
+        """
+        return Encoding.of(self._encoded(text, pair, add_special_tokens=special_tokens))
+
+    def _encoded(self, text: str, pair: str | None = None, **options: Any) -> tokenizers.Encoding:
+        """Raises ConfigError for a text that came from bytes which are no UTF-8."""
+        try:
+            (text + (pair or "")).encode()
+        except UnicodeEncodeError:
+            raise ConfigError("a text is not valid UTF-8: convert it first") from None
+        return self._backend.encode(text, pair, **options)
+
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """Text of `ids`, without special tokens unless asked; U+FFFD for what is not UTF-8."""
+        return self._backend.decode(list(ids), skip_special_tokens=not special_tokens)
+
+    # -- single tokens -----------------------------------------------------------------------------
+
+    def special_token(self, name: str) -> str | None:
+        """Text of the special token of that name ("mask_token"), or None without one."""
+        return self._special.get(name)
+
+    def special_id(self, name: str) -> int | None:
+        """Id of the special token of that name, or None without one."""
+        token = self._special.get(name)
+        return None if token is None else self.id_of(token)
+
+    def id_of(self, token: str) -> int | None:
+        """Id of a token by its spelling in the vocabulary, or None."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def token_of(self, token: int) -> str:
+        """Spelling of a token in the vocabulary; "" for an id that it lacks."""
+        return self._backend.id_to_token(token) or ""
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Text of tokens that are given by their spelling."""
+        decoder = self._backend.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+
+    @property
+    def marks_subwords(self) -> bool:
+        """Whether a token's spelling tells that it continues a word, as "##ing" does."""
+        return bool(getattr(self._backend.model, "continuing_subword_prefix", None))
+
+    # -- chats and streams -------------------------------------------------------------------------
+
+    def chat(self, text_or_messages: str | Sequence[Message]) -> list[int]:
+        """Ids of a chat, ready for the model's answer.
+
+        A string is one message of the user. Without a template the text is encoded as it is (see
+        `note`). Raises ModelError when the template rejects the messages.
+        """
+        if isinstance(text_or_messages, str):
+            messages: list[Message] = [{"role": "user", "content": text_or_messages}]
+        else:
+            messages = list(text_or_messages)
+        if self.chat_template is None:
+            return self.encode("\n".join(str(message["content"]) for message in messages))
+        text = render_chat(self.chat_template, messages, self._special)
+        # The template writes the begin token itself where the model wants one.
+        return self._encoded(text, add_special_tokens=False).ids
+
+    def stream(self) -> TokenStream:
+        """A new incremental detokeniser."""
+        return TokenStream(self)
+
+    def ends_open(self, token: int) -> bool:
+        """Whether the text of a run that ends in `token` may still change.
+
+        Byte tokens of SentencePiece models are decoded a run at a time: one bad byte turns all of
+        the run into U+FFFD.
+        """
+        piece = self._backend.id_to_token(token) if self._byte_fallback else None
+        return piece is not None and _BYTE_TOKEN.fullmatch(piece) is not None
+
+    def is_skipped(self, token: int) -> bool:
+        """Whether `decode` leaves `token` out because it is special."""
+        return token in self._skipped
+
+
+class TokenStream:
+    """Text of a growing list of ids, piece by piece.
+
+    The pieces of `push` and the rest of `finish`, joined, are exactly `decode` of all ids. A piece
+    never ends within a character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._sent = 0
+
+    def push(self, token: int) -> str:
+        """Take one id; return the text that can no longer change (may be empty)."""
+        if self._tokenizer.is_skipped(token):
+            return ""
+        self._ids.append(token)
+        if self._tokenizer.ends_open(token):
+            return ""
+        # Decoding everything again is exact for every decoder, and far cheaper than a token of
+        # private inference. An unfinished character shows as U+FFFD at the end.
+        text = self._tokenizer.decode(self._ids).rstrip(_REPLACEMENT)
+        return self._advance(text)
+
+    def finish(self) -> str:
+        """The text held back, with U+FFFD for characters that were never finished."""
+        return self._advance(self._tokenizer.decode(self._ids))
+
+    def _advance(self, text: str) -> str:
+        piece = text[self._sent :]
+        self._sent += len(piece)
+        return piece
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Names and texts of the special tokens that templates refer to."""
+    found = {}
+    for name in _SPECIAL_NAMES:
+        token = config.get(name)
+        if isinstance(token, Mapping):  # a serialised AddedToken
+            token = token.get("content")
+        if isinstance(token, str):
+            found[name] = token
+    return found
+
+
+def _read_optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _length_limit(config: Mapping[str, Any]) -> int | None:
+    limit = config.get("model_max_length")
+    return limit if type(limit) is int and 0 < limit < _NO_LIMIT else None
+
+
+def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several under names; transformers takes "default"
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

@@ -1,0 +1,376 @@
+"""A lane: the one way for a protocol to draw masks, deal, and talk.
+
+A lane is a place in the program (its `path`) with its own random streams and its own message
+counters, so that lanes which run at the same time cannot fall out of step with each other. Within a
+lane everything happens in program order. What carries the messages is a `Link`, supplied by the
+runtime or by the lockstep driver.
+"""
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
+
+import numpy as np
+
+from protocols.base.cost import Cost, Traffic
+from protocols.base.fields import Buffer, Field, join, split
+from protocols.base.prf import Stream
+from protocols.base.ring import RING_BITS, Bytes, Words
+from protocols.base.shares import EVALUATORS, Role, SecretBits, SecretTensor
+from protocols.errors import LocalProtocolError, RemoteProtocolError
+
+T = TypeVar("T")
+U = TypeVar("U")
+Path: TypeAlias = tuple[int, ...]
+
+_WORK = 12
+"""Multiply-adds that drawing, adding or packing an element is worth."""
+_FEW = 1 << 13
+"""Elements that are seen to at once: to ask the runtime would cost more than a thread gains."""
+
+Approximation: TypeAlias = Literal["tight", "fast", "puma"]
+APPROXIMATIONS: tuple[Approximation, ...] = get_args(Approximation)
+"""Sets of approximations. "tight" (the default): within 2.5e-4 of the function; "fast": least
+traffic, no less accurate than "puma": the paper's own formulas.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Public choices that all parties of a session share.
+
+    Attributes:
+        approximation: one of `APPROXIMATIONS`, see `protocols.functions.activations`.
+        tree: comparisons with the "rounds" fewest or the least "traffic".
+        lanes: groups of attention heads that run as concurrent lanes.
+        reveal: "logits" (the client samples) or "argmax" (the client learns the token alone).
+        block: entries of a nonlinear function (scores of attention, say) that are worked on at a
+            time; see `protocols.base.blocks`. Twice as many take twice the memory and half the
+            rounds of long texts.
+    """
+
+    approximation: str = APPROXIMATIONS[0]
+    tree: str = "rounds"
+    lanes: int = 1
+    reveal: str = "logits"
+    block: int = 1 << 21
+
+
+class Link(Protocol):
+    """What a runtime supplies to the lanes of one party for one inference.
+
+    Messages of one (sender, receiver, tag) are delivered once; a tag is never used twice. `receive`
+    gives a buffer that the receiver may read but not write.
+    """
+
+    role: Role
+    settings: Settings
+    traffic: Traffic
+
+    def stream(self, peer: Role, path: Path) -> Stream:
+        """The random stream shared with `peer` (or private, if `peer` is this party) at `path`."""
+
+    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> int:
+        """Send the concatenation of `data`; may wait for back-pressure. Returns its bytes."""
+
+    async def receive(self, sender: Role, tag: Path) -> Buffer:
+        """Wait for the message that `sender` sent under `tag`."""
+
+    async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """Run concurrently; if one fails the others are cancelled and its error is raised."""
+
+    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+        """Run beside the program; its failure is the program's failure."""
+
+    def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+        """Call a function that takes about `work` multiply-adds, off the event loop if that is
+        large.
+        """
+
+
+def _work(fields: Sequence[Field]) -> int:
+    """What it takes to draw, add or pack them, as `Lane.run` counts; 0: do it at once."""
+    count = sum([item.count for item in fields])
+    return _WORK * count if count >= _FEW else 0
+
+
+class Lane:
+    """One sequential strand of a program at one party. See the module's text."""
+
+    def __init__(self, link: Link, path: Path = (), clock: int = 0) -> None:
+        self.link = link
+        self.role = link.role
+        self.settings = link.settings
+        self.path = path
+        self.clock = clock
+        """Rounds on the longest chain of exchanges up to here."""
+        self._forks = 0
+        self._shares = 0
+        self._streams: dict[Role, Stream] = {}
+        self._sent: dict[Role, int] = {}
+        self._received: dict[Role, int] = {}
+        self._busy = False
+
+    # -- who am I ----------------------------------------------------------------------------------
+
+    @property
+    def is_dealer(self) -> bool:
+        return self.role is Role.DEALER
+
+    @property
+    def tracing(self) -> bool:
+        return self.role is Role.TRACE
+
+    @property
+    def leads(self) -> bool:
+        """True at evaluator A, which adds what must be added once."""
+        return self.role is Role.EVALUATOR_A
+
+    @property
+    def peer(self) -> Role:
+        """The other evaluator."""
+        return Role.EVALUATOR_B if self.role is Role.EVALUATOR_A else Role.EVALUATOR_A
+
+    # -- cost --------------------------------------------------------------------------------------
+
+    def charge(self, label: str, cost: Cost) -> None:
+        """Account for a declared cost: the whole of what happens under `TRACE`."""
+        self.clock += cost.rounds
+        traffic = self.link.traffic
+        traffic.online_bytes += cost.online
+        traffic.offline_bytes += cost.offline
+        traffic.note(label, cost)
+
+    def blank(self, shape: tuple[int, ...], width: int = RING_BITS, frac: int = 0) -> SecretTensor:
+        """A sharing with a shape and no content, for `TRACE`."""
+        zeros = np.zeros(shape, dtype=np.uint64)
+        return SecretTensor(self.role, zeros, zeros, width, frac)
+
+    def blank_bits(self, shape: tuple[int, ...]) -> SecretBits:
+        """Bits with a shape and no content, for `TRACE`."""
+        zeros = np.zeros(shape, dtype=np.uint8)
+        return SecretBits(self.role, zeros, zeros)
+
+    # -- randomness --------------------------------------------------------------------------------
+
+    def stream(self, peer: Role) -> Stream:
+        """This lane's stream with `peer`, opened when first used."""
+        stream = self._streams.get(peer)
+        if stream is None:
+            stream = self._streams[peer] = self.link.stream(peer, self.path)
+        return stream
+
+    def draw(self, peer: Role, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
+        """Uniform words that `peer` draws too (in the same order) and the third party does not
+        know.
+        """
+        return self.stream(peer).words(shape, width)
+
+    def private(self, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
+        """Uniform words that no other party knows."""
+        return self.stream(self.role).words(shape, width)
+
+    def mask(self, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
+        """An evaluator's half of an output mask, shared with the dealer."""
+        return self.draw(Role.DEALER, shape, width)
+
+    def masks(self, shape: tuple[int, ...], width: int = RING_BITS) -> tuple[Words, Words]:
+        """The dealer's view of an output mask: evaluator A's half and B's."""
+        return (
+            self.draw(Role.EVALUATOR_A, shape, width),
+            self.draw(Role.EVALUATOR_B, shape, width),
+        )
+
+    # -- dealing -----------------------------------------------------------------------------------
+
+    async def share(self, fields: Sequence[Field], values: Sequence[Words] = ()) -> list[Words]:
+        """The dealer splits `values` between the evaluators; each evaluator gets its halves.
+
+        One half is drawn, the other sent; which evaluator is sent to alternates, so that both links
+        carry the dealer's traffic. Offline bytes: `fields_bytes(fields)`.
+
+        Returns:
+            An evaluator's halves (they add up, or XOR, to the values); nothing at the dealer.
+        """
+        self._shares += 1
+        receiver, work = EVALUATORS[self._shares & 1], _work(fields)
+        if self.is_dealer:
+            drawer, rests = EVALUATORS[1 - (self._shares & 1)], self._rests
+            parts = (
+                await self.run(work, rests, drawer, fields, values)
+                if work
+                else rests(drawer, fields, values)
+            )
+            await self._send(receiver, parts, online=False)
+            return []
+        if self.role is receiver:
+            dealt = await self._receive(Role.DEALER)
+            return await self.run(work, split, dealt, fields) if work else split(dealt, fields)
+        if work:
+            return await self.run(work, self._draw_fields, Role.DEALER, fields)
+        return self._draw_fields(Role.DEALER, fields)
+
+    def _rests(self, drawer: Role, fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
+        """What makes up the values with the halves that the drawer draws, packed."""
+        halves = self._draw_fields(drawer, fields)
+        rests = [
+            value ^ half if item.xor else value - half
+            for item, value, half in zip(fields, values, halves, strict=True)
+        ]
+        return join(fields, rests)
+
+    def _draw_fields(self, peer: Role, fields: Sequence[Field]) -> list[Words]:
+        stream = self.stream(peer)
+        return [stream.words(item.shape, item.width) for item in fields]
+
+    async def broadcast(self, nbytes: int, value: Bytes | None = None) -> Bytes:
+        """The dealer sends the same `nbytes` to both evaluators. Offline bytes: twice that."""
+        if self.is_dealer:
+            if value is None or value.size != nbytes:
+                raise LocalProtocolError(f"the dealer must broadcast exactly {nbytes} bytes")
+            for evaluator in EVALUATORS:
+                await self._send(evaluator, [value], online=False)
+            return value
+        return await self.receive_bytes(Role.DEALER, nbytes)
+
+    # -- talking -----------------------------------------------------------------------------------
+
+    async def swap(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
+        """A round: evaluators send each other `values` and get the other's.
+
+        Online bytes: `2 * fields_bytes(fields)`.
+        """
+        work = _work(fields)
+        parts = await self.run(work, join, fields, values) if work else join(fields, values)
+        theirs = await self._exchange(parts)
+        return await self.run(work, split, theirs, fields) if work else split(theirs, fields)
+
+    async def open(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
+        """A round after which both evaluators know the sums (or XORs) of their `values`."""
+        theirs = await self.swap(fields, values)
+        return [
+            mine ^ other if item.xor else mine + other
+            for item, mine, other in zip(fields, values, theirs, strict=True)
+        ]
+
+    async def send_words(
+        self, to: Role, fields: Sequence[Field], values: Sequence[Words], *, online: bool = True
+    ) -> None:
+        """Send packed words to one party."""
+        await self._send(to, join(fields, values), online=online)
+
+    async def receive_words(self, sender: Role, fields: Sequence[Field]) -> list[Words]:
+        """Words that `sender` sent with `send_words`."""
+        return split(await self._receive(sender), fields)
+
+    async def send_bytes(self, to: Role, data: Bytes, *, online: bool) -> None:
+        """Send raw bytes to one party."""
+        await self._send(to, [data], online=online)
+
+    async def receive_bytes(self, sender: Role, nbytes: int) -> Bytes:
+        """Raw bytes from `sender`.
+
+        Raises:
+            RemoteProtocolError: it sent another number of bytes.
+        """
+        data = np.frombuffer(await self._receive(sender), dtype=np.uint8)
+        if data.size != nbytes:
+            raise RemoteProtocolError(
+                f"{sender} sent {data.size} bytes where {nbytes} belong: do both run one version?"
+            )
+        return data
+
+    def _tag(self, counts: dict[Role, int], peer: Role) -> Path:
+        """The next message to or from a peer."""
+        number = counts[peer] = counts.get(peer, 0) + 1
+        return (*self.path, number)
+
+    async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
+        await self.link.send(to, self._tag(self._sent, to), parts, online=online)
+
+    def _expect(self, sender: Role) -> Path:
+        """The tag of the next message from a peer, for which this lane waits from now on."""
+        if self._busy:
+            raise LocalProtocolError("two tasks wait on one lane: fork it")
+        self._busy = True
+        return self._tag(self._received, sender)
+
+    async def _receive(self, sender: Role) -> Buffer:
+        tag = self._expect(sender)
+        try:
+            return await self.link.receive(sender, tag)
+        finally:
+            self._busy = False
+
+    async def _exchange(self, parts: Sequence[Buffer]) -> Buffer:
+        """A round: send the other evaluator the parts, and get its message."""
+        peer = self.peer
+        await self.link.send(peer, self._tag(self._sent, peer), parts, online=True)
+        tag = self._expect(peer)
+        try:
+            theirs = await self.link.receive(peer, tag)
+        finally:
+            self._busy = False
+        self.clock += 1
+        return theirs
+
+    # -- concurrency and computation ---------------------------------------------------------------
+
+    def fork(self, count: int) -> list["Lane"]:
+        """`count` lanes that start at this point of the program and may run at the same time."""
+        self._forks += 1
+        return [
+            type(self)(self.link, (*self.path, self._forks, index), self.clock)
+            for index in range(count)
+        ]
+
+    def join(self, lanes: Sequence["Lane"]) -> None:
+        """Continue after `lanes`."""
+        self.clock = max((self.clock, *(lane.clock for lane in lanes)))
+
+    async def parallel(
+        self, tasks: Sequence[Callable[["Lane"], Coroutine[Any, Any, T]]]
+    ) -> list[T]:
+        """Run each task on a lane of its own; rounds of different tasks overlap.
+
+        The first stays on this lane, which has nothing else to do meanwhile: a lane costs the keys
+        of its streams.
+        """
+        first, *rest = tasks
+        lanes = self.fork(len(rest))
+        results: list[T] = await self.link.gather(
+            [first(self), *(lane.watch(task(lane)) for task, lane in zip(rest, lanes, strict=True))]
+        )
+        self.join(lanes)
+        return results
+
+    async def both(
+        self,
+        first: Callable[["Lane"], Coroutine[Any, Any, T]],
+        second: Callable[["Lane"], Coroutine[Any, Any, U]],
+    ) -> tuple[T, U]:
+        """`parallel` for two tasks with results of different types."""
+        tasks: list[Callable[[Lane], Coroutine[Any, Any, Any]]] = [first, second]
+        one, two = await self.parallel(tasks)
+        return one, two
+
+    def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+        """Call `function(*args)`, about `work` multiply-adds, where the runtime thinks best."""
+        return self.link.run(work, function, *args)
+
+    def defer(self, task: Coroutine[Any, Any, None], *others: "Lane") -> None:
+        """Run beside the program, on this lane and the others; its failure is the program's
+        failure.
+        """
+        del others  # for those who observe
+        self.link.defer(task)
+
+    # -- observation: nothing here, see `protocols.drivers.observed` -------------------------------
+
+    def watch(self, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """`task`, which is to run on this lane."""
+        return task
+
+    def span(self, label: str, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """`task`, which is a call of the protocol `label` on this lane."""
+        return task

@@ -1,0 +1,147 @@
+"""Randomness that two parties draw without talking: AES-128-CTR keyed per pair, inference and lane.
+
+A `KeyRing` holds the secrets a party shares with each peer and derives one `Stream` per (peer,
+path). The path is the lane's place in the program (session, inference, forks), so both parties open
+the same stream whenever they get there, and within a lane the stream is consumed in program order.
+A second stream for the same (peer, path) would repeat masks; the ring refuses it.
+"""
+
+import hashlib
+import math
+import os
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from protocols.base.ring import Bytes, Words, bit_mask, canonical
+from protocols.errors import LocalProtocolError
+from protocols.kernels.aesni import available
+from protocols.kernels.ctr import STATE_WORDS, begin, draw
+
+KEY_BYTES = 16
+_BLOCK = 16
+_ZEROS = memoryview(bytes(1 << 20))
+_SLACK = _BLOCK - 1  # update_into wants room for one more block than it writes
+_AHEAD = 2048  # bytes generated at least, because a call costs more than that many
+_WORD = np.dtype("<u8")
+_NARROW: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4)}
+
+Source: TypeAlias = Callable[[int, int], Words]
+"""Draws so many words of so many bits. An element takes 1, 2, 4 or 8 bytes, a draw whole words of
+eight.
+"""
+
+
+def kernel_source(key: bytes) -> Source:
+    """AES-128-CTR on the processor's instructions; it holds no lock while it draws."""
+    state = np.empty(STATE_WORDS, dtype=np.uint64)
+    begin(np.frombuffer(key, dtype=np.uint64), state)
+
+    def source(count: int, width: int) -> Words:
+        out = np.empty(count, dtype=np.uint64)
+        draw(state, width, out)
+        return out
+
+    return source
+
+
+def library_source(key: bytes) -> Source:
+    """The same stream from `cryptography`. Small draws are served from bytes made ahead."""
+    encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK))).encryptor()
+    ahead, at, end = np.empty(0, dtype=np.uint8), 0, 0
+
+    def generate(count: int) -> None:
+        """Make `ahead` what is left of it and so much more that it holds `count` bytes."""
+        nonlocal ahead, at, end
+        left, size = end - at, max(count, _AHEAD)
+        out = np.empty(size + _SLACK, dtype=np.uint8)
+        out[:left] = ahead[at:end]
+        view, step = memoryview(out.data), len(_ZEROS)
+        for start in range(left, size, step):
+            part = min(step, size - start)
+            encryptor.update_into(_ZEROS[:part], view[start : start + part + _SLACK])
+        ahead, at, end = out, 0, size
+
+    def source(count: int, width: int) -> Words:
+        nonlocal at
+        kind = 8 if width > 32 else 4 if width > 16 else 2 if width > 8 else 1
+        size = (count * kind + 7) & -8
+        if at + size > end:
+            generate(size)
+        drawn = ahead[at : at + count * kind]
+        at += size
+        if kind == 8:
+            return canonical(drawn.view(_WORD).copy(), width)
+        words: Words = drawn.view(_NARROW[kind]).astype(np.uint64)
+        return words & bit_mask(width)
+
+    return source
+
+
+class Stream:
+    """A pseudo-random stream: AES-128-CTR from counter 0 under a key used for nothing else.
+
+    An array drawn is its owner's: no part of the stream is given out twice.
+    """
+
+    __slots__ = ("_source",)
+
+    def __init__(self, key: bytes) -> None:
+        self._source = (kernel_source if available() else library_source)(key)
+
+    def words(self, shape: tuple[int, ...], width: int = 64) -> Words:
+        """Uniform ring elements of `width` bits, as uint64 of the given shape."""
+        return self._source(math.prod(shape), width).reshape(shape)
+
+    def fill(self, count: int) -> Bytes:
+        """The next `count` bytes; what is left of the last word of eight is skipped."""
+        return self._source((count + 7) // 8, 64).view(np.uint8)[:count]
+
+    def bits(self, shape: tuple[int, ...]) -> Bytes:
+        """Uniform bits, one 0/1 byte each."""
+        count = math.prod(shape)
+        packed = self.fill((count + 63) // 64 * 8)
+        return np.unpackbits(packed, count=count, bitorder="little").reshape(shape)
+
+
+def derive(key: bytes, label: bytes, path: tuple[int, ...]) -> bytes:
+    """A fresh AES key for a place in the program (keyed BLAKE2b over an injective encoding)."""
+    message = struct.pack(f"<I{len(path)}Q", len(path), *path)
+    return hashlib.blake2b(message, digest_size=KEY_BYTES, key=key, person=label[:16]).digest()
+
+
+class KeyRing:
+    """The pair secrets of one party in one session.
+
+    Args:
+        secrets: peer name -> the secret (16..64 bytes) known to this party and that peer only. The
+            party's own
+            name may be among them; without it, a private secret comes from the operating system.
+        own: this party's own name.
+    """
+
+    def __init__(self, own: str, secrets: Mapping[str, bytes]) -> None:
+        self._secrets = {own: os.urandom(32), **secrets}
+        self._opened: set[tuple[str, tuple[int, ...]]] = set()
+
+    def stream(self, peer: str, path: tuple[int, ...]) -> Stream:
+        """The stream this party shares with `peer` at `path`, once.
+
+        Raises:
+            LocalProtocolError: the stream was opened before, or there is no secret with that peer.
+        """
+        if (peer, path) in self._opened:
+            raise LocalProtocolError(f"random stream {path} with {peer} was opened twice")
+        secret = self._secrets.get(peer)
+        if secret is None:
+            raise LocalProtocolError(f"no key agreed with {peer}")
+        self._opened.add((peer, path))
+        return Stream(derive(secret, b"puma lane", path))
+
+    def forget(self, prefix: tuple[int, ...]) -> None:
+        """Drop the record of streams below `prefix`, whose number will never be used again."""
+        size = len(prefix)
+        self._opened = {entry for entry in self._opened if entry[1][:size] != prefix}

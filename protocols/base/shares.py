@@ -1,0 +1,243 @@
+"""Secret values: 2-out-of-3 replicated shares `x = m - lam1 - lam2` and what can be done without
+talking.
+
+Who holds what (a, b):   dealer (lam1, lam2) · evaluator A (m, lam1) · evaluator B (m, lam2).
+Every operation here is local and linear; a product needs a round and lives in
+`protocols.arithmetic`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NoReturn
+
+import numpy as np
+
+from protocols.base.ring import FRACTION_BITS, RING_BITS, Bytes, Words, shift_left, shift_right
+from protocols.errors import LocalProtocolError
+
+
+class Role(StrEnum):
+    """A party. `TRACE` is nobody: it runs a program over shapes to predict its cost."""
+
+    DEALER = "dealer"
+    EVALUATOR_A = "evaluator-a"
+    EVALUATOR_B = "evaluator-b"
+    OWNER = "owner"
+    CLIENT = "client"
+    TRACE = "trace"
+
+    @property
+    def is_dealer(self) -> bool:
+        return self is Role.DEALER
+
+
+COMPUTING = (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B)
+EVALUATORS = (Role.EVALUATOR_A, Role.EVALUATOR_B)
+
+
+@dataclass(slots=True, eq=False)
+class SecretTensor:
+    """A tensor of ring elements, shared. `width` is the ring's bits, `frac` the fraction bits.
+
+    Never changed once made (not frozen, because making thousands a second must be cheap).
+    """
+
+    role: Role
+    a: Words = field(repr=False)
+    b: Words = field(repr=False)
+    width: int = RING_BITS
+    frac: int = FRACTION_BITS
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.a.shape
+
+    @property
+    def size(self) -> int:
+        return self.a.size
+
+    @property
+    def lam(self) -> Words:
+        """The whole mask; the dealer's alone to see."""
+        if self.role is not Role.DEALER:
+            raise LocalProtocolError(f"{self.role} does not know the mask")
+        return self.a + self.b
+
+    # -- linear algebra ----------------------------------------------------------------------------
+
+    def _like(self, a: Words, b: Words) -> "SecretTensor":
+        return SecretTensor(self.role, a, b, self.width, self.frac)
+
+    def _check(self, other: "SecretTensor") -> None:
+        if (self.width, self.frac) != (other.width, other.frac):
+            raise LocalProtocolError(
+                f"cannot add a sharing over 2^{other.width} with {other.frac} fraction bits to one "
+                f"over 2^{self.width} with {self.frac}: lift, drop or narrow one of them first"
+            )
+
+    def __add__(self, other: "SecretTensor") -> "SecretTensor":
+        self._check(other)
+        return self._like(self.a + other.a, self.b + other.b)
+
+    def __sub__(self, other: "SecretTensor") -> "SecretTensor":
+        self._check(other)
+        return self._like(self.a - other.a, self.b - other.b)
+
+    def __neg__(self) -> "SecretTensor":
+        return self._like(np.uint64(0) - self.a, np.uint64(0) - self.b)
+
+    def __mul__(self, other: object) -> NoReturn:
+        raise LocalProtocolError("a product of secrets is a round: use protocols.arithmetic.mul")
+
+    __matmul__ = __mul__
+
+    def add_public(self, words: Words | np.uint64) -> "SecretTensor":
+        """Add public ring words (already encoded with this tensor's fraction bits)."""
+        return self if self.role.is_dealer else self._like(self.a + words, self.b)
+
+    def times(self, words: Words | np.uint64, frac: int = 0) -> "SecretTensor":
+        """Multiply by public ring words that carry `frac` fraction bits of their own."""
+        return SecretTensor(self.role, self.a * words, self.b * words, self.width, self.frac + frac)
+
+    # -- width and fraction bits -------------------------------------------------------------------
+
+    def drop(self, bits: int) -> "SecretTensor":
+        """Shift right by `bits`: ring 2^(width-bits), off by at most 2 units, unbiased up to half a
+        unit.
+
+        The sum of three truncated shares misses only carries between them, and those are small; the
+        wrap of the shares' sum vanishes modulo 2^(width-bits). Half a unit is taken off first, so
+        that the mean of the error over uniform masks is zero.
+        """
+        if bits == 0:
+            return self
+        moved = self.add_public(np.uint64(2**64 - (1 << (bits - 1))))
+        return SecretTensor(
+            self.role,
+            shift_right(moved.a, bits, self.width),
+            shift_right(moved.b, bits, self.width),
+            self.width - bits,
+            self.frac - bits,
+        )
+
+    def narrow(self, width: int) -> "SecretTensor":
+        """The same value modulo 2^width: exact while it fits. Free."""
+        if width > self.width:
+            raise LocalProtocolError(f"cannot narrow from {self.width} to {width} bits: use lift")
+        return SecretTensor(self.role, self.a, self.b, width, self.frac)
+
+    def scale_up(self, bits: int) -> "SecretTensor":
+        """Multiply by 2^bits; ring and fraction bits grow by as many bits."""
+        width = min(self.width + bits, RING_BITS)
+        return SecretTensor(
+            self.role,
+            shift_left(self.a, bits),
+            shift_left(self.b, bits),
+            width,
+            self.frac + bits,
+        )
+
+    def reinterpret(self, frac: int) -> "SecretTensor":
+        """The same words read with another number of fraction bits: times a power of two."""
+        return SecretTensor(self.role, self.a, self.b, self.width, frac)
+
+    # -- shape -------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: Any) -> "SecretTensor":
+        return self._like(self.a[index], self.b[index])
+
+    def reshape(self, *shape: int) -> "SecretTensor":
+        return self._like(self.a.reshape(shape), self.b.reshape(shape))
+
+    def transpose(self, *axes: int) -> "SecretTensor":
+        return self._like(self.a.transpose(axes), self.b.transpose(axes))
+
+    def broadcast(self, shape: tuple[int, ...]) -> "SecretTensor":
+        return self._like(np.broadcast_to(self.a, shape), np.broadcast_to(self.b, shape))
+
+    def copy(self) -> "SecretTensor":
+        """The same in memory of its own."""
+        return self._like(self.a.copy(), self.b.copy())
+
+    def sum(self, axis: int) -> "SecretTensor":
+        return self._like(
+            self.a.sum(axis=axis, dtype=np.uint64), self.b.sum(axis=axis, dtype=np.uint64)
+        )
+
+    def scatter(self, shape: tuple[int, ...], index: Any) -> "SecretTensor":
+        """A tensor of zeros of `shape` with this one written at the public `index`."""
+        a, b = np.zeros(shape, dtype=np.uint64), np.zeros(shape, dtype=np.uint64)
+        a[index], b[index] = self.a, self.b
+        return self._like(a, b)
+
+
+def concat(tensors: Sequence[SecretTensor], axis: int) -> SecretTensor:
+    """Join sharings of one width along an axis."""
+    first = tensors[0]
+    for other in tensors[1:]:
+        first._check(other)
+    return SecretTensor(
+        first.role,
+        np.concatenate([t.a for t in tensors], axis=axis),
+        np.concatenate([t.b for t in tensors], axis=axis),
+        first.width,
+        first.frac,
+    )
+
+
+def stack(tensors: Sequence[SecretTensor], axis: int) -> SecretTensor:
+    """Sharings of one shape side by side along a new axis."""
+    first = tensors[0]
+    for other in tensors[1:]:
+        first._check(other)
+    return SecretTensor(
+        first.role,
+        np.stack([t.a for t in tensors], axis=axis),
+        np.stack([t.b for t in tensors], axis=axis),
+        first.width,
+        first.frac,
+    )
+
+
+def constant(role: Role, words: Words, width: int = RING_BITS, frac: int = 0) -> SecretTensor:
+    """A public value as a sharing with zero masks."""
+    zeros = np.zeros_like(words)
+    return SecretTensor(role, zeros if role.is_dealer else words, zeros, width, frac)
+
+
+@dataclass(slots=True, eq=False)
+class SecretBits:
+    """Bits shared over Z_2: `x = c ^ r1 ^ r2`, one 0/1 byte each. Held as in `SecretTensor`."""
+
+    role: Role
+    a: Bytes = field(repr=False)
+    b: Bytes = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.a.shape
+
+    @property
+    def mask(self) -> Bytes:
+        """r1 ^ r2; the dealer's alone to see."""
+        if self.role is not Role.DEALER:
+            raise LocalProtocolError(f"{self.role} does not know the mask")
+        return self.a ^ self.b
+
+    def __invert__(self) -> "SecretBits":
+        return self if self.role.is_dealer else SecretBits(self.role, self.a ^ np.uint8(1), self.b)
+
+    def __xor__(self, other: "SecretBits") -> "SecretBits":
+        return SecretBits(self.role, self.a ^ other.a, self.b ^ other.b)
+
+    def __getitem__(self, index: Any) -> "SecretBits":
+        return SecretBits(self.role, self.a[index], self.b[index])
+
+    def reshape(self, *shape: int) -> "SecretBits":
+        return SecretBits(self.role, self.a.reshape(shape), self.b.reshape(shape))
+
+
+def stack_bits(bits: Sequence[SecretBits]) -> SecretBits:
+    """Bits of one shape side by side along a new first axis."""
+    return SecretBits(bits[0].role, np.stack([b.a for b in bits]), np.stack([b.b for b in bits]))

@@ -1,0 +1,186 @@
+"""The vocabulary models are written in.
+
+A model is one async function over `Ops`, with three evaluations: `protocols.drivers.secure.Secure`
+on shares (over a tracing lane it predicts the cost), `protocols.drivers.plain.Plain` in floating
+point, and `models.owner.bounds.Bounds` on bounds of rows, which finds the ranges that the owner
+publishes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.functions.normalize import AttentionRange, Norm, NormRange
+
+Tensor: TypeAlias = Any
+"""A secret tensor, a float array or a bound, as the driver has it."""
+Parameters: TypeAlias = Mapping[str, Any]
+"""Name -> what the driver holds of it: `Weight`, `Table`, `SecretTensor`, or float arrays."""
+Index: TypeAlias = NDArray[np.int64]
+Mask: TypeAlias = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Shape of grouped-query attention.
+
+    Attributes:
+        query, key: numbers of heads; query heads are a multiple of key heads.
+        size: entries a head.
+    """
+
+    query: int
+    key: int
+    size: int
+
+    @property
+    def columns(self) -> int:
+        """Columns of the joint projection to queries, keys and values, in this order."""
+        return (self.query + 2 * self.key) * self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """RoPE at some positions (RoFormer, arXiv 2104.09864), half-rotation layout.
+
+    Attributes:
+        cos, sin: (T, size), the two halves of a row alike; from `protocols.base.precise.cosines`.
+    """
+
+    cos: NDArray[np.float64]
+    sin: NDArray[np.float64]
+
+
+def rotate(x: Any, cos: Any, sin: Any) -> Any:
+    """Rotate (T, heads, size) by (T, size) angles; works on floats and on ring words."""
+    half = x.shape[-1] // 2
+    turned = np.concatenate([0 * x[..., half:] - x[..., half:], x[..., :half]], axis=-1)
+    return x * cos[:, None, :] + turned * sin[:, None, :]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The attention of one sequence: which rows ask, which rows are asked.
+
+    Attributes:
+        rows: of the queries. context: of the keys and values.
+        mask: (queries, context), True where a query may look.
+        slopes: by how much a position adds to each head's scores, or None.
+    """
+
+    rows: slice
+    context: slice
+    mask: Mask
+    slopes: "Slopes | None" = None
+
+    @property
+    def bias(self) -> NDArray[np.float64] | None:
+        """(heads, 1, context) public numbers that are added to the scores, or None."""
+        return None if self.slopes is None else self.slopes.bias(self.mask.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """ALiBi (arXiv 2108.12409) as transformers computes it: slope times position, both rounded to
+    bfloat16, then scaled like the scores.
+    """
+
+    slopes: NDArray[np.float64]
+    scale: float
+
+    def bias(self, context: int) -> NDArray[np.float64]:
+        """(heads, 1, context)."""
+        steps = _bfloat16(self.slopes)[:, None, None] * np.arange(context)
+        return _bfloat16(steps) * self.scale
+
+
+def _bfloat16(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rounded to 8 significant bits, halves to even."""
+    words = np.asarray(values, dtype=np.float32).view(np.uint32)
+    odd = (words >> np.uint32(16)) & np.uint32(1)
+    rounded = (words + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """All exponents that the owner publishes, by the name that the program gives the place."""
+
+    norms: Mapping[str, NormRange]
+    attention: Mapping[str, AttentionRange]
+
+
+class Ops(Protocol):
+    """Every operation a model may use. Activations are (tokens, features); a weight has one row
+    more than its input has features if it ends in a bias. Names say where, for the ranges.
+    """
+
+    async def embed(self, table: Any, count: int, columns: int) -> Tensor:
+        """The first columns of the table's rows at the `count` secret input ids."""
+
+    async def norm(
+        self,
+        x: Tensor,
+        name: str,
+        norm: Norm,
+        gain: Any = None,
+        shift: Any = None,
+        *,
+        unit: bool = False,
+    ) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) times gain plus shift; `unit` for rows of length 1."""
+
+    async def linear(self, x: Tensor, weight: Any, name: str) -> Tensor:
+        """x @ W, for the residual stream."""
+
+    async def dense(self, x: Tensor, weight: Any, name: str, activation: str) -> Tensor:
+        """activation(x @ W)."""
+
+    async def gated(self, x: Tensor, weight: Any, name: str, activation: str) -> Tensor:
+        """activation(gate) * up for [gate | up] = x @ W."""
+
+    async def project(
+        self,
+        x: Tensor,
+        weight: Any,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        gains: tuple[Any, Any] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (query heads, T, size), keys and values (key heads, T, size). The first two are
+        normalised head by head (with `norm` and `gains`), then rotated.
+        """
+
+    async def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, name: str, spans: Sequence[Span]
+    ) -> Tensor:
+        """softmax(q k^T + bias) v for each span, heads side by side: (T, query heads * size)."""
+
+    async def output(self, x: Tensor, weight: Any, name: str, *, tied: bool = False) -> Tensor:
+        """x @ W for the client (`tied`: x @ table^T)."""
+
+    async def mean(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Mean row of each run of `lengths` rows, for the client."""
+
+    def result(self, x: Tensor) -> Tensor:
+        """x itself, for the client."""
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y."""
+
+    def sums(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Sum of each run of `lengths` rows."""
+
+    def append(self, past: Tensor | None, new: Tensor) -> Tensor:
+        """Join along the axis of positions (1)."""
+
+    def take(self, x: Tensor, index: Index) -> Tensor:
+        """Rows of x at public places."""
+
+    def heads_at(self, x: Tensor, index: Index) -> Tensor:
+        """(heads, T, size) at public places along T."""

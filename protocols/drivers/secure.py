@@ -1,0 +1,355 @@
+"""`Ops` on shares: models evaluated under MPC, or, over a tracing lane, their cost."""
+
+import itertools
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.arithmetic import lift, map_public, matmul, mul
+from protocols.base.blocks import ACTIVATION_ENTRIES, Piece, in_blocks, score_pieces, waves
+from protocols.base.lane import Lane
+from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
+from protocols.base.shares import SecretTensor, concat, constant, stack
+from protocols.compare import maximum
+from protocols.drivers.ops import Heads, Index, Mask, Ranges, Rotation, Span, rotate
+from protocols.drivers.trace import traced_once
+from protocols.embedding import embed
+from protocols.errors import LocalProtocolError
+from protocols.functions.activations import ACTIVATIONS, activate
+from protocols.functions.normalize import AttentionRange, Norm, attend, normalize, truncated
+from protocols.linear import Table, Weight, linear, table_product
+
+OUTPUT_WIDTH = 37
+"""Bits of a result for the client, 18 of them fraction bits."""
+OUTPUT_LIMIT = 2.0**17
+"""What a result must stay below."""
+ARGMAX_FRAC = 13
+ARGMAX_WIDTH = 32
+"""Logits are compared in steps of 2^-13, as far apart as `OUTPUT_LIMIT` lets them be."""
+_MEAN_FRAC = 22
+
+
+class Secure:
+    """See the module's text. One object drives one lane."""
+
+    def __init__(self, lane: Lane, ranges: Ranges) -> None:
+        self.lane = lane
+        self._ranges = ranges
+
+    async def embed(self, table: Table, count: int, columns: int) -> SecretTensor:
+        return (await embed(self.lane, table, count))[:, :columns]
+
+    # -- norms and products ------------------------------------------------------------------------
+
+    async def norm(
+        self,
+        x: SecretTensor,
+        name: str,
+        norm: Norm,
+        gain: SecretTensor | None = None,
+        shift: SecretTensor | None = None,
+        *,
+        unit: bool = False,
+    ) -> SecretTensor:
+        """With a shift the result has the residual stream's fraction bits, which the shift has."""
+        return await normalize(
+            self.lane,
+            x.scale_up(RESIDUAL_BITS - x.frac),
+            norm,
+            _range(self._ranges.norms, name),
+            gain=gain,
+            shift=shift,
+            frac=FRACTION_BITS if shift is None else RESIDUAL_BITS,
+            unit=unit,
+        )
+
+    async def linear(self, x: SecretTensor, weight: Weight, name: str) -> SecretTensor:
+        product = await linear(self.lane, _with_one(x, weight.shape[0]), weight, frac=RESIDUAL_BITS)
+        return await lift(self.lane, product)
+
+    async def dense(
+        self, x: SecretTensor, weight: Weight, name: str, activation: str
+    ) -> SecretTensor:
+        async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
+            hidden = await linear(lane, rows, weight)
+            return (await activate(lane, hidden, ACTIVATIONS[activation]))[0]
+
+        return await self._in_blocks(x, weight, weight.shape[1], activation, block)
+
+    async def gated(
+        self, x: SecretTensor, weight: Weight, name: str, activation: str
+    ) -> SecretTensor:
+        half = weight.shape[1] // 2
+        function = ACTIVATIONS[activation]
+
+        async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
+            joint = await linear(lane, rows, weight)
+            gate, up = await activate(lane, joint[:, :half], function, beside=joint[:, half:])
+            if up is None:
+                raise LocalProtocolError("the gate lost its other half")
+            return await lift(lane, await mul(lane, gate, up, FRACTION_BITS))
+
+        return await self._in_blocks(x, weight, half, activation, block)
+
+    async def _in_blocks(
+        self,
+        x: SecretTensor,
+        weight: Weight,
+        columns: int,
+        activation: str,
+        block: Callable[[Lane, SecretTensor], Coroutine[Any, Any, SecretTensor]],
+    ) -> SecretTensor:
+        """An activation of so many columns, in blocks of rows."""
+
+        async def once(rows: SecretTensor) -> SecretTensor:
+            key = (*_kind(rows), weight.shape, weight.frac, columns, activation)
+            return await traced_once(self.lane, key, lambda lane: block(lane, rows))
+
+        entries = ACTIVATION_ENTRIES * columns
+        return await in_blocks(self.lane, _with_one(x, weight.shape[0]), entries, once)
+
+    # -- attention ---------------------------------------------------------------------------------
+
+    async def project(
+        self,
+        x: SecretTensor,
+        weight: Weight,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        gains: tuple[SecretTensor, SecretTensor] | None = None,
+    ) -> tuple[SecretTensor, SecretTensor, SecretTensor]:
+        rotated = heads.query + heads.key
+        x = _with_one(x, weight.shape[0])
+        turn, frac, drop = None, 0, 0
+        if rotation is not None:
+            bounds = _range(self._ranges.attention, name)
+            frac, drop = bounds.rope_frac, bounds.value_drop
+            turn = _Turn(rotation, rotated, heads.size, frac, drop)
+        if norm is None or gains is None:
+            joint = await linear(
+                self.lane, x, weight, then=turn, then_frac=frac if turn is not None else 0
+            )
+            split = _split(await lift(self.lane, joint), heads.size)
+        else:
+            split = await self._normed(x, weight, name, heads, turn, norm, gains)
+        split = split.transpose(1, 0, 2)
+        values = split[rotated:]
+        if drop:
+            values = values.reinterpret(values.frac - drop).scale_up(drop)
+        return split[: heads.query], split[heads.query : rotated], values
+
+    async def _normed(
+        self,
+        x: SecretTensor,
+        weight: Weight,
+        name: str,
+        heads: Heads,
+        turn: "_Turn | None",
+        norm: Norm,
+        gains: tuple[SecretTensor, SecretTensor],
+    ) -> SecretTensor:
+        """(T, heads, size) with queries and keys normalised, then turned (Qwen3)."""
+        wide = await lift(self.lane, await linear(self.lane, x, weight, frac=RESIDUAL_BITS))
+        split = _split(wide, heads.size)
+        query, rotated = heads.query, heads.query + heads.key
+        gain = concat(
+            [
+                gains[0].reshape(1, -1).broadcast((query, heads.size)),
+                gains[1].reshape(1, -1).broadcast((heads.key, heads.size)),
+            ],
+            axis=0,
+        )
+        normed = await self.norm(split[:, :rotated], f"{name}.heads", norm, gain)
+        values = split[:, rotated:]
+        if turn is None:
+            narrow = await truncated(self.lane, values, values.frac - FRACTION_BITS)
+            return concat([normed, narrow], axis=1)
+
+        async def turned(lane: Lane) -> SecretTensor:
+            flat = normed.reshape(normed.shape[0], -1)
+            result = await map_public(lane, flat, turn, shift=turn.frac, frac=flat.frac)
+            return (await lift(lane, result)).reshape(*normed.shape)
+
+        async def widened(lane: Lane) -> SecretTensor:  # zeros stay zeros, for the norms to come
+            return await truncated(lane, values, values.frac - FRACTION_BITS)
+
+        return concat(list(await self.lane.both(turned, widened)), axis=1)
+
+    async def attention(
+        self,
+        q: SecretTensor,
+        k: SecretTensor,
+        v: SecretTensor,
+        name: str,
+        spans: Sequence[Span],
+    ) -> SecretTensor:
+        """Sequences, and groups of key heads within each, run on lanes of their own, as far as
+        they go together into `Settings.block`; longer texts are cut into blocks of rows.
+        """
+        bounds = _range(self._ranges.attention, name)
+        groups = min(self.lane.settings.lanes, k.shape[0])
+        share, most = q.shape[0] // k.shape[0], self.lane.settings.block
+        cuts = [k.shape[0] * i // groups for i in range(groups + 1)]
+        cells = [(span, lo, hi) for span in spans for lo, hi in itertools.pairwise(cuts)]
+        pieces = [score_pieces(span.mask, (hi - lo) * share, most) for span, lo, hi in cells]
+        jobs = [(*cell, piece) for cell, cut in zip(cells, pieces, strict=True) for piece in cut]
+
+        async def attend_job(lane: Lane, span: Span, lo: int, hi: int, at: Piece) -> SecretTensor:
+            heads, rows = slice(lo * share, hi * share), _within(span.rows, at.rows)
+            seen = _within(span.context, at.columns)
+            bias = None if span.bias is None else span.bias[heads, :, at.columns]
+            mask = span.mask[at.rows, at.columns]
+            qkv = q[heads, rows], k[lo:hi, seen], v[lo:hi, seen]
+            key = (*map(_kind, qkv), mask.tobytes() if lane.tracing else b"", bounds)
+            return await traced_once(lane, key, lambda s: _attend(s, *qkv, mask, bias, bounds))
+
+        sizes = [piece.size((hi - lo) * share) for _, lo, hi, piece in jobs]
+        found: list[SecretTensor] = []
+        for wave in waves(sizes, most):
+            found += await self.lane.parallel(
+                [lambda lane, job=job: attend_job(lane, *job) for job in jobs[wave]]  # type: ignore[misc]
+            )
+        parts = iter(found)
+        done = [concat([next(parts) for _ in cut], axis=1) for cut in pieces]
+        rows = [
+            concat(done[start : start + groups], axis=0) for start in range(0, len(done), groups)
+        ]
+        whole = concat(rows, axis=1).transpose(1, 0, 2)
+        return whole.reshape(whole.shape[0], -1)
+
+    # -- for the client ----------------------------------------------------------------------------
+
+    async def output(
+        self, x: SecretTensor, weight: Any, name: str, *, tied: bool = False
+    ) -> SecretTensor:
+        depth = weight.shape[1] if tied else weight.shape[0]
+        product = table_product if tied else linear
+        return (await product(self.lane, _with_one(x, depth), weight)).narrow(OUTPUT_WIDTH)
+
+    async def mean(self, x: SecretTensor, lengths: Sequence[int]) -> SecretTensor:
+        inverse = inverse_lengths(lengths)[:, None]
+        total = self.sums(x, lengths)
+        shift = total.frac + _MEAN_FRAC - FRACTION_BITS
+        mean = await map_public(
+            self.lane, total, lambda words: words * inverse, shift=shift, frac=FRACTION_BITS
+        )
+        return mean.narrow(OUTPUT_WIDTH)
+
+    def result(self, x: SecretTensor) -> SecretTensor:
+        return x.drop(x.frac - FRACTION_BITS).narrow(OUTPUT_WIDTH)
+
+    async def argmax(self, logits: SecretTensor) -> SecretTensor:
+        """Index of the largest entry of each row of (T, V): ring integers over 32 bits."""
+        places = np.arange(logits.shape[-1], dtype=np.uint64)
+
+        async def block(rows: SecretTensor) -> SecretTensor:
+            scores = rows.drop(rows.frac - ARGMAX_FRAC).narrow(ARGMAX_WIDTH)
+            every = np.broadcast_to(places, scores.shape).copy()
+            _, best = await maximum(self.lane, scores, constant(scores.role, every, ARGMAX_WIDTH))
+            if best is None:
+                raise LocalProtocolError("the maximum lost its index")
+            return best
+
+        return await in_blocks(self.lane, logits, logits.shape[-1], block)
+
+    # -- local -------------------------------------------------------------------------------------
+
+    def add(self, x: SecretTensor, y: SecretTensor) -> SecretTensor:
+        return x + y
+
+    def sums(self, x: SecretTensor, lengths: Sequence[int]) -> SecretTensor:
+        ends = np.cumsum(lengths)
+        runs = [x[end - size : end].sum(0) for size, end in zip(lengths, ends, strict=True)]
+        return stack(runs, axis=0)
+
+    def append(self, past: SecretTensor | None, new: SecretTensor) -> SecretTensor:
+        # The new ones are a view of the queries too: nothing but a copy lets these go.
+        return new.copy() if past is None else concat([past, new], axis=1)
+
+    def take(self, x: SecretTensor, index: Index) -> SecretTensor:
+        return x[index]
+
+    def heads_at(self, x: SecretTensor, index: Index) -> SecretTensor:
+        return x[:, index]
+
+
+class _Turn:
+    """RoPE as a linear map on ring words (T, columns): heads beyond the first `rotated` are only
+    scaled, by `drop` bits less than the others.
+    """
+
+    def __init__(
+        self, rotation: Rotation, rotated: int, size: int, frac: int, drop: int = 0
+    ) -> None:
+        self._cos, self._sin = (encode(angles, frac) for angles in (rotation.cos, rotation.sin))
+        self._rotated, self._size, self.frac, self._drop = rotated, size, frac, drop
+
+    def __call__(self, words: Words) -> Words:
+        split = words.reshape(words.shape[0], -1, self._size)
+        rest = split[:, self._rotated :] << np.uint64(self.frac - self._drop)
+        turned = rotate(split[:, : self._rotated], self._cos, self._sin)
+        return np.concatenate([turned, rest], axis=1).reshape(words.shape)
+
+
+def inverse_lengths(lengths: Sequence[int]) -> Words:
+    """1 / length with 22 fraction bits, to the nearest."""
+    sizes = np.asarray(lengths, dtype=np.uint64)
+    return (np.uint64(1 << _MEAN_FRAC) + sizes // np.uint64(2)) // sizes
+
+
+def bias_words(bias: NDArray[np.float64]) -> Words:
+    """What is added to scores: one float64 rounding of exact numbers, the same everywhere."""
+    return encode(bias, FRACTION_BITS)
+
+
+def _range(ranges: Any, name: str) -> Any:
+    found = ranges.get(name)
+    if found is None:
+        raise LocalProtocolError(f"{name} has no range: the owner must publish one")
+    return found
+
+
+def _with_one(x: SecretTensor, rows: int) -> SecretTensor:
+    """x with a column of ones, which meets the bias in the weight's last row, if it has one."""
+    if rows == x.shape[1]:
+        return x
+    ones = np.full((x.shape[0], 1), 1 << x.frac, dtype=np.uint64)
+    return concat([x, constant(x.role, ones, x.width, x.frac)], axis=1)
+
+
+def _kind(x: SecretTensor) -> tuple[tuple[int, ...], int, int]:
+    """What costs may depend on."""
+    return x.shape, x.width, x.frac
+
+
+def _within(whole: slice, part: slice) -> slice:
+    return slice(whole.start + part.start, whole.start + part.stop)
+
+
+def _split(joint: SecretTensor, size: int) -> SecretTensor:
+    return joint.reshape(joint.shape[0], -1, size)
+
+
+async def _attend(
+    lane: Lane,
+    q: SecretTensor,
+    k: SecretTensor,
+    v: SecretTensor,
+    mask: Mask,
+    bias: Any,
+    bounds: AttentionRange,
+) -> SecretTensor:
+    """(H, T, C) queries against (G, L, C) keys and values: (H, T, C)."""
+    groups, tokens, size = k.shape[0], q.shape[1], q.shape[2]
+    share = q.shape[0] // groups
+    stacked = q.reshape(groups, share * tokens, size)
+    scores = await matmul(lane, stacked, k.transpose(0, 2, 1), FRACTION_BITS)
+    if bias is not None:
+        words = np.repeat(bias_words(bias), tokens, axis=1)
+        scores = scores.add_public(words.reshape(groups, share * tokens, -1))
+    context = await attend(lane, scores, v, np.tile(mask, (share, 1)), bounds)
+    return context.reshape(q.shape[0], tokens, size)

@@ -1,0 +1,1 @@
+"""Functions of a Transformer on shares: activations, exp, negative powers, norms, softmax."""

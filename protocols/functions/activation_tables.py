@@ -1,0 +1,330 @@
+"""The activation functions and the constants of their approximations.
+
+`python -m bench.fit` makes the amplitudes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from protocols.functions import exact
+from protocols.functions.exact import Reals
+from protocols.waves import Waves
+
+
+@dataclass(frozen=True)
+class Centre:
+    """How a function is evaluated where it bends.
+
+    Attributes:
+        waves: the function, less x / 2 if it tends to x, for |x| <= cut.
+        cut: beyond it the function is what it tends to; found to 1/8, towards the centre.
+        frac: fraction bits of the result.
+    """
+
+    waves: Waves
+    cut: float
+    frac: int
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The paper's form: 0, `left`, `centre` and x between three cuts.
+
+    Attributes:
+        left: polynomial in x, lowest degree first.
+        centre: polynomial in x^2, lowest degree first, to which x / 2 is added.
+    """
+
+    cuts: tuple[float, float, float]
+    left: tuple[float, ...]
+    centre: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function that tends to a constant on the left, and to x or a constant on the right.
+
+    Attributes:
+        exact: the function on float64 arrays.
+        left: its limit on the left.
+        right: its limit on the right; None: x.
+        tight, fast: its approximations; None: exact, by a comparison with 0.
+        paper: PUMA's, where there is one.
+    """
+
+    name: str
+    exact: Callable[[Reals], Reals]
+    left: float = 0.0
+    right: float | None = None
+    tight: Centre | None = None
+    fast: Centre | None = None
+    paper: Pieces | None = None
+
+    def tightly(self, x: Reals) -> Reals:
+        """What "tight" computes, but for rounding."""
+        if self.tight is None:
+            return self.exact(x)
+        centre = self.tight.waves.exact(x)
+        if self.right is None:
+            centre = centre + x / 2
+        right = x if self.right is None else np.full_like(x, self.right)
+        outside = np.where(x < 0, np.full_like(x, self.left), right)
+        return np.where(np.abs(x) < self.tight.cut, centre, outside)
+
+
+_PAPER_GELU = Pieces(
+    cuts=(-4.0, -1.95, 3.0),
+    left=(-0.5054031199708174, -0.42226581151983866, -0.11807612951181953, -0.011034134030615728),
+    centre=(
+        0.008526321541038084,
+        0.3603292692789629,
+        -0.037688200365904236,
+        0.0018067462606141187,
+    ),
+)
+"""PUMA, arXiv 2307.12533, section 4.1."""
+_PAPER_SILU = Pieces(
+    cuts=(-8.0, -4.0, 4.0),
+    left=(-0.3067541139982155, -0.0819767021525476, -0.0055465625580307),
+    centre=(0.0085064025895951, 0.2281430841728270, -0.011113046708173, 0.0002743776353465),
+)
+"""As PUMA's authors released it for LLaMA."""
+
+GELU = Activation(
+    "gelu",
+    exact.gelu,
+    tight=Centre(
+        Waves(
+            gain=5,
+            bits=24,
+            dealt=18,
+            public=18,
+            amplitudes=(
+                -1.3284672221,
+                -0.0656732098,
+                -0.12136821,
+                -0.0120532498,
+                -0.0150328486,
+                -0.0003007643,
+                -0.0009695564,
+            ),
+            offset=1.5438742427,
+        ),
+        cut=4.2,
+        frac=18,
+    ),
+    fast=Centre(
+        Waves(
+            gain=1,
+            bits=21,
+            dealt=12,
+            public=12,
+            amplitudes=(-0.8490639105, -0.0348806609, -0.0349520451),
+            offset=0.9180428888,
+        ),
+        cut=3.0,
+        frac=12,
+    ),
+    paper=_PAPER_GELU,
+)
+GELU_TANH = Activation(
+    "gelu_new",
+    exact.gelu_tanh,
+    tight=Centre(
+        Waves(
+            gain=5,
+            bits=24,
+            dealt=18,
+            public=18,
+            amplitudes=(
+                -1.3188600833,
+                -0.0740555841,
+                -0.1151749465,
+                -0.0161298245,
+                -0.0124583629,
+                -0.0014924186,
+                -0.0005386184,
+                -0.0001530324,
+            ),
+            offset=1.5388650366,
+        ),
+        cut=4.2,
+        frac=18,
+    ),
+    fast=Centre(
+        Waves(
+            gain=1,
+            bits=21,
+            dealt=12,
+            public=12,
+            amplitudes=(-0.8493022382, -0.0348910801, -0.0347346565),
+            offset=0.9181516573,
+        ),
+        cut=3.0,
+        frac=12,
+    ),
+    paper=_PAPER_GELU,
+)
+QUICK_GELU = Activation(
+    "quick_gelu",
+    exact.quick_gelu,
+    tight=Centre(
+        Waves(
+            gain=1,
+            bits=22,
+            dealt=18,
+            public=18,
+            amplitudes=(
+                -1.668213263,
+                -0.045247351,
+                -0.1793398174,
+                -0.007529583,
+                -0.044925011,
+                0.0019307076,
+                -0.0130353885,
+                0.0020119297,
+                -0.0039547179,
+                0.0009459684,
+                -0.0011501194,
+                0.0003055361,
+                -0.0002852682,
+                5.97781e-05,
+                -4.907e-05,
+            ),
+            offset=1.9584837503,
+        ),
+        cut=6.75,
+        frac=18,
+    ),
+    fast=Centre(
+        Waves(
+            gain=7,
+            bits=24,
+            dealt=12,
+            public=12,
+            amplitudes=(-0.9731258093, -0.0268510993, -0.0639797758, 0.0017284656),
+            offset=1.0688377532,
+        ),
+        cut=3.875,
+        frac=12,
+    ),
+)
+SILU = Activation(
+    "silu",
+    exact.silu,
+    tight=Centre(
+        Waves(
+            gain=1,
+            bits=23,
+            dealt=19,
+            public=18,
+            amplitudes=(
+                -3.291954725,
+                -0.0992027809,
+                -0.3516145658,
+                -0.0405753021,
+                -0.0894804512,
+                -0.0145878324,
+                -0.0236468104,
+                -0.0062444044,
+                -0.0051469075,
+                -0.0032184091,
+                -0.0004576682,
+                -0.0016469602,
+                0.0003049098,
+                -0.0007177821,
+                0.0001949295,
+                -0.0002387925,
+                5.01819e-05,
+                -5.15612e-05,
+            ),
+            offset=3.9282490364,
+        ),
+        cut=13.0,
+        frac=18,
+    ),
+    fast=Centre(
+        Waves(
+            gain=1,
+            bits=22,
+            dealt=12,
+            public=12,
+            amplitudes=(-1.6615998643, -0.0829708541, -0.0907930946, -0.0141698347),
+            offset=1.8560256709,
+        ),
+        cut=6.0,
+        frac=12,
+    ),
+    paper=_PAPER_SILU,
+)
+TANH = Activation(
+    "tanh",
+    exact.tanh,
+    left=-1.0,
+    right=1.0,
+    tight=Centre(
+        Waves(
+            gain=9,
+            bits=25,
+            dealt=18,
+            public=18,
+            amplitudes=(
+                1.2053183469,
+                -0.0455317973,
+                0.2713148612,
+                -0.0395577633,
+                0.0830500705,
+                -0.017028282,
+                0.0223300757,
+                -0.0030997154,
+                0.0035144853,
+                0.0011646565,
+                -0.000522268,
+                0.0011092884,
+                -0.0005049592,
+                0.0003862938,
+                -0.0001166104,
+                5.75333e-05,
+            ),
+            odd=True,
+        ),
+        cut=5.25,
+        frac=18,
+    ),
+    fast=Centre(
+        Waves(
+            gain=3,
+            bits=23,
+            dealt=12,
+            public=12,
+            amplitudes=(
+                1.1628035901,
+                -0.0756939284,
+                0.2136923803,
+                -0.0452619419,
+                0.0484200143,
+                -0.0113871964,
+                0.0071936528,
+            ),
+            odd=True,
+        ),
+        cut=4.0,
+        frac=12,
+    ),
+)
+RELU = Activation("relu", exact.relu)
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": GELU,
+    "gelu_new": GELU_TANH,
+    "gelu_pytorch_tanh": GELU_TANH,
+    "gelu_fast": GELU_TANH,
+    "quick_gelu": QUICK_GELU,
+    "silu": SILU,
+    "swish": SILU,
+    "relu": RELU,
+    "tanh": TANH,
+}
+"""By the names that Hugging Face configurations give them."""

@@ -1,0 +1,178 @@
+"""Activation functions on shares, in three approximations.
+
+"tight" and "fast": a sum of waves where the function bends (`protocols.waves`), what it tends to
+elsewhere; the sets differ in the number of waves and of bits. "puma": the paper's pieces (arXiv
+2307.12533) of GeLU and SiLU; functions that it does not define take their tight form. ReLU is a
+comparison with 0 in every set.
+"""
+
+import numpy as np
+
+from protocols.arithmetic import Polynomial, lift, mul, poly
+from protocols.base.entry import protocol
+from protocols.base.lane import Lane
+from protocols.base.ring import FRACTION_BITS, RING_BITS
+from protocols.base.shares import SecretBits, SecretTensor, constant
+from protocols.compare import less
+from protocols.functions.activation_tables import (
+    ACTIVATIONS,
+    GELU,
+    SILU,
+    Activation,
+    Centre,
+    Pieces,
+)
+from protocols.selection import Term, select
+from protocols.waves import evaluate
+
+__all__ = ["ACTIVATIONS", "GELU", "SILU", "Activation", "activate"]
+
+_INTEGER_BITS = 15
+"""|x| < 2^15."""
+_NARROW = FRACTION_BITS + _INTEGER_BITS + 2
+"""The ring in which pieces of 18 fraction bits are selected: what `lift` wants for |x| < 2^15."""
+_CUT_FRAC = 3
+"""A cut-off is compared in steps of 1/8: 5 digits then reach beyond any difference with x."""
+_DIGITS = 5
+_SIGN_FRAC = 12
+"""ReLU's sign is compared in steps of 2^-12: that much of a negative number may pass."""
+_SIGN_DIGITS = 7
+_PUMA_CUT_FRAC = 7
+"""The paper's pieces do not meet, so that its cuts are compared in steps of 1/128."""
+_PUMA_DIGITS = 6
+
+
+@protocol("activation")
+async def activate(
+    lane: Lane, x: SecretTensor, activation: Activation, beside: SecretTensor | None = None
+) -> tuple[SecretTensor, SecretTensor | None]:
+    """The function at x (18 fraction bits, a ring of at least 36 bits), over Z_2^64.
+
+    |x| < 2^15 - 2^-11: ReLU's sign is read off 28 bits above 6 that are shifted away, which may add
+    two steps of 2^-12.
+
+    Args:
+        beside: another tensor, over any ring, that is lifted in the same rounds.
+
+    Returns:
+        The function's value with 18 fraction bits, and `beside` over Z_2^64.
+
+    Cost: 4 rounds ("tight" and "fast"), 6 ("puma"'s own pieces, 7 over rings below 38 bits), 5
+    (ReLU).
+    """
+
+    async def value(strand: Lane) -> SecretTensor:
+        chosen = await _narrow_value(strand, x, activation)
+        missing = FRACTION_BITS - chosen.frac
+        return (await lift(strand, chosen, RING_BITS - missing)).scale_up(missing)
+
+    if beside is None:
+        return await value(lane), None
+    other = beside
+    return await lane.both(value, lambda strand: lift(strand, other))
+
+
+async def _narrow_value(lane: Lane, x: SecretTensor, activation: Activation) -> SecretTensor:
+    kind = lane.settings.approximation
+    if kind == "puma" and activation.paper is not None:
+        return await _pieces(lane, x, activation.paper)
+    centre = activation.fast if kind == "fast" else activation.tight
+    if centre is None:
+        return await _rectified(lane, x)
+    return await _centre(lane, x, activation, centre)
+
+
+async def _below(
+    lane: Lane, x: SecretTensor, cuts: tuple[float, ...], digits: int, frac: int
+) -> SecretBits:
+    thresholds = [round(cut * 2**x.frac) for cut in cuts]
+    return await less(lane, x, thresholds, digits=digits, shift=x.frac - frac)
+
+
+# -- exact, tight and fast -------------------------------------------------------------------------
+
+
+async def _rectified(lane: Lane, x: SecretTensor) -> SecretTensor:
+    negative = (await _below(lane, x, (0.0,), _SIGN_DIGITS, _SIGN_FRAC))[..., 0]
+    small = x.narrow(_NARROW)
+    terms = [Term((~negative,), small)]
+    return await select(lane, terms, width=small.width, frac=small.frac, shape=x.shape)
+
+
+async def _centre(
+    lane: Lane, x: SecretTensor, activation: Activation, centre: Centre
+) -> SecretTensor:
+    frac = centre.frac
+    width = frac + 2 + (_INTEGER_BITS if activation.right is None else 1)
+    # A comparison may count what is just below a threshold as not below it: as inside, on the left.
+    cuts = (-centre.cut + 1 / (1 << _CUT_FRAC), centre.cut)
+    waves, below = await lane.both(
+        lambda strand: evaluate(strand, x, centre.waves, frac, width),
+        lambda strand: _below(strand, x, cuts, _DIGITS, _CUT_FRAC),
+    )
+    left = _everywhere(x, activation.left, width, frac)
+    if activation.right is None:
+        right = x.drop(x.frac - frac).narrow(width)
+        half = x.drop(1).reinterpret(x.frac)  # x / 2
+        y = waves + half.drop(x.frac - frac).narrow(width)
+    else:
+        right, y = _everywhere(x, activation.right, width, frac), waves
+    # With c_low = [x < low cut] and c_high = [x < high cut]: right + c_high (y - right) - c_low (y
+    # - left).
+    terms = [Term((below[..., 1],), y - right), Term((below[..., 0],), left - y)]
+    chosen = await select(lane, terms, width=width, frac=frac, shape=x.shape)
+    return chosen + right
+
+
+def _everywhere(x: SecretTensor, value: float, width: int, frac: int) -> SecretTensor:
+    words = np.full(x.shape, round(value * 2**frac) % 2**64, dtype=np.uint64)
+    return constant(x.role, words, width, frac)
+
+
+# -- the paper's -----------------------------------------------------------------------------------
+
+_PIECE_FRAC = 12
+_SQUARE_WIDTH = 32
+"""Holds x^2 for |x| <= 4, with the room that truncation wants."""
+_LEFT_SCALE = 58
+_CENTRE_SCALE = 59
+
+
+def piece_words(pieces: Pieces) -> list[list[np.uint64]]:
+    """The coefficients of both polynomials, as they are evaluated."""
+    return [
+        Polynomial(pieces.left).encoded(_PIECE_FRAC, _LEFT_SCALE),
+        Polynomial(pieces.centre).encoded(_PIECE_FRAC, _CENTRE_SCALE),
+    ]
+
+
+async def _pieces(lane: Lane, x: SecretTensor, pieces: Pieces) -> SecretTensor:
+    """The paper's pieces; those that are not selected may wrap, and cancel exactly."""
+
+    small = x.drop(x.frac - _PIECE_FRAC)
+
+    async def left(strand: Lane) -> SecretTensor:
+        wide, piece = await lift(strand, small), Polynomial(pieces.left)
+        outer = await poly(strand, wide, piece, scale=_LEFT_SCALE, frac=FRACTION_BITS)
+        return await lift(strand, outer, _NARROW)
+
+    async def centre(strand: Lane) -> SecretTensor:
+        near = await lift(strand, small, _SQUARE_WIDTH)
+        square = await lift(strand, await mul(strand, near, near, _PIECE_FRAC))
+        piece = Polynomial(pieces.centre)
+        even = await poly(strand, square, piece, scale=_CENTRE_SCALE, frac=FRACTION_BITS)
+        return await lift(strand, even, _NARROW)
+
+    async def compare(strand: Lane) -> SecretBits:
+        return await _below(strand, x, pieces.cuts, _PUMA_DIGITS, _PUMA_CUT_FRAC)
+
+    (outer, even), below = await lane.both(lambda strand: strand.both(left, centre), compare)
+    linear = x.narrow(_NARROW)
+    inner = even + x.drop(1).reinterpret(x.frac).narrow(_NARROW)
+    terms = [
+        Term((below[..., 0],), -outer),
+        Term((below[..., 1],), outer - inner),
+        Term((below[..., 2],), inner - linear),
+    ]
+    chosen = await select(lane, terms, width=_NARROW, frac=x.frac, shape=x.shape)
+    return chosen + linear

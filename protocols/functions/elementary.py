@@ -1,0 +1,202 @@
+"""exp on (-inf, 0], and negative powers of a positive number of any size.
+
+A power v^p (p = -1 or -1/2) is taken at every scale 4^j at once: the spline is evaluated on v / 4^j
+for each j beside the comparisons v < 4^j, and one selection keeps the right one. Row-wise work:
+rounds matter, traffic does not.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from protocols.arithmetic import Polynomial, lift, mul, poly
+from protocols.base.entry import protocol
+from protocols.base.lane import Lane
+from protocols.base.ring import FRACTION_BITS, RING_BITS
+from protocols.base.shares import SecretBits, SecretTensor, constant, stack
+from protocols.compare import less
+from protocols.errors import LocalProtocolError
+from protocols.functions.exponential import FAST, TIGHT, exp_part
+from protocols.kernels.bits import DIGIT_BITS
+from protocols.kernels.elementwise import aligned, flat
+from protocols.kernels.waves import EXACT_BITS
+from protocols.selection import Term, select
+from protocols.spline import Spline, evaluate, fit
+
+EXP_CLIP = 13.375
+"""exp(-13.375) = 1.6e-6, less than half the resolution of 18 fraction bits."""
+_CLIP_FRAC = 2
+"""The clip is found in steps of 1/4: what is not clipped although it might be is still in range."""
+PUMA_EXP_CLIP = 14.0
+"""Arguments below -14 give 0 (PUMA, arXiv 2307.12533, section 4.2)."""
+COARSE_FRAC = 6
+"""Fraction bits that a comparison with a cut-off looks at."""
+_POWER_FRAC = 18
+MAX_POWER_FRAC = 26
+"""Fraction bits of `Scaled.value` where the product that follows has room for them."""
+
+
+@protocol("exp")
+async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
+    """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
+
+    x is over a ring of 28 bits at least and below a quarter of it in size. "tight" and "fast":
+    exact but for rounding, beside one comparison; "puma": (1 + x/2^5)^(2^5), 0 below -14.
+
+    Cost: 3 rounds ("tight"; 4 with "fast" or the tree of least "traffic", which selects before it
+    lifts), 8 ("puma").
+    """
+    settings = lane.settings
+    if settings.approximation == "puma":
+        return await _exp_puma(lane, x)
+    form = FAST if settings.approximation == "fast" else TIGHT
+    lifts_last = form is FAST or settings.tree == "traffic"
+    missing = FRACTION_BITS - form.frac
+    wide = RING_BITS - missing
+
+    async def value(strand: Lane) -> SecretTensor:
+        narrow = await exp_part(strand, x, form)
+        return narrow if lifts_last else await lift(strand, narrow, wide)
+
+    y, below = await lane.both(value, lambda strand: _below(strand, x, -EXP_CLIP, _CLIP_FRAC))
+    kept = await select(lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape)
+    return (await lift(lane, kept, wide)).scale_up(missing)
+
+
+async def _below(lane: Lane, x: SecretTensor, cut: float, frac: int) -> SecretBits:
+    """In steps of 2^-frac, over all the range that x's ring allows."""
+    shift = x.frac - frac
+    digits = (x.width - shift) // DIGIT_BITS
+    bits = await less(lane, x, [round(cut * 2**x.frac)], digits=digits, shift=shift)
+    return bits[..., 0]
+
+
+async def _exp_puma(lane: Lane, x: SecretTensor) -> SecretTensor:
+    """(1 + x/32)^32 as two fourth powers and a square, each in one round."""
+
+    async def power(strand: Lane) -> SecretTensor:
+        frac = 14  # 4 * 14 + 2 bits of value stay below 62
+        # x / 32; below -14 it may leave the narrow ring, and is selected away.
+        y = x.reinterpret(x.frac + 5).drop(x.frac + 5 - frac)
+        y = (await lift(strand, y)).add_public(np.uint64(1 << frac))
+        fourth = Polynomial((0.0, 0.0, 0.0, 0.0, 1.0))
+        for _ in range(2):
+            y = await lift(strand, await poly(strand, y, fourth, scale=4 * frac, frac=frac))
+        return await lift(strand, await mul(strand, y, y, 2 * frac - FRACTION_BITS))
+
+    async def compare(strand: Lane) -> SecretBits:
+        return await _below(strand, x, -PUMA_EXP_CLIP, COARSE_FRAC)
+
+    y, below = await lane.both(power, compare)
+    return await select(lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape)
+
+
+# -- negative powers -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """v^p as a product `value * scale`, both over Z_2^64.
+
+    Attributes:
+        value: between 1/2 and 10.
+        scale: a power of two; its fraction bits say by how much it was scaled up to be whole.
+    """
+
+    value: SecretTensor
+    scale: SecretTensor
+
+
+@cache
+def power_spline(halves: int, gain: float) -> Spline:
+    """gain * x^(-halves/2) on [0.21, 1.18): 64 cubic segments of 1/64; gain in [1, 2)."""
+
+    def power(x: int) -> int:
+        return (1 << 2 * EXACT_BITS) // (x if halves == 2 else math.isqrt(x << EXACT_BITS))
+
+    low = 0.203125
+    return fit(power, low, segment_bits=6, width_bits=6, frac=_POWER_FRAC, degree=3, gain=gain)
+
+
+def gained_spline(halves: int, gain: float) -> tuple[Spline, int]:
+    """What `gain` times a power is computed with: a spline, and the power of two beside it."""
+    mantissa, exponent = math.frexp(gain)
+    return power_spline(halves, 2 * mantissa), exponent - 1
+
+
+async def _negative_power(
+    lane: Lane, v: SecretTensor, halves: int, low: int, high: int, gain: float, frac: int
+) -> Scaled:
+    """gain * (v / 2^v.frac)^(-halves/2) for ring integers 4^low <= v < 4^high."""
+    spline, exponent = gained_spline(halves, gain)
+    exponents = range(low + 1, high + 1)
+    resolution = max(0, 2 * low - 4)  # a sixteenth of the smallest threshold
+    digits = -(-(2 * high + 1 - resolution) // 4)
+    digits = min(digits, (v.width - resolution) // 4)
+    if resolution + 4 * digits < 2 * high + 1:
+        raise LocalProtocolError(
+            f"values up to 4^{high} leave no room in a ring of {v.width} bits: drop more bits"
+        )
+
+    async def values(strand: Lane) -> SecretTensor:
+        scaled = _aligned(v, [2 * j for j in exponents], spline)
+        return await lift(strand, await evaluate(strand, scaled, spline, frac))
+
+    y, under = await lane.both(
+        values,
+        lambda strand: less(
+            strand, v, [4**j for j in exponents[:-1]], digits=digits, shift=resolution
+        ),
+    )
+    # With c_j = [v < 4^j]: sum_j (c_j - c_(j-1)) y_j = y_last + sum_j c_j (y_j - y_(j+1)). The same
+    # bits pick the power of two that belongs to y_j, so both are selected in one message.
+    powers = np.array([1 << (halves * (high - j)) for j in exponents], dtype=np.uint64)
+    scales = constant(v.role, np.broadcast_to(powers, y.shape).copy(), frac=frac)
+    rows = stack([y, scales], axis=-2)
+    terms = [Term((under.reshape(*v.shape, 1, -1),), rows[..., :-1] - rows[..., 1:])]
+    shape = (*v.shape, 2)
+    picked = (
+        await select(lane, terms, width=RING_BITS, frac=frac, shape=shape, total=True)
+        + rows[..., -1]
+    )
+    # v^(-halves/2) = y 2^(-halves j) 2^(halves frac / 2); the scale holds 2^(halves (high - j)).
+    scale_frac = halves * high - halves * v.frac // 2 - exponent
+    return Scaled(picked[..., 0], picked[..., 1].reinterpret(scale_frac))
+
+
+def _aligned(v: SecretTensor, units: list[int], spline: Spline) -> SecretTensor:
+    """v / 2^unit for all units, along a new last axis, with the spline's fraction bits and over
+    exactly the bits it reads: `SecretTensor.drop` or `scale_up`, then `narrow`.
+    """
+    bits = spline.segment_bits + spline.local_bits
+    moves = np.array(units) - spline.frac
+    shape = (*v.shape, len(units))
+    a, b = (
+        aligned(flat(words), moves, half, v.width, bits).reshape(shape)
+        for words, half in ((v.a, not v.role.is_dealer), (v.b, False))
+    )
+    return SecretTensor(v.role, a, b, bits, spline.frac)
+
+
+@protocol("rsqrt")
+async def rsqrt(
+    lane: Lane, v: SecretTensor, low: int, high: int, *, gain: float = 1.0, frac: int = 26
+) -> Scaled:
+    """gain / sqrt(v) for ring integers 4^low <= v < 4^high (v's fraction bits even).
+
+    Args:
+        frac: fraction bits of the result's `value`, at most `MAX_POWER_FRAC`.
+
+    Cost: 4 rounds (3 if the comparison has no more than 5 digits).
+    """
+    if v.frac % 2:
+        raise LocalProtocolError(f"rsqrt wants an even number of fraction bits, not {v.frac}")
+    return await _negative_power(lane, v, 1, low, high, gain, frac)
+
+
+@protocol("reciprocal")
+async def reciprocal(lane: Lane, v: SecretTensor, low: int, high: int, *, frac: int = 26) -> Scaled:
+    """1 / v for ring integers 4^low <= v < 4^high; otherwise as `rsqrt`."""
+    return await _negative_power(lane, v, 2, low, high, 1.0, frac)

@@ -1,0 +1,169 @@
+"""exp of a bounded negative secret in one round.
+
+exp turns the difference x = m - lam into a product of a public number and one that the dealer
+knows. Only the wrap of the ring stands between: so x is split into segments of length h, x = h t +
+u with t = m_top - lam_top modulo 4 and u = m_low - lam_low in (-h, h), and
+
+    exp(x) = exp(h t) exp(m_low) exp(-lam_low).
+
+The dealer shares a vector of four words: exp(-lam_low) at place lam_top, 0 elsewhere; each
+evaluator multiplies its half of the j-th by the public exp(h (m_top - j)) exp(m_low) and adds up.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.arithmetic import remask, remask_cost
+from protocols.base.cost import Cost
+from protocols.base.entry import protocol
+from protocols.base.fields import field
+from protocols.base.lane import Lane
+from protocols.base.precise import PRECISE
+from protocols.base.ring import FRACTION_BITS, Words, bit_mask, packed_bytes
+from protocols.base.shares import SecretTensor
+from protocols.errors import LocalProtocolError
+
+_GAIN = 7
+"""x is multiplied by it, which makes a segment 32/7 long: three of them reach -13.7."""
+_LOCAL_BITS = FRACTION_BITS + 5
+_SEGMENTS = 4
+_BITS = _LOCAL_BITS + 2
+"""Bits of 7 x that are read."""
+_HEAD = 0.0625
+"""Arguments reach from LOWEST up to this."""
+LOWEST = _HEAD - 3 * 32 / _GAIN
+_HALF_BITS = 12  # of the local bits, looked up in one table; the others in another
+_UNIT_BITS = 26  # fraction bits of the tables: a product of two stays below 2^60
+_EXACT = 128  # fraction bits while the tables are made
+
+
+@dataclass(frozen=True, slots=True)
+class ExpForm:
+    """Fraction bits: of the dealer's words, of the evaluators' factors, and of the result."""
+
+    dealt: int
+    public: int
+    frac: int
+
+    @property
+    def scale(self) -> int:
+        return self.dealt + self.public
+
+    @property
+    def width(self) -> int:
+        """Ring of the sum, which is below 1.07; with the room that `lift` wants."""
+        return self.scale + 3
+
+
+TIGHT = ExpForm(dealt=23, public=17, frac=18)
+"""Within 2e-5 of exp."""
+FAST = ExpForm(dealt=16, public=12, frac=13)
+"""Within 1.2e-3 of exp."""
+
+
+def exp_part_cost(count: int, form: ExpForm) -> Cost:
+    """Cost of `exp_part`."""
+    dealt = packed_bytes(_SEGMENTS * count, form.width)
+    return remask_cost(count, form.width, dealt=False) + Cost(offline=dealt)
+
+
+@protocol("exp part")
+async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
+    """exp(x) with `form.frac` fraction bits over Z_2^(form.frac + 3), for LOWEST <= x < 1/16.
+
+    x has 18 fraction bits, over a ring of at least 25 bits. Outside of the range the result is
+    meaningless, to be selected away.
+
+    Cost: 1 round; form.width bits each way, and four times that dealt.
+    """
+    if x.frac != FRACTION_BITS or x.width < _BITS:
+        raise LocalProtocolError(
+            f"exp over {FRACTION_BITS} fraction bits and {_BITS} bits of ring was given {x.frac} "
+            f"and {x.width}"
+        )
+    if lane.tracing:
+        lane.charge("exp", exp_part_cost(x.size, form))
+        return lane.blank(x.shape, form.frac + 3, form.frac)
+    head = np.uint64(2**64 - round(_HEAD * 2**FRACTION_BITS))
+    moved = x.add_public(head).times(np.uint64(_GAIN))
+    fields = [field((_SEGMENTS, x.size), form.width)]
+    if lane.is_dealer:
+        await lane.share(fields, [_dealt(moved.lam.reshape(-1), form)])
+        part = np.zeros(x.shape, dtype=np.uint64)
+    else:
+        (shares,) = await lane.share(fields)
+        flat = np.ascontiguousarray(moved.a).reshape(-1)
+        part = (await lane.run(30 * x.size, _combined, flat, shares, form)).reshape(x.shape)
+    whole = await remask(lane, part, frac=form.scale, width=form.width, dealt=False)
+    return whole.drop(form.scale - form.frac)
+
+
+def _split(words: Words) -> tuple[Words, Words]:
+    top = (words >> np.uint64(_LOCAL_BITS)) & np.uint64(_SEGMENTS - 1)
+    return top, words & bit_mask(_LOCAL_BITS)
+
+
+def _dealt(lam: Words, form: ExpForm) -> Words:
+    """(4, n): exp(-lam_low) at lam_top. The dealer's alone: a float's last bit is nobody else's."""
+    top, low = _split(lam)
+    values = np.exp(low.astype(np.float64) * (-1 / (_GAIN << FRACTION_BITS)))
+    words = np.zeros((_SEGMENTS, lam.size), dtype=np.uint64)
+    words[top.astype(np.intp), np.arange(lam.size)] = np.rint(values * 2.0**form.dealt).astype(
+        np.uint64
+    )
+    return words
+
+
+def _combined(m: Words, shares: Words, form: ExpForm) -> Words:
+    """An evaluator's part of the sum. Both compute the same factors: in whole numbers."""
+    upper, lower, segments = factor_tables()
+    top, low = _split(m)
+    factor = upper[(low >> np.uint64(_LOCAL_BITS - _HALF_BITS)).astype(np.intp)]
+    factor = factor * lower[(low & bit_mask(_LOCAL_BITS - _HALF_BITS)).astype(np.intp)]
+    factor >>= _UNIT_BITS
+    down = 2 * _UNIT_BITS - form.public
+    total = np.zeros(m.size, dtype=np.uint64)
+    for j in range(_SEGMENTS):
+        place = ((top - np.uint64(j)) & np.uint64(_SEGMENTS - 1)).astype(np.intp)
+        public = (factor * segments[place] + (1 << down - 1)) >> down
+        total += public.view(np.uint64) * shares[j]
+    return total
+
+
+@cache
+def factor_tables() -> tuple[NDArray[np.int64], ...]:
+    """exp of the upper bits of m_low, of its lower bits, and of h t + 1/16 for t = 0, -3, -2, -1.
+
+    Exact to the last bit on every machine, as the evaluators' halves only fit together under equal
+    factors.
+    """
+    low_bits = _LOCAL_BITS - _HALF_BITS
+    unit = Decimal(1) / (_GAIN << FRACTION_BITS)
+    upper = _powers(unit * (1 << low_bits), 1 << _HALF_BITS)
+    lower = _powers(unit, 1 << low_bits)
+    length = unit * (1 << _LOCAL_BITS)
+    turns = [_fixed(Decimal(_HEAD) + length * t) for t in (0, -3, -2, -1)]
+    return upper, lower, np.array([_rounded(turn) for turn in turns], dtype=np.int64)
+
+
+def _powers(step: Decimal, count: int) -> NDArray[np.int64]:
+    """exp(j step) for j below count."""
+    factor, value, powers = _fixed(step), 1 << _EXACT, []
+    for _ in range(count):
+        powers.append(_rounded(value))
+        value = value * factor >> _EXACT
+    return np.array(powers, dtype=np.int64)
+
+
+def _fixed(exponent: Decimal) -> int:
+    with localcontext(PRECISE):
+        return int(exponent.exp() * (1 << _EXACT))
+
+
+def _rounded(value: int) -> int:
+    shift = _EXACT - _UNIT_BITS
+    return (value + (1 << shift - 1)) >> shift

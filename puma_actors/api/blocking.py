@@ -1,0 +1,95 @@
+"""`LocalCluster` for code without an event loop: notebooks and scripts."""
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from protocols.base.ring import Floats
+from protocols.errors import ConfigError
+from puma_actors.api.local import LocalCluster, Token, Usage
+from puma_actors.base.background import Background
+
+
+class PrivateModel(AbstractContextManager["PrivateModel"]):
+    """`LocalCluster` for notebooks and scripts: the same requests, called without `await`.
+
+    with PrivateModel.from_pretrained(path) as model:
+        print(model.generate("What is ...", max_new_tokens=32))
+
+    Outside of `with`, `close` ends it. What nobody closes ends with its last reference, or with the
+    interpreter.
+    """
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        if not isinstance(cluster, LocalCluster):
+            raise ConfigError(
+                f"a PrivateModel is made of a LocalCluster, not of {type(cluster).__name__}: "
+                "use PrivateModel.from_pretrained(path)"
+            )
+        self.cluster = cluster
+        self._background = Background(cluster)
+        # What is forgotten is stopped, too; nothing here may hold the model itself.
+        weakref.finalize(self, self._background.ask_to_stop).atexit = False
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, **options: Any) -> Self:
+        """As `LocalCluster.from_pretrained`, and ready when it returns."""
+        return cls(LocalCluster.from_pretrained(path_or_name, **options))
+
+    @property
+    def usage(self) -> Usage:
+        """What the last request took."""
+        return self.cluster.usage
+
+    def call(self, function: Any, *args: Any) -> Any:
+        """Run an async function on the cluster's event loop, and wait for its result.
+
+        Interrupted (Ctrl-C, or a notebook's stop button), it ends what runs before it raises: the
+        next request would wait for that otherwise.
+
+        Raises:
+            ConfigError: the model is closed. Whatever the function raises.
+        """
+        return self._background.call(function, *args)
+
+    def forward(self, input_ids: Sequence[int] | Any, **options: Any) -> Floats:
+        """As `LocalCluster.forward`."""
+
+        async def run() -> Floats:
+            return await self.cluster.forward(input_ids, **options)
+
+        result: Floats = self.call(run)
+        return result
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
+        """The whole answer."""
+        return "".join(token.text for token in self.stream(prompt, **options))
+
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Token]:
+        """As `LocalCluster.generate`."""
+        tokens = self.cluster.generate(prompt, **options)
+
+        async def following() -> Token | None:
+            return await anext(tokens, None)
+
+        try:
+            while (token := self.call(following)) is not None:
+                yield token
+        finally:
+            if self._background.running:
+                self.call(tokens.aclose)
+
+    def close(self) -> None:
+        """End the actors and free the shares."""
+        self.__exit__(None, None, None)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._background.stop(error)

@@ -1,0 +1,320 @@
+"""Tasks on texts, called and answered as transformers' pipelines are, by models nobody sees.
+
+    with pipeline("text-classification", "path/or/hub-name") as classify:
+        classify("I liked it.")  # [{"label": "POSITIVE", "score": 0.99}]
+
+With an event loop, over a cluster or whatever else takes requests:
+
+    async with LocalCluster.from_pretrained(path) as cluster:
+        answer = await TextPipeline("question-answering", cluster)(question=..., context=...)
+
+What the tasks do with texts is in `models.texts`; where the parties run is for `Requests` to know.
+The parties learn the length of every text in tokens, and for a pair where the second one begins.
+"""
+
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from models.files.locate import demo_model_path, embedding_model_path, resolve_model
+from models.texts.generate import Prompt, read_prompts
+from models.texts.sentences import SentenceSettings, sentence_settings
+from models.texts.task import Job, canonical_task, check_checkpoint, check_head
+from models.texts.tasks import text_task
+from models.tokens.encoding import Encoding
+from models.tokens.sampling import SamplingConfig
+from protocols.base.ring import Floats
+from protocols.errors import ConfigError, ModelError
+from puma_actors.api.blocking import PrivateModel
+from puma_actors.api.local import LocalCluster
+from puma_actors.api.requests import Requests, Usage
+
+BATCH_TOKENS = 1024
+"""Texts travel together up to so many tokens: they share rounds, and memory."""
+GENERATION = "text-generation"
+_WITHOUT_EFFECT = frozenset({"batch_size", "num_workers", "padding"})
+"""Options of transformers' pipelines that change no result, and here nothing else: batches are made
+by their tokens, and nothing is padded.
+"""
+_SWITCHES = frozenset(
+    {
+        "align_to_words",
+        "do_sample",
+        "handle_impossible_answer",
+        "normalize",
+        "return_full_text",
+        "return_tensors",
+        "truncation",
+    }
+)
+"""Options that are on or off: a text such as "false" would be on."""
+
+
+class TextPipeline:
+    """A task over the requests of a cluster that runs.
+
+    Args:
+        task: a name of transformers, or "sentence-embedding".
+        requests: where the model is asked; its tokenizer is used.
+        sentences: how "sentence-embedding" makes vectors; default: the mean, of length 1.
+        batch_tokens: as `BATCH_TOKENS`.
+        options: defaults of the options of every call, see the task's `job` in `models.texts`.
+
+    Attributes:
+        usage: what the last call took, all its requests together.
+        share: of the call that runs, the tokens of batches that are done, and of all.
+
+    Raises:
+        ConfigError: an unknown task or option. ModelError: a model with another head, or without a
+            tokenizer.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        requests: Requests,
+        *,
+        sentences: SentenceSettings | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        **options: Any,
+    ) -> None:
+        self.task = canonical_task(task)
+        self.requests = requests
+        self.usage = Usage()
+        self.share = (0, 0)
+        self._batch_tokens = batch_tokens
+        self._defaults = _effective(options)
+        config, tokenizer = requests.config, requests.tokenizer
+        check_head(self.task, config.head)
+        if tokenizer is None:
+            raise ModelError(
+                "the model has no tokenizer, and a pipeline takes text: put the model's "
+                "tokenizer.json beside its weights"
+            )
+        self.tokenizer = tokenizer
+        self._texts = None
+        if self.task != GENERATION:
+            self._texts = text_task(self.task, config, tokenizer, sentences)
+        self._check_options(self._defaults)
+
+    def option_names(self) -> frozenset[str]:
+        """What a call takes besides the inputs."""
+        if self._texts is None:
+            fields = frozenset(SamplingConfig.__dataclass_fields__)
+            return fields | {"return_full_text", "do_sample"}
+        found = inspect.signature(self._texts.job).parameters
+        return frozenset(found) - {"inputs"}
+
+    def check(self, inputs: Any = None, **options: Any) -> None:
+        """Find out before any work whether a call would be refused. Raises ConfigError."""
+        if self._texts is None:
+            self._prompts(inputs, **self._merged(options))
+        else:
+            self._check_ids(self._texts.job(inputs, **self._merged(options)))
+
+    async def __call__(self, inputs: Any = None, **options: Any) -> Any:
+        """The result for one input, or a list for a list.
+
+        Args:
+            inputs: text or texts, as the task wants them.
+            options: of the task.
+        """
+        merged = self._merged(options)
+        if self._texts is None:
+            return await self._generate(inputs, **merged)
+        job = self._texts.job(inputs, **merged)
+        self._check_ids(job)
+        self.usage = Usage()
+        results: list[Floats] = []
+        done, tokens = 0, sum(map(len, job.encodings))
+        for batch in _batches(job.encodings, self._batch_tokens):
+            self.share = (done, tokens)
+            results += await self._forward(batch, job)
+            done += sum(map(len, batch))
+        found = job.finish(results)
+        return [found] if self._texts.wraps(inputs, options) else found
+
+    def _merged(self, options: dict[str, Any]) -> dict[str, Any]:
+        given = _effective(options)
+        self._check_options(given)
+        return {**self._defaults, **given}
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        known = self.option_names()
+        odd = sorted(options.keys() - known)
+        if odd:
+            raise ConfigError(
+                f"{self.task} has no option {odd[0]!r}: it has {', '.join(sorted(known))}"
+            )
+        for name in sorted(_SWITCHES & options.keys()):
+            if not isinstance(options[name], bool | None):
+                raise ConfigError(f"{name}={str(options[name])[:40]!r}: give True or False")
+
+    def _check_ids(self, job: Job) -> None:
+        for encoding in job.encodings:
+            self.requests.check_ids(encoding.ids)
+
+    async def _forward(self, batch: Sequence[Encoding], job: Job) -> list[Floats]:
+        """An array (rows, columns) a sequence."""
+        types: list[int] | None = [kind for encoding in batch for kind in encoding.types]
+        # Families without types, or with one, have tokenizers that number the texts all the same.
+        if getattr(self.requests.config, "type_vocab_size", 0) < 2 or not any(types or ()):
+            types = None
+        ids = [encoding.ids for encoding in batch]
+        result = await self.requests.forward(ids, rows=job.rows, types=types)
+        self._add_usage()
+        if job.rows != "all":
+            return [row[None] for row in result]
+        ends = np.cumsum([len(encoding) for encoding in batch])
+        return np.split(result, ends[:-1])
+
+    def _add_usage(self) -> None:
+        usage, last = self.usage, self.requests.usage
+        usage.prompt_ids = usage.prompt_ids + last.prompt_ids
+        usage.token_ids = usage.token_ids + last.token_ids
+        usage.steps = usage.steps + last.steps
+        usage.stop_reason = last.stop_reason
+        for phase, spent in last.seconds.items():
+            usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
+
+    # -- text-generation ---------------------------------------------------------------------------
+
+    def _prompts(
+        self,
+        inputs: Any,
+        *,
+        return_full_text: bool = True,
+        do_sample: bool | None = None,
+        **options: Any,
+    ) -> tuple[list[tuple[Prompt, list[int]]], bool, SamplingConfig, bool]:
+        prompts, single = read_prompts(inputs)
+        if do_sample:
+            options.setdefault("temperature", 1.0)
+        elif do_sample is False:
+            options["temperature"] = 0.0
+        sampling = SamplingConfig(**options)
+        self.requests.check_sampling(sampling)
+        encoded = [(prompt, prompt.ids(self.tokenizer)) for prompt in prompts]
+        for _, ids in encoded:
+            self.requests.check_ids(ids)
+        return encoded, single, sampling, return_full_text
+
+    async def _generate(self, inputs: Any, **options: Any) -> Any:
+        """Greedy unless a temperature is given. Prompts one after the other."""
+        encoded, single, sampling, full = self._prompts(inputs, **options)
+        self.usage = Usage()
+        found = []
+        for prompt, ids in encoded:
+            streamed = [token.text async for token in self.requests.generate(ids, sampling)]
+            self._add_usage()
+            usage, text = self.requests.usage, "".join(streamed)
+            if usage.stop_reason != "stop string":
+                # A decoder may drop the space at the beginning of what it is given.
+                whole = self.tokenizer.decode([*ids, *usage.token_ids])
+                text = whole[len(self.tokenizer.decode(ids)) :]
+            found.append(prompt.result(text, full=full))
+        return found[0] if single else found
+
+
+class PrivatePipeline(AbstractContextManager["PrivatePipeline"]):
+    """`TextPipeline` over five roles in this process, for code without an event loop.
+
+    Ready when made; outside of `with`, `close` ends it, or else the end of its last reference or of
+    the interpreter.
+    """
+
+    def __init__(self, pipe: TextPipeline) -> None:
+        if not isinstance(pipe.requests, LocalCluster):
+            raise ConfigError("a pipeline without an event loop needs a LocalCluster")
+        self.pipe = pipe
+        self.task = pipe.task
+        self.model = PrivateModel(pipe.requests)
+
+    @property
+    def usage(self) -> Usage:
+        """What the last call took."""
+        return self.pipe.usage
+
+    def __call__(self, inputs: Any = None, **options: Any) -> Any:
+        """As `TextPipeline`."""
+
+        async def run() -> Any:
+            return await self.pipe(inputs, **options)
+
+        return self.model.call(run)
+
+    def close(self) -> None:
+        """End the actors and free the shares."""
+        self.model.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.model.__exit__(kind, error, trace)
+
+
+def local_pipeline(task: str, model: str | Path | None = None, **options: Any) -> TextPipeline:
+    """A pipeline over a cluster in this process that is yet to be entered: `pipe.requests`.
+
+    Args:
+        task: as for `TextPipeline`.
+        model: as for `LocalCluster.from_pretrained`; for "sentence-embedding" also a folder of
+            sentence-transformers. Without it the packages with a model to try.
+        options: of the cluster (`head`, `settings`, `network`, ...) or of the task.
+
+    Raises:
+        ConfigError, ModelError: before any weight is read.
+    """
+    task = canonical_task(task)
+    path = resolve_model(model) if model is not None else _usual_model(task)
+    sentences = None
+    if task == "sentence-embedding":
+        sentences = sentence_settings(path)
+        path = path / sentences.folder if sentences.folder else path
+    options["head"] = check_checkpoint(task, path, options.get("head"))
+    names = inspect.signature(LocalCluster.__init__).parameters.keys() | {"head"}
+    chosen = {name: options.pop(name) for name in list(options) if name in names}
+    cluster = LocalCluster.from_pretrained(path, **chosen)
+    try:
+        return TextPipeline(task, cluster, sentences=sentences, **options)
+    except BaseException:
+        cluster.checkpoint.close()
+        raise
+
+
+def pipeline(task: str, model: str | Path | None = None, **options: Any) -> PrivatePipeline:
+    """As `local_pipeline`, and ready when it returns: to be called, and closed when done."""
+    return PrivatePipeline(local_pipeline(task, model, **options))
+
+
+def _effective(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
+
+
+def _usual_model(task: str) -> Path:
+    if task == "sentence-embedding":
+        return embedding_model_path()
+    if task == GENERATION:
+        return demo_model_path()
+    raise ConfigError(f"{task} has no model of its own: name one, model=PATH")
+
+
+def _batches(encodings: Sequence[Encoding], most: int) -> list[list[Encoding]]:
+    """Neighbours together, as long as they have no more than `most` tokens."""
+    batches: list[list[Encoding]] = []
+    room = 0
+    for encoding in encodings:
+        if len(encoding) > room:
+            batches.append([])
+            room = most
+        batches[-1].append(encoding)
+        room -= len(encoding)
+    return batches

@@ -1,0 +1,365 @@
+"""What can be asked of a shared model, wherever its parties run: the same for all clusters."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any
+
+import anyio
+
+from models.configs.architecture import ModelConfig
+from models.configs.encoder import EncoderConfig
+from models.owner.perplexity import log_likelihoods
+from models.programs.head_layers import default_rows
+from models.programs.plan import Plan
+from models.programs.predict import predict
+from models.programs.program import Batch, Rows
+from models.tokens.sampling import Sampler, SamplingConfig, StopWatcher
+from models.tokens.tokenizer import Tokenizer
+from protocols.base.cost import Cost
+from protocols.base.lane import Settings
+from protocols.base.ring import Floats
+from protocols.errors import ConfigError, PumaError
+from puma_actors.api.ids import token_ids, token_sequences, whole
+from puma_actors.api.usage import Step, Token, Usage
+from puma_actors.roles.client import Client, Inference
+from puma_actors.roles.messages import infer_message
+
+__all__ = ["Requests", "Step", "Token", "Usage", "check_ids", "check_logits"]
+
+
+class Requests(ABC):
+    """Requests of one client to one model. One at a time; others wait.
+
+    Args:
+        config: the model's architecture.
+        tokenizer: None if the model has none; then only token ids can be given.
+        client: the actor that speaks with the parties.
+        settings: of every request.
+
+    Attributes:
+        usage: what the last request took.
+        step: what runs now; None: nothing does.
+    """
+
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer | None, client: Client, settings: Settings
+    ) -> None:
+        infer_message(0, Batch((1,)), 1, settings)  # refuse unusable ones early
+        self.config = config
+        self.tokenizer = tokenizer
+        self.client = client
+        self.settings = settings
+        self.usage = Usage()
+        self.step: Step | None = None
+        self._no_tokenizer = "none was passed"
+        self._busy = anyio.Semaphore(1)  # no lock: a stream may be closed by another task
+
+    @property
+    @abstractmethod
+    def running(self) -> bool:
+        """Whether the parties are there to be asked."""
+
+    def rounds_done(self) -> int | None:
+        """Rounds of the step that runs now, so far; None: only the parties elsewhere know."""
+        return None
+
+    @property
+    def plan(self) -> Plan:
+        """The public plan of the model that is shared."""
+        if self.client.plan is None:
+            raise ConfigError("the cluster is not running: use `async with`")
+        return self.client.plan
+
+    def predict(self, batch: Batch | int, decode: int = 0) -> list[Cost]:
+        """The cost of a request, from shapes alone: the batch (or a prompt of so many tokens), then
+        each decoded token.
+        """
+        first = batch if isinstance(batch, Batch) else Batch((whole(batch, "a length"),), "last")
+        steps = predict(self.plan, first, whole(decode, "decode"), self.settings)
+        return [step.cost for step in steps]
+
+    async def forward(
+        self,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | Any,
+        *,
+        rows: Rows | None = None,
+        types: Sequence[int] | None = None,
+    ) -> Floats:
+        """The model's result for a token sequence, or for several of any lengths.
+
+        Args:
+            input_ids: ids of one sequence, or a list of them for each sequence.
+            rows: see `models.programs.program.Batch`; default: what the model's head is meant for,
+                and every token for the logits of a language model.
+            types: token types of all tokens together (0, and 1 for the second text of a pair).
+
+        Returns:
+            (results, columns): vocabulary, labels, or the hidden size for the bare model.
+
+        Raises:
+            ConfigError: ids or rows that the model does not have.
+        """
+        sequences = token_sequences(input_ids)
+        for ids in sequences:
+            self.check_ids(ids)
+            self._check_end(ids)
+        rows = default_rows(self.config) if rows is None else rows
+        kinds = None if types is None else tuple(token_ids(types, "types"))
+        batch = Batch(tuple(len(ids) for ids in sequences), rows, kinds)
+        self._check_types(batch)
+        async with self._busy:
+            self._check_running()
+            joined = [token for ids in sequences for token in ids]
+            self.usage = Usage(prompt_ids=joined)
+            started = time.perf_counter()
+            settings = replace(self.settings, reveal="logits")
+            inference = await self.client.begin(batch, 1, settings)
+            try:
+                result = await self._step(inference, joined)
+                await self.client.wait_reports(inference)
+            finally:
+                await self._finish(inference)
+            self.usage.seconds["prefill"] = time.perf_counter() - started
+            return result
+
+    async def log_likelihoods(self, ids: Sequence[int]) -> Floats:
+        """Natural logarithm of the probability that a language model gives to each token but the
+        first, after those before it: (len(ids) - 1,).
+
+        Raises:
+            ConfigError: the model predicts no tokens, or ids as for `forward`.
+        """
+        check_logits(self.config)
+        found = token_ids(ids)
+        return log_likelihoods(await self.forward([found], rows="all"), found)
+
+    def _check_end(self, ids: Sequence[int]) -> None:
+        """A decoder's classifier reads the last token that is not padding; here, the last one."""
+        config = self.config
+        causal = not isinstance(config, EncoderConfig)
+        if config.head == "sequence-classification" and causal and ids[-1] == config.pad_token_id:
+            raise ConfigError(
+                f"a sequence ends with token id {ids[-1]}, this model's padding, which its "
+                "classifier passes over: leave it out"
+            )
+
+    def _check_types(self, batch: Batch) -> None:
+        known = max(1, int(getattr(self.config, "type_vocab_size", 1)))
+        if batch.types is not None and not 0 <= min(batch.types) <= max(batch.types) < known:
+            raise ConfigError(f"token types of this model are 0 to {known - 1}")
+
+    def _check_running(self) -> None:
+        if not self.running:
+            raise ConfigError("the cluster is not running: use `async with`")
+
+    def encode(self, prompt: str | Sequence[int], *, raw: bool = False) -> list[int]:
+        """Token ids of a prompt: through the chat template unless `raw`; ids are taken as they are.
+
+        Raises:
+            ConfigError: the prompt is empty, or text was given to a model without a tokenizer.
+        """
+        if not isinstance(raw, bool):
+            raise ConfigError(f"raw is {type(raw).__name__}: give True or False")
+        if not isinstance(prompt, str):
+            ids = token_ids(prompt, "the prompt is neither text nor token ids")
+        elif not prompt.strip():
+            raise ConfigError("the prompt is empty: give some text")
+        else:
+            ids = self.text_ids(prompt) if raw else self._for_text().chat(prompt)
+        self.check_ids(ids)
+        return ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text of any length, with the begin token if the tokenizer puts one.
+
+        Raises:
+            ConfigError: the model has no tokenizer.
+        """
+        if not isinstance(text, str):
+            raise ConfigError(f"a text is {type(text).__name__}: give a string")
+        return self._for_text().encode(text)
+
+    def _for_text(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ConfigError(
+                f"no tokenizer, so only token ids can be given ({self._no_tokenizer})"
+            )
+        return self.tokenizer
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """As `check_ids` of this module, for this model."""
+        check_ids(self.config, ids)
+
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Refuse to generate with a model that cannot, or by logits the client is not to see.
+
+        Raises:
+            ConfigError: see the text.
+        """
+        if self.config.head != "causal-lm":
+            raise ConfigError(
+                f"a model with head {self.config.head!r} generates no text: it needs 'causal-lm'"
+            )
+        if self.settings.reveal == "argmax" and (
+            sampling.temperature > 0 or sampling.repetition_penalty != 1
+        ):
+            raise ConfigError(
+                "with secret logits only the best token is revealed: use temperature 0 and no "
+                "repetition penalty"
+            )
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingConfig | None = None,
+        *,
+        raw: bool = False,
+        **options: Any,
+    ) -> AsyncGenerator[Token, None]:
+        """Stream tokens. `usage` holds what it took, up to date after every token. If more are
+        asked for than fit, locally or at a cluster, the answer ends when the context is full.
+
+        Args:
+            prompt: text, or token ids.
+            sampling: or its fields as keywords (`max_new_tokens=32`, `temperature=0.7`, ...).
+            raw: do not apply the chat template.
+        """
+        sampling = _sampling(sampling, options)
+        self.check_sampling(sampling)
+        ids = self.encode(prompt, raw=raw)
+        async with self._busy, aclosing(self._tokens(ids, sampling)) as tokens:
+            async for token in tokens:
+                yield token
+
+    async def _tokens(
+        self, ids: list[int], sampling: SamplingConfig
+    ) -> AsyncGenerator[Token, None]:
+        self._check_running()
+        usage = self.usage = Usage(prompt_ids=ids)
+        # At least one is asked for, so that a prompt which does not fit is refused by name.
+        steps = min(sampling.max_new_tokens, max(1, self.most_new_tokens(len(ids))))
+        inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings)
+        sampler, watcher = Sampler(sampling), StopWatcher(sampling.stop)
+        stream = self.tokenizer.stream() if self.tokenizer is not None else None
+        ends = set(self.plan.config.eos_token_ids)
+        if self.tokenizer is not None:
+            ends |= set(self.tokenizer.eos_token_ids)
+        given = ids
+        try:
+            for _ in range(steps):
+                started = time.perf_counter()
+                answer = await self._step(inference, given)
+                phase = "prefill" if given is ids else "decode"
+                spent = time.perf_counter() - started
+                usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
+                usage.steps = _known_costs(inference)
+                token = self._pick(answer, sampler, ids + usage.token_ids)
+                usage.token_ids.append(token)
+                if token in ends:
+                    usage.stop_reason = "end of text"
+                    break
+                yield Token(token, watcher.push(stream.push(token)) if stream else "")
+                if watcher.stopped:
+                    usage.stop_reason = "stop string"
+                    break
+                given = [token]
+            else:
+                usage.stop_reason = "length" if steps == sampling.max_new_tokens else "context"
+            rest = (watcher.push(stream.finish()) + watcher.finish()) if stream else ""
+            if rest:
+                yield Token(None, rest)
+        finally:
+            await self._finish(inference)
+
+    def most_new_tokens(self, prompt: int) -> int:
+        """Tokens that can follow a prompt of so many, wherever the parties run: what the model's
+        positions and the parties' limit leave. Who asks for more gets so many.
+        """
+        positions, tokens = self.config.max_positions, self.client.tokens
+        return (positions if tokens is None else min(positions, tokens)) - prompt + 1
+
+    def limit_text(self) -> str:
+        """What `most_new_tokens` is limited by, for people."""
+        positions, tokens = self.config.max_positions, self.client.tokens
+        if tokens is not None and tokens < positions:
+            return f"the parties take {tokens} tokens at a time (limits.inference_tokens)"
+        return f"the model has {positions} positions"
+
+    async def _step(self, inference: Inference, ids: Sequence[int]) -> Floats:
+        taken, began = inference.taken, time.monotonic()
+        number, settings = inference.number + taken, inference.settings
+        self.step = Step(number, inference.batch, inference.steps, taken, settings, began)
+        try:
+            return await self.client.step(inference, ids)
+        finally:
+            self.step = None
+
+    def _pick(self, answer: Floats, sampler: Sampler, previous: list[int]) -> int:
+        if self.settings.reveal == "argmax":
+            return int(answer[0])
+        return sampler.next(answer[-1], previous)
+
+    async def _finish(self, inference: Inference) -> None:
+        """End an inference, unless the session is broken anyway; keep the final costs."""
+        with suppress(PumaError):
+            await self.client.end(inference)
+        self.usage.steps = _known_costs(inference)
+
+
+def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
+    """Refuse token ids that a model cannot take, before any work starts.
+
+    Raises:
+        ConfigError: none at all, too many, or one outside the vocabulary.
+    """
+    ids = token_ids(ids)
+    if not ids:
+        raise ConfigError("the prompt is empty: give at least one token")
+    for token in ids:
+        if not 0 <= token < config.vocab_size:
+            raise ConfigError(
+                f"token id {token} is not in the model's vocabulary of {config.vocab_size}"
+            )
+    if len(ids) > config.max_positions:
+        raise ConfigError(
+            f"{len(ids)} prompt tokens do not fit the model's {config.max_positions} "
+            "positions: shorten the prompt"
+        )
+    # RoBERTa counts positions of the other tokens alone.
+    if config.family == "roberta" and config.pad_token_id in ids:
+        raise ConfigError(
+            f"token id {config.pad_token_id} is this model's padding, which is never needed: "
+            "sequences of unequal lengths go together without it"
+        )
+
+
+def check_logits(config: ModelConfig) -> None:
+    """Raises ConfigError: the model predicts no next tokens."""
+    if config.head != "causal-lm":
+        raise ConfigError(
+            f"a model with head {config.head!r} predicts no next tokens: likelihoods and "
+            "perplexity need head 'causal-lm'"
+        )
+
+
+def _sampling(sampling: SamplingConfig | None, options: Mapping[str, Any]) -> SamplingConfig:
+    """What was given, in one of the two ways.
+
+    Raises:
+        ConfigError: both ways at once, or an option that there is not.
+    """
+    known = SamplingConfig.__dataclass_fields__
+    if odd := sorted(options.keys() - known.keys()):
+        raise ConfigError(f"generate has no option {odd[0]!r}: it has {', '.join(sorted(known))}")
+    if sampling is None:
+        return SamplingConfig(**options)
+    if options or not isinstance(sampling, SamplingConfig):
+        raise ConfigError("sampling: give a SamplingConfig, or its fields as keywords, not both")
+    return sampling
+
+
+def _known_costs(inference: Inference) -> list[Cost]:
+    return [inference.costs[step] for step in sorted(inference.costs)]

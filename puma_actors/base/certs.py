@@ -1,0 +1,333 @@
+"""A small certificate authority for the parties of a session.
+
+    create_authority(folder)                               ca.pem, ca.key
+    issue(folder, PeerIdentity(role, name), hosts)         ROLE.NAME.pem, ROLE.NAME.key
+    load_context(folder, identity, server=True)            an ssl.SSLContext for TLS 1.3
+    describe(folder / "ca.pem")                            what a certificate says
+
+A certificate names its holder's role and name in a URI (`puma:dealer/dora`) and the hosts where the
+holder may be called. Keys are ECDSA P-256, in files that only their owner can read. Nothing is ever
+overwritten: to rotate, remove the old pair and issue a new one.
+
+A party's machine needs ca.pem and its own pair; ca.key stays where certificates are issued. All
+errors are ConfigError.
+"""
+
+import ipaddress
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from protocols.base.shares import COMPUTING
+from protocols.errors import ConfigError
+from puma_actors.base.identity import PeerIdentity
+from puma_actors.base.keyfiles import (
+    check_guarded,
+    check_private,
+    reading,
+    refuse_to_overwrite,
+    write_new,
+)
+from puma_actors.base.logs import log
+
+AUTHORITY = "ca"
+_SKEW = timedelta(minutes=5)
+SOON_DAYS = 14
+"""Warnings begin so many days before a certificate expires."""
+_MOST_DAYS = 36525
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a certificate says. `identity` is None for an authority."""
+
+    path: Path
+    subject: str
+    identity: PeerIdentity | None
+    hosts: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+
+    @property
+    def days_left(self) -> float:
+        """Days until it expires; negative afterwards."""
+        return (self.not_after - datetime.now(UTC)) / timedelta(days=1)
+
+
+def stem(identity: PeerIdentity) -> str:
+    """Name of the files of a certificate, without their ending."""
+    if identity.name == identity.role:
+        return str(identity.role)
+    return f"{identity.role}.{quote(identity.name, safe='')}"
+
+
+# -- making ----------------------------------------------------------------------------------------
+
+
+def create_authority(folder: Path, days: float = 3650) -> Path:
+    """Make a folder with a new authority; return its certificate's path."""
+    with reading(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    certificate, private = _pair(folder, AUTHORITY)
+    refuse_to_overwrite(certificate, private)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = _name("PUMA certificate authority")
+    builder = (
+        _builder(subject, subject, key, _lifetime(days))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(authority=True), critical=True)
+    )
+    _write_pair(certificate, private, builder.sign(key, hashes.SHA256()), key)
+    return certificate
+
+
+def issue(
+    folder: Path, identity: PeerIdentity, hosts: Sequence[str] = (), days: float = 90
+) -> Path:
+    """Make a key and a certificate for a party; return the certificate's path.
+
+    Args:
+        folder: with the authority's certificate and key.
+        identity: whom it is for.
+        hosts: names and IP addresses where the party may be called; none for an owner or a
+            client, who only call.
+        days: until it expires; not longer than the authority.
+    """
+    if identity.role in COMPUTING and not hosts:
+        raise ConfigError(
+            f"a certificate for {identity} without a host is accepted by nobody who calls it: add "
+            "--host HOST, the name or IP address in its tls:// address (unix:// needs none)"
+        )
+    check_guarded(folder, _pair(folder, AUTHORITY)[0])
+    authority = _load(_pair(folder, AUTHORITY)[0])
+    signer = _load_key(_pair(folder, AUTHORITY)[1])
+    certificate, private = _pair(folder, stem(identity))
+    refuse_to_overwrite(certificate, private)
+    until = _lifetime(days)
+    if until > authority.not_valid_after_utc:
+        raise ConfigError(
+            f"the authority in {folder} expires on {_day(authority)}, before {days:g} days have "
+            "passed: use fewer days, or make a new authority in another folder"
+        )
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = [x509.UniformResourceIdentifier(identity.uri), *map(_host, hosts)]
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    builder = (
+        _builder(_name(f"PUMA {identity.role}"), authority.subject, key, until)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(authority=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+    )
+    _write_pair(certificate, private, builder.sign(signer, hashes.SHA256()), key)
+    return certificate
+
+
+def _lifetime(days: float) -> datetime:
+    if not 0 < days <= _MOST_DAYS:
+        raise ConfigError(f"{days:g} days: use more than 0 and at most {_MOST_DAYS}")
+    return datetime.now(UTC) + timedelta(days=days)
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, until: datetime
+) -> x509.CertificateBuilder:
+    public = key.public_key()
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime.now(UTC) - _SKEW)
+        .not_valid_after(until)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+    )
+
+
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    labels = host.split(".")
+    good = all(part and part.replace("-", "").isalnum() for part in labels)
+    if not (good and host.isascii() and len(host) < 254):
+        raise ConfigError(f"bad host {host!r}: use a name like node1.example or an IP address")
+    return x509.DNSName(host)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _pair(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / f"{name}.pem", folder / f"{name}.key"
+
+
+def _write_pair(
+    certificate: Path, private: Path, made: x509.Certificate, key: ec.EllipticCurvePrivateKey
+) -> None:
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    write_new(private, secret, 0o600)
+    try:
+        write_new(certificate, made.public_bytes(serialization.Encoding.PEM), 0o644)
+    except BaseException:
+        private.unlink()
+        raise
+
+
+def _load(path: Path) -> x509.Certificate:
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        return x509.load_pem_x509_certificate(data)
+    except ValueError:
+        raise ConfigError(f"{path} holds no certificate: issue a new one") from None
+
+
+def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    check_private(path)
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        key = serialization.load_pem_private_key(data, None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path} holds no key that this program made: issue a new one")
+    return key
+
+
+# -- using -----------------------------------------------------------------------------------------
+
+
+def load_context(folder: Path, identity: PeerIdentity, *, server: bool) -> ssl.SSLContext:
+    """TLS 1.3 for one party: its certificate, and trust in its authority alone."""
+    authority_path, _ = _pair(folder, AUTHORITY)
+    certificate_path, private = _pair(folder, stem(identity))
+    check_guarded(folder, authority_path, certificate_path)
+    authority, certificate = _load(authority_path), _load(certificate_path)
+    _check_dates(authority_path, authority, "make a new authority with `puma certs init`")
+    _check_dates(certificate_path, certificate, _rotation(identity, folder))
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        raise ConfigError(
+            f"{certificate_path} was not issued by {authority_path}: {_rotation(identity, folder)}"
+        ) from None
+    if describe(certificate_path).identity != identity:
+        raise ConfigError(
+            f"{certificate_path} is not for {identity}: {_rotation(identity, folder)}"
+        )
+    check_private(private)
+    return _context(authority_path, certificate_path, private, server=server)
+
+
+def _context(authority: Path, certificate: Path, key: Path, *, server: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    if server:
+        context.num_tickets = 0  # nobody resumes a session
+    try:
+        context.load_verify_locations(cafile=authority)
+        context.load_cert_chain(certificate, key)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(
+            f"{certificate} and {key} do not go together ({error}): issue them anew"
+        ) from None
+    return context
+
+
+def _rotation(identity: PeerIdentity, folder: Path) -> str:
+    name, host = stem(identity), " --host HOST" if identity.role in COMPUTING else ""
+    return (
+        f"to rotate, remove {name}.pem and {name}.key from {folder}, then run `puma certs issue "
+        f"--folder {folder} --role {identity.role} --name {identity.name}{host}` and restart"
+    )
+
+
+def _check_dates(path: Path, certificate: x509.Certificate, remedy: str) -> None:
+    now = datetime.now(UTC)
+    if now > certificate.not_valid_after_utc:
+        raise ConfigError(f"{path} expired on {_day(certificate)}: {remedy}")
+    if now < certificate.not_valid_before_utc:
+        raise ConfigError(f"{path} is not valid yet: set this machine's clock")
+    if now + timedelta(days=SOON_DAYS) > certificate.not_valid_after_utc:
+        log.warning("certificate expires soon", path=str(path), on=_day(certificate))
+
+
+def _day(certificate: x509.Certificate) -> str:
+    return certificate.not_valid_after_utc.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def describe(path: Path) -> Described:
+    """What the certificate in a PEM file says."""
+    certificate = _load(path)
+    identity, hosts = None, []
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        identity = PeerIdentity.from_uris(uris)
+        hosts = [str(found) for found in names.get_values_for_type(x509.DNSName)]
+        hosts += [str(found) for found in names.get_values_for_type(x509.IPAddress)]
+    except x509.ExtensionNotFound:
+        pass
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return Described(
+        path,
+        certificate.subject.rfc4514_string(),
+        identity,
+        tuple(hosts),
+        certificate.not_valid_before_utc,
+        certificate.not_valid_after_utc,
+    )
+
+
+def expiring(folder: Path, identity: PeerIdentity) -> list[Described]:
+    """What a party needs that will expire: its authority's certificate, and its own."""
+    return [describe(_pair(folder, name)[0]) for name in (AUTHORITY, stem(identity))]
+
+
+def describe_all(folder: Path) -> list[Described]:
+    """Every certificate in a folder, the authority first."""
+    with reading(folder):
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".pem")
+    if not paths:
+        raise ConfigError(f"no certificate in {folder}: run `puma certs init`")
+    return sorted(map(describe, paths), key=lambda found: found.identity is not None)

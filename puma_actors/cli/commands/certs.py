@@ -1,0 +1,106 @@
+"""`puma certs`: certificates for parties on different machines."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Certificates for parties on different machines: a small authority of your own, and a "
+    "certificate for each party that names its role. They expire; to rotate one, remove its "
+    ".pem and .key, issue a new pair, copy it to its party and restart that party. To rotate the "
+    "authority, make one in a new folder and reissue everything.",
+    short_help="Make, list and rotate certificates for parties on different machines.",
+    invoke_without_command=True,
+)
+
+
+class Holder(StrEnum):
+    """Roles that can hold a certificate."""
+
+    DEALER = "dealer"
+    EVALUATOR_A = "evaluator-a"
+    EVALUATOR_B = "evaluator-b"
+    OWNER = "owner"
+    CLIENT = "client"
+
+
+FolderOption = Annotated[
+    Path, typer.Option("--folder", help="Where certificates and keys are kept.")
+]
+
+
+@app.callback()
+def overview(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("init")
+def init(
+    folder: FolderOption = Path("certs"),
+    days: Annotated[
+        int, typer.Option(min=1, help="Until the authority expires, and with it all it issued.")
+    ] = 3650,
+) -> None:
+    """Make an authority: ca.pem, which every party needs, and ca.key, which stays here.
+
+    Whoever has ca.key can make a certificate for any role: keep it off the parties' machines.
+    Nothing is overwritten.
+    """
+    from puma_actors.base.certs import create_authority
+
+    path = create_authority(folder, days)
+    typer.echo(f"{path} made, good for {days} days; keep {path.with_suffix('.key')} to yourself")
+
+
+@app.command("issue")
+def issue(
+    role: Annotated[Holder, typer.Option(help="What the party does.")],
+    name: Annotated[
+        str, typer.Option(help="What the party is called. Default: its role.", show_default=False)
+    ] = "",
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or IP address where others call it; repeatable. Parties need one."),
+    ] = None,
+    folder: FolderOption = Path("certs"),
+    days: Annotated[
+        int, typer.Option(min=1, help="Until it expires; issue a new one before that.")
+    ] = 90,
+) -> None:
+    """Make a key and a certificate for a party, to be copied to it together with ca.pem.
+
+    To rotate, remove the old .pem and .key first, issue again, and restart the party.
+    """
+    from protocols.base.shares import Role
+    from puma_actors.base import certs
+    from puma_actors.base.identity import PeerIdentity
+
+    identity = PeerIdentity(Role(role), name or str(role))
+    path = certs.issue(folder, identity, host or [], days)
+    typer.echo(
+        f"{path} made for {identity}, good for {days} days; copy it, "
+        f"{path.with_suffix('.key').name} and ca.pem to that party"
+    )
+
+
+@app.command("show")
+def show(folder: FolderOption = Path("certs")) -> None:
+    """List the certificates in a folder, and when each expires."""
+    from rich.table import Table
+
+    from puma_actors.base.certs import describe_all
+    from puma_actors.cli.output import stdout
+
+    table = Table(box=None)
+    for heading in ("file", "role", "name", "hosts", "expires", "days left"):
+        table.add_column(heading, overflow="fold")
+    for found in describe_all(folder):
+        role = found.identity.role if found.identity else "authority"
+        name = found.identity.name if found.identity else ""
+        left = f"{found.days_left:.0f}" if found.days_left > 0 else "EXPIRED"
+        expires = f"{found.not_after:%Y-%m-%d}"
+        table.add_row(found.path.name, role, name, ", ".join(found.hosts), expires, left)
+    stdout.print(table)

@@ -1,0 +1,124 @@
+"""`puma generate` and `puma forward`."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+
+from models.tokens.sampling import SamplingConfig
+from protocols.base.lane import Settings
+from protocols.errors import ConfigError
+from puma_actors.base.texts import printable, shown
+from puma_actors.cli.following import Following
+from puma_actors.cli.notice import announce
+from puma_actors.cli.output import amount, check_file, print_json, progress, say, stderr, writing
+from puma_actors.cli.requests import open_requests
+from puma_actors.cli.summary import Cluster, network_of, print_summary, usage_report
+
+
+def run_generate(
+    model: str | None,
+    prompt: str,
+    sampling: SamplingConfig,
+    settings: Settings,
+    *,
+    raw: bool,
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Load, share, answer, and say what it took. `options`: as for `open_requests`."""
+
+    def check(cluster: Cluster) -> None:
+        cluster.check_sampling(sampling)
+        cluster.encode(prompt, raw=raw)
+        if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
+            stderr.print(f"note: {printable(cluster.tokenizer.note)}", soft_wrap=True)
+
+    async def run() -> None:
+        async with open_requests(model, settings, check=check, quiet=as_json, **options) as cluster:
+            ids = cluster.encode(prompt, raw=raw)
+            announce(cluster, ids, sampling)
+            text = await _stream(cluster, ids, sampling, quiet=as_json)
+        if as_json:
+            print_json({"text": text, **usage_report(cluster, cluster.usage)})
+        else:
+            print_summary(cluster, cluster.usage, stopped=True)
+
+    anyio.run(run)
+
+
+async def _stream(
+    cluster: Cluster, ids: list[int], sampling: SamplingConfig, *, quiet: bool
+) -> str:
+    """The answer, printed as it grows, with a status line below it on a terminal."""
+    text = ""
+    with progress(quiet=quiet) as report, report.following(Following(cluster)):
+        async for token in cluster.generate(ids, sampling):
+            text += token.text
+            report.write(shown(token.text))
+        report.write("\n")
+    return text
+
+
+# -- forward --------------------------------------------------------------------------------------
+
+
+def parse_ids(text: str) -> list[int]:
+    """Token ids from "1,2,3".
+
+    Raises:
+        ConfigError: an entry is not a whole number.
+    """
+    ids = []
+    for part in text.split(","):
+        word = part.strip()
+        if not word.isdecimal():
+            raise ConfigError(f"--input-ids: {word!r} is not a token id; write ids as 1,2,3")
+        ids.append(int(word))
+    return ids
+
+
+def run_forward(
+    model: str | None,
+    input_ids: str,
+    output: Path,
+    settings: Settings,
+    *,
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Write `logits`, or the `last_hidden_state` of a bare model, to an .npz file: a row for each
+    result (as a rule a token). `options`: as for `open_requests`.
+    """
+    ids = parse_ids(input_ids)
+    check_file("--output", output, ".npz")
+
+    async def run() -> None:
+        async with open_requests(
+            model, settings, check=lambda found: found.check_ids(ids), quiet=as_json, **options
+        ) as cluster:
+            with progress(quiet=as_json) as report:
+                report("running the model on shares", 0.0)
+                with report.following(Following(cluster)):
+                    result = await cluster.forward(ids)
+        name = "last_hidden_state" if cluster.config.head == "none" else "logits"
+        arrays = {name: result.astype(np.float32), "input_ids": np.asarray(ids)}
+        with writing("--output", output):
+            np.savez(output, **arrays)  # type: ignore[arg-type]
+        summary = usage_report(cluster, cluster.usage, generated=False)
+        if as_json:
+            shape = list(result.shape)
+            print_json({"output": str(output), f"{name}_shape": shape, **summary})
+        else:
+            total = cluster.usage.total
+            say(f"{name} {result.shape} written to {output}")
+            say(
+                f"{summary['seconds']['prefill']:.2f} s · {total.rounds:,} rounds · "
+                f"{amount(total.online)} online · {amount(total.offline)} dealt ahead",
+                style="dim",
+            )
+            if (network := network_of(cluster)) is not None:
+                say(f"network {network.describe()}", style="dim")
+
+    anyio.run(run)

@@ -1,0 +1,288 @@
+"""`puma party`, `upload`, `ping` and `doctor`: roles on hosts of their own."""
+
+import signal
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import typer
+
+from protocols.base.shares import Role
+from protocols.errors import ConfigError
+from puma_actors.cli.commands.certs import Holder
+from puma_actors.cli.early import refuse_unsupported
+from puma_actors.cli.options import InsecureOption
+
+ClusterOption = Annotated[
+    Path, typer.Option("--cluster", "--config", help="The cluster.toml that names the parties.")
+]
+CLUSTER = Path("cluster.toml")
+
+
+class Computing(StrEnum):
+    """The roles that `puma party` can play."""
+
+    DEALER = "dealer"
+    EVALUATOR_A = "evaluator-a"
+    EVALUATOR_B = "evaluator-b"
+
+
+# -- party -----------------------------------------------------------------------------------------
+
+
+def party(
+    role: Annotated[
+        Computing | None, typer.Option(help="What this host does.", show_default=False)
+    ] = None,
+    cluster: ClusterOption = CLUSTER,
+    listen: Annotated[
+        str, typer.Option(help="Where to listen, if not at the role's own address.")
+    ] = "",
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Delay what comes in as a network would, as for `generate --network`; to be given "
+            "to all parties (and clients) alike.",
+            show_default=False,
+        ),
+    ] = None,
+    insecure_no_tls: InsecureOption = False,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a commented cluster.toml, and stop.")
+    ] = False,
+) -> None:
+    """Run one computing party, until SIGTERM or Ctrl-C.
+
+    It then takes no new sessions, lets those that run finish for a while, and ends.
+    """
+    from puma_actors.base.logs import show_logs
+    from puma_actors.hosts.config import load_config
+    from puma_actors.hosts.example import EXAMPLE
+
+    if example:
+        typer.echo(EXAMPLE, nl=False)
+        return
+    if role is None:
+        raise ConfigError("--role is missing: use dealer, evaluator-a or evaluator-b")
+    show_logs(1, as_json=True)
+    config = load_config(cluster, insecure_no_tls=insecure_no_tls, listen=listen, network=network)
+    anyio.run(_run_party, config, Role(role))
+
+
+async def _run_party(config: Any, role: Role) -> None:
+    from protocols.kernels import warm_up
+    from puma_actors.base.concurrency import unwrap
+    from puma_actors.base.logs import log
+    from puma_actors.hosts.server import PartyServer
+
+    server = PartyServer(config, role)
+
+    async def obey(scope: anyio.CancelScope) -> None:
+        """The first signal drains, the second ends at once."""
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("signal", number=int(number))
+                if server.draining or not server.listening.is_set():
+                    scope.cancel()
+                server.drain()
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(obey, group.cancel_scope)
+            log.info("compiling or loading kernels")
+            await anyio.to_thread.run_sync(warm_up, abandon_on_cancel=True)
+            await server.run()
+            group.cancel_scope.cancel()
+    except BaseExceptionGroup as errors:
+        root = unwrap(errors)
+        raise root from root.__cause__
+
+
+# -- upload ----------------------------------------------------------------------------------------
+
+
+def upload(
+    model: Annotated[str, typer.Argument(help="A model, as for `generate --model`.")],
+    name: Annotated[str, typer.Option("--name", help="What it is called at the parties.")],
+    cluster: ClusterOption = CLUSTER,
+    publish_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--tokenizer/--no-tokenizer",
+            help="Publish the model's tokenizer to parties and clients, so that clients need none.",
+        ),
+    ] = True,
+    insecure_no_tls: InsecureOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Share a model's weights with the three parties, who keep the shares under a name."""
+    refuse_unsupported(model)
+    from puma_actors.cli.output import print_json, progress, stdout
+    from puma_actors.hosts.config import load_config
+
+    config = load_config(cluster, insecure_no_tls=insecure_no_tls)
+    with progress(quiet=as_json) as report:
+        seconds = anyio.run(_run_upload, config, model, name, publish_tokenizer, report)
+    if as_json:
+        print_json({"name": name, "seconds": seconds})
+    else:
+        total = sum(seconds.values())
+        stdout.print(f"{name} is at all three parties ({total:.1f} s)", highlight=False)
+
+
+async def _run_upload(
+    config: Any, model: str, name: str, publish_tokenizer: bool, report: Any
+) -> dict[str, float]:
+    from models.checkpoints.weights import open_checkpoint
+    from models.tokens.tokenizer import Tokenizer
+    from protocols.errors import ModelError
+    from puma_actors.api.remote import upload_model
+
+    with open_checkpoint(model) as checkpoint:
+        tokenizer = None
+        if publish_tokenizer:
+            try:
+                tokenizer = Tokenizer.load(checkpoint.path)
+            except ModelError as error:
+                raise ConfigError(f"{error} (or upload with --no-tokenizer)") from None
+        return await upload_model(config, checkpoint, name, tokenizer=tokenizer, progress=report)
+
+
+# -- ping ------------------------------------------------------------------------------------------
+
+
+def ping(
+    cluster: ClusterOption = CLUSTER,
+    role: Annotated[Holder, typer.Option(help="Whose certificate to use.")] = Holder.CLIENT,
+    insecure_no_tls: InsecureOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Reach every party, and have each measure the way to the others.
+
+    Exit code 1 if any way is broken, or a party runs another version than the others or this
+    program: no session is possible between them.
+    """
+    from puma_actors.cli.output import print_json
+    from puma_actors.hosts.caller import ping_all
+    from puma_actors.hosts.config import load_config
+    from puma_actors.hosts.visits import days_left
+
+    config = load_config(cluster, insecure_no_tls=insecure_no_tls)
+    found = anyio.run(ping_all, config, Role(role))
+    rows = [row for pinged in found for row in _ways(pinged)]
+    parties = _parties(found, days_left(config, Role(role)))
+    differ = len({row["programs"] for row in parties if row["programs"]}) > 1
+    if as_json:
+        print_json({"ways": rows, "parties": parties, "versions_differ": differ})
+    else:
+        _ping_table(rows, parties)
+    if differ:
+        typer.echo("versions differ: install the same everywhere", err=True)
+    if differ or any(row["problem"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _parties(found: list[Any], days: float | None) -> list[dict[str, Any]]:
+    """What runs here and at each party that answered."""
+    from puma_actors.base.build import program_digest
+    from puma_actors.hosts.admission import software
+
+    rows = [("here", software(), program_digest(), days)]
+    answers = [(str(pinged.peer), pinged.answer) for pinged in found if pinged.answer]
+    rows += [(who, each.software, each.build, each.days) for who, each in answers]
+    return [
+        {
+            "who": who,
+            "version": version,
+            "programs": programs,
+            "days_left": None if left is None else round(left, 1),
+        }
+        for who, version, programs, left in rows
+    ]
+
+
+def _ways(pinged: Any) -> list[dict[str, Any]]:
+    """The way from here to a party, and its ways to the others."""
+    answer = pinged.answer
+    rows = [
+        {
+            "from": "here",
+            "to": str(pinged.peer),
+            "software": answer.software if answer else None,
+            "round_trip": pinged.round_trip,
+            "throughput": pinged.throughput,
+            "problem": pinged.problem,
+        }
+    ]
+    for link in answer.links if answer else []:
+        values = link.model_dump(exclude={"peer"})
+        rows.append({"from": str(pinged.peer), "to": link.peer, "software": None, **values})
+    return rows
+
+
+def _ping_table(rows: list[dict[str, Any]], parties: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from puma_actors.cli.output import amount, stdout
+
+    table = Table(box=None)
+    for heading in ("from", "to", "round trip", "throughput", ""):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        trip, speed = row["round_trip"], row["throughput"]
+        cells = (
+            row["from"],
+            row["to"],
+            "" if trip is None else f"{1e3 * trip:.2f} ms",
+            "" if speed is None else f"{amount(speed)}/s",
+            row["problem"],
+        )
+        table.add_row(*map(Text, cells))  # what parties say is never markup
+    stdout.print(table)
+    table = Table(box=None)
+    for heading in ("", "version", "programs", "certificate"):
+        table.add_column(heading, overflow="fold")
+    for row in parties:
+        days = row["days_left"]
+        left = "" if days is None else f"{days:.0f} days left" if days > 0 else "EXPIRED"
+        table.add_row(*map(Text, (row["who"], row["version"], row["programs"], left)))
+    stdout.print(table)
+
+
+# -- doctor ----------------------------------------------------------------------------------------
+
+
+def doctor(
+    cluster: Annotated[
+        Path | None, typer.Option("--cluster", "--config", help="Check what it names, too.")
+    ] = None,
+    role: Annotated[
+        Holder | None, typer.Option(help="What this host is to do.", show_default=False)
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the stored models to verify them.")
+    ] = False,
+    insecure_no_tls: InsecureOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell whether this machine can take part. Exit code 1 if something would stop a run."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from puma_actors.cli.output import print_json, stdout
+    from puma_actors.hosts.config import load_config
+    from puma_actors.hosts.doctor import examine
+
+    config = load_config(cluster, insecure_no_tls=insecure_no_tls) if cluster else None
+    checks = examine(config, Role(role) if role else None, quick=quick)
+    if as_json:
+        print_json({"checks": [{"name": c.name, "state": c.state, "text": c.text} for c in checks]})
+    else:
+        table = Table(box=None, show_header=False)
+        for check in checks:
+            table.add_row(*map(Text, (check.state, check.name, check.text)))
+        stdout.print(table)
+    if any(check.state == "problem" for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,109 @@
+"""`puma models`: what the parties hold."""
+
+from typing import Annotated, Any
+
+import anyio
+import typer
+
+from protocols.base.shares import Role
+from puma_actors.cli.commands.certs import Holder
+from puma_actors.cli.commands.hosts import CLUSTER, ClusterOption
+from puma_actors.cli.options import InsecureOption
+
+app = typer.Typer(
+    help="Models whose shares the three parties keep.",
+    short_help="List and remove the models that parties keep.",
+    no_args_is_help=True,
+)
+
+
+@app.command("list")
+def show(
+    cluster: ClusterOption = CLUSTER,
+    role: Annotated[
+        Holder, typer.Option(help="Whose certificate: owner or client.")
+    ] = Holder.OWNER,
+    insecure_no_tls: InsecureOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the models, and whether all parties hold fitting shares of each.
+
+    Works with whoever answers. A file whose checksum is wrong makes its model damaged; files that
+    have not been read since their party started are read now, for up to 10 seconds.
+    """
+    from puma_actors.cli.output import print_json
+    from puma_actors.hosts.caller import problem_of, survey_models
+    from puma_actors.hosts.config import load_config
+
+    config = load_config(cluster, insecure_no_tls=insecure_no_tls)
+    listing = anyio.run(survey_models, config, Role(role))
+    if as_json:
+        entries = {
+            name: {
+                "problem": problem_of(held, listing.silent),
+                "parties": {str(peer): entry.model_dump() for peer, entry in held.items()},
+            }
+            for name, held in listing.models.items()
+        }
+        silent = {str(peer): str(error) for peer, error in listing.silent.items()}
+        print_json({"models": entries, "no_answer": silent})
+        return
+    _show(listing)
+    for peer, error in listing.silent.items():
+        typer.echo(f"no answer from {peer}: {error}", err=True)
+
+
+def _show(listing: Any) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from puma_actors.cli.output import amount, stdout
+    from puma_actors.hosts.caller import problem_of
+
+    table = Table(box=None)
+    for heading in ("name", "architecture", "head", "at each evaluator", "uploaded", "state"):
+        table.add_column(heading, overflow="fold")
+    for name, held in listing.models.items():
+        good = [entry for entry in held.values() if not entry.problem] or [*held.values()]
+        size = amount(max(entry.bytes for entry in held.values()))
+        ready = "ready" if all(entry.verified for entry in good) else "ready, not yet verified"
+        state = problem_of(held, listing.silent) or ready
+        cells = (name, good[0].architecture, good[0].head, size, good[0].created[:16], state)
+        table.add_row(*map(Text, cells))  # what parties say is never markup
+    stdout.print(table if listing.models else "no models: `puma upload` brings one")
+
+
+@app.command("remove")
+def remove(
+    name: Annotated[str, typer.Argument(help="A model's name.")],
+    cluster: ClusterOption = CLUSTER,
+    insecure_no_tls: InsecureOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Remove a model from all parties. Sessions that use it may finish.
+
+    Exit code 1 if a party could not be reached or kept it: run the command again later.
+    """
+    from puma_actors.cli.output import print_json
+    from puma_actors.hosts.caller import remove_model
+    from puma_actors.hosts.config import load_config
+
+    config = load_config(cluster, insecure_no_tls=insecure_no_tls)
+    if not as_json:
+        typer.echo("asking the three parties ...", err=True)
+    found = anyio.run(remove_model, config, name)
+    done = all(each.done for each in found.values())
+    if as_json:
+        parties = {str(e.peer): {"state": e.state, "problem": e.problem} for e in found.values()}
+        print_json({"name": name, "done": done, "parties": parties})
+    else:
+        had = [str(each.peer) for each in found.values() if each.state == "removed"]
+        typer.echo(f"{name} removed from {', '.join(had) or 'no party'}")
+        for each in found.values():
+            if each.state == "none":
+                typer.echo(f"{each.peer} had none")
+            elif not each.done:
+                typer.echo(f"{each.peer} ({each.state}): {each.problem}", err=True)
+    if not done:
+        typer.echo(f"run `puma models remove {name}` again later to finish", err=True)
+        raise typer.Exit(1)

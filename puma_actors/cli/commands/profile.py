@@ -1,0 +1,219 @@
+"""`puma profile`."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+from rich.table import Table
+
+from models.checkpoints.weights import demo_model_path
+from protocols.base.lane import Settings
+from puma_actors.cli.output import (
+    Plain,
+    amount,
+    check_file,
+    print_json,
+    progress,
+    say,
+    stdout,
+    writing,
+)
+from puma_actors.profiling import chrome, page
+from puma_actors.profiling.analysis import ROLES, Phase, Row
+from puma_actors.profiling.profile import Profile, run_profile
+from puma_actors.profiling.sweep import COMPUTE, HIDDEN
+
+_PROTOCOLS = 14
+_WIDTH = 120  # where there is no terminal
+
+
+def run(
+    model: str | None,
+    tokens_in: int,
+    tokens_out: int | None,
+    settings: Settings,
+    *,
+    options: dict[str, Any],
+    trace: Path | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Profile a request and print, or write, what it took. `options`: as for `run_profile`."""
+    if trace is not None:
+        check_file("--trace", trace, ".json")
+    if html is not None:
+        check_file("--html", html, ".html")
+
+    async def profiled() -> Profile:
+        with progress(quiet=as_json) as report:
+            return await run_profile(
+                demo_model_path() if model is None else model,
+                tokens_in=tokens_in,
+                tokens_out=tokens_out,
+                settings=settings,
+                progress=report,
+                **options,
+            )
+
+    profile = anyio.run(profiled)
+    if trace is not None:
+        with writing("--trace", trace):
+            chrome.write(profile.recorder, trace)
+    if html is not None:
+        with writing("--html", html):
+            html.write_text(page.render(profile), "utf-8")
+    if as_json:
+        print_json(profile.to_public())
+        return
+    show(profile)
+    for file in (trace, html):
+        if file is not None:
+            say(f"written: {file}", style="dim")
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def show(profile: Profile) -> None:
+    """Everything, as tables."""
+    say(profile.model, style="bold")
+    between = profile.network.describe() if profile.network else "in memory, no network"
+    say(between, style="dim")
+    _print(_summary(profile))
+    for phase in profile.phases:
+        say(f"\n{_title(phase)}", style="bold")
+        _print(_roles(phase))
+        _print(_rows("by layer", condensed(phase.layers), phase))
+        _print(_rows("by place, all layers together", phase.places, phase))
+        longest = sorted(phase.protocols, key=lambda row: -row.total)[:_PROTOCOLS]
+        _print(_rows("by protocol, innermost", longest, phase))
+        _print(_ranking(profile, phase))
+    if profile.matches:
+        say("\nrounds and bytes are the predicted ones, at every place", style="dim")
+    else:
+        say("\nrounds or bytes differ from the prediction:", style="bold red")
+        for line in [line for phase in profile.phases for line in phase.differences]:
+            say(line)
+
+
+def _print(table: Table) -> None:
+    console = stdout if stdout.is_terminal else Plain(width=_WIDTH)
+    console.print(table)
+
+
+def _title(phase: Phase) -> str:
+    return phase.name if phase.steps == 1 else f"{phase.name}, {phase.steps} steps together"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+        title_style="",
+    )
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+
+
+def _summary(profile: Profile) -> Table:
+    table = _table(
+        "", "", "time", "rounds", "online", "dealt ahead", "transfer", "hidden", "dealer's lead"
+    )
+    for phase in profile.phases:
+        table.add_row(
+            _title(phase),
+            _seconds(phase.wall),
+            f"{phase.rounds:,}",
+            amount(phase.online),
+            amount(phase.offline),
+            _seconds(phase.transfer),
+            f"{phase.hidden_share:.0%}",
+            _seconds(phase.lead.median),
+        )
+    return table
+
+
+def _roles(phase: Phase) -> Table:
+    table = _table("by role", "", "computing", "blocked", "sent online", "sent ahead")
+    for role in ROLES:
+        sent = [both for (sender, _), both in phase.sent.items() if sender is role]
+        table.add_row(
+            str(role),
+            _seconds(phase.busy[role]),
+            _seconds(phase.blocked[role]),
+            amount(sum(online for online, _ in sent)),
+            amount(sum(offline for _, offline in sent)),
+        )
+    return table
+
+
+def condensed(rows: list[Row]) -> list[Row]:
+    """All layers as one row with their mean, and the first and the last if there are more."""
+    layers = [row for row in rows if row.name.startswith("layers.")]
+    if len(layers) < 3:
+        return rows
+    mean = Row(f"each of {len(layers)} layers (mean)")
+    for row in layers:
+        mean.rounds += row.rounds
+        mean.exchanges += row.exchanges
+        mean.online += row.online
+        mean.offline += row.offline
+        for cause, value in row.seconds.items():
+            mean.seconds[cause] += value / len(layers)
+        for role, value in row.compute.items():
+            mean.compute[role] += value / len(layers)
+    for name in ("rounds", "exchanges", "online", "offline"):
+        setattr(mean, name, round(getattr(mean, name) / len(layers)))
+    at = rows.index(layers[0])
+    kept = [row for row in rows if row not in layers[1:-1]]
+    return [*kept[:at], mean, *kept[at:]]
+
+
+def _rows(title: str, rows: list[Row], phase: Phase) -> Table:
+    table = _table(
+        f"\n{title}",
+        "",
+        "rounds",
+        "all",
+        "online",
+        "ahead",
+        "computing",
+        "hidden",
+        "blocked",
+        "share",
+    )
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.rounds:,}",
+            f"{row.exchanges:,}",
+            amount(row.online),
+            amount(row.offline),
+            _seconds(row.seconds[COMPUTE]),
+            _seconds(row.seconds[HIDDEN]),
+            _seconds(row.blocked),
+            f"{row.total / phase.wall:.0%}" if phase.wall else "",
+        )
+    return table
+
+
+def _ranking(profile: Profile, phase: Phase) -> Table:
+    table = Table(
+        title="\nwhat to improve", title_justify="left", box=None, pad_edge=False, title_style=""
+    )
+    for name in ("share", "time", "what", "why"):
+        table.add_column(
+            name, justify="right" if name in ("share", "time") else "left", no_wrap=name != "why"
+        )
+    table.show_header = False
+    for advice in profile.ranking(phase):
+        table.add_row(f"{advice.share:.0%}", _seconds(advice.seconds), advice.what, advice.reason)
+    return table

@@ -1,0 +1,269 @@
+"""`puma costs` and `puma inspect`: what can be said before anything runs."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+from rich.table import Table as RichTable
+
+from models.checkpoints.weights import Checkpoint, demo_model_path, open_checkpoint
+from models.files.locate import resolve_model
+from models.programs.head_layers import default_rows
+from models.programs.memory import footprint
+from models.programs.predict import predict, share_bytes
+from models.programs.program import Batch, Rows
+from models.texts.sentences import MODULES, sentence_settings
+from models.texts.task import tasks_of_checkpoint
+from protocols.arithmetic import lift, matmul, mul, mul3
+from protocols.base.cost import Cost
+from protocols.base.lane import Lane, Settings
+from protocols.base.shares import COMPUTING, Role, SecretBits, SecretTensor
+from protocols.boolean import and_bits
+from protocols.compare import less, maximum
+from protocols.drivers.trace import trace
+from protocols.embedding import embed, reveal
+from protocols.errors import ConfigError, ModelError
+from protocols.functions.activations import GELU, SILU, activate
+from protocols.functions.elementary import exp_negative, reciprocal, rsqrt
+from protocols.functions.normalize import AttentionRange, Norm, attend, norm_range, normalize
+from protocols.linear import Table
+from protocols.selection import Term, select
+from puma_actors.cli.output import amount, print_json, say, stdout
+
+COUNT = 8000
+"""Elements a protocol is traced with; a multiple of 8, so that bits fill bytes."""
+
+USUAL_PROMPT = 32
+_SHOWN_ITEMS = 12
+_ROWS = {
+    "all": "a result for each",
+    "first": "a result for the first",
+    "last": "a result for the last",
+    "mean": "the mean of their hidden states",
+    "unit": "the mean of their hidden states, scaled to length 1",
+}
+
+Program = Callable[[Lane], Coroutine[Any, Any, Any]]
+
+
+def _programs() -> list[tuple[str, int, Program]]:
+    """Name, elements the cost is divided by, program."""
+
+    def x(lane: Lane, *shape: int, width: int = 64, frac: int = 18) -> SecretTensor:
+        return lane.blank(shape or (COUNT,), width, frac)
+
+    def bit(lane: Lane) -> SecretBits:
+        return lane.blank_bits((COUNT,))
+
+    def pick(lane: Lane) -> Coroutine[Any, Any, Any]:
+        term = Term((bit(lane),), x(lane))
+        return select(lane, [term], width=64, frac=18, shape=(COUNT,))
+
+    def attention(lane: Lane) -> Coroutine[Any, Any, Any]:
+        mask = np.tri(32, 32, dtype=np.bool_)
+        return attend(lane, x(lane, 1, 32, 32, width=46), x(lane, 1, 32, 64), mask, ranges)
+
+    ranges = AttentionRange(score_bits=12, value_bits=8, rope_frac=0)
+    norm, layer_norm = Norm(768, 1e-5), Norm(768, 1e-5, center=True)
+    bounds = norm_range(norm, 100.0)
+    table = Table(Role.TRACE, (49152, 576), None, None)
+
+    def wide(lane: Lane) -> SecretTensor:
+        return x(lane, 8, 768, frac=22)
+
+    rows = (COUNT // 64, 64)
+    return [
+        ("product, truncated", COUNT, lambda s: mul(s, x(s), x(s), 18)),
+        ("lift to 64 bits", COUNT, lambda s: lift(s, x(s, width=46))),
+        ("product of three", COUNT, lambda s: mul3(s, x(s), x(s), x(s), 18)),
+        ("matrix product (32,64)(64,32)", 1024, _matrix_product),
+        ("comparison, 20 bits", COUNT, lambda s: less(s, x(s), digits=5)),
+        ("AND of 4", COUNT, lambda s: and_bits(s, [bit(s)] * 4)),
+        ("selection", COUNT, pick),
+        ("maximum of 64, 20 bits", COUNT, lambda s: maximum(s, x(s, *rows, width=20, frac=6))),
+        ("exp", COUNT, lambda s: exp_negative(s, x(s, width=32))),
+        ("SiLU", COUNT, lambda s: activate(s, x(s, width=46), SILU)),
+        ("GeLU", COUNT, lambda s: activate(s, x(s, width=46), GELU)),
+        ("reciprocal", COUNT, lambda s: reciprocal(s, x(s), 8, 15)),
+        ("rsqrt", COUNT, lambda s: rsqrt(s, x(s), 14, 29)),
+        ("RMSNorm, rows of 768", 6144, lambda s: normalize(s, wide(s), norm, bounds)),
+        ("LayerNorm, rows of 768", 6144, lambda s: normalize(s, wide(s), layer_norm, bounds)),
+        ("softmax (32,32) @ (32,64)", 1024, attention),
+        ("embedding, a token of 49152 x 576", 1, lambda s: embed(s, table, 1)),
+        ("reveal to the client", COUNT, lambda s: reveal(s, x(s, width=46))),
+    ]
+
+
+def _matrix_product(lane: Lane) -> Coroutine[Any, Any, Any]:
+    left, right = lane.blank((1, 32, 64), 64, 18), lane.blank((1, 64, 32), 64, 18)
+    return matmul(lane, left, right, 18)
+
+
+def run_costs(settings: Settings, *, as_json: bool) -> None:
+    """A table of declared costs."""
+    rows = [(name, count, trace(program, settings)[0]) for name, count, program in _programs()]
+    if as_json:
+        print_json(
+            {
+                "approximation": settings.approximation,
+                "tree": settings.tree,
+                "protocols": [
+                    {
+                        "name": name,
+                        "rounds": cost.rounds,
+                        "online_bits": 8 * cost.online / count,
+                        "offline_bits": 8 * cost.offline / count,
+                    }
+                    for name, count, cost in rows
+                ],
+            }
+        )
+        return
+    table = RichTable(
+        title=f"Cost an element ({settings.approximation}, least {settings.tree})",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for column in ("protocol", "rounds", "online bits", "offline bits"):
+        table.add_column(column, justify="left" if column == "protocol" else "right")
+    for name, count, cost in rows:
+        table.add_row(
+            name,
+            str(cost.rounds),
+            f"{8 * cost.online / count:,.0f}",
+            f"{8 * cost.offline / count:,.0f}",
+        )
+    stdout.print(table)
+    say(
+        "online: sent by all parties once the input is known; offline: sent by the dealer, ahead.",
+        style="dim",
+    )
+
+
+def run_inspect(
+    path: str | None, prompt: int | None, decode: int, settings: Settings, *, as_json: bool
+) -> None:
+    """Whether a model is supported, and its predicted cost."""
+    found = resolve_model(path) if path is not None else demo_model_path()
+    try:
+        checkpoint = open_checkpoint(found)
+    except ModelError as error:
+        if as_json:
+            print_json({"model": str(found), "supported": False, "reason": str(error)})
+        raise
+    with checkpoint:
+        if checkpoint.config.head != "causal-lm":
+            decode = 0
+        if prompt is None:
+            prompt = max(1, min(USUAL_PROMPT, checkpoint.config.max_positions - decode))
+        _check_lengths(checkpoint, prompt, decode)
+        report = _report(checkpoint, _wanted_rows(checkpoint), prompt, decode, settings)
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def _wanted_rows(checkpoint: Checkpoint) -> Rows:
+    """Results that the head is used for: one row for the next token, or for a sentence's vector."""
+    config = checkpoint.config
+    if config.head == "causal-lm":
+        return "last"
+    if config.head != "none" or not (checkpoint.path.parent / MODULES).is_file():
+        return default_rows(config)
+    settings = sentence_settings(checkpoint.path.parent)
+    return "unit" if settings.normalize and settings.pooling == "mean" else settings.pooling
+
+
+def _check_lengths(checkpoint: Checkpoint, prompt: int, decode: int) -> None:
+    limit = checkpoint.config.max_positions
+    if prompt + decode > limit:
+        raise ConfigError(
+            f"{prompt} prompt tokens and {decode} new ones need more than the model's {limit} "
+            "positions: ask for fewer"
+        )
+
+
+def _report(
+    checkpoint: Checkpoint, rows: Rows, prompt: int, decode: int, settings: Settings
+) -> dict[str, Any]:
+    config = checkpoint.config
+    steps = predict(config, Batch((prompt,), rows), min(decode, 1), settings)
+    if decode > 1:
+        steps += predict(config, prompt + decode - 1, 1, settings)[1:]
+    first = "prefill" if config.head == "causal-lm" else "forward"
+    names = [first, "first decode", "last decode"]
+    return {
+        "model": str(checkpoint.path),
+        "supported": True,
+        "head": config.head,
+        "labels": list(config.labels),
+        "tasks": tasks_of_checkpoint(config.head),
+        "architecture": config.to_public(),
+        "parameters": sum(int(np.prod(checkpoint.shape(n))) for n in checkpoint.names()),
+        "prompt_tokens": prompt,
+        "new_tokens": decode,
+        "rows": rows,
+        "predicted": {
+            name: _cost_dict(step.cost) for name, step in zip(names, steps, strict=False)
+        },
+        f"{first}_by_protocol": {
+            name: _cost_dict(cost) for name, cost in sorted(steps[0].by_protocol.items())
+        },
+        "share_bytes": dict.fromkeys(map(str, COMPUTING), share_bytes(config)),
+        "request_bytes": {
+            str(role): footprint(
+                config, Batch((prompt,), rows), max(1, decode), settings, dealer=role.is_dealer
+            ).total
+            for role in COMPUTING
+        },
+    }
+
+
+def _cost_dict(cost: Cost) -> dict[str, int]:
+    return {
+        "rounds": cost.rounds,
+        "online_bytes": cost.online,
+        "offline_bytes": cost.offline,
+    }
+
+
+def _fact(value: Any) -> str:
+    """A setting in one line; of many labels the first ones."""
+    if not isinstance(value, list):
+        return str(value)
+    shown = ", ".join(str(item) for item in value[:_SHOWN_ITEMS]) or "none"
+    return shown if len(value) <= _SHOWN_ITEMS else f"{shown} and {len(value) - _SHOWN_ITEMS} more"
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    public = report["architecture"]
+    say((report["model"], "bold"), ": supported")
+    facts = RichTable(box=None, pad_edge=False, show_header=False)
+    facts.add_row("parameters", f"{report['parameters']:,}")
+    facts.add_row("tasks", ", ".join(report["tasks"]))
+    for name, value in public.items():
+        facts.add_row(name, _fact(value))
+    stdout.print(facts)
+    wanted = f"{report['prompt_tokens']} tokens, {_ROWS[report['rows']]}"
+    say(f"\nPredicted for {wanted}", style="italic")
+    costs = RichTable(box=None, pad_edge=False)
+    for column in ("step", "rounds", "online", "dealt ahead"):
+        costs.add_column(column, justify="left" if column == "step" else "right")
+    for name, cost in report["predicted"].items():
+        costs.add_row(
+            name,
+            f"{cost['rounds']:,}",
+            amount(cost["online_bytes"]),
+            amount(cost["offline_bytes"]),
+        )
+    stdout.print(costs)
+    memory = ", ".join(f"{role} {amount(size)}" for role, size in report["share_bytes"].items())
+    say(f"\nshares of the weights in memory: {memory}")
+    peaks = ", ".join(f"{role} {amount(size)}" for role, size in report["request_bytes"].items())
+    say(f"beside them, for this request: {peaks}")
+    say(
+        "ranges are typical ones: those proven from the weights may change a few rounds",
+        style="dim",
+    )

@@ -1,0 +1,179 @@
+"""Running the commands that take text, and showing what they found."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+from rich.table import Table
+
+from protocols.base.lane import Settings
+from protocols.base.ring import Floats
+from protocols.errors import ConfigError
+from puma_actors.api.local import LocalCluster
+from puma_actors.api.pipelines import TextPipeline, local_pipeline
+from puma_actors.api.remote import RemoteCluster
+from puma_actors.api.requests import Requests
+from puma_actors.cli.following import Following
+from puma_actors.cli.output import print_json, progress, say, stdout
+from puma_actors.cli.progress import Reporter
+from puma_actors.cli.requests import local_options, open_requests
+from puma_actors.cli.summary import Cluster, print_summary, usage_report
+
+_MASKS = ("[MASK]", "<mask>")
+_SHOWN_ENTRIES = 4
+_SHOWN_CHARACTERS = 48
+
+
+def run_text(
+    task: str,
+    model: str | None,
+    inputs: Callable[[TextPipeline], Any],
+    show: Callable[[Any], None],
+    *,
+    settings: Settings,
+    cluster_options: Mapping[str, Any],
+    task_options: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Load, share, run a task once, show its result and what it took.
+
+    Args:
+        inputs: makes them, once the tokenizer is known.
+        show: prints the result, unless JSON is wanted.
+        cluster_options: as for `open_requests`.
+    """
+
+    async def run() -> None:
+        if cluster_options["cluster"] is None:
+            result, pipe = await _here()
+        else:
+            result, pipe = await _elsewhere()
+        if as_json:
+            plain = result.tolist() if isinstance(result, np.ndarray) else result
+            report = usage_report(_cluster(pipe), pipe.usage, generated=False)
+            print_json({"result": plain, **report})
+        else:
+            show(result)
+            print_summary(_cluster(pipe), pipe.usage)
+
+    async def _here() -> tuple[Any, TextPipeline]:
+        options = local_options(**cluster_options)  # before the model is read
+        with progress(quiet=as_json) as report:
+            pipe = local_pipeline(task, model, settings=settings, progress=report, **options)
+            given, cluster = inputs(pipe), pipe.requests
+            assert isinstance(cluster, LocalCluster)
+            pipe.check(given, **task_options)
+            async with cluster:
+                return await _run(pipe, given, report), pipe
+
+    async def _elsewhere() -> tuple[Any, TextPipeline]:
+        def check(requests: Requests) -> None:
+            pipe = TextPipeline(task, requests)
+            pipe.check(inputs(pipe), **task_options)
+
+        async with open_requests(
+            model, settings, check=check, quiet=as_json, **cluster_options
+        ) as requests:
+            pipe = TextPipeline(task, requests)
+            with progress(quiet=as_json) as report:
+                return await _run(pipe, inputs(pipe), report), pipe
+
+    async def _run(pipe: TextPipeline, given: Any, report: Reporter) -> Any:
+        report("running the model on shares", 0.0)
+        with report.following(Following(pipe.requests, lambda: pipe.share)):
+            return await pipe(given, **task_options)
+
+    anyio.run(run)
+
+
+def _cluster(pipe: TextPipeline) -> Cluster:
+    assert isinstance(pipe.requests, LocalCluster | RemoteCluster)
+    return pipe.requests
+
+
+def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
+    """The texts of the command line, then the lines of a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or there is nothing at all.
+    """
+    found = list(texts)
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ConfigError(f"--file: cannot read {file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"--file: {file} is not UTF-8 text: convert it") from None
+        found += [line for line in lines if line.strip()]
+    if not found:
+        raise ConfigError("nothing to embed: give --text or --file")
+    for text in found:
+        if not text.strip():
+            raise ConfigError("--text: a text is empty: give some text")
+    return found
+
+
+def with_mask(pipe: TextPipeline, text: str) -> str:
+    """The text with the model's own mask token in place of the usual spellings of one."""
+    own = pipe.tokenizer.special_token("mask_token")
+    if own is not None:
+        for spelling in _MASKS:
+            text = text.replace(spelling, own)
+    return text
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """A table of some entries of each row. `columns`: key of a row -> heading."""
+    if not rows:
+        say("nothing found", style="dim")
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for key, heading in columns.items():
+        numeric = isinstance(rows[0][key], int | float)
+        table.add_column(heading, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(_cell(row[key]) for key in columns))
+    stdout.print(table)
+
+
+def show_masks(found: Sequence[Any]) -> None:
+    """A table for the mask, or one for each."""
+    tables = [found] if isinstance(found[0], Mapping) else found
+    for number, rows in enumerate(tables):
+        if number:
+            stdout.print()
+        show_rows(rows, {"token_str": "token", "score": "score", "sequence": "text"})
+
+
+def show_vectors(texts: Sequence[str], vectors: Floats) -> None:
+    """The beginning of every vector, and the cosine of every pair."""
+    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    cosines = (vectors / lengths) @ (vectors / lengths).T
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("", justify="right")
+    table.add_column("text", overflow="fold")
+    table.add_column(f"first of {vectors.shape[1]} entries")
+    for number, (text, vector) in enumerate(zip(texts, vectors, strict=True), 1):
+        entries = " ".join(f"{value:.4f}" for value in vector[:_SHOWN_ENTRIES])
+        table.add_row(str(number), _cell(text), entries)
+    stdout.print(table)
+    if len(texts) < 2:
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("cosine", *map(str, range(1, len(texts) + 1))):
+        table.add_column(heading, justify="right")
+    for number, row in enumerate(cosines, 1):
+        table.add_row(str(number), *(f"{value:.4f}" for value in row))
+    stdout.print()
+    stdout.print(table)
+
+
+def _cell(value: Any) -> str:
+    """A text in one line; a score with four decimals."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    text = " ".join(str(value).split()) or repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"

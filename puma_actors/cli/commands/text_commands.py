@@ -1,0 +1,293 @@
+"""`puma embed`, `classify`, `fill-mask`, `answer` and `tag`: their options."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from puma_actors.cli.early import refuse_unsupported
+from puma_actors.cli.options import (
+    Approximation,
+    ApproximationOption,
+    ClusterOption,
+    CodecOption,
+    InsecureOption,
+    JsonOption,
+    LanesOption,
+    NetworkOption,
+    TokenizerOption,
+    Tree,
+    TreeOption,
+)
+
+
+class Aggregation(StrEnum):
+    """How tokens become entities."""
+
+    NONE = "none"
+    SIMPLE = "simple"
+    FIRST = "first"
+    AVERAGE = "average"
+    MAX = "max"
+
+
+_PLACES = "Directory (config.json + safetensors), or name on the Hugging Face hub"
+RequiredModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help=f"{_PLACES}; its head must be one for this command."),
+]
+EmbeddingModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help=f"{_PLACES}; of sentence-transformers, or any encoder. Default: all-MiniLM-L6-v2.",
+        show_default=False,
+    ),
+]
+
+
+def _given(value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise typer.BadParameter("the text is empty: give some")
+    return value
+
+
+TextOption = Annotated[str, typer.Option("--text", "-t", callback=_given, help="The text.")]
+TruncateOption = Annotated[
+    bool, typer.Option("--truncate", help="Cut a text that is too long, instead of refusing it.")
+]
+
+
+def embed(
+    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="Repeatable.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Texts, one a line (UTF-8); empty lines are skipped.")
+    ] = None,
+    model: EmbeddingModelOption = None,
+    truncate: TruncateOption = False,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    lanes: LanesOption = 1,
+    codec: CodecOption = False,
+    network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: InsecureOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a vector of each text privately, and compare them.
+
+    Pooling and scaling to length 1 happen on shares. Shows how every vector
+    begins and the cosine of every pair; --json has whole vectors.
+    """
+    refuse_unsupported(None if cluster else model)
+    from puma_actors.cli.commands.run_text import read_texts, run_text, show_vectors
+
+    texts = read_texts(text or [], file)
+    options = {"truncation": True} if truncate else {}
+    run_text(
+        "sentence-embedding",
+        model,
+        lambda pipe: texts,
+        lambda vectors: show_vectors(texts, vectors),
+        settings=_settings(approximation, tree, lanes),
+        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        task_options=options,
+        as_json=as_json,
+    )
+
+
+def classify(
+    text: TextOption,
+    model: RequiredModelOption,
+    pair: Annotated[
+        str | None,
+        typer.Option(
+            callback=_given, help="A second text, for models of pairs.", show_default=False
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Labels to show; default: all.", show_default=False)
+    ] = None,
+    truncate: TruncateOption = False,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    lanes: LanesOption = 1,
+    codec: CodecOption = False,
+    network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: InsecureOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Label a text, or a pair of texts, privately (head: sequence-classification).
+
+    Scores are probabilities: softmax over the labels, or a sigmoid each where
+    several labels may hold at once. A regression's number is shown as it is.
+    """
+    refuse_unsupported(None if cluster else model)
+    from puma_actors.cli.commands.run_text import run_text, show_rows
+
+    given: Any = text if pair is None else {"text": text, "text_pair": pair}
+    run_text(
+        "text-classification",
+        model,
+        lambda pipe: given,
+        lambda labels: show_rows(labels, {"label": "label", "score": "score"}),
+        settings=_settings(approximation, tree, lanes),
+        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        task_options={"top_k": top_k, "truncation": truncate},
+        as_json=as_json,
+    )
+
+
+def fill_mask(
+    text: Annotated[
+        str,
+        typer.Option(
+            "--text", "-t", help="With the model's mask token, [MASK] or <mask>, once or more."
+        ),
+    ],
+    model: RequiredModelOption,
+    top_k: Annotated[int, typer.Option(min=1, help="Tokens to show for each mask.")] = 5,
+    truncate: TruncateOption = False,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    lanes: LanesOption = 1,
+    codec: CodecOption = False,
+    network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: InsecureOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell privately which tokens would stand where the mask is (head: masked-lm).
+
+    The parties do not learn where the mask is.
+    """
+    refuse_unsupported(None if cluster else model)
+    from puma_actors.cli.commands.run_text import run_text, show_masks, with_mask
+
+    run_text(
+        "fill-mask",
+        model,
+        lambda pipe: with_mask(pipe, text),
+        show_masks,
+        settings=_settings(approximation, tree, lanes),
+        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        task_options={"top_k": top_k, "truncation": truncate},
+        as_json=as_json,
+    )
+
+
+def answer(
+    question: Annotated[str, typer.Option("--question", "-q", help="What to look for.")],
+    context: Annotated[
+        str,
+        typer.Option(
+            "--context", "-c", help="The text that holds the answer; a long one is read in windows."
+        ),
+    ],
+    model: RequiredModelOption,
+    top_k: Annotated[int, typer.Option(min=1, help="Answers to show.")] = 1,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    lanes: LanesOption = 1,
+    codec: CodecOption = False,
+    network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: InsecureOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the part of a text that answers a question, privately (head: question-answering).
+
+    "start" and "end" count the context's characters.
+    """
+    refuse_unsupported(None if cluster else model)
+    from puma_actors.cli.commands.run_text import run_text, show_rows
+
+    columns = {name: name for name in ("answer", "score", "start", "end")}
+    run_text(
+        "question-answering",
+        model,
+        lambda pipe: {"question": question, "context": context},
+        lambda found: show_rows(found if isinstance(found, list) else [found], columns),
+        settings=_settings(approximation, tree, lanes),
+        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        task_options={"top_k": top_k},
+        as_json=as_json,
+    )
+
+
+def tag(
+    text: TextOption,
+    model: RequiredModelOption,
+    aggregation: Annotated[
+        Aggregation,
+        typer.Option(
+            help="'none': every token by itself; 'simple': neighbours with the same label as one; "
+            "'first', 'average', 'max': whole words too, by their first token, mean or surest."
+        ),
+    ] = Aggregation.SIMPLE,
+    truncate: TruncateOption = False,
+    approximation: ApproximationOption = Approximation.TIGHT,
+    tree: TreeOption = Tree.ROUNDS,
+    lanes: LanesOption = 1,
+    codec: CodecOption = False,
+    network: NetworkOption = None,
+    cluster: ClusterOption = None,
+    tokenizer: TokenizerOption = None,
+    insecure_no_tls: InsecureOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Label the words of a text privately (head: token-classification).
+
+    What has the label "O" is left out. "start" and "end" count characters.
+    """
+    refuse_unsupported(None if cluster else model)
+    from puma_actors.cli.commands.run_text import run_text, show_rows
+
+    label = "entity" if aggregation is Aggregation.NONE else "entity_group"
+    columns = {"word": "word", label: "label", "score": "score", "start": "start", "end": "end"}
+    run_text(
+        "token-classification",
+        model,
+        lambda pipe: text,
+        lambda entities: show_rows(entities, columns),
+        settings=_settings(approximation, tree, lanes),
+        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        task_options={"aggregation_strategy": str(aggregation), "truncation": truncate},
+        as_json=as_json,
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (embed, classify, fill_mask, answer, tag):
+        app.command(command.__name__.replace("_", "-"))(command)
+
+
+def _where(
+    codec: bool,
+    network: str | None,
+    cluster: Path | None,
+    tokenizer: Path | None,
+    insecure_no_tls: bool,
+) -> dict[str, Any]:
+    """Where the parties run, as `open_requests` wants it."""
+    return {
+        "codec": codec,
+        "network": network,
+        "cluster": cluster,
+        "tokenizer": tokenizer,
+        "insecure_no_tls": insecure_no_tls,
+    }
+
+
+def _settings(approximation: Approximation, tree: Tree, lanes: int) -> Any:
+    from protocols.base.lane import Settings
+
+    return Settings(str(approximation), str(tree), lanes)

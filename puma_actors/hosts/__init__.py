@@ -1,0 +1,1 @@
+"""Roles on hosts of their own: the party as a service, its store and limits, how it is called."""

@@ -1,0 +1,368 @@
+"""How an owner or a client calls the three parties.
+
+calls = await call_all(config, Role.CLIENT, "session", model="llama")
+calls[Role.DEALER].answer, .buffers, .channel
+await survey_models(config, role) · await remove_model(config, name) · await ping_all(config, role)
+"""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+import anyio
+
+from protocols.base.shares import COMPUTING, Role
+from protocols.errors import Busy, ConfigError, PumaError, TransportError
+from puma_actors.base.concurrency import gather
+from puma_actors.base.identity import PeerIdentity
+from puma_actors.hosts.admission import Answer, ModelEntry, Purpose, Request, enter
+from puma_actors.hosts.config import ClusterConfig
+from puma_actors.session.handshake import Identity, Peer, handshake, naming
+from puma_actors.transports import Channel, Refused
+from puma_actors.transports.base import connect_patiently
+from puma_actors.transports.frames import SESSION_BYTES
+from puma_actors.transports.multiplexer import Mux
+
+_PROBE_BYTES = 8 << 20
+_LAST_WORDS = 2.0
+"""Seconds for which somebody who was told to come back waits for a party that knows better."""
+_VISIT, _VISIT_RETRY = 30.0, 2.0
+"""Seconds that a party may take for what it answers at once, and to be reached at all."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A connection to a party that has granted what was asked for."""
+
+    channel: Channel
+    answer: Answer
+    buffers: list[memoryview] = field(repr=False)
+    session: bytes
+
+
+async def call(
+    config: ClusterConfig,
+    role: Role,
+    peer: Role,
+    purpose: Purpose,
+    *,
+    session: bytes | None = None,
+    model: str = "",
+    files: bool = False,
+    measure: bool = False,
+    retry: float | None = None,
+) -> Call:
+    """Connect to a party and ask it for something.
+
+    Args:
+        role: as whom. session: default: drawn by the operating system.
+        retry: seconds to go on while nobody answers; default: as configured.
+
+    Raises:
+        Busy: the party has no place now. ConfigError: it refuses, and says why; or its version,
+        its certificate or its name do not fit. TransportError: it cannot be reached.
+        RemoteProtocolError: it does not keep to the rules.
+    """
+    address = config.parties[peer]
+    transport = config.transport(address, role)
+    retry = config.timeouts.retry if retry is None else retry
+    try:
+        channel = await connect_patiently(transport, address, retry)
+    except Refused as error:  # waiting will not help
+        raise ConfigError(f"{peer}: {error}") from None
+    channel = config.behind(channel, sender=peer, receiver=role)
+    session = session or os.urandom(SESSION_BYTES)
+    try:
+        _check_identity(config, channel.peer_identity, peer)  # first: it may refuse misleadingly
+        request = Request(
+            role=str(role),
+            name=config.identity(role).name,
+            purpose=purpose,
+            model=model,
+            files=files,
+            measure=measure,
+        )
+        try:
+            answer, buffers = await enter(channel, request, session)
+        except (Busy, ConfigError) as error:
+            raise error if str(peer) in str(error) else type(error)(f"{peer}: {error}") from None
+        _check_role(config, answer.role, peer)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await channel.aclose()
+        raise
+    return Call(channel, answer, buffers, session)
+
+
+def _check_identity(config: ClusterConfig, proven: PeerIdentity | None, peer: Role) -> None:
+    """Who answers, as far as its certificate tells."""
+    if proven is None:
+        return
+    _check_role(config, str(proven.role), peer)
+    if not config.allow.admits(proven):
+        address = config.parties[peer]
+        raise ConfigError(f"{proven} answers at {address} and is not in allow.parties")
+
+
+def _check_role(config: ClusterConfig, found: str, peer: Role) -> None:
+    if found != peer:
+        raise ConfigError(
+            f"{found} answers at {config.parties[peer]}, the address of {peer}: check [parties]"
+        )
+
+
+async def call_all(
+    config: ClusterConfig, role: Role, purpose: Purpose, *, model: str = "", files: bool = False
+) -> dict[Role, Call]:
+    """Call all three parties at once, under one session's id; all of them grant it, or none.
+
+    Args:
+        files: ask the dealer for what the owner published.
+
+    Raises:
+        As `call`, for one that refuses or cannot be reached: of several that do so at about the
+        same time, one that will not change its mind.
+    """
+    session = os.urandom(SESSION_BYTES)
+    found: dict[Role, Call] = {}
+    errors: list[PumaError] = []
+
+    async def one(peer: Role) -> None:
+        try:
+            with naming(peer):
+                found[peer] = await call(
+                    config,
+                    role,
+                    peer,
+                    purpose,
+                    session=session,
+                    model=model,
+                    files=files and peer.is_dealer,
+                )
+        except PumaError as error:
+            errors.append(error)
+            if _may_pass(error):  # another may know a reason that stays
+                group.start_soon(expire)
+            else:
+                group.cancel_scope.cancel()  # what the others say does not matter any more
+        if errors and len(errors) + len(found) == len(COMPUTING):
+            group.cancel_scope.cancel()
+
+    async def expire() -> None:
+        await anyio.sleep(_LAST_WORDS)
+        group.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as group:
+            for peer in COMPUTING:
+                group.start_soon(one, peer)
+        if errors:
+            raise _weightiest(errors)
+    except BaseException:
+        await hang_up(found)
+        raise
+    return {peer: found[peer] for peer in COMPUTING}
+
+
+def _may_pass(error: PumaError) -> bool:
+    return isinstance(error, Busy | TransportError)
+
+
+def _weightiest(errors: Sequence[PumaError]) -> PumaError:
+    """What will not pass before what may; of alike ones the first."""
+    return min(errors, key=lambda error: (_may_pass(error), isinstance(error, TransportError)))
+
+
+async def hang_up(calls: Mapping[Role, Call]) -> None:
+    """Close the connections."""
+    with anyio.CancelScope(shield=True):
+        async with anyio.create_task_group() as group:
+            for each in calls.values():
+                group.start_soon(each.channel.aclose)
+
+
+async def shake_hands(config: ClusterConfig, role: Role, calls: Mapping[Role, Call]) -> list[Peer]:
+    """Go on to the session: from here on its parties shake hands with each other too."""
+    name = config.identity(role).name
+    timeout = config.timeouts.handshake
+
+    async def one(peer: Role, each: Call) -> Peer:
+        identity = Identity(role, name, each.session)
+        with naming(peer):
+            return await handshake(each.channel, identity, {peer}, timeout=timeout)
+
+    return await gather([one(peer, each) for peer, each in calls.items()])
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Visited:
+    """What one party answered, or why it did not."""
+
+    peer: Role
+    answer: Answer | None = None
+    error: PumaError | None = None
+
+
+async def visit_all(
+    config: ClusterConfig, role: Role, purpose: Purpose, model: str = ""
+) -> dict[Role, Visited]:
+    """Ask each party for something that it answers at once. Who does not answer keeps the others
+    from nothing, and nobody waiting for long.
+    """
+    found = {peer: Visited(peer) for peer in COMPUTING}
+
+    async def one(peer: Role) -> None:
+        limit = config.timeouts.handshake + _VISIT
+        try:
+            with naming(peer), anyio.fail_after(limit):
+                retry = min(config.timeouts.retry, _VISIT_RETRY)
+                each = await call(config, role, peer, purpose, model=model, retry=retry)
+                await each.channel.aclose()
+                found[peer].answer = each.answer
+        except PumaError as error:
+            found[peer].error = error
+        except TimeoutError:
+            found[peer].error = TransportError(f"{peer}: no answer within {limit:g} s")
+
+    async with anyio.create_task_group() as group:
+        for peer in COMPUTING:
+            group.start_soon(one, peer)
+    return found
+
+
+@dataclass
+class Listing:
+    """By name, what each party holds of a model; and why some party did not say."""
+
+    models: dict[str, dict[Role, ModelEntry]]
+    silent: dict[Role, PumaError]
+
+
+async def survey_models(config: ClusterConfig, role: Role = Role.OWNER) -> Listing:
+    """What those parties hold that answer.
+
+    Raises:
+        As `call`, if none does.
+    """
+    visited = await visit_all(config, role, "list")
+    silent = {peer: each.error for peer, each in visited.items() if each.error is not None}
+    if len(silent) == len(visited):
+        raise _weightiest([*silent.values()])
+    models: dict[str, dict[Role, ModelEntry]] = {}
+    for peer, each in visited.items():
+        for entry in each.answer.models if each.answer else []:
+            models.setdefault(entry.name, {})[peer] = entry
+    return Listing(dict(sorted(models.items())), silent)
+
+
+async def list_models(
+    config: ClusterConfig, role: Role = Role.OWNER
+) -> dict[str, dict[Role, ModelEntry]]:
+    """By name, what each party holds of a model.
+
+    Raises:
+        As `call`, if one does not answer.
+    """
+    listing = await survey_models(config, role)
+    if listing.silent:
+        raise _weightiest([*listing.silent.values()])
+    return listing.models
+
+
+def problem_of(held: Mapping[Role, ModelEntry], silent: Collection[Role] = ()) -> str:
+    """What keeps a model from being served; empty if nothing is known to.
+
+    Args:
+        held: by party, what it said. silent: those that said nothing.
+    """
+    for entry in held.values():
+        if entry.problem:
+            return entry.problem
+    missing = [str(peer) for peer in COMPUTING if peer not in held and peer not in silent]
+    if missing:
+        return f"missing at {', '.join(missing)}"
+    if len({(entry.digest, entry.upload) for entry in held.values()}) > 1:
+        return "the parties hold different uploads"
+    if silent:
+        return f"no answer from {', '.join(silent)}"
+    return ""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What became of a model at one party: it was "removed", there was "none", it is "kept" (the
+    party could not), or the party is "unreachable"; and why.
+    """
+
+    peer: Role
+    state: Literal["removed", "none", "kept", "unreachable"]
+    problem: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to be done there."""
+        return self.state in ("removed", "none")
+
+
+async def remove_model(config: ClusterConfig, name: str) -> dict[Role, Removal]:
+    """Remove a model wherever a party answers. Where that failed, it can be repeated later.
+
+    Raises:
+        ConfigError: all answered, and none had it.
+    """
+    found = {}
+    for peer, each in (await visit_all(config, Role.OWNER, "remove", name)).items():
+        if each.answer is not None:
+            found[peer] = Removal(peer, "removed" if each.answer.models else "none")
+        else:
+            away = isinstance(each.error, TransportError)
+            found[peer] = Removal(peer, "unreachable" if away else "kept", str(each.error))
+    if all(each.state == "none" for each in found.values()):
+        raise ConfigError(f"no party has a model {name!r}: `puma models list` shows what there is")
+    return found
+
+
+async def discard_model(config: ClusterConfig, name: str) -> None:
+    """Remove what a failed upload may have left, wherever a party still answers."""
+    for peer in COMPUTING:
+        with suppress(PumaError):
+            visit = await call(config, Role.OWNER, peer, "remove", model=name, retry=0.0)
+            await visit.channel.aclose()
+
+
+# -- ping ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pinged:
+    """What was found about a party from here, and by it about the others."""
+
+    peer: Role
+    address: str
+    round_trip: float | None = None
+    throughput: float | None = None
+    answer: Answer | None = None
+    problem: str = ""
+
+
+async def ping_all(config: ClusterConfig, role: Role) -> list[Pinged]:
+    """Reach each party, one after another, so that they do not disturb each other."""
+    return [await _ping(config, role, peer) for peer in COMPUTING]
+
+
+async def _ping(config: ClusterConfig, role: Role, peer: Role) -> Pinged:
+    found = Pinged(peer, config.parties[peer])
+    try:
+        visit = await call(config, role, peer, "ping", measure=True, retry=0.0)
+        found.answer = visit.answer
+        async with Mux(visit.channel, str(peer)).running() as mux:
+            found.round_trip = await mux.ping()
+            found.throughput = await mux.throughput(_PROBE_BYTES)
+    except PumaError as error:
+        found.problem = str(error)
+    return found

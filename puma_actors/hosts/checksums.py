@@ -1,0 +1,110 @@
+"""Files of a store, against the sizes and checksums in its manifest.
+
+    found = Checksums()
+    data = found.read(path, entry)          all of a file, which had the right checksum while read
+    found.check(path, entry)                the same without keeping it
+    found.state(path, entry)                True, False, or None: not known of the file as it is now
+
+What a party computes with is what was compared: a file is read once, hashed on its way into this
+process's own memory, and never mapped. Whoever changes it afterwards changes nothing here.
+
+What was found is remembered for as long as a file's inode, size and times stay the same, so that
+others can be told of it without reading everything again.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.errors import StoreError
+from puma_actors.hosts.manifest import FileEntry
+
+_PART = 4 << 20
+_Print: TypeAlias = tuple[int, int, int, int, int]
+
+
+class Checksums:
+    """See the module's text. Methods may run in several threads.
+
+    Raises (from `read`, `check`): StoreError that names the file; OSError of the file system.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Path, tuple[_Print, str]] = {}  # and what its checksum was
+
+    def state(self, path: Path, entry: FileEntry) -> bool | None:
+        """Whether a file is known to be good or damaged."""
+        seen = self._found.get(path)
+        if seen is None or seen[0] != _print_of(path.stat()):
+            return None
+        return seen[1] == entry.sha256
+
+    def forget(self, folder: Path) -> None:
+        """Drop what is known of a folder's files."""
+        for path in [path for path in list(self._found) if path.parent == folder]:
+            self._found.pop(path, None)
+
+    def read(self, path: Path, entry: FileEntry) -> NDArray[np.uint8]:
+        """Its content, in memory of its own."""
+        with self._opened(path, entry) as handle:
+            data = np.empty(entry.bytes, np.uint8)
+            self._compare(path, handle, entry, memoryview(data.data), keep=True)
+        data.flags.writeable = False
+        return data
+
+    def check(self, path: Path, entry: FileEntry) -> None:
+        """Compare it with its checksum."""
+        with self._opened(path, entry) as handle:
+            part = memoryview(bytearray(min(_PART, entry.bytes)))
+            self._compare(path, handle, entry, part, keep=False)
+
+    def look(self, path: Path, entry: FileEntry) -> None:
+        """Compare its size and rights alone."""
+        with self._opened(path, entry):
+            pass
+
+    @contextmanager
+    def _opened(self, path: Path, entry: FileEntry) -> Iterator[int]:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(handle)
+            if status.st_size != entry.bytes:
+                raise StoreError(f"{path.name} has {status.st_size} bytes instead of {entry.bytes}")
+            if status.st_mode & 0o077:
+                raise StoreError(f"{path.name} can be read by others, who may have taken it")
+            yield handle
+        finally:
+            os.close(handle)
+
+    def _compare(
+        self, path: Path, handle: int, entry: FileEntry, room: memoryview, *, keep: bool
+    ) -> None:
+        """Read a file into `room`: all of it, or each part over the one before."""
+        before, digest, at = _print_of(os.fstat(handle)), hashlib.sha256(), 0
+        while at < entry.bytes:
+            start = at if keep else 0
+            size = os.readv(handle, [room[start : start + min(_PART, entry.bytes - at)]])
+            if not size:
+                raise StoreError(f"{path.name} became shorter while it was read")
+            digest.update(room[start : start + size])
+            at += size
+        if _print_of(os.fstat(handle)) == before:
+            self._found[path] = (before, digest.hexdigest())
+        if digest.hexdigest() != entry.sha256:
+            raise StoreError(f"{path.name} is damaged: its checksum is wrong")
+
+
+def _print_of(status: os.stat_result) -> _Print:
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )

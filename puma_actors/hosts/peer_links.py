@@ -1,0 +1,202 @@
+"""A party's connections to the two other parties: one each, authenticated, kept up.
+
+    links = Links(config, role)
+    group.start_soon(links.keep, peer)           for each peer that this party calls (`links.calls`)
+    await links.serve(channel, peer, name)       a connection from one that calls this party
+    links.get(peer)                              the `Mux`; while there is none, `Busy`, or why
+    links.failed(peer, error)                    a caller was turned away, or left at once
+
+The party that comes later among dealer, evaluator-a, evaluator-b calls. A connection that is lost
+is made anew, with pauses that double from 50 ms up to 2 s; the sessions on it have failed. One that
+was lost right after it was made counts as a failed call: two processes of one role take the place
+from each other, and must not do so as fast as they can. When a caller comes back before its old
+connection was found dead, the new one takes its place.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import anyio
+
+from protocols.base.shares import COMPUTING, Role
+from protocols.errors import Busy, ConfigError, PumaError, RemoteProtocolError
+from puma_actors.base.logs import log
+from puma_actors.base.texts import printable
+from puma_actors.hosts.admission import LinkEntry, Request, enter
+from puma_actors.hosts.config import ClusterConfig
+from puma_actors.hosts.residents import RETRY
+from puma_actors.session.handshake import Identity, handshake
+from puma_actors.transports import Channel, Refused
+from puma_actors.transports.frames import NO_SESSION
+from puma_actors.transports.multiplexer import Mux
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_PROBE_BYTES = 8 << 20
+_PATIENCE = 10.0
+"""Seconds that a caller waits while others have ways measured."""
+_MEASURED = 12
+"""Measurements a minute: 192 MiB to two parties."""
+_MINUTE = 60.0
+_FRESH = 30.0
+"""Seconds after which the reason of a failed call says nothing any more: the next one is due."""
+_FIRST_WORD, _LATER_WORDS = 5.0, 60.0
+"""Seconds until a party says for whom it waits, and until it says so again."""
+
+
+@dataclass(slots=True)
+class _Link:
+    mux: Mux
+    scope: anyio.CancelScope
+
+
+class Links:
+    """See the module's text."""
+
+    def __init__(self, config: ClusterConfig, role: Role) -> None:
+        self.role = role
+        self.peers = tuple(other for other in COMPUTING if other is not role)
+        self.calls = tuple(other for other in COMPUTING[: COMPUTING.index(role)])
+        self._config = config
+        self._links: dict[Role, _Link] = {}
+        self._failures: dict[Role, tuple[float, PumaError]] = {}  # when, and why
+        self._measuring = anyio.Lock()
+        self._measured: deque[float] = deque(maxlen=_MEASURED)  # when
+
+    def get(self, peer: Role) -> Mux:
+        """The connection to a party.
+
+        Raises:
+            Busy: there is none now. ConfigError: there will be none until somebody sees to it.
+        """
+        if self._up(peer):
+            return self._links[peer].mux
+        when, why = self._failures.get(peer, (-math.inf, None))
+        if why is None or anyio.current_time() - when > _FRESH:
+            raise Busy(
+                f"{self.role} has no connection to {peer} now: is it running? Try again in "
+                f"{RETRY} s"
+            )
+        text = f"{self.role} has no connection to {peer}: {printable(str(why))}"
+        if isinstance(why, ConfigError | RemoteProtocolError | Refused):
+            raise ConfigError(text)
+        raise Busy(f"{text}; try again in {RETRY} s")
+
+    def failed(self, peer: Role, error: PumaError) -> None:
+        """Keep the reason why there is no connection, for those who ask."""
+        if peer in self.peers:
+            self._failures[peer] = anyio.current_time(), error
+
+    async def keep(self, peer: Role) -> None:
+        """Call a party, and call again whenever the connection is lost, for ever."""
+        pause, told = _FIRST_PAUSE, ""
+        while True:
+            try:
+                channel = await self._call(peer)
+            except PumaError as error:
+                self.failed(peer, error)
+                if str(error) != told:  # once, not at every attempt
+                    told = str(error)
+                    log.warning("no link", peer=str(peer), reason=told)
+                await anyio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            told, began = "", anyio.current_time()
+            await self.serve(channel, peer)
+            if anyio.current_time() - began > 2 * _LONGEST_PAUSE:
+                pause = _FIRST_PAUSE
+            else:
+                await anyio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def tell(self) -> None:
+        """Say for whom this party waits, for ever: a dealer calls nobody, and would say nothing."""
+        await anyio.sleep(_FIRST_WORD)
+        while True:
+            missing = [str(peer) for peer in self.peers if not self._up(peer)]
+            if missing:
+                log.warning("waiting for other parties", role=str(self.role), missing=missing)
+            await anyio.sleep(_LATER_WORDS)
+
+    def _up(self, peer: Role) -> bool:
+        link = self._links.get(peer)
+        return link is not None and not link.mux.lost.is_set()
+
+    async def _call(self, peer: Role) -> Channel:
+        address = self._config.parties[peer]
+        channel = await self._config.transport(address, self.role).connect(address)
+        channel = self._config.behind(channel, sender=peer, receiver=self.role)
+        try:
+            identity = self._config.identity(self.role)
+            request = Request(role=str(self.role), name=identity.name, purpose="link")
+            answer, _ = await enter(channel, request)
+            if answer.role != peer:
+                raise ConfigError(f"{answer.role} answers at {address}, the address of {peer}")
+            await self.greet(channel, peer)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await channel.aclose()
+            raise
+        return channel
+
+    async def greet(self, channel: Channel, peer: Role) -> None:
+        """The handshake on a new connection; who the other side is, is certain afterwards.
+
+        Raises:
+            RemoteProtocolError: it is somebody else, or somebody who is not allowed.
+        """
+        identity = Identity(self.role, self._config.identity(self.role).name, NO_SESSION)
+        timeout = self._config.timeouts.handshake
+        found = await handshake(channel, identity, {peer}, timeout=timeout)
+        proven = channel.peer_identity
+        if proven is not None and not self._config.allow.admits(proven):
+            raise RemoteProtocolError(f"{proven} is not in allow.parties")
+        log.info("link up", peer=str(peer), name=found.name)
+
+    async def serve(self, channel: Channel, peer: Role) -> None:
+        """Carry sessions over a connection until it is lost or another takes its place."""
+        if (old := self._links.pop(peer, None)) is not None:
+            old.scope.cancel()
+        with anyio.CancelScope() as scope:
+            async with Mux(channel, str(peer)).running() as mux:
+                link = self._links[peer] = _Link(mux, scope)
+                self._failures.pop(peer, None)
+                await mux.lost.wait()
+                log.warning("link lost", peer=str(peer), reason=mux.reason)
+        if self._links.get(peer) is link:
+            del self._links[peer]
+
+    async def measure(self) -> list[LinkEntry]:
+        """Round trip and throughput to each of the other parties, one after another, for one
+        caller at a time.
+
+        Raises:
+            Busy: others have measured too much lately, or still do.
+        """
+        with anyio.move_on_after(_PATIENCE) as scope:
+            await self._measuring.acquire()
+        if scope.cancelled_caught:
+            raise Busy(f"{self.role} measures for somebody else: try again in {RETRY} s")
+        try:
+            now = anyio.current_time()
+            if len(self._measured) == _MEASURED and now - self._measured[0] < _MINUTE:
+                raise Busy(
+                    f"{self.role} has measured its connections {_MEASURED} times in a minute: try "
+                    f"again in {RETRY} s"
+                )
+            self._measured.append(now)
+            return await self._measure()
+        finally:
+            self._measuring.release()
+
+    async def _measure(self) -> list[LinkEntry]:
+        found = []
+        for peer in self.peers:
+            try:
+                mux = self.get(peer)
+                times = await mux.ping(), await mux.throughput(_PROBE_BYTES)
+            except PumaError as error:
+                found.append(LinkEntry(peer=str(peer), problem=printable(str(error)[:300])))
+            else:
+                found.append(LinkEntry(peer=str(peer), round_trip=times[0], throughput=times[1]))
+        return found

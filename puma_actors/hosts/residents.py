@@ -1,0 +1,180 @@
+"""Models that a party has loaded from its store, and the memory that it may use.
+
+    residents = Residents(store, limits, compute)
+    async with residents.lease("llama") as held:      loaded, checked, and kept until the block ends
+        held.plan, held.parameters                    shared between sessions: never written to
+
+Before anything is loaded or admitted its need of memory is estimated and set aside. A model that
+nobody uses is dropped when another one needs its place; a session that does not fit is refused
+with `Busy`, instead of running out.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from models.programs.families import parameters_of
+from models.programs.plan import Plan
+from models.programs.predict import share_bytes
+from models.programs.sharing import hold_parameter
+from protocols.errors import Busy, ConfigError
+from puma_actors.base.compute import Compute
+from puma_actors.base.logs import log
+from puma_actors.hosts.config import Limits
+from puma_actors.hosts.manifest import Manifest
+from puma_actors.hosts.store import ModelStore
+from puma_actors.session.mailbox import Flow
+
+RETRY = 10
+"""Seconds after which somebody who was refused may try again."""
+_MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Held:
+    """A loaded model. `files`: what its owner published. `nbytes`: an estimate of its memory."""
+
+    manifest: Manifest
+    plan: Plan
+    parameters: Mapping[str, Any] = field(repr=False)
+    files: Mapping[str, bytes] = field(repr=False)
+    nbytes: int
+
+
+def session_bytes(plan: Plan, tokens: int) -> int:
+    """Memory of a session: shares of the keys and values of so many tokens, and what may be dealt
+    ahead.
+    """
+    config = plan.config
+    heads = int(getattr(config, "num_kv_heads", 0) or config.num_heads)
+    width = int(getattr(config, "head_dim", 0) or config.hidden_size // config.num_heads)
+    cache = 2 * 2 * 8 * config.num_layers * heads * width * min(tokens, config.max_positions)
+    return cache + Flow().window
+
+
+class Residents:
+    """See the module's text."""
+
+    def __init__(self, store: ModelStore, limits: Limits, compute: Compute) -> None:
+        self._store = store
+        self._limits = limits
+        self._compute = compute
+        self._loaded: dict[str, Held] = {}  # least recently used first
+        self._users: dict[str, int] = {}
+        self._reserved = 0  # by sessions, and by models that are being loaded
+        self._loading = anyio.Lock()
+
+    @property
+    def used(self) -> int:
+        """Bytes set aside, by estimate."""
+        return self._reserved + sum(held.nbytes for held in self._loaded.values())
+
+    def loaded(self, name: str) -> bool:
+        """Whether a model is in memory."""
+        return name in self._loaded
+
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[Held]:
+        """A model and room for one session on it.
+
+        Raises:
+            StoreError: there is no such model, or it is damaged. Busy: no room now.
+            ConfigError: it never fits within the limits.
+        """
+        manifest, plan = await self._compute.run(1 << 40, self._describe, name)
+        need = self.session_need(plan)
+        self._users[name] = self._users.get(name, 0) + 1
+        try:
+            with self._room(name, need, need + share_bytes(plan.config), "session"):
+                yield await self._hold(name, manifest)
+        finally:
+            self._users[name] -= 1
+            if not self._users[name]:
+                del self._users[name]
+
+    def _describe(self, name: str) -> tuple[Manifest, Plan]:
+        manifest = self._store.manifest(name)
+        with self._store.reading(name):
+            return manifest, Plan.from_public(manifest.plan)
+
+    async def _hold(self, name: str, manifest: Manifest) -> Held:
+        async with self._loading:
+            held = self._loaded.pop(name, None)
+            if held is None or held.manifest.upload != manifest.upload:
+                plan = Plan.from_public(manifest.plan)
+                size = share_bytes(plan.config)
+                with self._room(name, size, size, "model"):
+                    held = await self._compute.run(1 << 40, self._load, name)
+                log.info("model loaded", model=name, megabytes=held.nbytes // _MB)
+            self._loaded[name] = held
+            return held
+
+    def _load(self, name: str) -> Held:
+        stored = self._store.read(name, verify=False)  # each file is verified as it is read
+        plan, seeds = stored.plan, stored.seeds()
+        parameters = {}
+        for number, (tensor, parameter) in enumerate(parameters_of(plan.config).items()):
+            m = None if self._store.role.is_dealer else stored.tensor(number, parameter)
+            parameters[tensor] = hold_parameter(self._store.role, number, parameter, m, seeds)
+        size = share_bytes(plan.config)
+        return Held(stored.manifest, plan, parameters, stored.public_files(), size)
+
+    def drop(self, name: str) -> None:
+        """Forget a model that was removed from the store; who uses it may finish."""
+        self._loaded.pop(name, None)
+
+    def session_need(self, plan: Plan) -> int:
+        """Bytes that are set aside for a session, whatever it will ask for."""
+        return session_bytes(plan, self._limits.inference_tokens)
+
+    def for_request(self, plan: Plan, extra: int, need: int) -> "_Room":
+        """Room for a request, until the block ends.
+
+        Args:
+            extra: bytes beyond what the session has. need: all that its requests need.
+
+        Raises:
+            Busy: no room now. ConfigError: it never fits within the limits.
+        """
+        return self._room("", extra, need + share_bytes(plan.config), "request")
+
+    def _room(self, name: str, size: int, least: int, what: str) -> "_Room":
+        """Set memory aside; models that nobody uses make way."""
+        limit, role = self._limits.memory, self._store.role
+        if least > limit:
+            who = "the request (with its model)" if what == "request" else f"model {name}"
+            remedy = "shorten the text, or raise" if what == "request" else "raise"
+            raise ConfigError(
+                f"{who} needs about {least // _MB:,} MB at {role}, which may use "
+                f"{limit // _MB:,} MB: {remedy} limits.memory there"
+            )
+        for other in list(self._loaded):
+            if self.used + size > limit and not self._users.get(other):
+                del self._loaded[other]
+                log.info("model dropped to make room", model=other)
+        if self.used + size > limit:
+            raise Busy(
+                f"{role} has no memory for another {what}, which needs about {size // _MB:,} MB "
+                f"({self.used // _MB:,} of {limit // _MB:,} MB used): try again in {RETRY} s"
+            )
+        return _Room(self._reserve, size)
+
+    def _reserve(self, size: int) -> None:
+        self._reserved += size
+
+
+class _Room:
+    """Memory that is set aside for the length of a `with` block."""
+
+    def __init__(self, reserve: Callable[[int], None], size: int) -> None:
+        self._reserve = reserve
+        self._size = size
+
+    def __enter__(self) -> None:
+        self._reserve(self._size)
+
+    def __exit__(self, *error: object) -> None:
+        self._reserve(-self._size)

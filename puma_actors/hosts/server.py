@@ -1,0 +1,374 @@
+"""A computing party as a service: `puma party`.
+
+    server = PartyServer(config, Role.DEALER)
+    await server.run()            until `server.drain()`; raises ConfigError if it cannot start
+    await server.listening.wait()
+
+It keeps a link to each of the two other parties, and takes callers as `puma_actors.hosts.admission`
+describes: clients open sessions on stored models, owners upload, list and remove them, anybody may
+ping. Each session has its own id, keys, channels and scheduler; one that fails or is slow touches
+no other. Beyond its limits a party refuses with `Busy`.
+
+A session goes on when the client has been admitted by all three parties: its handshake is the
+sign, and then the parties shake hands with each other over the links, under the session's id. An
+id is good for one session.
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import TypeAlias
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from protocols.base.shares import Role
+from protocols.errors import (
+    Busy,
+    ConfigError,
+    ModelError,
+    PumaError,
+    RemoteProtocolError,
+    StoreError,
+    TransportError,
+)
+from puma_actors.base.compute import Compute, give_back
+from puma_actors.base.concurrency import gather, unwrap
+from puma_actors.base.identity import PeerIdentity
+from puma_actors.base.logs import log
+from puma_actors.hosts.admission import (
+    Answer,
+    FilePart,
+    Purpose,
+    Request,
+    admit,
+    caller_of,
+    check_programs,
+    hear,
+    refuse,
+)
+from puma_actors.hosts.config import ClusterConfig
+from puma_actors.hosts.manifest import check_name
+from puma_actors.hosts.peer_links import Links
+from puma_actors.hosts.residents import RETRY, Held, Residents
+from puma_actors.hosts.store import Draft, ModelStore
+from puma_actors.hosts.stored_party import Receiver, ServingLimits, ServingParty
+from puma_actors.hosts.visits import Visits, disk, watch_certificates
+from puma_actors.session.handshake import Identity, Peer, handshake, naming
+from puma_actors.transports import Channel, Listener
+from puma_actors.transports.frames import NO_SESSION
+
+_MOST_CONNECTIONS = 256
+_KEPT_FOR_PARTIES = 16
+"""Of these, places that clients and owners cannot take: links must come up again."""
+_REMEMBERED = 1 << 16
+_WITH_PROGRAMS = ("link", "session", "upload")
+"""What makes sense only between those that run the same programs."""
+_LARGE = ("session", "upload")
+"""What takes so much memory that it is to be given back afterwards."""
+
+Handler: TypeAlias = Callable[[Channel, Request, bytes, PeerIdentity], Awaitable[None]]
+
+
+class PartyServer:
+    """See the module's text.
+
+    Args:
+        config: from `load_config`.
+        role: dealer or evaluator.
+        compute: where computation runs; all its sessions share it.
+    """
+
+    def __init__(
+        self, config: ClusterConfig, role: Role, *, compute: Compute | None = None
+    ) -> None:
+        self.config = config
+        self.role = role
+        self.identity = config.identity(role)
+        self.compute = compute or Compute()
+        self.store = ModelStore(config.path(config.store), role)
+        self.residents = Residents(self.store, config.limits, self.compute)
+        self.links = Links(config, role)
+        self.visits = Visits(self)
+        self.listening = anyio.Event()
+        self.sessions = 0
+        self._draining = anyio.Event()
+        self._idle = anyio.Event()
+        self._connections = 0
+        self._uploading: set[str] = set()
+        self._used: deque[bytes] = deque(maxlen=_REMEMBERED)
+        self._known: set[bytes] = set()
+        self._handlers: dict[str, Handler] = {
+            "link": self._link,
+            "session": self._session,
+            "upload": self._upload,
+            "list": self.visits.list,
+            "remove": self.visits.remove,
+            "ping": self.visits.ping,
+        }
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until drained.
+
+        Raises:
+            ConfigError, TransportError: the store, the certificate or the address is unusable.
+        """
+        address = self.config.listens(self.role)
+        transport = self.config.transport(address, self.role)
+        with self.store:
+            async with await transport.listen(address) as listener:
+                log.info("listening", role=str(self.role), address=listener.address)
+                try:
+                    await self._serve(listener)
+                except BaseExceptionGroup as errors:
+                    root = unwrap(errors)
+                    raise root from root.__cause__
+        log.info("stopped", role=str(self.role))
+
+    async def _serve(self, listener: Listener) -> None:
+        async with anyio.create_task_group() as group:
+            for peer in self.links.calls:
+                group.start_soon(self.links.keep, peer)
+            group.start_soon(self.links.tell)
+            group.start_soon(self._accept, listener, group)
+            group.start_soon(watch_certificates, self.config, self.role)
+            self.listening.set()
+            try:
+                await self._draining.wait()
+                await self._finish()
+            finally:  # before the links go, or the others would call again at once
+                with anyio.CancelScope(shield=True):
+                    await listener.aclose()
+                group.cancel_scope.cancel()
+
+    def drain(self) -> None:
+        """Take no new sessions; end when those that run have ended, or after the grace time."""
+        self._draining.set()
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._draining.is_set()
+
+    async def _finish(self) -> None:
+        log.info("draining", role=str(self.role), sessions=self.sessions)
+        with anyio.move_on_after(self.config.timeouts.grace) as scope:
+            while self.sessions:
+                self._idle = anyio.Event()
+                await self._idle.wait()
+        if scope.cancelled_caught:
+            log.warning("sessions cut off", sessions=self.sessions)
+
+    async def _accept(self, listener: Listener, group: TaskGroup) -> None:
+        while True:
+            try:
+                channel = await listener.accept()
+            except TransportError:  # closed: this party stops
+                return
+            known = channel.peer_identity
+            party = known is not None and known.role in self.links.peers
+            limit = _MOST_CONNECTIONS - (0 if party else _KEPT_FOR_PARTIES)
+            if self._connections >= limit:
+                log.warning("too many connections", peer=channel.peer_address)
+                group.start_soon(channel.aclose)
+                continue
+            self._connections += 1
+            group.start_soon(self._guest, channel)
+
+    async def _guest(self, channel: Channel) -> None:
+        """One connection, from its first words to its end. Nothing that goes wrong gets out."""
+        try:
+            if await self._welcome(channel) in _LARGE:
+                await give_back()
+        except PumaError as error:
+            log.warning("caller gone", peer=channel.peer_address, reason=str(error))
+        except Exception as error:  # a bug here must not end the other sessions
+            log.error("session failed", error=type(error).__name__)
+        finally:
+            self._connections -= 1
+
+    async def _welcome(self, channel: Channel) -> Purpose | None:
+        """What was asked for, and granted."""
+        session, way = NO_SESSION, channel
+        caller = channel.peer_identity
+        try:
+            request, session = await hear(channel, self.config.timeouts.handshake)
+            caller = caller_of(channel, request)
+            if not self.config.allow.admits(caller):
+                raise RemoteProtocolError(f"{caller} is not on the allow-list of {self.role}")
+            structlog.contextvars.bind_contextvars(session=session.hex(), caller=str(caller))
+            if request.purpose in _WITH_PROGRAMS:
+                check_programs(request, self.role)
+            # Only now is it known which link of the modelled network this is.
+            way = self.config.behind(channel, sender=caller.role, receiver=self.role)
+            await self._handlers[request.purpose](way, request, session, caller)
+            return request.purpose
+        except (Busy, ConfigError, ModelError, RemoteProtocolError, StoreError) as error:
+            log.warning("refused", peer=channel.peer_address, reason=str(error))
+            if caller is not None:
+                self.links.failed(caller.role, error)
+            await refuse(way, session, error)
+            return None
+        finally:
+            with anyio.CancelScope(shield=True):
+                await way.aclose()
+
+    # -- sessions ---------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _place(self, session: bytes) -> AsyncIterator[None]:
+        """One of the party's places, for a session whose id was never used."""
+        if self._draining.is_set():
+            raise Busy(f"{self.role} is shutting down: try again in {RETRY} s")
+        limit = self.config.limits.sessions
+        if self.sessions >= limit:
+            raise Busy(f"{self.role} is busy ({limit} sessions): try again in {RETRY} s")
+        if session in self._known or session == NO_SESSION:
+            raise RemoteProtocolError(f"session {session.hex()} was used before: draw a new one")
+        if len(self._used) == _REMEMBERED:
+            self._known.discard(self._used[0])
+        self._used.append(session)
+        self._known.add(session)
+        self.sessions += 1
+        try:
+            yield
+        finally:
+            self.sessions -= 1
+            self._idle.set()
+
+    def answer(self, **content: object) -> Answer:
+        """What is said by this party."""
+        name = self.identity.name
+        return Answer.model_validate({"role": str(self.role), "name": name, **content})
+
+    async def _session(
+        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
+    ) -> None:
+        name = check_name(request.model)
+        for peer in self.links.peers:
+            self.links.get(peer)  # before a model is loaded for nothing
+        async with self._place(session), self.residents.lease(name) as held:
+            links = {peer: self.links.get(peer) for peer in self.links.peers}
+            ways = {peer: link.open(session) for peer, link in links.items()}
+            try:
+                await self._open(channel, request, session, held)
+                try:
+                    peers = await self._shake_hands(channel, ways, session, caller)
+                except PumaError as error:  # perhaps with another party: tell the client why
+                    with suppress(PumaError):
+                        await refuse(channel, session, error)
+                    raise
+                limits = ServingLimits(
+                    self.config.limits.inference_tokens,
+                    self.config.timeouts.idle,
+                    self.residents.session_need(held.plan),
+                    self.residents.for_request,
+                )
+                party = ServingParty(self.role, held, limits, compute=self.compute)
+                party.attach(peers)
+                log.info("session begins", model=name)
+                await party.run()
+                log.info("session ends", model=name)
+            except PumaError as error:  # admitted: the caller hears of it from the scheduler
+                # The client may have noticed first, and hung up: that alone would not say why.
+                lost = [str(peer) for peer, link in links.items() if link.lost.is_set()]
+                log.warning("session failed", reason=str(error), **({"lost": lost} if lost else {}))
+            finally:
+                with anyio.CancelScope(shield=True):
+                    for way in ways.values():
+                        await way.aclose()
+
+    async def _open(self, channel: Channel, request: Request, session: bytes, held: Held) -> None:
+        parts = [
+            FilePart(name=name, **held.manifest.files[name].model_dump()) for name in held.files
+        ]
+        answer = self.answer(
+            model=await disk(self.visits.entry, request.model),
+            plan=held.plan.to_public(),
+            tokens=self.config.limits.inference_tokens,
+            files=parts,
+        )
+        await admit(channel, session, answer, list(held.files.values()) if request.files else [])
+
+    async def _shake_hands(
+        self,
+        channel: Channel,
+        ways: Mapping[Role, Channel],
+        session: bytes,
+        caller: PeerIdentity,
+    ) -> list[Peer]:
+        """First with the client, who waits for all parties before; then with them."""
+        me = Identity(self.role, self.identity.name, session)
+        times = self.config.timeouts
+        peer = await handshake(channel, me, {caller.role}, timeout=times.opening)
+        if peer.name != caller.name:
+            raise RemoteProtocolError(f"{caller} went on as {peer.name!r}")
+        return [peer, *await gather([self._meet(me, role, ways) for role in ways])]
+
+    async def _meet(self, me: Identity, role: Role, ways: Mapping[Role, Channel]) -> Peer:
+        """Shake hands with one party. If that fails the other one hears why, before all is
+        cancelled and its channel is closed.
+        """
+        times = self.config.timeouts
+        try:
+            with naming(role):
+                return await handshake(ways[role], me, {role}, timeout=times.handshake)
+        except PumaError as error:
+            for other in ways.keys() - {role}:
+                with suppress(PumaError), anyio.move_on_after(times.handshake):
+                    await refuse(ways[other], me.session, error)
+            raise
+
+    async def _upload(
+        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
+    ) -> None:
+        name = check_name(request.model)
+        if name in self._uploading:
+            raise StoreError(f"a model {name!r} is being uploaded to {self.role} already")
+        async with self._place(session), self._upload_of(name, session) as draft:
+            try:
+                await admit(channel, session, self.answer())
+                me = Identity(self.role, self.identity.name, session)
+                peer = await handshake(
+                    channel, me, {Role.OWNER}, timeout=self.config.timeouts.opening
+                )
+                memory = self.config.limits.memory
+                receiver = Receiver(self.role, draft, memory, compute=self.compute)
+                receiver.attach([peer])
+                log.info("upload begins", model=name)
+                await receiver.run()
+            except (PumaError, OSError) as error:
+                log.warning("upload failed", model=name, reason=str(error))
+
+    @asynccontextmanager
+    async def _upload_of(self, name: str, session: bytes) -> AsyncIterator[Draft]:
+        """A draft of this name, the only one; discarded afterwards."""
+        self._uploading.add(name)
+        try:
+            draft = await disk(self.store.draft, name, session.hex())
+            try:
+                yield draft
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await disk(draft.discard)
+        finally:
+            self._uploading.discard(name)
+
+    # -- links ------------------------------------------------------------------------------------
+
+    async def _link(
+        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
+    ) -> None:
+        if caller.role not in self.links.peers or caller.role in self.links.calls:
+            raise RemoteProtocolError(f"{self.role} does not expect a link from {caller.role}")
+        await admit(channel, session, self.answer())
+        try:
+            await self.links.greet(channel, caller.role)
+        except (RemoteProtocolError, TransportError) as error:
+            log.warning("no link", peer=str(caller.role), reason=str(error))
+            self.links.failed(caller.role, error)
+            return
+        await self.links.serve(channel, caller.role)

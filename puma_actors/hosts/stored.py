@@ -1,0 +1,62 @@
+"""A model that a party has on its disk."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.programs.families import parameters_of
+from models.programs.plan import Parameter, Plan
+from models.programs.sharing import SEED_BYTES
+from protocols.base.ring import Words
+from protocols.base.shares import Role
+from protocols.errors import StoreError
+from puma_actors.hosts.checksums import Checksums
+from puma_actors.hosts.manifest import PUBLIC_FILES, Manifest, seed_file, seeds_of, words_file
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model on disk. What is read is checked on its way: StoreError if it is not as stored."""
+
+    folder: Path
+    manifest: Manifest
+    plan: Plan
+    checksums: Checksums
+    reading: Callable[[], AbstractContextManager[None]]
+    """Names the model and the remedy in whatever goes wrong inside."""
+
+    def _content(self, file: str) -> NDArray[np.uint8]:
+        with self.reading():
+            return self.checksums.read(self.folder / file, self.manifest.files[file])
+
+    def seeds(self) -> dict[int, bytes]:
+        """Those that this party knows."""
+        role = Role(self.manifest.role)
+        return {which: self._content(seed_file(which)).tobytes() for which in seeds_of(role)}
+
+    def tensor(self, number: int, parameter: Parameter) -> Words:
+        """A masked tensor, in memory of its own: nothing that happens to the file changes it."""
+        words: Words = self._content(words_file(number)).view("<u8").reshape(parameter.shape)
+        return words
+
+    def public_files(self) -> dict[str, bytes]:
+        """What the owner published."""
+        there = [name for name in PUBLIC_FILES if name in self.manifest.files]
+        return {name: self._content(name).tobytes() for name in there}
+
+
+def check_complete(manifest: Manifest, plan: Plan, role: Role) -> None:
+    """Raise StoreError unless a manifest lists what a party keeps of its plan, and nothing else."""
+    wanted = {seed_file(which): SEED_BYTES for which in seeds_of(role)}
+    if not role.is_dealer:
+        for number, parameter in enumerate(parameters_of(plan.config).values()):
+            wanted[words_file(number)] = 8 * int(np.prod(parameter.shape))
+    found = {
+        name: entry.bytes for name, entry in manifest.files.items() if name not in PUBLIC_FILES
+    }
+    if found != wanted:
+        raise StoreError("its files are not those of its plan")

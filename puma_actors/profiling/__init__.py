@@ -1,0 +1,1 @@
+"""What a request cost and where its time went: records, tables, pages and traces."""

@@ -1,0 +1,229 @@
+"""What a private inference costs on a network, and where its time goes.
+
+    profile = await run_profile(path, network="wan", tokens_in=32, tokens_out=4)
+    profile.phases                       prefill and decode: rows by layer, place, protocol
+    profile.to_public()                  as JSON types
+    chrome.trace_events(profile.recorder), page.render(profile)
+
+Recording makes a decode step up to three per cent longer where no network delays it. The token ids
+are made up: what anything costs does not depend on them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from models.programs.head_layers import default_rows
+from models.programs.plan import Plan
+from models.programs.predict import predict
+from models.programs.program import Batch
+from protocols.base.lane import Lane, Link, Settings
+from protocols.base.meter import Meter
+from protocols.base.shares import Role
+from protocols.drivers.observed import ObservedLane
+from protocols.errors import ConfigError
+from puma_actors.api.local import LocalCluster
+from puma_actors.profiling.analysis import Phase, analyse
+from puma_actors.profiling.ranking import Advice, rank
+from puma_actors.roles.owner import ignore_progress
+from puma_actors.session.recorder import Recorder
+from puma_actors.transports.delay.network import ANY, Network, Route, parse_network
+
+GENERATES = "causal-lm"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was asked, and what it took.
+
+    Attributes:
+        model: name of the directory or file. tokens_in, tokens_out: as asked; 0 tokens out for a
+            model that generates none.
+        seconds: of loading and sharing, by phase.
+        phases: the prefill and all decode steps together, or the one forward pass.
+        recorder: every event, for a trace.
+    """
+
+    model: str
+    network: Network | None
+    settings: Settings
+    tokens_in: int
+    tokens_out: int
+    seconds: dict[str, float]
+    phases: list[Phase]
+    recorder: Recorder
+
+    @property
+    def matches(self) -> bool:
+        """Rounds and bytes are the predicted ones, everywhere."""
+        return not any(phase.differences for phase in self.phases)
+
+    def ranking(self, phase: Phase) -> list[Advice]:
+        """What to improve, the largest share of time first."""
+        return rank(phase, self.network, self.settings)
+
+    def to_public(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "model": self.model,
+            "network": self.network.to_public() if self.network else None,
+            "settings": {
+                "approximation": self.settings.approximation,
+                "tree": self.settings.tree,
+                "lanes": self.settings.lanes,
+            },
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "seconds": {name: round(value, 6) for name, value in self.seconds.items()},
+            "matches_prediction": self.matches,
+            "phases": [
+                {**phase.to_public(), "ranking": [a.to_public() for a in self.ranking(phase)]}
+                for phase in self.phases
+            ],
+        }
+
+
+def check_tokens(cluster: LocalCluster, tokens_in: int, tokens_out: int | None) -> int:
+    """Steps of the request: one, or one for each new token.
+
+    Raises:
+        ConfigError: the model cannot take so many tokens, or generates none.
+    """
+    config = cluster.config
+    for name, count in (("in", tokens_in), ("out", tokens_out)):
+        if count is not None and count < 1:
+            raise ConfigError(f"{count} tokens {name}: give at least 1")
+    if config.head != GENERATES:
+        if tokens_out is not None:
+            raise ConfigError(
+                f"a model with head {config.head!r} generates no tokens: leave --tokens-out away"
+            )
+        steps = 1
+    else:
+        steps = DEFAULT_OUT if tokens_out is None else tokens_out
+    if tokens_in + steps - 1 > config.max_positions:
+        raise ConfigError(
+            f"{tokens_in} tokens in and {steps} out need more than the model's "
+            f"{config.max_positions} positions: ask for fewer"
+        )
+    return steps
+
+
+DEFAULT_OUT = 4
+"""New tokens, unless told otherwise."""
+
+
+async def record(cluster: LocalCluster, batch: Batch, steps: int) -> int:
+    """Run a request of made-up tokens on a recorded cluster; the number of its first step."""
+    client, vocabulary = cluster.client, cluster.config.vocab_size
+    inference = await client.begin(batch, steps, cluster.settings)
+    try:
+        for step in range(steps):
+            count = batch.tokens if step == 0 else 1
+            await client.step(inference, [(7 * i + step) % vocabulary for i in range(count)])
+        await client.wait_reports(inference)
+    finally:
+        await client.end(inference)
+    return inference.number
+
+
+def traced(plan: Plan, batch: Batch, steps: int, settings: Settings) -> list[Meter]:
+    """The declared cost of each step, by place and protocol."""
+    meters: list[Meter] = []
+
+    def lane_of(link: Link) -> Lane:
+        meters.append(Meter(link.role))
+        return ObservedLane.first(link, meters[-1])
+
+    predict(plan, batch, steps - 1, settings, lane_of=lane_of)
+    return meters
+
+
+def phases_of(
+    recorder: Recorder, first: int, meters: Sequence[Meter], *, generates: bool
+) -> list[Phase]:
+    """The first step, and all that follow together."""
+    name = "prefill" if generates else "forward"
+    phases = [analyse(recorder, name, [first], meters[:1])]
+    if len(meters) > 1:
+        numbers = range(first + 1, first + len(meters))
+        phases.append(analyse(recorder, "decode", numbers, meters[1:]))
+    return phases
+
+
+async def profile_cluster(
+    cluster: LocalCluster, recorder: Recorder, tokens_in: int, tokens_out: int | None = None
+) -> Profile:
+    """Profile one request on a running cluster, which must have been made with the recorder."""
+    steps = check_tokens(cluster, tokens_in, tokens_out)
+    generates, batch = cluster.config.head == GENERATES, _batch(cluster, tokens_in)
+    recorder.clear()
+    first = await record(cluster, batch, steps)
+    meters = traced(cluster.plan, batch, steps, cluster.settings)
+    return Profile(
+        model=_name_of(cluster.checkpoint.path),
+        network=cluster.network,
+        settings=cluster.settings,
+        tokens_in=tokens_in,
+        tokens_out=steps if generates else 0,
+        seconds=dict(cluster.seconds),
+        phases=phases_of(recorder, first, meters, generates=generates),
+        recorder=recorder,
+    )
+
+
+def _name_of(path: Path) -> str:
+    """Of the directory, where the file's own name says nothing."""
+    return path.parent.name if path.suffix == ".safetensors" else path.name
+
+
+def _batch(cluster: LocalCluster, tokens: int) -> Batch:
+    generates = cluster.config.head == GENERATES
+    return Batch((tokens,), "last" if generates else default_rows(cluster.config))
+
+
+def without_upload(network: Network | None) -> Network | None:
+    """The network with nothing between the owner and the others: an upload of gigabytes is not what
+    is measured.
+    """
+    if network is None:
+        return None
+    upload = ((str(Role.OWNER), ANY), Route())
+    return replace(network, links=(*network.links, upload))
+
+
+async def run_profile(
+    path_or_name: str | Path,
+    *,
+    network: Network | str | Path | None = None,
+    tokens_in: int = 32,
+    tokens_out: int | None = None,
+    **options: Any,
+) -> Profile:
+    """Load and share a model, run one request twice (the first warms up), profile the second.
+
+    Args:
+        network: as for `LocalCluster`, but for the upload of the shares, which is not delayed.
+        options: for `LocalCluster.from_pretrained`.
+
+    Raises:
+        ConfigError: unusable arguments. ModelError: the model cannot be read.
+    """
+    network = parse_network(network)
+    recorder = Recorder(network=network is not None)
+    cluster = LocalCluster.from_pretrained(
+        path_or_name, network=without_upload(network), recorder=recorder, **options
+    )
+    try:
+        check_tokens(cluster, tokens_in, tokens_out)
+    except ConfigError:
+        cluster.checkpoint.close()
+        raise
+    progress = options.get("progress", ignore_progress)
+    async with cluster:
+        progress("running the request to warm up", 0.0)
+        await record(cluster, _batch(cluster, tokens_in), 1)
+        progress("profiling the request", 0.0)
+        profile = await profile_cluster(cluster, recorder, tokens_in, tokens_out)
+    return replace(profile, network=network)

@@ -1,1 +1,0 @@
-"""What the profiler's records say, and how that is shown."""

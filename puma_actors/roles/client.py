@@ -1,0 +1,241 @@
+"""The client: shares token ids, learns logits (or the next token alone), and nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from models.programs.head_layers import check_rows
+from models.programs.inference import ask
+from models.programs.plan import Plan
+from models.programs.program import Batch
+from protocols.base.cost import Cost
+from protocols.base.lane import Settings
+from protocols.base.ring import Floats
+from protocols.base.shares import COMPUTING, Role
+from protocols.errors import (
+    Busy,
+    ConfigError,
+    LocalProtocolError,
+    ModelError,
+    PeerFailed,
+    PumaError,
+    RemoteProtocolError,
+)
+from puma_actors.base.concurrency import Signal
+from puma_actors.base.texts import printable
+from puma_actors.roles.actor import Actor
+from puma_actors.roles.messages import (
+    CloseMessage,
+    EndedMessage,
+    EndMessage,
+    PlanMessage,
+    ReadyMessage,
+    RefusedMessage,
+    StepMessage,
+    infer_message,
+    parse,
+)
+
+
+@dataclass
+class Inference:
+    """A chain of steps that share a cache.
+
+    Attributes:
+        number: of the first step. batch: what that step evaluates. steps: at most so many.
+        taken: steps done so far.
+        costs: what each step cost all parties together, as far as they have reported.
+        refusal: why a party takes no part, if one does not.
+    """
+
+    number: int
+    batch: Batch
+    steps: int
+    settings: Settings
+    bound: tuple[int, ...] = ()
+    taken: int = 0
+    costs: dict[int, Cost] = field(default_factory=dict)
+    refusal: PumaError | None = None
+    _scope: anyio.CancelScope | None = None  # of the step that runs
+    _reports: dict[int, set[Role]] = field(default_factory=dict)
+    _ended: set[Role] = field(default_factory=set)
+
+    def add(self, step: int, role: Role, cost: Cost) -> None:
+        """Count a party's report; rounds are those of the slowest chain."""
+        self.costs[step] = self.costs.get(step, Cost()).beside(cost)
+        self._reports.setdefault(step, set()).add(role)
+
+    def refuse(self, error: PumaError) -> None:
+        """A party takes no part: what runs ends."""
+        self.refusal = self.refusal or error
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def reported(self, steps: int) -> bool:
+        """All parties have reported the first `steps` steps."""
+        return all(self._reports.get(step, set()) >= set(COMPUTING) for step in range(steps))
+
+
+class Client(Actor):
+    """Requests inferences. Run `listen` beside whatever calls the other methods.
+
+    Attributes:
+        plan: of the model, once it is known.
+        tokens: most that the parties take at a time, prompts and answers; None: no such limit.
+    """
+
+    tokens: int | None = None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(Role.CLIENT, **options)
+        self.plan: Plan | None = None
+        self._ready: dict[Role, str] = {}  # digest of the plan a party is ready for
+        self._next = 0
+        self._inferences: dict[int, Inference] = {}
+        self._changed = Signal()
+        self._listening = True
+        self._failure: PumaError | None = None
+
+    async def listen(self) -> None:
+        """Take in what the others report, for ever."""
+        try:
+            while True:
+                role, header, _ = await self.scheduler.control()
+                self._take(role, parse(header))
+                self._changed.notify()
+        except PumaError as error:
+            self._failure = error
+            raise
+        finally:
+            self._listening = False
+            self._changed.notify()
+
+    def _take(self, role: Role, message: Any) -> None:
+        if isinstance(message, PlanMessage) and role is Role.OWNER and self.plan is None:
+            try:
+                self.plan = Plan.from_public(message.plan)
+            except ModelError as error:
+                raise RemoteProtocolError(f"the owner's plan is unusable: {error}") from None
+            self._check_ready()
+        elif isinstance(message, ReadyMessage) and role in COMPUTING:
+            self._ready[role] = message.digest
+            self._check_ready()
+        elif isinstance(message, StepMessage) and role in COMPUTING:
+            inference, step = self._find(message.number)
+            cost = Cost(message.rounds, message.online_bytes, message.offline_bytes)
+            inference.add(step, role, cost)
+        elif isinstance(message, RefusedMessage) and role in COMPUTING:
+            text = printable(message.text)
+            self._find(message.number)[0].refuse((Busy if message.busy else ConfigError)(text))
+        elif isinstance(message, EndedMessage) and role in COMPUTING:
+            self._find(message.number)[0]._ended.add(role)
+        else:
+            raise RemoteProtocolError(f"{role} may not send a {message.do!r} request to a client")
+
+    def _check_ready(self) -> None:
+        """The parties' word may come before the owner's."""
+        for role, digest in self._ready.items():
+            if self.plan is not None and digest != self.plan.digest():
+                raise RemoteProtocolError(f"{role} holds another model than the owner announced")
+
+    def _find(self, number: int) -> tuple[Inference, int]:
+        for inference in self._inferences.values():
+            if inference.number <= number < inference.number + inference.steps:
+                return inference, number - inference.number
+        raise RemoteProtocolError(f"a report on inference {number}, which was not asked for")
+
+    async def _until(self, condition: Any) -> None:
+        while not condition():
+            if not self._listening:
+                raise self._failure or PeerFailed("the session has ended: start a new one")
+            await self._changed.wait()
+
+    async def wait_ready(self) -> Plan:
+        """Wait until all parties hold the model; its public plan."""
+        await self._until(lambda: self.plan is not None and len(self._ready) == len(COMPUTING))
+        assert self.plan is not None
+        return self.plan
+
+    # -- inferences -------------------------------------------------------------------------------
+
+    async def begin(
+        self, batch: Batch, steps: int = 1, settings: Settings | None = None
+    ) -> Inference:
+        """Ask for a batch to be evaluated, and for up to `steps` - 1 more tokens after it.
+
+        Raises:
+            ConfigError: the model's context is too short for them, or it has no such results.
+        """
+        plan = await self.wait_ready()
+        limit, longest = plan.config.max_positions, max(batch.lengths)
+        if longest + steps - 1 > limit:
+            raise ConfigError(
+                f"{longest} tokens and {steps} steps need more than the model's {limit} "
+                "positions: shorten the text or ask for fewer tokens"
+            )
+        check_rows(plan.config, batch.rows)
+        settings = settings or Settings()
+        request = infer_message(self._next, batch, steps, settings)
+        inference = Inference(self._next, batch, steps, settings, request.binding())
+        self._next += steps
+        self._inferences[inference.number] = inference
+        with anyio.CancelScope(shield=True):  # all parties hear of it, or none
+            for role in COMPUTING:
+                await self.scheduler.send_control(role, request.header())
+        return inference
+
+    async def step(self, inference: Inference, ids: Sequence[int]) -> Floats:
+        """Send the next tokens; what the parties reveal for them.
+
+        Returns:
+            (results, columns); with "argmax" the best column of each row, (results,).
+
+        Raises:
+            ConfigError: an id is not in the vocabulary, there are too few or too many, or a party
+                refuses the request, and says why.
+            Busy: a party has no memory for it now.
+        """
+        assert self.plan is not None
+        config = self.plan.config
+        batch = inference.batch if inference.taken == 0 else Batch((1,), "last")
+        if len(ids) != batch.tokens:
+            raise ConfigError(f"{len(ids)} token ids for a step of {batch.tokens}")
+        for token in ids:
+            if not 0 <= token < config.vocab_size:
+                raise ConfigError(f"token id {token} is not below {config.vocab_size}")
+        number = inference.number + inference.taken
+        result: Floats | None = None
+        with anyio.CancelScope() as scope:
+            inference._scope = scope
+            if inference.refusal is not None:
+                raise inference.refusal
+            async with self.scheduler.link(number, inference.settings, inference.bound) as link:
+                lane = self.lane(link)
+                result = await lane.watch(ask(lane, config, batch, ids))
+        if result is None:
+            raise inference.refusal or LocalProtocolError("a step ended without a result")
+        cost = Cost(0, link.traffic.online_bytes, link.traffic.offline_bytes)
+        inference.add(inference.taken, Role.CLIENT, cost)
+        inference.taken += 1
+        return result
+
+    async def wait_reports(self, inference: Inference) -> None:
+        """Wait until all parties have reported what the steps taken so far cost."""
+        await self._until(lambda: inference.reported(inference.taken))
+
+    async def end(self, inference: Inference) -> None:
+        """Tell the parties that no more steps follow, and wait until they have forgotten it all."""
+        with anyio.CancelScope(shield=True):
+            request = EndMessage(number=inference.number).header()
+            for role in COMPUTING:
+                await self.scheduler.send_control(role, request)
+            await self._until(lambda: len(inference._ended) == len(COMPUTING))
+        self._inferences.pop(inference.number, None)
+        self.scheduler.end(inference.number, inference.number + inference.steps)
+
+    async def close(self) -> None:
+        """End the session for everybody."""
+        for role in COMPUTING:
+            await self.scheduler.send_control(role, CloseMessage().header())

@@ -1,0 +1,246 @@
+"""Requests between roles, as they stand in a control frame's header; checked before anything acts.
+
+Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload order, then `uploaded`;
+where models are stored also `file` before the plan, and `commit` after every party is `ready`.
+Parties to each other: `agree`, before they serve a model. Then to all who wait: `ready`.
+Client to parties: `infer`, `end`, `close`. Parties to the client: `step` after each step, `ended`
+after the last, and `refused` instead of all steps of an inference for which they have no memory.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from models.programs.program import Batch
+from protocols.base.lane import APPROXIMATIONS, Approximation, Settings
+from protocols.errors import ConfigError, RemoteProtocolError
+from puma_actors.base.texts import TEXT_CHARS
+
+MAX_TOKENS = 1 << 20
+MAX_SEQUENCES = 1 << 12
+_Short: TypeAlias = Annotated[str, Field(max_length=16)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def header(self) -> dict[str, Any]:
+        """For the wire."""
+        return self.model_dump()
+
+
+class PlanMessage(_Message):
+    """The public description of a model; `digest` is `Plan.digest`."""
+
+    do: Literal["plan"] = "plan"
+    plan: dict[str, Any]
+    digest: str = Field(min_length=64, max_length=64)
+
+
+class SeedMessage(_Message):
+    """A seed from which masks are expanded; `which` is 1 or 2. The buffer holds it."""
+
+    do: Literal["seed"] = "seed"
+    which: Literal[1, 2]
+
+
+class TensorMessage(_Message):
+    """Rows of a masked tensor, in the buffer: little-endian uint64, `rows` from `start` on."""
+
+    do: Literal["tensor"] = "tensor"
+    number: int = Field(ge=0, lt=1 << 20)
+    start: int = Field(ge=0)
+    rows: int = Field(ge=1)
+
+
+class UploadedMessage(_Message):
+    """The last tensor has been sent."""
+
+    do: Literal["uploaded"] = "uploaded"
+
+
+class FileMessage(_Message):
+    """A file that the owner publishes with the model, in the buffer."""
+
+    do: Literal["file"] = "file"
+    name: Literal["tokenizer.json", "tokenizer_config.json"]
+
+
+class CommitMessage(_Message):
+    """Every party has the whole model on its disk: make it a model of the store. The second time:
+    every party has done that, keep it.
+    """
+
+    do: Literal["commit"] = "commit"
+
+
+class AgreeMessage(_Message):
+    """Between parties: which upload of which plan the sender serves in this session, and digests
+    of the public numbers that it will compute with (see `models.programs.public`).
+    """
+
+    do: Literal["agree"] = "agree"
+    digest: str = Field(min_length=64, max_length=64)
+    upload: str = Field(min_length=32, max_length=32)
+    tables: dict[_Short, _Short] = Field(max_length=16)
+
+
+class ReadyMessage(_Message):
+    """The sender holds its shares of the model with this plan digest."""
+
+    do: Literal["ready"] = "ready"
+    digest: str = Field(min_length=64, max_length=64)
+
+
+class InferMessage(_Message):
+    """Evaluate sequences of these `lengths` (see `models.programs.program.Batch`), and decode up to
+    `steps` - 1 more tokens of the only one, one a step.
+
+    Step k is inference number `number` + k, which no party may have seen before.
+    """
+
+    do: Literal["infer"] = "infer"
+    number: int = Field(ge=0, lt=1 << 62)
+    lengths: list[Annotated[int, Field(ge=1, le=MAX_TOKENS)]] = Field(
+        min_length=1, max_length=MAX_SEQUENCES
+    )
+    rows: Literal["all", "last", "first", "mean", "unit"] = "all"
+    types: list[Annotated[int, Field(ge=0, lt=1 << 16)]] | None = None
+    steps: int = Field(ge=1, le=MAX_TOKENS)
+    approximation: Approximation = APPROXIMATIONS[0]
+    tree: Literal["rounds", "traffic"] = "rounds"
+    lanes: int = Field(default=1, ge=1, le=1024)
+    reveal: Literal["logits", "argmax"] = "logits"
+    block: int = Field(default=Settings().block, ge=1, le=1 << 32)
+
+    def settings(self) -> Settings:
+        """For the lanes."""
+        return Settings(self.approximation, self.tree, self.lanes, self.reveal, self.block)
+
+    def binding(self) -> tuple[int, ...]:
+        """Four words that stand for the whole request (SHA-256). All masks are drawn under them, so
+        that a client which asks the parties for different things gets noise from them.
+        """
+        text = json.dumps(self.header(), sort_keys=True, separators=(",", ":"))
+        return struct.unpack("<4Q", hashlib.sha256(text.encode()).digest())
+
+    def batch(self) -> Batch:
+        """Of the first step.
+
+        Raises:
+            RemoteProtocolError: its parts do not fit together.
+        """
+        if sum(self.lengths) > MAX_TOKENS or (self.steps > 1 and len(self.lengths) > 1):
+            raise RemoteProtocolError("an inference of too many tokens, or that decodes a batch")
+        try:
+            types = None if self.types is None else tuple(self.types)
+            return Batch(tuple(self.lengths), self.rows, types)
+        except ConfigError as error:
+            raise RemoteProtocolError(f"unusable batch: {error}") from None
+
+
+def infer_message(number: int, batch: Batch, steps: int, settings: Settings) -> InferMessage:
+    """The request for an inference with these settings.
+
+    Raises:
+        ConfigError: one of them is unusable.
+    """
+    try:
+        return InferMessage(
+            number=number,
+            lengths=list(batch.lengths),
+            rows=batch.rows,
+            types=None if batch.types is None else list(batch.types),
+            steps=steps,
+            approximation=settings.approximation,  # type: ignore[arg-type]
+            tree=settings.tree,  # type: ignore[arg-type]
+            lanes=settings.lanes,
+            reveal=settings.reveal,  # type: ignore[arg-type]
+            block=settings.block,
+        )
+    except ValidationError as error:
+        raise ConfigError(f"unusable request, {_first(error)}") from None
+
+
+class StepMessage(_Message):
+    """What one step cost the sender: payload bytes it sent; rounds on its longest chain."""
+
+    do: Literal["step"] = "step"
+    number: int = Field(ge=0)
+    rounds: int = Field(ge=0)
+    online_bytes: int = Field(ge=0)
+    offline_bytes: int = Field(ge=0)
+
+
+class RefusedMessage(_Message):
+    """The sender does not take part in an inference, and why. `busy`: it may later."""
+
+    do: Literal["refused"] = "refused"
+    number: int = Field(ge=0)
+    text: str = Field(max_length=TEXT_CHARS)
+    busy: bool
+
+
+class EndMessage(_Message):
+    """The client wants no more steps of the inference that began with `number`."""
+
+    do: Literal["end"] = "end"
+    number: int = Field(ge=0)
+
+
+class EndedMessage(_Message):
+    """The sender has dropped everything of that inference."""
+
+    do: Literal["ended"] = "ended"
+    number: int = Field(ge=0)
+
+
+class CloseMessage(_Message):
+    """The client is done with the session."""
+
+    do: Literal["close"] = "close"
+
+
+Message: TypeAlias = Annotated[
+    PlanMessage
+    | SeedMessage
+    | TensorMessage
+    | UploadedMessage
+    | FileMessage
+    | CommitMessage
+    | AgreeMessage
+    | ReadyMessage
+    | InferMessage
+    | StepMessage
+    | RefusedMessage
+    | EndMessage
+    | EndedMessage
+    | CloseMessage,
+    Field(discriminator="do"),
+]
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Message)
+
+
+def parse(header: Mapping[str, Any]) -> Any:
+    """The message in a control header.
+
+    Raises:
+        RemoteProtocolError: it is none of ours. The text names fields, never values.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(header))
+    except ValidationError as error:
+        raise RemoteProtocolError(f"malformed request, {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint, in one line."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    if first["type"] == "union_tag_invalid":  # its text repeats the value
+        return "do: no such request"
+    place = ".".join(str(part) for part in first["loc"]) or "do"
+    return f"{place}: {first['msg']}"

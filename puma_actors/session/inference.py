@@ -1,0 +1,157 @@
+"""One inference of one party: `protocols.base.lane.Link` over the scheduler's ports."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from protocols.base.cost import Traffic
+from protocols.base.fields import Buffer
+from protocols.base.lane import Path, Settings
+from protocols.base.prf import Stream
+from protocols.base.shares import Role
+from protocols.errors import LocalProtocolError
+from puma_actors.base.concurrency import gather, in_turn, unwrap
+from puma_actors.session.mailbox import Mailbox
+from puma_actors.transports.frames import flat
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from puma_actors.session.session import RoundScheduler
+
+T = TypeVar("T")
+
+
+class InferenceLink:
+    """A `Link`; made by `RoundScheduler.link`.
+
+    Use it as `async with`: the block ends when its deferred tasks have ended too and the peers have
+    asked for what was too large to be sent at once (see `puma_actors.session.mailbox`), an error in
+    one of them cancels the block and is raised from it, and afterwards the inference is forgotten.
+    Paths and tags get the inference number in front, so that no two inferences share a stream or a
+    message.
+
+    Attributes:
+        role, settings, traffic: as in `Link`; `traffic` counts the payload of this inference alone.
+        number: of the inference.
+        bound: goes into the key of every stream.
+    """
+
+    def __init__(
+        self, scheduler: "RoundScheduler", number: int, settings: Settings, bound: Path = ()
+    ) -> None:
+        self.role = scheduler.role
+        self.settings = settings
+        self.traffic = Traffic()
+        self.number = number
+        self.bound = bound
+        self._scheduler = scheduler
+        self._group: TaskGroup | None = None
+        self._deferred: list[Coroutine[Any, Any, None]] = []
+        self._boxes: dict[Role, Mailbox] = {}
+        self._ended = False
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> "InferenceLink":
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        assert self._group is not None
+        try:
+            handled = await self._group.__aexit__(kind, error, trace)
+            if error is None:
+                for port in self._scheduler.ports.values():
+                    await port.settled(self.number)
+            return handled
+        except BaseExceptionGroup as errors:
+            root = unwrap(errors)
+            if root is error:
+                return False
+            raise root from root.__cause__
+        finally:
+            self._group = None
+            self._ended = True
+            for task in self._deferred:
+                task.close()
+            self._scheduler.end(self.number)
+
+    # -- Link -------------------------------------------------------------------------------------
+
+    def stream(self, peer: Role, path: Path) -> Stream:
+        """As `Link.stream`."""
+        return self._scheduler.keys.stream(peer, (self.number, *self.bound, *path))
+
+    async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> int:
+        """As `Link.send`. The buffers must not be written to afterwards.
+
+        Raises:
+            PeerFailed: the session failed, or the receiver has left.
+        """
+        port = self._scheduler.port(to)
+        if port.left or self._ended or self._scheduler.over:
+            self._check()
+            port.check()
+        if len(data) == 1:
+            payload = flat(data[0]).toreadonly()
+        else:
+            payload = memoryview(b"".join([flat(part) for part in data]))
+        if not online:
+            await port.window(self.number).acquire(payload.nbytes)
+        self.traffic.count(payload.nbytes, online=online)
+        if port.put((self.number, *tag), payload, not online):
+            await checkpoint()
+            await port.drained()
+        return payload.nbytes
+
+    def receive(self, sender: Role, tag: Path) -> Coroutine[Any, Any, Buffer]:
+        """As `Link.receive`.
+
+        Raises:
+            PeerFailed: the session failed, or the sender has left.
+        """
+        box = self._boxes.get(sender)
+        if box is None or self._ended:
+            self._check()
+            box = self._boxes[sender] = self._scheduler.port(sender).mailbox(self.number)
+        return box.take((self.number, *tag))
+
+    def _check(self) -> None:
+        if self._ended:
+            raise LocalProtocolError(f"inference {self.number} has ended: take a new number")
+
+    async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """As `Link.gather`. The dealer's lanes wait for nothing but back-pressure: it runs them in
+        turn, which saves it the tasks.
+        """
+        if self.role is Role.DEALER:
+            return await in_turn(tasks)
+        return await gather(tasks)
+
+    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+        """As `Link.defer`; inside `async with` only."""
+        if self._group is None:
+            task.close()
+            raise LocalProtocolError("defer needs the link to be entered with `async with`")
+        self._deferred.append(task)
+        self._group.start_soon(self._finish, task)
+
+    async def _finish(self, task: Coroutine[Any, Any, None]) -> None:
+        try:
+            await task
+        finally:
+            self._deferred.remove(task)
+
+    def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+        """As `Link.run`."""
+        return self._scheduler.compute.run(work, function, *args)

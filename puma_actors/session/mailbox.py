@@ -1,0 +1,380 @@
+"""Messages that have arrived from one peer for one inference, and flow control on both sides.
+
+    Flow           every size and limit of the runtime; all parties of a session use the same
+    Mailbox        put, put_chunk, offer (from the channel), take (from a lane); refuses replays,
+                   floods
+    CreditWindow   the sender's count of bytes that the receiver has not consumed yet
+
+A message is consumed when a lane takes it. Dealt messages may run ahead as far as their window
+allows: the sender waits while more than `window` bytes are out, and the receiver returns credit a
+quarter of a window at a time.
+
+Online messages that arrive before anybody waits for them count against the budget `early`. A sender
+must not wait there, as both evaluators send before they receive: it counts what is out as above,
+and of a message that would be too much it sends an offer alone. The lane that wants it asks for it,
+and what was asked for counts nowhere: so every message gets through, however large, and whatever
+the order in which lanes come to want theirs.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from protocols.base.shares import COMPUTING, Role
+from protocols.errors import LocalProtocolError, RemoteProtocolError
+from puma_actors.base.concurrency import Signal
+from puma_actors.transports.frames import Tag
+
+MESSAGE_OVERHEAD = 256
+"""Bytes that any message counts for beside its content, so that empty ones are bounded too."""
+
+Lane: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Sizes are bytes, times seconds.
+
+    Attributes:
+        watermark: a message this large leaves at once, and so does a batch that reaches it.
+        batch: so many messages in a batch let other tasks run before the sender goes on.
+        chunk: messages above this are cut (None: as the channel recommends).
+        window: dealt bytes ahead of the receiver, per receiver and inference.
+        early: online bytes that may arrive before they are waited for, per sender and inference.
+        offers: messages that may wait at their sender until they are asked for, per sender and
+            inference: far more than a program has lanes.
+        inferences: inferences that a peer may start before this party does.
+        control: control bytes ahead of the receiver, per peer.
+        backlog: bytes that wait for a slow channel before senders wait too.
+        message: largest message.
+        guest: what a client or an owner may have a party hold for an inference: its largest
+            message, and all that comes early. They have but ids to send.
+        grace: after a failure, how long the actor's own code may take to notice before it is
+            cancelled.
+        farewell: how long the last words (goodbye or error) may take.
+    """
+
+    watermark: int = 256 << 10
+    batch: int = 32
+    chunk: int | None = None
+    window: int = 256 << 20
+    early: int = 256 << 20
+    offers: int = 1 << 16
+    inferences: int = 64
+    control: int = 64 << 20
+    backlog: int = 64 << 20
+    message: int = 4 << 30
+    guest: int = 8 << 20
+    grace: float = 1.0
+    farewell: float = 2.0
+
+    def incoming(self, receiver: Role, sender: Role) -> "Flow":
+        """What holds for messages of `sender` where they arrive."""
+        if receiver not in COMPUTING or sender in COMPUTING:
+            return self
+        least = min(self.guest, self.message)
+        return replace(self, message=least, early=min(least, self.early), window=least)
+
+
+class CreditWindow:
+    """Bytes sent and not yet consumed. `peak` is the most there ever were."""
+
+    def __init__(self, limit: int, check: Callable[[], None]) -> None:
+        self.limit = limit
+        self.outstanding = 0
+        self.peak = 0
+        self.changed = Signal()
+        self._check = check
+
+    async def acquire(self, size: int) -> None:
+        """Wait while more than the limit is out, then count `size` bytes (and the overhead) as
+        sent.
+
+        One message is always allowed to pass the limit, so that a large one cannot wait for ever.
+        """
+        while self.outstanding > self.limit:
+            await self.changed.wait()
+            self._check()
+        self.outstanding += size + MESSAGE_OVERHEAD
+        self.peak = max(self.peak, self.outstanding)
+
+    def admit(self, size: int) -> bool:
+        """Count `size` bytes (and the overhead) as sent, if they stay within the limit."""
+        total = self.outstanding + size + MESSAGE_OVERHEAD
+        if total > self.limit:
+            return False
+        self.outstanding = total
+        return True
+
+    def release(self, size: int) -> None:
+        """The receiver consumed `size` bytes.
+
+        Raises:
+            RemoteProtocolError: more than were sent.
+        """
+        if not 0 < size <= self.outstanding:
+            raise RemoteProtocolError(f"credit for {size} bytes while {self.outstanding} are out")
+        self.outstanding -= size
+        self.changed.notify()
+
+
+@dataclass(slots=True)
+class CreditAccount:
+    """The receiver's side: what has arrived, and when to acknowledge."""
+
+    limit: int
+    acknowledge: Callable[[int], None]
+    held: int = 0
+    owed: int = 0
+
+    def arrived(self, size: int) -> None:
+        """Raises:
+        RemoteProtocolError: the sender did not wait for credit.
+        """
+        if self.held > self.limit:
+            raise RemoteProtocolError(
+                f"more than {self.limit} bytes sent ahead: all parties must use one `Flow`"
+            )
+        self.held += size + MESSAGE_OVERHEAD
+
+    def consumed(self, size: int) -> None:
+        """Counts a message; acknowledges when a quarter of the window has come together."""
+        self.held -= size + MESSAGE_OVERHEAD
+        self.owed += size + MESSAGE_OVERHEAD
+        if 4 * self.owed >= self.limit:
+            self._pay()
+
+    def close(self) -> None:
+        """Acknowledge everything."""
+        self.owed += self.held
+        self.held = 0
+        self._pay()
+
+    def _pay(self) -> None:
+        if self.owed:
+            owed, self.owed = self.owed, 0
+            self.acknowledge(owed)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """A message that arrives in chunks; `data` grows with what has really come, however small the
+    pieces are.
+    """
+
+    total: int
+    dealt: bool
+    awaited: bool
+    data: bytearray = field(default_factory=bytearray)
+
+
+def _nothing(*args: object) -> None:
+    """Nobody is told."""
+
+
+class Mailbox:
+    """Messages of one sender for one inference.
+
+    Args:
+        flow: limits.
+        acknowledge: sends credit for so many dealt bytes.
+        check: raises if the session, or the sender, has failed.
+        spent: sends credit for so many online bytes.
+        ask: asks for a message that was offered; or says that nobody will.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        acknowledge: Callable[[int], None],
+        check: Callable[[], None],
+        spent: Callable[[int], None] = _nothing,
+        ask: Callable[[Tag, bool], None] = _nothing,
+    ) -> None:
+        self._flow = flow
+        self._check = check
+        self._ready: dict[Tag, tuple[memoryview, bool]] = {}
+        self._waiting: dict[Tag, asyncio.Future[memoryview | None]] = {}
+        self._taken: dict[Lane, int] = {}  # number of the last message taken in each lane
+        self._parts: dict[Tag, _Parts] = {}
+        self._offers: set[Tag] = set()
+        self._asked: set[Tag] = set()  # of those offered, until they have come
+        self._early = 0
+        self._owed = 0
+        self._account = CreditAccount(flow.window, acknowledge)
+        self._spent = spent
+        self._ask = ask
+
+    # -- from the channel -------------------------------------------------------------------------
+
+    def put(self, tag: Tag, buffer: memoryview, dealt: bool) -> None:
+        """A whole message.
+
+        Raises:
+            RemoteProtocolError: it came before (replay), or more has come than the budget allows.
+        """
+        waiter = self._waiting.pop(tag, None)
+        if waiter is not None and not (dealt or self._parts or self._asked or waiter.done()):
+            self._spend(buffer.nbytes)
+            waiter.set_result(buffer)  # the usual course of a round
+            return
+        if waiter is None or tag in self._parts:
+            self._refuse_replay(tag)
+        self._reserve(buffer.nbytes, dealt, waiter is not None or tag in self._asked)
+        self._hand_over(tag, buffer, dealt, waiter)
+
+    def put_chunk(self, tag: Tag, offset: int, total: int, buffer: memoryview, dealt: bool) -> None:
+        """Part of a message; the parts of one message come in order.
+
+        Raises:
+            RemoteProtocolError: as for `put`, or the parts do not fit together.
+        """
+        parts = self._parts.get(tag)
+        if parts is None:
+            if tag not in self._waiting:
+                self._refuse_replay(tag)
+            self._check_size(total)
+            parts = _Parts(total, dealt, tag in self._waiting or tag in self._asked)
+            self._reserve(total, dealt, parts.awaited)
+            self._parts[tag] = parts
+        end = len(parts.data) + buffer.nbytes
+        fits = (offset, total, dealt) == (len(parts.data), parts.total, parts.dealt)
+        if not fits or end > total or not buffer.nbytes:
+            raise RemoteProtocolError(f"the chunks of message {tag} do not fit together")
+        parts.data += buffer
+        if end == total:
+            del self._parts[tag]
+            waiter = self._waiting.pop(tag, None)
+            if not dealt and tag not in self._asked:  # who waits may have changed meanwhile
+                self._early += (parts.awaited - (waiter is not None)) * (total + MESSAGE_OVERHEAD)
+            self._hand_over(tag, memoryview(parts.data).toreadonly(), dealt, waiter)
+
+    def offer(self, tag: Tag, total: int) -> None:
+        """A message of so many bytes waits at its sender.
+
+        Raises:
+            RemoteProtocolError: it came or was offered before, is too large, or too many are.
+        """
+        self._refuse_replay(tag)
+        if tag in self._asked:
+            raise RemoteProtocolError(f"message {tag} was offered twice")
+        self._check_size(total)
+        if len(self._offers) >= self._flow.offers:
+            raise RemoteProtocolError(
+                f"more than {self._flow.offers} messages wait to be asked for"
+            )
+        self._offers.add(tag)
+        if tag in self._waiting:
+            self._want(tag)
+
+    def _check_size(self, total: int) -> None:
+        if total > self._flow.message:
+            raise RemoteProtocolError(
+                f"message of {total} bytes, the limit is {self._flow.message}"
+            )
+
+    def _want(self, tag: Tag) -> None:
+        self._offers.remove(tag)
+        self._asked.add(tag)
+        self._ask(tag, True)
+
+    def _hand_over(
+        self,
+        tag: Tag,
+        buffer: memoryview,
+        dealt: bool,
+        waiter: "asyncio.Future[memoryview | None] | None",
+    ) -> None:
+        if waiter is None:
+            self._ready[tag] = (buffer, dealt)
+            return
+        if dealt:
+            self._account.consumed(buffer.nbytes)
+        elif tag in self._asked:
+            self._asked.remove(tag)
+        else:
+            self._spend(buffer.nbytes)
+        if not waiter.done():
+            waiter.set_result(buffer)
+
+    def _spend(self, size: int) -> None:
+        """An online message was consumed."""
+        self._owed += size + MESSAGE_OVERHEAD
+        if 4 * self._owed >= self._flow.early:
+            owed, self._owed = self._owed, 0
+            self._spent(owed)
+
+    def _refuse_replay(self, tag: Tag) -> None:
+        seen = tag in self._ready or tag in self._parts or tag in self._offers
+        late = tag[-1] <= self._taken.get(tag[:-1], 0) and tag not in self._waiting
+        if seen or late:
+            raise RemoteProtocolError(f"message {tag} came twice")
+
+    def _reserve(self, size: int, dealt: bool, awaited: bool) -> None:
+        if dealt:
+            self._account.arrived(size)
+        elif not awaited:
+            self._early += size + MESSAGE_OVERHEAD
+            if self._early > self._flow.early:
+                raise RemoteProtocolError(
+                    f"more than {self._flow.early} bytes came before anybody asked for them"
+                )
+
+    # -- from the program -------------------------------------------------------------------------
+
+    async def take(self, tag: Tag) -> memoryview:
+        """The message with this tag. The messages of one lane must be taken in the order of their
+        numbers.
+
+        Raises:
+            LocalProtocolError: they are not.
+            PeerFailed: the session failed, or the sender has left.
+        """
+        lane, number = tag[:-1], tag[-1]
+        if number != self._taken.get(lane, 0) + 1:
+            raise LocalProtocolError(f"message {tag} is taken out of order")
+        entry = self._ready.pop(tag, None)
+        self._taken[lane] = number
+        if entry is not None:
+            buffer, dealt = entry
+            if dealt:
+                self._account.consumed(buffer.nbytes)
+            elif tag in self._asked:
+                self._asked.remove(tag)
+            else:
+                self._early -= buffer.nbytes + MESSAGE_OVERHEAD
+                self._spend(buffer.nbytes)
+            return buffer
+        self._check()
+        waiter: asyncio.Future[memoryview | None] = asyncio.get_running_loop().create_future()
+        self._waiting[tag] = waiter
+        if self._offers and tag in self._offers:
+            self._want(tag)
+        try:
+            found = await waiter
+        except asyncio.CancelledError:
+            if self._waiting.pop(tag, None) is not None:
+                self._taken[lane] = number - 1  # should it come yet, it is no replay
+            raise
+        self._waiting.pop(tag, None)
+        if found is None:
+            self._check()
+            raise LocalProtocolError("the inference ended while a lane waited for a message")
+        return found
+
+    def wake(self) -> None:
+        """Wake every waiter with the bad news."""
+        for waiter in self._waiting.values():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def close(self) -> None:
+        """The inference has ended: forget everything, acknowledge everything."""
+        self._ready.clear()
+        self._parts.clear()
+        self.wake()
+        self._account.close()
+        for tag in self._offers:
+            self._ask(tag, False)
+        self._offers.clear()

@@ -1,0 +1,327 @@
+"""The way out to one peer: what is sent in one turn of the event loop leaves as one frame.
+
+    port.put(tag, payload, dealt)   queue a message; True if the caller should let others run
+    port.post(frame)                send a frame after everything queued
+    await port.drained()            wait while the channel is too slow
+    await port.write()              run by the scheduler: sends what could not be sent at once
+    await port.finish()             send the rest, while time allows
+
+The flush is a callback for the next turn of the loop, not a task: messages of all the lanes that
+are ready in this turn are in the batch by then, and a round costs no task switch beyond those of
+the lanes themselves.
+
+On a slow channel two queues form. What a round waits for (small online messages, credit, news of
+a failure) goes before the parts of large messages, dealt messages and requests; within a queue
+order is kept.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from protocols.base.shares import Role
+from protocols.errors import LocalProtocolError, PumaError, RemoteProtocolError
+from puma_actors.base.concurrency import Signal
+from puma_actors.session.handshake import Peer
+from puma_actors.session.mailbox import CreditAccount, CreditWindow, Flow, Mailbox
+from puma_actors.session.outbox import Outbox
+from puma_actors.transports.frames import Frame, Kind, Tag
+
+_MOST_PER_FRAME = 1024
+
+
+class _Batch:
+    """Messages that leave together; dealt ones apart from online ones."""
+
+    __slots__ = ("buffers", "dealt", "nbytes", "tags")
+
+    def __init__(self, dealt: bool) -> None:
+        self.dealt = dealt
+        self.tags: list[Tag] = []
+        self.buffers: list[memoryview] = []
+        self.nbytes = 0
+
+    def frame(self, session: bytes) -> Frame:
+        header = {"tags": self.tags, "dealt": self.dealt}
+        frame = Frame(Kind.BATCH, session, (), header, self.buffers)
+        self.tags, self.buffers, self.nbytes = [], [], 0
+        return frame
+
+
+def _is_urgent(frame: Frame) -> bool:
+    """Whether it may overtake what is not. Messages carry their place in the program, so their
+    order does not matter; that of requests, parts and the goodbye does.
+    """
+    if frame.kind is Kind.BATCH:
+        return not frame.header["dealt"]
+    return frame.kind in (Kind.CREDIT, Kind.OFFER, Kind.ASK, Kind.ERROR)
+
+
+def unheard(tags: Sequence[Any]) -> None:
+    """Nobody wants to know what has arrived."""
+
+
+class Port:
+    """Everything that concerns one peer.
+
+    Args:
+        own: this party's role.
+        peer: from the handshake.
+        flow: sizes.
+        lost: told when the channel breaks.
+        check: raises if the session, or this peer, has failed.
+    """
+
+    def __init__(
+        self,
+        own: Role,
+        peer: Peer,
+        flow: Flow,
+        lost: Callable[["Port", PumaError], None],
+        check: Callable[["Port"], None],
+    ) -> None:
+        self.role = peer.role
+        self.session = peer.session
+        self.channel = peer.channel
+        self.left = False  # the peer said goodbye
+        self.closed = False  # by this side
+        self.mailboxes: dict[int, Mailbox] = {}
+        self.windows: dict[int, CreditWindow] = {}
+        self.outboxes: dict[int, Outbox] = {}
+        self.room = Signal()
+        self.arrived: Callable[[Sequence[Any]], None] = unheard
+        """Told the tags of what has arrived, as soon as it has; for a profiler."""
+        self._flow = flow
+        self._incoming = flow.incoming(own, peer.role)
+        self._outgoing = flow.incoming(peer.role, own)
+        self._lost = lost
+        self._check = check
+        self.control_window = CreditWindow(flow.control, self.check)
+        self.control_account = CreditAccount(flow.control, lambda size: self.credit((), size))
+        self._chunk = min(flow.chunk or self.channel.chunk_bytes, self.channel.chunk_bytes)
+        self._online, self._dealt = _Batch(False), _Batch(True)
+        self._scheduled = False
+        self._urgent: deque[Frame] = deque()
+        self._pending: deque[Frame] = deque()
+        self._pending_bytes = 0
+        self._work = Signal()
+        self._writing = False
+        self._broken = False
+
+    def check(self) -> None:
+        """Raise if the session has failed or this peer has left."""
+        self._check(self)
+
+    # -- state per inference ----------------------------------------------------------------------
+
+    def mailbox(self, number: int) -> Mailbox:
+        """The mailbox for an inference, made when first needed."""
+        box = self.mailboxes.get(number)
+        if box is None:
+            box = self.mailboxes[number] = Mailbox(
+                self._incoming,
+                lambda size: self.credit((number,), size),
+                self.check,
+                lambda size: self.credit((number,), size, dealt=False),
+                self.ask,
+            )
+        return box
+
+    def window(self, number: int) -> CreditWindow:
+        """The window for what is dealt to this peer, made when first needed."""
+        window = self.windows.get(number)
+        if window is None:
+            window = self.windows[number] = CreditWindow(self._flow.window, self.check)
+        return window
+
+    def outbox(self, number: int) -> Outbox:
+        """What of an inference is on its way to this peer, made when first needed."""
+        box = self.outboxes.get(number)
+        if box is None:
+            window = CreditWindow(self._outgoing.early, self.check)
+            box = self.outboxes[number] = Outbox(window)
+        return box
+
+    def sent_window(self, number: int, dealt: bool) -> CreditWindow | None:
+        """What counts the dealt or online bytes of an inference that are out, if any went."""
+        if dealt:
+            return self.windows.get(number)
+        box = self.outboxes.get(number)
+        return None if box is None else box.window
+
+    async def settled(self, number: int) -> None:
+        """Wait until the peer has asked for all that it is to have of an inference, or has left."""
+        box = self.outboxes.get(number)
+        while box is not None and box.holds and not self.left:
+            await box.emptied.wait()
+            if not self.left:
+                self.check()
+
+    def end(self, number: int) -> None:
+        """Forget an inference."""
+        if (box := self.mailboxes.pop(number, None)) is not None:
+            box.close()
+        if (window := self.windows.pop(number, None)) is not None:
+            window.changed.notify()
+        if (outbox := self.outboxes.pop(number, None)) is not None:
+            outbox.drop()
+
+    def wake(self) -> None:
+        """Wake all who wait for something from or to this peer."""
+        for box in self.mailboxes.values():
+            box.wake()
+        for window in (*self.windows.values(), self.control_window):
+            window.changed.notify()
+        for outbox in self.outboxes.values():
+            outbox.emptied.notify()
+        self.room.notify()
+
+    # -- sending ----------------------------------------------------------------------------------
+
+    def put(self, tag: Tag, payload: memoryview, dealt: bool) -> bool:
+        """Queue a message; True if the caller should let others run before it sends more."""
+        if not dealt and not self.outbox(tag[0]).admit(tag, payload):
+            self._emit(Frame(Kind.OFFER, self.session, tag, {"total": payload.nbytes}))
+            return True
+        return self._put(tag, payload, dealt)
+
+    def _put(self, tag: Tag, payload: memoryview, dealt: bool) -> bool:
+        size = payload.nbytes
+        if size >= self._flow.watermark:
+            self.flush()
+            self._emit_large(tag, payload, dealt)
+            return True
+        batch = self._dealt if dealt else self._online
+        batch.tags.append(tag)
+        batch.buffers.append(payload)
+        batch.nbytes += size
+        if batch.nbytes >= self._flow.watermark or len(batch.tags) >= _MOST_PER_FRAME:
+            self._emit(batch.frame(self.session))
+            return True
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+        return len(batch.tags) >= self._flow.batch or self.slow
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is queued."""
+        if self._online.tags:
+            self._emit(self._online.frame(self.session))
+        if self._dealt.tags:
+            self._emit(self._dealt.frame(self.session))
+
+    def post(self, frame: Frame) -> None:
+        """Send a frame after everything queued."""
+        self.flush()
+        self._emit(frame)
+
+    def credit(self, tag: Tag, size: int, *, dealt: bool = True) -> None:
+        """Tell the peer that `size` bytes were consumed: of an inference, or () for control
+        messages.
+        """
+        self._emit(Frame(Kind.CREDIT, self.session, tag, {"bytes": size, "dealt": dealt}))
+
+    def ask(self, tag: Tag, wanted: bool) -> None:
+        """Tell the peer to send a message that it offered, or to forget it."""
+        self._emit(Frame(Kind.ASK, self.session, tag, {"wanted": wanted}))
+
+    def asked(self, tag: Tag, wanted: bool) -> None:
+        """The peer asks for a message that was offered, or never will.
+
+        Raises:
+            RemoteProtocolError: none was.
+        """
+        outbox = self.outboxes.get(tag[0])
+        payload = None if outbox is None else outbox.taken(tag)
+        if outbox is not None and payload is None:
+            raise RemoteProtocolError(f"message {tag} was asked for, which was not offered")
+        if wanted and payload is not None:
+            self._put(tag, payload, False)
+
+    def _emit_large(self, tag: Tag, payload: memoryview, dealt: bool) -> None:
+        total = payload.nbytes
+        if total > self._flow.message:
+            raise LocalProtocolError(
+                f"message of {total} bytes, the limit is {self._flow.message}: send it in parts"
+            )
+        for start in range(0, total, self._chunk):
+            header = {"dealt": dealt, "offset": start, "total": total}
+            part = payload[start : start + self._chunk]
+            self._emit(Frame(Kind.DATA, self.session, tag, header, [part]))
+
+    def _emit(self, frame: Frame) -> None:
+        if self.left or self.closed:
+            return
+        queue = self._urgent if _is_urgent(frame) else self._pending
+        if not (self._urgent or queue):
+            try:
+                if self.channel.try_send(frame):
+                    return
+            except PumaError as error:
+                self._lost(self, error)
+                return
+        queue.append(frame)
+        self._pending_bytes += frame.nbytes
+        self._work.notify()
+
+    # -- a slow channel ---------------------------------------------------------------------------
+
+    @property
+    def slow(self) -> bool:
+        """More waits for the channel than should."""
+        return self._pending_bytes > self._flow.backlog
+
+    async def drained(self) -> None:
+        """Wait until the channel has caught up."""
+        while self.slow:
+            self.check()
+            await self.room.wait()
+
+    async def write(self) -> None:
+        """Send what could not be sent at once, for as long as the session runs."""
+        self._writing = True
+        try:
+            while True:
+                await self._write_pending()
+                await self._work.wait()
+        finally:
+            self._writing = False
+            self.room.notify()
+
+    async def _write_pending(self) -> None:
+        while (queue := self._urgent or self._pending) and not self._broken:
+            try:
+                self._broken = True  # until the frame is known to have left whole
+                await self.channel.send(queue[0])
+                self._broken = False
+            except PumaError as error:
+                self._drop()
+                self._lost(self, error)
+                return
+            if queue:  # not dropped meanwhile
+                self._pending_bytes -= queue.popleft().nbytes
+            self.room.notify()
+
+    def _drop(self) -> None:
+        self._urgent.clear()
+        self._pending.clear()
+        self._pending_bytes = 0
+        self.room.notify()
+
+    async def finish(self) -> None:
+        """Send the rest."""
+        self.flush()
+        while (self._urgent or self._pending) and self._writing:
+            await self.room.wait()
+        await self._write_pending()
+
+    async def close(self) -> None:
+        """Close the channel."""
+        self.closed = True
+        self._drop()
+        await self.channel.aclose()

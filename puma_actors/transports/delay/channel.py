@@ -1,0 +1,300 @@
+"""Any network in a box: a channel that is as slow as asked, around any other channel.
+
+    channel = delay(channel, network, sender=peer, receiver=mine)      at both ends
+    transport = DelayedTransport(MemoryTransport(), Route(40e-3, 100e6))
+
+Each end delays what comes in, so both ends must be wrapped. A frame of `size` bytes on the wire
+(also where it passes by reference) that is sent at `now` over one direction of a link
+
+    departs   at max(now, when the link is free) + size / bandwidth; then the link is free again
+    arrives   at departure + latency + jitter, and never before the frame in front of it
+
+so that a large frame holds up what is behind it, whatever lane that belongs to. What comes below
+frames (TLS, TCP and IP headers, lost packets, slow start) is not modelled.
+
+Sending is the inner channel's own, with its errors and limits: a frame leaves for the inner channel
+at once and waits at the receiving end for its time. A direction holds as much as is under way at
+full speed, and `PIPE_BYTES` more; then nothing more is taken from the inner channel, which holds
+its senders back in its own way. The end of the stream and a broken connection travel like a frame
+without content. Closing drops what has not arrived at this end yet, as between hosts.
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from protocols.base.shares import Role
+from protocols.errors import LocalProtocolError, TransportError
+from puma_actors.base.concurrency import Signal
+from puma_actors.transports.base import Channel, ChannelEnded, Listener, Transport
+from puma_actors.transports.delay.alarm import Alarm
+from puma_actors.transports.delay.network import Network, Route
+from puma_actors.transports.frames import Frame, wire_bytes
+
+PIPE_BYTES = 16 << 20
+"""What a direction of a link holds beyond bandwidth times delay: the buffers of a fast sender. It
+reads on when half of this is free, so that it seldom stops and never runs dry."""
+
+
+class Line:
+    """One direction of a link: says when frames arrive. All channels on one link share it.
+
+    Args:
+        route: latency, bandwidth and jitter.
+        seed: of the jitter; equal seeds give equal draws.
+    """
+
+    def __init__(self, route: Route, seed: str = "") -> None:
+        self.route = route
+        self._byte = 8 / route.bandwidth if route.bandwidth else 0.0  # seconds
+        self._random = random.Random(seed)  # noqa: S311 - a simulated network, no secret
+        self._free = self._last = 0.0
+
+    def arrival(self, now: float, size: int) -> float:
+        """When `size` bytes arrive that are sent `now`, after all earlier ones. Seconds."""
+        self._free = max(now, self._free) + size * self._byte
+        jitter = self._random.random() * self.route.jitter / 2
+        self._last = max(self._last, self._free + self.route.latency + jitter)
+        return self._last
+
+    @property
+    def under_way(self) -> int:
+        """Bytes that are on their way at full speed."""
+        delay = self.route.latency + self.route.jitter / 2
+        return int(delay / self._byte) if self._byte else 0
+
+
+class DelayedChannel(Channel):
+    """One end of a channel; what comes in arrives as late as `line` says. To be made, used and
+    closed in one event loop; a task of its own reads from the inner channel until then.
+    """
+
+    def __init__(self, inner: Channel, line: Line) -> None:
+        self.inner = inner
+        self.local_address = inner.local_address
+        self.peer_address = inner.peer_address
+        self.frame_bytes = inner.frame_bytes
+        self.chunk_bytes = inner.chunk_bytes
+        self.peer_identity = inner.peer_identity
+        self._line = line
+        self._flying: deque[tuple[float, int, Frame | Exception]] = deque()
+        self._arrived: deque[tuple[int, Frame]] = deque()
+        self._held = 0  # bytes in both
+        self._most = line.under_way + PIPE_BYTES
+        self._sink: Callable[[Frame], None] | None = None
+        self._over: Exception | None = None  # why nothing more arrives
+        self._closed = self._ended = False  # by this side; `_ended`: for sending
+        self._changed, self._room = Signal(), Signal()
+        self._alarm = Alarm.acquire()
+        self._alarmed = False
+        self._reading = anyio.CancelScope()
+        self._reader = asyncio.get_running_loop().create_task(self._read())
+
+    # -- sending: the inner channel's -------------------------------------------------------------
+
+    @property
+    def sent_frames(self) -> int:  # type: ignore[override]
+        return self.inner.sent_frames
+
+    @property
+    def sent_bytes(self) -> int:  # type: ignore[override]
+        return self.inner.sent_bytes
+
+    def try_send(self, frame: Frame) -> bool:
+        try:
+            return self.inner.try_send(frame)
+        except TransportError:
+            if self._informed:
+                raise
+            return True
+
+    async def send(self, frame: Frame) -> None:
+        try:
+            await self.inner.send(frame)
+        except TransportError:
+            if self._informed:
+                raise
+
+    @property
+    def _informed(self) -> bool:
+        """This side may know that nothing can be sent. While the news that the other side is gone
+        travels, frames are lost on the way, as between hosts, and the reason comes with the news.
+        Otherwise a side that leaves in good order would seem to fail until its farewell arrives.
+        """
+        return self._over is not None or self._ended
+
+    async def send_eof(self) -> None:
+        self._ended = True
+        await self.inner.send_eof()
+
+    # -- what comes in ----------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        """Move everything from the inner channel to `_flying`, the reason for its end as well."""
+        end: Exception
+        try:
+            while not await self._read_until_full():
+                while self._held > self._most - PIPE_BYTES // 2:
+                    await self._room.wait()
+            end = ChannelEnded(f"{self.peer_address} has finished")
+        except Exception as error:
+            end = error
+        self._depart(time.monotonic(), 0, end)
+
+    async def _read_until_full(self) -> bool:
+        """True when the inner channel has ended. It pumps, so that a frame's time counts from the
+        moment it was sent, even if the loop is busy then.
+        """
+        with anyio.CancelScope() as self._reading:
+            await self.inner.pump(self._take_in)
+            return True
+        return False
+
+    def _take_in(self, frame: Frame) -> None:
+        now = time.monotonic()
+        if self._over is not None:
+            return
+        size = wire_bytes(frame)
+        self._held += size
+        self._depart(now, size, frame)
+        if self._held > self._most:
+            self._reading.cancel()
+
+    def _depart(self, now: float, size: int, what: Frame | Exception) -> None:
+        if self._over is not None:
+            return
+        arrival = self._line.arrival(now, size)
+        self._flying.append((arrival, size, what))
+        if not self._alarmed:
+            self._alarmed = True
+            self._alarm.at(arrival, self._land)
+
+    def _land(self) -> None:
+        """Hand over everything whose time has come."""
+        now = time.monotonic()
+        while self._flying and self._flying[0][0] <= now:
+            _, size, what = self._flying.popleft()
+            if isinstance(what, Exception):
+                self._over = what
+            elif self._sink is None:
+                self._arrived.append((size, what))
+            else:
+                self._consumed(size)
+                self._deliver(what)
+                continue
+            self._changed.notify()
+        self._alarmed = bool(self._flying)
+        if self._flying:
+            self._alarm.at(self._flying[0][0], self._land)
+
+    def _deliver(self, frame: Frame) -> None:
+        assert self._sink is not None
+        try:
+            self._sink(frame)
+        except Exception as error:  # is raised by `pump`, not in the middle of the event loop
+            self._end(error)
+
+    def _consumed(self, size: int) -> None:
+        self._held -= size
+        if self._held <= self._most - PIPE_BYTES // 2:
+            self._room.notify()
+
+    def _end(self, reason: Exception) -> None:
+        """Nothing more arrives; what has not been read is dropped."""
+        self._over = reason
+        self._flying.clear()
+        self._arrived.clear()
+        self._held = 0
+        self._room.notify()
+        self._changed.notify()
+
+    # -- receiving --------------------------------------------------------------------------------
+
+    async def receive(self) -> Frame:
+        await checkpoint()
+        while not self._arrived:
+            if self._over is not None:
+                raise self._over
+            await self._changed.wait()
+        size, frame = self._arrived.popleft()
+        self._consumed(size)
+        return frame
+
+    async def pump(self, sink: Callable[[Frame], None]) -> None:
+        if self._sink is not None:
+            raise LocalProtocolError("the channel is pumped already")
+        self._sink = sink
+        try:
+            while self._arrived:
+                size, frame = self._arrived.popleft()
+                self._consumed(size)
+                self._deliver(frame)
+            while self._over is None:
+                await self._changed.wait()
+        finally:
+            self._sink = None
+        if not isinstance(self._over, ChannelEnded):
+            raise self._over
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._end(TransportError("this side has closed the channel"))
+            self._alarm.release()
+        self._reader.cancel()
+        try:
+            await self.inner.aclose()
+        finally:
+            with anyio.CancelScope(shield=True):  # it ends at once; no task is left behind
+                await asyncio.wait([self._reader])
+
+
+def delay(channel: Channel, network: Network, *, sender: Role, receiver: Role) -> DelayedChannel:
+    """The receiver's end of a channel, as slow as the network is from the sender to here."""
+    route = network.route(sender, receiver)
+    return DelayedChannel(channel, Line(route, f"{network.seed}/{sender}/{receiver}"))
+
+
+class DelayedListener(Listener):
+    """Accepts connections as slow as `route`."""
+
+    def __init__(self, inner: Listener, route: Route, seed: int) -> None:
+        self.inner = inner
+        self.address = inner.address
+        self._route = route
+        self._seed = seed
+
+    async def accept(self) -> Channel:
+        return DelayedChannel(await self.inner.accept(), Line(self._route, f"{self._seed}/in"))
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+class DelayedTransport(Transport):
+    """Another transport whose connections are each a link of their own, as slow as `route`.
+
+    Args:
+        inner: what carries the frames.
+        route: latency, bandwidth and jitter.
+        seed: of the jitter.
+    """
+
+    def __init__(self, inner: Transport, route: Route, *, seed: int = 0) -> None:
+        self._inner = inner
+        self._route = route
+        self._seed = seed
+
+    async def connect(self, address: str) -> Channel:
+        channel = await self._inner.connect(address)
+        return DelayedChannel(channel, Line(self._route, f"{self._seed}/out"))
+
+    async def listen(self, address: str) -> Listener:
+        return DelayedListener(await self._inner.listen(address), self._route, self._seed)

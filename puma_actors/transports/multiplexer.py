@@ -1,0 +1,338 @@
+"""Many sessions on one connection between two parties, told apart by the session in each frame.
+
+    mux = Mux(channel)
+    async with mux.running():                    until the block or the connection ends
+        channel = mux.open(session)              a `Channel`: handshake and scheduler run over it
+        await mux.ping()                         seconds there and back
+        await mux.throughput(8 << 20)            bytes a second
+    await mux.lost.wait()                        set when the connection has ended
+
+Both ends open a session before anything is sent for it; what comes for one that is not open is
+answered with its end. A session ends by itself (`aclose` of its channel); the connection stays.
+When the connection is lost, every session fails with the reason.
+
+Fairness: frames wait in a queue for each session, and leave in the order of start-time fair
+queueing (Goyal, Vin, Cheng, SIGCOMM 1996): sessions that always have something to send get equal
+shares of bytes, and a frame of a session that was quiet goes before the next frame of those
+sessions, however many large ones they have waiting.
+
+Back-pressure: for each session up to `WINDOW` bytes may be on the way or lie unread at the other
+end, which acknowledges what its reader has taken. One that does not read stops itself alone.
+"""
+
+import asyncio
+import heapq
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+
+from protocols.errors import (
+    LocalProtocolError,
+    PumaError,
+    RemoteProtocolError,
+    TransportError,
+)
+from puma_actors.base.concurrency import Signal, unwrap
+from puma_actors.transports.base import Channel
+from puma_actors.transports.frames import NO_SESSION, Frame, Kind
+from puma_actors.transports.multiplexed import WINDOW, MuxChannel, window_bytes
+
+_PROBE = 256 << 10
+_REMEMBERED = 1 << 12
+"""Sessions that have ended lately: stray frames of theirs are dropped without an answer."""
+_ECHO_TIME = 30.0
+_MOST_WAITING = 1 << 14
+
+
+class QueuedFrame:
+    """A frame that waits, and who waits for it."""
+
+    __slots__ = ("done", "frame", "taken")
+
+    def __init__(self, frame: Frame, done: "asyncio.Future[None] | None" = None) -> None:
+        self.frame = frame
+        self.done = done
+        self.taken = False  # it leaves, or has left
+
+    async def settled(self) -> None:
+        """Wait until it has left, or cannot leave."""
+        assert self.done is not None
+        await self.done
+
+    @property
+    def dropped(self) -> bool:
+        """Whoever waited gave up."""
+        return self.done is not None and self.done.done()
+
+    def settle(self, error: PumaError | None = None) -> None:
+        """Tell whoever waits."""
+        if self.done is None or self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+
+class FairQueue:
+    """Frames of several sessions in the order in which they should leave."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, QueuedFrame]] = []
+        self._finish: dict[bytes, float] = {}
+        self._now = 0.0  # virtual time: the start of the frame that left last
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, entry: QueuedFrame) -> None:
+        """Within a session in order; between sessions by start time."""
+        session = entry.frame.session
+        start = max(self._now, self._finish.get(session, 0.0))
+        self._finish[session] = start + window_bytes(entry.frame)
+        if len(self._finish) > _REMEMBERED:  # a past finish says nothing; nor may ids pile up
+            self._finish = {s: t for s, t in self._finish.items() if t > self._now}
+        heapq.heappush(self._heap, (start, next(self._order), entry))
+
+    def pop(self) -> QueuedFrame:
+        """The next one."""
+        self._now, _, entry = heapq.heappop(self._heap)
+        return entry
+
+    def forget(self, session: bytes) -> None:
+        """It will send no more; what waits of it stays in the queue."""
+        self._finish.pop(session, None)
+
+
+class Mux:
+    """See the module's text.
+
+    Args:
+        channel: a connection on which nothing is sent or received any more by anybody else.
+        peer: who is on the other end, for messages.
+    """
+
+    def __init__(self, channel: Channel, peer: str = "") -> None:
+        self.channel = channel
+        self.peer = peer or channel.peer_address
+        self.lost = anyio.Event()
+        self._channels: dict[bytes, MuxChannel] = {}
+        self._ended: deque[bytes] = deque(maxlen=_REMEMBERED)
+        self._error: TransportError | None = None
+        self._queue = FairQueue()
+        self._work = Signal()
+        self._sending = False
+        self._echoes: dict[bytes, asyncio.Future[None]] = {}
+
+    # -- life -------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Mux"]:
+        """Serve the connection around a block of code; closes it afterwards."""
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._pump)
+                group.start_soon(self._write)
+                try:
+                    yield self
+                finally:
+                    self._fail(TransportError(f"this side has closed the link to {self.peer}"))
+                    group.cancel_scope.cancel()
+                    with anyio.CancelScope(shield=True):
+                        await self.channel.aclose()
+        except BaseExceptionGroup as errors:
+            root = unwrap(errors)
+            raise root from root.__cause__
+
+    def check(self) -> None:
+        """Raise TransportError if the connection is lost."""
+        if self._error is not None:
+            raise TransportError(str(self._error))
+
+    @property
+    def reason(self) -> str:
+        """Why the connection was lost; empty while it is not."""
+        return str(self._error or "")
+
+    def _fail(self, error: PumaError) -> None:
+        if self._error is not None:
+            return
+        self._error = TransportError(str(error))
+        while self._queue:
+            self._queue.pop().settle(self._error)
+        for echo in self._echoes.values():
+            if not echo.done():
+                echo.set_exception(self._error)
+                echo.exception()  # whoever waits has it; nobody may wait any more
+        for channel in list(self._channels.values()):
+            channel.fail(self._error)
+        self._channels.clear()
+        self._work.notify()
+        self.lost.set()
+
+    async def _pump(self) -> None:
+        try:
+            await self.channel.pump(self._deliver)
+            raise TransportError(f"{self.peer} has closed the connection")
+        except TransportError as error:
+            self._fail(TransportError(f"the connection to {self.peer} was lost: {error}"))
+        except PumaError as error:
+            self._fail(TransportError(f"the connection to {self.peer} is unusable: {error}"))
+
+    # -- sessions ---------------------------------------------------------------------------------
+
+    def open(self, session: bytes) -> MuxChannel:
+        """The channel of a session, which must be new.
+
+        Raises:
+            TransportError: the connection is lost.
+            LocalProtocolError: the session was used before.
+        """
+        self.check()
+        if session in self._channels or session in self._ended or session == NO_SESSION:
+            raise LocalProtocolError(f"session {session.hex()} was used before: draw a new one")
+        channel = self._channels[session] = MuxChannel(self, session)
+        return channel
+
+    def forget(self, session: bytes) -> None:
+        """Called by a channel that both ends have closed, or this end alone."""
+        if self._channels.pop(session, None) is not None:
+            self._ended.append(session)
+            self._queue.forget(session)
+
+    @property
+    def sessions(self) -> int:
+        """How many are open."""
+        return len(self._channels)
+
+    # -- sending ----------------------------------------------------------------------------------
+
+    def try_send(self, frame: Frame) -> bool:
+        """Send at once if nothing else waits."""
+        self.check()
+        if self._sending or self._queue:
+            return False
+        return self.channel.try_send(frame)
+
+    async def send(self, frame: Frame) -> None:
+        """Wait for this frame's turn, and until the connection has taken it."""
+        await self.queue(frame).settled()
+
+    def queue(self, frame: Frame) -> QueuedFrame:
+        """Put a frame in its session's queue."""
+        self.check()
+        entry = QueuedFrame(frame, asyncio.get_running_loop().create_future())
+        self._queue.push(entry)
+        self._work.notify()
+        return entry
+
+    def post(self, frame: Frame) -> None:
+        """Send without waiting: news about a session, a few of which exist at a time."""
+        if self._error is not None or self.try_send(frame):
+            return
+        if len(self._queue) > _MOST_WAITING:
+            self._fail(TransportError(f"{self.peer} asks for more than it reads"))
+            return
+        self._queue.push(QueuedFrame(frame))
+        self._work.notify()
+
+    async def _write(self) -> None:
+        while self._error is None:
+            while self._queue:
+                await self._write_one(self._queue.pop())
+            await self._work.wait()
+
+    async def _write_one(self, entry: QueuedFrame) -> None:
+        if entry.dropped:
+            return
+        self._sending = entry.taken = True
+        try:
+            await self.channel.send(entry.frame)
+        except TransportError as error:
+            entry.settle(error)
+            self._fail(TransportError(f"the connection to {self.peer} was lost: {error}"))
+        except PumaError as error:  # this frame alone cannot be sent
+            entry.settle(error)
+        else:
+            entry.settle()
+        finally:
+            self._sending = False
+
+    # -- receiving --------------------------------------------------------------------------------
+
+    def _deliver(self, frame: Frame) -> None:
+        if frame.session == NO_SESSION:
+            self._measure(frame)
+            return
+        channel = self._channels.get(frame.session)
+        if channel is None:
+            self._stray(frame)
+        elif frame.kind is Kind.LINK:
+            channel.told(frame.header)
+        else:
+            channel.arrived(frame)
+
+    def _stray(self, frame: Frame) -> None:
+        """Something for a session that is not open here."""
+        if frame.kind is not Kind.LINK and frame.session not in self._ended:
+            self._ended.append(frame.session)
+            text = "the session is not open at the other side: it ended, or never began there"
+            self.post(Frame(Kind.LINK, frame.session, (), {"do": "close", "text": text}))
+
+    # -- measuring --------------------------------------------------------------------------------
+
+    def _measure(self, frame: Frame) -> None:
+        do, key = frame.header.get("do"), frame.header.get("key")
+        if frame.kind is not Kind.LINK or not isinstance(key, bytes) or len(key) > 16:
+            raise RemoteProtocolError(f"{frame.kind.name} frame without a session")
+        if do == "ping":
+            self.post(Frame(Kind.LINK, NO_SESSION, (), {"do": "pong", "key": key}))
+        elif do == "pong":
+            echo = self._echoes.pop(key, None)
+            if echo is not None and not echo.done():
+                echo.set_result(None)
+        elif do != "load":
+            raise RemoteProtocolError("malformed measurement")
+
+    async def _echo(self, before: Callable[[], Any] | None = None) -> float:
+        key = os.urandom(8)
+        echo = self._echoes[key] = asyncio.get_running_loop().create_future()
+        started = time.perf_counter()
+        try:
+            with anyio.fail_after(_ECHO_TIME):
+                if before is not None:
+                    await before()
+                await self.send(Frame(Kind.LINK, NO_SESSION, (), {"do": "ping", "key": key}))
+                await echo
+        except TimeoutError:
+            raise TransportError(
+                f"no answer from {self.peer} within {_ECHO_TIME:g} s: is it overloaded?"
+            ) from None
+        finally:
+            self._echoes.pop(key, None)
+        return time.perf_counter() - started
+
+    async def ping(self, count: int = 5) -> float:
+        """Seconds there and back, the shortest of `count` times."""
+        return min([await self._echo() for _ in range(count)])
+
+    async def throughput(self, nbytes: int = 8 << 20) -> float:
+        """Bytes a second from here to there, while sessions take their share."""
+        payload = bytes(_PROBE)
+
+        async def load() -> None:
+            header = {"do": "load", "key": b""}
+            for _ in range(max(1, nbytes // _PROBE)):
+                await self.send(Frame(Kind.LINK, NO_SESSION, (), header, [payload]))
+
+        return max(1, nbytes // _PROBE) * _PROBE / await self._echo(load)
+
+
+__all__ = ["WINDOW", "FairQueue", "Mux", "MuxChannel"]

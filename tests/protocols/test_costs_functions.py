@@ -1,0 +1,66 @@
+"""What activations, exp and maxima send, in figures."""
+
+import pytest
+from counting import same, tensor
+from helpers import generator, share_ints
+
+from protocols.base.cost import Cost
+from protocols.base.lane import Settings
+from protocols.compare import maximum
+from protocols.functions.activations import ACTIVATIONS, activate
+from protocols.functions.elementary import exp_negative
+from protocols.functions.exponential import FAST, TIGHT, exp_part
+from protocols.waves import evaluate as evaluate_waves
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "tanh"])
+@pytest.mark.parametrize("kind", ["tight", "fast"])
+def test_waves(name, kind):
+    waves = getattr(ACTIVATIONS[name], kind).waves
+
+    async def program(lane, x):
+        return await evaluate_waves(lane, x, waves, 12, 30)
+
+    cost = same(program, tensor((8, 5), 40))
+    assert cost.rounds == 2
+    lifted = 4 * (30 - (waves.width - waves.scale + 12)) * 40 // 8
+    assert cost.online + cost.offline == 40 // 8 * waves.width * (2 * waves.count + 2) + lifted
+
+
+@pytest.mark.parametrize("form", [TIGHT, FAST])
+def test_exp_part(form):
+    async def program(lane, x):
+        return await exp_part(lane, x, form)
+
+    words = 5 * form.width
+    assert same(program, tensor((8, 5), 32)) == Cost(1, 2 * words, 4 * words)
+
+
+@pytest.mark.parametrize(("name", "tight", "fast"), [("gelu", 1210, 760), ("silu", 2140, 820)])
+def test_the_figures_of_an_activation(name, tight, fast):
+    """Bits an element, of all parties; SecretFlow-SPU's GeLU sends 7365."""
+
+    async def program(lane, x):
+        return await activate(lane, x, ACTIVATIONS[name])
+
+    x = tensor((800,), 44)
+    for kind, bound in (("tight", tight), ("fast", fast)):
+        cost = same(program, x, settings=Settings(approximation=kind))
+        assert (cost.online + cost.offline) * 8 / 800 <= bound
+
+
+def test_the_figures_of_exp():
+    for kind, bound in (("tight", 785), ("fast", 520)):
+        cost = same(exp_negative, tensor((800,), 32), settings=Settings(approximation=kind))
+        assert (cost.online + cost.offline) * 8 / 800 <= bound
+
+
+def test_the_tree_of_least_traffic_sends_less():
+    x = share_ints(generator().integers(-99, 99, (8, 64)), 20)
+
+    async def program(lane, x):
+        return (await maximum(lane, x))[0]
+
+    costs = [same(program, x, settings=Settings(tree=tree)) for tree in ("rounds", "traffic")]
+    sent = [cost.online + cost.offline for cost in costs]
+    assert sent[1] < 0.6 * sent[0]

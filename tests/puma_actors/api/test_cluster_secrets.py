@@ -1,0 +1,175 @@
+"""Who is sent what, and who holds what: secrets in the right hands."""
+
+from collections import Counter
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from conversation import IDS, PROMPT, generated
+
+from models.programs.families import load_parameters, parameters_of
+from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS
+from protocols.base.shares import COMPUTING, EVALUATORS, Role
+from puma_actors.api.local import LocalCluster
+from puma_actors.roles.messages import InferMessage
+from puma_actors.session.session import RoundScheduler
+
+# -- who holds what --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Every message between lanes, as (sender, receiver, online), and every control request."""
+    messages: Counter = Counter()
+    requests: list = []
+    from puma_actors.session import session as rounds
+
+    link_send = rounds.InferenceLink.send
+    send_control = RoundScheduler.send_control
+
+    async def send(self, to, tag, data, *, online):
+        messages[self.role, to, online] += 1
+        await link_send(self, to, tag, data, online=online)
+
+    async def control(self, to, header, buffers=()):
+        requests.append((self.role, to, header, [bytes(memoryview(b)) for b in buffers]))
+        await send_control(self, to, header, buffers)
+
+    monkeypatch.setattr(rounds.InferenceLink, "send", send)
+    monkeypatch.setattr(RoundScheduler, "send_control", control)
+    return messages, requests
+
+
+async def test_who_sends_what_to_whom(folder, sent):
+    messages, requests = sent
+    async with LocalCluster.from_pretrained(folder) as cluster:
+        words = {
+            name: cluster.checkpoint.tensor(name).tobytes() for name in cluster.checkpoint.names()
+        }
+        await cluster.forward(IDS)
+        await generated(cluster, max_new_tokens=3)
+    # The dealer hears the evaluators in the embedding alone: no more messages than there are
+    # lookups, however many layers the model has.
+    steps = 4
+    for evaluator in EVALUATORS:
+        assert messages[evaluator, Role.DEALER, True] <= 2 * steps
+        assert messages[evaluator, evaluator, True] == 0
+        assert messages[evaluator, Role.CLIENT, True] == steps
+        assert steps <= messages[Role.CLIENT, evaluator, True] <= 2 * steps
+    assert steps <= messages[Role.CLIENT, Role.DEALER, True] <= 2 * steps
+    assert not any(Role.OWNER in pair[:2] for pair in messages)
+    assert messages[Role.EVALUATOR_A, Role.EVALUATOR_B, True] > 20 * steps
+
+    # Weights: seeds to those who may know them, masked words to the evaluators, the client nothing.
+    uploads = [entry for entry in requests if entry[0] is Role.OWNER]
+    seeds = [(to, header["which"]) for _, to, header, _ in uploads if header["do"] == "seed"]
+    assert sorted(seeds) == sorted(
+        [
+            (Role.DEALER, 1),
+            (Role.DEALER, 2),
+            (Role.EVALUATOR_A, 1),
+            (Role.EVALUATOR_B, 2),
+        ]
+    )
+    for _, to, header, buffers in uploads:
+        if header["do"] == "tensor":
+            assert to in EVALUATORS
+        elif header["do"] != "seed":
+            assert buffers == []
+        assert not any(word in buffer for buffer in buffers for word in words.values())
+    from_client = [header for role, _, header, buffers in requests if role is Role.CLIENT]
+    for header in from_client:
+        assert header["do"] in ("infer", "end", "close")
+        assert not {"ids", "prompt_ids", "text"} & header.keys()
+
+
+async def test_who_holds_what(folder):
+    """The dealer two masks or their difference, an evaluator m and one mask or what it multiplies
+    by, the client nothing. All three together hold the model.
+    """
+    async with LocalCluster.from_pretrained(folder) as cluster:
+        await cluster.forward(IDS)
+        weights = dict(load_parameters(cluster.checkpoint))
+        fractions = {"table": RESIDUAL_BITS, "weight": WEIGHT_BITS, "gain": FRACTION_BITS}
+        held = {party.role: party._parameters for party in cluster._parties}
+        for name, parameter in parameters_of(cluster.plan.config).items():
+            handles = [held[role][name] for role in COMPUTING]
+            frac = fractions[parameter.kind]
+            dealer, left, right = map(arrays, handles)
+            if parameter.kind != "gain":  # m - 2 lam1, m - 2 lam2 and lam1 - lam2
+                apart, one, two = (handle.factor for handle in handles)
+                np.testing.assert_array_equal(two - one, apart << np.uint64(1))
+                values = (one + two).view(np.int64) / 2.0 ** (frac + 1)
+                np.testing.assert_allclose(values, weights[name], atol=2.0**-frac)
+                masks = [apart, one, two]
+            if parameter.kind == "weight":
+                assert len(dealer) == len(left) == len(right) == 1
+            else:  # of a table modulo 2^32
+                assert len(dealer) >= len(left) == len(right) >= 2
+                masks = [left[-2], left[-1], right[-1]]
+                np.testing.assert_array_equal(left[-2], right[-2])
+                np.testing.assert_array_equal(dealer[-2], left[-1])
+                np.testing.assert_array_equal(dealer[-1], right[-1])
+                assert not np.array_equal(left[-1], right[-1])
+                words = left[-2] - left[-1] - right[-1]
+                values = words.view(f"i{words.itemsize}") / 2.0**frac
+                np.testing.assert_allclose(values, weights[name], atol=2.0**-frac)
+            for mask in masks:  # a bit of a uniform word is set half of the time
+                bits = np.unpackbits(np.ascontiguousarray(mask).view(np.uint8))
+                assert abs(bits.mean() - 0.5) < 4 / bits.size**0.5
+        held_by_client = vars(cluster.client)
+        assert not any(isinstance(value, np.ndarray) for value in held_by_client.values())
+        assert cluster.client._inferences == {}
+
+
+def arrays(handle) -> list[np.ndarray]:
+    """What a handle holds, in order."""
+    values = [getattr(handle, field.name) for field in fields(handle)]
+    flat = [part for value in values for part in (value if type(value) is tuple else (value,))]
+    return [value for value in flat if isinstance(value, np.ndarray)]
+
+
+async def test_equal_requests_travel_under_different_masks(folder, monkeypatch):
+    """What evaluators open, and what the client sends, differs between two equal requests."""
+    from puma_actors.session import session as rounds
+
+    seen: dict[int, dict] = {}
+    link_send = rounds.InferenceLink.send
+
+    async def send(self, to, tag, data, *, online):
+        key = (self.role, to, tag)
+        whole = b"".join(bytes(memoryview(part).cast("B")) for part in data)
+        assert key not in seen.setdefault(self.number, {})
+        seen[self.number][key] = whole
+        await link_send(self, to, tag, data, online=online)
+
+    monkeypatch.setattr(rounds.InferenceLink, "send", send)
+    async with LocalCluster.from_pretrained(folder) as cluster:
+        await cluster.forward(IDS)
+        await cluster.forward(IDS)
+    first, second = seen.values()
+    assert first.keys() == second.keys()
+    long = [key for key in first if len(first[key]) >= 16]
+    assert len(long) > 100
+    for key in long:
+        assert len(first[key]) == len(second[key])
+        assert first[key] != second[key], key
+
+
+async def test_inference_numbers_are_never_used_twice(folder, sent):
+    _, requests = sent
+    async with LocalCluster.from_pretrained(folder) as cluster:
+        await cluster.forward(IDS)
+        await generated(cluster, max_new_tokens=3)
+        tokens = cluster.generate(PROMPT, max_new_tokens=9)
+        await anext(tokens)
+        await tokens.aclose()
+        await generated(cluster, max_new_tokens=2)
+    used: set[int] = set()
+    for _, to, header, _ in requests:
+        if header["do"] == "infer" and to is Role.DEALER:
+            message = InferMessage(**header)
+            numbers = set(range(message.number, message.number + message.steps))
+            assert not numbers & used
+            used |= numbers
+    assert len(used) == 1 + 3 + 9 + 2

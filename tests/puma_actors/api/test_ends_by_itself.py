@@ -1,0 +1,126 @@
+"""Programs that never close what they made: they end all the same, and print nothing about it."""
+
+import gc
+import subprocess
+import sys
+import threading
+
+import pytest
+from conversation import PROMPT
+from waiting import HANG
+
+from puma_actors.api.blocking import PrivateModel
+
+MODEL = """
+import sys
+from puma_actors.api.blocking import PrivateModel
+model = PrivateModel.from_pretrained(sys.argv[1])
+print(len(model.generate("I see the red cat", max_new_tokens=2)) > 0)
+"""
+PIPELINE = """
+import sys
+from puma_actors.api.pipelines import pipeline
+print(len(pipeline("text-generation", sys.argv[1], max_new_tokens=2)("I see")))
+pipe = pipeline("text-generation", sys.argv[1], max_new_tokens=2)
+print(pipe("I see")[0]["generated_text"] != "")
+"""
+SCRIPTS = {
+    "a model": (MODEL, 0, "True\n", ""),
+    "a pipeline": (PIPELINE, 0, "1\nTrue\n", ""),
+    "after an exception": (MODEL + "raise ValueError('mine')", 1, "True\n", "ValueError: mine"),
+    "in a function": (
+        "def main():\n" + MODEL.replace("\n", "\n    ") + "\nmain()",
+        0,
+        "True\n",
+        "",
+    ),
+    "an exit code": (MODEL + "sys.exit(7)", 7, "True\n", ""),
+    "a half-read stream": (
+        MODEL + "stream = model.stream('I see', max_new_tokens=40)\nprint(next(stream).id >= 0)",
+        0,
+        "True\nTrue\n",
+        "",
+    ),
+    "a cycle": (MODEL + "model.itself = model\ndel model\nprint(2)", 0, "True\n2\n", ""),
+    "several": (
+        MODEL
+        + "other = PrivateModel.from_pretrained(sys.argv[1])\n"
+        + "closed = PrivateModel.from_pretrained(sys.argv[1])\n"
+        + "closed.close()\ndel model\nprint(len(other.forward([1, 2])))",
+        0,
+        "True\n2\n",
+        "",
+    ),
+    "in the middle of a request": (
+        MODEL
+        + "import threading\n"
+        + "begun = threading.Event()\n"
+        + "def ask():\n"
+        + "    for token in model.stream('I see', max_new_tokens=40):\n"
+        + "        begun.set()\n"
+        + "threading.excepthook = lambda *args: None\n"
+        + "threading.Thread(target=ask, daemon=True).start()\n"
+        + "print(begun.wait(60))",
+        0,
+        "True\nTrue\n",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_ends(name, folder):
+    script, code, out, err = SCRIPTS[name]
+    found = subprocess.run(
+        [sys.executable, "-W", "default", "-c", script, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG,
+    )
+    assert (found.returncode, found.stdout) == (code, out), found.stderr
+    lines = found.stderr.splitlines()
+    assert lines == [] if not err else (lines[0].startswith("Traceback") and lines[-1] == err)
+    assert found.stderr.count("Traceback") == (1 if err else 0)
+    assert "Exception ignored" not in found.stderr
+
+
+def test_an_interactive_session_ends(folder):
+    found = subprocess.run(
+        [sys.executable, "-i", "-q", "-c", MODEL, str(folder)],
+        input="print(model.forward([1, 2]).shape)\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG,
+    )
+    assert (found.returncode, found.stdout) == (0, "True\n(2, 46)\n")
+    assert "Traceback" not in found.stderr
+    assert "Exception ignored" not in found.stderr
+
+
+def test_a_model_that_nobody_needs_ends(folder):
+    model = PrivateModel.from_pretrained(folder)
+    assert model.generate(PROMPT, max_new_tokens=1)
+    (thread,) = [each for each in threading.enumerate() if each.name == "puma-cluster"]
+    del model
+    gc.collect()
+    thread.join(HANG)
+    assert not thread.is_alive()
+
+
+def test_a_model_may_be_forgotten_in_its_own_thread(folder):
+    """A garbage collection takes place in whatever thread allocates."""
+    model = PrivateModel.from_pretrained(folder)
+    (thread,) = [each for each in threading.enumerate() if each.name == "puma-cluster"]
+    held = [model]
+
+    async def forget() -> None:
+        held.clear()
+        gc.collect()
+
+    background = model._background
+    del model
+    background.call(forget)
+    thread.join(HANG)
+    assert not thread.is_alive()

@@ -1,0 +1,189 @@
+"""`puma party`, `upload`, `models`, `generate --cluster`, `ping`, `doctor` as processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from hosts import addresses_for, write_config
+from reference import save_model, save_tokenizer
+from waiting import HANG, until_now
+
+from protocols.base.shares import COMPUTING, Role
+from protocols.errors import Busy
+from puma_actors.api.local import LocalCluster
+from puma_actors.api.remote import RemoteCluster
+from puma_actors.hosts.config import load_config
+
+ROOT = Path(__file__).parents[3]
+COMMAND = [sys.executable, "-c", "from puma_actors.cli import main; main()"]
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PUMA_CL")}
+    return {**kept, "PYTHONPATH": str(ROOT)}
+
+
+def puma(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command; check its exit code."""
+    process = subprocess.run(
+        [*COMMAND, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=HANG,
+        check=False,
+    )
+    assert process.returncode == code, process.stdout + process.stderr
+    return process
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="puma-") as path:
+        yield Path(path)
+
+
+class Party:
+    """A `puma party` process. What it logs goes to a file."""
+
+    def __init__(self, role: Role, config: Path, *, first: str = "pass", **changes: str) -> None:
+        """`first`: Python that the process runs first. `changes`: to its environment."""
+        self.log = config.with_suffix(".log")
+        code = f"{first}; {COMMAND[-1]}"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND[:-1], code, "party", "--role", role, "--config", config],
+                stdout=log,
+                stderr=log,
+                env={**environment(), **changes},
+            )
+
+    def events(self) -> list[dict[str, str]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def wait_for(self, event: str, count: int = 1, saying: str = "") -> None:
+        """`saying`: what its reason has in it."""
+
+        def happened() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            found = [e for e in self.events() if e["event"] == event]
+            return sum(saying in e.get("reason", "") for e in found) >= count
+
+        until_now(happened, self.log.read_text)
+
+
+@pytest.fixture
+def parties(folder: Path, certificates: Path) -> Iterator[dict[Role, Party]]:
+    addresses = addresses_for("tls", folder)
+    write_config(folder / "client.toml", addresses, certificates)
+    started = {
+        role: Party(role, write_config(folder / f"{role}.toml", addresses, certificates))
+        for role in COMPUTING
+    }
+    try:
+        for party in started.values():
+            party.wait_for("link up", 2)
+        yield started
+    finally:
+        for party in started.values():
+            party.process.kill()
+            party.process.wait()
+
+
+def test_five_roles_in_processes_of_their_own(
+    folder: Path, parties: dict[Role, Party], tmp_path: Path
+) -> None:
+    model = save_tokenizer(save_model(tmp_path / "model", seed=3))
+    config = folder / "client.toml"
+    where = ("--cluster", config)
+
+    assert "all three parties" in puma("upload", model, "--name", "tiny", *where).stdout
+    listed = json.loads(puma("models", "list", "--json", *where).stdout)["models"]
+    assert listed["tiny"]["problem"] == ""
+    assert set(listed["tiny"]["parties"]) == set(COMPUTING)
+
+    prompt = ("-p", "I see the cat", "-n", "3", "--json")
+    answer = json.loads(puma("generate", *where, "-m", "tiny", *prompt).stdout)
+    assert set(answer["seconds"]) == {"load", "connect", "prefill", "decode"}
+
+    async def locally() -> list[int | None]:
+        async with LocalCluster.from_pretrained(model) as cluster:
+            return [t.id async for t in cluster.generate("I see the cat", max_new_tokens=3)]
+
+    assert answer["token_ids"] == anyio.run(locally)
+    assert "has no model 'other'" in puma("generate", *where, "-m", "other", *prompt, code=2).stderr
+
+    ways = json.loads(puma("ping", "--json", *where).stdout)["ways"]
+    assert len(ways) == 9
+    assert all(way["throughput"] > 0 and not way["problem"] for way in ways)
+
+    anyio.run(drain, config, parties[Role.EVALUATOR_A])
+    ways = json.loads(puma("ping", "--json", *where, code=1).stdout)["ways"]
+    assert {way["to"] for way in ways if way["problem"]} == {"evaluator-a"}
+    for role in (Role.DEALER, Role.EVALUATOR_B):
+        parties[role].process.send_signal(signal.SIGTERM)
+        assert parties[role].process.wait(HANG) == 0
+    for party in parties.values():
+        events = party.events()
+        assert events[-1]["event"] == "stopped"
+        sessions = {e["session"] for e in events if e["event"] == "session begins"}
+        assert len(sessions) == 2
+        assert "I see" not in party.log.read_text()
+
+
+async def drain(config: Path, party: Party) -> None:
+    """SIGTERM while a session runs: it may finish, others are refused. The grace time is no limit
+    here: it runs on while other processes start, which may take long.
+    """
+    cluster = load_config(config, environ={})
+    async with await RemoteCluster.open(cluster, "tiny") as remote:
+        party.process.send_signal(signal.SIGTERM)
+        await anyio.to_thread.run_sync(party.wait_for, "draining")
+        with pytest.raises(Busy, match="evaluator-a is shutting down"):
+            await RemoteCluster.open(cluster, "tiny")
+        command = ("generate", "--cluster", config, "-m", "tiny", "-p", "I")
+        refused = await anyio.to_thread.run_sync(lambda: puma(*command, code=3))
+        assert "busy: evaluator-a" in refused.stderr
+        assert (await remote.forward([1, 3, 7])).shape[0] == 3
+    assert await anyio.to_thread.run_sync(party.process.wait, HANG) == 0
+
+
+def test_a_party_that_cannot_start(folder: Path, certificates: Path) -> None:
+    config = write_config(folder / "x.toml", addresses_for("tls", folder), certificates)
+    text = config.read_text()
+    config.write_text(text.replace(str(certificates), str(folder)))
+    last = puma("party", "--role", "dealer", "--config", config, code=2).stderr.splitlines()[-1]
+    assert "does not exist: make an authority" in last
+    assert "--role is missing" in puma("party", "--config", config, code=2).stderr
+    assert (
+        "unknown key"
+        in puma("party", "--role", "dealer", "--config", _with(config, "x = 1\n"), code=2).stderr
+    )
+
+
+def _with(config: Path, line: str) -> Path:
+    config.write_text(line + config.read_text())
+    return config
+
+
+def test_the_example_is_printed() -> None:
+    assert puma("party", "--example").stdout == (ROOT / "docs" / "cluster.toml").read_text()
+
+
+def test_doctor(folder: Path, certificates: Path) -> None:
+    config = write_config(folder / "d.toml", addresses_for("tls", folder), certificates)
+    found = json.loads(puma("doctor", "--json", "--config", config, "--role", "dealer").stdout)
+    states = {check["name"]: check["state"] for check in found["checks"]}
+    assert states["certificate of dealer 'dealer'"] == "ok"
+    assert states["store"] == states["address of dealer"] == "ok"
+    text = config.read_text()
+    config.write_text(text.replace(str(certificates), str(folder)))
+    shown = puma("doctor", "--config", config, "--role", "dealer", code=1).stdout
+    assert "problem" in shown

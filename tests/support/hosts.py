@@ -1,0 +1,132 @@
+"""Three party servers in this process, each with a configuration and a store of its own."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from waiting import HANG, until
+
+from models.checkpoints.weights import open_checkpoint
+from models.tokens.tokenizer import Tokenizer
+from protocols.base.shares import COMPUTING, Role
+from puma_actors.api.remote import upload_model
+from puma_actors.hosts.config import ClusterConfig, load_config
+from puma_actors.hosts.server import PartyServer
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_config(
+    path: Path, addresses: dict[Role, str], certificates: Path, extra: str = "", network: str = ""
+) -> Path:
+    """A cluster.toml. `extra`: more tables."""
+    parties = "".join(f'{role} = "{address}"\n' for role, address in addresses.items())
+    path.write_text(
+        f'certificates = "{certificates}"\nstore = "{path.stem}-store"\n'
+        f'network = "{network}"\n'
+        f"[parties]\n{parties}"
+        f"[timeouts]\nretry = {HANG}\nsilence = {HANG}\nhandshake = {HANG}\n"
+        f"opening = {HANG}\ngrace = {HANG}\n{extra}"
+    )
+    return path
+
+
+def addresses_for(scheme: str, folder: Path) -> dict[Role, str]:
+    if scheme == "unix":
+        return {role: f"unix://{folder}/{role}" for role in COMPUTING}
+    return {role: f"{scheme}://127.0.0.1:{free_port()}" for role in COMPUTING}
+
+
+@dataclass
+class Hosts:
+    """A running cluster; parties can be stopped and started."""
+
+    folder: Path
+    addresses: dict[Role, str]
+    certificates: Path
+    group: TaskGroup
+    extra: str = ""
+    network: str = ""
+    servers: dict[Role, PartyServer] = field(default_factory=dict)
+    scopes: dict[Role, anyio.CancelScope] = field(default_factory=dict)
+
+    def config(self, who: str, extra: str | None = None) -> ClusterConfig:
+        path = self.folder / f"{who}.toml"
+        extra = self.extra if extra is None else extra
+        write_config(path, self.addresses, self.certificates, extra, self.network)
+        return load_config(path, environ={})
+
+    @property
+    def client(self) -> ClusterConfig:
+        return self.config("client")
+
+    async def start(self, role: Role, extra: str | None = None) -> PartyServer:
+        server = PartyServer(self.config(str(role), extra), role)
+        scope = anyio.CancelScope()
+        ended = anyio.Event()
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await server.run()
+            finally:
+                ended.set()
+
+        self.group.start_soon(run)
+        await server.listening.wait()
+        self.servers[role], self.scopes[role] = server, scope
+        server.ended = ended  # type: ignore[attr-defined]
+        return server
+
+    async def kill(self, role: Role) -> None:
+        self.scopes[role].cancel()
+        await self.servers[role].ended.wait()  # type: ignore[attr-defined]
+
+    async def linked(self) -> None:
+        """Wait until every party has its links."""
+        await until(
+            lambda: all(
+                peer in server.links._links
+                for server in self.servers.values()
+                for peer in server.links.peers
+            )
+        )
+
+    async def upload(self, model: Path, name: str = "tiny", **options: Any) -> None:
+        with open_checkpoint(model) as checkpoint:
+            tokenizer = None
+            if (model / "tokenizer.json").exists():
+                tokenizer = Tokenizer.load(model)
+            await upload_model(self.client, checkpoint, name, tokenizer=tokenizer, **options)
+
+
+@asynccontextmanager
+async def hosts(
+    folder: Path,
+    certificates: Path,
+    scheme: str = "tls",
+    extra: str = "",
+    network: str = "",
+) -> AsyncIterator[Hosts]:
+    """All three parties, linked. They are stopped at the end."""
+    async with anyio.create_task_group() as group:
+        made = Hosts(folder, addresses_for(scheme, folder), certificates, group, extra, network)
+        for role in COMPUTING:
+            await made.start(role)
+        await made.linked()
+        yield made
+        group.cancel_scope.cancel()
+
+
+async def quiet(cluster: Hosts, sessions: int = 0) -> None:
+    """Wait until every party has so many sessions."""
+    await until(lambda: all(s.sessions == sessions for s in cluster.servers.values()))

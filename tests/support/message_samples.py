@@ -1,0 +1,57 @@
+"""A tiny model's plan, and one request of every kind."""
+
+from models.configs.reading import LlamaConfig
+from models.programs.plan import Plan, draft_plan
+from protocols.drivers.ops import Ranges
+from puma_actors.roles.messages import (
+    CloseMessage,
+    EndedMessage,
+    EndMessage,
+    InferMessage,
+    PlanMessage,
+    ReadyMessage,
+    RefusedMessage,
+    SeedMessage,
+    StepMessage,
+    TensorMessage,
+    UploadedMessage,
+)
+
+CONFIG = LlamaConfig(
+    vocab_size=5,
+    hidden_size=4,
+    num_layers=1,
+    num_heads=2,
+    max_positions=16,
+    bos_token_id=None,
+    eos_token_ids=(),
+    intermediate_size=6,
+    num_kv_heads=1,
+    head_dim=2,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    tie_embeddings=True,
+)
+_TYPICAL = draft_plan(CONFIG).ranges
+_NORMS = ("layers.0.attention_norm", "layers.0.mlp_norm", "norm")
+PLAN = Plan(
+    CONFIG,
+    Ranges(
+        {name: _TYPICAL.norms[name] for name in _NORMS},
+        {"layers.0": _TYPICAL.attention["layers.0"]},
+    ),
+)
+ANNOUNCED = PlanMessage(plan=PLAN.to_public(), digest=PLAN.digest())
+ALL = [
+    ANNOUNCED,
+    SeedMessage(which=1),
+    TensorMessage(number=0, start=0, rows=5),
+    UploadedMessage(),
+    ReadyMessage(digest=PLAN.digest()),
+    InferMessage(number=3, lengths=[4], steps=2),
+    StepMessage(number=3, rounds=1, online_bytes=2, offline_bytes=3),
+    RefusedMessage(number=3, text="no memory", busy=True),
+    EndMessage(number=3),
+    EndedMessage(number=3),
+    CloseMessage(),
+]
