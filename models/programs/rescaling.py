@@ -86,8 +86,8 @@ def _neurons(config: ModelConfig, gated: bool, up: Matrix, down: Matrix) -> None
     if gated or config.hidden_act == "relu":
         power = _power(into, out)
         if power.any():
-            linear *= np.exp2(power).astype(np.float32)
-            rows *= np.exp2(-power).astype(np.float32)[:, None]
+            linear *= np.ldexp(np.float32(1), power.astype(np.int32))
+            rows *= np.ldexp(np.float32(1), -power.astype(np.int32))[:, None]
 
 
 def _move(one: Matrix, two: Matrix, into: Matrix, out: Matrix) -> None:
