@@ -272,9 +272,19 @@ def _waiting(rows: Sequence[Result]) -> Table:
     return table
 
 
+def _memory(rows: Sequence[Result]) -> Table:
+    table = _table("Memory of a party", ("party", "predicted", "counted", "off by"))
+    for result in rows:
+        predicted, counted = result.details["predicted"], result.details["counted"]
+        off = f"{(predicted / counted - 1) * 100:+.0f} %"
+        table.add_row(result.case, f"{predicted / 1e6:,.0f} MB", f"{counted / 1e6:,.0f} MB", off)
+    return table
+
+
 _TABLES = {
     "errors": _errors,
     "kernels": _kernels,
+    "memory": _memory,
     "protocols": _protocols,
     "network": _network,
     "overlap": _waiting,

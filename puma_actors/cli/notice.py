@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from models.tokens.sampling import SamplingConfig
 from puma_actors.api.requests import Requests
-from puma_actors.cli.output import amount, stderr
+from puma_actors.cli.output import amount, tell
 
 LONG = 200
 """Tokens from which a prompt's cost is told: it grows with the square of the length."""
@@ -14,15 +14,13 @@ def announce(requests: Requests, ids: Sequence[int], sampling: SamplingConfig) -
     """Notes on stderr: fewer new tokens fit than were asked for; a long prompt is dear."""
     most = requests.most_new_tokens(len(ids))
     if 0 < most < sampling.max_new_tokens:
-        stderr.print(
+        tell(
             f"note: {most} new tokens fit after this prompt of {len(ids)}, no "
-            f"{sampling.max_new_tokens}: {requests.limit_text()}",
-            soft_wrap=True,
+            f"{sampling.max_new_tokens}: {requests.limit_text()}"
         )
     if len(ids) >= LONG:
         cost = requests.predict(len(ids))[0]
-        stderr.print(
+        tell(
             f"note: this prompt of {len(ids)} tokens takes {amount(cost.online)} online and "
-            f"{amount(cost.offline)} dealt ahead, in {cost.rounds:,} rounds",
-            soft_wrap=True,
+            f"{amount(cost.offline)} dealt ahead, in {cost.rounds:,} rounds"
         )

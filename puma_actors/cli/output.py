@@ -20,7 +20,17 @@ from protocols.errors import ConfigError
 from puma_actors.base.texts import shown
 from puma_actors.cli.progress import progress
 
-__all__ = ["Plain", "amount", "check_file", "print_json", "progress", "say", "stderr", "stdout"]
+__all__ = [
+    "Plain",
+    "amount",
+    "check_file",
+    "print_json",
+    "progress",
+    "say",
+    "stderr",
+    "stdout",
+    "tell",
+]
 
 
 class Plain(Console):
@@ -54,6 +64,11 @@ stdout = Plain()
 def say(*parts: str | tuple[str, str], style: str = "") -> None:
     """A sentence on stdout; a part may have a style of its own. The terminal wraps it."""
     stdout.print(Text.assemble(*parts, style=style), soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """A sentence on stderr, likewise."""
+    stderr.print(text, soft_wrap=True)
 
 
 def print_json(data: dict[str, Any]) -> None:

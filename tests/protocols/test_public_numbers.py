@@ -46,9 +46,10 @@ CORES = ("Haswell", "Prescott", "Nehalem", "SkylakeX", "Zen", "Sandybridge")
 
 def shown(**changes: str) -> dict[str, Any]:
     """What `public_words` prints under some environment."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    support = ROOT / "tests" / "support"
+    path = os.pathsep.join([str(ROOT), str(support)])
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "public_words.py")],
+        [sys.executable, str(support / "public_words.py")],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, **changes},

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,17 @@ from puma_actors.hosts.config import ClusterConfig, load_config
 from puma_actors.hosts.server import PartyServer
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now, no two alike: all are held before any is let go."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def write_config(
@@ -43,7 +50,10 @@ def write_config(
 def addresses_for(scheme: str, folder: Path) -> dict[Role, str]:
     if scheme == "unix":
         return {role: f"unix://{folder}/{role}" for role in COMPUTING}
-    return {role: f"{scheme}://127.0.0.1:{free_port()}" for role in COMPUTING}
+    ports = free_ports(len(COMPUTING))
+    return {
+        role: f"{scheme}://127.0.0.1:{port}" for role, port in zip(COMPUTING, ports, strict=True)
+    }
 
 
 @dataclass

@@ -50,9 +50,10 @@ def init(
     Nothing is overwritten.
     """
     from puma_actors.base.certs import create_authority
+    from puma_actors.cli.output import say
 
     path = create_authority(folder, days)
-    typer.echo(f"{path} made, good for {days} days; keep {path.with_suffix('.key')} to yourself")
+    say(f"{path} made, good for {days} days; keep {path.with_suffix('.key')} to yourself")
 
 
 @app.command("issue")
@@ -77,10 +78,11 @@ def issue(
     from protocols.base.shares import Role
     from puma_actors.base import certs
     from puma_actors.base.identity import PeerIdentity
+    from puma_actors.cli.output import say
 
     identity = PeerIdentity(Role(role), name or str(role))
     path = certs.issue(folder, identity, host or [], days)
-    typer.echo(
+    say(
         f"{path} made for {identity}, good for {days} days; copy it, "
         f"{path.with_suffix('.key').name} and ca.pem to that party"
     )

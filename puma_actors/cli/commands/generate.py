@@ -12,7 +12,7 @@ from protocols.errors import ConfigError
 from puma_actors.base.texts import printable, shown
 from puma_actors.cli.following import Following
 from puma_actors.cli.notice import announce
-from puma_actors.cli.output import amount, check_file, print_json, progress, say, stderr, writing
+from puma_actors.cli.output import amount, check_file, print_json, progress, say, tell, writing
 from puma_actors.cli.requests import open_requests
 from puma_actors.cli.summary import Cluster, network_of, print_summary, usage_report
 
@@ -33,7 +33,7 @@ def run_generate(
         cluster.check_sampling(sampling)
         cluster.encode(prompt, raw=raw)
         if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
-            stderr.print(f"note: {printable(cluster.tokenizer.note)}", soft_wrap=True)
+            tell(f"note: {printable(cluster.tokenizer.note)}")
 
     async def run() -> None:
         async with open_requests(model, settings, check=check, quiet=as_json, **options) as cluster:

@@ -163,7 +163,7 @@ def ping(
     Exit code 1 if any way is broken, or a party runs another version than the others or this
     program: no session is possible between them.
     """
-    from puma_actors.cli.output import print_json
+    from puma_actors.cli.output import print_json, tell
     from puma_actors.hosts.caller import ping_all
     from puma_actors.hosts.config import load_config
     from puma_actors.hosts.visits import days_left
@@ -178,7 +178,7 @@ def ping(
     else:
         _ping_table(rows, parties)
     if differ:
-        typer.echo("versions differ: install the same everywhere", err=True)
+        tell("versions differ: install the same everywhere")
     if differ or any(row["problem"] for row in rows):
         raise typer.Exit(1)
 

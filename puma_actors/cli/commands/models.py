@@ -31,7 +31,7 @@ def show(
     Works with whoever answers. A file whose checksum is wrong makes its model damaged; files that
     have not been read since their party started are read now, for up to 10 seconds.
     """
-    from puma_actors.cli.output import print_json
+    from puma_actors.cli.output import print_json, tell
     from puma_actors.hosts.caller import problem_of, survey_models
     from puma_actors.hosts.config import load_config
 
@@ -50,7 +50,7 @@ def show(
         return
     _show(listing)
     for peer, error in listing.silent.items():
-        typer.echo(f"no answer from {peer}: {error}", err=True)
+        tell(f"no answer from {peer}: {error}")
 
 
 def _show(listing: Any) -> None:
@@ -84,13 +84,13 @@ def remove(
 
     Exit code 1 if a party could not be reached or kept it: run the command again later.
     """
-    from puma_actors.cli.output import print_json
+    from puma_actors.cli.output import print_json, say, tell
     from puma_actors.hosts.caller import remove_model
     from puma_actors.hosts.config import load_config
 
     config = load_config(cluster, insecure_no_tls=insecure_no_tls)
     if not as_json:
-        typer.echo("asking the three parties ...", err=True)
+        tell("asking the three parties ...")
     found = anyio.run(remove_model, config, name)
     done = all(each.done for each in found.values())
     if as_json:
@@ -98,12 +98,12 @@ def remove(
         print_json({"name": name, "done": done, "parties": parties})
     else:
         had = [str(each.peer) for each in found.values() if each.state == "removed"]
-        typer.echo(f"{name} removed from {', '.join(had) or 'no party'}")
+        say(f"{name} removed from {', '.join(had) or 'no party'}")
         for each in found.values():
             if each.state == "none":
-                typer.echo(f"{each.peer} had none")
+                say(f"{each.peer} had none")
             elif not each.done:
-                typer.echo(f"{each.peer} ({each.state}): {each.problem}", err=True)
+                tell(f"{each.peer} ({each.state}): {each.problem}")
     if not done:
-        typer.echo(f"run `puma models remove {name}` again later to finish", err=True)
+        tell(f"run `puma models remove {name}` again later to finish")
         raise typer.Exit(1)

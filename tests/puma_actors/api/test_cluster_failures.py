@@ -265,7 +265,7 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
     [
         (QUERY, np.nan, ModelError, f"{QUERY} contains NaN"),
         ("model.norm.weight", np.inf, ModelError, r"model\.norm\.weight contains NaN or inf"),
-        (QUERY, 1e12, RangeError, r"layers\.1: values can reach"),
+        (QUERY, 1e12, RangeError, r"layers\.1: a query or key can reach"),
         ("model.layers.0.mlp.up_proj.weight", 1e15, RangeError, None),
         ("model.embed_tokens.weight", 1e18, RangeError, None),
         ("lm_head.weight", 1e15, RangeError, None),

@@ -68,7 +68,7 @@ async def test_a_party_says_for_whom_it_waits(certificates, monkeypatch):
         folder = Path(place)
         path = write_config(folder / "c.toml", addresses_for("unix", folder), certificates)
         server = PartyServer(load_config(path, environ={}), Role.DEALER)
-        async with leaves_nothing(120), anyio.create_task_group() as group:
+        async with leaves_nothing(), anyio.create_task_group() as group:
             group.start_soon(server.run)
             await enough.wait()
             group.cancel_scope.cancel()

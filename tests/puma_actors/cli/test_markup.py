@@ -13,11 +13,14 @@ from hosts import addresses_for, write_config
 from reference import set_config, usual_logs
 from rich.color import ColorSystem
 
+from protocols.base.shares import COMPUTING, Role
+from protocols.errors import PumaError
 from puma_actors.api.local import LocalCluster, Token
 from puma_actors.base.logs import log
 from puma_actors.base.texts import printable, shown
 from puma_actors.cli import output
 
+D = Role.DEALER
 MARKUP = "[link=https://x]good[/link] [b] [/x] :smile: https://y.org 17"
 HOSTILE = f"{MARKUP} \x1b]8;;http://z\x07 \x1b[31m \x9b1m \u202eevil\u2066 \r\x08\x00\u2028"
 ORDERS = re.compile(
@@ -50,7 +53,6 @@ def config(tmp_path, certificates):
 
 
 def test_the_models_of_parties(puma, terminal, config, monkeypatch):
-    from protocols.base.shares import COMPUTING
     from puma_actors.hosts import caller as calls
     from puma_actors.hosts.admission import ModelEntry
 
@@ -58,14 +60,27 @@ def test_the_models_of_parties(puma, terminal, config, monkeypatch):
     entry = ModelEntry.model_construct(upload="", digest="", bytes=1, loaded=False, **fields)
 
     async def found(*args):
-        return {HOSTILE: dict.fromkeys(COMPUTING, entry)}
+        return calls.Listing({HOSTILE: dict.fromkeys(COMPUTING, entry)}, {D: PumaError(HOSTILE)})
 
-    monkeypatch.setattr(calls, "list_models", found)
-    monkeypatch.setattr(calls, "problem_of", lambda held: HOSTILE)
+    monkeypatch.setattr(calls, "survey_models", found)
+    monkeypatch.setattr(calls, "problem_of", lambda *args: HOSTILE)
     code, out, err = puma("models", "list", "--cluster", config)
-    assert (code, err) == (0, "")
+    assert code == 0
     tame(out, MARKUP)
+    tame(err, f"no answer from dealer: {MARKUP}")
     assert OWN_STYLES.sub("", out).count(MARKUP) >= 4
+
+
+def test_removing_a_model(puma, terminal, config, monkeypatch):
+    from puma_actors.hosts import caller as calls
+
+    async def found(*args):
+        return {D: calls.Removal(D, "kept", HOSTILE)}
+
+    monkeypatch.setattr(calls, "remove_model", found)
+    code, _, err = puma("models", "remove", "x", "--cluster", config)
+    assert code == 1
+    tame(err, f"dealer (kept): {MARKUP}")
 
 
 def test_ping(puma, terminal, config, monkeypatch):
@@ -92,7 +107,7 @@ def test_doctor(puma, terminal, monkeypatch):
     from puma_actors.hosts import doctor
 
     check = doctor.Check(HOSTILE, "ok", HOSTILE)
-    monkeypatch.setattr(doctor, "examine", lambda *args: [check])
+    monkeypatch.setattr(doctor, "examine", lambda *args, **options: [check])
     code, out, _ = puma("doctor")
     assert code == 0
     tame(out, f"{MARKUP} ")

@@ -18,6 +18,7 @@ from protocols.base.shares import COMPUTING, Role
 from protocols.errors import ConfigError, StoreError, TransportError
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.cli import main
+from puma_actors.cli.output import stdout
 from puma_actors.hosts import visits
 from puma_actors.hosts.caller import list_models, problem_of, remove_model, survey_models
 from puma_actors.hosts.store import ModelStore
@@ -232,7 +233,7 @@ async def test_commands(
 
     async with hosts(folder, certificates, "unix") as cluster:
         await cluster.upload(model)
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(stdout, "_width", 200)  # no cell of the table is folded
         config = folder / "client.toml"
 
         async def run(*arguments: str, code: int = 0) -> tuple[str, str]:
