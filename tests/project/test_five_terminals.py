@@ -1,4 +1,4 @@
-"""The README's way from certificates to the first private token works as it is printed."""
+"""The documented way from certificates to the first private token works as it is printed."""
 
 import tempfile
 from pathlib import Path
@@ -46,5 +46,5 @@ def test_the_section_has_the_commands_of_all_roles() -> None:
         assert text.count(f"puma party --role {role}\n") == 1
     for command in ("certs init", "certs issue", "upload", "generate --cluster"):
         assert f"puma {command}" in text
-    with pytest.raises(AssertionError, match="is not in the README"):
+    with pytest.raises(AssertionError, match="is not in the page"):
         replaced(blocks(), {"a word of another page": ""})

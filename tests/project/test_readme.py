@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, as scripts, but for the paths of models."""
+"""Python in the README and docs runs as it stands there, but for the paths of models."""
 
 import ast
 import json
@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
-README = Path(__file__).parents[2] / "README.md"
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
+SNIPPETS = [
+    snippet
+    for page in PAGES
+    for snippet in re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
+]
 PLACE = '"path/or/hub-name"'
 
 
@@ -28,8 +33,27 @@ def run(snippet: str, models: dict[str, Path]) -> dict[str, Any]:
 
 
 def test_no_snippet_is_passed_over():
-    assert len(SNIPPETS) == 3
-    assert sum(snippet.count(PLACE) for snippet in SNIPPETS) == 5
+    assert len(SNIPPETS) == 4
+    assert sum(snippet.count(PLACE) for snippet in SNIPPETS) == 6
+
+
+def test_the_front_page_is_short():
+    assert len(PAGES[0].read_text("utf-8").split()) <= 1100
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "SECURITY.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_files_that_the_docs_name_are_there():
+    for page in PAGES:
+        named = re.findall(
+            r"`((?:puma_actors|models|protocols|tests|bench)/[\w/.]*)", page.read_text("utf-8")
+        )
+        for path in named:
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
@@ -40,7 +64,7 @@ def test_a_snippet_runs(snippet, folder, classifier, reader, capsys):
     if "cluster.generate" in snippet:
         assert out.startswith("(3, 46)\n")
         assert out.count("Cost(rounds=") >= 2  # counted, then predicted
-    else:
+    elif "classify" in snippet:
         assert "score" in out
     if "vectors" in names:
         assert names["vectors"].shape == (2, 384)
@@ -58,13 +82,14 @@ STEPS = {
     "gate_up": ["gate and up", "SiLU: ", "gate × up"],
     "down": ["down projection"],
 }
-"""Places of a layer, and how the rows of the README's table begin that are computed there."""
+"""Places of a layer, and how the rows of the page's table begin that are computed there."""
 
 
 def test_the_rounds_of_a_layer_are_those_of_a_run(puma, folder):
     code, out, err = puma("profile", "-m", folder, "--tokens-in", 32, "--tokens-out", 2, "--json")
     assert (code, err) == (0, "")
-    text = README.read_text(encoding="utf-8").partition("### The rounds of a layer")[2]
+    page = (ROOT / "docs" / "protocols.md").read_text("utf-8")
+    text = page.partition("## The rounds of a layer")[2]
     rows = re.findall(r"^\| (.*) \| (\d+)(?: or (\d+))? \|$", text, re.M)
     for phase in json.loads(out)["phases"]:
         counted = {row["name"].removeprefix("layers.*."): row["rounds"] for row in phase["places"]}

@@ -1,6 +1,6 @@
-"""The commands of the README's section "Five terminals", run as they stand there.
+"""The commands of the section "Five terminals" in docs/hosts.md, run as they stand there.
 
-    python tests/support/five_terminals.py                the README's own model, from the hub
+    python tests/support/five_terminals.py                the page's own model, from the hub
     python tests/support/five_terminals.py --model path   another one
 
 Each block of the section is one shell. Those that run `puma party` stay; the others follow one
@@ -28,16 +28,16 @@ PORTS = ("7101", "7102", "7103")
 
 def blocks() -> list[str]:
     """The shell commands of the section, one text for each block."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    section = re.search(r"^### Five terminals\n(.*?)^##", text, re.DOTALL | re.MULTILINE)
-    assert section, "README.md has no section 'Five terminals'"
+    text = (ROOT / "docs" / "hosts.md").read_text("utf-8")
+    section = re.search(r"^## Five terminals\n(.*?)^##", text, re.DOTALL | re.MULTILINE)
+    assert section, "docs/hosts.md has no section 'Five terminals'"
     return re.findall(r"^```sh\n(.*?)^```", section.group(1), re.DOTALL | re.MULTILINE)
 
 
 def replaced(text: list[str], changes: Mapping[str, str]) -> list[str]:
     """The blocks with other words in them, each of which must occur."""
     for old, new in changes.items():
-        assert any(old in block for block in text), f"{old!r} is not in the README's commands"
+        assert any(old in block for block in text), f"{old!r} is not in the page's commands"
         text = [block.replace(old, new) for block in text]
     return text
 
