@@ -12,7 +12,7 @@ from tiny_models import ENCODERS, SETTINGS
 
 from models.owner.bounds import Bounds
 from models.owner.calibrate import calibrate, plain_run
-from models.owner.probe import ALLOWED, ALLOWED_SHARE
+from models.owner.probe import ALLOWED, ALLOWED_SHARE, OTHERS
 from models.owner.rounding import Rounded, noise
 from models.programs.head_layers import default_rows
 from models.programs.rescaling import rescaled
@@ -82,7 +82,7 @@ def right_or_refused(config, values, exact=None):
     if exact is None:
         exact = plain_run(config, values, TEXTS, default_rows(config))
     found = infer_batch(shared, TEXTS, default_rows(config))
-    allowed = 3 * (ALLOWED + ALLOWED_SHARE * float(np.abs(exact).max()))  # see `models.owner.probe`
+    allowed = OTHERS * (ALLOWED + ALLOWED_SHARE * float(np.abs(exact).max()))
     assert np.abs(found - exact).max() <= allowed
     return True
 
