@@ -32,6 +32,7 @@ class Screen:
         self._err: Any = sys.stderr
         self.live = _is_terminal(self._err)
         self._shared = self.live and _is_terminal(sys.stdout)
+        self._mixed = not self.live and _one_file(sys.stdout, self._err)
         self._lock = threading.RLock()
         self._row = ""  # what stands in the row of the cursor
         self._ours = False  # and whether it is of the text
@@ -61,7 +62,7 @@ class Screen:
             OSError: it takes no more (a full disk, a reader that has left).
         """
         with self._lock:
-            if self._shared:
+            if self._shared or self._mixed:
                 self._erase()
                 self._advance(text)
                 self._ours = True
@@ -86,8 +87,12 @@ class Screen:
             self._drawn = True
 
     def line(self, text: str) -> None:
-        """A line on standard error."""
+        """A line on standard error; left out where it would stand in the middle of the text, because
+        both go to one file.
+        """
         with self._lock:
+            if self._mixed and self._row and self._ours:
+                return
             self._erase()
             self._tell(f"{text}\n")
 
@@ -140,6 +145,12 @@ class _Above:
 def _is_terminal(stream: Any) -> bool:
     with suppress(OSError, ValueError, AttributeError):
         return bool(stream.isatty()) and os.environ.get("TERM", "") not in ("", "dumb")
+    return False
+
+
+def _one_file(one: Any, two: Any) -> bool:
+    with suppress(OSError, ValueError, AttributeError):
+        return os.path.sameopenfile(one.fileno(), two.fileno())
     return False
 
 

@@ -245,6 +245,25 @@ def test_texts_in_several_batches_are_counted_together(puma, folder, monkeypatch
     assert any(0 < share < 40 for share in shares)
 
 
+def test_no_line_cuts_a_text_in_one_file(tmp_path, monkeypatch):
+    with (tmp_path / "both").open("w+") as both, (tmp_path / "other").open("w+") as other:
+        for err, expected in ((both, "a line\nThe answer.\nlast\n"), (other, "The answer.\n")):
+            both.seek(0)
+            both.truncate()
+            monkeypatch.setattr(sys, "stdout", both)
+            monkeypatch.setattr(sys, "stderr", err)
+            with screen.Screen() as shown:
+                shown.line("a line")
+                shown.write("The ")
+                shown.line("5 tokens")
+                shown.write("answer.\n")
+                shown.line("last")
+            both.seek(0)
+            assert both.read() == expected
+        other.seek(0)
+        assert other.read() == "a line\n5 tokens\nlast\n"
+
+
 # -- streams that are closed, narrow, or left ------------------------------------------------------
 
 
