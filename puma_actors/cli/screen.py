@@ -87,8 +87,8 @@ class Screen:
             self._drawn = True
 
     def line(self, text: str) -> None:
-        """A line on standard error; left out where it would stand in the middle of the text, because
-        both go to one file.
+        """A line on standard error; left out where both go to one file, and it would stand in the
+        middle of the text.
         """
         with self._lock:
             if self._mixed and self._row and self._ours:
