@@ -50,7 +50,7 @@ def show(
         return
     _show(listing)
     for peer, error in listing.silent.items():
-        tell(f"no answer from {peer}: {error}")
+        tell(f"no answer from {_named(peer, str(error))}")
 
 
 def _show(listing: Any) -> None:
@@ -71,6 +71,11 @@ def _show(listing: Any) -> None:
         cells = (name, good[0].architecture, good[0].head, size, good[0].created[:16], state)
         table.add_row(*map(Text, cells))  # what parties say is never markup
     stdout.print(table if listing.models else "no models: `puma upload` brings one")
+
+
+def _named(who: object, problem: str) -> str:
+    """What somebody's problem is; most say already whose it is."""
+    return f"{who}: {problem.removeprefix(f'{who}: ')}"
 
 
 @app.command("remove")
@@ -103,7 +108,11 @@ def remove(
             if each.state == "none":
                 say(f"{each.peer} had none")
             elif not each.done:
-                tell(f"{each.peer} ({each.state}): {each.problem}")
+                tell(
+                    _named(
+                        f"{each.peer} ({each.state})", each.problem.removeprefix(f"{each.peer}: ")
+                    )
+                )
     if not done:
         tell(f"run `puma models remove {name}` again later to finish")
         raise typer.Exit(1)
