@@ -36,8 +36,9 @@ def rescaled(
     held: tuple[str, Matrix] | None = None
     for name, matrix in parameters:
         if held is not None:
-            yield held[0], held[1]
-            yield name, _pair(config, held[0], held[1], matrix)
+            second = _pair(config, *held, matrix)  # before either goes to who may copy it at once
+            yield held
+            yield name, second
             held = None
         elif name.startswith("layers.") and name.rpartition(".")[2] in _FIRST:
             held = name, matrix

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from models.programs.predict import predict
-from protocols.base.cost import Cost
+from protocols.base.cost import Cost, Traffic
 from protocols.base.lane import Lane, Link
 from puma_actors.api.requests import Requests, Step
 from puma_actors.cli.output import amount
@@ -94,12 +94,16 @@ class Following:
     def _lane_of(self, step: Step) -> Callable[[Link], Lane]:
         requests = self._requests
 
-        class Watched(Lane):
+        class Watched(Traffic):
             """Gives up when nobody needs the prediction any more."""
 
-            def charge(self, label: str, cost: Cost) -> None:
+            def note(self, label: str, cost: Cost) -> None:
                 if requests.step is not step:
                     raise _OverError
-                super().charge(label, cost)
+                Traffic.note(self, label, cost)
 
-        return Watched
+        def lane_of(link: Link) -> Lane:
+            link.traffic = Watched()
+            return Lane(link)  # a plain one: layers that are alike are traced once
+
+        return lane_of

@@ -291,7 +291,12 @@ class PartyServer:
             tokens=self.config.limits.inference_tokens,
             files=parts,
         )
-        await admit(channel, session, answer, list(held.files.values()) if request.files else [])
+        files = list(held.files.values()) if request.files else []
+        limit = self.config.timeouts.opening  # it holds a place meanwhile
+        with anyio.move_on_after(limit) as scope:
+            await admit(channel, session, answer, files)
+        if scope.cancelled_caught:
+            raise TransportError(f"the client has not read its answer within {limit:g} s")
 
     async def _shake_hands(
         self,

@@ -50,6 +50,10 @@ from puma_actors.roles.messages import (
 
 DEALER_LEAD = 2
 """Steps that the dealer begins before the client's input to the first of them has come."""
+MOST_REFUSED = 64
+"""Requests that were refused and that the client has not ended. They count against no limit of
+tokens or memory, and each takes a task.
+"""
 
 
 class Upload:
@@ -150,6 +154,7 @@ class Party(Actor):
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
         self._running_inferences: dict[int, anyio.CancelScope] = {}
+        self._refused: set[int] = set()  # of these
         self._lanes: dict[int, Lane] = {}  # of the steps that run
         self._unused = 0  # the least number that no inference has taken
         self._mine: AgreeMessage | None = None
@@ -262,6 +267,11 @@ class Party(Actor):
             try:
                 self._check_request(message, self._plan)
             except (Busy, ConfigError) as error:
+                if len(self._refused) >= MOST_REFUSED:
+                    raise RemoteProtocolError(
+                        f"the client has not ended {MOST_REFUSED} requests that were refused"
+                    ) from None
+                self._refused.add(message.number)
                 group.start_soon(self._refuse, message, error)
             else:
                 group.start_soon(self._infer, message, self._plan)
@@ -310,6 +320,7 @@ class Party(Actor):
 
     async def _ended(self, message: InferMessage) -> None:
         del self._running_inferences[message.number]
+        self._refused.discard(message.number)
         self._forget(message)
         ended = EndedMessage(number=message.number).header()
         await self.scheduler.send_control(Role.CLIENT, ended)

@@ -29,6 +29,9 @@ from puma_actors.transports.frames import Tag
 MESSAGE_OVERHEAD = 256
 """Bytes that any message counts for beside its content, so that empty ones are bounded too."""
 
+GUEST_OFFERS = 64
+"""Offers that may wait of a guest: a client has two messages for each party, for any request."""
+
 Lane: TypeAlias = tuple[int, ...]
 
 
@@ -49,7 +52,8 @@ class Flow:
         backlog: bytes that wait for a slow channel before senders wait too.
         message: largest message.
         guest: what a client or an owner may have a party hold for an inference: its largest
-            message, and all that comes early. They have but ids to send.
+            message, and all that comes early. They have but ids to send, and so few messages that
+            `GUEST_OFFERS` of them may wait to be asked for.
         grace: after a failure, how long the actor's own code may take to notice before it is
             cancelled.
         farewell: how long the last words (goodbye or error) may take.
@@ -74,7 +78,9 @@ class Flow:
         if receiver not in COMPUTING or sender in COMPUTING:
             return self
         least = min(self.guest, self.message)
-        return replace(self, message=least, early=min(least, self.early), window=least)
+        offers = min(self.offers, GUEST_OFFERS)
+        early = min(least, self.early)
+        return replace(self, message=least, early=early, window=least, offers=offers)
 
 
 class CreditWindow:

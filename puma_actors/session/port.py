@@ -29,6 +29,10 @@ from puma_actors.session.outbox import Outbox
 from puma_actors.transports.frames import Frame, Kind, Tag
 
 _MOST_PER_FRAME = 1024
+_MOST_WAITING = 1 << 16
+"""Urgent frames for a peer that does not read, from which on it is given up: far more than a
+program has lanes, each of which has one or two on the way.
+"""
 
 
 class _Batch:
@@ -224,11 +228,20 @@ class Port:
         """Tell the peer that `size` bytes were consumed: of an inference, or () for control
         messages.
         """
-        self._emit(Frame(Kind.CREDIT, self.session, tag, {"bytes": size, "dealt": dealt}))
+        self._answer(Frame(Kind.CREDIT, self.session, tag, {"bytes": size, "dealt": dealt}))
 
     def ask(self, tag: Tag, wanted: bool) -> None:
         """Tell the peer to send a message that it offered, or to forget it."""
-        self._emit(Frame(Kind.ASK, self.session, tag, {"wanted": wanted}))
+        self._answer(Frame(Kind.ASK, self.session, tag, {"wanted": wanted}))
+
+    def _answer(self, frame: Frame) -> None:
+        """Send what the peer gave cause for: nobody waits here while it reads nothing, and it may
+        give cause as often as it likes.
+        """
+        if len(self._urgent) < _MOST_WAITING:
+            self._emit(frame)
+        else:
+            self._lost(self, RemoteProtocolError("it makes this side say more than it reads"))
 
     def asked(self, tag: Tag, wanted: bool) -> None:
         """The peer asks for a message that was offered, or never will.

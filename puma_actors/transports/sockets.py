@@ -103,6 +103,11 @@ class StreamTransport(Transport):
             kind = Refused if "CERT" in (error.reason or "") else TransportError
             raise kind(f"no TLS with {peer}: {explain(error)}") from error
         except socket.gaierror as error:  # at once: a host that nobody knows will not come up
+            if error.errno == socket.EAI_AGAIN:  # the name service itself may
+                raise Unreachable(
+                    f"the host of {peer} cannot be looked up now ({error.strerror or error}): is "
+                    "this machine's name service running?"
+                ) from None
             raise ConfigError(
                 f"the host of {peer} is unknown ({error.strerror or error}): check [parties] and "
                 "this machine's name service"

@@ -115,6 +115,16 @@ def test_powers_of_two_are_taken_back_exactly(model, pair, power):
     assert plan.ranges.norms == calibrate(config, values).ranges.norms
 
 
+@pytest.mark.parametrize("pair", ["values", "scores", "mlp"])
+def test_whoever_takes_matrices_one_by_one_gets_balanced_ones(model, pair):
+    """A matrix that is copied when it comes must not change later."""
+    config, values = model
+    changed = moved(config, values, pair, 2.0**-20)
+    expected = balanced(config, changed)
+    for name, value in rescaled(config, copied(changed).items()):
+        np.testing.assert_array_equal(value.copy(), expected[name], err_msg=name)
+
+
 # -- the examples ----------------------------------------------------------------------------------
 
 

@@ -172,6 +172,13 @@ class Unready(Channel):
         await self.inner.aclose()
 
 
+class Deaf(Unready):
+    """Whoever is at the other end reads nothing."""
+
+    async def send(self, frame: Frame) -> None:
+        await asyncio.Event().wait()
+
+
 class Garbled(Unready):
     """Receives nonsense."""
 
@@ -180,10 +187,15 @@ class Garbled(Unready):
         raise RemoteProtocolError("not a frame")
 
 
-async def hostile(frames: Sequence[Frame], program: Party, flow: Flow | None = None) -> Any:
+async def hostile(
+    frames: Sequence[Frame],
+    program: Party,
+    flow: Flow | None = None,
+    wrap: Callable[[Channel], Channel] = lambda channel: channel,
+) -> Any:
     """Evaluator A runs `program` against a peer that sends `frames`; what A ends with."""
     left, right = memory_pair()
-    peer = Peer(B, "b", SESSION, left, bytes(32))
+    peer = Peer(B, "b", SESSION, wrap(left), bytes(32))
     scheduler = RoundScheduler(A, [peer], flow=flow or Flow(grace=0.01))
     result: Any = None
 

@@ -8,15 +8,23 @@ import struct
 import subprocess
 import sys
 import termios
+from types import SimpleNamespace
 
 import pytest
 from conversation import PROMPT
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from secure_models import tiny_config
 from waiting import HANG
 
+from models.programs.plan import draft_plan
+from models.programs.predict import predict
+from models.programs.program import Batch
 from models.tokens.tokenizer import Tokenizer
+from protocols.base.lane import Settings
+from protocols.drivers import secure
+from puma_actors.api.usage import Step
 from puma_actors.cli import following, progress, screen
 from puma_actors.cli.output import amount
 
@@ -221,6 +229,31 @@ def test_the_rounds_told_are_the_predicted(folder, monkeypatch):
         model.forward([1, 2, 3])
         (cost,) = model.usage.steps
         assert counted[0].rounds == cost.rounds
+
+
+def test_a_prediction_beside_the_request_takes_no_longer_than_another(monkeypatch):
+    """It shares the processor with what it is about: layers that are alike are traced once. It ends
+    with its step.
+    """
+    config = tiny_config(layers=12)
+    step = Step(0, Batch((5,), "last"), 1, 0, Settings(), 0.0)
+    requests = SimpleNamespace(step=step, plan=draft_plan(config))
+    attended = 0
+    attend = secure.attend
+
+    def counted(*args):
+        nonlocal attended
+        attended += 1
+        return attend(*args)
+
+    monkeypatch.setattr(secure, "attend", counted)
+    expected = predict(config, step.batch)[0].cost
+    alone, attended = attended, 0
+    found = following.Following(requests)
+    assert found._predicted(step) == expected
+    assert attended == alone < 12
+    requests.step, found._known = None, {}
+    assert found._predicted(step) is None
 
 
 def test_texts_in_several_batches_are_counted_together(puma, folder, monkeypatch):

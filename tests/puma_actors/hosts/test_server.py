@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -11,17 +12,16 @@ import pytest
 from hosts import hosts, quiet
 from networks import make_certificates
 from reference import leaves_nothing, save_model, save_tokenizer
+from waiting import in_time
 
 from models.checkpoints.weights import open_checkpoint
 from models.programs.plan import draft_plan
 from models.programs.predict import share_bytes
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
-from protocols.errors import (
-    Busy,
-    ConfigError,
-)
+from protocols.errors import Busy, ConfigError, TransportError
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.remote import RemoteCluster, upload_model
+from puma_actors.hosts import server
 from puma_actors.hosts.admission import Request, enter
 from puma_actors.hosts.caller import call, list_models, ping_all, problem_of, remove_model
 from puma_actors.hosts.residents import session_bytes
@@ -237,6 +237,26 @@ async def test_busy_and_later_not(
         await quiet(cluster)
         async with await RemoteCluster.open(cluster.client, "tiny"):
             pass
+
+
+async def test_a_client_that_does_not_read_its_answer_loses_its_place(
+    folder: Path, certificates: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer has published files, which may be larger than what the system buffers."""
+
+    async def unread(*args: Any) -> None:
+        await anyio.sleep_forever()
+
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model)
+        await quiet(cluster)
+        dealer = cluster.servers[Role.DEALER]
+        short = dealer.config.timeouts.model_copy(update={"opening": 0.1})
+        dealer.config = dealer.config.model_copy(update={"timeouts": short})
+        monkeypatch.setattr(server, "admit", unread)
+        with in_time(), pytest.raises(TransportError):
+            await call(cluster.client, Role.CLIENT, Role.DEALER, "session", model="tiny")
+        await quiet(cluster)
 
 
 async def test_memory_is_set_aside(folder: Path, certificates: Path, model: Path) -> None:

@@ -18,7 +18,7 @@ from models.programs.families import load_parameters, parameters_of
 from models.programs.plan import Plan
 from models.programs.public import plan_digests
 from protocols.base.shares import COMPUTING, Role
-from protocols.errors import PeerFailed, RemoteProtocolError
+from protocols.errors import Busy, PeerFailed, RemoteProtocolError
 from puma_actors.roles.actor import Actor, connect_all
 from puma_actors.roles.client import Client
 from puma_actors.roles.messages import (
@@ -36,7 +36,7 @@ from puma_actors.roles.messages import (
     parse,
 )
 from puma_actors.roles.owner import Owner
-from puma_actors.roles.party import Party
+from puma_actors.roles.party import MOST_REFUSED, Party
 from puma_actors.session.mailbox import Flow
 
 Request = tuple[dict[str, Any], Sequence[bytes]]
@@ -257,6 +257,38 @@ async def test_a_party_refuses_a_client(name, role):
     error = await ends_with(party, scripts)
     assert isinstance(error, RemoteProtocolError)
     assert told == [ReadyMessage(digest=PLAN.digest())]
+
+
+class NoRoom(Party):
+    """Refuses every request."""
+
+    def _check_request(self, message: InferMessage, plan: Plan) -> None:
+        raise Busy("no room")
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("role", COMPUTING)
+async def test_a_client_must_end_what_was_refused(role, ends):
+    """A refused request counts against no limit, and waits for its end."""
+
+    async def client(actor: Actor) -> None:
+        await actor.scheduler.control()
+        for number in range(MOST_REFUSED + 1):
+            requests = [tell(InferMessage(number=number, lengths=[1], steps=1))]
+            requests += [tell(EndMessage(number=number))] * ends
+            await sends(role, *requests)(actor)
+            while ends and not isinstance(
+                parse((await actor.scheduler.control())[1]), EndedMessage
+            ):
+                pass
+        await sends(role, ({"do": "infer"}, ()))(actor)
+
+    others = {other: agrees(role) for other in COMPUTING if other is not role}
+    scripts = {Role.OWNER: sends(role, *upload(role)), Role.CLIENT: client, **others}
+    error = await ends_with(NoRoom(role), scripts)
+    assert isinstance(error, RemoteProtocolError)
+    told = f"has not ended {MOST_REFUSED} requests that were refused" in str(error)
+    assert told is not ends
 
 
 DISAGREEING: dict[str, tuple[dict[str, Any], str]] = {

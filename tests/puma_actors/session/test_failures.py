@@ -12,6 +12,7 @@ from scheduling import (
     A,
     B,
     D,
+    Deaf,
     Garbled,
     Unready,
     batch,
@@ -25,12 +26,13 @@ from scheduling import (
     schedulers,
     swaps,
 )
-from waiting import HANG, settled
+from waiting import HANG, in_time, settled
 
 from protocols.base.fields import Field
 from protocols.base.lane import Lane
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.errors import LocalProtocolError, PeerFailed, RemoteProtocolError
+from puma_actors.session import port
 from puma_actors.session.mailbox import Flow
 from puma_actors.session.session import RoundScheduler
 from puma_actors.transports.frames import Frame, Kind
@@ -127,6 +129,30 @@ async def test_offers_without_end_are_refused() -> None:
     error = await hostile(frames, listening, Flow(offers=100, grace=0.01))
     assert isinstance(error, RemoteProtocolError)
     assert "more than 100 messages wait to be asked for" in str(error)
+
+
+TALKATIVE = {
+    "offers": [offer((1, number), 1000) for number in range(1, 300)],
+    "dealt messages": [batch(*[(1, number)] * 30, dealt=True) for number in range(1, 10)],
+}
+
+
+@pytest.mark.parametrize("name", TALKATIVE)
+async def test_who_is_answered_more_often_than_it_reads_is_given_up(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message for an inference that has ended is answered, and nobody waits with that."""
+    monkeypatch.setattr(port, "_MOST_WAITING", 100)
+
+    async def program(scheduler: RoundScheduler) -> None:
+        scheduler.end(0, 10)
+        await scheduler.control()
+
+    with in_time():
+        flow = Flow(grace=0.01, farewell=0.01)
+        error = await hostile(TALKATIVE[name], program, flow, Deaf)
+    assert isinstance(error, RemoteProtocolError)
+    assert "it makes this side say more than it reads" in str(error)
 
 
 async def test_late_messages_of_ended_inferences_are_ignored() -> None:

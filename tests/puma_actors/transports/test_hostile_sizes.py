@@ -16,7 +16,7 @@ from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportE
 from puma_actors.hosts import server
 from puma_actors.hosts.config import _STRANGER
 from puma_actors.hosts.server import PartyServer
-from puma_actors.session.mailbox import Flow, Mailbox
+from puma_actors.session.mailbox import GUEST_OFFERS, Flow, Mailbox
 from puma_actors.transports import TlsTransport
 from puma_actors.transports.frames import (
     HEAD_WEIGHT,
@@ -192,6 +192,17 @@ async def test_guests_have_less_to_send_than_parties(guest: Role, dealt: bool) -
         for sender in COMPUTING:
             assert flow.incoming(receiver, sender) is flow
             assert flow.incoming(guest, sender) is flow
+
+
+@pytest.mark.parametrize("guest", [Role.CLIENT, Role.OWNER])
+async def test_guests_have_few_messages_to_offer(guest: Role) -> None:
+    """Offers count against no budget of bytes, and a tag may be long."""
+    for receiver in COMPUTING:
+        box = _mailbox(Flow().incoming(receiver, guest))
+        for number in range(1, 1 + GUEST_OFFERS):
+            box.offer((0, number), 1)
+        with pytest.raises(RemoteProtocolError, match=f"more than {GUEST_OFFERS} messages wait"):
+            box.offer((0, 1 + GUEST_OFFERS), 1)
 
 
 async def test_an_awaited_message_of_a_guest_is_limited_too() -> None:

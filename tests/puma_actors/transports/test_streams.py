@@ -346,6 +346,33 @@ async def test_bad_addresses(scheme: str, certificates: Path) -> None:
             await transport.listen(address)
 
 
+async def test_a_name_service_that_is_away_may_come_back(
+    scheme: str, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if scheme == "unix":
+        return
+    transport, asked = transport_of(scheme, certificates, OPTIONS), 0
+    usual = socket.getaddrinfo
+
+    def look_up(*args: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return usual(*args, **options)
+
+    async with address_of(scheme) as address, await transport.listen(address) as listener:
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        where = listener.address.replace("127.0.0.1", "localhost")
+        with pytest.raises(Unreachable, match="cannot be looked up now"):
+            await transport.connect(where)
+        async with (
+            await connect_patiently(transport, where, HANG),
+            await listener.accept(),
+        ):
+            assert asked >= 3
+
+
 async def test_plain_tcp_must_be_asked_for(
     scheme: str, certificates: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
