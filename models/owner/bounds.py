@@ -26,6 +26,7 @@ from protocols.functions.normalize import (
     AttentionRange,
     Norm,
     NormRange,
+    longest_result,
     norm_range,
     spare_bits,
 )
@@ -152,6 +153,7 @@ class Bounds:
         self._norms[name] = found
         offset = None if shift is None else np.asarray(shift, dtype=np.float64)
         radius = (1.0 if unit else math.sqrt(norm.size)) * (1 + 4 * 2.0**-found.frac)
+        radius *= longest_result(norm, found)
         frac = FRACTION_BITS if shift is None else RESIDUAL_BITS
         if scale is not None:  # a gain of zero leaves roundings
             scale = np.maximum(scale, 4 * _ULP)

@@ -127,7 +127,7 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
       2^(high + drop + frac), times the gain if it is early. Four times that is held below 2^61.
 
     Rows below a few units of 2^(drop - 22) an entry have no precision left; how far their result
-    strays is for `models.owner.probe` to see.
+    strays is for `models.owner.probe` to see, how long it can get `longest_result` says.
 
     Args:
         gain: the largest factor that an entry is multiplied by beside the norm.
@@ -160,6 +160,25 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
         f"rows of length up to {largest:.3g} over {norm.size} entries leave no precision in a "
         "64-bit ring: the model's weights are too large"
     )
+
+
+def longest_result(norm: Norm, bounds: NormRange) -> float:
+    """Length below which a normalised row stays, over the one that it would have without roundings
+    (sqrt(n), or 1 for unit rows), whatever the input.
+
+    Squares are summed of entries that were shifted down, s = w + e, and the whole ones, w, are
+    scaled. Each e is below 2 in size, so |w|^2 / (|s|^2 + eps) <= 1 + 4 n / eps (eps as a word):
+    next to nothing unless many bits are dropped. Where that says little, the roundings do not
+    conspire: the e are independent with mean 0 and variance 1/4, so that
+    |s|^2 = |w|^2 + 2 w e + |e|^2, but for a chance of 2^-60 a row (9 deviations), is at least
+    |w|^2 - 9 |w| + 0.8 n / 4, and |w|^2 / |s|^2 at most 1 / (1 - 81 / (0.8 n)).
+    """
+    if bounds.drop == 0:  # both are the same words
+        return 1.0
+    sound = 1 + 4 * norm.size / int(bounds.eps_word(norm))
+    spread = 81 / (0.8 * norm.size)
+    likely = 1 / (1 - spread) if spread < 1 else math.inf
+    return math.sqrt(min(sound, likely))
 
 
 def longest_centred(norm: Norm) -> float:

@@ -13,7 +13,7 @@ from protocols.base.ring import RESIDUAL_BITS
 from protocols.base.shares import Role
 from protocols.errors import RangeError
 from protocols.functions.elementary import rsqrt
-from protocols.functions.normalize import Norm, _prepared, norm_range, normalize
+from protocols.functions.normalize import Norm, _prepared, longest_result, norm_range, normalize
 
 SIZES = [1, 2, 3, 576, 4096, 16_384, 65_535, 65_536]
 KINDS = [False, True]
@@ -232,3 +232,24 @@ def test_usual_rows_under_a_tiny_eps(scale):
 
     got = floats(program, share(x, RESIDUAL_BITS))
     assert np.abs(got - exact(x, norm)).max() < 1e-3 + 2.0**-20 / scale
+
+
+# -- how long a result can get ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "eps", "largest"), [(8, 1e-6, 2.0**20), (256, 1e-6, 2.0**20)])
+@pytest.mark.parametrize("units", [0.9, 1.9, 5.5, 30.0])
+def test_rows_of_a_few_units_stay_below_their_longest_result(size, eps, largest, units):
+    """Squares are summed of shifted entries, and the whole ones are scaled: 1.4 times too long."""
+    norm = Norm(size, eps)
+    bounds = norm_range(norm, largest)
+    assert bounds.drop > 8
+    rows = np.full((64, size), units * 2.0 ** (bounds.drop - RESIDUAL_BITS))
+    rows[::2, ::2] *= -1
+
+    async def program(lane, x):
+        return await normalize(lane, x, norm, bounds)
+
+    lengths = np.linalg.norm(floats(program, share(rows, RESIDUAL_BITS)), axis=1)
+    limit = math.sqrt(size) * longest_result(norm, bounds)
+    assert lengths.max() <= 1.001 * limit

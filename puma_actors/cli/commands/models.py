@@ -50,7 +50,8 @@ def show(
         return
     _show(listing)
     for peer, error in listing.silent.items():
-        tell(f"no answer from {_named(peer, str(error))}")
+        problem = str(error).removeprefix(f"{peer}: ")  # most say already whose it is
+        tell(f"no answer from {peer}: {problem}")
 
 
 def _show(listing: Any) -> None:
@@ -71,11 +72,6 @@ def _show(listing: Any) -> None:
         cells = (name, good[0].architecture, good[0].head, size, good[0].created[:16], state)
         table.add_row(*map(Text, cells))  # what parties say is never markup
     stdout.print(table if listing.models else "no models: `puma upload` brings one")
-
-
-def _named(who: object, problem: str) -> str:
-    """What somebody's problem is; most say already whose it is."""
-    return f"{who}: {problem.removeprefix(f'{who}: ')}"
 
 
 @app.command("remove")
@@ -108,11 +104,8 @@ def remove(
             if each.state == "none":
                 say(f"{each.peer} had none")
             elif not each.done:
-                tell(
-                    _named(
-                        f"{each.peer} ({each.state})", each.problem.removeprefix(f"{each.peer}: ")
-                    )
-                )
+                problem = each.problem.removeprefix(f"{each.peer}: ")
+                tell(f"{each.peer} ({each.state}): {problem}")
     if not done:
         tell(f"run `puma models remove {name}` again later to finish")
         raise typer.Exit(1)
