@@ -28,7 +28,7 @@ from protocols.kernels import warm_up
 from puma_actors.api.requests import Requests, Token, Usage
 from puma_actors.base.available import available_memory
 from puma_actors.base.compute import Compute, give_back
-from puma_actors.roles.actor import MEMORY, Actor, connect_all
+from puma_actors.roles.actor import MEMORY, Actor, ActorOptions, connect_all
 from puma_actors.roles.client import Client, Inference
 from puma_actors.roles.owner import Owner, Progress, ignore_progress
 from puma_actors.roles.party import Party
@@ -99,17 +99,16 @@ class LocalCluster(Requests):
         settings = Settings() if settings is None else settings
         if not isinstance(settings, Settings):
             raise ConfigError(f"settings are {type(settings).__name__}: give a Settings")
-        options: dict[str, Any] = {"compute": compute or Compute(), "settings": settings}
-        options["recorder"] = recorder
-        super().__init__(checkpoint.config, tokenizer, LocalClient(**options), settings)
+        options = ActorOptions(compute=compute or Compute(), settings=settings, recorder=recorder)
+        super().__init__(checkpoint.config, tokenizer, LocalClient(options), settings)
         self.checkpoint = checkpoint
         self.network = parse_network(network)
         self.seconds: dict[str, float] = {}
         self._address = address or MEMORY + ("?codec=1" if codec else "")
         self._progress = progress
         _check_tokenizer(checkpoint, tokenizer)
-        self._owner = Owner(checkpoint, texts=texts, progress=progress, **options)
-        self._parties = [Party(role, **options) for role in COMPUTING]
+        self._owner = Owner(checkpoint, options, texts=texts, progress=progress)
+        self._parties = [Party(role, options) for role in COMPUTING]
         self._group: TaskGroup | None = None
         self._client_scope: anyio.CancelScope | None = None
         self._failures: list[BaseException] = []

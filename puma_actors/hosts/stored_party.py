@@ -19,7 +19,7 @@ from puma_actors.base.logs import log
 from puma_actors.hosts.manifest import PUBLIC_BYTES, seed_file, words_file
 from puma_actors.hosts.residents import Held
 from puma_actors.hosts.store import Draft
-from puma_actors.roles.actor import Actor
+from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import (
     CommitMessage,
     FileMessage,
@@ -58,8 +58,10 @@ class ServingParty(Party):
         held: the model; its parameters are shared with other sessions.
     """
 
-    def __init__(self, role: Role, held: Held, limits: ServingLimits, **options: Any) -> None:
-        super().__init__(role, **options)
+    def __init__(
+        self, role: Role, held: Held, limits: ServingLimits, options: ActorOptions | None = None
+    ) -> None:
+        super().__init__(role, options)
         self._plan = held.plan
         self._parameters = dict(held.parameters)
         self._limits = limits
@@ -196,8 +198,10 @@ class Receiver(Actor):
         memory: bytes that the party may use; what it could never load is refused at once.
     """
 
-    def __init__(self, role: Role, draft: Draft, memory: int, **options: Any) -> None:
-        super().__init__(role, **options)
+    def __init__(
+        self, role: Role, draft: Draft, memory: int, options: ActorOptions | None = None
+    ) -> None:
+        super().__init__(role, options)
         self._draft = draft
         self._memory = memory
         self._files: set[str] = set()

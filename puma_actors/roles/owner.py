@@ -16,7 +16,7 @@ from models.programs.sharing import SEED_BYTES, mask_parameter
 from protocols.base.ring import Floats, Words
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.errors import RemoteProtocolError
-from puma_actors.roles.actor import Actor
+from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import (
     PlanMessage,
     ReadyMessage,
@@ -54,12 +54,12 @@ class Owner(Actor):
     def __init__(
         self,
         checkpoint: Checkpoint,
+        options: ActorOptions | None = None,
         *,
         texts: Sequence[Sequence[int]] = (),
         progress: Progress = ignore_progress,
-        **options: Any,
     ) -> None:
-        super().__init__(Role.OWNER, **options)
+        super().__init__(Role.OWNER, options)
         self._checkpoint = checkpoint
         self._texts = texts
         self._progress = progress

@@ -31,7 +31,7 @@ from protocols.errors import (
 from puma_actors.base.concurrency import unwrap
 from puma_actors.base.logs import log
 from puma_actors.base.texts import TEXT_CHARS
-from puma_actors.roles.actor import Actor
+from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import (
     AgreeMessage,
     CloseMessage,
@@ -144,8 +144,8 @@ class Party(Actor):
     no input but for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
     """
 
-    def __init__(self, role: Role, **options: Any) -> None:
-        super().__init__(role, **options)
+    def __init__(self, role: Role, options: ActorOptions | None = None) -> None:
+        super().__init__(role, options)
         self._upload: Upload | None = None
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
