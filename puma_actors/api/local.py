@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
@@ -25,6 +25,7 @@ from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING
 from protocols.errors import ConfigError, ModelError, PeerFailed, PumaError
 from protocols.kernels import warm_up
+from puma_actors.api.options import ClusterOptions
 from puma_actors.api.requests import Requests, Token, Usage
 from puma_actors.base.available import available_memory
 from puma_actors.base.compute import Compute, give_back
@@ -115,7 +116,11 @@ class LocalCluster(Requests):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_name: str | Path, *, head: str | None = None, **options: Any
+        cls,
+        path_or_name: str | Path,
+        *,
+        head: str | None = None,
+        **options: Unpack[ClusterOptions],
     ) -> Self:
         """A cluster for a directory, a file, or a name on the Hugging Face hub.
 

@@ -27,6 +27,7 @@ from puma_actors.cli.options import (
     TreeOption,
 )
 from puma_actors.cli.streams import abandon_stdout, prepare_streams
+from puma_actors.cli.where import Where
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
@@ -114,9 +115,14 @@ def generate(
     )
     reveal = "argmax" if secret_logits else "logits"
     settings = Settings(str(approximation), str(tree), lanes, reveal)
-    options = {"codec": codec, "network": network, "cluster": cluster, "tokenizer": tokenizer}
-    options["insecure_no_tls"] = insecure_no_tls
-    run_generate(model, prompt, sampling, settings, raw=raw, options=options, as_json=as_json)
+    where = Where(
+        codec=codec,
+        network=network,
+        cluster=cluster,
+        tokenizer=tokenizer,
+        insecure_no_tls=insecure_no_tls,
+    )
+    run_generate(model, prompt, sampling, settings, where=where, raw=raw, as_json=as_json)
 
 
 @app.command()
@@ -140,9 +146,14 @@ def forward(
     from puma_actors.cli.commands.generate import run_forward
 
     settings = Settings(str(approximation), str(tree), lanes)
-    options = {"codec": codec, "network": network, "cluster": cluster, "tokenizer": tokenizer}
-    options["insecure_no_tls"] = insecure_no_tls
-    run_forward(model, input_ids, output, settings, options=options, as_json=as_json)
+    where = Where(
+        codec=codec,
+        network=network,
+        cluster=cluster,
+        tokenizer=tokenizer,
+        insecure_no_tls=insecure_no_tls,
+    )
+    run_forward(model, input_ids, output, settings, where=where, as_json=as_json)
 
 
 @app.command()
@@ -253,7 +264,7 @@ def perplexity(
         window=window,
         stride=stride,
         max_tokens=max_tokens,
-        options={"codec": codec, "network": network},
+        where=Where(codec=codec, network=network),
         as_json=as_json,
     )
 
@@ -282,9 +293,16 @@ def profile(
     from puma_actors.cli.commands.profile import run
 
     settings = Settings(str(approximation), str(tree), lanes)
-    options = {"network": network}
-    files = {"trace": trace, "html": html}
-    run(model, tokens_in, tokens_out, settings, options=options, as_json=as_json, **files)
+    run(
+        model,
+        tokens_in,
+        tokens_out,
+        settings,
+        network=network,
+        trace=trace,
+        html=html,
+        as_json=as_json,
+    )
 
 
 # What people try first stands first in the help.
