@@ -101,8 +101,8 @@ def generate(
     """Answer a prompt privately, with all five roles in this process or the parties elsewhere."""
     refuse_unsupported(None if cluster else model)
     from models.tokens.sampling import SamplingConfig
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.generate import run_generate
+    from puma_actors.cli.settings import settings_of
 
     sampling = SamplingConfig(
         max_new_tokens=max_new_tokens,
@@ -113,8 +113,7 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    reveal = "argmax" if secret_logits else "logits"
-    settings = Settings(str(approximation), str(tree), lanes, reveal)
+    settings = settings_of(approximation, tree, lanes, secret_logits=secret_logits)
     where = Where(
         codec=codec,
         network=network,
@@ -142,10 +141,10 @@ def forward(
 ) -> None:
     """Run a model privately on token ids; write logits, or a bare model's last hidden states."""
     refuse_unsupported(None if cluster else model)
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.generate import run_forward
+    from puma_actors.cli.settings import settings_of
 
-    settings = Settings(str(approximation), str(tree), lanes)
+    settings = settings_of(approximation, tree, lanes)
     where = Where(
         codec=codec,
         network=network,
@@ -163,10 +162,10 @@ def costs(
     as_json: JsonOption = False,
 ) -> None:
     """Print what each protocol costs: rounds, online and offline bits an element."""
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.reports import run_costs
+    from puma_actors.cli.settings import settings_of
 
-    run_costs(Settings(str(approximation), str(tree)), as_json=as_json)
+    run_costs(settings_of(approximation, tree), as_json=as_json)
 
 
 @app.command()
@@ -190,10 +189,10 @@ def inspect(
     """Tell whether a model is supported, and what it would cost to run."""
     if not as_json:
         refuse_unsupported(path)
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.reports import run_inspect
+    from puma_actors.cli.settings import settings_of
 
-    settings = Settings(str(approximation), str(tree))
+    settings = settings_of(approximation, tree)
     run_inspect(path, prompt_tokens, new_tokens, settings, as_json=as_json)
 
 
@@ -219,10 +218,10 @@ def compare(
     a model's owner who wants to know why an answer differs.
     """
     refuse_unsupported(model)
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.compare import run_compare
+    from puma_actors.cli.settings import settings_of
 
-    settings = Settings(str(approximation), str(tree))
+    settings = settings_of(approximation, tree)
     run_compare(model, text or [], input_ids or [], settings, threshold, as_json=as_json)
 
 
@@ -253,10 +252,10 @@ def perplexity(
 ) -> None:
     """Score a text with a language model, in plaintext and privately: two perplexities."""
     refuse_unsupported(model)
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.perplexity import run_perplexity
+    from puma_actors.cli.settings import settings_of
 
-    settings = Settings(str(approximation), str(tree), lanes)
+    settings = settings_of(approximation, tree, lanes)
     run_perplexity(
         model,
         file,
@@ -289,10 +288,10 @@ def profile(
 ) -> None:
     """Run a request and show what it costs: by layer, by protocol, and what to improve."""
     refuse_unsupported(model)
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.profile import run
+    from puma_actors.cli.settings import settings_of
 
-    settings = Settings(str(approximation), str(tree), lanes)
+    settings = settings_of(approximation, tree, lanes)
     run(
         model,
         tokens_in,

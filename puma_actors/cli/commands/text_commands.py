@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from puma_actors.cli.options import (
     TreeOption,
 )
 from puma_actors.cli.where import Where
+
+if TYPE_CHECKING:  # heavy, and not needed before a command runs
+    from protocols.base.lane import Settings
 
 
 class Aggregation(StrEnum):
@@ -286,7 +289,7 @@ def _where(
     )
 
 
-def _settings(approximation: Approximation, tree: Tree, lanes: int) -> Any:
-    from protocols.base.lane import Settings
+def _settings(approximation: Approximation, tree: Tree, lanes: int) -> "Settings":
+    from puma_actors.cli.settings import settings_of
 
-    return Settings(str(approximation), str(tree), lanes)
+    return settings_of(approximation, tree, lanes)
