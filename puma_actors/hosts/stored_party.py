@@ -238,7 +238,7 @@ class Receiver(Actor):
             await self._file(message, buffers)
         elif isinstance(message, PlanMessage) and self._upload is None:
             parts = (self.role, message, self._draft, self._memory)
-            self._upload = await self.scheduler.compute.run(1 << 40, _StoredUpload, *parts)
+            self._upload = await self.scheduler.compute.offload(_StoredUpload, *parts)
         elif self._upload is None:
             raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
         elif isinstance(message, SeedMessage):
@@ -267,6 +267,6 @@ class Receiver(Actor):
         ready = ReadyMessage(digest=self._draft.digest).header()
         await self.scheduler.send_control(Role.OWNER, ready)
 
-    async def _disk(self, function: Any, *args: Any) -> None:
+    async def _disk(self, function: Callable[..., object], *args: Any) -> None:
         """Off the event loop: sessions go on meanwhile."""
-        await self.scheduler.compute.run(1 << 40, function, *args)
+        await self.scheduler.compute.offload(function, *args)
