@@ -334,8 +334,7 @@ def main() -> None:
         abandon_stdout()
         sys.exit(EXIT_FAILURE)
     except OSError as error:  # a full disk, a path that vanished: no bug of ours
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"error: {where}{error.strerror or type(error).__name__}", EXIT_FAILURE)
+        _fail(f"error: {_refused(error)}", EXIT_FAILURE)
     except Exception as error:
         _fail(
             f"unexpected {type(error).__name__}: run `puma --debug ...` for the traceback",
@@ -346,6 +345,12 @@ def main() -> None:
             _fail("interrupted", EXIT_INTERRUPTED)
         if isinstance(code, int) and code:  # of `typer.Exit`
             sys.exit(code)
+
+
+def _refused(error: OSError) -> str:
+    """What the system did not do, and with which file."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or type(error).__name__}"
 
 
 def _given(error: Any) -> str:
