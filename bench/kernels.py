@@ -14,7 +14,7 @@ from protocols.base.ring import Bytes, Words
 from protocols.dpf import generate, spline_shares
 from protocols.functions.activation_tables import ACTIVATIONS
 from protocols.functions.elementary import power_spline
-from protocols.kernels.matmul import PANEL, matmul_into
+from protocols.kernels.matmul import matmul_into
 from protocols.kernels.packing import pack, packed_bytes, unpack
 from protocols.kernels.waves import combined, harmonics
 
@@ -45,6 +45,10 @@ def _in_threads(pool: ThreadPoolExecutor, jobs: list[Callable[[], Any]]) -> Call
             done.result()
 
     return together
+
+
+PANEL = 64
+"""Columns; ranges that start on a panel keep threads on separate cache lines."""
 
 
 def column_ranges(n: int, parts: int) -> list[tuple[int, int]]:

@@ -21,7 +21,6 @@ from protocols.kernels.jit import MODE, Words, kernel
 from protocols.kernels.rows import row_products
 from protocols.kernels.simd import make_pack, make_tile, vector_bytes
 
-PANEL = 64  # columns; ranges that start on a panel keep threads on separate cache lines
 _DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
 _SHORT = 16  # columns of a panel on machines whose vectors have 32 bytes
 _STREAMED_ROWS = 4  # up to here the weights are read in place

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import protocols.kernels
-from bench.kernels import column_ranges
+from bench.kernels import PANEL, column_ranges
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from protocols.kernels import (
     aesni,
@@ -111,7 +111,7 @@ def test_column_ranges_cover_without_overlap(n, parts):
     assert len(ranges) <= parts
     assert ranges[0][0] == 0 and ranges[-1][1] == n
     assert all(lo < hi for lo, hi in ranges)
-    assert all(a[1] == b[0] and b[0] % matmul.PANEL == 0 for a, b in pairwise(ranges))
+    assert all(a[1] == b[0] and b[0] % PANEL == 0 for a, b in pairwise(ranges))
 
 
 def test_matmul_refuses_shapes_that_do_not_fit():
