@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 from bench.harness import Benchmark, Options, Result, timed
 from protocols.base.prf import Stream
 from protocols.base.ring import Bytes, Words
-from protocols.dpf import expand, generate, spline_shares
+from protocols.dpf import generate, spline_shares
 from protocols.functions.activation_tables import ACTIVATIONS
 from protocols.functions.elementary import power_spline
-from protocols.kernels.matmul import column_ranges, matmul_into
+from protocols.kernels.matmul import matmul_into
 from protocols.kernels.packing import pack, packed_bytes, unpack
 from protocols.kernels.waves import combined, harmonics
 
@@ -44,6 +45,18 @@ def _in_threads(pool: ThreadPoolExecutor, jobs: list[Callable[[], Any]]) -> Call
             done.result()
 
     return together
+
+
+PANEL = 64
+"""Columns; ranges that start on a panel keep threads on separate cache lines."""
+
+
+def column_ranges(n: int, parts: int) -> list[tuple[int, int]]:
+    """At most `parts` ranges [lo, hi) that cover n columns, of equal size up to one panel."""
+    panels = -(-n // PANEL)
+    parts = max(1, min(parts, panels))
+    cuts = [min(n, panels * part // parts * PANEL) for part in range(parts + 1)]
+    return list(pairwise(cuts))
 
 
 def _matrix_products(
@@ -110,12 +123,8 @@ def dpf(options: Options) -> Iterator[Result]:
     ones = np.ones((count, 1), dtype=np.uint64)
     for v in (8,) if options.quick else (15, 16):
         alpha = _random(count) & np.uint64((1 << v) - 1)
-        deal = partial(generate, alpha, ones, one, two, v)
-        seconds = timed(deal, options)
+        seconds = timed(partial(generate, alpha, ones, one, two, v), options)
         yield Result("kernels.dpf", f"deal, 2^{v} places", seconds, count, "elements")
-        seconds = timed(partial(expand, 0, one, deal(), v, 1), options)
-        work = float(count << v)
-        yield Result("kernels.dpf", f"expand {count}, 2^{v} places", seconds, work, "leaves")
 
 
 def spline(options: Options) -> Iterator[Result]:
@@ -153,7 +162,7 @@ BENCHMARKS = [
     Benchmark("kernels.gemv", "one row times a matrix over Z_2^64", gemv),
     Benchmark("kernels.prf", "drawing masks (AES-128-CTR)", prf),
     Benchmark("kernels.packing", "packing ring words for the wire", packing),
-    Benchmark("kernels.dpf", "dealing and expanding point functions", dpf),
+    Benchmark("kernels.dpf", "dealing point functions", dpf),
     Benchmark("kernels.spline", "dealing and evaluating splines", spline),
     Benchmark("kernels.waves", "dealing and evaluating sums of waves", waves),
 ]

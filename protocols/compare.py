@@ -203,6 +203,21 @@ async def _joined(
     return [(product[k],) for k in range(len(winners))]
 
 
+async def _winners(lane: Lane, columns: list[SecretTensor]) -> list[tuple[SecretBits, ...]]:
+    """For each column but the last: bits whose product says that its entry is the largest."""
+    radix = len(columns)
+    pairs = list(itertools.combinations(range(radix), 2))
+    stacked = stack([columns[i] - columns[j] for i, j in pairs], axis=0)
+    loses = await less(lane, stacked, digits=columns[0].width // DIGIT_BITS)
+    beaten = {pair: loses[k] for k, pair in enumerate(pairs)}
+    winners = []
+    for k in range(radix - 1):
+        before = [beaten[other, k] for other in range(k)]
+        winners.append((*before, *(~beaten[k, other] for other in range(k + 1, radix))))
+    joins = lane.settings.tree == "traffic" and radix > 2
+    return await _joined(lane, winners) if joins else winners
+
+
 async def _contest(
     lane: Lane, x: SecretTensor, payload: SecretTensor | None
 ) -> tuple[SecretTensor, SecretTensor | None]:
@@ -211,22 +226,8 @@ async def _contest(
     groups = -(-size // radix)
     index = np.minimum(np.arange(groups * radix), size - 1).reshape(groups, radix)
     columns = [x[..., index[:, k]] for k in range(radix)]
-    pairs = [(i, j) for i in range(radix) for j in range(i + 1, radix)]
-    stacked = stack([columns[i] - columns[j] for i, j in pairs], axis=0)
-    loses = await less(lane, stacked, digits=x.width // DIGIT_BITS)
-    beaten = {pair: loses[k] for k, pair in enumerate(pairs)}
-    last = columns[-1]
-    winners = [
-        tuple(
-            beaten[other, k] if other < k else ~beaten[k, other]
-            for other in range(radix)
-            if other != k
-        )
-        for k in range(radix - 1)
-    ]
-    if lane.settings.tree == "traffic" and radix > 2:
-        winners = await _joined(lane, winners)
-    jobs = [(columns, last)]
+    winners = await _winners(lane, columns)
+    jobs = [(columns, columns[-1])]
     if payload is not None:
         beside = [payload[..., index[:, k]] for k in range(radix)]
         jobs.append((beside, beside[-1]))

@@ -28,8 +28,6 @@ from protocols.kernels.tree import (
     child_correction,
     convert,
     correction_bytes,
-    correction_words,
-    expand_numpy,
     leaf_words,
     next_level,
     root_words,
@@ -39,7 +37,6 @@ from protocols.kernels.tree import (
 
 __all__ = [
     "correction_bytes",
-    "expand",
     "expand_selectors",
     "generate",
     "generate_selectors",
@@ -121,24 +118,6 @@ def _final(leaves: Words, control_b: Words, alpha: Words, payload: Words) -> Wor
     sign = (_ONE - (control_b << _ONE))[:, None]
     corrected: Words = difference * sign
     return corrected
-
-
-def expand(party: int, roots: Bytes, correction: Bytes, v: int, w: int) -> Words:
-    """The additive shares (n, w, 2^v) of `party` (0 or 1), from roots (n, 16).
-
-    Raises RemoteProtocolError if the correction's length is not n * correction_bytes(v, w).
-    """
-    n = len(roots)
-    words = correction_words(correction, n, v, w)
-    seeds = root_words(roots, n)
-    if not available():
-        shares = expand_numpy(party, seeds, words, v, w)
-        turned: Words = np.ascontiguousarray(shares.transpose(0, 2, 1))
-        return turned
-    out = np.empty((n, w, 1 << v), dtype=np.uint64)
-    keys = round_keys(LEAF + (leaf_words(w) + 1) // 2)
-    forest.expand(keys, party, seeds.reshape(-1), words.reshape(-1), v, w, out.reshape(-1))
-    return out
 
 
 # -- one bit a point -------------------------------------------------------------------------------

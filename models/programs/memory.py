@@ -190,12 +190,7 @@ class Sizes:
         most = self._settings.block
         groups = min(self._settings.lanes, k.shape[0])
         share = -(-k.shape[0] // groups) * (heads // k.shape[0])
-        pieces = [
-            (piece.size(share), piece.size(1))
-            for span in spans
-            for piece in score_pieces(span.mask, share, most)
-            for _ in range(groups)
-        ]
+        pieces = _score_sizes(spans, share, most, groups)
         runs = [pieces[run] for run in waves([scores for scores, _ in pieces], most)]
         if self._dealer:  # which does one after another
             runs = [[piece] for piece in pieces]
@@ -295,6 +290,18 @@ def _evaluate(
             await sizes.argmax(result)
 
     run_now(program())
+
+
+def _score_sizes(
+    spans: Sequence[Span], share: int, most: int, groups: int
+) -> list[tuple[int, int]]:
+    """Scores, and entries of the mask, of every piece that attention is cut into."""
+    return [
+        (piece.size(share), piece.size(1))
+        for span in spans
+        for piece in score_pieces(span.mask, share, most)
+        for _ in range(groups)
+    ]
 
 
 def _grown(tensor: Any, length: int) -> _Sized | None:

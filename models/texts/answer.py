@@ -106,27 +106,32 @@ class Answer(TextTask):
 def _questions(inputs: Any, question: Any, context: Any) -> tuple[list[tuple[str, str]], bool]:
     """Pairs of question and context, and whether there was one that was not in a list."""
     if inputs is None:
-        if isinstance(question, str) or question is None:
-            inputs = {"question": question, "context": context}
-        else:
-            contexts = [context] * len(question) if isinstance(context, str) else context or []
-            if len(contexts) != len(question):
-                raise ConfigError(
-                    f"{len(question)} questions for {len(contexts)} contexts: give as many, or one"
-                    " context"
-                )
-            pairs = zip(question, contexts, strict=True)
-            inputs = [{"question": asked, "context": text} for asked, text in pairs]
+        inputs = _paired(question, context)
     single = isinstance(inputs, Mapping)
     items = [inputs] if single else inputs
     if not isinstance(items, Sequence) or not items:
         raise ConfigError("no question was given: give question=... and context=...")
-    for item in items:
-        for key in ("question", "context"):
-            text = item.get(key) if isinstance(item, Mapping) else None
-            if not isinstance(text, str) or not text.strip():
-                raise ConfigError(f"a {key} is empty or missing: give question=... and context=...")
-    return [(item["question"], item["context"]) for item in items], single
+    return [(_part(item, "question"), _part(item, "context")) for item in items], single
+
+
+def _paired(question: Any, context: Any) -> Any:
+    """What was given as two keywords, as it would have been given as inputs."""
+    if isinstance(question, str) or question is None:
+        return {"question": question, "context": context}
+    contexts = [context] * len(question) if isinstance(context, str) else context or []
+    if len(contexts) != len(question):
+        raise ConfigError(
+            f"{len(question)} questions for {len(contexts)} contexts: give as many, or one context"
+        )
+    pairs = zip(question, contexts, strict=True)
+    return [{"question": asked, "context": text} for asked, text in pairs]
+
+
+def _part(item: Any, key: str) -> str:
+    text = item.get(key) if isinstance(item, Mapping) else None
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(f"a {key} is empty or missing: give question=... and context=...")
+    return text
 
 
 def _best_spans(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ class Secure:
         pieces = [score_pieces(span.mask, (hi - lo) * share, most) for span, lo, hi in cells]
         jobs = [(*cell, piece) for cell, cut in zip(cells, pieces, strict=True) for piece in cut]
 
-        async def attend_job(lane: Lane, span: Span, lo: int, hi: int, at: Piece) -> SecretTensor:
+        async def attend_job(span: Span, lo: int, hi: int, at: Piece, lane: Lane) -> SecretTensor:
             heads, rows = slice(lo * share, hi * share), _within(span.rows, at.rows)
             seen = _within(span.context, at.columns)
             bias = None if span.bias is None else span.bias[heads, :, at.columns]
@@ -210,16 +211,8 @@ class Secure:
         sizes = [piece.size((hi - lo) * share) for _, lo, hi, piece in jobs]
         found: list[SecretTensor] = []
         for wave in waves(sizes, most):
-            found += await self.lane.parallel(
-                [lambda lane, job=job: attend_job(lane, *job) for job in jobs[wave]]  # type: ignore[misc]
-            )
-        parts = iter(found)
-        done = [concat([next(parts) for _ in cut], axis=1) for cut in pieces]
-        rows = [
-            concat(done[start : start + groups], axis=0) for start in range(0, len(done), groups)
-        ]
-        whole = concat(rows, axis=1).transpose(1, 0, 2)
-        return whole.reshape(whole.shape[0], -1)
+            found += await self.lane.parallel([partial(attend_job, *job) for job in jobs[wave]])
+        return _rejoined(found, [len(cut) for cut in pieces], groups)
 
     # -- for the client ----------------------------------------------------------------------------
 
@@ -324,6 +317,17 @@ def _with_one(x: SecretTensor, rows: int) -> SecretTensor:
 def _kind(x: SecretTensor) -> tuple[tuple[int, ...], int, int]:
     """What costs may depend on."""
     return x.shape, x.width, x.frac
+
+
+def _rejoined(parts: Sequence[SecretTensor], cuts: Sequence[int], groups: int) -> SecretTensor:
+    """The heads of all sequences, each row's beside each other: (rows, columns). Parts come by
+    sequence, group of heads, and block of rows, of which `cuts` tells the number.
+    """
+    rest = iter(parts)
+    done = [concat(list(itertools.islice(rest, count)), axis=1) for count in cuts]
+    rows = [concat(done[start : start + groups], axis=0) for start in range(0, len(done), groups)]
+    whole = concat(rows, axis=1).transpose(1, 0, 2)
+    return whole.reshape(whole.shape[0], -1)
 
 
 def _within(whole: slice, part: slice) -> slice:

@@ -182,7 +182,13 @@ def _aligned(v: SecretTensor, units: list[int], spline: Spline) -> SecretTensor:
 
 @protocol("rsqrt")
 async def rsqrt(
-    lane: Lane, v: SecretTensor, low: int, high: int, *, gain: float = 1.0, frac: int = 26
+    lane: Lane,
+    v: SecretTensor,
+    low: int,
+    high: int,
+    *,
+    gain: float = 1.0,
+    frac: int = MAX_POWER_FRAC,
 ) -> Scaled:
     """gain / sqrt(v) for ring integers 4^low <= v < 4^high (v's fraction bits even).
 
@@ -197,6 +203,8 @@ async def rsqrt(
 
 
 @protocol("reciprocal")
-async def reciprocal(lane: Lane, v: SecretTensor, low: int, high: int, *, frac: int = 26) -> Scaled:
+async def reciprocal(
+    lane: Lane, v: SecretTensor, low: int, high: int, *, frac: int = MAX_POWER_FRAC
+) -> Scaled:
     """1 / v for ring integers 4^low <= v < 4^high; otherwise as `rsqrt`."""
     return await _negative_power(lane, v, 2, low, high, 1.0, frac)

@@ -57,30 +57,6 @@ def _leaves(
                      leaves, b * stride, stride, fix, 2 * b)  # fmt: skip
 
 
-@kernel("void(in1, int64, in1, in1, int64, int64, uint64[::1])")
-def expand(
-    keys: Words, party: int, roots: Words, correction: Words, v: int, w: int, out: Words
-) -> None:
-    """Roots (2 n,), corrections flat -> shares (n, w, 2^v), flat."""
-    size = 1 << v
-    depth, words = (v - 1, 2) if w == 1 else (v, w)
-    stride = 2 * (1 << depth) + 2 * GROUP_LIMIT
-    nodes = np.empty(stride, np.uint64)
-    leaves = np.empty(stride * ((words + 1) // 2), np.uint64)
-    fix = np.empty(max(4, words + 1), np.uint64)
-    for e in range(roots.size // 2):
-        _leaves(keys, party, roots, correction, e, depth, words, nodes, leaves, stride, fix)
-        step = 1 if w == 1 else 2
-        for i in range(w):
-            source, target = (i // 2) * stride + i % 2, (e * w + i) * size
-            if party == 1:
-                for j in range(size):
-                    out[target + j] = -leaves[source + step * j]
-            else:
-                for j in range(size):
-                    out[target + j] = leaves[source + step * j]
-
-
 @kernel("void(in1, int64, in1, in1, int64, int64, in1, in1, in1, in1, uint64[::1])")
 def spline(
     keys: Words, party: int, roots: Words, correction: Words, v: int, w: int,

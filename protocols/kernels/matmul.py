@@ -12,7 +12,6 @@ ones where it lacks AVX-512. Winograd's inner product halves them, exactly, in a
 where the sum of x0 x1 is taken once a row and that of w0 w1 once a column.
 """
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from protocols.kernels.jit import MODE, Words, kernel
 from protocols.kernels.rows import row_products
 from protocols.kernels.simd import make_pack, make_tile, vector_bytes
 
-PANEL = 64  # columns; ranges that start on a panel keep threads on separate cache lines
 _DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
 _SHORT = 16  # columns of a panel on machines whose vectors have 32 bytes
 _STREAMED_ROWS = 4  # up to here the weights are read in place
@@ -36,14 +34,6 @@ _pair4 = make_tile(4, 4, paired=True)
 _stream1 = make_tile(1, 8, prefetch=True)
 _stream2 = make_tile(2, 8, prefetch=True)
 _stream4 = make_tile(4, 4, prefetch=True)
-
-
-def column_ranges(n: int, parts: int) -> list[tuple[int, int]]:
-    """At most `parts` ranges [lo, hi) that cover n columns, of equal size up to one panel."""
-    panels = -(-n // PANEL)
-    parts = max(1, min(parts, panels))
-    cuts = [min(n, panels * part // parts * PANEL) for part in range(parts + 1)]
-    return list(pairwise(cuts))
 
 
 def matmul_into_numpy(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
@@ -220,7 +210,7 @@ def _matmul_into(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
     """out[:, lo:hi] = x @ w[:, lo:hi] modulo 2^64.
 
     x (T, K) and w (K, N) uint64; out (T, N) uint64, C-contiguous. Runs without the GIL, so threads
-    may fill disjoint column ranges of one result (`column_ranges`).
+    may fill disjoint column ranges of one result.
     """
     _check(x, w, out, lo, hi)
     out[:, lo:hi] = 0

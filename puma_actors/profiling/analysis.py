@@ -193,16 +193,7 @@ def analyse(
         differences += compare(found, declared(traced))
         counts.append(found)
         times.append(_times(recorder, number, window))
-    evaluators: Seconds = defaultdict(float)
-    for step in times:
-        for role in EVALUATORS:
-            for item, value in step[role].items():
-                evaluators[item] += value / len(EVALUATORS)
-    total = Cost(
-        sum(sum(found.critical.values()) for found in counts),
-        sum(sum(found.online.values()) for found in counts),
-        sum(sum(found.offline.values()) for found in counts),
-    )
+    evaluators, total = _of_evaluators(times), _total(counts)
     transfer, hidden = transfer_of(recorder, numbers)
     busy = {role: sum(_computed(step[role]) for step in times) for role in ROLES}
     return Phase(
@@ -213,15 +204,10 @@ def analyse(
         exchanges=sum(sum(found.exchanges.values()) for found in counts),
         online=total.online,
         offline=total.offline,
-        **{
-            what: _rows(group, counts, times, evaluators)
-            for what, group in (
-                ("layers", layer_of),
-                ("places", place_of),
-                ("operations", operation_of),
-                ("protocols", protocol_of),
-            )
-        },
+        layers=_rows(layer_of, counts, times, evaluators),
+        places=_rows(place_of, counts, times, evaluators),
+        operations=_rows(operation_of, counts, times, evaluators),
+        protocols=_rows(protocol_of, counts, times, evaluators),
         sent=_sent(recorder, numbers),
         busy=busy,
         blocked={
@@ -241,6 +227,24 @@ def _times(recorder: Recorder, number: int, window: tuple[float, float]) -> dict
     return {
         role: spend(recorder, role, number, None if role.is_dealer else window) for role in ROLES
     }
+
+
+def _of_evaluators(times: Iterable[Mapping[Role, Seconds]]) -> Seconds:
+    """All steps together, the mean of both."""
+    found: Seconds = defaultdict(float)
+    for step in times:
+        for role in EVALUATORS:
+            for item, value in step[role].items():
+                found[item] += value / len(EVALUATORS)
+    return found
+
+
+def _total(counts: Iterable[Counts]) -> Cost:
+    costs = (
+        Cost(*(sum(each.values()) for each in (found.critical, found.online, found.offline)))
+        for found in counts
+    )
+    return sum(costs, Cost())
 
 
 def _computed(seconds: Seconds) -> float:

@@ -17,7 +17,7 @@ thread or waiter is left behind.
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -45,32 +45,36 @@ MEMORY = "memory://{session}/{role}"
 """Where an actor of a cluster in one process listens."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorOptions:
+    """What can be chosen for an actor of any role.
+
+    Attributes:
+        name: for people to read; "": the role.
+        settings, flow, compute: for its scheduler; None: what that takes by default.
+        recorder: notes what happens on its lanes; None: nobody does.
+    """
+
+    name: str = ""
+    settings: Settings | None = None
+    flow: Flow | None = None
+    compute: Compute | None = None
+    recorder: Recorder | None = None
+
+
 class Actor:
     """One party of a session. See the module's text.
 
     Args:
         role: what it is.
-        name: for people to read; default: the role.
-        settings, flow, compute: for its scheduler.
-        recorder: notes what happens on its lanes; None: nobody does.
+        options: None: all as by default.
     """
 
-    def __init__(
-        self,
-        role: Role,
-        *,
-        name: str = "",
-        settings: Settings | None = None,
-        flow: Flow | None = None,
-        compute: Compute | None = None,
-        recorder: Recorder | None = None,
-    ) -> None:
+    def __init__(self, role: Role, options: ActorOptions | None = None) -> None:
         self.role = role
-        self.name = name or str(role)
-        self.settings = settings
-        self.flow = flow
-        self.compute = compute
-        self.recorder = recorder
+        self.options = options or ActorOptions()
+        self.name = self.options.name or str(role)
+        self.recorder = self.options.recorder
         self._scheduler: RoundScheduler | None = None
         self._running: AbstractAsyncContextManager[Any] | None = None
 
@@ -87,8 +91,9 @@ class Actor:
 
     def attach(self, peers: Iterable[Peer]) -> None:
         """Give it its peers, once for a session."""
+        chosen = self.options
         self._scheduler = RoundScheduler(
-            self.role, peers, settings=self.settings, flow=self.flow, compute=self.compute
+            self.role, peers, settings=chosen.settings, flow=chosen.flow, compute=chosen.compute
         )
         if self.recorder is not None:
             self.recorder.attach(self._scheduler)
@@ -158,51 +163,76 @@ async def connect_all(
         TransportError, RemoteProtocolError: a connection or handshake failed; all channels are
             closed then.
     """
-    session = session or os.urandom(SESSION_BYTES)
     roles = [actor.role for actor in actors]
     if len(set(roles)) != len(roles):
         raise LocalProtocolError(f"two actors have the same role: {', '.join(roles)}")
-    peers: dict[Role, dict[Role, Peer]] = {role: {} for role in roles}
-    _, question, options = address.partition("?")
+    meeting = _Meeting(actors, address, session or os.urandom(SESSION_BYTES), timeout)
+    try:
+        await meeting.hold()
+    except BaseException as error:
+        with anyio.CancelScope(shield=True):
+            await meeting.close()
+        if isinstance(error, BaseExceptionGroup):
+            root = unwrap(error)
+            raise root from root.__cause__
+        raise
+    for actor in actors:
+        met = meeting.peers[actor.role].values()
+        actor.attach(met if network is None else _behind(network, actor.role, met))
 
-    def fill(text: str, actor: Actor) -> str:
+
+class _Meeting:
+    """Every two of the actors connect and shake hands. Arguments: see `connect_all`.
+
+    Attributes:
+        peers: by role of one actor, and of the other: as the one has met the other.
+    """
+
+    def __init__(
+        self, actors: Sequence[Actor], address: str, session: bytes, timeout: float
+    ) -> None:
+        self.peers: dict[Role, dict[Role, Peer]] = {actor.role: {} for actor in actors}
+        self._actors, self._session, self._timeout = actors, session, timeout
+        self._address = address
+        _, question, options = address.partition("?")
+        self._options = question + options
+
+    async def hold(self) -> None:
+        """Raises whatever went wrong; those who have met are connected all the same."""
+        async with AsyncExitStack() as stack, anyio.create_task_group() as group:
+            for index, host in enumerate(self._actors):
+                listening = await listen(self._fill(self._address, host))
+                listener = await stack.enter_async_context(listening)
+                guests = self._actors[index + 1 :]
+                roles = {guest.role for guest in guests}
+                for guest in guests:
+                    group.start_soon(partial(self._meet, host, roles, listener, dial=False))
+                    group.start_soon(partial(self._meet, guest, {host.role}, listener, dial=True))
+
+    async def close(self) -> None:
+        """Close all channels."""
+        for peer in (peer for found in self.peers.values() for peer in found.values()):
+            await peer.channel.aclose()
+
+    def _fill(self, text: str, actor: Actor) -> str:
         name = quote(actor.name, safe="")
-        return text.format(session=session.hex(), role=actor.role, name=name)
+        return text.format(session=self._session.hex(), role=actor.role, name=name)
 
-    async def meet(actor: Actor, others: set[Role], listener: Listener, *, dial: bool) -> None:
-        way = f"{listener.address}{fill(question + options, actor)}"
+    async def _meet(
+        self, actor: Actor, others: set[Role], listener: Listener, *, dial: bool
+    ) -> None:
+        way = f"{listener.address}{self._fill(self._options, actor)}"
         channel = await (connect(way) if dial else listener.accept())
-        identity = Identity(actor.role, actor.name, session)
+        identity = Identity(actor.role, actor.name, self._session)
         try:
-            peer = await handshake(channel, identity, others, timeout=timeout)
-            if peers[actor.role].setdefault(peer.role, peer) is not peer:
+            peer = await handshake(channel, identity, others, timeout=self._timeout)
+            if self.peers[actor.role].setdefault(peer.role, peer) is not peer:
                 raise RemoteProtocolError(f"{peer.role} connected to {actor.role} twice")
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await channel.aclose()
             await checkpoint_if_cancelled()  # then the error came of it: the other side hung up
             raise
-
-    try:
-        async with AsyncExitStack() as stack, anyio.create_task_group() as group:
-            for index, host in enumerate(actors):
-                listener = await stack.enter_async_context(await listen(fill(address, host)))
-                for guest in actors[index + 1 :]:
-                    accept = partial(meet, host, set(roles[index + 1 :]), listener, dial=False)
-                    call = partial(meet, guest, {host.role}, listener, dial=True)
-                    group.start_soon(accept)
-                    group.start_soon(call)
-    except BaseException as error:
-        with anyio.CancelScope(shield=True):
-            for peer in (peer for found in peers.values() for peer in found.values()):
-                await peer.channel.aclose()
-        if isinstance(error, BaseExceptionGroup):
-            root = unwrap(error)
-            raise root from root.__cause__
-        raise
-    for actor in actors:
-        met = peers[actor.role].values()
-        actor.attach(met if network is None else _behind(network, actor.role, met))
 
 
 def _behind(network: Network, role: Role, peers: Iterable[Peer]) -> list[Peer]:

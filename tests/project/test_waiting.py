@@ -12,9 +12,9 @@ import anyio
 import hypothesis
 import pytest
 from clock import standing
+from delayed import DelayedTransport
 from waiting import HANG, Stuck, settled, unless_stuck, until
 
-from puma_actors.transports.delay.channel import DelayedTransport
 from puma_actors.transports.delay.network import Route
 from puma_actors.transports.frames import Frame, Kind
 from puma_actors.transports.memory import MemoryTransport

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import protocols.kernels
+from bench.kernels import PANEL, column_ranges
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from protocols.kernels import (
     aesni,
@@ -95,7 +96,7 @@ def test_matmul_takes_frozen_operands_and_fills_ranges_from_threads():
     x, w = words(1, 6, 64), words(2, 64, 300)
     x.flags.writeable = w.flags.writeable = False
     out = np.empty((6, 300), np.uint64)
-    ranges = matmul.column_ranges(300, 3)
+    ranges = column_ranges(300, 3)
     threads = [Thread(target=matmul.matmul_into, args=(x, w, out, *part)) for part in ranges]
     for thread in threads:
         thread.start()
@@ -106,11 +107,11 @@ def test_matmul_takes_frozen_operands_and_fills_ranges_from_threads():
 
 @given(st.integers(1, 5000), st.integers(1, 9))
 def test_column_ranges_cover_without_overlap(n, parts):
-    ranges = matmul.column_ranges(n, parts)
+    ranges = column_ranges(n, parts)
     assert len(ranges) <= parts
     assert ranges[0][0] == 0 and ranges[-1][1] == n
     assert all(lo < hi for lo, hi in ranges)
-    assert all(a[1] == b[0] and b[0] % matmul.PANEL == 0 for a, b in pairwise(ranges))
+    assert all(a[1] == b[0] and b[0] % PANEL == 0 for a, b in pairwise(ranges))
 
 
 def test_matmul_refuses_shapes_that_do_not_fit():

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from delayed import DelayedTransport
 from waiting import HANG, settled
 
 from protocols.base.shares import Role
@@ -21,7 +22,6 @@ from puma_actors.transports import (
     Transport,
     UnixTransport,
 )
-from puma_actors.transports.delay.channel import DelayedTransport
 from puma_actors.transports.delay.network import Route
 from puma_actors.transports.frames import Frame, Limits
 from puma_actors.transports.multiplexer import Mux, MuxChannel

@@ -1,7 +1,6 @@
 """Any network in a box: a channel that is as slow as asked, around any other channel.
 
     channel = delay(channel, network, sender=peer, receiver=mine)      at both ends
-    transport = DelayedTransport(MemoryTransport(), Route(40e-3, 100e6))
 
 Each end delays what comes in, so both ends must be wrapped. A frame of `size` bytes on the wire
 (also where it passes by reference) that is sent at `now` over one direction of a link
@@ -31,7 +30,7 @@ from anyio.lowlevel import checkpoint
 from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError, TransportError
 from puma_actors.base.concurrency import Signal
-from puma_actors.transports.base import Channel, ChannelEnded, Listener, Transport
+from puma_actors.transports.base import Channel, ChannelEnded
 from puma_actors.transports.delay.alarm import Alarm
 from puma_actors.transports.delay.network import Network, Route
 from puma_actors.transports.frames import Frame, wire_bytes
@@ -260,41 +259,3 @@ def delay(channel: Channel, network: Network, *, sender: Role, receiver: Role) -
     """The receiver's end of a channel, as slow as the network is from the sender to here."""
     route = network.route(sender, receiver)
     return DelayedChannel(channel, Line(route, f"{network.seed}/{sender}/{receiver}"))
-
-
-class DelayedListener(Listener):
-    """Accepts connections as slow as `route`."""
-
-    def __init__(self, inner: Listener, route: Route, seed: int) -> None:
-        self.inner = inner
-        self.address = inner.address
-        self._route = route
-        self._seed = seed
-
-    async def accept(self) -> Channel:
-        return DelayedChannel(await self.inner.accept(), Line(self._route, f"{self._seed}/in"))
-
-    async def aclose(self) -> None:
-        await self.inner.aclose()
-
-
-class DelayedTransport(Transport):
-    """Another transport whose connections are each a link of their own, as slow as `route`.
-
-    Args:
-        inner: what carries the frames.
-        route: latency, bandwidth and jitter.
-        seed: of the jitter.
-    """
-
-    def __init__(self, inner: Transport, route: Route, *, seed: int = 0) -> None:
-        self._inner = inner
-        self._route = route
-        self._seed = seed
-
-    async def connect(self, address: str) -> Channel:
-        channel = await self._inner.connect(address)
-        return DelayedChannel(channel, Line(self._route, f"{self._seed}/out"))
-
-    async def listen(self, address: str) -> Listener:
-        return DelayedListener(await self._inner.listen(address), self._route, self._seed)
