@@ -14,7 +14,7 @@ PROMPT ?= What is the capital of France? Answer in one sentence.
 unexport PROMPT
 export DEMO_PROMPT := $(value PROMPT)
 
-.PHONY: demo test test-faults soak lint lock bench clean
+.PHONY: demo test test-faults soak lint dist-check lock bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/puma generate --prompt "$$DEMO_PROMPT" --max-new-tokens 24
@@ -34,6 +34,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# An sdist and a wheel, installed and tried in an empty environment: half a minute.
+dist-check: $(VENV)/.test
+	@$(BIN)/python .ci/dist_check.py
 
 bench: $(VENV)/.demo
 	@$(BIN)/python -m bench --json bench-results/latest.json
