@@ -38,7 +38,7 @@ app = typer.Typer(
     help="Private inference: a language model answers without anyone seeing the prompt or the "
     "weights. Three parties compute on secret shares; only the client learns the answer.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

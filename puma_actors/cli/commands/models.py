@@ -5,7 +5,6 @@ from typing import Annotated, Any
 import anyio
 import typer
 
-from protocols.base.shares import Role
 from puma_actors.cli.commands.certs import Holder
 from puma_actors.cli.commands.hosts import CLUSTER, ClusterOption
 from puma_actors.cli.options import InsecureOption
@@ -31,6 +30,7 @@ def show(
     Works with whoever answers. A file whose checksum is wrong makes its model damaged; files that
     have not been read since their party started are read now, for up to 10 seconds.
     """
+    from protocols.base.shares import Role
     from puma_actors.cli.output import print_json, tell
     from puma_actors.hosts.caller import problem_of, survey_models
     from puma_actors.hosts.config import load_config
