@@ -15,7 +15,7 @@ from protocols.base.shares import COMPUTING, Role
 from puma_actors.base.compute import Compute
 from puma_actors.base.concurrency import unwrap
 from puma_actors.profiling.sweep import message_of
-from puma_actors.roles.actor import Actor, connect_all
+from puma_actors.roles.actor import Actor, ActorOptions, connect_all
 from puma_actors.session.mailbox import Flow
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import Network
@@ -56,10 +56,8 @@ class Parties:
         network: Network | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        compute, flow = Compute(), Flow(window=_WINDOW)
-        self._actors = {
-            role: Actor(role, compute=compute, flow=flow, recorder=recorder) for role in roles
-        }
+        options = ActorOptions(compute=Compute(), flow=Flow(window=_WINDOW), recorder=recorder)
+        self._actors = {role: Actor(role, options) for role in roles}
         self._network = network
         self._recorder = recorder
         self._stack = AsyncExitStack()

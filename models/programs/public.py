@@ -88,7 +88,14 @@ class _Places:
         return None
 
     async def norm(
-        self, x: None, name: str, norm: Norm, *rest: Any, unit: bool = False, **options: Any
+        self,
+        x: None,
+        name: str,
+        norm: Norm,
+        gain: Any = None,
+        shift: Any = None,
+        *,
+        unit: bool = False,
     ) -> None:
         bounds = self._ranges.norms.get(name)
         if bounds is None:

@@ -20,6 +20,12 @@ from protocols.errors import RangeError
 from protocols.linear import Table, Weight, weight_mask
 
 SEED_BYTES = 32
+_SEEDS: Mapping[Role, tuple[int, ...]] = {
+    Role.DEALER: (1, 2),
+    Role.EVALUATOR_A: (1,),
+    Role.EVALUATOR_B: (2,),
+}
+
 TABLE_LIMIT = 2.0 ** (LOOKUP_BITS - 2 - RESIDUAL_BITS)
 """What the entries of an embedding table must stay below."""
 _FRACTIONS: dict[Kind, int] = {
@@ -28,6 +34,11 @@ _FRACTIONS: dict[Kind, int] = {
     "gain": FRACTION_BITS,
     "rows": RESIDUAL_BITS,
 }
+
+
+def seeds_of(role: Role) -> tuple[int, ...]:
+    """Which of an upload's two seeds a party knows."""
+    return _SEEDS[role]
 
 
 def mask_parameter(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ class Job:
     finish: Callable[[Sequence[Floats]], Any]
 
 
-class TextTask(ABC):
+class TextTask:
     """A task over the outputs of one head.
 
     Args:
@@ -55,15 +54,15 @@ class TextTask(ABC):
     """
 
     name: ClassVar[str]
+    job: Callable[..., Job]
+    """The work for inputs. Every task has options of its own, as keywords: some of `TaskOptions`.
+    Raises ConfigError for unusable inputs or values.
+    """
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.max_length = min(config.max_positions, tokenizer.max_length or config.max_positions)
-
-    @abstractmethod
-    def job(self, inputs: Any, *args: Any, **options: Any) -> Job:
-        """The work for the inputs. Raises ConfigError for unusable ones."""
 
     def wraps(self, inputs: Any, options: Mapping[str, Any]) -> bool:
         """Whether the result of a call with these options is put into a list, as transformers does

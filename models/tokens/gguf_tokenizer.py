@@ -7,7 +7,8 @@ pre-tokenizers of the original `tokenizer.json` files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -78,11 +79,10 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer
             f"tokenizer.ggml.pre: {pre!r} is not supported; supported: {known}; use the model's "
             "safetensors folder with its tokenizer.json"
         )
-    model = _bpe(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=[_merge(pair) for pair in merges],
-        ignore_merges=pre in _LLAMA3,
-    )
+    vocab = {token: i for i, token in enumerate(tokens)}
+    pairs = [_merge(pair) for pair in merges]
+    with _fitting():
+        model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre in _LLAMA3)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
@@ -96,13 +96,11 @@ def _sentencepiece(
     scores = metadata.get(f"{_KEY}scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise ModelError("the GGUF file has no token scores (tokenizer.ggml.scores is missing)")
-    model = _bpe(
-        vocab=vocab,
-        merges=merges_from_scores(vocab, scores),
-        unk_token=unknown,
-        fuse_unk=True,
-        byte_fallback=True,
-    )
+    pairs = merges_from_scores(vocab, scores)
+    with _fitting():
+        model = models.BPE(
+            vocab=vocab, merges=pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True
+        )
     tokenizer = Tokenizer(model)
     prefix = bool(metadata.get(f"{_KEY}add_space_prefix", True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
@@ -174,9 +172,11 @@ def _prepend_begin(tokenizer: Tokenizer, special: Mapping[str, str]) -> None:
     )
 
 
-def _bpe(**settings: Any) -> models.BPE:
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Raises ModelError: a vocabulary and its merges do not make a tokenizer."""
     try:
-        return models.BPE(**settings)
+        yield
     except Exception as error:  # the library raises bare Exception
         raise ModelError(f"the GGUF file's vocabulary and merges do not fit ({error})") from None
 

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,6 +47,18 @@ class SamplingConfig:
         _require(self, "stop", texts, "a tuple of strings that are not empty")
         tokens = self.max_new_tokens
         _require(self, "max_new_tokens", whole(tokens) and tokens >= 1, "a whole number >= 1")
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of a `SamplingConfig`, as keywords."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: tuple[str, ...]
+    max_new_tokens: int
 
 
 class Sampler:

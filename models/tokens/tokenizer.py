@@ -187,15 +187,17 @@ class Tokenizer:
 
         special_tokens: add those that the model expects around its input.
         """
-        return Encoding.of(self._encoded(text, pair, add_special_tokens=special_tokens))
+        return Encoding.of(self._encoded(text, pair, special_tokens=special_tokens))
 
-    def _encoded(self, text: str, pair: str | None = None, **options: Any) -> tokenizers.Encoding:
+    def _encoded(
+        self, text: str, pair: str | None = None, *, special_tokens: bool = True
+    ) -> tokenizers.Encoding:
         """Raises ConfigError for a text that came from bytes which are no UTF-8."""
         try:
             (text + (pair or "")).encode()
         except UnicodeEncodeError:
             raise ConfigError("a text is not valid UTF-8: convert it first") from None
-        return self._backend.encode(text, pair, **options)
+        return self._backend.encode(text, pair, add_special_tokens=special_tokens)
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
         """Text of `ids`, without special tokens unless asked; U+FFFD for what is not UTF-8."""
@@ -247,7 +249,7 @@ class Tokenizer:
             return self.encode("\n".join(str(message["content"]) for message in messages))
         text = render_chat(self.chat_template, messages, self._special)
         # The template writes the begin token itself where the model wants one.
-        return self._encoded(text, add_special_tokens=False).ids
+        return self._encoded(text, special_tokens=False).ids
 
     def stream(self) -> TokenStream:
         """A new incremental detokeniser."""

@@ -33,6 +33,11 @@ APPROXIMATIONS: tuple[Approximation, ...] = get_args(Approximation)
 """Sets of approximations. "tight" (the default): within 2.5e-4 of the function; "fast": least
 traffic, no less accurate than "puma": the paper's own formulas.
 """
+Tree: TypeAlias = Literal["rounds", "traffic"]
+TREES: tuple[Tree, ...] = get_args(Tree)
+"""What comparisons have least of."""
+Reveal: TypeAlias = Literal["logits", "argmax"]
+"""What the client learns: the logits, or the best token alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +54,10 @@ class Settings:
             rounds of long texts.
     """
 
-    approximation: str = APPROXIMATIONS[0]
-    tree: str = "rounds"
+    approximation: Approximation = APPROXIMATIONS[0]
+    tree: Tree = "rounds"
     lanes: int = 1
-    reveal: str = "logits"
+    reveal: Reveal = "logits"
     block: int = 1 << 21
 
 

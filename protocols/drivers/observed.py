@@ -31,9 +31,11 @@ from protocols.base.meter import (
     Meter,
     Tape,
 )
-from protocols.base.shares import Role
-from protocols.drivers.ops import Ranges
+from protocols.base.shares import Role, SecretTensor
+from protocols.drivers.ops import Heads, Ranges, Rotation
 from protocols.drivers.secure import Secure
+from protocols.functions.normalize import Norm
+from protocols.linear import Weight
 
 T = TypeVar("T")
 Task: TypeAlias = Coroutine[Any, Any, Any]
@@ -190,8 +192,17 @@ class Observed(Secure):
         super().__init__(lane, ranges)
         self._at = lane.at
 
-    def norm(self, x: Any, name: str, *args: Any, **options: Any) -> Task:
-        return self._at(name, super().norm(x, name, *args, **options))
+    def norm(
+        self,
+        x: SecretTensor,
+        name: str,
+        norm: Norm,
+        gain: SecretTensor | None = None,
+        shift: SecretTensor | None = None,
+        *,
+        unit: bool = False,
+    ) -> Task:
+        return self._at(name, super().norm(x, name, norm, gain, shift, unit=unit))
 
     def linear(self, x: Any, weight: Any, name: str) -> Task:
         return self._at(name, super().linear(x, weight, name))
@@ -202,8 +213,18 @@ class Observed(Secure):
     def gated(self, x: Any, weight: Any, name: str, activation: str) -> Task:
         return self._at(name, super().gated(x, weight, name, activation))
 
-    def project(self, x: Any, weight: Any, name: str, *args: Any, **options: Any) -> Task:
-        return self._at(f"{name}.qkv", super().project(x, weight, name, *args, **options))
+    def project(
+        self,
+        x: SecretTensor,
+        weight: Weight,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        norm: Norm | None = None,
+        gains: tuple[SecretTensor, SecretTensor] | None = None,
+    ) -> Task:
+        asked = super().project(x, weight, name, heads, rotation, norm, gains)
+        return self._at(f"{name}.qkv", asked)
 
     def attention(self, q: Any, k: Any, v: Any, name: str, spans: Any) -> Task:
         return self._at(f"{name}.attention", super().attention(q, k, v, name, spans))

@@ -5,11 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
+from models.programs.program import Rows
+from models.tokens.sampling import SamplingConfig, SamplingOptions
 from protocols.base.ring import Floats
 from protocols.errors import ConfigError
 from puma_actors.api.local import LocalCluster, Token, Usage
+from puma_actors.api.options import ClusterOptions
 from puma_actors.base.background import Background
 
 
@@ -35,9 +38,11 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         weakref.finalize(self, self._background.ask_to_stop).atexit = False
 
     @classmethod
-    def from_pretrained(cls, path_or_name: str | Path, **options: Any) -> Self:
+    def from_pretrained(
+        cls, path_or_name: str | Path, *, head: str | None = None, **options: Unpack[ClusterOptions]
+    ) -> Self:
         """As `LocalCluster.from_pretrained`, and ready when it returns."""
-        return cls(LocalCluster.from_pretrained(path_or_name, **options))
+        return cls(LocalCluster.from_pretrained(path_or_name, head=head, **options))
 
     @property
     def usage(self) -> Usage:
@@ -55,22 +60,42 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         """
         return self._background.call(function, *args)
 
-    def forward(self, input_ids: Sequence[int] | Any, **options: Any) -> Floats:
+    def forward(
+        self,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | Any,
+        *,
+        rows: Rows | None = None,
+        types: Sequence[int] | None = None,
+    ) -> Floats:
         """As `LocalCluster.forward`."""
 
         async def run() -> Floats:
-            return await self.cluster.forward(input_ids, **options)
+            return await self.cluster.forward(input_ids, rows=rows, types=types)
 
         result: Floats = self.call(run)
         return result
 
-    def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
-        """The whole answer."""
-        return "".join(token.text for token in self.stream(prompt, **options))
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingConfig | None = None,
+        *,
+        raw: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> str:
+        """The whole answer; arguments as for `LocalCluster.generate`."""
+        return "".join(token.text for token in self.stream(prompt, sampling, raw=raw, **options))
 
-    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Token]:
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingConfig | None = None,
+        *,
+        raw: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Token]:
         """As `LocalCluster.generate`."""
-        tokens = self.cluster.generate(prompt, **options)
+        tokens = self.cluster.generate(prompt, sampling, raw=raw, **options)
 
         async def following() -> Token | None:
             return await anext(tokens, None)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
@@ -25,10 +25,11 @@ from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING
 from protocols.errors import ConfigError, ModelError, PeerFailed, PumaError
 from protocols.kernels import warm_up
+from puma_actors.api.options import ClusterOptions
 from puma_actors.api.requests import Requests, Token, Usage
 from puma_actors.base.available import available_memory
 from puma_actors.base.compute import Compute, give_back
-from puma_actors.roles.actor import MEMORY, Actor, connect_all
+from puma_actors.roles.actor import MEMORY, Actor, ActorOptions, connect_all
 from puma_actors.roles.client import Client, Inference
 from puma_actors.roles.owner import Owner, Progress, ignore_progress
 from puma_actors.roles.party import Party
@@ -99,24 +100,27 @@ class LocalCluster(Requests):
         settings = Settings() if settings is None else settings
         if not isinstance(settings, Settings):
             raise ConfigError(f"settings are {type(settings).__name__}: give a Settings")
-        options: dict[str, Any] = {"compute": compute or Compute(), "settings": settings}
-        options["recorder"] = recorder
-        super().__init__(checkpoint.config, tokenizer, LocalClient(**options), settings)
+        options = ActorOptions(compute=compute or Compute(), settings=settings, recorder=recorder)
+        super().__init__(checkpoint.config, tokenizer, LocalClient(options), settings)
         self.checkpoint = checkpoint
         self.network = parse_network(network)
         self.seconds: dict[str, float] = {}
         self._address = address or MEMORY + ("?codec=1" if codec else "")
         self._progress = progress
         _check_tokenizer(checkpoint, tokenizer)
-        self._owner = Owner(checkpoint, texts=texts, progress=progress, **options)
-        self._parties = [Party(role, **options) for role in COMPUTING]
+        self._owner = Owner(checkpoint, options, texts=texts, progress=progress)
+        self._parties = [Party(role, options) for role in COMPUTING]
         self._group: TaskGroup | None = None
         self._client_scope: anyio.CancelScope | None = None
         self._failures: list[BaseException] = []
 
     @classmethod
     def from_pretrained(
-        cls, path_or_name: str | Path, *, head: str | None = None, **options: Any
+        cls,
+        path_or_name: str | Path,
+        *,
+        head: str | None = None,
+        **options: Unpack[ClusterOptions],
     ) -> Self:
         """A cluster for a directory, a file, or a name on the Hugging Face hub.
 

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from models.files.locate import demo_model_path, embedding_model_path, resolve_model
 from models.texts.generate import Prompt, read_prompts
+from models.texts.options import TaskOptions, chosen_options, sampling_options
 from models.texts.sentences import SentenceSettings, sentence_settings
 from models.texts.task import Job, canonical_task, check_checkpoint, check_head
 from models.texts.tasks import text_task
@@ -32,6 +33,7 @@ from protocols.base.ring import Floats
 from protocols.errors import ConfigError, ModelError
 from puma_actors.api.blocking import PrivateModel
 from puma_actors.api.local import LocalCluster
+from puma_actors.api.options import CLUSTER_OPTIONS, PipelineOptions, cluster_options
 from puma_actors.api.requests import Requests, Usage
 
 BATCH_TOKENS = 1024
@@ -81,7 +83,7 @@ class TextPipeline:
         *,
         sentences: SentenceSettings | None = None,
         batch_tokens: int = BATCH_TOKENS,
-        **options: Any,
+        **options: Unpack[TaskOptions],
     ) -> None:
         self.task = canonical_task(task)
         self.requests = requests
@@ -110,14 +112,14 @@ class TextPipeline:
         found = inspect.signature(self._texts.job).parameters
         return frozenset(found) - {"inputs"}
 
-    def check(self, inputs: Any = None, **options: Any) -> None:
+    def check(self, inputs: Any = None, **options: Unpack[TaskOptions]) -> None:
         """Find out before any work whether a call would be refused. Raises ConfigError."""
         if self._texts is None:
-            self._prompts(inputs, **self._merged(options))
+            self._prompts(inputs, self._merged(options))
         else:
             self._check_ids(self._texts.job(inputs, **self._merged(options)))
 
-    async def __call__(self, inputs: Any = None, **options: Any) -> Any:
+    async def __call__(self, inputs: Any = None, **options: Unpack[TaskOptions]) -> Any:
         """The result for one input, or a list for a list.
 
         Args:
@@ -126,7 +128,7 @@ class TextPipeline:
         """
         merged = self._merged(options)
         if self._texts is None:
-            return await self._generate(inputs, **merged)
+            return await self._generate(inputs, merged)
         job = self._texts.job(inputs, **merged)
         self._check_ids(job)
         self.usage = Usage()
@@ -139,21 +141,21 @@ class TextPipeline:
         found = job.finish(results)
         return [found] if self._texts.wraps(inputs, options) else found
 
-    def _merged(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _merged(self, options: TaskOptions) -> TaskOptions:
         given = _effective(options)
         self._check_options(given)
         return {**self._defaults, **given}
 
-    def _check_options(self, options: dict[str, Any]) -> None:
+    def _check_options(self, options: TaskOptions) -> None:
         known = self.option_names()
         odd = sorted(options.keys() - known)
         if odd:
             raise ConfigError(
                 f"{self.task} has no option {odd[0]!r}: it has {', '.join(sorted(known))}"
             )
-        for name in sorted(_SWITCHES & options.keys()):
-            if not isinstance(options[name], bool | None):
-                raise ConfigError(f"{name}={str(options[name])[:40]!r}: give True or False")
+        for name, value in sorted(options.items()):
+            if name in _SWITCHES and not isinstance(value, bool | None):
+                raise ConfigError(f"{name}={str(value)[:40]!r}: give True or False")
 
     def _check_ids(self, job: Job) -> None:
         for encoding in job.encodings:
@@ -185,28 +187,24 @@ class TextPipeline:
     # -- text-generation ---------------------------------------------------------------------------
 
     def _prompts(
-        self,
-        inputs: Any,
-        *,
-        return_full_text: bool = True,
-        do_sample: bool | None = None,
-        **options: Any,
+        self, inputs: Any, options: TaskOptions
     ) -> tuple[list[tuple[Prompt, list[int]]], bool, SamplingConfig, bool]:
         prompts, single = read_prompts(inputs)
+        chosen, do_sample = sampling_options(options), options.get("do_sample")
         if do_sample:
-            options.setdefault("temperature", 1.0)
+            chosen.setdefault("temperature", 1.0)
         elif do_sample is False:
-            options["temperature"] = 0.0
-        sampling = SamplingConfig(**options)
+            chosen["temperature"] = 0.0
+        sampling = SamplingConfig(**chosen)
         self.requests.check_sampling(sampling)
         encoded = [(prompt, prompt.ids(self.tokenizer)) for prompt in prompts]
         for _, ids in encoded:
             self.requests.check_ids(ids)
-        return encoded, single, sampling, return_full_text
+        return encoded, single, sampling, options.get("return_full_text", True)
 
-    async def _generate(self, inputs: Any, **options: Any) -> Any:
+    async def _generate(self, inputs: Any, options: TaskOptions) -> Any:
         """Greedy unless a temperature is given. Prompts one after the other."""
-        encoded, single, sampling, full = self._prompts(inputs, **options)
+        encoded, single, sampling, full = self._prompts(inputs, options)
         self.usage = Usage()
         found = []
         for prompt, ids in encoded:
@@ -240,7 +238,7 @@ class PrivatePipeline(AbstractContextManager["PrivatePipeline"]):
         """What the last call took."""
         return self.pipe.usage
 
-    def __call__(self, inputs: Any = None, **options: Any) -> Any:
+    def __call__(self, inputs: Any = None, **options: Unpack[TaskOptions]) -> Any:
         """As `TextPipeline`."""
 
         async def run() -> Any:
@@ -261,14 +259,22 @@ class PrivatePipeline(AbstractContextManager["PrivatePipeline"]):
         self.model.__exit__(kind, error, trace)
 
 
-def local_pipeline(task: str, model: str | Path | None = None, **options: Any) -> TextPipeline:
+def local_pipeline(
+    task: str,
+    model: str | Path | None = None,
+    *,
+    head: str | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    **options: Unpack[PipelineOptions],
+) -> TextPipeline:
     """A pipeline over a cluster in this process that is yet to be entered: `pipe.requests`.
 
     Args:
         task: as for `TextPipeline`.
         model: as for `LocalCluster.from_pretrained`; for "sentence-embedding" also a folder of
             sentence-transformers. Without it the packages with a model to try.
-        options: of the cluster (`head`, `settings`, `network`, ...) or of the task.
+        head: as for `LocalCluster.from_pretrained`. batch_tokens: as for `TextPipeline`.
+        options: of the cluster (`settings`, `network`, ...) or of the task.
 
     Raises:
         ConfigError, ModelError: before any weight is read.
@@ -279,24 +285,31 @@ def local_pipeline(task: str, model: str | Path | None = None, **options: Any) -
     if task == "sentence-embedding":
         sentences = sentence_settings(path)
         path = path / sentences.folder if sentences.folder else path
-    options["head"] = check_checkpoint(task, path, options.get("head"))
-    names = inspect.signature(LocalCluster.__init__).parameters.keys() | {"head"}
-    chosen = {name: options.pop(name) for name in list(options) if name in names}
-    cluster = LocalCluster.from_pretrained(path, **chosen)
+    head = check_checkpoint(task, path, head)
+    cluster = LocalCluster.from_pretrained(path, head=head, **cluster_options(options))
+    given = chosen_options(options, without=CLUSTER_OPTIONS)
     try:
-        return TextPipeline(task, cluster, sentences=sentences, **options)
+        return TextPipeline(task, cluster, sentences=sentences, batch_tokens=batch_tokens, **given)
     except BaseException:
         cluster.checkpoint.close()
         raise
 
 
-def pipeline(task: str, model: str | Path | None = None, **options: Any) -> PrivatePipeline:
+def pipeline(
+    task: str,
+    model: str | Path | None = None,
+    *,
+    head: str | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    **options: Unpack[PipelineOptions],
+) -> PrivatePipeline:
     """As `local_pipeline`, and ready when it returns: to be called, and closed when done."""
-    return PrivatePipeline(local_pipeline(task, model, **options))
+    pipe = local_pipeline(task, model, head=head, batch_tokens=batch_tokens, **options)
+    return PrivatePipeline(pipe)
 
 
-def _effective(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
+def _effective(options: TaskOptions) -> TaskOptions:
+    return chosen_options(options, without=_WITHOUT_EFFECT)
 
 
 def _usual_model(task: str) -> Path:

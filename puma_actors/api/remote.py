@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import anyio
 from anyio.abc import TaskGroup
@@ -32,6 +32,7 @@ from puma_actors.base.compute import Compute
 from puma_actors.hosts.caller import Call, call_all, discard_model, hang_up, shake_hands
 from puma_actors.hosts.config import ClusterConfig
 from puma_actors.hosts.manifest import PUBLIC_BYTES, check_name
+from puma_actors.roles.actor import ActorOptions
 from puma_actors.roles.client import Client, Inference
 from puma_actors.roles.messages import CommitMessage, FileMessage
 from puma_actors.roles.owner import Owner, Progress, ignore_progress
@@ -41,8 +42,8 @@ from puma_actors.transports.delay.network import Network
 class RemoteClient(Client):
     """A client that knows the plan from the parties, and their largest request."""
 
-    def __init__(self, plan: Plan, tokens: int, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, plan: Plan, tokens: int, options: ActorOptions | None = None) -> None:
+        super().__init__(options)
         self.plan = plan
         self._most = self.tokens = tokens
 
@@ -79,9 +80,9 @@ class RemoteCluster(Requests):
         compute: Compute | None = None,
     ) -> None:
         plan, tokens = _agreed(calls)
-        options: dict[str, Any] = {"compute": compute or Compute(), "settings": settings}
         name = cluster.identity(Role.CLIENT).name
-        client = RemoteClient(plan, tokens, name=name, **options)
+        options = ActorOptions(name=name, compute=compute or Compute(), settings=settings)
+        client = RemoteClient(plan, tokens, options)
         super().__init__(plan.config, tokenizer, client, settings)
         self.model = model
         self.seconds: dict[str, float] = {}
@@ -260,8 +261,16 @@ class _Uploader(Owner):
     that none has one that others lack.
     """
 
-    def __init__(self, checkpoint: Checkpoint, files: Mapping[str, bytes], **options: Any) -> None:
-        super().__init__(checkpoint, **options)
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        files: Mapping[str, bytes],
+        options: ActorOptions,
+        *,
+        texts: Sequence[Sequence[int]] = (),
+        progress: Progress = ignore_progress,
+    ) -> None:
+        super().__init__(checkpoint, options, texts=texts, progress=progress)
         self._files = files
         self.committing = False
 
@@ -315,14 +324,9 @@ async def upload_model(
         )
     progress("calling the parties", 0.0)
     calls = await call_all(config, Role.OWNER, "upload", model=check_name(name))
-    owner = _Uploader(
-        checkpoint,
-        files,
-        texts=texts,
-        name=config.identity(Role.OWNER).name,
-        compute=compute or Compute(),
-        progress=progress,
-    )
+    identity = config.identity(Role.OWNER)
+    options = ActorOptions(name=identity.name, compute=compute or Compute())
+    owner = _Uploader(checkpoint, files, options, texts=texts, progress=progress)
     try:
         owner.attach(await shake_hands(config, Role.OWNER, calls))
         await owner.run()

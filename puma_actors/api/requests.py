@@ -2,10 +2,10 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import anyio
 
@@ -16,7 +16,7 @@ from models.programs.head_layers import default_rows
 from models.programs.plan import Plan
 from models.programs.predict import predict
 from models.programs.program import Batch, Rows
-from models.tokens.sampling import Sampler, SamplingConfig, StopWatcher
+from models.tokens.sampling import Sampler, SamplingConfig, SamplingOptions, StopWatcher
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.cost import Cost
 from protocols.base.lane import Settings
@@ -217,7 +217,7 @@ class Requests(ABC):
         sampling: SamplingConfig | None = None,
         *,
         raw: bool = False,
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncGenerator[Token, None]:
         """Stream tokens. `usage` holds what it took, up to date after every token. If more are
         asked for than fit, locally or at a cluster, the answer ends when the context is full.
@@ -345,7 +345,7 @@ def check_logits(config: ModelConfig) -> None:
         )
 
 
-def _sampling(sampling: SamplingConfig | None, options: Mapping[str, Any]) -> SamplingConfig:
+def _sampling(sampling: SamplingConfig | None, options: SamplingOptions) -> SamplingConfig:
     """What was given, in one of the two ways.
 
     Raises:

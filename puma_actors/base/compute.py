@@ -1,7 +1,8 @@
 """Where computation runs: small calls inline, large ones on a bounded pool of threads.
 
     compute = Compute(threads=2, threshold=2_000_000)
-    await compute.run(work, function, *args)
+    await compute.run(work, function, *args)       on a thread if the work is large
+    await compute.offload(function, *args)         on a thread in any case
 
 Actors of one process share a `Compute`, so that together they use no more threads than there are
 cores.
@@ -46,6 +47,13 @@ class Compute:
         """
         if work < self.threshold:
             return function(*args)
+        return await self.offload(function, *args)
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)` on a thread, whatever it takes: the event loop goes on meanwhile.
+
+        A cancelled call waits until the function returns, as that of `run` does.
+        """
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(self.threads)
         return await anyio.to_thread.run_sync(function, *args, limiter=self._limiter)

@@ -27,6 +27,7 @@ from puma_actors.cli.options import (
     TreeOption,
 )
 from puma_actors.cli.streams import abandon_stdout, prepare_streams
+from puma_actors.cli.where import Where
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILURE = 1
@@ -100,8 +101,8 @@ def generate(
     """Answer a prompt privately, with all five roles in this process or the parties elsewhere."""
     refuse_unsupported(None if cluster else model)
     from models.tokens.sampling import SamplingConfig
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.generate import run_generate
+    from puma_actors.cli.settings import settings_of
 
     sampling = SamplingConfig(
         max_new_tokens=max_new_tokens,
@@ -112,11 +113,15 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    reveal = "argmax" if secret_logits else "logits"
-    settings = Settings(str(approximation), str(tree), lanes, reveal)
-    options = {"codec": codec, "network": network, "cluster": cluster, "tokenizer": tokenizer}
-    options["insecure_no_tls"] = insecure_no_tls
-    run_generate(model, prompt, sampling, settings, raw=raw, options=options, as_json=as_json)
+    settings = settings_of(approximation, tree, lanes, secret_logits=secret_logits)
+    where = Where(
+        codec=codec,
+        network=network,
+        cluster=cluster,
+        tokenizer=tokenizer,
+        insecure_no_tls=insecure_no_tls,
+    )
+    run_generate(model, prompt, sampling, settings, where=where, raw=raw, as_json=as_json)
 
 
 @app.command()
@@ -136,13 +141,18 @@ def forward(
 ) -> None:
     """Run a model privately on token ids; write logits, or a bare model's last hidden states."""
     refuse_unsupported(None if cluster else model)
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.generate import run_forward
+    from puma_actors.cli.settings import settings_of
 
-    settings = Settings(str(approximation), str(tree), lanes)
-    options = {"codec": codec, "network": network, "cluster": cluster, "tokenizer": tokenizer}
-    options["insecure_no_tls"] = insecure_no_tls
-    run_forward(model, input_ids, output, settings, options=options, as_json=as_json)
+    settings = settings_of(approximation, tree, lanes)
+    where = Where(
+        codec=codec,
+        network=network,
+        cluster=cluster,
+        tokenizer=tokenizer,
+        insecure_no_tls=insecure_no_tls,
+    )
+    run_forward(model, input_ids, output, settings, where=where, as_json=as_json)
 
 
 @app.command()
@@ -152,10 +162,10 @@ def costs(
     as_json: JsonOption = False,
 ) -> None:
     """Print what each protocol costs: rounds, online and offline bits an element."""
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.reports import run_costs
+    from puma_actors.cli.settings import settings_of
 
-    run_costs(Settings(str(approximation), str(tree)), as_json=as_json)
+    run_costs(settings_of(approximation, tree), as_json=as_json)
 
 
 @app.command()
@@ -179,10 +189,10 @@ def inspect(
     """Tell whether a model is supported, and what it would cost to run."""
     if not as_json:
         refuse_unsupported(path)
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.reports import run_inspect
+    from puma_actors.cli.settings import settings_of
 
-    settings = Settings(str(approximation), str(tree))
+    settings = settings_of(approximation, tree)
     run_inspect(path, prompt_tokens, new_tokens, settings, as_json=as_json)
 
 
@@ -208,10 +218,10 @@ def compare(
     a model's owner who wants to know why an answer differs.
     """
     refuse_unsupported(model)
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.compare import run_compare
+    from puma_actors.cli.settings import settings_of
 
-    settings = Settings(str(approximation), str(tree))
+    settings = settings_of(approximation, tree)
     run_compare(model, text or [], input_ids or [], settings, threshold, as_json=as_json)
 
 
@@ -242,10 +252,10 @@ def perplexity(
 ) -> None:
     """Score a text with a language model, in plaintext and privately: two perplexities."""
     refuse_unsupported(model)
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.perplexity import run_perplexity
+    from puma_actors.cli.settings import settings_of
 
-    settings = Settings(str(approximation), str(tree), lanes)
+    settings = settings_of(approximation, tree, lanes)
     run_perplexity(
         model,
         file,
@@ -253,7 +263,7 @@ def perplexity(
         window=window,
         stride=stride,
         max_tokens=max_tokens,
-        options={"codec": codec, "network": network},
+        where=Where(codec=codec, network=network),
         as_json=as_json,
     )
 
@@ -278,13 +288,20 @@ def profile(
 ) -> None:
     """Run a request and show what it costs: by layer, by protocol, and what to improve."""
     refuse_unsupported(model)
-    from protocols.base.lane import Settings
     from puma_actors.cli.commands.profile import run
+    from puma_actors.cli.settings import settings_of
 
-    settings = Settings(str(approximation), str(tree), lanes)
-    options = {"network": network}
-    files = {"trace": trace, "html": html}
-    run(model, tokens_in, tokens_out, settings, options=options, as_json=as_json, **files)
+    settings = settings_of(approximation, tree, lanes)
+    run(
+        model,
+        tokens_in,
+        tokens_out,
+        settings,
+        network=network,
+        trace=trace,
+        html=html,
+        as_json=as_json,
+    )
 
 
 # What people try first stands first in the help.

@@ -12,8 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    HighlighterType,
+    JustifyMethod,
+    OverflowMethod,
+    RenderableType,
+)
 from rich.segment import Segment
+from rich.style import Style
 from rich.text import Text
 
 from protocols.errors import ConfigError
@@ -45,10 +53,29 @@ class Plain(Console):
         if not self.stderr:
             raise BrokenPipeError
 
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Cleaned before it is measured, so that columns fit."""
-        options |= {"markup": False, "emoji": False, "highlight": False}
-        return super().render_str(shown(text), **options)
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        """Cleaned before it is measured, so that columns fit; nothing in it is special."""
+        return super().render_str(
+            shown(text),
+            style=style,
+            justify=justify,
+            overflow=overflow,
+            emoji=False,
+            markup=False,
+            highlight=False,
+            highlighter=highlighter,
+        )
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 
@@ -12,38 +11,43 @@ from protocols.base.lane import Settings
 from protocols.errors import ConfigError
 from protocols.kernels import warm_up
 from puma_actors.api.local import LocalCluster
+from puma_actors.api.options import ClusterOptions
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.api.requests import Requests
 from puma_actors.cli.output import progress
+from puma_actors.cli.where import Where
 from puma_actors.hosts.config import load_config
+from puma_actors.roles.owner import Progress
 from puma_actors.transports.delay.network import parse_network
 
 
 def open_cluster(
-    model: str | None, settings: Settings, network: str | None = None, **options: Any
+    model: str | None, settings: Settings, where: Where, report: Progress
 ) -> LocalCluster:
-    """A cluster in this process for a model, or for the demo model; not yet running."""
-    options["network"] = parse_network(network)  # before the model is read
+    """A cluster in this process for a model, or for the demo model; not yet running.
+
+    Raises:
+        ConfigError: options that do not go together, or a network that there is not.
+    """
+    options = local_options(settings, where, report)  # before the model is read
     path = demo_model_path() if model is None else model
-    return LocalCluster.from_pretrained(path, settings=settings, **options)
+    return LocalCluster.from_pretrained(path, **options)
 
 
-def local_options(
-    *,
-    cluster: None,
-    tokenizer: Path | None,
-    insecure_no_tls: bool,
-    network: str | None,
-    codec: bool,
-) -> dict[str, Any]:
+def local_options(settings: Settings, where: Where, report: Progress) -> ClusterOptions:
     """Options of a `LocalCluster`, from those of the command line.
 
     Raises:
         ConfigError: options that do not go together, or a network that there is not.
     """
-    if tokenizer is not None or insecure_no_tls:
+    if where.tokenizer is not None or where.insecure_no_tls:
         raise ConfigError("--tokenizer and --insecure-no-tls go with --cluster")
-    return {"network": parse_network(network), "codec": codec}
+    return {
+        "settings": settings,
+        "network": parse_network(where.network),
+        "codec": where.codec,
+        "progress": report,
+    }
 
 
 def _ignore(requests: Requests) -> None:
@@ -54,52 +58,29 @@ def _ignore(requests: Requests) -> None:
 async def open_requests(
     model: str | None,
     settings: Settings,
+    where: Where,
     *,
-    cluster: Path | None = None,
-    tokenizer: Path | None = None,
-    insecure_no_tls: bool = False,
-    network: str | None = None,
-    codec: bool = False,
-    check: Callable[[Any], None] = _ignore,
+    check: Callable[[LocalCluster | RemoteCluster], None] = _ignore,
     quiet: bool = False,
-    **options: Any,
 ) -> AsyncIterator[LocalCluster | RemoteCluster]:
-    """A running `LocalCluster`, or with `cluster` a `RemoteCluster`; stopped when the block ends.
+    """A running `LocalCluster`, or a `RemoteCluster`; stopped when the block ends.
 
     Args:
         model: where it lies (None: the demo model), or its name at the parties.
-        cluster: a cluster.toml. tokenizer: a client's own, for a model at parties elsewhere.
         check: called as soon as configuration and tokenizer are known, before the work begins;
             may refuse what was asked for.
         quiet: no progress on stderr.
-        options: for `LocalCluster` (as `head=`).
 
     Raises:
         ConfigError: options that do not go together.
     """
-    if cluster is None:
-        options |= local_options(
-            cluster=None,
-            tokenizer=tokenizer,
-            insecure_no_tls=insecure_no_tls,
-            network=network,
-            codec=codec,
-        )
-        with progress(quiet=quiet) as report:
-            local = open_cluster(model, settings, progress=report, **options)
-            running = await _entered(local, check)
-    else:
-        given = {"codec": codec, **options}
-        if wrong := ", ".join(f"--{name}" for name, value in given.items() if value):
-            raise ConfigError(f"{wrong}: for models in this process, not with --cluster")
-        if model is None:
-            raise ConfigError("--cluster needs --model NAME: `puma models list` shows them")
-        config = load_config(cluster, insecure_no_tls=insecure_no_tls, network=network)
-        with progress(quiet=quiet) as report:
-            await anyio.to_thread.run_sync(warm_up, lambda line: report(line, 0.0))
-            report("calling the parties", 0.0)
-            remote = await RemoteCluster.open(config, model, tokenizer=tokenizer, settings=settings)
-            running = await _entered(remote, check)
+    with progress(quiet=quiet) as report:
+        running: LocalCluster | RemoteCluster
+        if where.cluster is None:
+            running = open_cluster(model, settings, where, report)
+        else:
+            running = await _open_remote(model, settings, where, where.cluster, report)
+        await _enter(running, check)
     failure: BaseException | None = None
     try:
         yield running
@@ -110,7 +91,22 @@ async def open_requests(
         await running.__aexit__(type(failure) if failure else None, failure, None)
 
 
-async def _entered(found: Any, check: Callable[[Any], None]) -> Any:
+async def _open_remote(
+    model: str | None, settings: Settings, where: Where, cluster: Path, report: Progress
+) -> RemoteCluster:
+    if where.codec:
+        raise ConfigError("--codec: for models in this process, not with --cluster")
+    if model is None:
+        raise ConfigError("--cluster needs --model NAME: `puma models list` shows them")
+    config = load_config(cluster, insecure_no_tls=where.insecure_no_tls, network=where.network)
+    await anyio.to_thread.run_sync(warm_up, lambda line: report(line, 0.0))
+    report("calling the parties", 0.0)
+    return await RemoteCluster.open(config, model, tokenizer=where.tokenizer, settings=settings)
+
+
+async def _enter(
+    found: LocalCluster | RemoteCluster, check: Callable[[LocalCluster | RemoteCluster], None]
+) -> None:
     try:
         check(found)
     except BaseException:
@@ -120,4 +116,3 @@ async def _entered(found: Any, check: Callable[[Any], None]) -> Any:
             found.checkpoint.close()
         raise
     await found.__aenter__()
-    return found

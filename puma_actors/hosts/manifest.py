@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from protocols.base.shares import Role
 from protocols.errors import ConfigError, StoreError
 
 FORMAT = 1
@@ -112,8 +111,3 @@ def words_file(number: int) -> str:
 def seed_file(which: int) -> str:
     """The file of a seed."""
     return f"seed-{which}"
-
-
-def seeds_of(role: Role) -> tuple[Literal[1, 2], ...]:
-    """Which of an upload's two seeds a party knows."""
-    return {Role.DEALER: (1, 2), Role.EVALUATOR_A: (1,), Role.EVALUATOR_B: (2,)}[role]  # type: ignore[return-value]

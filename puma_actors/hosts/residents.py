@@ -84,7 +84,7 @@ class Residents:
             StoreError: there is no such model, or it is damaged. Busy: no room now.
             ConfigError: it never fits within the limits.
         """
-        manifest, plan = await self._compute.run(1 << 40, self._describe, name)
+        manifest, plan = await self._compute.offload(self._describe, name)
         need = self.session_need(plan)
         self._users[name] = self._users.get(name, 0) + 1
         try:
@@ -107,7 +107,7 @@ class Residents:
                 plan = Plan.from_public(manifest.plan)
                 size = share_bytes(plan.config)
                 with self._room(name, size, size, "model"):
-                    held = await self._compute.run(1 << 40, self._load, name)
+                    held = await self._compute.offload(self._load, name)
                 log.info("model loaded", model=name, megabytes=held.nbytes // _MB)
             self._loaded[name] = held
             return held

@@ -55,6 +55,7 @@ from puma_actors.hosts.residents import RETRY, Held, Residents
 from puma_actors.hosts.store import Draft, ModelStore
 from puma_actors.hosts.stored_party import Receiver, ServingLimits, ServingParty
 from puma_actors.hosts.visits import Visits, disk, watch_certificates
+from puma_actors.roles.actor import ActorOptions
 from puma_actors.session.handshake import Identity, Peer, handshake, naming
 from puma_actors.transports import Channel, Listener
 from puma_actors.transports.frames import NO_SESSION
@@ -267,7 +268,7 @@ class PartyServer:
                     self.residents.session_need(held.plan),
                     self.residents.for_request,
                 )
-                party = ServingParty(self.role, held, limits, compute=self.compute)
+                party = ServingParty(self.role, held, limits, ActorOptions(compute=self.compute))
                 party.attach(peers)
                 log.info("session begins", model=name)
                 await party.run()
@@ -336,7 +337,7 @@ class PartyServer:
                     channel, me, {Role.OWNER}, timeout=self.config.timeouts.opening
                 )
                 memory = self.config.limits.memory
-                receiver = Receiver(self.role, draft, memory, compute=self.compute)
+                receiver = Receiver(self.role, draft, memory, ActorOptions(compute=self.compute))
                 receiver.attach([peer])
                 log.info("upload begins", model=name)
                 await receiver.run()

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from models.programs.families import parameters_of
 from models.programs.plan import Parameter, Plan
-from models.programs.sharing import SEED_BYTES
+from models.programs.sharing import SEED_BYTES, seeds_of
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.errors import StoreError
 from puma_actors.hosts.checksums import Checksums
-from puma_actors.hosts.manifest import PUBLIC_FILES, Manifest, seed_file, seeds_of, words_file
+from puma_actors.hosts.manifest import PUBLIC_FILES, Manifest, seed_file, words_file
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from puma_actors.base.logs import log
 from puma_actors.hosts.manifest import PUBLIC_BYTES, seed_file, words_file
 from puma_actors.hosts.residents import Held
 from puma_actors.hosts.store import Draft
-from puma_actors.roles.actor import Actor
+from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import (
     CommitMessage,
     FileMessage,
@@ -58,8 +58,10 @@ class ServingParty(Party):
         held: the model; its parameters are shared with other sessions.
     """
 
-    def __init__(self, role: Role, held: Held, limits: ServingLimits, **options: Any) -> None:
-        super().__init__(role, **options)
+    def __init__(
+        self, role: Role, held: Held, limits: ServingLimits, options: ActorOptions | None = None
+    ) -> None:
+        super().__init__(role, options)
         self._plan = held.plan
         self._parameters = dict(held.parameters)
         self._limits = limits
@@ -196,8 +198,10 @@ class Receiver(Actor):
         memory: bytes that the party may use; what it could never load is refused at once.
     """
 
-    def __init__(self, role: Role, draft: Draft, memory: int, **options: Any) -> None:
-        super().__init__(role, **options)
+    def __init__(
+        self, role: Role, draft: Draft, memory: int, options: ActorOptions | None = None
+    ) -> None:
+        super().__init__(role, options)
         self._draft = draft
         self._memory = memory
         self._files: set[str] = set()
@@ -234,7 +238,7 @@ class Receiver(Actor):
             await self._file(message, buffers)
         elif isinstance(message, PlanMessage) and self._upload is None:
             parts = (self.role, message, self._draft, self._memory)
-            self._upload = await self.scheduler.compute.run(1 << 40, _StoredUpload, *parts)
+            self._upload = await self.scheduler.compute.offload(_StoredUpload, *parts)
         elif self._upload is None:
             raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
         elif isinstance(message, SeedMessage):
@@ -263,6 +267,6 @@ class Receiver(Actor):
         ready = ReadyMessage(digest=self._draft.digest).header()
         await self.scheduler.send_control(Role.OWNER, ready)
 
-    async def _disk(self, function: Any, *args: Any) -> None:
+    async def _disk(self, function: Callable[..., object], *args: Any) -> None:
         """Off the event loop: sessions go on meanwhile."""
-        await self.scheduler.compute.run(1 << 40, function, *args)
+        await self.scheduler.compute.offload(function, *args)

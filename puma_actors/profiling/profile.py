@@ -12,7 +12,7 @@ are made up: what anything costs does not depend on them.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan
@@ -24,6 +24,7 @@ from protocols.base.shares import Role
 from protocols.drivers.observed import ObservedLane
 from protocols.errors import ConfigError
 from puma_actors.api.local import LocalCluster
+from puma_actors.api.options import RunOptions
 from puma_actors.profiling.analysis import Phase, analyse
 from puma_actors.profiling.ranking import Advice, rank
 from puma_actors.roles.owner import ignore_progress
@@ -199,13 +200,14 @@ async def run_profile(
     network: Network | str | Path | None = None,
     tokens_in: int = 32,
     tokens_out: int | None = None,
-    **options: Any,
+    head: str | None = None,
+    **options: Unpack[RunOptions],
 ) -> Profile:
     """Load and share a model, run one request twice (the first warms up), profile the second.
 
     Args:
         network: as for `LocalCluster`, but for the upload of the shares, which is not delayed.
-        options: for `LocalCluster.from_pretrained`.
+        head, options: as for `LocalCluster.from_pretrained`.
 
     Raises:
         ConfigError: unusable arguments. ModelError: the model cannot be read.
@@ -213,7 +215,7 @@ async def run_profile(
     network = parse_network(network)
     recorder = Recorder(network=network is not None)
     cluster = LocalCluster.from_pretrained(
-        path_or_name, network=without_upload(network), recorder=recorder, **options
+        path_or_name, head=head, network=without_upload(network), recorder=recorder, **options
     )
     try:
         check_tokens(cluster, tokens_in, tokens_out)

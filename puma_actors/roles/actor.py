@@ -17,7 +17,7 @@ thread or waiter is left behind.
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -45,32 +45,36 @@ MEMORY = "memory://{session}/{role}"
 """Where an actor of a cluster in one process listens."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorOptions:
+    """What can be chosen for an actor of any role.
+
+    Attributes:
+        name: for people to read; "": the role.
+        settings, flow, compute: for its scheduler; None: what that takes by default.
+        recorder: notes what happens on its lanes; None: nobody does.
+    """
+
+    name: str = ""
+    settings: Settings | None = None
+    flow: Flow | None = None
+    compute: Compute | None = None
+    recorder: Recorder | None = None
+
+
 class Actor:
     """One party of a session. See the module's text.
 
     Args:
         role: what it is.
-        name: for people to read; default: the role.
-        settings, flow, compute: for its scheduler.
-        recorder: notes what happens on its lanes; None: nobody does.
+        options: None: all as by default.
     """
 
-    def __init__(
-        self,
-        role: Role,
-        *,
-        name: str = "",
-        settings: Settings | None = None,
-        flow: Flow | None = None,
-        compute: Compute | None = None,
-        recorder: Recorder | None = None,
-    ) -> None:
+    def __init__(self, role: Role, options: ActorOptions | None = None) -> None:
         self.role = role
-        self.name = name or str(role)
-        self.settings = settings
-        self.flow = flow
-        self.compute = compute
-        self.recorder = recorder
+        self.options = options or ActorOptions()
+        self.name = self.options.name or str(role)
+        self.recorder = self.options.recorder
         self._scheduler: RoundScheduler | None = None
         self._running: AbstractAsyncContextManager[Any] | None = None
 
@@ -87,8 +91,9 @@ class Actor:
 
     def attach(self, peers: Iterable[Peer]) -> None:
         """Give it its peers, once for a session."""
+        chosen = self.options
         self._scheduler = RoundScheduler(
-            self.role, peers, settings=self.settings, flow=self.flow, compute=self.compute
+            self.role, peers, settings=chosen.settings, flow=chosen.flow, compute=chosen.compute
         )
         if self.recorder is not None:
             self.recorder.attach(self._scheduler)

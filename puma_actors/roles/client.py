@@ -25,7 +25,7 @@ from protocols.errors import (
 )
 from puma_actors.base.concurrency import Signal
 from puma_actors.base.texts import printable
-from puma_actors.roles.actor import Actor
+from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import (
     CloseMessage,
     EndedMessage,
@@ -88,8 +88,8 @@ class Client(Actor):
 
     tokens: int | None = None
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(Role.CLIENT, **options)
+    def __init__(self, options: ActorOptions | None = None) -> None:
+        super().__init__(Role.CLIENT, options)
         self.plan: Plan | None = None
         self._ready: dict[Role, str] = {}  # digest of the plan a party is ready for
         self._next = 0

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.programs.program import Batch
-from protocols.base.lane import APPROXIMATIONS, Approximation, Settings
+from protocols.base.lane import APPROXIMATIONS, Approximation, Reveal, Settings, Tree
 from protocols.errors import ConfigError, RemoteProtocolError
 from puma_actors.base.texts import TEXT_CHARS
 
@@ -112,9 +112,9 @@ class InferMessage(_Message):
     types: list[Annotated[int, Field(ge=0, lt=1 << 16)]] | None = None
     steps: int = Field(ge=1, le=MAX_TOKENS)
     approximation: Approximation = APPROXIMATIONS[0]
-    tree: Literal["rounds", "traffic"] = "rounds"
+    tree: Tree = "rounds"
     lanes: int = Field(default=1, ge=1, le=1024)
-    reveal: Literal["logits", "argmax"] = "logits"
+    reveal: Reveal = "logits"
     block: int = Field(default=Settings().block, ge=1, le=1 << 32)
 
     def settings(self) -> Settings:
@@ -156,10 +156,10 @@ def infer_message(number: int, batch: Batch, steps: int, settings: Settings) -> 
             rows=batch.rows,
             types=None if batch.types is None else list(batch.types),
             steps=steps,
-            approximation=settings.approximation,  # type: ignore[arg-type]
-            tree=settings.tree,  # type: ignore[arg-type]
+            approximation=settings.approximation,
+            tree=settings.tree,
             lanes=settings.lanes,
-            reveal=settings.reveal,  # type: ignore[arg-type]
+            reveal=settings.reveal,
             block=settings.block,
         )
     except ValidationError as error:

@@ -16,7 +16,7 @@ from models.programs.sharing import SEED_BYTES, mask_parameter
 from protocols.base.ring import Floats, Words
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.errors import RemoteProtocolError
-from puma_actors.roles.actor import Actor
+from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import (
     PlanMessage,
     ReadyMessage,
@@ -54,12 +54,12 @@ class Owner(Actor):
     def __init__(
         self,
         checkpoint: Checkpoint,
+        options: ActorOptions | None = None,
         *,
         texts: Sequence[Sequence[int]] = (),
         progress: Progress = ignore_progress,
-        **options: Any,
     ) -> None:
-        super().__init__(Role.OWNER, **options)
+        super().__init__(Role.OWNER, options)
         self._checkpoint = checkpoint
         self._texts = texts
         self._progress = progress
@@ -69,11 +69,11 @@ class Owner(Actor):
         compute = self.scheduler.compute
         started = time.perf_counter()
         self._progress("loading the model", 0.0)
-        parameters = await compute.run(1 << 40, self._load)
+        parameters = await compute.offload(self._load)
         loaded = time.perf_counter()
         self._progress("proving ranges", 0.0)
         config = self._checkpoint.config
-        plan = await compute.run(1 << 40, calibrate, config, parameters, self._texts)
+        plan = await compute.offload(calibrate, config, parameters, self._texts)
         calibrated = time.perf_counter()
         await self._upload(plan, parameters)
         self._progress("waiting for the parties to take them in", 0.0)
@@ -107,7 +107,7 @@ class Owner(Actor):
         for number, (name, parameter) in enumerate(wanted.items()):
             matrix = parameters.pop(name)  # freed as we go
             mask = partial(mask_parameter, name, number, parameter.kind, matrix, seeds)
-            await self._send_tensor(number, await self.scheduler.compute.run(1 << 40, mask))
+            await self._send_tensor(number, await self.scheduler.compute.offload(mask))
             self._progress("sharing the weights", (number + 1) / len(wanted))
         for role in COMPUTING:
             await self.scheduler.send_control(role, UploadedMessage().header())

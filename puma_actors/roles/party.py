@@ -15,7 +15,7 @@ from models.programs.plan import Parameter, Plan
 from models.programs.predict import predict
 from models.programs.program import Batch, Cache
 from models.programs.public import plan_digests
-from models.programs.sharing import SEED_BYTES, hold_parameter
+from models.programs.sharing import SEED_BYTES, hold_parameter, seeds_of
 from protocols.base.lane import Lane
 from protocols.base.ring import Words
 from protocols.base.shares import COMPUTING, Role
@@ -31,7 +31,7 @@ from protocols.errors import (
 from puma_actors.base.concurrency import unwrap
 from puma_actors.base.logs import log
 from puma_actors.base.texts import TEXT_CHARS
-from puma_actors.roles.actor import Actor
+from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import (
     AgreeMessage,
     CloseMessage,
@@ -79,8 +79,7 @@ class Upload:
 
     def seed(self, which: int, buffers: Sequence[memoryview]) -> None:
         """One of the seeds, of which an evaluator may have but its own."""
-        allowed = {Role.DEALER: (1, 2), Role.EVALUATOR_A: (1,), Role.EVALUATOR_B: (2,)}
-        if which not in allowed[self._role] or which in self._seeds:
+        if which not in seeds_of(self._role) or which in self._seeds:
             raise RemoteProtocolError(f"seed {which} is not for {self._role}, or came twice")
         if len(buffers) != 1 or buffers[0].nbytes != SEED_BYTES:
             raise RemoteProtocolError(f"a seed must be one buffer of {SEED_BYTES} bytes")
@@ -144,8 +143,8 @@ class Party(Actor):
     no input but for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
     """
 
-    def __init__(self, role: Role, **options: Any) -> None:
-        super().__init__(role, **options)
+    def __init__(self, role: Role, options: ActorOptions | None = None) -> None:
+        super().__init__(role, options)
         self._upload: Upload | None = None
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
@@ -186,7 +185,7 @@ class Party(Actor):
         """Tell the other parties what this one serves. When they have said the same, it is ready:
         what they would compute with other shares or other public numbers is noise.
         """
-        tables = await self.scheduler.compute.run(1 << 40, plan_digests, plan)
+        tables = await self.scheduler.compute.offload(plan_digests, plan)
         self._mine = AgreeMessage(digest=digest, upload=upload, tables=tables)
         for role in COMPUTING:
             if role is not self.role:
@@ -240,7 +239,7 @@ class Party(Actor):
     async def _finish_upload(self, upload: Upload) -> None:
         upload.check_complete()
         for number in range(len(upload)):
-            name, handle = await self.scheduler.compute.run(1 << 40, upload.hold, number)
+            name, handle = await self.scheduler.compute.offload(upload.hold, number)
             self._parameters[name] = handle
         self._plan, self._upload = upload.plan, None
         log.info("model ready", role=str(self.role), digest=upload.digest[:16])

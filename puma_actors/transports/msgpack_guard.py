@@ -14,6 +14,10 @@ _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {
 }
 _SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _LISTS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
+_SHORT = {code: code & 31 for code in range(0xA0, 0xC0)}
+_SMALL = dict.fromkeys((*range(0x80), *range(0xE0, 0x100)), 0)
+_PLAIN = [1 + ({**_FIXED, **_SHORT, **_SMALL}).get(code, -1) for code in range(256)]
+"""By first byte: all bytes of a value that neither holds others nor says its length; 0: it does."""
 
 
 def suspicious(data: bytes, nesting: int) -> bool:
@@ -38,27 +42,11 @@ def check_structure(data: bytes, nesting: int, most: int) -> None:
         open_items[-1] -= 1
         if at >= end:
             raise RemoteProtocolError("frame header ends inside a value")
-        code = data[at]
-        at += 1
-        size, items = 0, -1
-        if code < 0x80 or code >= 0xE0:
-            pass
-        elif code < 0xA0:
-            items = (code & 15) * (2 if code < 0x90 else 1)
-        elif code < 0xC0:
-            size = code & 31
-        elif code in _FIXED:
-            size = _FIXED[code]
-        elif code in _SIZED:
-            width = _SIZED[code]
-            size = int.from_bytes(data[at : at + width], "big") + width
-        elif code in _LISTS:
-            width, per_item = _LISTS[code]
-            items = int.from_bytes(data[at : at + width], "big") * per_item
-            at += width
+        size, items = _PLAIN[data[at]], -1
+        if size:
+            at += size
         else:
-            raise RemoteProtocolError(f"frame header holds an extension type (0x{code:02x})")
-        at += size
+            items, at = _announced(data, at)
         if at > end or items > end - at:
             raise RemoteProtocolError("frame header announces more than it holds")
         if items >= 0:
@@ -70,3 +58,19 @@ def check_structure(data: bytes, nesting: int, most: int) -> None:
                 raise RemoteProtocolError(f"frame header is nested deeper than {nesting}")
     if at != end:
         raise RemoteProtocolError("frame header is followed by more bytes")
+
+
+def _announced(data: bytes, at: int) -> tuple[int, int]:
+    """How many elements the container at `at` is to hold (-1: it is text or bytes), and where they,
+    or what follows, begin.
+    """
+    code, at = data[at], at + 1
+    if code in _SIZED:
+        width = _SIZED[code]
+        return -1, at + width + int.from_bytes(data[at : at + width], "big")
+    if code in _LISTS:
+        width, per_item = _LISTS[code]
+        return int.from_bytes(data[at : at + width], "big") * per_item, at + width
+    if 0x80 <= code < 0xA0:
+        return (code & 15) * (2 if code < 0x90 else 1), at
+    raise RemoteProtocolError(f"frame header holds an extension type (0x{code:02x})")

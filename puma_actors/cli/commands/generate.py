@@ -1,7 +1,6 @@
 """`puma generate` and `puma forward`."""
 
 from pathlib import Path
-from typing import Any
 
 import anyio
 import numpy as np
@@ -15,6 +14,7 @@ from puma_actors.cli.notice import announce
 from puma_actors.cli.output import amount, check_file, print_json, progress, say, tell, writing
 from puma_actors.cli.requests import open_requests
 from puma_actors.cli.summary import Cluster, network_of, print_summary, usage_report
+from puma_actors.cli.where import Where
 
 
 def run_generate(
@@ -23,11 +23,11 @@ def run_generate(
     sampling: SamplingConfig,
     settings: Settings,
     *,
+    where: Where,
     raw: bool,
-    options: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Load, share, answer, and say what it took. `options`: as for `open_requests`."""
+    """Load, share, answer, and say what it took."""
 
     def check(cluster: Cluster) -> None:
         cluster.check_sampling(sampling)
@@ -36,7 +36,7 @@ def run_generate(
             tell(f"note: {printable(cluster.tokenizer.note)}")
 
     async def run() -> None:
-        async with open_requests(model, settings, check=check, quiet=as_json, **options) as cluster:
+        async with open_requests(model, settings, where, check=check, quiet=as_json) as cluster:
             ids = cluster.encode(prompt, raw=raw)
             announce(cluster, ids, sampling)
             text = await _stream(cluster, ids, sampling, quiet=as_json)
@@ -85,18 +85,18 @@ def run_forward(
     output: Path,
     settings: Settings,
     *,
-    options: dict[str, Any],
+    where: Where,
     as_json: bool,
 ) -> None:
     """Write `logits`, or the `last_hidden_state` of a bare model, to an .npz file: a row for each
-    result (as a rule a token). `options`: as for `open_requests`.
+    result (as a rule a token).
     """
     ids = parse_ids(input_ids)
     check_file("--output", output, ".npz")
 
     async def run() -> None:
         async with open_requests(
-            model, settings, check=lambda found: found.check_ids(ids), quiet=as_json, **options
+            model, settings, where, check=lambda found: found.check_ids(ids), quiet=as_json
         ) as cluster:
             with progress(quiet=as_json) as report:
                 report("running the model on shares", 0.0)

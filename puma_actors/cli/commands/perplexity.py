@@ -1,7 +1,6 @@
 """`puma perplexity`: how well a model predicts a text, in plaintext and in private."""
 
 from pathlib import Path
-from typing import Any
 
 import anyio
 from rich.table import Table
@@ -12,6 +11,7 @@ from puma_actors.api.scoring import Perplexities, Told, plan_windows, score_plai
 from puma_actors.cli.following import Following
 from puma_actors.cli.output import amount, print_json, progress, say, stdout
 from puma_actors.cli.requests import open_cluster
+from puma_actors.cli.where import Where
 from puma_actors.roles.owner import Progress
 
 
@@ -33,15 +33,15 @@ def run_perplexity(
     window: int | None,
     stride: int | None,
     max_tokens: int | None,
-    options: dict[str, Any],
+    where: Where,
     as_json: bool,
 ) -> None:
-    """Score a text twice and print both perplexities. `options`: as for `open_cluster`."""
+    """Score a text twice and print both perplexities."""
     text = read_text(file)
 
     async def run() -> None:
         with progress(quiet=as_json) as report:
-            cluster = open_cluster(model, settings, progress=report, **options)
+            cluster = open_cluster(model, settings, where, report)
             with cluster.checkpoint:  # closed by the cluster as well, once it has begun
                 ids = cluster.text_ids(text)[:max_tokens]
                 windows = plan_windows(cluster, ids, window, stride)

@@ -1,7 +1,6 @@
 """`puma profile`."""
 
 from pathlib import Path
-from typing import Any
 
 import anyio
 from rich.table import Table
@@ -33,12 +32,12 @@ def run(
     tokens_out: int | None,
     settings: Settings,
     *,
-    options: dict[str, Any],
+    network: str | None,
     trace: Path | None,
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Profile a request and print, or write, what it took. `options`: as for `run_profile`."""
+    """Profile a request and print, or write, what it took."""
     if trace is not None:
         check_file("--trace", trace, ".json")
     if html is not None:
@@ -52,7 +51,7 @@ def run(
                 tokens_out=tokens_out,
                 settings=settings,
                 progress=report,
-                **options,
+                network=network,
             )
 
     profile = anyio.run(profiled)

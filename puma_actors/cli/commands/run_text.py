@@ -8,6 +8,7 @@ import anyio
 import numpy as np
 from rich.table import Table
 
+from models.texts.options import TaskOptions
 from protocols.base.lane import Settings
 from protocols.base.ring import Floats
 from protocols.errors import ConfigError
@@ -20,6 +21,7 @@ from puma_actors.cli.output import print_json, progress, say, stdout
 from puma_actors.cli.progress import Reporter
 from puma_actors.cli.requests import local_options, open_requests
 from puma_actors.cli.summary import Cluster, print_summary, usage_report
+from puma_actors.cli.where import Where
 
 _MASKS = ("[MASK]", "<mask>")
 _SHOWN_ENTRIES = 4
@@ -33,8 +35,8 @@ def run_text(
     show: Callable[[Any], None],
     *,
     settings: Settings,
-    cluster_options: Mapping[str, Any],
-    task_options: Mapping[str, Any],
+    where: Where,
+    task_options: TaskOptions,
     as_json: bool,
 ) -> None:
     """Load, share, run a task once, show its result and what it took.
@@ -42,11 +44,10 @@ def run_text(
     Args:
         inputs: makes them, once the tokenizer is known.
         show: prints the result, unless JSON is wanted.
-        cluster_options: as for `open_requests`.
     """
 
     async def run() -> None:
-        if cluster_options["cluster"] is None:
+        if where.cluster is None:
             result, pipe = await _here()
         else:
             result, pipe = await _elsewhere()
@@ -59,9 +60,9 @@ def run_text(
             print_summary(_cluster(pipe), pipe.usage)
 
     async def _here() -> tuple[Any, TextPipeline]:
-        options = local_options(**cluster_options)  # before the model is read
         with progress(quiet=as_json) as report:
-            pipe = local_pipeline(task, model, settings=settings, progress=report, **options)
+            options = local_options(settings, where, report)  # before the model is read
+            pipe = local_pipeline(task, model, **options)
             given, cluster = inputs(pipe), pipe.requests
             assert isinstance(cluster, LocalCluster)
             pipe.check(given, **task_options)
@@ -73,9 +74,7 @@ def run_text(
             pipe = TextPipeline(task, requests)
             pipe.check(inputs(pipe), **task_options)
 
-        async with open_requests(
-            model, settings, check=check, quiet=as_json, **cluster_options
-        ) as requests:
+        async with open_requests(model, settings, where, check=check, quiet=as_json) as requests:
             pipe = TextPipeline(task, requests)
             with progress(quiet=as_json) as report:
                 return await _run(pipe, inputs(pipe), report), pipe

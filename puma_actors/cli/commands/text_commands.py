@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,10 @@ from puma_actors.cli.options import (
     Tree,
     TreeOption,
 )
+from puma_actors.cli.where import Where
+
+if TYPE_CHECKING:  # heavy, and not needed before a command runs
+    from protocols.base.lane import Settings
 
 
 class Aggregation(StrEnum):
@@ -86,15 +90,14 @@ def embed(
     from puma_actors.cli.commands.run_text import read_texts, run_text, show_vectors
 
     texts = read_texts(text or [], file)
-    options = {"truncation": True} if truncate else {}
     run_text(
         "sentence-embedding",
         model,
         lambda pipe: texts,
         lambda vectors: show_vectors(texts, vectors),
         settings=_settings(approximation, tree, lanes),
-        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
-        task_options=options,
+        where=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        task_options={"truncation": True} if truncate else {},
         as_json=as_json,
     )
 
@@ -137,7 +140,7 @@ def classify(
         lambda pipe: given,
         lambda labels: show_rows(labels, {"label": "label", "score": "score"}),
         settings=_settings(approximation, tree, lanes),
-        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        where=_where(codec, network, cluster, tokenizer, insecure_no_tls),
         task_options={"top_k": top_k, "truncation": truncate},
         as_json=as_json,
     )
@@ -176,7 +179,7 @@ def fill_mask(
         lambda pipe: with_mask(pipe, text),
         show_masks,
         settings=_settings(approximation, tree, lanes),
-        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        where=_where(codec, network, cluster, tokenizer, insecure_no_tls),
         task_options={"top_k": top_k, "truncation": truncate},
         as_json=as_json,
     )
@@ -216,7 +219,7 @@ def answer(
         lambda pipe: {"question": question, "context": context},
         lambda found: show_rows(found if isinstance(found, list) else [found], columns),
         settings=_settings(approximation, tree, lanes),
-        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        where=_where(codec, network, cluster, tokenizer, insecure_no_tls),
         task_options={"top_k": top_k},
         as_json=as_json,
     )
@@ -258,7 +261,7 @@ def tag(
         lambda pipe: text,
         lambda entities: show_rows(entities, columns),
         settings=_settings(approximation, tree, lanes),
-        cluster_options=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        where=_where(codec, network, cluster, tokenizer, insecure_no_tls),
         task_options={"aggregation_strategy": str(aggregation), "truncation": truncate},
         as_json=as_json,
     )
@@ -276,18 +279,17 @@ def _where(
     cluster: Path | None,
     tokenizer: Path | None,
     insecure_no_tls: bool,
-) -> dict[str, Any]:
-    """Where the parties run, as `open_requests` wants it."""
-    return {
-        "codec": codec,
-        "network": network,
-        "cluster": cluster,
-        "tokenizer": tokenizer,
-        "insecure_no_tls": insecure_no_tls,
-    }
+) -> Where:
+    return Where(
+        codec=codec,
+        network=network,
+        cluster=cluster,
+        tokenizer=tokenizer,
+        insecure_no_tls=insecure_no_tls,
+    )
 
 
-def _settings(approximation: Approximation, tree: Tree, lanes: int) -> Any:
-    from protocols.base.lane import Settings
+def _settings(approximation: Approximation, tree: Tree, lanes: int) -> "Settings":
+    from puma_actors.cli.settings import settings_of
 
-    return Settings(str(approximation), str(tree), lanes)
+    return settings_of(approximation, tree, lanes)

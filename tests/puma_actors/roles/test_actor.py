@@ -22,7 +22,7 @@ from protocols.errors import (
     TransportError,
 )
 from puma_actors.base.compute import Compute
-from puma_actors.roles.actor import MEMORY, Actor, connect_all
+from puma_actors.roles.actor import MEMORY, Actor, ActorOptions, connect_all
 from puma_actors.session.handshake import Identity, handshake
 from puma_actors.session.mailbox import Flow
 from puma_actors.transports import connect, listen
@@ -46,7 +46,7 @@ def scripted(
 ) -> list[Scripted]:
     actors = []
     for role, script in scripts.items():
-        actor = Scripted(role, **kwargs)
+        actor = Scripted(role, ActorOptions(**kwargs))
         actor.script = script  # type: ignore[method-assign]
         actors.append(actor)
     return actors
@@ -132,7 +132,7 @@ async def test_the_default_main_stays_until_the_others_have_left() -> None:
         order.append("brief")
 
     actors = scripted({Role.CLIENT: brief, Role.OWNER: brief})
-    waiter = Actor(Role.DEALER, name="dora")
+    waiter = Actor(Role.DEALER, ActorOptions(name="dora"))
     await connect_all([*actors, waiter])
 
     async def wait() -> None:

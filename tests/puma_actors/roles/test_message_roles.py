@@ -19,7 +19,7 @@ from models.programs.plan import Plan
 from models.programs.public import plan_digests
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import PeerFailed, RemoteProtocolError
-from puma_actors.roles.actor import Actor, connect_all
+from puma_actors.roles.actor import Actor, ActorOptions, connect_all
 from puma_actors.roles.client import Client
 from puma_actors.roles.messages import (
     AgreeMessage,
@@ -46,8 +46,8 @@ Script = Callable[[Actor], Awaitable[None]]
 
 async def ends_with(actor: Actor, scripts: dict[Role, Script]) -> BaseException | None:
     """What `actor` ends with when others run these scripts and then wait for the end."""
-    others = [Actor(role, flow=Flow(grace=0.05)) for role in scripts]
-    actor.flow = Flow(grace=0.05)
+    others = [Actor(role, ActorOptions(flow=Flow(grace=0.05))) for role in scripts]
+    actor.options = ActorOptions(flow=Flow(grace=0.05))
     await connect_all([actor, *others])
     found: list[BaseException | None] = []
 

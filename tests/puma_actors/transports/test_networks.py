@@ -18,7 +18,7 @@ from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportE
 from puma_actors.api.local import LocalCluster
 from puma_actors.base.certs import issue
 from puma_actors.base.identity import PeerIdentity
-from puma_actors.roles.actor import Actor, connect_all
+from puma_actors.roles.actor import Actor, ActorOptions, connect_all
 from puma_actors.session.handshake import Identity, handshake
 from puma_actors.transports import TlsTransport
 from puma_actors.transports.tls import Credentials
@@ -133,7 +133,7 @@ async def test_another_role_or_name_than_in_the_certificate(
 
 
 async def test_an_actor_under_a_name_without_a_certificate(certificates: Path) -> None:
-    actors = [Actor(Role.CLIENT), Actor(Role.OWNER, name="olga")]
+    actors = [Actor(Role.CLIENT), Actor(Role.OWNER, ActorOptions(name="olga"))]
     template = f"tls://localhost:0?certs={certificates}&role={{role}}"
     with pytest.raises(RemoteProtocolError, match="'olga' called with the certificate of owner"):
         await connect_all(actors, template)

@@ -1,0 +1,66 @@
+"""Options of the tasks on texts, typed so that mypy follows them from a call to its task."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict, cast
+
+from models.tokens.sampling import SamplingOptions
+
+
+class TaskOptions(TypedDict, total=False):
+    """Options of all tasks together; which of them a task has, its `job` says. A call with one
+    that its task does not have is refused when it is made.
+    """
+
+    # text-generation: see `SamplingConfig`
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: tuple[str, ...]
+    do_sample: bool | None
+    return_full_text: bool
+
+    # of several tasks
+    top_k: int | None
+    truncation: bool | None
+    max_length: int | None
+
+    # text-classification
+    function_to_apply: str | None
+
+    # token-classification
+    aggregation_strategy: str
+    ignore_labels: Sequence[str]
+
+    # fill-mask
+    targets: str | Sequence[str] | None
+
+    # question-answering
+    question: str | Sequence[str] | None
+    context: str | Sequence[str] | None
+    max_answer_len: int
+    max_seq_len: int | None
+    doc_stride: int | None
+    handle_impossible_answer: bool
+    align_to_words: bool
+
+    # feature-extraction, sentence-embedding
+    return_tensors: bool
+    normalize: bool | None
+
+    # Of transformers' pipelines, without effect here.
+    batch_size: int
+    num_workers: int
+    padding: bool | str
+
+
+def chosen_options(options: Mapping[str, object], *, without: frozenset[str]) -> TaskOptions:
+    """The options but for some. Who takes them checks them."""
+    return cast(TaskOptions, {name: each for name, each in options.items() if name not in without})
+
+
+def sampling_options(options: TaskOptions) -> SamplingOptions:
+    """Those of text-generation that are fields of a `SamplingConfig`."""
+    known = SamplingOptions.__annotations__
+    return cast(SamplingOptions, {name: each for name, each in options.items() if name in known})
