@@ -11,7 +11,7 @@ import typer
 from protocols.errors import ConfigError
 from puma_actors.cli.commands.certs import Holder
 from puma_actors.cli.early import refuse_unsupported
-from puma_actors.cli.options import InsecureOption
+from puma_actors.cli.options import InsecureOption, JsonObjectOption
 
 if TYPE_CHECKING:  # brings NumPy, which `puma --help` and completion do without
     from protocols.base.shares import Role as _Role
@@ -117,7 +117,7 @@ def upload(
         ),
     ] = True,
     insecure_no_tls: InsecureOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObjectOption = False,
 ) -> None:
     """Share a model's weights with the three parties, who keep the shares under a name."""
     refuse_unsupported(model)
@@ -159,7 +159,7 @@ def ping(
     cluster: ClusterOption = CLUSTER,
     role: Annotated[Holder, typer.Option(help="Whose certificate to use.")] = Holder.CLIENT,
     insecure_no_tls: InsecureOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObjectOption = False,
 ) -> None:
     """Reach every party, and have each measure the way to the others.
 
@@ -269,7 +269,7 @@ def doctor(
         bool, typer.Option("--quick", help="Do not read the stored models to verify them.")
     ] = False,
     insecure_no_tls: InsecureOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObjectOption = False,
 ) -> None:
     """Tell whether this machine can take part. Exit code 1 if something would stop a run."""
     from rich.table import Table

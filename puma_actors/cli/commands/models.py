@@ -7,7 +7,7 @@ import typer
 
 from puma_actors.cli.commands.certs import Holder
 from puma_actors.cli.commands.hosts import CLUSTER, ClusterOption
-from puma_actors.cli.options import InsecureOption
+from puma_actors.cli.options import InsecureOption, JsonObjectOption
 
 app = typer.Typer(
     help="Models whose shares the three parties keep.",
@@ -23,7 +23,7 @@ def show(
         Holder, typer.Option(help="Whose certificate: owner or client.")
     ] = Holder.OWNER,
     insecure_no_tls: InsecureOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObjectOption = False,
 ) -> None:
     """List the models, and whether all parties hold fitting shares of each.
 
@@ -78,7 +78,7 @@ def remove(
     name: Annotated[str, typer.Argument(help="A model's name.")],
     cluster: ClusterOption = CLUSTER,
     insecure_no_tls: InsecureOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObjectOption = False,
 ) -> None:
     """Remove a model from all parties. Sessions that use it may finish.
 
