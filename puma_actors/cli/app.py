@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from protocols.errors import Busy, ConfigError, ModelError, PumaError
+from protocols.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_BUSY,
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_STORE,
+    Busy,
+    PumaError,
+)
 from puma_actors.cli.commands import certs, hosts, models, text_commands
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import (
@@ -24,15 +32,13 @@ from puma_actors.cli.spread import spread
 from puma_actors.cli.streams import abandon_stdout, prepare_streams
 from puma_actors.cli.where import Where
 
-EXIT_BAD_INPUT = 2
-EXIT_FAILURE = 1
-EXIT_BUSY = 3
-EXIT_INTERRUPTED = 130
-
 app = typer.Typer(
     name="puma",
     help="Private inference: a language model answers without anyone seeing the prompt or the "
     "weights. Three parties compute on secret shares; only the client learns the answer.",
+    epilog=f"Exit codes: 0 done, {EXIT_FAILURE} failed on the way, {EXIT_BAD_INPUT} wrong input, "
+    f"{EXIT_BUSY} parties are busy, {EXIT_STORE} a party's store is damaged, "
+    f"{EXIT_INTERRUPTED} interrupted.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -291,19 +297,15 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy insid
 
 
 def main() -> None:
-    """Entry point: one clear line and exit code 2 for bad input, 3 for busy parties, 1 for
-    everything that went wrong on the way: a lost connection, a party that failed, a bug."""
+    """Entry point: one clear line, and the exit code that the error's class has; 1 for a bug."""
     prepare_streams()
     try:
         code = app(standalone_mode=len(sys.argv) < 2)
     except _UsageError as error:
         _fail(f"error: {error.format_message()}{_given(error)}", EXIT_BAD_INPUT)
-    except Busy as error:
-        _fail(f"busy: {error}", EXIT_BUSY)
-    except (ConfigError, ModelError) as error:
-        _fail(f"error: {error}", EXIT_BAD_INPUT)
     except PumaError as error:
-        _fail(f"error: {error}", EXIT_FAILURE)
+        kind = "busy" if isinstance(error, Busy) else "error"
+        _fail(f"{kind}: {error}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:  # `| head`: whoever read has what it wanted
