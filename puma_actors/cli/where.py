@@ -1,12 +1,19 @@
 """Where the parties run, as the options of the command line say it."""
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from puma_actors.cli.options import (
+    ClusterOption,
+    CodecOption,
+    InsecureOption,
+    NetworkOption,
+    TokenizerOption,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """In this process, or with `cluster` elsewhere.
+    """In this process, or with `cluster` elsewhere. For commands that are `spread`.
 
     Attributes:
         codec, network: as for `LocalCluster`; `network` also for connections to parties elsewhere.
@@ -14,8 +21,8 @@ class Where:
         insecure_no_tls: allow addresses without encryption in the cluster.toml.
     """
 
-    codec: bool = False
-    network: str | None = None
-    cluster: Path | None = None
-    tokenizer: Path | None = None
-    insecure_no_tls: bool = False
+    codec: CodecOption = False
+    network: NetworkOption = None
+    cluster: ClusterOption = None
+    tokenizer: TokenizerOption = None
+    insecure_no_tls: InsecureOption = False

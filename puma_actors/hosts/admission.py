@@ -10,6 +10,7 @@ connection's certificate says; where there is none (unix://, tcp://), the reques
 A caller may go on only after an `Answer`. Being refused with `Busy` means: later.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,14 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocols.base.shares import Role
-from protocols.errors import Busy, ConfigError, PumaError, RemoteProtocolError, TransportError
+from protocols.errors import (
+    Busy,
+    ConfigError,
+    NoAnswerError,
+    PumaError,
+    RemoteProtocolError,
+    StoreError,
+)
 from puma_actors.base.build import program_digest
 from puma_actors.base.identity import NAME_CHARS, PeerIdentity
 from puma_actors.base.texts import TEXT_CHARS, printable, told
@@ -131,8 +139,9 @@ async def enter(
     """Ask a party for something; its answer and the buffers that came with it.
 
     Raises:
-        Busy: it has no place now. ConfigError: it refuses, and says why.
-        RemoteProtocolError: it answers something else. TransportError: it is gone.
+        Busy: it has no place now. StoreError: what it has stored is of no use. ConfigError: it
+        refuses for another reason, and says why. RemoteProtocolError: it answers something else.
+        TransportError: it is gone.
     """
     header = {"do": "enter", **request.model_dump()}
     await channel.send(Frame(Kind.CONTROL, session, (), header))
@@ -144,7 +153,7 @@ async def enter(
     content = dict(frame.header)
     if frame.kind is Kind.ERROR:
         text = told(content) or "it gave no reason"
-        raise (Busy if content.get("busy") is True else ConfigError)(text)
+        raise _refusal(content)(text)
     if content.pop("do", None) != "entered":
         raise RemoteProtocolError(f"{channel.peer_address} answered something else than asked")
     try:
@@ -169,7 +178,7 @@ async def hear(channel: Channel, timeout: float) -> tuple[Request, bytes]:
         with anyio.fail_after(timeout):
             frame = await channel.receive()
     except TimeoutError:
-        raise TransportError(f"the caller said nothing for {timeout:g} s") from None
+        raise NoAnswerError(f"the caller said nothing for {timeout:g} s") from None
     content = dict(frame.header)
     if frame.kind is not Kind.CONTROL or content.pop("do", None) != "enter":
         raise RemoteProtocolError("a connection must begin with a request to enter")
@@ -223,6 +232,13 @@ def check_programs(request: Request, role: Role) -> None:
         )
 
 
+def _refusal(content: Mapping[str, object]) -> type[PumaError]:
+    """What it is at this side; a party of another version may say less."""
+    if content.get("busy") is True:
+        return Busy
+    return StoreError if content.get("damaged") is True else ConfigError
+
+
 async def admit(
     channel: Channel, session: bytes, answer: Answer, buffers: list[bytes] | None = None
 ) -> None:
@@ -233,5 +249,10 @@ async def admit(
 
 async def refuse(channel: Channel, session: bytes, error: PumaError) -> None:
     """Say why not."""
-    header = {"text": str(error)[:TEXT_CHARS], "busy": isinstance(error, Busy)}
+    damaged = error.exit_code == StoreError.exit_code
+    header = {
+        "text": str(error)[:TEXT_CHARS],
+        "busy": isinstance(error, Busy),
+        "damaged": damaged,
+    }
     await channel.send(Frame(Kind.ERROR, session, (), header))

@@ -14,7 +14,14 @@ from typing import Literal
 import anyio
 
 from protocols.base.shares import COMPUTING, Role
-from protocols.errors import Busy, ConfigError, PumaError, TransportError
+from protocols.errors import (
+    Busy,
+    ConfigError,
+    NoAnswerError,
+    PumaError,
+    StoreError,
+    TransportError,
+)
 from puma_actors.base.concurrency import gather
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.hosts.admission import Answer, ModelEntry, Purpose, Request, enter
@@ -86,7 +93,7 @@ async def call(
         )
         try:
             answer, buffers = await enter(channel, request, session)
-        except (Busy, ConfigError) as error:
+        except (Busy, ConfigError, StoreError) as error:
             raise error if str(peer) in str(error) else type(error)(f"{peer}: {error}") from None
         _check_role(config, answer.role, peer)
     except BaseException:
@@ -227,7 +234,7 @@ async def visit_all(
         except PumaError as error:
             found[peer].error = error
         except TimeoutError:
-            found[peer].error = TransportError(f"{peer}: no answer within {limit:g} s")
+            found[peer].error = NoAnswerError(f"{peer}: no answer within {limit:g} s")
 
     async with anyio.create_task_group() as group:
         for peer in COMPUTING:

@@ -31,6 +31,7 @@ from protocols.errors import (
     PumaError,
     RemoteProtocolError,
     StoreError,
+    StoreNameError,
     TransportError,
 )
 from puma_actors.base.compute import Compute, give_back
@@ -333,7 +334,7 @@ class PartyServer:
     ) -> None:
         name = check_name(request.model)
         if name in self._uploading:
-            raise StoreError(f"a model {name!r} is being uploaded to {self.role} already")
+            raise StoreNameError(f"a model {name!r} is being uploaded to {self.role} already")
         async with self._place(session), self._upload_of(name, session) as draft:
             try:
                 await admit(channel, session, self.answer())

@@ -37,7 +37,12 @@ from typing import Any, Self
 
 from models.programs.plan import Plan
 from protocols.base.shares import Role
-from protocols.errors import ConfigError, ModelError, StoreError
+from protocols.errors import (
+    ConfigError,
+    ModelError,
+    StoreError,
+    StoreNameError,
+)
 from puma_actors.hosts.checksums import Checksums
 from puma_actors.hosts.manifest import (
     MANIFEST,
@@ -127,7 +132,7 @@ class ModelStore:
             StoreError: there is no such model, or it is damaged or another party's.
         """
         if name not in self:
-            raise StoreError(
+            raise StoreNameError(
                 f"{self.role} has no model {name!r}: `puma models list` shows what there is"
             )
         with self.reading(name):
@@ -234,7 +239,7 @@ class ModelStore:
             StoreError: there is one of this name, or the disk does not take it.
         """
         if name in self:
-            raise StoreError(
+            raise StoreNameError(
                 f"{self.role} has a model {name!r} already: use another name, or run "
                 f"`puma models remove {name}` first"
             )
@@ -320,7 +325,7 @@ class Draft:
             StoreError: another one of this name was faster.
         """
         if self.name in self.store:
-            raise StoreError(f"{self.store.role} has a model {self.name!r} already")
+            raise StoreNameError(f"{self.store.role} has a model {self.name!r} already")
         with self._writing():
             self.folder.rename(self.store.folder / self.name)
             self._published = True

@@ -30,7 +30,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocols.base.shares import COMPUTING, Role
 from protocols.drivers.public import Digests, differing, refusal, table_digests
-from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
+from protocols.errors import (
+    LocalProtocolError,
+    NoAnswerError,
+    RemoteProtocolError,
+    TransportError,
+)
 from puma_actors.base.build import program_digest
 from puma_actors.base.identity import NAME_CHARS
 from puma_actors.base.texts import told
@@ -140,7 +145,7 @@ async def handshake(
                 raise await _last_word(channel) or error from None
     except TimeoutError:
         await channel.aclose()
-        raise TransportError(
+        raise NoAnswerError(
             f"no handshake with {channel.peer_address} within {timeout:g} s: is it running?"
         ) from None
     except BaseException:

@@ -31,6 +31,7 @@ from protocols.base.lane import Settings
 from protocols.base.prf import KeyRing
 from protocols.base.shares import Role
 from protocols.errors import (
+    ConnectionLostError,
     LocalProtocolError,
     PeerFailed,
     ProtocolError,
@@ -255,7 +256,7 @@ class RoundScheduler:
         try:
             await port.channel.pump(partial(self._deliver, port))
             if not port.left:
-                raise TransportError("the connection ended without a goodbye")
+                raise ConnectionLostError("the connection ended without a goodbye")
         except PumaError as error:
             self._lost(port, error)
 

@@ -24,7 +24,11 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from protocols.errors import ConfigError, TransportError
+from protocols.errors import (
+    ConfigError,
+    ConnectError,
+    TransportError,
+)
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.transports.frames import Frame, Limits
 
@@ -36,11 +40,11 @@ class ChannelEnded(TransportError):  # noqa: N818 - an end in good order is no e
     """The other side has sent everything it had to send."""
 
 
-class Unreachable(TransportError):  # noqa: N818 - a state of affairs that may pass
+class Unreachable(ConnectError):  # noqa: N818 - a state of affairs that may pass
     """Nobody listens at an address, or not yet."""
 
 
-class Refused(TransportError):  # noqa: N818 - a state of affairs that does not pass by waiting
+class Refused(ConnectError):  # noqa: N818 - a state of affairs that does not pass by waiting
     """Who listens at an address and this side do not accept each other's certificates."""
 
 

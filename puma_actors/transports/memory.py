@@ -15,7 +15,14 @@ from urllib.parse import parse_qs, urlsplit
 import anyio
 from anyio.lowlevel import checkpoint
 
-from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
+from protocols.errors import (
+    ConfigError,
+    ConnectError,
+    ConnectionLostError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TransportError,
+)
 from puma_actors.transports.base import Channel, ChannelEnded, Listener, Transport, Unreachable
 from puma_actors.transports.frames import Decoder, Frame, Limits, encode
 
@@ -61,7 +68,7 @@ class _Pipe:
         if self.ended:
             raise TransportError("this side has closed the channel")
         if self.closed:
-            raise TransportError("the other side has closed the channel")
+            raise ConnectionLostError("the other side has closed the channel")
 
     def put(self, frame: Frame) -> None:
         """Pass a frame on; there must be room."""
@@ -237,7 +244,7 @@ class MemoryListener(Listener):
     def offer(self, channel: MemoryChannel) -> None:
         """A connection for `accept`."""
         if len(self._waiting) >= _BACKLOG:
-            raise TransportError(f"{self.address} has {_BACKLOG} connections waiting: try later")
+            raise ConnectError(f"{self.address} has {_BACKLOG} connections waiting: try later")
         self._waiting.append(channel)
         self._wake()
 
@@ -285,7 +292,7 @@ class MemoryTransport(Transport):
     async def listen(self, address: str) -> Listener:
         name, codec = self._parse(address)
         if name in _listeners:
-            raise TransportError(f"memory://{name} is taken: choose another name")
+            raise ConnectError(f"memory://{name} is taken: choose another name")
         listener = _listeners[name] = MemoryListener(name, codec)
         return listener
 

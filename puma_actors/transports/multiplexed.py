@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from anyio.lowlevel import checkpoint
 
-from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
+from protocols.errors import (
+    ConnectionLostError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TransportError,
+)
 from puma_actors.base.concurrency import Signal
 from puma_actors.base.texts import told
 from puma_actors.transports.base import Channel, ChannelEnded
@@ -69,7 +74,7 @@ class MuxChannel(Channel):
         elif do in ("end", "close"):
             self._ended = True
             if do == "close":
-                self._gone = self._gone or TransportError(_reason(header))
+                self._gone = self._gone or ConnectionLostError(_reason(header))
                 self._error = self._error or (self._gone if header.get("text") else None)
         else:
             self._break(RemoteProtocolError("unknown news about a session"))
@@ -132,7 +137,7 @@ class MuxChannel(Channel):
         if self._eof or self._closed:
             raise TransportError("this side has closed the channel")
         if self._gone is not None:
-            raise TransportError(str(self._gone))
+            raise type(self._gone)(str(self._gone))
 
     def try_send(self, frame: Frame) -> bool:
         self._check_sending(frame)

@@ -33,7 +33,9 @@ from typing import Any
 import anyio
 
 from protocols.errors import (
+    ConnectionLostError,
     LocalProtocolError,
+    NoAnswerError,
     PumaError,
     RemoteProtocolError,
     TransportError,
@@ -154,17 +156,21 @@ class Mux:
     def check(self) -> None:
         """Raise TransportError if the connection is lost."""
         if self._error is not None:
-            raise TransportError(str(self._error))
+            raise type(self._error)(str(self._error))
 
     @property
     def reason(self) -> str:
         """Why the connection was lost; empty while it is not."""
         return str(self._error or "")
 
-    def _fail(self, error: PumaError) -> None:
+    def _lost_by(self, error: TransportError) -> TransportError:
+        kind = NoAnswerError if isinstance(error, NoAnswerError) else ConnectionLostError
+        return kind(f"the connection to {self.peer} was lost: {error}")
+
+    def _fail(self, error: TransportError) -> None:
         if self._error is not None:
             return
-        self._error = TransportError(str(error))
+        self._error = error
         while self._queue:
             self._queue.pop().settle(self._error)
         for echo in self._echoes.values():
@@ -180,11 +186,11 @@ class Mux:
     async def _pump(self) -> None:
         try:
             await self.channel.pump(self._deliver)
-            raise TransportError(f"{self.peer} has closed the connection")
+            raise ConnectionLostError(f"{self.peer} has closed the connection")
         except TransportError as error:
-            self._fail(TransportError(f"the connection to {self.peer} was lost: {error}"))
+            self._fail(self._lost_by(error))
         except PumaError as error:
-            self._fail(TransportError(f"the connection to {self.peer} is unusable: {error}"))
+            self._fail(ConnectionLostError(f"the connection to {self.peer} is unusable: {error}"))
 
     # -- sessions ---------------------------------------------------------------------------------
 
@@ -238,7 +244,7 @@ class Mux:
         if self._error is not None or self.try_send(frame):
             return
         if len(self._queue) > _MOST_WAITING:
-            self._fail(TransportError(f"{self.peer} asks for more than it reads"))
+            self._fail(ConnectionLostError(f"{self.peer} asks for more than it reads"))
             return
         self._queue.push(QueuedFrame(frame))
         self._work.notify()
@@ -257,7 +263,7 @@ class Mux:
             await self.channel.send(entry.frame)
         except TransportError as error:
             entry.settle(error)
-            self._fail(TransportError(f"the connection to {self.peer} was lost: {error}"))
+            self._fail(self._lost_by(error))
         except PumaError as error:  # this frame alone cannot be sent
             entry.settle(error)
         else:
@@ -312,7 +318,7 @@ class Mux:
                 await self.send(Frame(Kind.LINK, NO_SESSION, (), {"do": "ping", "key": key}))
                 await echo
         except TimeoutError:
-            raise TransportError(
+            raise NoAnswerError(
                 f"no answer from {self.peer} within {_ECHO_TIME:g} s: is it overloaded?"
             ) from None
         finally:

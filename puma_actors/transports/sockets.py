@@ -14,7 +14,12 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import anyio
 from anyio.lowlevel import checkpoint
 
-from protocols.errors import ConfigError, PumaError, TransportError
+from protocols.errors import (
+    ConfigError,
+    ConnectError,
+    PumaError,
+    TransportError,
+)
 from puma_actors.base.concurrency import Signal
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.base.logs import log
@@ -100,7 +105,7 @@ class StreamTransport(Transport):
             ) from None
         except ssl.SSLError as error:
             # Anything else may come from a line that is cut or disturbed, and pass.
-            kind = Refused if "CERT" in (error.reason or "") else TransportError
+            kind = Refused if "CERT" in (error.reason or "") else ConnectError
             raise kind(f"no TLS with {peer}: {explain(error)}") from error
         except socket.gaierror as error:  # at once: a host that nobody knows will not come up
             if error.errno == socket.EAI_AGAIN:  # the name service itself may
@@ -124,7 +129,7 @@ class StreamTransport(Transport):
             try:
                 await channel.welcomed()
             except TransportError as error:
-                raise TransportError(f"{error}; {self.turned_away}") from None
+                raise ConnectError(f"{error}; {self.turned_away}") from None
         except BaseException:
             channel.abort()
             raise
@@ -135,7 +140,7 @@ class StreamTransport(Transport):
         try:
             bound, real = self._bind(url)
         except OSError as error:
-            raise TransportError(
+            raise ConnectError(
                 f"cannot listen at {address.partition('?')[0]} ({error.strerror or error}): "
                 "choose another address"
             ) from error

@@ -18,7 +18,13 @@ from typing import cast
 
 import anyio
 
-from protocols.errors import ConfigError, LocalProtocolError, TransportError
+from protocols.errors import (
+    ConfigError,
+    ConnectionLostError,
+    LocalProtocolError,
+    NoAnswerError,
+    TransportError,
+)
 from puma_actors.base.concurrency import Signal
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.transports.base import Channel
@@ -118,7 +124,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._inbox.received(nbytes)
         if self._inbox.closed_by_peer and self._lost is None:
-            self._lose(TransportError("the other side has closed the channel"))
+            self._lose(ConnectionLostError("the other side has closed the channel"))
 
     def pause_writing(self) -> None:
         self._stuffed = True
@@ -140,7 +146,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
     def _explain(self, exc: Exception | None) -> TransportError:
         where = " inside a frame" if self._inbox.inside_frame else ""
         why = f" ({type(exc).__name__}: {exc})" if exc is not None else ""
-        return TransportError(
+        return ConnectionLostError(
             f"the connection to {self.peer_address} was lost{where}{why}: is it still running?"
         )
 
@@ -167,7 +173,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         self._inbox.heard = False
         if self._quiet * pulse > self._options.silence:
             self._lose(
-                TransportError(
+                NoAnswerError(
                     f"{self.peer_address} has been silent for {self._options.silence:g} s:"
                     " it died, or the network broke"
                 )
@@ -188,7 +194,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         if self._ended or self._closed:
             raise TransportError("this side has closed the channel")
         if self._lost is not None:
-            raise TransportError(str(self._lost))
+            raise type(self._lost)(str(self._lost))
 
     def _encode(self, frame: Frame) -> tuple[list[memoryview], int]:
         if frame.kind in _OWN:

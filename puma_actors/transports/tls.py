@@ -18,7 +18,10 @@ from pathlib import Path
 from urllib.parse import SplitResult
 
 from protocols.base.shares import Role
-from protocols.errors import ConfigError, TransportError
+from protocols.errors import (
+    ConfigError,
+    ConnectError,
+)
 from puma_actors.base.certs import load_context
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.transports.sockets import StreamTransport, bind_tcp, open_tcp
@@ -94,4 +97,4 @@ class TlsTransport(StreamTransport):
         try:
             return PeerIdentity.from_uris([value for kind, value in names if kind == "URI"])
         except ConfigError as error:
-            raise TransportError(f"the other side's certificate is unusable: {error}") from None
+            raise ConnectError(f"the other side's certificate is unusable: {error}") from None

@@ -3,16 +3,18 @@
 import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
 
-from protocols.base.shares import Role
 from protocols.errors import ConfigError
 from puma_actors.cli.commands.certs import Holder
 from puma_actors.cli.early import refuse_unsupported
-from puma_actors.cli.options import InsecureOption
+from puma_actors.cli.options import InsecureOption, JsonObjectOption
+
+if TYPE_CHECKING:  # brings NumPy, which `puma --help` and completion do without
+    from protocols.base.shares import Role as _Role
 
 ClusterOption = Annotated[
     Path, typer.Option("--cluster", "--config", help="The cluster.toml that names the parties.")
@@ -56,6 +58,7 @@ def party(
 
     It then takes no new sessions, lets those that run finish for a while, and ends.
     """
+    from protocols.base.shares import Role
     from puma_actors.base.logs import show_logs
     from puma_actors.hosts.config import load_config
     from puma_actors.hosts.example import EXAMPLE
@@ -70,7 +73,7 @@ def party(
     anyio.run(_run_party, config, Role(role))
 
 
-async def _run_party(config: Any, role: Role) -> None:
+async def _run_party(config: Any, role: "_Role") -> None:
     from protocols.kernels import warm_up
     from puma_actors.base.concurrency import unwrap
     from puma_actors.base.logs import log
@@ -114,7 +117,7 @@ def upload(
         ),
     ] = True,
     insecure_no_tls: InsecureOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObjectOption = False,
 ) -> None:
     """Share a model's weights with the three parties, who keep the shares under a name."""
     refuse_unsupported(model)
@@ -156,13 +159,14 @@ def ping(
     cluster: ClusterOption = CLUSTER,
     role: Annotated[Holder, typer.Option(help="Whose certificate to use.")] = Holder.CLIENT,
     insecure_no_tls: InsecureOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObjectOption = False,
 ) -> None:
     """Reach every party, and have each measure the way to the others.
 
     Exit code 1 if any way is broken, or a party runs another version than the others or this
     program: no session is possible between them.
     """
+    from protocols.base.shares import Role
     from puma_actors.cli.output import print_json, tell
     from puma_actors.hosts.caller import ping_all
     from puma_actors.hosts.config import load_config
@@ -265,12 +269,13 @@ def doctor(
         bool, typer.Option("--quick", help="Do not read the stored models to verify them.")
     ] = False,
     insecure_no_tls: InsecureOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObjectOption = False,
 ) -> None:
     """Tell whether this machine can take part. Exit code 1 if something would stop a run."""
     from rich.table import Table
     from rich.text import Text
 
+    from protocols.base.shares import Role
     from puma_actors.cli.output import print_json, stdout
     from puma_actors.hosts.config import load_config
     from puma_actors.hosts.doctor import examine

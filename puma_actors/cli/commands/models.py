@@ -5,10 +5,9 @@ from typing import Annotated, Any
 import anyio
 import typer
 
-from protocols.base.shares import Role
 from puma_actors.cli.commands.certs import Holder
 from puma_actors.cli.commands.hosts import CLUSTER, ClusterOption
-from puma_actors.cli.options import InsecureOption
+from puma_actors.cli.options import InsecureOption, JsonObjectOption
 
 app = typer.Typer(
     help="Models whose shares the three parties keep.",
@@ -24,13 +23,14 @@ def show(
         Holder, typer.Option(help="Whose certificate: owner or client.")
     ] = Holder.OWNER,
     insecure_no_tls: InsecureOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObjectOption = False,
 ) -> None:
     """List the models, and whether all parties hold fitting shares of each.
 
     Works with whoever answers. A file whose checksum is wrong makes its model damaged; files that
     have not been read since their party started are read now, for up to 10 seconds.
     """
+    from protocols.base.shares import Role
     from puma_actors.cli.output import print_json, tell
     from puma_actors.hosts.caller import problem_of, survey_models
     from puma_actors.hosts.config import load_config
@@ -79,7 +79,7 @@ def remove(
     name: Annotated[str, typer.Argument(help="A model's name.")],
     cluster: ClusterOption = CLUSTER,
     insecure_no_tls: InsecureOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObjectOption = False,
 ) -> None:
     """Remove a model from all parties. Sessions that use it may finish.
 

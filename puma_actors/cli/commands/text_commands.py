@@ -2,28 +2,14 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from puma_actors.cli.early import refuse_unsupported
-from puma_actors.cli.options import (
-    Approximation,
-    ApproximationOption,
-    ClusterOption,
-    CodecOption,
-    InsecureOption,
-    JsonOption,
-    LanesOption,
-    NetworkOption,
-    TokenizerOption,
-    Tree,
-    TreeOption,
-)
+from puma_actors.cli.options import JsonOption, RunChoice
+from puma_actors.cli.spread import spread
 from puma_actors.cli.where import Where
-
-if TYPE_CHECKING:  # heavy, and not needed before a command runs
-    from protocols.base.lane import Settings
 
 
 class Aggregation(StrEnum):
@@ -71,14 +57,9 @@ def embed(
     ] = None,
     model: EmbeddingModelOption = None,
     truncate: TruncateOption = False,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
-    lanes: LanesOption = 1,
-    codec: CodecOption = False,
-    network: NetworkOption = None,
-    cluster: ClusterOption = None,
-    tokenizer: TokenizerOption = None,
-    insecure_no_tls: InsecureOption = False,
+    *,
+    choice: RunChoice,
+    where: Where,
     as_json: JsonOption = False,
 ) -> None:
     """Make a vector of each text privately, and compare them.
@@ -86,8 +67,9 @@ def embed(
     Pooling and scaling to length 1 happen on shares. Shows how every vector
     begins and the cosine of every pair; --json has whole vectors.
     """
-    refuse_unsupported(None if cluster else model)
+    refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import read_texts, run_text, show_vectors
+    from puma_actors.cli.settings import settings_of
 
     texts = read_texts(text or [], file)
     run_text(
@@ -95,8 +77,8 @@ def embed(
         model,
         lambda pipe: texts,
         lambda vectors: show_vectors(texts, vectors),
-        settings=_settings(approximation, tree, lanes),
-        where=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        settings=settings_of(choice),
+        where=where,
         task_options={"truncation": True} if truncate else {},
         as_json=as_json,
     )
@@ -115,14 +97,9 @@ def classify(
         int | None, typer.Option(min=1, help="Labels to show; default: all.", show_default=False)
     ] = None,
     truncate: TruncateOption = False,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
-    lanes: LanesOption = 1,
-    codec: CodecOption = False,
-    network: NetworkOption = None,
-    cluster: ClusterOption = None,
-    tokenizer: TokenizerOption = None,
-    insecure_no_tls: InsecureOption = False,
+    *,
+    choice: RunChoice,
+    where: Where,
     as_json: JsonOption = False,
 ) -> None:
     """Label a text, or a pair of texts, privately (head: sequence-classification).
@@ -130,8 +107,9 @@ def classify(
     Scores are probabilities: softmax over the labels, or a sigmoid each where
     several labels may hold at once. A regression's number is shown as it is.
     """
-    refuse_unsupported(None if cluster else model)
+    refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_rows
+    from puma_actors.cli.settings import settings_of
 
     given: Any = text if pair is None else {"text": text, "text_pair": pair}
     run_text(
@@ -139,8 +117,8 @@ def classify(
         model,
         lambda pipe: given,
         lambda labels: show_rows(labels, {"label": "label", "score": "score"}),
-        settings=_settings(approximation, tree, lanes),
-        where=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        settings=settings_of(choice),
+        where=where,
         task_options={"top_k": top_k, "truncation": truncate},
         as_json=as_json,
     )
@@ -156,30 +134,26 @@ def fill_mask(
     model: RequiredModelOption,
     top_k: Annotated[int, typer.Option(min=1, help="Tokens to show for each mask.")] = 5,
     truncate: TruncateOption = False,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
-    lanes: LanesOption = 1,
-    codec: CodecOption = False,
-    network: NetworkOption = None,
-    cluster: ClusterOption = None,
-    tokenizer: TokenizerOption = None,
-    insecure_no_tls: InsecureOption = False,
+    *,
+    choice: RunChoice,
+    where: Where,
     as_json: JsonOption = False,
 ) -> None:
     """Tell privately which tokens would stand where the mask is (head: masked-lm).
 
     The parties do not learn where the mask is.
     """
-    refuse_unsupported(None if cluster else model)
+    refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_masks, with_mask
+    from puma_actors.cli.settings import settings_of
 
     run_text(
         "fill-mask",
         model,
         lambda pipe: with_mask(pipe, text),
         show_masks,
-        settings=_settings(approximation, tree, lanes),
-        where=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        settings=settings_of(choice),
+        where=where,
         task_options={"top_k": top_k, "truncation": truncate},
         as_json=as_json,
     )
@@ -195,22 +169,18 @@ def answer(
     ],
     model: RequiredModelOption,
     top_k: Annotated[int, typer.Option(min=1, help="Answers to show.")] = 1,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
-    lanes: LanesOption = 1,
-    codec: CodecOption = False,
-    network: NetworkOption = None,
-    cluster: ClusterOption = None,
-    tokenizer: TokenizerOption = None,
-    insecure_no_tls: InsecureOption = False,
+    *,
+    choice: RunChoice,
+    where: Where,
     as_json: JsonOption = False,
 ) -> None:
     """Find the part of a text that answers a question, privately (head: question-answering).
 
     "start" and "end" count the context's characters.
     """
-    refuse_unsupported(None if cluster else model)
+    refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_rows
+    from puma_actors.cli.settings import settings_of
 
     columns = {name: name for name in ("answer", "score", "start", "end")}
     run_text(
@@ -218,8 +188,8 @@ def answer(
         model,
         lambda pipe: {"question": question, "context": context},
         lambda found: show_rows(found if isinstance(found, list) else [found], columns),
-        settings=_settings(approximation, tree, lanes),
-        where=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        settings=settings_of(choice),
+        where=where,
         task_options={"top_k": top_k},
         as_json=as_json,
     )
@@ -236,22 +206,18 @@ def tag(
         ),
     ] = Aggregation.SIMPLE,
     truncate: TruncateOption = False,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    tree: TreeOption = Tree.ROUNDS,
-    lanes: LanesOption = 1,
-    codec: CodecOption = False,
-    network: NetworkOption = None,
-    cluster: ClusterOption = None,
-    tokenizer: TokenizerOption = None,
-    insecure_no_tls: InsecureOption = False,
+    *,
+    choice: RunChoice,
+    where: Where,
     as_json: JsonOption = False,
 ) -> None:
     """Label the words of a text privately (head: token-classification).
 
     What has the label "O" is left out. "start" and "end" count characters.
     """
-    refuse_unsupported(None if cluster else model)
+    refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_rows
+    from puma_actors.cli.settings import settings_of
 
     label = "entity" if aggregation is Aggregation.NONE else "entity_group"
     columns = {"word": "word", label: "label", "score": "score", "start": "start", "end": "end"}
@@ -260,8 +226,8 @@ def tag(
         model,
         lambda pipe: text,
         lambda entities: show_rows(entities, columns),
-        settings=_settings(approximation, tree, lanes),
-        where=_where(codec, network, cluster, tokenizer, insecure_no_tls),
+        settings=settings_of(choice),
+        where=where,
         task_options={"aggregation_strategy": str(aggregation), "truncation": truncate},
         as_json=as_json,
     )
@@ -270,26 +236,4 @@ def tag(
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     for command in (embed, classify, fill_mask, answer, tag):
-        app.command(command.__name__.replace("_", "-"))(command)
-
-
-def _where(
-    codec: bool,
-    network: str | None,
-    cluster: Path | None,
-    tokenizer: Path | None,
-    insecure_no_tls: bool,
-) -> Where:
-    return Where(
-        codec=codec,
-        network=network,
-        cluster=cluster,
-        tokenizer=tokenizer,
-        insecure_no_tls=insecure_no_tls,
-    )
-
-
-def _settings(approximation: Approximation, tree: Tree, lanes: int) -> "Settings":
-    from puma_actors.cli.settings import settings_of
-
-    return settings_of(approximation, tree, lanes)
+        app.command(command.__name__.replace("_", "-"))(spread(command))

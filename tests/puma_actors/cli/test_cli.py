@@ -22,7 +22,7 @@ from models.tokens.tokenizer import Tokenizer
 from protocols.base.cost import Cost
 from protocols.base.lane import APPROXIMATIONS
 from puma_actors.api.local import LocalCluster
-from puma_actors.cli.app import Approximation
+from puma_actors.cli.options import Approximation
 
 
 @pytest.fixture(scope="module")

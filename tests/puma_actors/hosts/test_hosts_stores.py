@@ -15,7 +15,12 @@ from hosts import Hosts, hosts
 from reference import save_model, save_tokenizer
 
 from protocols.base.shares import COMPUTING, Role
-from protocols.errors import ConfigError, StoreError, TransportError
+from protocols.errors import (
+    ConfigError,
+    ConnectError,
+    StoreError,
+    TransportError,
+)
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.cli import main
 from puma_actors.cli.output import stdout
@@ -71,7 +76,7 @@ async def test_a_model_that_is_loaded_again_is_verified_again(
             evict(cluster, "tiny")
             flip(folder / f"{HURT}-store" / "tiny" / FILE)
             for _ in range(2):
-                with pytest.raises(ConfigError, match=rf"tiny at {HURT}: {FILE} is damaged"):
+                with pytest.raises(StoreError, match=rf"tiny at {HURT}: {FILE} is damaged"):
                     await RemoteCluster.open(cluster.client, "tiny")
             assert np.abs(await running.forward(IDS) - before).max() < 0.05
         held = (await list_models(cluster.client))["tiny"]
@@ -208,7 +213,7 @@ async def test_a_list_of_those_that_answer(folder: Path, certificates: Path, mod
             await list_models(cluster.client)
         for role in (Role.DEALER, Role.EVALUATOR_B):
             await cluster.kill(role)
-        with pytest.raises(TransportError, match="nobody listens"):
+        with pytest.raises(ConnectError, match="nobody listens"):
             await survey_models(cluster.client)
 
 

@@ -23,10 +23,10 @@ from protocols.base.shares import COMPUTING, Role
 from protocols.errors import (
     Busy,
     ConfigError,
+    ConnectError,
     PeerFailed,
     PumaError,
     StoreError,
-    TransportError,
 )
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.remote import RemoteCluster
@@ -228,7 +228,7 @@ async def test_a_damaged_share(folder: Path, certificates: Path, model: Path) ->
         data = bytearray(path.read_bytes())
         data[9] ^= 1
         path.write_bytes(data)
-        with pytest.raises(ConfigError, match=r"00003.words is damaged.*puma models remove tiny"):
+        with pytest.raises(StoreError, match=r"00003.words is damaged.*puma models remove tiny"):
             await RemoteCluster.open(cluster.client, "tiny")
         await quiet(cluster)
         await remove_model(cluster.client, "tiny")
@@ -393,7 +393,7 @@ async def test_a_store_in_use_and_an_address_that_is_taken(
 ) -> None:
     async with hosts(folder, certificates) as cluster:
         config = cluster.config("dealer")
-        with pytest.raises(TransportError, match="cannot listen"):
+        with pytest.raises(ConnectError, match="cannot listen"):
             await PartyServer(config.model_copy(update={"store": "elsewhere"}), Role.DEALER).run()
         with pytest.raises(ConfigError, match="in use by another party"):
             await PartyServer(config, Role.DEALER).run()

@@ -14,7 +14,13 @@ from networks import multiplexed, wait_until_quiet
 from waiting import HANG, Stuck, in_time, unless_stuck, until
 
 from protocols.base.shares import Role
-from protocols.errors import LocalProtocolError, PeerFailed, RemoteProtocolError, TransportError
+from protocols.errors import (
+    ConnectionLostError,
+    LocalProtocolError,
+    PeerFailed,
+    RemoteProtocolError,
+    TransportError,
+)
 from puma_actors.session.handshake import Identity, handshake
 from puma_actors.session.session import RoundScheduler
 from puma_actors.transports import ChannelEnded
@@ -279,14 +285,14 @@ async def test_losing_the_connection_fails_every_session(sockets: Muxes) -> None
     sockets[0].channel.abort()  # type: ignore[attr-defined]
     with in_time():
         for channel in mine:
-            with pytest.raises(TransportError, match="the connection to left was lost"):
+            with pytest.raises(ConnectionLostError, match="the connection to left was lost"):
                 await channel.receive()
-            with pytest.raises(TransportError, match="was lost"):
+            with pytest.raises(ConnectionLostError, match="was lost"):
                 await channel.send(frame(channel.session))
-        with pytest.raises(TransportError, match="was lost"):
+        with pytest.raises(ConnectionLostError, match="was lost"):
             await blocked
         await sockets[1].lost.wait()
-    with pytest.raises(TransportError, match="was lost"):
+    with pytest.raises(ConnectionLostError, match="was lost"):
         sockets[1].open(THREE)
     with pytest.raises(TransportError):
         await sockets[1].ping()

@@ -16,7 +16,15 @@ from networks import OPTIONS, STREAMS, address_of, connected, transport_of, wait
 from waiting import HANG, in_time, until
 
 from protocols.base.shares import Role
-from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, TransportError
+from protocols.errors import (
+    ConfigError,
+    ConnectError,
+    ConnectionLostError,
+    LocalProtocolError,
+    NoAnswerError,
+    RemoteProtocolError,
+    TransportError,
+)
 from puma_actors.base.certs import load_context
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.session.handshake import Peer
@@ -108,10 +116,10 @@ async def test_loss_is_no_end(scheme: str, certificates: Path, cut: int, text: s
         await writer.drain()
         writer.close()
         assert (await channel.receive()).tag == (1,)
-        with pytest.raises(TransportError, match=text) as caught:
+        with pytest.raises(ConnectionLostError, match=text) as caught:
             await channel.receive()
         assert not isinstance(caught.value, ChannelEnded)
-        with pytest.raises(TransportError, match="was lost"):
+        with pytest.raises(ConnectionLostError, match="was lost"):
             await channel.send(numbered(1))
 
 
@@ -128,9 +136,9 @@ async def test_bytes_one_by_one(scheme: str, certificates: Path) -> None:
 
 async def test_silence_is_death(scheme: str, certificates: Path) -> None:
     async with stranger(scheme, certificates, SHORT) as (channel, _, _writer):
-        with in_time(), pytest.raises(TransportError, match=r"silent for 0\.3 s"):
+        with in_time(), pytest.raises(NoAnswerError, match=r"silent for 0\.3 s"):
             await channel.receive()
-        with pytest.raises(TransportError, match="silent"):
+        with pytest.raises(NoAnswerError, match="silent"):
             await channel.send(numbered(1))
 
 
@@ -319,7 +327,7 @@ async def test_listeners(scheme: str, certificates: Path) -> None:
     async with address_of(scheme) as address:
         listener = await transport.listen(address)
         assert not listener.address.endswith(":0")
-        with pytest.raises(TransportError, match="cannot listen"):
+        with pytest.raises(ConnectError, match="cannot listen"):
             await transport.listen(listener.address)
         waiting = await transport.connect(listener.address)
         await wait_until_quiet()
