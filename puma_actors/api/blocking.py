@@ -27,7 +27,7 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         if not isinstance(cluster, LocalCluster):
             raise ConfigError(
                 f"a PrivateModel is made of a LocalCluster, not of {type(cluster).__name__}: "
-                "use PrivateModel.from_pretrained(path)"
+                "use PrivateModel.from_pretrained(path) or PrivateModel.from_model(model)"
             )
         self.cluster = cluster
         self._background = Background(cluster)
@@ -38,6 +38,11 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
     def from_pretrained(cls, path_or_name: str | Path, **options: Any) -> Self:
         """As `LocalCluster.from_pretrained`, and ready when it returns."""
         return cls(LocalCluster.from_pretrained(path_or_name, **options))
+
+    @classmethod
+    def from_model(cls, model: object, tokenizer: object | None = None, **options: Any) -> Self:
+        """As `LocalCluster.from_model`, and ready when it returns."""
+        return cls(LocalCluster.from_model(model, tokenizer, **options))
 
     @property
     def usage(self) -> Usage:

@@ -17,6 +17,7 @@ from typing import Any, Self
 import anyio
 from anyio.abc import TaskGroup
 
+from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint, open_checkpoint
 from models.programs.memory import footprint
 from models.programs.program import Batch
@@ -141,6 +142,36 @@ class LocalCluster(Requests):
         cluster._no_tokenizer = reason
         return cluster
 
+    @classmethod
+    def from_model(
+        cls,
+        model: object,
+        tokenizer: object | None = None,
+        *,
+        head: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """A cluster for a model of transformers that is in memory, with or without LoRA of PEFT.
+
+        Neither is changed. The weights are read when the cluster is entered, tensor by tensor.
+
+        Args:
+            model: see `models.checkpoints.in_memory.open_model`.
+            tokenizer: of transformers, or a `models.tokens.tokenizer.Tokenizer`; None: only token
+                ids can be given.
+            head: what to evaluate above the model (default: what its class is made for).
+
+        Raises:
+            ConfigError: they are something else. ModelError: the model is not supported.
+        """
+        known = None if tokenizer is None else Tokenizer.from_object(tokenizer)
+        checkpoint = open_model(model, head=head)
+        try:
+            return cls(checkpoint, known, **options)
+        except BaseException:
+            checkpoint.close()
+            raise
+
     # -- life -------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
@@ -236,6 +267,6 @@ def _check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Non
     size = checkpoint.config.vocab_size
     if tokenizer is not None and tokenizer.vocab_size > size:
         raise ModelError(
-            f"{checkpoint.path}: the tokenizer beside it has more tokens than the model's {size}: "
-            "put the model's own tokenizer there"
+            f"{checkpoint.where}: the tokenizer has more tokens than the model's {size}: use the "
+            "model's own tokenizer"
         )

@@ -15,6 +15,7 @@ The parties learn the length of every text in tokens, and for a pair where the s
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from models.files.locate import demo_model_path, embedding_model_path, resolve_model
 from models.texts.generate import Prompt, read_prompts
 from models.texts.sentences import SentenceSettings, sentence_settings
-from models.texts.task import Job, canonical_task, check_checkpoint, check_head
+from models.texts.task import Job, canonical_task, check_checkpoint, check_head, check_model
 from models.texts.tasks import text_task
 from models.tokens.encoding import Encoding
 from models.tokens.sampling import SamplingConfig
@@ -94,7 +95,7 @@ class TextPipeline:
         if tokenizer is None:
             raise ModelError(
                 "the model has no tokenizer, and a pipeline takes text: put the model's "
-                "tokenizer.json beside its weights"
+                "tokenizer.json beside its weights, or give tokenizer=... with a model in memory"
             )
         self.tokenizer = tokenizer
         self._texts = None
@@ -261,28 +262,35 @@ class PrivatePipeline(AbstractContextManager["PrivatePipeline"]):
         self.model.__exit__(kind, error, trace)
 
 
-def local_pipeline(task: str, model: str | Path | None = None, **options: Any) -> TextPipeline:
+def local_pipeline(
+    task: str, model: object | None = None, *, tokenizer: object | None = None, **options: Any
+) -> TextPipeline:
     """A pipeline over a cluster in this process that is yet to be entered: `pipe.requests`.
 
     Args:
         task: as for `TextPipeline`.
         model: as for `LocalCluster.from_pretrained`; for "sentence-embedding" also a folder of
-            sentence-transformers. Without it the packages with a model to try.
+            sentence-transformers. Or a model in memory, as for `LocalCluster.from_model`. Without
+            it the packages with a model to try.
+        tokenizer: of a model in memory.
         options: of the cluster (`head`, `settings`, `network`, ...) or of the task.
 
     Raises:
         ConfigError, ModelError: before any weight is read.
     """
     task = canonical_task(task)
-    path = resolve_model(model) if model is not None else _usual_model(task)
-    sentences = None
-    if task == "sentence-embedding":
-        sentences = sentence_settings(path)
-        path = path / sentences.folder if sentences.folder else path
-    options["head"] = check_checkpoint(task, path, options.get("head"))
     names = inspect.signature(LocalCluster.__init__).parameters.keys() | {"head"}
     chosen = {name: options.pop(name) for name in list(options) if name in names}
-    cluster = LocalCluster.from_pretrained(path, **chosen)
+    if model is None or isinstance(model, str | PathLike):
+        if tokenizer is not None:
+            raise ConfigError(
+                "tokenizer goes with a model in memory: one that is read from a path has its own "
+                "beside it"
+            )
+        cluster, sentences = _opened(task, model, chosen)
+    else:
+        chosen["head"] = check_model(task, model, chosen.get("head"))
+        cluster, sentences = LocalCluster.from_model(model, tokenizer, **chosen), None
     try:
         return TextPipeline(task, cluster, sentences=sentences, **options)
     except BaseException:
@@ -290,9 +298,24 @@ def local_pipeline(task: str, model: str | Path | None = None, **options: Any) -
         raise
 
 
-def pipeline(task: str, model: str | Path | None = None, **options: Any) -> PrivatePipeline:
+def _opened(
+    task: str, model: str | PathLike[str] | None, options: dict[str, Any]
+) -> tuple[LocalCluster, SentenceSettings | None]:
+    """A cluster of a model in files, and what else those say about the task."""
+    path = resolve_model(model) if model is not None else _usual_model(task)
+    sentences = None
+    if task == "sentence-embedding":
+        sentences = sentence_settings(path)
+        path = path / sentences.folder if sentences.folder else path
+    options["head"] = check_checkpoint(task, path, options.get("head"))
+    return LocalCluster.from_pretrained(path, **options), sentences
+
+
+def pipeline(
+    task: str, model: object | None = None, *, tokenizer: object | None = None, **options: Any
+) -> PrivatePipeline:
     """As `local_pipeline`, and ready when it returns: to be called, and closed when done."""
-    return PrivatePipeline(local_pipeline(task, model, **options))
+    return PrivatePipeline(local_pipeline(task, model, tokenizer=tokenizer, **options))
 
 
 def _effective(options: dict[str, Any]) -> dict[str, Any]:

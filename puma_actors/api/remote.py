@@ -297,6 +297,8 @@ async def upload_model(
     """Share a model's weights with the parties' stores; all of them keep it, or none.
 
     Args:
+        checkpoint: an open one, of a file (`open_checkpoint`) or of a model in memory
+            (`open_model`).
         texts: token ids of texts on which precision is tried, beside made-up tokens.
         tokenizer: published with the model, so that clients need none of their own.
 

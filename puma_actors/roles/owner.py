@@ -4,10 +4,11 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint
 from models.owner.calibrate import calibrate
 from models.programs.families import load_parameters, parameters_of
@@ -64,6 +65,13 @@ class Owner(Actor):
         self._texts = texts
         self._progress = progress
         self.seconds: dict[str, float] = {}
+
+    @classmethod
+    def from_model(cls, model: object, *, head: str | None = None, **options: Any) -> Self:
+        """The owner of a model of transformers that is in memory, see
+        `models.checkpoints.in_memory.open_model`. Raises ConfigError, ModelError.
+        """
+        return cls(open_model(model, head=head), **options)
 
     async def main(self) -> None:
         compute = self.scheduler.compute
