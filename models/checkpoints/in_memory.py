@@ -110,9 +110,9 @@ def _transformers_model(model: object) -> Module:
     found: Any = model
     if type(found).__name__ == "OptimizedModule":  # of torch.compile
         found = found._orig_mod
-    if type(found).__module__.startswith("peft.") and hasattr(found, "get_base_model"):
+    if type(found).__module__.startswith("peft.") and hasattr(found, "peft_config"):
         _check_adapters(found)
-        found = found.get_base_model()
+        found = found.get_base_model() if hasattr(found, "get_base_model") else found.model
     kind = type(found)
     if not hasattr(found, "named_parameters") or not hasattr(found, "config"):
         raise ConfigError(f"the model is {_name(kind)}: {_inside(found) or _EXPECTED}")

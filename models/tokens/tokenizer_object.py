@@ -48,9 +48,7 @@ def _remedy(found: Any) -> str:
     if callable(getattr(found, "convert_tokens_to_ids", None)):
         return (
             ", which transformers runs in Python: load it with "
-            "AutoTokenizer.from_pretrained(NAME, use_fast=True), or wrap what "
-            "transformers.convert_slow_tokenizer.convert_slow_tokenizer(tokenizer) gives in "
-            "PreTrainedTokenizerFast(tokenizer_object=...)"
+            "AutoTokenizer.from_pretrained(NAME), which gives a fast one where there is one"
         )
     if getattr(found, "tokenizer", None) is not None:
         return ": give the tokenizer inside of it, its .tokenizer"

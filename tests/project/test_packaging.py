@@ -79,6 +79,17 @@ def test_what_programs_import(old, name):
     assert getattr(puma_actors, name) is getattr(import_module(f"puma_actors.{old}"), name)
 
 
+def test_dependencies_are_what_the_packages_import():
+    """But for transformers, whose objects `from_model` takes without importing it."""
+    named = {re.split(r"\W*[<>=]", line)[0] for line in project()["project"]["dependencies"]}
+    text = "\n".join(path.read_text("utf-8") for path in SOURCES)
+    top = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.M))
+    imported = {name.replace("_", "-") for name in top - set(sys.stdlib_module_names)}
+    assert imported - {*PACKAGES, *map(lambda name: name.replace("_", "-"), PACKAGES)} == named - {
+        "transformers"
+    }
+
+
 def test_the_package_is_light_and_strict():
     assert not {"numpy", "numba", "anyio"} & loaded(["puma_actors"])
     with pytest.raises(AttributeError, match="has no attribute 'Cluster'"):
