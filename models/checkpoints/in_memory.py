@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.module_settings import check_settings
 from models.checkpoints.torch_modules import SAVE_IT, Module, places
 from models.configs.architecture import ModelConfig
 from models.configs.reading import config_from_hf
@@ -53,6 +54,7 @@ class _ModelCheckpoint(Checkpoint):
         self.where = _where(model)
         config = _config(model, head)
         found = dict(places(model, self.where))
+        check_settings(model, config, self.where)
         names = config.naming.stored_names(found)
         self._places = {name: found[stored] for name, stored in names.items()}
         shapes = {name: place.shape for name, place in self._places.items()}

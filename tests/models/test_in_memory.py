@@ -16,6 +16,7 @@ from tiny_models import CASES, DECODERS, ENCODERS, SETTINGS, save, tiny_model
 
 from models.checkpoints.in_memory import config_of_model, open_model
 from models.checkpoints.weights import open_checkpoint
+from models.configs.architecture import ACTIVATIONS
 from models.owner.calibrate import plain_run
 from models.programs.families import load_parameters
 from protocols.errors import ConfigError, ModelError, PumaError
@@ -85,6 +86,38 @@ def test_logits_are_those_of_torch(model_type):
         model.cls.predictions.decoder.bias.data.copy_(model.cls.predictions.bias.data)
     with open_model(model) as found:
         np.testing.assert_allclose(logits(found), torch_logits(model), atol=0.02)
+
+
+ACT_NAMES = {"distilbert": "activation", "gpt2": "activation_function", "falcon": "activation"}
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "swish"])
+@pytest.mark.parametrize("model_type", SETTINGS)
+def test_activations_and_norms(model_type, activation):
+    """Known when the model was made with them, refused when it was not."""
+    head = "sequence-classification"
+    eps = (
+        "rms_norm_eps"
+        if hasattr(tiny_model(model_type, head).config, "rms_norm_eps")
+        else "layer_norm_eps"
+    )
+    eps = "layer_norm_epsilon" if model_type in ("gpt2", "falcon") else eps
+    act = ACT_NAMES.get(model_type, "hidden_act")
+    model = tiny_model(model_type, head, **{act: activation})
+    with open_model(model) as found:
+        assert found.config.hidden_act == ("silu" if activation == "swish" else activation)
+    setattr(model.config, act, "gelu" if activation != "gelu" else "gelu_new")
+    with pytest.raises(
+        ModelError, match=r"is \w+, and its configuration has 'gelu.*make the model"
+    ):
+        open_model(model)
+    if model_type != "distilbert":  # whose eps is fixed
+        model = tiny_model(model_type, head, **{eps: 1e-3})
+        with open_model(model) as found:
+            assert 1e-3 in vars(found.config).values()
+        setattr(model.config, eps, 1e-4)
+        with pytest.raises(ModelError, match=r"has eps 0\.001, and its configuration says 0\.0001"):
+            open_model(model)
 
 
 @pytest.mark.parametrize("model_type", [*ENCODERS, *DECODERS])
@@ -404,6 +437,14 @@ def spoil_forward(model) -> None:
     model.model.norm.forward = lambda x: x
 
 
+def spoil_activation(model) -> None:
+    model.model.layers[1].mlp.act_fn = torch.nn.ReLU()
+
+
+def spoil_eps(model) -> None:
+    model.model.norm.variance_epsilon = 0.1
+
+
 def spoil_meta(model) -> None:
     norm = model.model.norm
     norm.weight = torch.nn.Parameter(norm.weight.to("meta"))
@@ -452,6 +493,8 @@ def spoil_quantisation(model) -> None:
         (spoil_hook, r"model\.layers\.0 has a forward hook.*remove"),
         (spoil_pre_hook, r"model\.norm has a forward hook.*remove"),
         (spoil_forward, r"forward of model\.norm was replaced"),
+        (spoil_activation, r"layers\.1\.mlp\.act_fn is ReLU, and its configuration has 'silu'"),
+        (spoil_eps, r"model\.norm has eps 0\.1, and its configuration says 1e-06"),
         (spoil_meta, r"values of model\.norm\.weight are not in memory.*device_map"),
         (spoil_dtype, r"model\.norm\.weight is stored as torch\.float8_e4m3fn"),
         (spoil_kind, r"model\.norm\.weight is a .*Params4bit, which is quantised"),
