@@ -31,7 +31,7 @@ from puma_actors.base.available import available_memory
 from puma_actors.base.compute import Compute, give_back
 from puma_actors.roles.actor import MEMORY, Actor, connect_all
 from puma_actors.roles.client import Client, Inference
-from puma_actors.roles.owner import Owner, Progress, ignore_progress
+from puma_actors.roles.owner import Owner, Progress, check_opened, ignore_progress
 from puma_actors.roles.party import Party
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import Network, parse_network
@@ -100,6 +100,8 @@ class LocalCluster(Requests):
         settings = Settings() if settings is None else settings
         if not isinstance(settings, Settings):
             raise ConfigError(f"settings are {type(settings).__name__}: give a Settings")
+        check_opened(checkpoint)
+        _check_tokenizer(checkpoint, tokenizer)
         options: dict[str, Any] = {"compute": compute or Compute(), "settings": settings}
         options["recorder"] = recorder
         super().__init__(checkpoint.config, tokenizer, LocalClient(**options), settings)
@@ -108,7 +110,6 @@ class LocalCluster(Requests):
         self.seconds: dict[str, float] = {}
         self._address = address or MEMORY + ("?codec=1" if codec else "")
         self._progress = progress
-        _check_tokenizer(checkpoint, tokenizer)
         self._owner = Owner(checkpoint, texts=texts, progress=progress, **options)
         self._parties = [Party(role, **options) for role in COMPUTING]
         self._group: TaskGroup | None = None
@@ -265,6 +266,11 @@ class LocalCluster(Requests):
 
 def _check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:
     size = checkpoint.config.vocab_size
+    if not isinstance(tokenizer, Tokenizer | None):
+        raise ConfigError(
+            f"the tokenizer is {type(tokenizer).__name__}: use from_model for one of transformers, "
+            "or Tokenizer.from_object"
+        )
     if tokenizer is not None and tokenizer.vocab_size > size:
         raise ModelError(
             f"{checkpoint.where}: the tokenizer has more tokens than the model's {size}: use the "

@@ -16,7 +16,7 @@ from models.programs.plan import Plan
 from models.programs.sharing import SEED_BYTES, mask_parameter
 from protocols.base.ring import Floats, Words
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
-from protocols.errors import RemoteProtocolError
+from protocols.errors import ConfigError, RemoteProtocolError
 from puma_actors.roles.actor import Actor
 from puma_actors.roles.messages import (
     PlanMessage,
@@ -37,6 +37,15 @@ FRAME_OVERHEAD = 64
 
 def ignore_progress(what: str, fraction: float) -> None:
     """A `Progress` that tells nobody."""
+
+
+def check_opened(checkpoint: object) -> None:
+    """Raise ConfigError for what may be a model, but is no open checkpoint."""
+    if not isinstance(checkpoint, Checkpoint):
+        raise ConfigError(
+            f"the checkpoint is {type(checkpoint).__name__}: use from_model(model) for a model in "
+            "memory, or open it (open_model, open_checkpoint)"
+        )
 
 
 class Owner(Actor):
@@ -60,6 +69,7 @@ class Owner(Actor):
         progress: Progress = ignore_progress,
         **options: Any,
     ) -> None:
+        check_opened(checkpoint)
         super().__init__(Role.OWNER, **options)
         self._checkpoint = checkpoint
         self._texts = texts

@@ -114,6 +114,11 @@ def test_wrong_objects(theirs, classifier):
         pipeline("fill-mask", model, tokenizer=tokenizer)
     with pytest.raises(ConfigError, match="settings"):
         LocalCluster.from_model(model, tokenizer, settings=1)
+    for make in (LocalCluster, lambda model, _: Owner(model)):
+        with pytest.raises(ConfigError, match=r"checkpoint is BertFor.*use from_model\(model\)"):
+            make(model, None)
+    with pytest.raises(ConfigError, match="the tokenizer is TokenizersBackend: use from_model"):
+        LocalCluster(open_model(model), tokenizer)
 
 
 def test_a_tokenizer_of_another_model(theirs):
