@@ -1,44 +1,23 @@
 """Models in memory: as the same model saved and opened, and left alone, or refused by name."""
 
-import copy
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
-import adapters
+import accelerate
 import numpy as np
-import peft
 import pytest
 import torch
 import transformers
+from models_in_memory import IDS, fingerprint, logits, torch_logits
 from tiny_models import CASES, DECODERS, ENCODERS, SETTINGS, save, tiny_model
 
 from models.checkpoints.in_memory import config_of_model, open_model
 from models.checkpoints.weights import open_checkpoint
 from models.configs.architecture import ACTIVATIONS
-from models.owner.calibrate import plain_run
-from models.programs.families import load_parameters
 from protocols.errors import ConfigError, ModelError, PumaError
 
 ROOT = Path(__file__).parents[2]
-# What PEFT does to transformers, and says about models without tasks.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
-    pytest.mark.filterwarnings("ignore::UserWarning:peft"),
-]
-IDS = [5, 9, 30, 2, 17, 6]
-
-
-def fingerprint(model) -> str:
-    """Of every tensor, its type and place, and of the modules' modes and classes."""
-    found = hashlib.sha256()
-    for name, value in sorted(model.state_dict(keep_vars=True).items()):
-        found.update(f"{name} {value.dtype} {value.requires_grad} {value.data_ptr()}".encode())
-        found.update(value.detach().contiguous().view(torch.uint8).numpy().tobytes())
-    for name, module in model.named_modules():
-        found.update(f"{name} {type(module)} {module.training}".encode())
-    return found.hexdigest()
 
 
 def assert_same(found, expected) -> None:
@@ -52,15 +31,6 @@ def assert_same(found, expected) -> None:
         assert values.flags.c_contiguous
         assert values.flags.writeable
         np.testing.assert_array_equal(values, expected.tensor(name), err_msg=name, strict=True)
-
-
-def logits(checkpoint) -> np.ndarray:
-    return plain_run(checkpoint.config, dict(load_parameters(checkpoint)), [IDS], "all")
-
-
-def torch_logits(model) -> np.ndarray:
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([IDS])).logits[0].double().numpy()
 
 
 # -- every family ----------------------------------------------------------------------------------
@@ -177,6 +147,14 @@ def test_outputs_that_transformers_captures_are_no_foreign_hooks():
         assert found.tensor("model.norm.weight").shape == (16,)
 
 
+def test_hooks_that_move_tensors_are_no_foreign_hooks():
+    model = tiny_model("llama", "causal-lm")
+    expected = torch_logits(model)
+    accelerate.hooks.add_hook_to_module(model.model.norm, accelerate.hooks.AlignDevicesHook())
+    with open_model(model) as found:
+        np.testing.assert_allclose(logits(found), expected, atol=0.02)
+
+
 def test_a_model_that_changes_between_opening_and_reading():
     model = tiny_model("llama", "causal-lm")
     with open_model(model) as found:
@@ -198,176 +176,6 @@ def test_arrays_are_no_views_of_the_model():
             for name in found.names():
                 found.tensor(name)[...] = 7.0
         assert fingerprint(model) == before
-
-
-# -- adapters --------------------------------------------------------------------------------------
-
-TARGETS = {
-    "llama": ["q_proj", "v_proj", "down_proj"],
-    "mistral": ["q_proj"],
-    "qwen2": ["q_proj", "up_proj"],
-    "qwen3": ["o_proj"],
-    "gpt2": ["c_attn", "c_fc"],  # stored as (inputs, outputs)
-    "falcon": ["query_key_value", "dense_h_to_4h"],
-    "bert": ["query", "value"],
-    "roberta": ["value", "dense"],
-    "xlm-roberta": ["query", "value", "dense"],
-    "distilbert": ["v_lin", "out_lin", "lin1", "lin2", "vocab_transform"],
-}
-
-
-def assert_merged(found, adapted, atol: float = 2e-6) -> None:
-    """As PEFT's own merging of a copy."""
-    with open_model(copy.deepcopy(adapted).merge_and_unload()) as expected:
-        assert found.names() == expected.names()
-        for name in expected.names():
-            np.testing.assert_allclose(
-                found.tensor(name), expected.tensor(name), atol=atol, rtol=1e-6, err_msg=name
-            )
-
-
-def differs(adapted) -> bool:
-    """Whether the adapters have any effect, so that a test can see them."""
-    with adapted.disable_adapter():
-        plain = torch_logits(adapted)
-    return np.abs(torch_logits(adapted) - plain).max() > 0.1
-
-
-@pytest.mark.parametrize("model_type", SETTINGS)
-def test_lora_is_merged_and_the_model_left_alone(model_type):
-    head = "masked-lm" if model_type in ENCODERS else "causal-lm"
-    model = tiny_model(model_type, head)
-    if model_type == "bert":
-        model.cls.predictions.decoder.bias.data.copy_(model.cls.predictions.bias.data)
-    adapted = adapters.with_lora(model, TARGETS[model_type])
-    assert differs(adapted)
-    before = fingerprint(adapted)
-    for given in (adapted, adapted.base_model, adapted.get_base_model()):  # the last: a plain model
-        with open_model(given) as found:
-            assert_merged(found, adapted)
-            np.testing.assert_allclose(logits(found), torch_logits(adapted), atol=0.02)
-    assert fingerprint(adapted) == before
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_lora_of_a_half_model_is_not_rounded_again(dtype):
-    adapted = adapters.with_lora(tiny_model("llama", "causal-lm").to(dtype), ["q_proj"])
-    layer = adapted.get_base_model().model.layers[1].self_attn.q_proj
-    product = layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
-    expected = layer.base_layer.weight.float() + product * layer.scaling["default"]
-    with open_model(adapted) as found:
-        values = found.tensor("model.layers.1.self_attn.q_proj.weight")
-        np.testing.assert_allclose(values, expected.detach().numpy(), atol=1e-6)
-        assert_merged(found, adapted, atol=0.02)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"lora_dropout": 0.5}],
-)
-def test_settings_of_lora(settings):
-    adapted = adapters.with_lora(
-        tiny_model("llama", "causal-lm"), ["q_proj", "embed_tokens"], **settings
-    )
-    assert differs(adapted)
-    with open_model(adapted) as found:
-        assert_merged(found, adapted)
-
-
-def test_the_active_adapters_count():
-    adapted = adapters.with_lora(tiny_model("llama", "causal-lm"), ["q_proj"], name="one")
-    adapted.add_adapter("two", adapters.lora(["k_proj", "q_proj"], r=2))
-    adapters.randomise(adapted)
-    found = {}
-    for names in (["one"], ["two"], ["one", "two"]):
-        adapted.base_model.set_adapter(names)
-        with open_model(adapted) as checkpoint:
-            assert_merged(checkpoint, adapted)
-            found[str(names)] = logits(checkpoint)
-            np.testing.assert_allclose(found[str(names)], torch_logits(adapted), atol=0.02)
-    assert len({values.tobytes() for values in found.values()}) == 3
-    with adapted.disable_adapter(), open_model(adapted) as checkpoint:
-        np.testing.assert_allclose(logits(checkpoint), torch_logits(adapted), atol=0.02)
-    with open_model(adapted) as checkpoint:
-        unmerged = logits(checkpoint)
-    adapted.merge_adapter()
-    with open_model(adapted) as checkpoint:
-        np.testing.assert_allclose(logits(checkpoint), unmerged, atol=1e-4)
-
-
-@pytest.mark.parametrize("active", [True, False])
-def test_a_head_that_was_trained_with_the_adapter(active):
-    model = tiny_model("bert", "sequence-classification")
-    adapted = adapters.with_lora(model, ["query"], task_type="SEQ_CLS")
-    if not active:
-        adapted.base_model.disable_adapter_layers()
-    expected = torch_logits(adapted)
-    with open_model(adapted) as found:
-        result = plain_run(found.config, dict(load_parameters(found)), [IDS], "first")
-        np.testing.assert_allclose(result[0], expected, atol=0.02)
-
-
-@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
-def test_an_adapter_on_one_of_two_tied_weights(target):
-    model = tiny_model("llama", "causal-lm", tie_word_embeddings=True)
-    adapted = adapters.with_lora(model, [target])
-    assert differs(adapted)
-    with open_model(adapted) as found:
-        assert not found.config.tie_embeddings
-        np.testing.assert_allclose(logits(found), torch_logits(adapted), atol=0.02)
-
-
-def test_lora_inside_of_a_plain_model():
-    """As `add_adapter` of transformers leaves it."""
-    model = tiny_model("llama", "causal-lm")
-    peft.inject_adapter_in_model(adapters.lora(["q_proj"]), model)
-    adapters.randomise(model)
-    with open_model(model.eval()) as found:
-        np.testing.assert_allclose(logits(found), torch_logits(model), atol=0.02)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (adapters.lora(["q_proj"], use_dora=True), r"q_proj is more than .*merge_and_unload\(\)"),
-        (adapters.lora(["q_proj"], target_parameters=[]), None),
-        (peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]), "of kind IA3"),
-        (peft.LoHaConfig(target_modules=["k_proj"]), r"of kind LOHA.*merge_and_unload\(\)"),
-        (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "PROMPT_TUNING"),
-        (peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "PREFIX_TUNING"),
-        (
-            peft.LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2]),
-            r"embed_tokens has an adapter of kind .*TrainableTokensWrapper.*merge_and_unload\(\)",
-        ),
-    ],
-)
-def test_other_adapters_are_refused_or_right(settings, message):
-    adapted = peft.get_peft_model(tiny_model("llama", "causal-lm"), settings).eval()
-    adapters.randomise(adapted)
-    if message is None:
-        with open_model(adapted) as found:
-            assert_merged(found, adapted)
-        return
-    with pytest.raises(ModelError, match=message):
-        open_model(adapted)
-
-
-@pytest.mark.filterwarnings("ignore:.*bias")
-def test_a_bias_of_an_adapter_is_refused():
-    model = tiny_model("qwen2", "causal-lm")
-    adapted = adapters.with_lora(model, ["q_proj"], lora_bias=True)
-    with pytest.raises(ModelError, match="a bias or another variant"):
-        open_model(adapted)
-    with open_model(adapted.merge_and_unload()) as found:
-        assert np.isfinite(logits(found)).all()
-
-
-def test_adapters_merged_and_then_disabled_are_refused():
-    adapted = adapters.with_lora(tiny_model("llama", "causal-lm"), ["q_proj"])
-    adapted.merge_adapter()
-    adapted.base_model.disable_adapter_layers()
-    with pytest.raises(ModelError, match=r"merged and then disabled.*unmerge_adapter\(\)"):
-        open_model(adapted)
 
 
 # -- refused by name -------------------------------------------------------------------------------
@@ -450,6 +258,10 @@ def spoil_meta(model) -> None:
     norm.weight = torch.nn.Parameter(norm.weight.to("meta"))
 
 
+def spoil_offload(model) -> None:
+    accelerate.cpu_offload(model)
+
+
 def spoil_dtype(model) -> None:
     norm = model.model.norm
     norm.weight = torch.nn.Parameter(norm.weight.to(torch.float8_e4m3fn), requires_grad=False)
@@ -496,6 +308,7 @@ def spoil_quantisation(model) -> None:
         (spoil_activation, r"layers\.1\.mlp\.act_fn is ReLU, and its configuration has 'silu'"),
         (spoil_eps, r"model\.norm has eps 0\.1, and its configuration says 1e-06"),
         (spoil_meta, r"values of model\.norm\.weight are not in memory.*device_map"),
+        (spoil_offload, r"values of .* are not in memory.*device_map"),
         (spoil_dtype, r"model\.norm\.weight is stored as torch\.float8_e4m3fn"),
         (spoil_kind, r"model\.norm\.weight is a .*Params4bit, which is quantised"),
         (spoil_layout, r"up_proj\.weight is a .*, which is quantised, sharded or sparse"),
