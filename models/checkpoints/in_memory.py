@@ -148,6 +148,8 @@ def _config(model: Module, head: str | None) -> ModelConfig:
     """As if the model were saved: its head is the one of its class now."""
     data = json.loads(model.config.to_json_string())
     data["architectures"] = [type(model).__name__]
+    # Of a model that was dequantised on loading, GGUF among them; modules and tensors tell more.
+    data.pop("quantization_config", None)
     generation: Any = getattr(model, "generation_config", None)
     if generation is None or not model.can_generate():  # it is not saved then
         return config_from_hf(data, {}, head=head)

@@ -27,6 +27,7 @@ SAVE_IT = (
 _MERGE = "merge it first: model = model.merge_and_unload()"
 _DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.float64")
 _KNOWN = ("torch.nn.modules.", "transformers.")
+_QUANTISED = "transformers.integrations."  # some hold plain weights, and round them when they run
 _HARMLESS_HOOKS = ("transformers.", "accelerate.")  # they move tensors, or note outputs
 _LORA_LAYERS = ("Linear", "Embedding")
 
@@ -126,10 +127,12 @@ def places(module: Module, where: str, name: str = "") -> Iterator[tuple[str, Pl
         yield from _adapted(module, where, name)
         return
     kind = type(module)
-    if not f"{kind.__module__}.".startswith(_KNOWN):
+    path = f"{kind.__module__}."
+    if not path.startswith(_KNOWN) or path.startswith(_QUANTISED):
         raise ModelError(
             f"{where}: {at} is a {kind.__module__}.{kind.__name__}, which may compute something "
-            f"else than transformers does: {SAVE_IT}"
+            f"else than the class of transformers: {SAVE_IT}; of a quantised model, give what "
+            "model.dequantize() returns"
         )
     dot = f"{name}." if name else ""
     passing = module._non_persistent_buffers_set
