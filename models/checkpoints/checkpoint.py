@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,16 @@ from protocols.errors import ModelError
 
 
 class Checkpoint(ABC):
-    """Weights and configuration of one model; a context manager that closes its files.
+    """Weights and configuration of one model; a context manager that closes what it reads.
 
-    `path` is the file or folder that was opened (the tokenizer is read from the same place),
-    `nbytes` the size of the weights as they are stored.
+    `where` is what messages call it, `nbytes` the size of the weights as they are stored.
     """
 
-    path: Path
+    where: str
     config: ModelConfig
     nbytes: int
+
+    _holder: ClassVar[str] = "the model"
 
     @cached_property
     def _shapes(self) -> dict[str, Shape]:
@@ -44,7 +45,7 @@ class Checkpoint(ABC):
     def shape(self, name: str) -> Shape:
         """Shape of a weight as it is stored, as a rule (outputs, inputs). Raises ModelError."""
         if name not in self._shapes:
-            raise ModelError(f"{self.path}: the model has no tensor {name!r}")
+            raise ModelError(f"{self.where}: the model has no tensor {name!r}")
         return self._shapes[name]
 
     def tensor(self, name: str) -> NDArray[np.float32]:
@@ -56,12 +57,14 @@ class Checkpoint(ABC):
         values = self._read(name)
         assert values.shape == shape, (name, values.shape, shape)
         if not np.isfinite(values).all():
-            raise ModelError(f"{self.path}: {name} contains NaN or infinity; the file is damaged")
+            raise ModelError(
+                f"{self.where}: {name} contains NaN or infinity; {self._holder} is damaged"
+            )
         return values
 
     @abstractmethod
     def close(self) -> None:
-        """Release the files; no tensor can be read afterwards."""
+        """Release what is read; no tensor can be read afterwards."""
 
     @abstractmethod
     def _read(self, name: str) -> NDArray[np.float32]:
@@ -77,27 +80,27 @@ class Checkpoint(ABC):
         for name, shape in expected.items():
             if name not in found:
                 raise ModelError(
-                    f"{self.path}: tensor {name} is missing, expected shape {shape}"
+                    f"{self.where}: tensor {name} is missing, expected shape {shape}"
                     f"{self._other_heads(found)}"
                 )
             if found[name] != shape:
                 raise ModelError(
-                    f"{self.path}: tensor {name} has shape {found[name]}, expected {shape}"
+                    f"{self.where}: tensor {name} has shape {found[name]}, expected {shape}"
                 )
         for name in found:
             if name in expected or name in tied or config.is_ignored(name):
                 continue
             if not config.naming.is_of_other_head(name, expected):
                 raise ModelError(
-                    f"{self.path}: tensor {name[:80]} is not part of family {config.family!r} with "
-                    f"the settings in its configuration and head {config.head!r}; adapters, "
+                    f"{self.where}: tensor {name[:80]} is not part of family {config.family!r} "
+                    f"with the settings in its configuration and head {config.head!r}; adapters, "
                     "experts and further biases are not supported"
                 )
 
     def _other_heads(self, found: Mapping[str, Shape]) -> str:
-        """The end of a message: which heads the file has all the weights of."""
+        """The end of a message: which heads all the weights are there of."""
         heads = [head for head in self.config.heads if self._has_head(head, found)]
-        return f"; the file has the weights of head: {', '.join(heads)}" if heads else ""
+        return f"; {self._holder} has the weights of head: {', '.join(heads)}" if heads else ""
 
     def _has_head(self, head: str, found: Mapping[str, Shape]) -> bool:
         labels = 2 if head in LABELLED_HEADS else 0
@@ -114,3 +117,15 @@ class Checkpoint(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class StoredCheckpoint(Checkpoint):
+    """A checkpoint in files. `path` is the one that was opened; the tokenizer is beside it."""
+
+    path: Path
+
+    _holder: ClassVar[str] = "the file"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.where = str(path)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.checkpoint import StoredCheckpoint
 from models.configs.gguf import config_of_gguf
 from models.configs.llama import LlamaConfig
 from models.files.gguf_reader import GgufFile
@@ -33,13 +33,13 @@ _GGUF_LAYER = {
 _GGUF_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 
 
-class GgufCheckpoint(Checkpoint):
+class GgufCheckpoint(StoredCheckpoint):
     """One GGUF file of architecture `llama`. Raises ModelError as `open_checkpoint` does."""
 
     config: LlamaConfig
 
     def __init__(self, source: Source, *, head: str | None = None) -> None:
-        self.path = source.file
+        super().__init__(source.file)
         self._file = GgufFile(source.file)
         try:
             self.config = config_of_gguf(self._file, head=head)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.checkpoint import Checkpoint, StoredCheckpoint
 from models.checkpoints.gguf_weights import GgufCheckpoint
 from models.configs.reading import config_of_source
 from models.files.locate import (
@@ -24,14 +24,14 @@ from models.files.locate import (
 from models.files.safetensors_reader import SafetensorsFile
 from protocols.errors import ModelError
 
-__all__ = ["Checkpoint", "demo_model_path", "open_checkpoint"]
+__all__ = ["Checkpoint", "StoredCheckpoint", "demo_model_path", "open_checkpoint"]
 
 
-class _SafetensorsCheckpoint(Checkpoint):
+class _SafetensorsCheckpoint(StoredCheckpoint):
     """One file, or the shards that an index names."""
 
     def __init__(self, source: Source, *, head: str | None = None) -> None:
-        self.path = source.file
+        super().__init__(source.file)
         config = config_of_source(source, head=head)
         self._files: list[SafetensorsFile] = []
         owner: dict[str, SafetensorsFile] = {}
@@ -99,7 +99,7 @@ def _shards(source: Source) -> list[Path]:
     return [source.folder / name for name in names]
 
 
-def open_checkpoint(path_or_name: str | Path, *, head: str | None = None) -> Checkpoint:
+def open_checkpoint(path_or_name: str | Path, *, head: str | None = None) -> StoredCheckpoint:
     """Open a folder, a .safetensors or .gguf file, or a name on the Hugging Face hub.
 
     `head`, one of `models.configs.heads.HEADS`, overrides the one that the checkpoint names.

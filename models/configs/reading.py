@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from models.configs.architecture import ACTIVATIONS, ModelConfig
 from models.configs.distilbert import DistilBertConfig
@@ -35,6 +36,7 @@ __all__ = [
     "ModelConfig",
     "RobertaConfig",
     "RopeScaling",
+    "config_from_hf",
     "config_from_public",
     "config_of_gguf",
     "config_of_source",
@@ -94,14 +96,24 @@ def load_config(path: str | Path, *, head: str | None = None) -> ModelConfig:
 
 def config_of_source(source: Source, *, head: str | None = None) -> ModelConfig:
     """The configuration in the `config.json` beside safetensors. Raises ModelError."""
-    data = read_json(source.folder / "config.json")
+    generation = source.folder / "generation_config.json"
+    return config_from_hf(
+        read_json(source.folder / "config.json"),
+        read_json(generation) if generation.is_file() else {},
+        head=head,
+    )
+
+
+def config_from_hf(
+    data: Mapping[str, Any], generation: Mapping[str, Any], *, head: str | None = None
+) -> ModelConfig:
+    """The configuration in what transformers writes into `config.json` and
+    `generation_config.json` (empty if there is none). Raises ModelError.
+    """
     model_type = data.get("model_type")
     if not isinstance(model_type, str) or model_type not in _MODEL_TYPES:
         raise unsupported("model_type", model_type, ", ".join(supported_model_types()))
     config = _MODEL_TYPES[model_type].from_hf(data, head=head)
     # Chat models name the token that ends a turn only here.
-    generation = source.folder / "generation_config.json"
-    if not generation.is_file():
-        return config
-    extra = token_ids(read_json(generation).get("eos_token_id"))
+    extra = token_ids(generation.get("eos_token_id"))
     return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *extra))))

@@ -56,14 +56,17 @@ def find_source(path: str | Path) -> Source:
     )
 
 
-def resolve_model(path_or_name: str | Path) -> Path:
+def resolve_model(path_or_name: str | PathLike[str]) -> Path:
     """An existing path as it is; otherwise the folder of a model downloaded from the hub.
 
     Raises ModelError when the path is missing or the download fails.
     """
     if not isinstance(path_or_name, str | PathLike):
         kind = type(path_or_name).__name__
-        raise ModelError(f"the model is {kind}: give a folder, a file or a name on the hub")
+        raise ModelError(
+            f"the model is {kind}: give a folder, a file or a name on the hub (a model "
+            "in memory goes to from_model)"
+        )
     name = str(path_or_name)
     if not name.strip():
         raise ModelError("the model's path is empty: give a folder, a file or a name on the hub")

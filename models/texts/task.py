@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from models.checkpoints.in_memory import config_of_model
 from models.configs.architecture import ModelConfig
 from models.configs.reading import load_config
 from models.programs.program import Rows
@@ -130,11 +132,20 @@ def check_checkpoint(task: str, path: Path, head: str | None = None) -> str:
     head: overrides the one that the checkpoint names. Raises ModelError when it is not the one that
     the task needs. A checkpoint with any head can be opened without it.
     """
+    return _head_for(task, head, partial(load_config, path), str(path))
+
+
+def check_model(task: str, model: object, head: str | None = None) -> str:
+    """As `check_checkpoint`, for a model in memory (see `models.checkpoints.in_memory`)."""
+    return _head_for(task, head, partial(config_of_model, model), "this model")
+
+
+def _head_for(task: str, head: str | None, config: Callable[..., ModelConfig], where: str) -> str:
     if TASK_HEADS[task] == "none" and head in (None, "none"):
         return "none"
-    found = load_config(path, head=head).head
+    found = config(head=head).head
     if TASK_HEADS[task] != found:
-        raise _unable(task, found, str(path), tasks_of_checkpoint(found))
+        raise _unable(task, found, where, tasks_of_checkpoint(found))
     return found
 
 

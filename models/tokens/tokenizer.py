@@ -20,6 +20,7 @@ from models.files.locate import find_source, read_json
 from models.tokens.chat_template import render_chat
 from models.tokens.encoding import Encoding
 from models.tokens.gguf_tokenizer import tokenizer_from_gguf
+from models.tokens.tokenizer_object import parts_of_object
 from protocols.errors import ConfigError, ModelError
 
 Message = Mapping[str, Any]
@@ -37,6 +38,7 @@ _SPECIAL_NAMES = (
 )
 # transformers writes a huge number where a tokenizer has no limit.
 _NO_LIMIT = 1 << 40
+_LIMIT = "model_max_length"
 _ENDS = "eos_token_ids"
 
 
@@ -108,6 +110,18 @@ class Tokenizer:
         return cls._from_parts(str(file), file.read_bytes(), named, template)
 
     @classmethod
+    def from_object(cls, tokenizer: object) -> Tokenizer:
+        """From a tokenizer of transformers that is in memory, which stays as it is; one of these
+        comes back itself. What is changed there later has no effect here.
+
+        Raises ConfigError for anything else, and for a tokenizer written in Python.
+        """
+        if isinstance(tokenizer, Tokenizer):
+            return tokenizer
+        data, config, template = parts_of_object(tokenizer, (*_SPECIAL_NAMES, _LIMIT))
+        return cls._from_parts("the tokenizer", data, config, template)
+
+    @classmethod
     def _from_parts(
         cls, where: str, data: bytes, config: Mapping[str, Any], template: str | None
     ) -> Tokenizer:
@@ -133,7 +147,7 @@ class Tokenizer:
         config = {
             **self._special,
             "chat_template": self.chat_template,
-            "model_max_length": self.max_length,
+            _LIMIT: self.max_length,
             _ENDS: list(self.eos_token_ids),
         }
         return {
@@ -320,7 +334,7 @@ def _read_optional(file: Path) -> dict[str, Any]:
 
 
 def _length_limit(config: Mapping[str, Any]) -> int | None:
-    limit = config.get("model_max_length")
+    limit = config.get(_LIMIT)
     return limit if type(limit) is int and 0 < limit < _NO_LIMIT else None
 
 

@@ -30,7 +30,7 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         if not isinstance(cluster, LocalCluster):
             raise ConfigError(
                 f"a PrivateModel is made of a LocalCluster, not of {type(cluster).__name__}: "
-                "use PrivateModel.from_pretrained(path)"
+                "use PrivateModel.from_pretrained(path) or PrivateModel.from_model(model)"
             )
         self.cluster = cluster
         self._background = Background(cluster)
@@ -43,6 +43,18 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
     ) -> Self:
         """As `LocalCluster.from_pretrained`, and ready when it returns."""
         return cls(LocalCluster.from_pretrained(path_or_name, head=head, **options))
+
+    @classmethod
+    def from_model(
+        cls,
+        model: object,
+        tokenizer: object | None = None,
+        *,
+        head: str | None = None,
+        **options: Unpack[ClusterOptions],
+    ) -> Self:
+        """As `LocalCluster.from_model`, and ready when it returns."""
+        return cls(LocalCluster.from_model(model, tokenizer, head=head, **options))
 
     @property
     def usage(self) -> Usage:

@@ -17,6 +17,7 @@ from typing import Self, Unpack
 import anyio
 from anyio.abc import TaskGroup
 
+from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint, open_checkpoint
 from models.programs.memory import footprint
 from models.programs.program import Batch
@@ -31,7 +32,7 @@ from puma_actors.base.available import available_memory
 from puma_actors.base.compute import Compute, give_back
 from puma_actors.roles.actor import MEMORY, Actor, ActorOptions, connect_all
 from puma_actors.roles.client import Client, Inference
-from puma_actors.roles.owner import Owner, Progress, ignore_progress
+from puma_actors.roles.owner import Owner, Progress, check_opened, ignore_progress
 from puma_actors.roles.party import Party
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import Network, parse_network
@@ -100,6 +101,8 @@ class LocalCluster(Requests):
         settings = Settings() if settings is None else settings
         if not isinstance(settings, Settings):
             raise ConfigError(f"settings are {type(settings).__name__}: give a Settings")
+        check_opened(checkpoint)
+        _check_tokenizer(checkpoint, tokenizer)
         options = ActorOptions(compute=compute or Compute(), settings=settings, recorder=recorder)
         super().__init__(checkpoint.config, tokenizer, LocalClient(options), settings)
         self.checkpoint = checkpoint
@@ -107,7 +110,6 @@ class LocalCluster(Requests):
         self.seconds: dict[str, float] = {}
         self._address = address or MEMORY + ("?codec=1" if codec else "")
         self._progress = progress
-        _check_tokenizer(checkpoint, tokenizer)
         self._owner = Owner(checkpoint, options, texts=texts, progress=progress)
         self._parties = [Party(role, options) for role in COMPUTING]
         self._group: TaskGroup | None = None
@@ -144,6 +146,36 @@ class LocalCluster(Requests):
             raise
         cluster._no_tokenizer = reason
         return cluster
+
+    @classmethod
+    def from_model(
+        cls,
+        model: object,
+        tokenizer: object | None = None,
+        *,
+        head: str | None = None,
+        **options: Unpack[ClusterOptions],
+    ) -> Self:
+        """A cluster for a model of transformers that is in memory, with or without LoRA of PEFT.
+
+        Neither is changed. The weights are read when the cluster is entered, tensor by tensor.
+
+        Args:
+            model: see `models.checkpoints.in_memory.open_model`.
+            tokenizer: of transformers, or a `models.tokens.tokenizer.Tokenizer`; None: only token
+                ids can be given.
+            head: what to evaluate above the model (default: what its class is made for).
+
+        Raises:
+            ConfigError: they are something else. ModelError: the model is not supported.
+        """
+        known = None if tokenizer is None else Tokenizer.from_object(tokenizer)
+        checkpoint = open_model(model, head=head)
+        try:
+            return cls(checkpoint, known, **options)
+        except BaseException:
+            checkpoint.close()
+            raise
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -238,8 +270,13 @@ class LocalCluster(Requests):
 
 def _check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:
     size = checkpoint.config.vocab_size
+    if not isinstance(tokenizer, Tokenizer | None):
+        raise ConfigError(
+            f"the tokenizer is {type(tokenizer).__name__}: use from_model for one of transformers, "
+            "or Tokenizer.from_object"
+        )
     if tokenizer is not None and tokenizer.vocab_size > size:
         raise ModelError(
-            f"{checkpoint.path}: the tokenizer beside it has more tokens than the model's {size}: "
-            "put the model's own tokenizer there"
+            f"{checkpoint.where}: the tokenizer has more tokens than the model's {size}: use the "
+            "model's own tokenizer"
         )

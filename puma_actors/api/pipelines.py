@@ -15,6 +15,7 @@ The parties learn the length of every text in tokens, and for a pair where the s
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
@@ -25,7 +26,7 @@ from models.files.locate import demo_model_path, embedding_model_path, resolve_m
 from models.texts.generate import Prompt, read_prompts
 from models.texts.options import TaskOptions, chosen_options, sampling_options
 from models.texts.sentences import SentenceSettings, sentence_settings
-from models.texts.task import Job, canonical_task, check_checkpoint, check_head
+from models.texts.task import Job, canonical_task, check_checkpoint, check_head, check_model
 from models.texts.tasks import text_task
 from models.tokens.encoding import Encoding
 from models.tokens.sampling import SamplingConfig
@@ -33,7 +34,12 @@ from protocols.base.ring import Floats
 from protocols.errors import ConfigError, ModelError
 from puma_actors.api.blocking import PrivateModel
 from puma_actors.api.local import LocalCluster
-from puma_actors.api.options import CLUSTER_OPTIONS, PipelineOptions, cluster_options
+from puma_actors.api.options import (
+    CLUSTER_OPTIONS,
+    ClusterOptions,
+    PipelineOptions,
+    cluster_options,
+)
 from puma_actors.api.requests import Requests, Usage
 
 BATCH_TOKENS = 1024
@@ -96,7 +102,7 @@ class TextPipeline:
         if tokenizer is None:
             raise ModelError(
                 "the model has no tokenizer, and a pipeline takes text: put the model's "
-                "tokenizer.json beside its weights"
+                "tokenizer.json beside its weights, or give tokenizer=... with a model in memory"
             )
         self.tokenizer = tokenizer
         self._texts = None
@@ -261,8 +267,9 @@ class PrivatePipeline(AbstractContextManager["PrivatePipeline"]):
 
 def local_pipeline(
     task: str,
-    model: str | Path | None = None,
+    model: object | None = None,
     *,
+    tokenizer: object | None = None,
     head: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     **options: Unpack[PipelineOptions],
@@ -272,7 +279,9 @@ def local_pipeline(
     Args:
         task: as for `TextPipeline`.
         model: as for `LocalCluster.from_pretrained`; for "sentence-embedding" also a folder of
-            sentence-transformers. Without it the packages with a model to try.
+            sentence-transformers. Or a model in memory, as for `LocalCluster.from_model`. Without
+            it the packages with a model to try.
+        tokenizer: of a model in memory.
         head: as for `LocalCluster.from_pretrained`. batch_tokens: as for `TextPipeline`.
         options: of the cluster (`settings`, `network`, ...) or of the task.
 
@@ -280,14 +289,18 @@ def local_pipeline(
         ConfigError, ModelError: before any weight is read.
     """
     task = canonical_task(task)
-    path = resolve_model(model) if model is not None else _usual_model(task)
-    sentences = None
-    if task == "sentence-embedding":
-        sentences = sentence_settings(path)
-        path = path / sentences.folder if sentences.folder else path
-    head = check_checkpoint(task, path, head)
-    cluster = LocalCluster.from_pretrained(path, head=head, **cluster_options(options))
+    chosen = cluster_options(options)
     given = chosen_options(options, without=CLUSTER_OPTIONS)
+    if model is None or isinstance(model, str | PathLike):
+        if tokenizer is not None:
+            raise ConfigError(
+                "tokenizer goes with a model in memory: one that is read from a path has its own "
+                "beside it"
+            )
+        cluster, sentences = _opened(task, model, head, chosen)
+    else:
+        head = check_model(task, model, head)
+        cluster, sentences = LocalCluster.from_model(model, tokenizer, head=head, **chosen), None
     try:
         return TextPipeline(task, cluster, sentences=sentences, batch_tokens=batch_tokens, **given)
     except BaseException:
@@ -295,16 +308,32 @@ def local_pipeline(
         raise
 
 
+def _opened(
+    task: str, model: str | PathLike[str] | None, head: str | None, options: ClusterOptions
+) -> tuple[LocalCluster, SentenceSettings | None]:
+    """A cluster of a model in files, and what else those say about the task."""
+    path = resolve_model(model) if model is not None else _usual_model(task)
+    sentences = None
+    if task == "sentence-embedding":
+        sentences = sentence_settings(path)
+        path = path / sentences.folder if sentences.folder else path
+    head = check_checkpoint(task, path, head)
+    return LocalCluster.from_pretrained(path, head=head, **options), sentences
+
+
 def pipeline(
     task: str,
-    model: str | Path | None = None,
+    model: object | None = None,
     *,
+    tokenizer: object | None = None,
     head: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     **options: Unpack[PipelineOptions],
 ) -> PrivatePipeline:
     """As `local_pipeline`, and ready when it returns: to be called, and closed when done."""
-    pipe = local_pipeline(task, model, head=head, batch_tokens=batch_tokens, **options)
+    pipe = local_pipeline(
+        task, model, tokenizer=tokenizer, head=head, batch_tokens=batch_tokens, **options
+    )
     return PrivatePipeline(pipe)
 
 

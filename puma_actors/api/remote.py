@@ -12,6 +12,7 @@ is over: to try again, open a new one, which has a new id and new keys.
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,7 +36,7 @@ from puma_actors.hosts.manifest import PUBLIC_BYTES, check_name
 from puma_actors.roles.actor import ActorOptions
 from puma_actors.roles.client import Client, Inference
 from puma_actors.roles.messages import CommitMessage, FileMessage
-from puma_actors.roles.owner import Owner, Progress, ignore_progress
+from puma_actors.roles.owner import Owner, Progress, check_opened, ignore_progress
 from puma_actors.transports.delay.network import Network
 
 
@@ -102,21 +103,22 @@ class RemoteCluster(Requests):
         cluster: ClusterConfig,
         model: str,
         *,
-        tokenizer: str | Path | None = None,
+        tokenizer: object | None = None,
         settings: Settings | None = None,
         compute: Compute | None = None,
     ) -> Self:
         """Ask all three parties for a session on a model; returns when all have it loaded.
 
         Args:
-            tokenizer: where one lies; default: what the owner published with the model.
+            tokenizer: where one lies, or one of transformers in memory; default: what the owner
+                published with the model.
 
         Raises:
             Busy: a party has no place now. ConfigError: one refuses, or they hold different shares.
             TransportError: one cannot be reached.
         """
         started = anyio.current_time()
-        own = None if tokenizer is None else Tokenizer.load(tokenizer)
+        own = None if tokenizer is None else _own_tokenizer(tokenizer)
         calls = await call_all(
             cluster, Role.CLIENT, "session", model=check_name(model), files=own is None
         )
@@ -243,6 +245,12 @@ def _published(calls: Mapping[Role, Call]) -> Tokenizer | None:
     return Tokenizer.from_files(files) if files else None
 
 
+def _own_tokenizer(given: object) -> Tokenizer:
+    if isinstance(given, str | PathLike):
+        return Tokenizer.load(Path(given))
+    return Tokenizer.from_object(given)
+
+
 def _check_vocabulary(tokenizer: Tokenizer | None, plan: Plan) -> None:
     size = plan.config.vocab_size
     if tokenizer is not None and tokenizer.vocab_size > size:
@@ -298,7 +306,7 @@ async def upload_model(
     checkpoint: Checkpoint,
     name: str,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: object | None = None,
     texts: Sequence[Sequence[int]] = (),
     compute: Compute | None = None,
     progress: Progress = ignore_progress,
@@ -306,8 +314,11 @@ async def upload_model(
     """Share a model's weights with the parties' stores; all of them keep it, or none.
 
     Args:
+        checkpoint: an open one, of a file (`open_checkpoint`) or of a model in memory
+            (`open_model`).
         texts: token ids of texts on which precision is tried, beside made-up tokens.
-        tokenizer: published with the model, so that clients need none of their own.
+        tokenizer: published with the model, so that clients need none of their own; a `Tokenizer`,
+            or one of transformers in memory.
 
     Returns:
         Seconds for loading, calibrating and sharing.
@@ -315,7 +326,8 @@ async def upload_model(
     Raises:
         ConfigError: a party refuses. Busy: it has no place now. PeerFailed: it failed, and why.
     """
-    files = {} if tokenizer is None else tokenizer.to_files()
+    check_opened(checkpoint)
+    files = {} if tokenizer is None else Tokenizer.from_object(tokenizer).to_files()
     size = sum(map(len, files.values()))
     if size > PUBLIC_BYTES:
         raise ConfigError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from models.checkpoints.checkpoint import Checkpoint, StoredCheckpoint
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan
 from models.programs.predict import predict
@@ -163,7 +164,7 @@ async def profile_cluster(
     first = await record(cluster, batch, steps)
     meters = traced(cluster.plan, batch, steps, cluster.settings)
     return Profile(
-        model=_name_of(cluster.checkpoint.path),
+        model=_name_of(cluster.checkpoint),
         network=cluster.network,
         settings=cluster.settings,
         tokens_in=tokens_in,
@@ -174,8 +175,11 @@ async def profile_cluster(
     )
 
 
-def _name_of(path: Path) -> str:
+def _name_of(checkpoint: Checkpoint) -> str:
     """Of the directory, where the file's own name says nothing."""
+    if not isinstance(checkpoint, StoredCheckpoint):
+        return checkpoint.where
+    path = checkpoint.path
     return path.parent.name if path.suffix == ".safetensors" else path.name
 
 

@@ -4,10 +4,11 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint
 from models.owner.calibrate import calibrate
 from models.programs.families import load_parameters, parameters_of
@@ -15,7 +16,7 @@ from models.programs.plan import Plan
 from models.programs.sharing import SEED_BYTES, mask_parameter
 from protocols.base.ring import Floats, Words
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
-from protocols.errors import RemoteProtocolError
+from protocols.errors import ConfigError, RemoteProtocolError
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import (
     PlanMessage,
@@ -36,6 +37,15 @@ FRAME_OVERHEAD = 64
 
 def ignore_progress(what: str, fraction: float) -> None:
     """A `Progress` that tells nobody."""
+
+
+def check_opened(checkpoint: object) -> None:
+    """Raise ConfigError for what may be a model, but is no open checkpoint."""
+    if not isinstance(checkpoint, Checkpoint):
+        raise ConfigError(
+            f"the checkpoint is {type(checkpoint).__name__}: use from_model(model) for a model in "
+            "memory, or open it (open_model, open_checkpoint)"
+        )
 
 
 class Owner(Actor):
@@ -59,11 +69,27 @@ class Owner(Actor):
         texts: Sequence[Sequence[int]] = (),
         progress: Progress = ignore_progress,
     ) -> None:
+        check_opened(checkpoint)
         super().__init__(Role.OWNER, options)
         self._checkpoint = checkpoint
         self._texts = texts
         self._progress = progress
         self.seconds: dict[str, float] = {}
+
+    @classmethod
+    def from_model(
+        cls,
+        model: object,
+        options: ActorOptions | None = None,
+        *,
+        head: str | None = None,
+        texts: Sequence[Sequence[int]] = (),
+        progress: Progress = ignore_progress,
+    ) -> Self:
+        """The owner of a model of transformers that is in memory, see
+        `models.checkpoints.in_memory.open_model`. Raises ConfigError, ModelError.
+        """
+        return cls(open_model(model, head=head), options, texts=texts, progress=progress)
 
     async def main(self) -> None:
         compute = self.scheduler.compute

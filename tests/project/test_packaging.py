@@ -1,5 +1,6 @@
 """What is shipped: names, types, floors, and what importing it pulls in."""
 
+import ast
 import json
 import os
 import re
@@ -77,6 +78,19 @@ def test_the_floors_are_written_down():
 )
 def test_what_programs_import(old, name):
     assert getattr(puma_actors, name) is getattr(import_module(f"puma_actors.{old}"), name)
+
+
+def test_every_dependency_is_imported():
+    """But for transformers, whose objects `from_model` takes without importing it."""
+    named = {re.split(r"[<>=]", line)[0] for line in project()["project"]["dependencies"]}
+    imported = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    assert named - {name.replace("_", "-") for name in imported} == {"transformers"}
 
 
 def test_the_package_is_light_and_strict():

@@ -33,8 +33,8 @@ def run(snippet: str, models: dict[str, Path]) -> dict[str, Any]:
 
 
 def test_no_snippet_is_passed_over():
-    assert len(SNIPPETS) == 4
-    assert sum(snippet.count(PLACE) for snippet in SNIPPETS) == 6
+    assert len(SNIPPETS) == 5
+    assert sum(snippet.count(PLACE) for snippet in SNIPPETS) == 8
 
 
 def test_the_front_page_is_short():
@@ -66,6 +66,8 @@ def test_a_snippet_runs(snippet, folder, classifier, reader, capsys):
         assert out.count("Cost(rounds=") >= 2  # counted, then predicted
     elif "classify" in snippet:
         assert "score" in out
+    if "private" in names:
+        assert names["private"].usage.token_ids
     if "vectors" in names:
         assert names["vectors"].shape == (2, 384)
         assert "'answer': " in out

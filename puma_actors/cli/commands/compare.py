@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.checkpoint import StoredCheckpoint
 from models.checkpoints.weights import open_checkpoint
 from models.files.locate import demo_model_path
 from models.owner.comparing import CRITERION, Compared, Comparison, compare_model
@@ -60,7 +60,7 @@ def run_compare(
         _print(found, tokens, settings)
 
 
-def _encoded(checkpoint: Checkpoint, texts: list[str]) -> list[list[int]]:
+def _encoded(checkpoint: StoredCheckpoint, texts: list[str]) -> list[list[int]]:
     if not texts:
         return []
     if not all(text.strip() for text in texts):

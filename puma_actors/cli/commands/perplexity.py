@@ -55,7 +55,7 @@ def run_perplexity(
                         private = await score_private(cluster, ids, windows, shares.told)
         found = Perplexities(tuple(windows), plain, private)
         if as_json:
-            facts = {"model": str(cluster.checkpoint.path), "approximation": settings.approximation}
+            facts = {"model": cluster.checkpoint.where, "approximation": settings.approximation}
             print_json({**facts, "tokens": len(ids), **found.to_json()})
         else:
             _print(found, settings)

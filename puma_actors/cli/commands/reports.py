@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table as RichTable
 
-from models.checkpoints.weights import Checkpoint, demo_model_path, open_checkpoint
+from models.checkpoints.weights import StoredCheckpoint, demo_model_path, open_checkpoint
 from models.files.locate import resolve_model
 from models.programs.head_layers import default_rows
 from models.programs.memory import footprint
@@ -165,7 +165,7 @@ def run_inspect(
         _print_report(report)
 
 
-def _wanted_rows(checkpoint: Checkpoint) -> Rows:
+def _wanted_rows(checkpoint: StoredCheckpoint) -> Rows:
     """Results that the head is used for: one row for the next token, or for a sentence's vector."""
     config = checkpoint.config
     if config.head == "causal-lm":
@@ -176,7 +176,7 @@ def _wanted_rows(checkpoint: Checkpoint) -> Rows:
     return "unit" if settings.normalize and settings.pooling == "mean" else settings.pooling
 
 
-def _check_lengths(checkpoint: Checkpoint, prompt: int, decode: int) -> None:
+def _check_lengths(checkpoint: StoredCheckpoint, prompt: int, decode: int) -> None:
     limit = checkpoint.config.max_positions
     if prompt + decode > limit:
         raise ConfigError(
@@ -186,7 +186,7 @@ def _check_lengths(checkpoint: Checkpoint, prompt: int, decode: int) -> None:
 
 
 def _report(
-    checkpoint: Checkpoint, rows: Rows, prompt: int, decode: int, settings: Settings
+    checkpoint: StoredCheckpoint, rows: Rows, prompt: int, decode: int, settings: Settings
 ) -> dict[str, Any]:
     config = checkpoint.config
     steps = predict(config, Batch((prompt,), rows), min(decode, 1), settings)

@@ -9,14 +9,17 @@ import anyio
 import anyio.lowlevel
 import numpy as np
 import pytest
+import transformers
 from hosts import hosts, quiet
 from networks import make_certificates
 from reference import leaves_nothing, save_model, save_tokenizer
 from waiting import in_time
 
+from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import open_checkpoint
 from models.programs.plan import draft_plan
 from models.programs.predict import share_bytes
+from models.tokens.tokenizer import Tokenizer
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.errors import Busy, ConfigError, TransportError
 from puma_actors.api.local import LocalCluster
@@ -105,6 +108,19 @@ async def test_a_model_without_a_tokenizer(folder: Path, certificates: Path, mod
                 remote.encode("I see")
         async with await RemoteCluster.open(cluster.client, "bare", tokenizer=model) as remote:
             assert remote.encode("I see")
+
+
+async def test_a_model_in_memory(folder: Path, certificates: Path, model: Path) -> None:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    async with hosts(folder, certificates, "unix") as cluster:
+        with open_model(theirs) as checkpoint:
+            await upload_model(cluster.client, checkpoint, "held", tokenizer=tokenizer)
+        for own in (None, tokenizer):
+            async with await RemoteCluster.open(cluster.client, "held", tokenizer=own) as remote:
+                assert remote.encode("I see") == Tokenizer.load(model).chat("I see")
+        with pytest.raises(ConfigError, match=r"LlamaForCausalLM: .*open_model"):
+            await upload_model(cluster.client, theirs, "other")
 
 
 async def test_models_are_listed_and_removed(folder: Path, certificates: Path, model: Path) -> None:
