@@ -19,7 +19,7 @@ from protocols.base.lane import Lane, Settings
 from protocols.base.shares import COMPUTING, Role
 from protocols.drivers.observed import Observed, ObservedLane
 from protocols.drivers.ops import Heads, Ranges, Span
-from protocols.functions.normalize import AttentionRange
+from protocols.functions.attention import AttentionRange
 from puma_actors.api.local import LocalCluster
 from puma_actors.profiling.analysis import transfer_of, window_of
 from puma_actors.profiling.profile import record, without_upload

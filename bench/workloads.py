@@ -29,15 +29,9 @@ from protocols.drivers.ops import Ranges
 from protocols.drivers.secure import Secure
 from protocols.embedding import embed, request_rows
 from protocols.functions.activations import GELU, SILU, Activation, activate
+from protocols.functions.attention import AttentionRange, attend
 from protocols.functions.elementary import Scaled, exp_negative, reciprocal, rsqrt
-from protocols.functions.normalize import (
-    AttentionRange,
-    Norm,
-    NormRange,
-    attend,
-    norm_range,
-    normalize,
-)
+from protocols.functions.normalize import Norm, NormRange, norm_range, normalize
 from protocols.linear import linear
 from protocols.selection import Term, select
 

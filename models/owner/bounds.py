@@ -21,15 +21,8 @@ from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS, Float
 from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Span
 from protocols.drivers.secure import OUTPUT_LIMIT
 from protocols.errors import RangeError
-from protocols.functions.normalize import (
-    MAX_SCORE_BITS,
-    AttentionRange,
-    Norm,
-    NormRange,
-    longest_result,
-    norm_range,
-    spare_bits,
-)
+from protocols.functions.attention import MAX_SCORE_BITS, AttentionRange, spare_bits
+from protocols.functions.normalize import Norm, NormRange, longest_result, norm_range
 
 Vector = NDArray[np.float64]
 

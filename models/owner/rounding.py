@@ -14,7 +14,8 @@ from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS, Float
 from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Span
 from protocols.drivers.plain import Plain, affine
 from protocols.functions.activations import ACTIVATIONS
-from protocols.functions.normalize import Norm, NormRange, spare_bits
+from protocols.functions.attention import spare_bits
+from protocols.functions.normalize import Norm, NormRange
 
 SPLINE_ERROR = 5e-5
 """Distance of a spline from its function (`protocols.spline`, `protocols.functions.elementary`)."""

@@ -10,13 +10,8 @@ from models.configs.architecture import ModelConfig
 from models.configs.reading import config_from_public
 from protocols.drivers.ops import Ranges
 from protocols.errors import ModelError
-from protocols.functions.normalize import (
-    MAX_ROOT_FRAC,
-    MAX_SCORE_BITS,
-    MIN_ROOT_FRAC,
-    AttentionRange,
-    NormRange,
-)
+from protocols.functions.attention import MAX_SCORE_BITS, AttentionRange
+from protocols.functions.normalize import MAX_ROOT_FRAC, MIN_ROOT_FRAC, NormRange
 
 T = TypeVar("T")
 Kind = Literal["table", "weight", "gain", "rows"]

@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.functions.normalize import AttentionRange, Norm, NormRange
+from protocols.functions.attention import AttentionRange
+from protocols.functions.normalize import Norm, NormRange
 
 Tensor: TypeAlias = Any
 """A secret tensor, a float array or a bound, as the driver has it."""

@@ -19,7 +19,8 @@ from protocols.drivers.trace import traced_once
 from protocols.embedding import embed
 from protocols.errors import LocalProtocolError
 from protocols.functions.activations import ACTIVATIONS, activate
-from protocols.functions.normalize import AttentionRange, Norm, attend, normalize, truncated
+from protocols.functions.attention import AttentionRange, attend
+from protocols.functions.normalize import Norm, normalize, truncated
 from protocols.linear import Table, Weight, linear, table_product
 
 OUTPUT_WIDTH = 37

@@ -17,7 +17,7 @@ from models.programs.families import load_parameters, parameters_of
 from models.programs.plan import MAX_VALUE_BITS, Plan, draft_plan
 from protocols.drivers.ops import Ranges
 from protocols.errors import ModelError, RangeError
-from protocols.functions.normalize import MAX_SCORE_BITS
+from protocols.functions.attention import MAX_SCORE_BITS
 
 IDS = list(range(0, 40, 3))
 

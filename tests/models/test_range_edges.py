@@ -12,7 +12,12 @@ from protocols.drivers.secure import OUTPUT_LIMIT, Secure
 from protocols.drivers.trace import run_now
 from protocols.errors import RangeError
 from protocols.functions.activations import ACTIVATIONS, activate
-from protocols.functions.normalize import MAX_SCORE_BITS, AttentionRange, attend, peak_width
+from protocols.functions.attention import (
+    MAX_SCORE_BITS,
+    AttentionRange,
+    attend,
+    peak_width,
+)
 
 SIGNS = np.array([1, -1, 1, -1])
 

@@ -8,7 +8,7 @@ from helpers import floats, generator, share
 
 from protocols.base.lane import Settings
 from protocols.errors import RangeError
-from protocols.functions.normalize import (
+from protocols.functions.attention import (
     MAX_SCORE_BITS,
     AttentionRange,
     attend,

@@ -29,7 +29,7 @@ from protocols.drivers.lockstep import run_parties
 from protocols.drivers.ops import Ranges, Slopes
 from protocols.drivers.secure import Secure
 from protocols.drivers.trace import trace
-from protocols.functions.normalize import AttentionRange
+from protocols.functions.attention import AttentionRange
 
 IDS = [3, 17, 0, 39, 17, 8, 25, 1, 30]
 TOLERANCE = 0.01

@@ -12,14 +12,8 @@ from protocols.arithmetic import (
 )
 from protocols.base.cost import Cost
 from protocols.drivers.trace import trace
-from protocols.functions.normalize import (
-    AttentionRange,
-    Norm,
-    attend,
-    norm_range,
-    normalize,
-    softmax_numerators,
-)
+from protocols.functions.attention import AttentionRange, attend, softmax_numerators
+from protocols.functions.normalize import Norm, norm_range, normalize
 
 
 @pytest.mark.parametrize("settings", ALL_SETTINGS)

@@ -13,7 +13,13 @@ from protocols.base.ring import RESIDUAL_BITS
 from protocols.base.shares import Role
 from protocols.errors import RangeError
 from protocols.functions.elementary import rsqrt
-from protocols.functions.normalize import Norm, _prepared, longest_result, norm_range, normalize
+from protocols.functions.normalize import (
+    Norm,
+    _prepared,
+    longest_result,
+    norm_range,
+    normalize,
+)
 
 SIZES = [1, 2, 3, 576, 4096, 16_384, 65_535, 65_536]
 KINDS = [False, True]

@@ -31,9 +31,10 @@ from protocols.drivers.public import differing, digest, refusal, table_digests
 from protocols.drivers.secure import inverse_lengths
 from protocols.errors import RangeError
 from protocols.functions.activation_tables import ACTIVATIONS
+from protocols.functions.attention import spare_bits
 from protocols.functions.elementary import gained_spline, power_spline
 from protocols.functions.exponential import factor_tables
-from protocols.functions.normalize import Norm, NormRange, spare_bits
+from protocols.functions.normalize import Norm, NormRange
 from protocols.kernels.spline import signed_binomials
 from protocols.kernels.waves import roots
 

@@ -23,9 +23,10 @@ from protocols.boolean import and_bits
 from protocols.compare import less, maximum
 from protocols.drivers.lockstep import deal, run_parties
 from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate
+from protocols.functions.attention import AttentionRange, attend
 from protocols.functions.elementary import exp_negative, power_spline, reciprocal, rsqrt
 from protocols.functions.exponential import TIGHT, exp_part
-from protocols.functions.normalize import AttentionRange, Norm, attend, norm_range, normalize
+from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.linear import Table, Weight, linear, table_product
 from protocols.selection import Term, select
 

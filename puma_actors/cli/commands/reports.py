@@ -24,8 +24,9 @@ from protocols.drivers.trace import trace
 from protocols.embedding import embed, reveal
 from protocols.errors import ConfigError, ModelError
 from protocols.functions.activations import GELU, SILU, activate
+from protocols.functions.attention import AttentionRange, attend
 from protocols.functions.elementary import exp_negative, reciprocal, rsqrt
-from protocols.functions.normalize import AttentionRange, Norm, attend, norm_range, normalize
+from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.linear import Table
 from protocols.selection import Term, select
 from puma_actors.cli.output import amount, print_json, say, stdout

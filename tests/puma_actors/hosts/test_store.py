@@ -18,7 +18,8 @@ from models.programs.sharing import SEED_BYTES
 from protocols.base.shares import Role
 from protocols.drivers.ops import Ranges
 from protocols.errors import ConfigError, StoreError
-from protocols.functions.normalize import AttentionRange, NormRange
+from protocols.functions.attention import AttentionRange
+from protocols.functions.normalize import NormRange
 from puma_actors.hosts.checksums import Checksums
 from puma_actors.hosts.manifest import MANIFEST, seed_file, words_file
 from puma_actors.hosts.store import Draft, ModelStore
