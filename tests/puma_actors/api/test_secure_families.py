@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_families import ACTIVATED, STRETCHED, TEXTS, VARIANTS, outputs
+from family_variants import ACTIVATED, STRETCHED, TEXTS, VARIANTS, outputs
 from tiny_models import CASES, ENCODERS, save, tiny_model
 
 from protocols.base.lane import Settings

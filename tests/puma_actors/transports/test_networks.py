@@ -9,9 +9,9 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from actors import ALL, exchange, run_all, scripted
 from networks import STREAMS
 from reference import save_model
-from test_actor import ALL, exchange, run_all, scripted
 
 from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
