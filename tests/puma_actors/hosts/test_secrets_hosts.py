@@ -48,6 +48,11 @@ def windows(data: bytes) -> Iterator[bytes]:
             yield piece
 
 
+def _written(key: bytes) -> tuple[str, str]:
+    """Bytes as Python shows them, and as it shows a bytearray: there each quote is escaped."""
+    return repr(key)[2:-1], repr(bytearray(key))[len("bytearray(b'") : -len("')")]
+
+
 @dataclass
 class Seen:
     """Secrets of a run. `told`: what errors said, to whomever."""
@@ -91,7 +96,7 @@ class Seen:
                 assert ", ".join(map(str, part)) not in spaced, "token ids"
                 assert " ".join(map(str, part)) not in spaced, "token ids"
         for key in (*self.pair_keys, *self.seeds.values()):
-            for form in (key.hex(), repr(key)[2:-1], str(int.from_bytes(key, "little"))):
+            for form in (key.hex(), *_written(key), str(int.from_bytes(key, "little"))):
                 assert form not in text, "a key"
         numbers = set(re.findall(r"\d{12,}", text))
         found = [w for w in self.words if str(int.from_bytes(w, "little")) in numbers]
