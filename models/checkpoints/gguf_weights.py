@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoints.checkpoint import StoredCheckpoint
+from models.configs.decoders.llama import LlamaConfig
 from models.configs.gguf import config_of_gguf
-from models.configs.llama import LlamaConfig
 from models.files.gguf_reader import GgufFile
 from models.files.locate import Source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models.configs.llama import LlamaConfig
+from models.configs.decoders.llama import LlamaConfig
 from models.configs.validate import check_choice, check_size, required, unsupported
 from models.files.gguf_reader import GgufFile
 

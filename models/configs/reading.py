@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from models.configs.architecture import ACTIVATIONS, ModelConfig
-from models.configs.distilbert import DistilBertConfig
-from models.configs.encoder import BertConfig, EncoderConfig, RobertaConfig
-from models.configs.falcon import FalconConfig
+from models.configs.decoders.falcon import FalconConfig
+from models.configs.decoders.gpt2 import Gpt2Config
+from models.configs.decoders.llama import LlamaConfig
+from models.configs.encoders.distilbert import DistilBertConfig
+from models.configs.encoders.encoder import BertConfig, EncoderConfig, RobertaConfig
 from models.configs.gguf import config_of_gguf, gguf_eos_token_ids
-from models.configs.gpt2 import Gpt2Config
 from models.configs.heads import HEADS
-from models.configs.llama import LlamaConfig
 from models.configs.rope import RopeScaling
 from models.configs.validate import token_ids, unsupported
 from models.files.gguf_reader import GgufFile

@@ -6,7 +6,8 @@ from typing import Any
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.architecture import ModelConfig
-from models.programs import bert, falcon, gpt2, llama
+from models.programs.decoders import falcon, gpt2, llama
+from models.programs.encoders import bert
 from models.programs.folding import Matrix
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Cache

@@ -11,7 +11,7 @@ import numpy as np
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.architecture import ModelConfig
-from models.configs.encoder import BertConfig, EncoderConfig, RobertaConfig
+from models.configs.encoders.encoder import BertConfig, EncoderConfig, RobertaConfig
 from models.programs.folding import Matrix, dense, norm_of
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Rows

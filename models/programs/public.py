@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from models.configs.falcon import FalconConfig
-from models.configs.llama import LlamaConfig
+from models.configs.decoders.falcon import FalconConfig
+from models.configs.decoders.llama import LlamaConfig
 from models.programs.families import forward, parameters_of
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import anyio
 
 from models.configs.architecture import ModelConfig
-from models.configs.encoder import EncoderConfig
+from models.configs.encoders.encoder import EncoderConfig
 from models.owner.perplexity import log_likelihoods
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan

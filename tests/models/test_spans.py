@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.programs.falcon import alibi_slopes
+from models.programs.decoders.falcon import alibi_slopes
 from models.programs.program import Batch, spans_of
 from protocols.drivers.ops import Slopes
 from protocols.errors import ConfigError

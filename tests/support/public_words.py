@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from models.configs.reading import FalconConfig, LlamaConfig, RopeScaling
-from models.programs.falcon import alibi_slopes
+from models.programs.decoders.falcon import alibi_slopes
 from models.programs.plan import Plan, draft_plan
 from models.programs.program import Batch, rotation_of
 from models.programs.public import plan_digests

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from models.checkpoints.checkpoint import Checkpoint
-from models.configs.distilbert import DistilBertConfig
-from models.configs.encoder import EncoderConfig
+from models.configs.encoders.distilbert import DistilBertConfig
+from models.configs.encoders.encoder import EncoderConfig
 from models.programs.folding import Matrix, dense, norm_of
 from models.programs.head_layers import (
     finish,

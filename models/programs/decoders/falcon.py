@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoints.checkpoint import Checkpoint
-from models.configs.falcon import FalconConfig
+from models.configs.decoders.falcon import FalconConfig
 from models.programs.folding import Matrix, dense, folded, norm_of
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter

@@ -15,7 +15,7 @@ from models.configs.architecture import (
     linear,
     vocabulary_token,
 )
-from models.configs.llama import check_rotary, head_size
+from models.configs.decoders.llama import check_rotary, head_size
 from models.configs.names import Naming, Shape
 from models.configs.rope import RopeScaling, read_rope, rotary_turns
 from models.configs.validate import check_divides, check_flag, check_size, number, required

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from models.checkpoints.checkpoint import Checkpoint
-from models.configs.llama import LlamaConfig
+from models.configs.decoders.llama import LlamaConfig
 from models.programs.folding import Matrix, dense
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter

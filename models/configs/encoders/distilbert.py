@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from models.configs.architecture import activation, layer_norm, linear
-from models.configs.encoder import EncoderConfig
+from models.configs.encoders.encoder import EncoderConfig
 from models.configs.names import Naming, Shape
 from models.configs.validate import check_size, required
 from protocols.errors import ModelError

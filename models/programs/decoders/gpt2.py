@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from models.checkpoints.checkpoint import Checkpoint
-from models.configs.gpt2 import Gpt2Config
+from models.configs.decoders.gpt2 import Gpt2Config
 from models.programs.folding import Matrix, dense, norm_of
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter

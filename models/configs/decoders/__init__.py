@@ -1,0 +1,1 @@
+"""Configurations of the decoders: causal attention, one file a family."""

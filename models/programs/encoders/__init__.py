@@ -1,0 +1,1 @@
+"""Programs of the encoders, one file a family: every token sees all others."""
