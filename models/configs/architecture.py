@@ -219,11 +219,12 @@ class ModelConfig(ABC):
         _refuse_quantised(data)
         refuse_unless_neutral(data, {**_NEUTRAL, **cls.neutral})
         chosen = read_head(data, cls.model_types[str(model_type)], cls.heads, head)
+        vocabulary = required(data, "vocab_size")
         values = {
-            "vocab_size": required(data, "vocab_size"),
-            "bos_token_id": data.get("bos_token_id"),
-            "eos_token_ids": token_ids(data.get("eos_token_id")),
-            "pad_token_id": data.get("pad_token_id"),
+            "vocab_size": vocabulary,
+            "bos_token_id": vocabulary_token(data.get("bos_token_id"), vocabulary),
+            "eos_token_ids": vocabulary_tokens(token_ids(data.get("eos_token_id")), vocabulary),
+            "pad_token_id": vocabulary_token(data.get("pad_token_id"), vocabulary),
             **cls._read_hf(data),
             **cls._settings_of_head(chosen["head"]),
         }
@@ -286,13 +287,18 @@ def activation(value: object) -> object:
 
 
 def vocabulary_token(value: object, vocabulary: object) -> object:
-    """A decoder's padding token, or None where the vocabulary lacks it and no input can hold it.
+    """A special token, or None where the vocabulary lacks it: no input or answer can hold it.
 
-    LLaMA checkpoints write -1.
+    LLaMA checkpoints write -1, and small GPT-2 ones keep the 50256 of the large vocabulary.
     """
     if type(value) is int and type(vocabulary) is int and not 0 <= value < vocabulary:
         return None
     return value
+
+
+def vocabulary_tokens(values: tuple[object, ...], vocabulary: object) -> tuple[object, ...]:
+    """Those of `values` that the vocabulary has; what is not a number stays, to be refused."""
+    return tuple(v for v in values if v is None or vocabulary_token(v, vocabulary) is not None)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models.configs.architecture import ACTIVATIONS, ModelConfig
+from models.configs.architecture import ACTIVATIONS, ModelConfig, vocabulary_tokens
 from models.configs.decoders.falcon import FalconConfig
 from models.configs.decoders.gpt2 import Gpt2Config
 from models.configs.decoders.llama import LlamaConfig
@@ -115,5 +115,5 @@ def config_from_hf(
         raise unsupported("model_type", model_type, ", ".join(supported_model_types()))
     config = _MODEL_TYPES[model_type].from_hf(data, head=head)
     # Chat models name the token that ends a turn only here.
-    extra = token_ids(generation.get("eos_token_id"))
+    extra = vocabulary_tokens(token_ids(generation.get("eos_token_id")), config.vocab_size)
     return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *extra))))

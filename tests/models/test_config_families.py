@@ -153,7 +153,6 @@ def test_absent_keys_take_the_values_of_transformers(model_type):
         ("gpt2", {"scale_attn_weights": "yes"}, "scale_attn_weights"),
         ("gpt2", {"n_head": 3}, "num_heads 3 does not divide hidden_size 16"),
         ("gpt2", {"architectures": ["GPT2DoubleHeadsModel"]}, "GPT2DoubleHeadsModel"),
-        ("gpt2", {"eos_token_id": 50256}, "eos_token_ids: 50256"),
         ("falcon", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
         ("falcon", {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn"),
         ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn"),

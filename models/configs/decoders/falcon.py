@@ -13,7 +13,6 @@ from models.configs.architecture import (
     activation,
     layer_norm,
     linear,
-    vocabulary_token,
 )
 from models.configs.decoders.llama import check_rotary, head_size
 from models.configs.names import Naming, Shape
@@ -163,7 +162,6 @@ class FalconConfig(DecoderConfig):
             "hidden_act": activation(data.get("activation", "gelu")),
             "layer_norm_eps": data.get("layer_norm_epsilon", 1e-5),
             "tie_embeddings": data.get("tie_word_embeddings", True),
-            "pad_token_id": vocabulary_token(data.get("pad_token_id"), data.get("vocab_size")),
             "bias": data.get("bias", False),
             "alibi": alibi,
             "rope_theta": theta,

@@ -12,7 +12,6 @@ from models.configs.architecture import (
     DecoderConfig,
     activation,
     layer_norm,
-    vocabulary_token,
 )
 from models.configs.names import Naming, Shape
 from models.configs.validate import check_divides, check_flag, check_size, number, required
@@ -97,7 +96,6 @@ class Gpt2Config(DecoderConfig):
             "hidden_act": activation(data.get("activation_function", "gelu_new")),
             "layer_norm_eps": data.get("layer_norm_epsilon", 1e-5),
             "tie_embeddings": data.get("tie_word_embeddings", True),
-            "pad_token_id": vocabulary_token(data.get("pad_token_id"), data.get("vocab_size")),
             "scale_attn_weights": data.get("scale_attn_weights", True),
             "scale_attn_by_inverse_layer_idx": data.get("scale_attn_by_inverse_layer_idx", False),
         }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from models.configs.architecture import DecoderConfig, activation, linear, vocabulary_token
+from models.configs.architecture import DecoderConfig, activation, linear
 from models.configs.names import Naming, Shape
 from models.configs.rope import RopeScaling, read_rope, rotary_turns
 from models.configs.validate import (
@@ -202,7 +202,6 @@ class LlamaConfig(DecoderConfig):
             "rope_scaling": scaling,
             "max_positions": positions,
             "tie_embeddings": data.get("tie_word_embeddings", False),
-            "pad_token_id": vocabulary_token(data.get("pad_token_id"), data.get("vocab_size")),
             "hidden_act": activation(data.get("hidden_act", "silu")),
             "qk_norm": model_type == "qwen3",
             "windows": _windows(model_type, data, layers, positions),
