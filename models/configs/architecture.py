@@ -296,8 +296,8 @@ def vocabulary_token(value: object, vocabulary: object) -> object:
     return value
 
 
-def vocabulary_tokens(values: tuple[object, ...], vocabulary: object) -> tuple[object, ...]:
-    """Those of `values` that the vocabulary has; what is not a number stays, to be refused."""
+def vocabulary_tokens(values: tuple[int, ...], vocabulary: object) -> tuple[int, ...]:
+    """Those of `values` that the vocabulary has; what is no number at all stays, to be refused."""
     return tuple(v for v in values if v is None or vocabulary_token(v, vocabulary) is not None)
 
 
