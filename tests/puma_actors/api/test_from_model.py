@@ -99,7 +99,7 @@ def test_a_model_without_a_tokenizer_takes_ids(theirs):
 def test_wrong_objects(theirs, classifier):
     model, tokenizer = theirs
     for make in (LocalCluster.from_model, PrivateModel.from_model):
-        with pytest.raises(ConfigError, match="the model is int: give a model of transformers"):
+        with pytest.raises(ConfigError, match="the model is int: give a transformers model"):
             make(1)
         with pytest.raises(ConfigError, match="the tokenizer is BertConfig: give a tokenizer"):
             make(model, model.config)

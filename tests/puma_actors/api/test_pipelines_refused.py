@@ -92,7 +92,7 @@ BAD_CALLS = [
     ),
     ("writer", "text-generation", " ", {}, "prompt is empty"),
     ("writer", "text-generation", [{"role": "user"}], {}, 'needs a "role" and a "content"'),
-    ("writer", "text-generation", [{"role": "assistant", "content": "a"}], {}, "leave that out"),
+    ("writer", "text-generation", [{"role": "assistant", "content": "a"}], {}, "leave it out"),
     ("writer", "text-generation", "the", {"max_new_tokens": 0}, "max_new_tokens"),
 ]
 
