@@ -1,4 +1,4 @@
-"""Sentence embeddings against torch, and the effect of each set of approximations on both models."""
+"""Sentence embeddings against torch, and the effect of every approximation set on both models."""
 
 import importlib.util
 import time

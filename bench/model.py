@@ -63,7 +63,7 @@ def tokens_of(cluster: LocalCluster, count: int) -> list[int]:
 
 
 def layer_cost(plan: Plan, tokens: int, decode: int, settings: Settings) -> Cost:
-    """Cost of one whole layer in the last step: the difference from a model with one layer fewer."""
+    """Cost of one whole layer in the last step: the difference to a model with one layer fewer."""
     layers = plan.config.num_layers - 1
     shorter = Plan(replace(plan.config, num_layers=layers), plan.ranges)
     more = predict(plan, tokens, decode, settings)[-1].cost

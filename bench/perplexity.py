@@ -1,4 +1,4 @@
-"""Perplexity of the demo model on a text, private and plain: the paper's table 2 on our own essay."""
+"""Perplexity of the demo model, private and plain: the paper's table 2 on our own essay."""
 
 import sys
 from collections.abc import Iterator

@@ -41,9 +41,7 @@ _NO_CUT = np.zeros(1, dtype=np.uint64)
 
 @dataclass(frozen=True)
 class Tree:
-    """The circuits of a comparison of `digits` digits, one per level; level 0 reads the digit
-    relations.
-    """
+    """The circuits of a comparison of digits, one per level; level 0 reads digit relations."""
 
     digits: int
     levels: tuple[Circuit, ...]

@@ -62,9 +62,7 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
         return file.tensor(stored)
 
     def _check_stored(self) -> None:
-        """Check that storage types can be read, and that a tied weight that is also stored is a
-        copy.
-        """
+        """Check that storage types can be read, and that stored tied weights are copies."""
         for name in self.names():
             file, stored = self._places[name]
             file.check(stored)

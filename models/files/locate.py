@@ -25,9 +25,7 @@ _HUB_SKIPPED = ["original/*", "onnx/*", "openvino/*"]
 
 @dataclass(frozen=True)
 class Source:
-    """`file` is a .gguf, a .safetensors or an index of shards; `folder` is the folder that contains
-    it.
-    """
+    """`file` is a .gguf, a .safetensors or an index of shards; `folder` contains it."""
 
     kind: Literal["gguf", "safetensors"]
     file: Path

@@ -65,9 +65,7 @@ def score_pieces(mask: NDArray[np.bool_], heads: int, most: int) -> list[Piece]:
 
 
 def waves(sizes: Sequence[int], most: int) -> list[slice]:
-    """Runs of jobs that may go on side by side, with at most `most` entries together (but at least
-    one job).
-    """
+    """Runs of jobs that may go on together, with at most `most` entries (but at least one job)."""
     found: list[slice] = []
     start = total = 0
     for place, size in enumerate(sizes):

@@ -88,9 +88,7 @@ class Link(Protocol):
         """Run beside the program; its failure is the program's failure."""
 
     def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
-        """Call a function that takes about `work` multiply-adds, off the event loop if that is
-        many.
-        """
+        """Call a function that takes about `work` multiply-adds, off the loop if that is many."""
 
 
 def _work(fields: Sequence[Field]) -> int:
@@ -166,9 +164,7 @@ class Lane:
         return stream
 
     def draw(self, peer: Role, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
-        """Uniform words that `peer` draws too (in the same order) and that the third party does not
-        know.
-        """
+        """Uniform words that `peer` draws too, in the same order, unknown to the third party."""
         return self.stream(peer).words(shape, width)
 
     def private(self, shape: tuple[int, ...], width: int = RING_BITS) -> Words:

@@ -175,9 +175,7 @@ def longest_result(norm: Norm, bounds: NormRange) -> float:
 
 
 def longest_centred(norm: Norm) -> float:
-    """The longest row whose entries times its size fit the ring during centring; infinite without
-    centring.
-    """
+    """The longest row whose entries times its size fit the ring during centring, or infinity."""
     return 2.0 ** (_LIFT_BITS - RESIDUAL_BITS) / norm.size if norm.center else math.inf
 
 
