@@ -183,7 +183,7 @@ async def test_a_party_that_runs_another_program(folder, monkeypatch):
 @pytest.mark.parametrize("role", [Role.DEALER, Role.EVALUATOR_A])
 async def test_a_malformed_report_reaches_the_user(folder, role):
     async with leaves_nothing():
-        with pytest.raises(RemoteProtocolError, match="not asked for"):
+        with pytest.raises(RemoteProtocolError, match="not requested"):
             async with LocalCluster.from_pretrained(folder) as running:
                 (sender,) = (p for p in running._parties if p.role is role)
                 report = EndedMessage(number=99).header()

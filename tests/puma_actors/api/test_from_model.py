@@ -108,7 +108,7 @@ def test_wrong_objects(theirs, classifier):
             make(model)
     with pytest.raises(ConfigError, match=r"Pipeline: give the model inside of it, its \.model"):
         pipeline("text-classification", transformers.pipeline("text-classification", classifier))
-    with pytest.raises(ConfigError, match="tokenizer goes with a model in memory"):
+    with pytest.raises(ConfigError, match="tokenizer is for a model in memory"):
         pipeline("text-classification", classifier, tokenizer=tokenizer)
     with pytest.raises(ModelError, match="this model: fill-mask needs a model with head"):
         pipeline("fill-mask", model, tokenizer=tokenizer)

@@ -51,7 +51,7 @@ def test_a_running_model_of_another_head(no_work, filler):
 def test_unusable_pipelines(no_work, filler):
     with pytest.raises(ConfigError, match="'summarization' is not known: use one of text-class"):
         pipeline("summarization", filler)
-    with pytest.raises(ConfigError, match="fill-mask has no model of its own"):
+    with pytest.raises(ConfigError, match="fill-mask has no default model"):
         pipeline("fill-mask")
     with pytest.raises(ConfigError, match="fill-mask has no option 'top_p': it has targets, top_k"):
         pipeline("fill-mask", filler, top_p=3)

@@ -171,7 +171,7 @@ async def test_ping_shows_what_runs_where(
         )
         code, out, err = await anyio.to_thread.run_sync(puma, capfd, "ping", *where)
         assert (code, OTHER in out, "9.9" in out) == (1, True, True)
-        assert "versions differ: install the same everywhere" in err
+        assert "versions differ: install the same version everywhere" in err
         assert "days left" in out
 
 

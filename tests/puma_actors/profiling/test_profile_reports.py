@@ -302,7 +302,7 @@ def test_tables(puma, folder):
         "layers.*.attention",
         "by protocol, innermost",
         "what to improve",
-        "rounds and bytes are the predicted ones, at every place",
+        "rounds and bytes match the prediction at every place",
     ):
         assert part in out
     assert "…" not in out
