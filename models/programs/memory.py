@@ -2,7 +2,7 @@
 
     need = footprint(plan.config, Batch((700,), "last"), steps=64, dealer=False)
     need.work       bytes in use at the peak: activations, scores, logits, and the cache
-        need.waiting    bytes that may have been dealt ahead and wait to be used (or sent)
+    need.waiting    bytes that may have been dealt ahead and wait to be used (or sent)
 
 The model's own program is run over `Ops` whose tensors are shapes. The peak memory of an operation
 is a number of bytes per entry, measured once (`bench/memory.py` measures again: predicted and

@@ -29,7 +29,7 @@ _EXIT_SECONDS = 10.0
 
 
 class Background:
-    """See the module's text.
+    """See the module docstring.
 
     Raises:
         Any error from entering the cluster; nothing is left running in that case.

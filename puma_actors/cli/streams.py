@@ -1,4 +1,4 @@
-"""Prepare the standard streams: any of them may be closed, limited to ASCII, or without a reader."""
+"""Prepare the standard streams: each may be closed, limited to ASCII, or without a reader."""
 
 import io
 import os

@@ -311,7 +311,7 @@ async def test_one_measurement_at_a_time(
         async with anyio.create_task_group() as group:
             group.start_soon(measure)
             await begun.wait()
-            with pytest.raises(Busy, match="dealer measures for somebody else: try again"):
+            with pytest.raises(Busy, match="dealer is measuring for another caller: try again"):
                 await call(cluster.client, Role.CLIENT, D, "ping", measure=True)
             monkeypatch.setattr(puma_actors.hosts.peer_links, "_PATIENCE", 60.0)
             group.start_soon(measure)
