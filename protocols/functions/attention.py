@@ -103,7 +103,7 @@ def spare_bits(value_bits: int, length: int) -> int:
     if spare > FRACTION_BITS - MIN_VALUE_FRAC:
         raise RangeError(
             f"weighted sums of {length} values can reach 2^{total}: the value weights are too "
-            "large for a context of so many positions"
+            "large for a context of that length"
         )
     return spare
 

@@ -244,7 +244,7 @@ async def visit_all(
 
 @dataclass
 class Listing:
-    """Each party's entry for each model, by name; and the reasons of parties that did not answer."""
+    """Each party's entry for each model, by name; and why some parties did not answer."""
 
     models: dict[str, dict[Role, ModelEntry]]
     silent: dict[Role, PumaError]
