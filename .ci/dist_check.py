@@ -1,8 +1,8 @@
 """Build an sdist and a wheel, install the wheel into an empty environment, and try it there.
 
 Run by `make dist-check`, with the Python of the development environment. The new environment sees
-its own packages alone: the wheel, and what the wheel says it depends on, linked from here and so
-without a network. Whatever the wheel forgets to name is missing there.
+only its own packages: the wheel and its declared dependencies, linked from here and so without a
+network. Anything that the wheel does not declare is missing there.
 """
 
 import json
@@ -45,7 +45,7 @@ for name in sys.argv[1:]:
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
-    """stdout of a command; what it says on stderr is shown if it fails."""
+    """stdout of a command; its stderr is shown if it fails."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [*map(str, command)],
@@ -61,13 +61,13 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 
 
 def tracked() -> set[str]:
-    """Every file of the repository, as a fresh clone has it."""
+    """Every file of the repository, as in a fresh clone."""
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
     return {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
 
 
 def build(folder: Path, names: set[str]) -> tuple[Path, Path]:
-    """An sdist and, from that sdist, a wheel. Built from a copy: what lies about here stays out."""
+    """An sdist and, from that sdist, a wheel. Built from a copy, so that stray files stay out."""
     source = folder / "source"
     for name in names:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def build(folder: Path, names: set[str]) -> tuple[Path, Path]:
 def compare(what: str, found: set[str], wanted: set[str]) -> None:
     if found != wanted:
         missing, more = sorted(wanted - found), sorted(found - wanted)
-        sys.exit(f"{what}: missing {missing}, not asked for {more}")
+        sys.exit(f"{what}: missing {missing}, unexpected {more}")
 
 
 def check_contents(sdist: Path, wheel: Path, names: set[str]) -> None:
@@ -100,7 +100,7 @@ def check_contents(sdist: Path, wheel: Path, names: set[str]) -> None:
 
 
 def closure(wheel: Path) -> dict[str, Distribution]:
-    """What the wheel depends on, and what that depends on in turn."""
+    """The wheel's dependencies, direct and indirect."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
         lines = archive.read(name).decode().splitlines()
@@ -119,7 +119,7 @@ def closure(wheel: Path) -> dict[str, Distribution]:
 
 
 def install(folder: Path, wheel: Path) -> Path:
-    """A new environment's folder of commands; the wheel is installed there by pip."""
+    """Install the wheel into a new environment with pip; returns its folder of commands."""
     environment = folder / "environment"
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=folder)
     (site,) = environment.glob("lib/python*/site-packages")
@@ -134,7 +134,7 @@ def install(folder: Path, wheel: Path) -> Path:
 
 
 def smoke(binaries: Path, folder: Path) -> None:
-    """Commands and a cluster, from a folder that has nothing to do with the project."""
+    """Run commands and a cluster from a folder outside the project."""
     away = folder / "away"
     away.mkdir()
     model = folder / "model"
@@ -158,7 +158,7 @@ def main() -> None:
         sdist, wheel = build(folder, names)
         check_contents(sdist, wheel, names)
         smoke(install(folder, wheel), folder)
-        print(f"{sdist.name} and {wheel.name} are good ({time.monotonic() - started:.0f} s)")
+        print(f"{sdist.name} and {wheel.name} are OK ({time.monotonic() - started:.0f} s)")
 
 
 if __name__ == "__main__":

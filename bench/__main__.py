@@ -55,7 +55,7 @@ def select(names: Sequence[str]) -> list[Benchmark]:
     """Benchmarks by group (`protocols`), full name (`protocols.gelu`) or its end (`gelu`).
 
     Raises:
-        ConfigError: a name fits none.
+        ConfigError: a name matches no benchmark.
     """
     if not names:
         return [item for item in BENCHMARKS if item.default]
@@ -64,7 +64,7 @@ def select(names: Sequence[str]) -> list[Benchmark]:
         fitting = [b.name for b in BENCHMARKS if name in (b.name, *b.name.split("."))]
         if not fitting:
             known = ", ".join(item.name for item in BENCHMARKS)
-            raise ConfigError(f"no benchmark {name!r}: choose from {known}, or a group of them")
+            raise ConfigError(f"no benchmark {name!r}: choose from {known}, or one of their groups")
         wanted.update(fitting)
     return [item for item in BENCHMARKS if item.name in wanted]
 
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_writable(file: Path) -> None:
-    """Before minutes of work, not after them."""
+    """Check this before minutes of work, not after."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.open("a").close()

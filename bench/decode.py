@@ -1,4 +1,4 @@
-"""A decode step over a slow network, against what its rounds, bytes and computation make of it."""
+"""A decode step over a slow network, compared with the bound from rounds, bytes and computation."""
 
 import gc
 import statistics
@@ -19,15 +19,15 @@ from puma_actors.transports.delay.network import PRESETS, Network
 
 NETWORKS = ("wan", "intercontinental")
 ALLOWED = 1.3
-"""Times the bound that a step may take."""
+"""A step may take this many times the bound."""
 _NAME = "waiting.decode"
 _PROMPT = 8
 _STEPS = 4  # without a network; over one, the prefill and a single step
 
 
 def bound(phase: Phase, network: Network, computing: float) -> float:
-    """Seconds that a step takes at least: every round one way, since both evaluators send at once;
-    the bytes of the busier direction; and what it takes without a network.
+    """Lower bound on the seconds of a step: one one-way latency per round, since both evaluators
+    send at once; the bytes of the busier direction; and the time without a network.
     """
     one, two = EVALUATORS
     route = network.route(one, two)
@@ -54,7 +54,7 @@ def decode(options: Options) -> Iterator[Result]:
     _, computing = anyio.run(_steps, None, 1 if options.quick else _STEPS, Recorder())
     yield Result(_NAME, "in memory", Spread.of([computing]))
     for name in NETWORKS[: 1 if options.quick else None]:
-        gc.collect()  # the cluster before is full of cycles, and 5 GB large
+        gc.collect()  # the previous cluster is full of reference cycles, and takes 5 GB
         phase, seconds = anyio.run(_steps, PRESETS[name], 1, Recorder())
         ratio = seconds / bound(phase, PRESETS[name], computing)
         details = {

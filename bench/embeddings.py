@@ -1,4 +1,4 @@
-"""Sentence embeddings against torch, and what each set of approximations does to both models."""
+"""Sentence embeddings against torch, and the effect of every approximation set on both models."""
 
 import importlib.util
 import time
@@ -49,10 +49,10 @@ _QUICK_SENTENCES, _QUICK_TOKENS = 2, 8
 
 
 def minilm_path() -> Path:
-    """all-MiniLM-L6-v2 of the installed test package, or downloaded from the hub.
+    """all-MiniLM-L6-v2 from the installed test package, or downloaded from the hub.
 
     Raises:
-        ModelError: neither.
+        ModelError: neither is available.
     """
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
@@ -81,13 +81,13 @@ def torch_embeddings(path: Path, sequences: Sequence[Sequence[int]]) -> Floats |
 
 
 def plain_embeddings(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> Floats:
-    """The same by our own program in float64."""
+    """The same embeddings by our own program in float64."""
     parameters = dict(load_parameters(checkpoint))
     return plain_run(checkpoint.config, parameters, sequences, "unit")
 
 
 def cosines(left: Floats, right: Floats) -> Floats:
-    """Between the rows of the two."""
+    """Cosines between corresponding rows of the two."""
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     return np.asarray((left * right).sum(axis=1) / lengths)
 
@@ -98,7 +98,7 @@ def cosines(left: Floats, right: Floats) -> Floats:
 async def measure_embeddings(
     name: str, path: Path, sentences: Sequence[str], sets: Sequence[str]
 ) -> list[Result]:
-    """One result a set of approximations."""
+    """One result per set of approximations."""
     async with LocalCluster.from_pretrained(path, head="none") as cluster:
         sequences = [cluster.text_ids(sentence) for sentence in sentences]
         expected, kind = torch_embeddings(path, sequences), "torch float32"

@@ -1,4 +1,4 @@
-"""Accuracy of every function in every set of approximations, with what it costs.
+"""Accuracy and cost of every function in every set of approximations.
 
 Errors are those of the protocol on shares, fixed point included, against float64.
 """
@@ -32,7 +32,7 @@ def _rng() -> np.random.Generator:
 
 
 def _activation_inputs(name: str, count: int) -> Inputs:
-    """A grid over all that bends, and what real models feed the function."""
+    """A grid over the function's bent part, and typical inputs in real models."""
     rng = _rng()
     inputs = {f"grid, |x| <= {_REACH:g}": np.linspace(-_REACH, _REACH, count)}
     if name in ("gelu", "gelu_new", "quick_gelu"):
@@ -81,7 +81,7 @@ def _softmax(small: bool) -> Iterator[Workload]:
 
 
 def measure(name: str, workload: Workload) -> Result:
-    """One run in lockstep: errors, cost, and seconds of the three parties one after the other."""
+    """One run in lockstep: errors, cost, and the seconds of the three parties in turn."""
     settings = Settings(
         approximation=workload.approximation or APPROXIMATIONS[0], tree=workload.tree
     )

@@ -1,4 +1,4 @@
-"""Does the private model say what the model says? Against torch in float32, token by token."""
+"""Compare the private model's tokens with those of torch in float32."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ from puma_actors.api.local import LocalCluster
 NEW_TOKENS = 24
 LOGIT_TOKENS = 64
 TIE = 0.05
-"""Torch's own gap between its two best logits below which a difference says nothing."""
+"""If torch's two best logits are closer than this, a difference means nothing."""
 _NAME = "fidelity.demo"
 PROMPTS = (
     "What is the capital of France? Answer in one sentence.",
@@ -41,7 +41,7 @@ PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A token that torch, after the same tokens, would not have chosen.
+    """A token that torch would not have chosen after the same tokens.
 
     Attributes:
         gap: torch's best logit minus its second best.
@@ -65,8 +65,8 @@ class Difference:
 
 
 def differences(chosen: list[int], logits: NDArray[np.floating[Any]]) -> list[Difference]:
-    """Where greedy choices differ from the best of `logits` (tokens, vocabulary), which follow the
-    same tokens: one difference does not bring others with it.
+    """Where greedy choices differ from the best of `logits` (tokens, vocabulary). The logits follow
+    the same tokens, so one difference does not cause others.
     """
     found = []
     for position, (token, row) in enumerate(zip(chosen, logits, strict=True)):
@@ -98,7 +98,7 @@ class TorchModel:
         config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         with torch.device("meta"):
             names = transformers.LlamaForCausalLM(config)
-        # Called directly: from_pretrained(gguf_file=...) runs it too, but wants `accelerate`.
+        # Called directly: from_pretrained(gguf_file=...) also calls it, but needs `accelerate`.
         read: Any = load_gguf_checkpoint
         loaded = read(str(path), return_tensors=True, model_to_load=names)
         model: Any = transformers.LlamaForCausalLM(config).to(torch.float32)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Fit the constants that the approximations are made of: `python -m bench.fit`.
+"""Fit the constants of the approximations: `python -m bench.fit`.
 
-Prints every sum of waves as it stands in `protocols.functions.activation_tables`. Least squares on
-Chebyshev nodes of [0, cut], which is within a factor of two of minimax.
+Prints every sum of waves in the form used in `protocols.functions.activation_tables`. Least squares
+on Chebyshev nodes of [0, cut], which is within a factor of two of minimax.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from protocols.waves import Waves
 _NODES = 400
 _DECIMALS = 10
 _CUTOFF = 1e-6
-"""Directions in which the waves on [0, cut] are smaller are left out."""
+"""Directions in which the waves on [0, cut] are smaller than this are left out."""
 
 
 def fit_waves(activation: Activation, centre: Centre) -> Waves:
@@ -31,12 +31,12 @@ def fit_waves(activation: Activation, centre: Centre) -> Waves:
 
 
 def bent_part(activation: Activation, x: Reals) -> Reals:
-    """What the waves stand for: the function less x / 2 where it tends to x."""
+    """The part that the waves approximate: the function, less x / 2 if it tends to x."""
     return activation.exact(x) - x / 2 if activation.right is None else activation.exact(x)
 
 
 def source(waves: Waves) -> str:
-    """The constants as they stand in the source, before the formatter has been over them."""
+    """The constants as source code, before formatting."""
     return f"amplitudes={waves.amplitudes!r}, offset={waves.offset!r}"
 
 

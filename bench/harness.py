@@ -1,4 +1,4 @@
-"""What every benchmark shares: repeated timing, results, and a description of the machine."""
+"""Common parts of all benchmarks: repeated timing, results, a description of the machine."""
 
 import gc
 import importlib.metadata
@@ -21,7 +21,7 @@ from puma_actors.base.compute import available_cores
 
 SCHEMA = 1
 """Version of the JSON document."""
-_BUDGET = 1.5  # seconds after which no further run of a case is begun ...
+_BUDGET = 1.5  # seconds after which no further run of a case starts ...
 _FEWEST, _MOST = 3, 9  # ... within these bounds
 _DISTRIBUTIONS = ("puma-actors", "numpy", "numba", "llvmlite", "cryptography")
 
@@ -37,7 +37,7 @@ class Options:
     repeat: int | None = None
 
     def runs(self, default: int) -> int:
-        """Runs of something long, where the time is not budgeted."""
+        """Number of runs of a long case, whose time is not limited."""
         return self.repeat or (1 if self.quick else default)
 
 
@@ -55,7 +55,7 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     def rate(self, amount: float) -> "Spread":
-        """`amount` a second, for a spread of seconds."""
+        """`amount` per second, for a spread of seconds."""
         median, slowest, fastest = (
             amount / max(seconds, 1e-9) for seconds in (self.median, self.high, self.low)
         )
@@ -79,10 +79,10 @@ class Result:
         name: of the benchmark, `group.what`.
         case: shape and variant.
         approximation: set of approximations, if any were used.
-        seconds: of one run; the amount of work is `work` times `unit`.
-        online_seconds: the evaluators' share, when the dealer has finished before them.
-        reference: what another system took for the same work, on another machine.
-        details: whatever else there is to say, of JSON types.
+        seconds: time of one run, whose work is `work` times `unit`.
+        online_seconds: time of the evaluators alone, when the dealer has finished before them.
+        reference: another system's figures for the same work, on another machine.
+        details: anything else, in JSON types.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Result:
         return (self.cost.online + self.cost.offline) / (self.reference.megabytes * 1e6)
 
     def to_json(self) -> dict[str, Any]:
-        """The result as JSON types; what does not apply is null."""
+        """The result as JSON types; fields that do not apply are null."""
         cost = self.cost
         return {
             "name": self.name,
@@ -137,7 +137,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A named function that yields results as it gets them.
+    """A named function that yields results as they become available.
 
     Attributes:
         default: part of the selection when no names are given.
@@ -172,7 +172,7 @@ class Repeats:
 
 
 def timed(function: Callable[[], Any], options: Options) -> Spread:
-    """Seconds of a call, after one that is not counted."""
+    """Seconds of a call, after one uncounted call."""
     function()
     gc.collect()
     repeats = Repeats(options)
@@ -189,7 +189,7 @@ def timed(function: Callable[[], Any], options: Options) -> Spread:
 def document(
     options: Options, results: list[Result], failures: dict[str, str], seconds: float
 ) -> dict[str, Any]:
-    """Everything `--json` writes."""
+    """The whole document that `--json` writes."""
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -240,7 +240,7 @@ def versions() -> dict[str, str | None]:
 
 
 def _output(*command: str) -> str | None:
-    """What a program prints, or None if there is no such program or it fails."""
+    """The output of a program, or None if there is no such program or it fails."""
     here = Path(__file__).parent
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=here)

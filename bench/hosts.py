@@ -1,7 +1,7 @@
-"""Five roles as five processes over TLS on loopback, against all of them in one process.
+"""Five roles as five processes over TLS on loopback, compared with all of them in one process.
 
-Both answer the same prompt with the same command, one after the other, so that they share the
-machine's mood; the tokens must be equal.
+Both answer the same prompt with the same command, one after the other, so that the machine's load
+is similar; the tokens must be equal.
 """
 
 import json
@@ -24,7 +24,7 @@ from puma_actors.base.certs import create_authority, issue
 from puma_actors.base.identity import PeerIdentity
 
 WANTED = 0.7
-"""Of the speed in one process, at least."""
+"""At least this fraction of the speed in one process."""
 _NAME = "waiting.hosts"
 _PROMPT = "Write one sentence about the sea."
 _TOKENS = 7
@@ -35,7 +35,7 @@ _PUMA = [sys.executable, "-c", "from puma_actors.cli import main; main()"]
 
 
 def _puma(*arguments: object) -> dict[str, Any]:
-    """What a command prints as JSON."""
+    """The JSON output of a command."""
     command = [*_PUMA, *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
@@ -53,7 +53,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def write_cluster(folder: Path) -> Path:
-    """Certificates for everybody, and a cluster.toml."""
+    """Write certificates for all roles, and a cluster.toml."""
     create_authority(folder / "certs")
     for role in (*COMPUTING, Role.OWNER, Role.CLIENT):
         issue(folder / "certs", PeerIdentity(role, str(role)), [_HOST])
@@ -66,7 +66,7 @@ def write_cluster(folder: Path) -> Path:
 
 @contextmanager
 def parties(config: Path, **settings: object) -> Iterator[dict[Role, int]]:
-    """Three `puma party` processes with their links up, ended with the block; their process ids.
+    """Three `puma party` processes with their links up, by process id; they end with the block.
 
     Args:
         settings: variables that override their cluster.toml.
@@ -109,7 +109,7 @@ def _per_token(answer: Mapping[str, Any]) -> float:
 
 
 def compare(model: Path, tokens: int, runs: int) -> Iterator[Result]:
-    """Seconds a decoded token takes, in one process and in five.
+    """Seconds per decoded token, in one process and in five.
 
     Raises:
         PumaError: the tokens differ, or something failed.
@@ -125,7 +125,7 @@ def compare(model: Path, tokens: int, runs: int) -> Iterator[Result]:
                 here.append(_puma(*ask, "-m", model))
                 there.append(_puma(*ask, "-m", "model", "--cluster", config))
     if any(answer["token_ids"] != here[0]["token_ids"] for answer in (*here, *there)):
-        raise PumaError("five processes gave other tokens than one")
+        raise PumaError("five processes gave different tokens than one")
     one, five = ([_per_token(answer) for answer in answers] for answers in (here, there))
     ratio = sum(one) / sum(five)
     count = len(here[0]["token_ids"]) - 1

@@ -36,7 +36,7 @@ def _label(threads: int) -> str:
 
 
 def _in_threads(pool: ThreadPoolExecutor, jobs: list[Callable[[], Any]]) -> Callable[[], None]:
-    """A call that runs the jobs side by side (one job: without a hop)."""
+    """A call that runs the jobs side by side (a single job runs in the calling thread)."""
     if len(jobs) == 1:
         return jobs[0]
 

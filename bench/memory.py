@@ -1,4 +1,4 @@
-"""Memory of a party: predicted from shapes against counted to the byte (`bench.solo`)."""
+"""Memory of a party: predicted from shapes, compared with the exact count (`bench.solo`)."""
 
 import os
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from protocols.base.lane import Lane, Settings
 from protocols.base.shares import COMPUTING, Role
 
 WITHIN = 0.25
-"""Of the counted peak, that a prediction may be off."""
+"""Allowed error of a prediction, as a fraction of the counted peak."""
 _NAME = "memory.party"
 _LENGTHS = (64, 256, 1024, 2048)
 _SEEDS = {Role.DEALER: (1, 2), Role.EVALUATOR_A: (1,), Role.EVALUATOR_B: (2,)}
 
 
 def small_model(heads: int = 4, *, layers: int = 2, positions: int = 4096) -> LlamaConfig:
-    """An architecture whose attention is larger than all else."""
+    """An architecture whose attention takes more memory than everything else."""
     return LlamaConfig(
         vocab_size=256,
         hidden_size=64,
@@ -45,7 +45,7 @@ def small_model(heads: int = 4, *, layers: int = 2, positions: int = 4096) -> Ll
 
 
 def counted(config: LlamaConfig, batch: Batch, role: Role, settings: Settings | None = None) -> int:
-    """Peak bytes of a party that evaluates a batch, its weights not counted."""
+    """Peak bytes of a party that evaluates a batch, without its weights."""
     seeds = {which: os.urandom(32) for which in _SEEDS[role]}
     held: dict[str, Any] = {}
     for number, (name, parameter) in enumerate(parameters_of(config).items()):
@@ -74,7 +74,7 @@ def compare(config: LlamaConfig, batch: Batch, role: Role) -> Result:
 
 
 def party(options: Options) -> Iterator[Result]:
-    """The lengths at which the whole is the peak, and those at which a block is."""
+    """Lengths at which the whole matrix is the peak, and lengths at which one block is."""
     for tokens in _LENGTHS[:2] if options.quick else _LENGTHS:
         for role in COMPUTING[:2] if options.quick else COMPUTING:
             yield compare(small_model(), Batch((tokens,), "last"), role)

@@ -26,13 +26,13 @@ CONTEXT = 64
 _NAME = "model.demo"
 _LOADS, _PREFILLS, _STEPS = 2, 3, 5
 _SPARE = 3
-"""Steps asked for beyond those that are timed: the dealer is always ahead, as in a long answer."""
+"""Steps requested beyond those timed: the dealer is always ahead, as in a long answer."""
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
 
 def reset_peak() -> bool:
-    """Forget the process's peak memory so far, where the system can (Linux)."""
+    """Reset the process's peak memory, if the system can (Linux)."""
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:
@@ -63,7 +63,7 @@ def tokens_of(cluster: LocalCluster, count: int) -> list[int]:
 
 
 def layer_cost(plan: Plan, tokens: int, decode: int, settings: Settings) -> Cost:
-    """Cost of one whole layer in the last step, by difference with a model of one layer less."""
+    """Cost of one whole layer in the last step: the difference to a model with one layer fewer."""
     layers = plan.config.num_layers - 1
     shorter = Plan(replace(plan.config, num_layers=layers), plan.ranges)
     more = predict(plan, tokens, decode, settings)[-1].cost
@@ -150,7 +150,7 @@ async def _measure(options: Options) -> list[Result]:
     sessions: list[dict[str, float]] = []
     for _ in range(options.runs(_LOADS) - 1):
         sessions.append((await _session(path, None))[0])
-        gc.collect()  # a cluster is full of cycles, and 5 GB large
+        gc.collect()  # a cluster is full of reference cycles, and takes 5 GB
     reset = reset_peak()
     seconds, results = await _session(path, options)
     sessions.append(seconds)

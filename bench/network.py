@@ -1,4 +1,4 @@
-"""Does the modelled network deliver what was asked: round-trip times and throughput."""
+"""Check the modelled network: requested and delivered round-trip times and throughput."""
 
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -17,7 +17,7 @@ from puma_actors.transports.memory import memory_pair
 
 _NAME = "network.delivered"
 _PART = bytes(256 << 10)
-_SECONDS = 1.0  # that the round trips of one preset take, and that its link is kept busy
+_SECONDS = 1.0  # spent on the round trips of one preset, and on keeping its link busy
 
 
 Sink = Callable[[Frame], None]
@@ -29,8 +29,8 @@ async def _over_memory(
     at_left: Sink,
     at_right: Sink,
 ) -> float:
-    """Run `work` with both ends of a slow channel, which pump meanwhile; the fraction of one core
-    that was used.
+    """Run `work` with both ends of a slow channel, which pump meanwhile; returns the fraction of
+    one core that was used.
     """
     inner = memory_pair()
     async with (

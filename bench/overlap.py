@@ -1,4 +1,4 @@
-"""Lanes across attention heads: how much of the transfer they hide, and what they cost.
+"""Separate lanes for attention heads: how much of the transfer they hide, and their cost.
 
 A BERT-base layer's attention (128 tokens, 12 heads of 64, random weights) over actors, with
 everything dealt ahead, and the prefill of the demo model.
@@ -90,7 +90,7 @@ async def _prefill(options: Options, network: str) -> list[Result]:
         demo_model_path(), network=without_upload(PRESETS[network]), recorder=recorder
     ) as cluster:
         await record(cluster, Batch((tokens,), "last"), 1)
-        for lanes in (1, 3):  # it has three heads of keys
+        for lanes in (1, 3):  # the model has three key heads
             cluster.settings = Settings(lanes=lanes)
             recorder.clear()
             number = await record(cluster, Batch((tokens,), "last"), 1)

@@ -1,7 +1,7 @@
 """The paper's models at the paper's lengths, whole, all five roles in this process.
 
 Random weights as transformers initialises them: sizes, rounds, bytes and seconds do not depend on
-what the weights are. Quality is held against the same model in floating point.
+the weights. Quality is compared with the same model in floating point.
 """
 
 import gc
@@ -82,9 +82,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
     "GPT-2 large": (_gpt2(1280, 36, 20), 32),
     "LLaMA-7B": (_LLAMA, 8),
 }
-"""Name -> its `config.json` and the tokens that the paper gives it."""
+"""Name -> its `config.json` and the number of input tokens in the paper."""
 RUN = ("BERT-base", "RoBERTa-base", "GPT-2 base", "BERT-large", "GPT-2 medium")
-"""Those that fit the memory of a small machine; the others are predicted."""
+"""Models that fit the memory of a small machine; the others are predicted."""
 _TINY = {
     "vocab_size": 500,
     "hidden_size": 32,
@@ -98,7 +98,7 @@ _TINY = {
 
 
 def _write(folder: Path, given: dict[str, Any]) -> ModelConfig:
-    """A checkpoint of normal weights with deviation 0.02, norms that do nothing."""
+    """Write a checkpoint with normal weights of deviation 0.02 and norms that do nothing."""
     (folder / "config.json").write_text(json.dumps(given))
     config = _config(folder)
     generator = np.random.default_rng(7)
@@ -153,7 +153,7 @@ async def _run(name: str, given: dict[str, Any], tokens: int, options: Options) 
 
 
 def _rows(config: ModelConfig) -> Any:
-    """What the paper's runs give: a classification, or the next token's logits."""
+    """The results of the paper's runs: a classification, or the next token's logits."""
     return "last" if config.head == "causal-lm" else default_rows(config)
 
 

@@ -22,15 +22,15 @@ from puma_actors.transports.delay.network import Network
 
 Program = Callable[[Lane], Coroutine[Any, Any, Any]]
 _WINDOW = 4 << 30
-"""Bytes the dealer may be ahead: all of a workload, so that the online part can be timed alone."""
+"""Bytes the dealer may be ahead: a whole workload, so that the online part can be timed alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """Attributes:
     seconds: until all parties had finished.
-    results: what each party's program returned.
-    cost: counted, of all parties together; rounds of the longest chain.
+    results: the return value of each party's program.
+    cost: counted over all parties together; rounds of the longest chain.
     """
 
     seconds: float
@@ -43,10 +43,10 @@ class Parties:
     `async with Parties(roles) as parties: run = await parties.run(programs, settings)`.
 
     Args:
-        network: what lies between them. recorder: notes what happens on their lanes.
+        network: the network between them. recorder: records the events on their lanes.
 
     Attributes:
-        number: of the last run, for the recorder.
+        number: number of the last run, for the recorder.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class Parties:
     async def run(
         self, programs: Mapping[Role, Program], settings: Settings, *, dealer_first: bool = False
     ) -> Run:
-        """Run one program a role, as one inference.
+        """Run one program per role, as one inference.
 
         Args:
-            dealer_first: time the others alone, once the dealer has sent everything.
+            dealer_first: time only the others, after the dealer has sent everything.
 
         Raises:
-            Whatever a program raises.
+            Any error that a program raises.
         """
         number, self._number = self._number, self._number + 1
         results: dict[Role, Any] = {}
@@ -120,7 +120,7 @@ class Parties:
         return Run(seconds, results, total)
 
     async def _dealt(self, number: int) -> None:
-        """Wait until everything dealt has arrived, where a recorder can tell."""
+        """Wait until everything dealt has arrived, if there is a recorder to check it."""
         if self._recorder is None:
             return
         meter = self._recorder.meters[Role.DEALER, number]

@@ -1,4 +1,4 @@
-"""Does privacy cost the demo model its grasp of a text? The paper's table 2 on our own essay."""
+"""Perplexity of the demo model, private and plain: the paper's table 2 on our own essay."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What recording costs: the same decode steps with the profiler and without, turn by turn."""
+"""The cost of recording: the same decode steps with and without the profiler, in turn."""
 
 import gc
 import statistics
@@ -17,17 +17,17 @@ from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import parse_network
 
 ALLOWED = 0.03
-"""Of a step's time."""
+"""Allowed overhead, as a fraction of a step's time."""
 _NAME = "waiting.profile"
 _PROMPT = 8
 _STEPS = 4
 _TURNS = 12
 _NETWORKS = (None, "lan", "paper")
-"""With a slower one, recording is lost in the waiting."""
+"""On slower networks the cost of recording disappears in the waiting time."""
 
 
 async def _steps(cluster: LocalCluster, count: int) -> float:
-    """Seconds a decode step takes, on average."""
+    """Average seconds per decode step."""
     client = cluster.client
     inference = await client.begin(Batch((_PROMPT,), "last"), 1 + count, cluster.settings)
     try:
@@ -44,7 +44,7 @@ async def _steps(cluster: LocalCluster, count: int) -> float:
 async def compare(
     model: Path, steps: int, turns: int, network: str | None = None
 ) -> tuple[list[float], list[float]]:
-    """Seconds a step, recorded and not. Who begins changes from turn to turn."""
+    """Seconds per step, recorded and not. The order alternates from turn to turn."""
     recorder = Recorder(network=network is not None)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     behind = without_upload(parse_network(network))

@@ -16,7 +16,7 @@ Builder = Callable[[bool], Iterator[Workload]]
 
 
 def measure(name: str, workload: Workload, options: Options) -> Result:
-    """Time a workload: once uncounted, then repeatedly, then with the dealer ahead."""
+    """Time a workload: once to warm up, then repeatedly, then with the dealer ahead."""
     roles = (*COMPUTING, Role.CLIENT) if workload.client else COMPUTING
     settings = Settings(approximation=workload.approximation or "tight", tree=workload.tree)
     repeats = Repeats(options)
@@ -25,11 +25,11 @@ def measure(name: str, workload: Workload, options: Options) -> Result:
         async with Parties(roles) as parties:
             last = await parties.run(workload.programs(), settings)
             while repeats.wanted():
-                del last  # so that no two runs' results are held at a time
+                del last  # so that only one run's results are held at a time
                 gc.collect()
                 last = await parties.run(workload.programs(), settings)
                 repeats.add(last.seconds)
-            if workload.client:  # whose message the dealer's part waits for
+            if workload.client:  # the dealer's part waits for its message
                 return last, None
             ahead = await parties.run(workload.programs(), settings, dealer_first=True)
             return last, ahead.seconds

@@ -1,4 +1,4 @@
-"""Published and measured figures of other systems, to stand beside ours.
+"""Published and measured figures of other systems, for comparison with ours.
 
 They come from other machines: traffic compares directly, seconds only roughly.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What SecretFlow-SPU took for a workload.
+    """SecretFlow-SPU's figures for a workload.
 
     Attributes:
         megabytes: sent by all parties together (10^6 bytes).
@@ -73,10 +73,10 @@ PUMA_PAPER = (
 
 @dataclass(frozen=True, slots=True)
 class PaperErrors:
-    """What is known of a function of the paper.
+    """Known errors of a function of the paper.
 
     Attributes:
-        largest, mean: the absolute errors it claims, if it does.
+        largest, mean: the absolute errors that the paper claims, if any.
         worst: largest error of its formula, evaluated in floating point, and where that is.
     """
 

@@ -1,4 +1,4 @@
-"""Results as tables for people."""
+"""Results as tables for reading."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -77,7 +77,7 @@ def _table(title: str, columns: Iterable[str], left: int = 2) -> Table:
     table.box = None
     table.pad_edge = False
     for number, column in enumerate(columns):
-        # Figures are never cut; what is left of the width is for the descriptions.
+        # Figures are never cut; descriptions get the rest of the width.
         table.add_column(column, justify="left" if number < left else "right", no_wrap=number != 1)
     return table
 
@@ -122,7 +122,7 @@ def _protocols(rows: Sequence[Result]) -> Table:
 
 
 def comparison(rows: Sequence[Result]) -> Table:
-    """Results with a reference, beside it."""
+    """Results that have a reference, next to it."""
     columns = (
         *("protocol", "case", "set", "MB", "SPU MB", "MB / SPU", "rounds", "SPU sends"),
         *("max error", "SPU error", "seconds", "SPU seconds*", "ratio*"),
@@ -222,7 +222,7 @@ def _paper(rows: Sequence[Result]) -> Table:
 
 def _fidelity(rows: Sequence[Result]) -> Table:
     columns = ("model", "case", "set", "median", "equal tokens", "max error", "mean")
-    table = _table("Fidelity: logits, unless it is said below", columns, left=3)
+    table = _table("Fidelity: logits, unless stated below", columns, left=3)
     for result in rows:
         details, errors = result.details, result.errors
         equal = f"{details['equal']} of {details['tokens']}" if "equal" in details else ""
@@ -264,7 +264,7 @@ def _errors(rows: Sequence[Result]) -> Table:
 
 
 def _waiting(rows: Sequence[Result]) -> Table:
-    """What is said in words."""
+    """Results that are described in words."""
     table = _table("Whole requests", ("benchmark", "case", "median", "min .. max", "", ""))
     for result in rows:
         cells = (*_spread(result.seconds), _rate(result), result.note)
@@ -335,6 +335,6 @@ def _differences(rows: Sequence[Result]) -> Iterable[str]:
         for report in result.details.get("prompts", ()):
             for item in report["differences"]:
                 yield (
-                    f"{report['prompt'][:40]!r} token {item['position']}: {item['ours']} where "
+                    f"{report['prompt'][:40]!r} token {item['position']}: {item['ours']}, but "
                     f"torch has {item['torch']}; torch's two best are {item['gap']:.4f} apart"
                 )

@@ -1,4 +1,4 @@
-"""Memory of real parties: three processes, a long request, and the most that each had resident."""
+"""Memory of real parties: three processes, a long request, and the peak resident memory of each."""
 
 import json
 import tempfile
@@ -65,7 +65,7 @@ def save_random(config: LlamaConfig, folder: Path) -> Path:
 
 
 def resident(pid: int) -> int:
-    """The most bytes that a process had resident at a time (Linux)."""
+    """Peak resident bytes of a process (Linux)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])
@@ -73,7 +73,7 @@ def resident(pid: int) -> int:
 
 
 def measure(config: LlamaConfig, tokens: int) -> Iterator[Result]:
-    """One prompt, whose last logits are wanted."""
+    """One prompt, with the logits of its last token."""
     batch = Batch((tokens,), "last")
 
     async def ask(cluster: Path, model: Path) -> None:
@@ -109,7 +109,7 @@ def measure(config: LlamaConfig, tokens: int) -> Iterator[Result]:
 
 
 def processes(options: Options) -> Iterator[Result]:
-    """What killed a dealer, and four thousand tokens of 32 heads."""
+    """The request that once ran a dealer out of memory, and four thousand tokens with 32 heads."""
     if options.quick:
         yield from measure(small_model(), 256)
         return

@@ -1,4 +1,4 @@
-"""Sharing inputs and rebuilding results, outside of what is timed."""
+"""Sharing inputs and rebuilding results, outside the timed part."""
 
 import os
 from typing import Any
@@ -17,12 +17,12 @@ Reals = NDArray[np.float64]
 
 
 def share(values: Reals, frac: int = FRACTION_BITS, width: int = RING_BITS) -> Shared:
-    """Real numbers, as `SecretTensor`s."""
+    """Share real numbers as `SecretTensor`s."""
     return dict(deal(encode(values, frac, width), width, frac))
 
 
 def share_bits(values: NDArray[np.uint8]) -> Shared:
-    """Bits, as `SecretBits`."""
+    """Share bits as `SecretBits`."""
     stream = Stream(os.urandom(16))
     one, two = stream.bits(values.shape), stream.bits(values.shape)
     public = values ^ one ^ two
@@ -34,12 +34,12 @@ def share_bits(values: NDArray[np.uint8]) -> Shared:
 
 
 def share_weight(values: Reals) -> Shared:
-    """A matrix that stays, as `Weight` handles."""
+    """Share a fixed matrix as `Weight` handles."""
     return {role: Weight.of(tensor) for role, tensor in share(values, WEIGHT_BITS).items()}
 
 
 def share_table(values: Reals) -> Shared:
-    """An embedding's table, as `Table` handles."""
+    """Share an embedding table as `Table` handles."""
     return {role: Table.of(tensor) for role, tensor in share(values, RESIDUAL_BITS).items()}
 
 

@@ -1,7 +1,7 @@
 """One party alone: its part of a program, with messages of the right sizes and no meaning.
 
-Shapes decide what a party does and how much memory it takes, never what is in them. So its memory
-can be counted to the byte, without the two others in the same process.
+A party's work and memory depend on shapes alone, never on values. So its memory can be counted to
+the byte, without the other two in the same process.
 """
 
 import os
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class SoloLink:
-    """A `Link` that drops what is sent."""
+    """A `Link` that discards messages sent on it."""
 
     def __init__(self, role: Role, settings: Settings | None = None) -> None:
         self.role = role
@@ -43,7 +43,7 @@ class SoloLink:
         return size
 
     async def receive(self, sender: Role, tag: Path) -> Buffer:
-        raise NotImplementedError("the lane knows how long a message is")
+        raise NotImplementedError("use the lane, which knows how long a message is")
 
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         """In turn at the dealer; round by round at an evaluator, as with a real peer."""
@@ -59,7 +59,7 @@ class SoloLink:
 
 
 class SoloLane(Lane):
-    """A lane that gets zeros, as many as it waits for."""
+    """A lane that receives zeros of the expected length."""
 
     _expected = 0
 
@@ -96,7 +96,7 @@ def peak_of(
     program: Callable[[Lane], Coroutine[Any, Any, Any]],
     settings: Settings | None = None,
 ) -> int:
-    """Bytes that a party has in hand at the peak of a program, beyond what it had before."""
+    """Bytes that a party uses at the peak of a program, beyond those in use before."""
     link = SoloLink(role, settings)
 
     async def whole() -> None:

@@ -1,4 +1,4 @@
-"""What the protocols are timed on: inputs, the program of each party, and the exact result."""
+"""Workloads for timing the protocols: inputs, the program of each party, and the exact result."""
 
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
@@ -39,20 +39,20 @@ Function = Callable[..., Coroutine[Any, Any, Any]]
 Check = Callable[[Shared], Errors]
 
 NARROW = RING_BITS - WEIGHT_BITS
-"""Ring that a product with a weight leaves; activations and attention read it as it is."""
+"""Ring width after a product with a weight; activations and attention read it directly."""
 ATTENTION = AttentionRange(score_bits=11, value_bits=6, rope_frac=0)
-"""Scores below 2,048: what the demo model needs."""
+"""Scores below 2,048, as the demo model needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
     """Attributes:
-    function: what each computing party runs: `function(lane, *own inputs)`.
+    function: the program of each computing party: `function(lane, *own inputs)`.
     inputs: shared values, or values that all parties have.
     check: results by role -> distance from float64.
-    work, unit: what is counted a second.
-    client: what the client runs, where it takes part.
-    reference: figures of the same work elsewhere.
+    work, unit: amount of work, for rates per second.
+    client: the client's program, if it takes part.
+    reference: another system's figures for the same work.
     """
 
     case: str
@@ -68,7 +68,7 @@ class Workload:
     note: str = ""
 
     def programs(self) -> dict[Role, Program]:
-        """One program a role."""
+        """One program per role."""
 
         def of(role: Role) -> Program:
             own = [value[role] if isinstance(value, dict) else value for value in self.inputs]
@@ -339,7 +339,7 @@ def embedding(small: bool) -> Iterator[Workload]:
         "tokens",
         client=lambda lane: request_rows(lane, ids, rows),
         reference=None if small else SPU["embedding"],
-        note="with the client, who is waited for",
+        note="including the wait for the client",
     )
 
 

@@ -5,14 +5,14 @@ The setting is that of ASTRA (CCSW 2019), BLAZE and ABY2.0 (USENIX Security 2021
 a product costs one exchange between the evaluators. Truncation is fused with that exchange and
 never fails; see `remask` and `lift`.
 
-A truncated product takes one multiplication a party, where that line takes two at each evaluator:
+A truncated product takes one multiplication per party, where those papers take two per evaluator:
 with u_i = m_x - 2 lam_xi and v_i = m_y - 2 lam_yi, x is the mean of u_1 and u_2 and lam_x2 - lam_x1
 half their difference, so that
 
     2 x y = u_1 v_1 + u_2 v_2 - 2 (lam_x1 - lam_x2) (lam_y1 - lam_y2).
 
-Each party knows the factors of one of these terms. Two is no unit of the ring, so this is twice the
-product: it is truncated by one bit more, and |x y| must leave one bit more of room.
+Each party knows the factors of one of these terms. Two has no inverse in the ring, so this computes
+twice the product: it is truncated by one more bit, and |x y| must leave one more bit of room.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ async def remask(
 ) -> SecretTensor:
     """Turn additive parts of `z`, one at each party, into a sharing of `z / 2^shift`.
 
-    The end of every product. With `shift` this is the robust truncation: the output masks l1, l2
+    Every product ends here. With `shift` this is the robust truncation: the output masks l1, l2
     are drawn first, `r = 2^shift * ((l1 + l2) mod 2^(width-shift)) + e` with `shift` random bits e
     of the dealer masks z, and `m = (z + 2^(width-2) + r) >> shift`, less the offset, fits them in
     the ring Z_2^(width-shift).
@@ -74,7 +74,7 @@ async def remask(
     Args:
         part: this party's part. The dealer's counts only if `dealt`.
         frac: fraction bits of the result.
-        dealt: the dealer has a part (or `shift` is positive): one word an element is dealt.
+        dealt: the dealer has a part (or `shift` is positive): one word per element is dealt.
 
     Cost: 1 round; width bits each way; width bits dealt if `dealt`.
     """
@@ -109,8 +109,8 @@ async def lift(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor
     """Carry a sharing over Z_2^k to Z_2^to, exactly, for |x| < 2^(k-2).
 
     With zeta = x + 2^(k-2) + lam mod 2^k public to the evaluators, the one unknown is whether that
-    sum wrapped: it did iff msb(lam) and not msb(zeta). The dealer shares msb(lam) and the carry of
-    lam1 + lam2; the new masks' upper parts u1, u2 hide the evaluators' words.
+    sum wrapped: it did if and only if msb(lam) and not msb(zeta). The dealer shares msb(lam) and
+    the carry of lam1 + lam2; the new masks' upper parts u1, u2 hide the evaluators' words.
 
     Cost: 1 round; to-k bits each way; 2 (to-k) bits dealt.
     """
@@ -142,7 +142,7 @@ async def _lift_dealer(lane: Lane, x: SecretTensor, to: int, fields: list[Field]
 async def map_public(
     lane: Lane, x: SecretTensor, function: LinearMap, *, shift: int, frac: int
 ) -> SecretTensor:
-    """A public linear map on the ring words of x, divided by 2^shift. Before that division its
+    """A public linear map on the ring words of x, divided by 2^shift. Before the division its
     values are below 2^(width - 2).
 
     Args:
@@ -167,7 +167,7 @@ async def map_public(
 
 
 def left_factor(x: SecretTensor) -> Words:
-    """What a party multiplies `right_factor(y)` by for its part of 2 x y; see the module's text."""
+    """The factor of `right_factor(y)` in a party's part of 2 x y; see the module docstring."""
     return (x.b - x.a) << _ONE if x.role.is_dealer else right_factor(x)
 
 
@@ -178,7 +178,7 @@ def right_factor(y: SecretTensor) -> Words:
 
 def _check_shift(shift: int) -> None:
     if shift < 1:
-        raise LocalProtocolError("a product is truncated by one bit at least: give a shift")
+        raise LocalProtocolError("a product is truncated by at least one bit: give a shift")
 
 
 def _same_width(*tensors: SecretTensor) -> int:
@@ -209,7 +209,7 @@ async def mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -> Secre
 async def square_sum(lane: Lane, x: SecretTensor) -> SecretTensor:
     """Sum of squares over the last axis, not truncated (twice the fraction bits).
 
-    Cost: 1 round; width bits a row each way and dealt.
+    Cost: 1 round; width bits per row each way and dealt.
     """
     if lane.tracing:
         lane.charge("square_sum", remask_cost(x.size // x.shape[-1], x.width, dealt=True))
@@ -269,7 +269,7 @@ async def matmul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -> Se
     """Batched product (B, T, K) @ (B, K, L) of two sharings, divided by 2^shift; otherwise as
     `mul`.
 
-    Cost: 1 round; width bits an output element each way and dealt.
+    Cost: 1 round; width bits per output element each way and dealt.
     """
     _check_shift(shift)
     width, frac = _same_width(x, y), x.frac + y.frac - shift
@@ -329,7 +329,7 @@ async def poly(
     """
     shift, degree = scale - frac, polynomial.degree
     if x.width != RING_BITS:
-        raise LocalProtocolError("a polynomial wants the full ring: lift first")
+        raise LocalProtocolError("a polynomial needs the full ring: lift first")
     if lane.tracing:
         lane.charge("poly", poly_cost(x.size, degree, RING_BITS, shift=shift))
         return lane.blank(x.shape, RING_BITS - shift, frac)

@@ -2,7 +2,7 @@
 
 With `b_i = o_i ^ r_i`, o_i public to the evaluators and r_i known to the dealer, a product of any
 fan-in is `prod (o_i ^ r_i) = XOR over subsets S of prod_{i not in S} o_i * prod_{i in S} r_i`. The
-dealer XOR-shares the products of masks over every subset of two and more that occurs; the rest is
+dealer XOR-shares the products of masks over every subset of two or more that occurs; the rest is
 local (ABY2.0, section on multi-input gates).
 """
 
@@ -23,11 +23,11 @@ from protocols.kernels.bits import expand_products, look_up_products, mask_produ
 
 _WORD = 64
 _TABLE_INPUTS = 11
-"""Circuits of up to so many inputs are read from tables, of a few hundred KB at most."""
+"""Circuits with at most this many inputs are read from tables, of a few hundred KB at most."""
 
 
 _WORK = 20
-"""Multiply-adds that an element of a circuit takes as long as."""
+"""Work of one element of a circuit, in multiply-adds."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Circuit:
 
     @property
     def fields(self) -> int:
-        """Words an element that hold the dealt products."""
+        """Words per element that hold the dealt products."""
         return -(-len(self.subsets) // _WORD)
 
     def widths(self) -> list[int]:
-        """Bits used of each of those words."""
+        """Bits used in each of those words."""
         left = len(self.subsets)
         return [min(_WORD, left - _WORD * i) for i in range(self.fields)]
 
@@ -119,13 +119,13 @@ def products_cost(count: int, plan: Circuit) -> Cost:
 
 
 async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Words:
-    """XOR shares, one word of `plan.outputs` bits an element, of the circuit's outputs.
+    """XOR shares of the circuit's outputs: one word of `plan.outputs` bits per element.
 
     Args:
         opened: the word `o` (ignored at the dealer).
         mask: the dealer's whole mask `r`, or an evaluator's XOR share of it.
 
-    Cost: no round; one bit dealt a subset.
+    Cost: no round; one bit dealt per subset.
     """
     fields = [field(mask.shape, width, xor=True) for width in plan.widths()]
     flat = np.ascontiguousarray(mask).reshape(-1)
@@ -156,11 +156,11 @@ def open_masked_cost(count: int, width: int) -> Cost:
 async def open_masked(
     lane: Lane, share: Words, width: int, shape: tuple[int, ...]
 ) -> tuple[Words, Words]:
-    """Open `width` XOR-shared bits an element under a fresh mask that the dealer knows.
+    """Open `width` XOR-shared bits per element under a fresh mask that the dealer knows.
 
     Returns:
-        (public word, mask): the evaluators' second is their XOR share, the dealer's the whole mask
-        and its first meaningless.
+        (public word, mask). An evaluator gets the word and its XOR share of the mask; the dealer
+        gets the whole mask, and its first result is meaningless.
 
     Cost: 1 round; width bits each way.
     """
@@ -173,7 +173,7 @@ async def open_masked(
 
 
 async def to_bits(lane: Lane, share: Words, shape: tuple[int, ...]) -> SecretBits:
-    """One XOR-shared bit an element becomes a sharing. Cost: 1 round; 1 bit each way."""
+    """Turn one XOR-shared bit per element into a sharing. Cost: 1 round; 1 bit each way."""
     if lane.tracing:
         lane.charge("to_bits", open_masked_cost(int(np.prod(shape)), 1))
         return lane.blank_bits(shape)

@@ -35,15 +35,13 @@ from protocols.kernels.elementwise import windows
 from protocols.selection import Term, select
 
 _RADIX = {"rounds": 5, "traffic": 3}
-"""Digits combined in one level: 5 keeps the dealt subsets of a level below 40 bits an element."""
+"""Digits combined in one level: 5 keeps the dealt subsets of a level below 40 bits per element."""
 _NO_CUT = np.zeros(1, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The circuits of a comparison of `digits` digits, one a level; level 0 reads the digit
-    relations.
-    """
+    """The circuits of a comparison of digits, one per level; level 0 reads digit relations."""
 
     digits: int
     levels: tuple[Circuit, ...]
@@ -51,7 +49,7 @@ class Tree:
 
 @cache
 def comparison_tree(digits: int, radix: int) -> Tree:
-    """G = g_0 ^ p_0 g_1 ^ p_0 p_1 g_2 ..., cut into groups of at most `radix` digits a level."""
+    """G = g_0 ^ p_0 g_1 ^ p_0 p_1 g_2 ..., cut into groups of at most `radix` digits per level."""
     greater = [1 << j for j in range(digits)]
     equal = [1 << (digits + j) for j in range(digits - 1)] + [0]
     sign: int | None = 1 << (2 * digits - 1)
@@ -76,7 +74,7 @@ def comparison_tree(digits: int, radix: int) -> Tree:
 
 
 def _groups(count: int, radix: int) -> list[range]:
-    """Runs of digits as even as possible."""
+    """Runs of digits, as even in length as possible."""
     parts = -(-count // radix)
     cuts = [count * part // parts for part in range(parts + 1)]
     return [range(lo, hi) for lo, hi in itertools.pairwise(cuts)]
@@ -174,18 +172,19 @@ async def _relation(
 async def maximum(
     lane: Lane, x: SecretTensor, payload: SecretTensor | None = None
 ) -> tuple[SecretTensor, SecretTensor | None]:
-    """The largest entry along the last axis, and the payload (same shape, same ring) that stands
-    beside it.
+    """The largest entry along the last axis, and the payload entry (same shape, same ring) at the
+    same place.
 
-    A tree of radix 4: six comparisons side by side, then one selection, a level. Exact over the
-    ring; the first of equal entries wins. Differences must stay below 2^(width-1); the width must
-    be a multiple of 4.
+    A tree of radix 4: on each level six comparisons side by side, then one selection. Exact over
+    the ring; the first of equal entries wins. Differences must stay below 2^(width-1); the width
+    must be a multiple of 4.
 
-    Cost: per level levels + 2 rounds (3 at 20 bits with "rounds"; "traffic" takes one more where
-    three and more are compared); the entries a level halves twice.
+    Cost: per level of the tree, the comparison's levels + 2 rounds (3 at 20 bits with "rounds";
+    "traffic" takes one more where three or more are compared). Each level leaves a quarter of the
+    entries.
     """
     if x.width % DIGIT_BITS:
-        raise LocalProtocolError(f"maximum wants a multiple of 4 bits, not {x.width}: narrow first")
+        raise LocalProtocolError(f"maximum needs a multiple of 4 bits, not {x.width}: narrow first")
     while x.shape[-1] > 1:
         x, payload = await _contest(lane, x, payload)
     return x[..., 0], None if payload is None else payload[..., 0]
@@ -194,8 +193,8 @@ async def maximum(
 async def _joined(
     lane: Lane, winners: list[tuple[SecretBits, ...]]
 ) -> list[tuple[SecretBits, ...]]:
-    """The product of each tuple of bits as one bit: a round more, and a fifth of what a selection
-    by several bits has dealt.
+    """The product of each tuple of bits as one bit: one more round, and a fifth of what is dealt
+    for a selection by several bits.
     """
     places = range(len(winners[0]))
     factors = [stack_bits([bits[place] for bits in winners]) for place in places]
@@ -204,7 +203,7 @@ async def _joined(
 
 
 async def _winners(lane: Lane, columns: list[SecretTensor]) -> list[tuple[SecretBits, ...]]:
-    """For each column but the last: bits whose product says that its entry is the largest."""
+    """For each column except the last: bits whose product says that its entry is the largest."""
     radix = len(columns)
     pairs = list(itertools.combinations(range(radix), 2))
     stacked = stack([columns[i] - columns[j] for i, j in pairs], axis=0)

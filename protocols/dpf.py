@@ -9,7 +9,7 @@ in each block for the two control bits, and for payloads of one word two leaves 
 (early termination).
 
 Where the payload is one bit, 128 neighbouring leaves share a block and both parties' bits differ at
-alpha alone (`generate_selectors`): the same tree, seven levels less of it.
+alpha alone (`generate_selectors`): the same tree with seven levels fewer.
 
 The roots must be fresh and uniform for every element; a root used twice breaks the scheme. Party
 0's root has control bit 0, party 1's has 1, so bit 0 of the roots' first byte is overwritten.
@@ -120,7 +120,7 @@ def _final(leaves: Words, control_b: Words, alpha: Words, payload: Words) -> Wor
     return corrected
 
 
-# -- one bit a point -------------------------------------------------------------------------------
+# -- one bit per point -----------------------------------------------------------------------------
 
 _BLOCK_BITS = 7
 """log2 of the points that share a block."""
@@ -131,7 +131,7 @@ def _selector_depth(v: int) -> int:
 
 
 def selector_bytes(v: int) -> int:
-    """Bytes per element of a selector's correction: a block a level, and one at the end."""
+    """Bytes per element of a selector's correction: one block per level, and one at the end."""
     return 16 * (_selector_depth(v) + 1)
 
 
@@ -139,8 +139,8 @@ def generate_selectors(alpha: Words, roots_a: Bytes, roots_b: Bytes, v: int) -> 
     """The dealer's part of point functions over bits: both parties' bits differ at alpha alone.
 
     Returns:
-        The correction, n * selector_bytes(v) bytes, for both parties; and (n,) the bit that party
-        0 will find at alpha, which neither party may learn.
+        The correction for both parties, n * selector_bytes(v) bytes; and the bits (n,) that party 0
+        will find at alpha, which neither party may learn.
     """
     n, depth = alpha.size, _selector_depth(v)
     if n and int(alpha.max()) >> v:
@@ -162,15 +162,15 @@ def generate_selectors(alpha: Words, roots_a: Bytes, roots_b: Bytes, v: int) -> 
 
 
 def expand_selectors(party: int, roots: Bytes, correction: Bytes, v: int) -> Bytes:
-    """The bits (n, 2^v) of `party` (0 or 1), one a byte, from roots (n, 16).
+    """The bits (n, 2^v) of `party` (0 or 1), one per byte, from roots (n, 16).
 
     Raises RemoteProtocolError if the correction's length is not n * selector_bytes(v).
     """
     n, depth = len(roots), _selector_depth(v)
     if correction.size != n * selector_bytes(v):
         raise RemoteProtocolError(
-            f"a selector's correction has {correction.size} bytes where {n * selector_bytes(v)} "
-            "belong; both parties must run the same program"
+            f"a selector's correction has {correction.size} bytes, not {n * selector_bytes(v)}: "
+            "both parties must run the same program"
         )
     levels = np.require(np.ascontiguousarray(correction).view(np.uint64), requirements="A")
     levels = levels.reshape(n, 2 * depth + 2)

@@ -1,16 +1,17 @@
-"""Secure embedding: rows of a shared table at indices that nobody knows, with point functions.
+"""Secure embedding: look up rows of a shared table at secret indices, with point functions.
 
 PUMA (arXiv 2307.12533, section 4.4) lets the servers turn a shared id into a one-hot vector and
-look the row up. Here every pair of parties looks up, in the share of the table that both of them
-hold, through a distributed point function dealt by the third: it picks a shift rho, the pair learns
+look the row up. Here every pair of parties looks the row up in the share of the table that both
+hold, with a distributed point function dealt by the third: it picks a shift rho, the pair learns
 delta = id + rho, and reads the expansion of the point rho at (delta - j). The client shares a key
-with each party, so it knows every rho and sends the deltas; an id alone never leaves it.
+with each party, so it knows every rho and sends the deltas; a bare id never leaves it.
 
-The point functions are of bits: the two of a pair choose sets of rows that differ in the wanted row
-alone, and the difference of their sums is that row, up to a sign. Sums of rows are all there is to
-compute, a fraction of the work of products; who dealt the point function knows the sign. Three
-pairs give three rows, which are shared anew, and one selection by the signs adds them up. All that
-happens modulo 2^32, in half the memory traffic of the whole ring; the rows found are lifted.
+The payload of these point functions is one bit: the two parties of a pair choose sets of rows that
+differ only in the wanted row, and the difference of their sums is that row, up to a sign. Only sums
+of rows are computed, a fraction of the work of products; the party that dealt the point function
+knows the sign. Three pairs give three rows, which are shared anew, and one selection by the signs
+adds them up. All this happens modulo 2^32, with half the memory traffic of the whole ring; the rows
+found are then lifted.
 """
 
 from collections.abc import Coroutine
@@ -34,12 +35,12 @@ from protocols.linear import Table
 from protocols.selection import Term, select, select_cost
 
 LOOKUP_BITS = 32
-"""Ring of a look-up: entries of a table must stay below 2^30 with their fraction bits."""
+"""Ring width of a look-up: table entries, fraction bits included, must stay below 2^30."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Two parties that look up in a share both hold, and the third, which deals."""
+    """Two parties that look up in a share that both hold, and the third party, which deals."""
 
     dealer: Role
     holders: tuple[Role, Role]
@@ -90,8 +91,8 @@ async def embed(lane: Lane, table: Table, count: int) -> SecretTensor:
     """`count` rows of the table at the client's indices: (count, columns) over Z_2^64. Entries are
     below 2^30 in size, fraction bits included.
 
-    The dealer's share of the work waits for the client, so it is deferred: the dealer runs on, and
-    only this message of it comes after the input.
+    The dealer's part of the work waits for the client, so it is deferred: the dealer runs on, and
+    this is its only message that comes after the input.
 
     Cost: 3 rounds after the client's message; per index 6 packed deltas, 8 + 2 + 3 words of 32 bits
     a column (shared anew, selected, dealt) and a lift, and six corrections dealt.
@@ -115,14 +116,14 @@ async def embed(lane: Lane, table: Table, count: int) -> SecretTensor:
 
 
 _Found: TypeAlias = tuple[list[SecretTensor], list[SecretBits]]
-"""For each pair the row up to its sign, over Z_2^32, and a bit (count, 1): it is the negative."""
+"""For each pair: the row up to its sign, over Z_2^32, and bits (count, 1): 1 if negated."""
 
 
 async def _dealer_found(
     strands: list[Lane], lane: Lane, table: Table, count: int
 ) -> tuple[list[SecretTensor], list[SecretBits], Coroutine[Any, Any, None]]:
-    """The dealer's view: it knows the first sign, and one mask of each other. The last result is
-    what is left to do once the client has spoken.
+    """The dealer's view: it knows the first sign, and one mask of each of the others. The last
+    result is the work left to do once the client has sent its deltas.
     """
     shape, bit = (count, table.shape[1]), (count, 1)
     own = await _deal(strands, table, count)
@@ -169,7 +170,7 @@ async def _found(strands: list[Lane], lane: Lane, table: Table, count: int) -> _
         for pair, mask in zip(_PAIRS, masks, strict=True)
     ]
     zero = np.zeros(bit, dtype=np.uint8)
-    known = SecretBits(lane.role, sign, veil)  # of the pair that this evaluator dealt for
+    known = SecretBits(lane.role, sign, veil)  # for the pair that this evaluator dealt for
     hidden = SecretBits(lane.role, their_sign.astype(np.uint8), zero)
     middle, last = (hidden, known) if lane.leads else (known, hidden)
     return rows, [SecretBits(lane.role, zero, first), middle, last]
@@ -178,8 +179,8 @@ async def _found(strands: list[Lane], lane: Lane, table: Table, count: int) -> _
 async def _dealer_part(
     strands: list[Lane], lane: Lane, table: Table, count: int, masks: list[tuple[Words, Words]]
 ) -> None:
-    """The dealer's halves of both rows of masks, under the new masks and a pad that the other
-    holder of that half knows.
+    """Send the dealer's halves of both rows of masks, under the new masks and a pad known to the
+    other holder of that half.
     """
     pads = lane.masks((count, table.shape[1]), LOOKUP_BITS)
     parts = await _look_up(strands, table, count)
@@ -193,7 +194,7 @@ async def _dealer_part(
 
 
 async def _deal(strands: list[Lane], table: Table, count: int) -> Bytes:
-    """Deal for the pair of the two others; the bits (count, 1) of the signs that they will find."""
+    """Deal for the other two parties; return the bits (count, 1) of the signs they will find."""
     v = domain_bits(table.shape[0])
     for pair, strand in zip(_PAIRS, strands, strict=True):
         if strand.role is pair.dealer:
@@ -229,9 +230,9 @@ def _roots(strand: Lane, peer: Role, count: int) -> Bytes:
 
 
 def _common_share(pair: _Pair, table: Table) -> Half:
-    """The array of the table that both holders have: m, lam1 or lam2."""
+    """The half of the table that both parties of the pair hold: m, lam1 or lam2."""
     if table.halves is None:
-        raise LocalProtocolError("this party holds no share of the table")
+        raise LocalProtocolError("this party has no share of the table")
     first, second = table.halves
     if table.role.is_dealer:
         return first if Role.EVALUATOR_A in pair.holders else second
@@ -261,8 +262,8 @@ def reveal_cost(count: int, width: int) -> Cost:
 
 @protocol("reveal")
 async def reveal(lane: Lane, x: SecretTensor) -> None:
-    """Give x to the client and nobody else. A sends m - lam1 and B lam2: uniform but for their
-    difference, x.
+    """Reveal x to the client only. A sends m - lam1 and B sends lam2: uniform words except that
+    their difference is x.
     """
     if lane.tracing:
         lane.charge("reveal", reveal_cost(x.size, x.width))

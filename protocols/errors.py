@@ -8,20 +8,20 @@ from typing import ClassVar
 EXIT_FAILURE = 1
 """Something went wrong on the way; the same request may well succeed later."""
 EXIT_BAD_INPUT = 2
-"""What was asked for cannot be done as it was asked: correct it."""
+"""The request cannot be carried out as it is: correct it."""
 EXIT_BUSY = 3
 """Nothing is wrong: try again later."""
 EXIT_STORE = 4
-"""What a party has stored is of no use: its operator has to see to it."""
+"""What a party has stored is unusable: its operator has to repair or remove it."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as shells count it."""
 
 
 class PumaError(Exception):
-    """Base of all errors below; the command line prints its text."""
+    """Base class of all errors below; the command line prints the message."""
 
     exit_code: ClassVar[int] = EXIT_FAILURE
-    remedy: ClassVar[str] = "see what the message says; --debug shows where it happened"
+    remedy: ClassVar[str] = "read the message; --debug shows where it happened"
 
 
 class ConfigError(PumaError):
@@ -41,7 +41,7 @@ class ModelError(PumaError):
 class TransportError(PumaError):
     """A connection could not be made or was lost."""
 
-    remedy = "see whether the other side runs and the network is there, and try again"
+    remedy = "check that the other side is running and the network is up, and try again"
 
 
 class ConnectError(TransportError):
@@ -51,9 +51,9 @@ class ConnectError(TransportError):
 
 
 class NoAnswerError(TransportError):
-    """The other side said nothing in time; it may have got what was sent."""
+    """The other side did not answer in time; it may have received what was sent."""
 
-    remedy = "see whether the other side hangs or is overloaded, or allow more time (timeouts)"
+    remedy = "check whether the other side hangs or is overloaded, or allow more time (timeouts)"
 
 
 class ConnectionLostError(TransportError):
@@ -69,27 +69,27 @@ class ProtocolError(PumaError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This side broke them: a bug in the program that was run here."""
+    """This side broke the rules: a bug in the program that ran here."""
 
-    remedy = "report it with what --debug shows: it is a bug"
+    remedy = "this is a bug: report it with the output of --debug"
 
 
 class RemoteProtocolError(ProtocolError):
-    """The other side broke them: a malformed, unexpected or oversized message."""
+    """The other side broke the rules: a malformed, unexpected or oversized message."""
 
-    remedy = "see who answers there, and that it runs the same version"
+    remedy = "check what answers at that address, and that it runs the same version"
 
 
 class PeerFailed(PumaError):  # noqa: N818 - the name says who failed, not what
     """Another party failed or left; nothing more can be computed in this session."""
 
-    remedy = "read the log of the party that is named, then open a new session"
+    remedy = "read the log of the party named in the message, then open a new session"
 
 
 class RangeError(PumaError):
     """A value lies outside the range that its fixed-point representation can carry."""
 
-    remedy = "use other weights or inputs: `puma compare` shows where they go astray"
+    remedy = "use other weights or inputs: `puma compare` shows where the values go wrong"
 
 
 class StoreError(PumaError):
@@ -100,14 +100,14 @@ class StoreError(PumaError):
 
 
 class StoreNameError(StoreError):
-    """A store has no model of a name, or has one already."""
+    """A store has no model of that name, or already has one."""
 
     exit_code = EXIT_BAD_INPUT
-    remedy = "use another name: `puma models list` shows what there is"
+    remedy = "use another name: `puma models list` shows the stored ones"
 
 
-class Busy(PumaError):  # noqa: N818 - a state of affairs that passes
-    """A party has no place for another session now."""
+class Busy(PumaError):  # noqa: N818 - a temporary state, not an error
+    """A party cannot take another session now."""
 
     exit_code = EXIT_BUSY
     remedy = "try again later"

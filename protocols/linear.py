@@ -1,8 +1,8 @@
 """Products with the model's weights, whose shares stay the same from one inference to the next.
 
-The owner sends m_W to both evaluators and one seed to each evaluator and the dealer, who expand the
-masks. What a party keeps is the one matrix that it multiplies by (see `protocols.arithmetic`). A
-weight is a handle: its product is asked for here and nowhere else.
+The owner sends m_W to both evaluators, and for each evaluator a seed that it shares with the
+dealer; they expand the masks from the seeds. A party keeps only the one matrix that it multiplies
+by (see `protocols.arithmetic`). A weight is a handle: only this module multiplies by it.
 """
 
 from collections.abc import Callable
@@ -39,19 +39,19 @@ class Weight:
 
     @classmethod
     def of(cls, share: SecretTensor) -> "Weight":
-        """From what a party holds of the matrix."""
+        """From a party's share of the matrix."""
         rows, columns = share.shape
         return cls(share.role, (rows, columns), right_factor(share), share.frac)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A (rows, columns) matrix of which rows are looked up and which is also multiplied by, shared.
+    """A shared (rows, columns) matrix, used both for look-ups of rows and for products.
 
     Attributes:
         factor: the sharing's `right_factor`, for the product.
-        halves: its a and b as in `SecretTensor`, modulo 2^32: all that a look-up reads, in half the
-            memory traffic.
+        halves: its a and b as in `SecretTensor`, modulo 2^32: a look-up reads no more, and so takes
+            half the memory traffic.
     """
 
     role: Role
@@ -62,7 +62,7 @@ class Table:
 
     @classmethod
     def of(cls, share: SecretTensor) -> "Table":
-        """From what a party holds of the matrix."""
+        """From a party's share of the matrix."""
         rows, columns = share.shape
         halves = share.a.astype(np.uint32), share.b.astype(np.uint32)
         return cls(share.role, (rows, columns), right_factor(share), halves, share.frac)
@@ -75,7 +75,7 @@ def weight_mask(seed: bytes, number: int, shape: tuple[int, ...]) -> Words:
 
 def _array(words: Words | None) -> Words:
     if words is None:
-        raise LocalProtocolError("this party holds no share of the weight")
+        raise LocalProtocolError("this party has no share of the weight")
     return words
 
 
@@ -98,7 +98,7 @@ async def linear(
 
     |result| < 2^(61 - x.frac - W.frac - then_frac).
 
-    Cost: 1 round; 64 bits an output element each way and dealt.
+    Cost: 1 round; 64 bits per output element each way and dealt.
     """
     shift = x.frac + weight.frac + then_frac - frac
     rows, (depth, columns) = x.shape[0], weight.shape
@@ -119,7 +119,7 @@ def _weight_part(x: SecretTensor, weight: Weight) -> Words:
 
 @protocol("table_product")
 async def table_product(lane: Lane, x: SecretTensor, table: Table) -> SecretTensor:
-    """x @ table^T for x (T, columns): one result a row of the table (a tied language-model head).
+    """x @ table^T for x (T, columns): one result per row of the table (a tied language-model head).
 
     Otherwise as `linear`.
     """

@@ -39,7 +39,7 @@ def select_cost(shape: tuple[int, ...], terms: Sequence[Term], width: int) -> Co
 
 
 def _even(terms: Sequence[Term], shape: tuple[int, ...]) -> bool:
-    """All terms have as many bits, and everything has the result's shape."""
+    """Whether all terms have the same number of bits, and every array has the result's shape."""
     count = len(terms[0].bits)
     return all(
         isinstance(term.y, SecretTensor)
@@ -74,7 +74,7 @@ async def select(
     shape: tuple[int, ...],
     total: bool = False,
 ) -> SecretTensor:
-    """Sum over terms of (product of bits) * y, in one round however many there are.
+    """Sum over terms of (product of bits) * y, in one round for any number of terms.
 
     Args:
         shape: of the result; terms broadcast to it.
@@ -106,7 +106,7 @@ async def select(
 
 
 def _rows(arrays: Sequence[Words]) -> Words:
-    """(count, n): arrays of one shape, flat, side by side."""
+    """Arrays of one shape, flattened, as the rows of a (count, n) array."""
     return np.stack(arrays).reshape(len(arrays), -1)
 
 

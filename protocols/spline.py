@@ -1,5 +1,5 @@
-"""Any smooth function of a bounded secret in one round: piecewise polynomials read with a point
-function.
+"""Any smooth function of a bounded secret in one round: piecewise polynomials, selected with a
+point function.
 
 Split `m = m_top 2^q + m_low` and `lam = lam_top 2^q + lam_low` (low q+v bits of each). Then `x = t
 2^q + u` with the segment `t = m_top - lam_top mod 2^v` and the local coordinate `u = m_low -
@@ -27,10 +27,10 @@ from protocols.errors import ConfigError, LocalProtocolError
 from protocols.kernels.waves import EXACT_BITS, turns
 
 Function = Callable[[int], int]
-"""Argument and value are whole numbers, `EXACT_BITS` of whose bits stand after the point."""
+"""Argument and value are integers with `EXACT_BITS` fraction bits."""
 _NODE_BITS = 6
 _NODES = 1 << _NODE_BITS  # Chebyshev points a segment is fitted on
-_HEADROOM = RING_BITS - 2  # |P| * 2^scale < 2^62, what truncation can take
+_HEADROOM = RING_BITS - 2  # |P| * 2^scale < 2^62, the most that truncation can take
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Spline:
 
     @property
     def bits(self) -> int:
-        """Bits of the argument that are read."""
+        """Number of bits of the argument that are read."""
         return self.segment_bits + self.local_bits
 
     def split(self, words: Words) -> tuple[Words, Words]:
@@ -91,8 +91,9 @@ def fit(
 
     Least squares on Chebyshev points over the double width of each segment, which is within a few
     per cent of minimax. Coefficients are rounded at the largest scale at which every value stays
-    below 2^62. Evaluators add up only with the same tables, to the last bit, so that all is done
-    in whole numbers: on these points Chebyshev polynomials are orthogonal, and the fit is a sum.
+    below 2^62. The evaluators' shares only add up if their tables are equal to the last bit, so all
+    of this is integer arithmetic: on these points Chebyshev polynomials are orthogonal, and the fit
+    is a sum.
 
     Raises:
         ConfigError: the argument's fraction bits do not resolve a segment.
@@ -110,7 +111,7 @@ def fit(
         values = [function(middle + (node >> width_bits)) for node in cosines[1]]
         largest = max(largest, *map(abs, values))
         fitted.append(_least_squares(values, cosines, degree))
-    # The exponent of what is a tenth larger than the largest value.
+    # The exponent leaves a margin of a tenth above the largest value.
     scale = _HEADROOM - (int(largest * factor) * 11 // 10).bit_length() + EXACT_BITS
     tables = np.zeros((1, degree + 1, count), dtype=np.uint64)
     for place, powers in enumerate(fitted, first):

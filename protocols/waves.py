@@ -1,14 +1,14 @@
 """A smooth function of a bounded secret in one round: a sum of waves.
 
 A wave splits over x = m - lam: cos k(m - lam) = cos km cos k lam + sin km sin k lam. The dealer
-shares the cosines and sines of its mask's angle, the evaluators multiply their halves by the public
-ones of m, and the sum is a sharing of the function, before its own swap. A period that is a power
-of two of ring units makes the ring's wrap harmless, so that no comparison and no truncation comes
-before. ("Secure Softmax/Sigmoid for Machine-learning Computation", ACSAC 2023, has this for one
-sine and Fourier series.)
+shares the cosines and sines of its mask's angle, the evaluators multiply their halves by those of
+m, which are public, and the sum is an additive sharing of the function, before the exchange that
+ends it. A period that is a power of two in ring units makes the ring's wrap harmless, so no
+comparison or truncation is needed first. ("Secure Softmax/Sigmoid for Machine-learning
+Computation", ACSAC 2023, has this for one sine and Fourier series.)
 
-The function need only be met on |x| <= c, for c well below half the period: between c and period -
-c the sum may do as it likes, and so needs few waves (a Fourier extension): seven for GeLU to 1e-4.
+The sum must match the function only on |x| <= c, for c well below half the period: between c and
+period - c it is free, and so needs few waves (a Fourier extension): seven for GeLU to 1e-4.
 """
 
 from dataclasses import dataclass
@@ -62,13 +62,13 @@ class Waves:
 
     @cached_property
     def width(self) -> int:
-        """Ring that the sum never leaves, with the room that `lift` wants."""
+        """Width of a ring that the sum never leaves, with the room that `lift` needs."""
         most = sum(abs(int(weight)) for weight in self.weights) * 1001 // 1000
         return self.scale + 2 + max(0, most.bit_length() - _WEIGHT_BITS)
 
     @property
     def down(self) -> int:
-        """Bits that the evaluators' factors drop."""
+        """Bits that are dropped from the evaluators' factors."""
         return _WEIGHT_BITS + UNIT_BITS - self.public
 
     @cached_property
@@ -100,7 +100,7 @@ async def evaluate(lane: Lane, x: SecretTensor, waves: Waves, frac: int, to: int
     """The sum at x (18 fraction bits), with `frac` fraction bits, over Z_2^to.
 
     Cost: 2 rounds (the second is the lift); waves.width bits each way, and for each wave twice that
-    dealt. Nothing depends on the size of x: where the sum is not wanted it is bounded all the same.
+    dealt. The size of x does not matter: where the sum is not wanted it is still bounded.
     """
     if x.frac != FRACTION_BITS or x.width < waves.bits:
         raise LocalProtocolError(

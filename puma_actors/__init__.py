@@ -2,8 +2,8 @@
 
     from puma_actors import LocalCluster, PrivateModel, pipeline
 
-From the bottom up: `base`, `transports`, `session`, `roles`, `hosts`, `api`, `profiling`, `cli`. An
-arrow only goes down.
+From the bottom up: `base`, `transports`, `session`, `roles`, `hosts`, `api`, `profiling`, `cli`.
+Imports only go down.
 """
 
 from importlib import import_module
@@ -29,7 +29,7 @@ refuse_hidden(Path(__file__).parents[1])
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when first asked for: most of the program does without NumPy, let alone kernels."""
+    """Import on first use: most of the program needs no NumPy, let alone kernels."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m puma_actors`: the `puma` command, where its folder is not on the PATH."""
+"""`python -m puma_actors`: the `puma` command, for when its folder is not on the PATH."""
 
 from puma_actors.cli import main
 

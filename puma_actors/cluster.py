@@ -1,4 +1,4 @@
-"""`LocalCluster` under the path that programs know."""
+"""`LocalCluster` under its former path."""
 
 from puma_actors.api.local import LocalCluster, Token, Usage
 

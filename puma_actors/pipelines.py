@@ -1,4 +1,4 @@
-"""Pipelines under the path that programs know."""
+"""Pipelines under their former path."""
 
 from puma_actors.api.pipelines import PrivatePipeline, TextPipeline, local_pipeline, pipeline
 

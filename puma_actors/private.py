@@ -1,4 +1,4 @@
-"""`PrivateModel` under the path that programs know."""
+"""`PrivateModel` under its former path."""
 
 from puma_actors.api.blocking import PrivateModel
 

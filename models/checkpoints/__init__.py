@@ -1,1 +1,1 @@
-"""Weights under their canonical names, one tensor at a time, whatever the format."""
+"""Weights under their canonical names, one tensor at a time, from any supported format."""

@@ -1,4 +1,4 @@
-"""An open checkpoint of whatever format: weights under canonical names, checked on opening."""
+"""An open checkpoint in any format: weights under canonical names, checked on opening."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from protocols.errors import ModelError
 class Checkpoint(ABC):
     """Weights and configuration of one model; a context manager that closes what it reads.
 
-    `where` is what messages call it, `nbytes` the size of the weights as they are stored.
+    `where` is its name in messages, `nbytes` the size of the weights as stored.
     """
 
     where: str
@@ -35,7 +35,7 @@ class Checkpoint(ABC):
         return self.config.tensors()
 
     def names(self) -> tuple[str, ...]:
-        """Canonical names of all weights, those of transformers' class with the head.
+        """Canonical names of all weights: those of transformers' class with the head.
 
         A head that is tied to the embedding table is absent. The names do not depend on whether
         the file holds the bare model.
@@ -43,7 +43,7 @@ class Checkpoint(ABC):
         return tuple(self._shapes)
 
     def shape(self, name: str) -> Shape:
-        """Shape of a weight as it is stored, as a rule (outputs, inputs). Raises ModelError."""
+        """Shape of a weight as stored, usually (outputs, inputs). Raises ModelError."""
         if name not in self._shapes:
             raise ModelError(f"{self.where}: the model has no tensor {name!r}")
         return self._shapes[name]
@@ -64,17 +64,17 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what is read; no tensor can be read afterwards."""
+        """Close the files; no tensor can be read afterwards."""
 
     @abstractmethod
     def _read(self, name: str) -> NDArray[np.float32]:
-        """The weight called `name`, whose existence and shape were checked on opening."""
+        """Read the weight `name`, whose existence and shape were checked on opening."""
 
     def _check_tensors(self, found: Mapping[str, Shape]) -> None:
-        """Raise ModelError unless the weights of the configuration are there.
+        """Raise ModelError unless all weights of the configuration are there.
 
-        Of others, only buffers, copies of tied weights and heads that are not used may be there:
-        a bias or an adapter left out in silence would change the answers.
+        Other tensors may only be buffers, copies of tied weights or unused heads: a bias or an
+        adapter that is silently left out would change the answers.
         """
         expected, config, tied = self._shapes, self.config, self.config.tied()
         for name, shape in expected.items():
@@ -98,7 +98,7 @@ class Checkpoint(ABC):
                 )
 
     def _other_heads(self, found: Mapping[str, Shape]) -> str:
-        """The end of a message: which heads all the weights are there of."""
+        """The end of a message: the heads whose weights are all present."""
         heads = [head for head in self.config.heads if self._has_head(head, found)]
         return f"; {self._holder} has the weights of head: {', '.join(heads)}" if heads else ""
 
@@ -120,7 +120,7 @@ class Checkpoint(ABC):
 
 
 class StoredCheckpoint(Checkpoint):
-    """A checkpoint in files. `path` is the one that was opened; the tokenizer is beside it."""
+    """A checkpoint in files. `path` is the file that was opened; the tokenizer is beside it."""
 
     path: Path
 

@@ -13,7 +13,7 @@ from models.configs.gguf import config_of_gguf
 from models.files.gguf_reader import GgufFile
 from models.files.locate import Source
 
-# GGUF name -> Hugging Face name, outside and inside of `blk.{i}.`
+# GGUF name -> Hugging Face name, outside and inside `blk.{i}.`
 _GGUF_TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -66,16 +66,16 @@ class GgufCheckpoint(StoredCheckpoint):
 
 
 def _hf_name(name: str) -> str:
-    """Hugging Face's name of a GGUF tensor; an unknown one stays and is refused later."""
+    """Hugging Face's name of a GGUF tensor; an unknown name is kept and refused later."""
     if (block := _GGUF_BLOCK.fullmatch(name)) and block[2] in _GGUF_LAYER:
         return f"model.layers.{int(block[1])}.{_GGUF_LAYER[block[2]]}"
     return _GGUF_TOP.get(name, name)
 
 
 def _half_rotation(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Undo llama.cpp's order of query and key rows, (pair, half), to Hugging Face's (half, pair).
+    """Reorder query and key rows from llama.cpp's (pair, half) to Hugging Face's (half, pair).
 
-    rows: (heads * head_dim, in features); the same rows come back, reordered within each head.
+    rows: (heads * head_dim, in features); the same rows are returned, reordered within each head.
     """
     pairs = rows.reshape(heads, -1, 2, rows.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)

@@ -1,6 +1,6 @@
-"""A checkpoint over a model of transformers that is in memory, with or without adapters of PEFT.
+"""A checkpoint over a transformers model in memory, with or without PEFT adapters.
 
-Nothing is copied but the tensor that is being read, and nothing in the model is changed.
+Only the tensor being read is copied, and nothing in the model is changed.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from models.configs.reading import config_from_hf
 from protocols.errors import ConfigError, ModelError
 
 _EXPECTED = (
-    "give a model of transformers, such as AutoModelForCausalLM.from_pretrained(NAME), or the path "
+    "give a transformers model, such as AutoModelForCausalLM.from_pretrained(NAME), or the path "
     "of a saved one to from_pretrained"
 )
 
 
 def open_model(model: object, *, head: str | None = None) -> Checkpoint:
-    """A checkpoint over a model of transformers, a `peft.PeftModel` with LoRA, or `torch.compile`
-    of either.
+    """A checkpoint over a transformers model, a `peft.PeftModel` with LoRA, or `torch.compile` of
+    either.
 
-    The values are read when a tensor is asked for, and what was done to the model until then
-    counts. Its dropout is left out, be it in training mode or not.
+    Values are read when a tensor is requested, so changes to the model up to then count. Dropout is
+    left out, whether or not the model is in training mode.
 
     Args:
-        head: one of `models.configs.heads.HEADS`, overrides the one of the model's class.
+        head: one of `models.configs.heads.HEADS`; overrides the head of the model's class.
 
     Raises:
-        ConfigError: no such object. ModelError: as `open_checkpoint`, and for parts that are not
-            those of transformers, values that are not in memory, and adapters other than LoRA.
+        ConfigError: the object is none of these. ModelError: as `open_checkpoint`, and for parts
+        that are not from transformers, values that are not in memory, and adapters other than LoRA.
     """
     return _ModelCheckpoint(_transformers_model(model), head=head)
 
@@ -74,16 +74,16 @@ class _ModelCheckpoint(Checkpoint):
         place = self._places[name]
         if place.shape != self.shape(name):
             raise ModelError(
-                f"{self.where}: {name} has shape {place.shape} now, and had {self.shape(name)}: do "
-                "not change the model while it is read"
+                f"{self.where}: {name} now has shape {place.shape}, and had {self.shape(name)}: do "
+                "not change the model while it is being read"
             )
-        place.check(name, self.where)  # it may have been moved or converted since
+        place.check(name, self.where)  # it may have been moved or converted since then
         return place.values()
 
     def _untied(self, config: ModelConfig) -> ModelConfig:
-        """The configuration, but that what is in memory tells whether head and embedding are one.
+        """The configuration, with head and embedding tied or not as they are in memory.
 
-        An adapter on one of them makes them two, whatever `tie_word_embeddings` says.
+        An adapter on either of them unties them, whatever `tie_word_embeddings` says.
         """
         for name, source in config.tied().items():
             if not name.endswith(".weight") or not {name, source} <= self._places.keys():
@@ -102,13 +102,13 @@ class _ModelCheckpoint(Checkpoint):
             place.check(name, self.where)
             if not place.equals(self._places[source]):
                 raise ModelError(
-                    f"{self.where}: {name} differs from {source}, and this model has one for both: "
-                    "copy the one that is meant to the other"
+                    f"{self.where}: {name} differs from {source}, but this model uses one for "
+                    "both: copy the right one to the other"
                 )
 
 
 def _transformers_model(model: object) -> Module:
-    """The model inside of wrappers that leave its function as it is."""
+    """The model inside wrappers that do not change its function."""
     found: Any = model
     if type(found).__name__ == "OptimizedModule":  # of torch.compile
         found = found._orig_mod
@@ -137,21 +137,21 @@ def _check_adapters(model: Module) -> None:
 
 
 def _inside(found: Any) -> str:
-    """The end of a message: what to give in place of an object that holds a model."""
+    """The end of a message: what to pass instead of an object that contains a model."""
     for attribute in ("module", "model"):
         if hasattr(getattr(found, attribute, None), "config"):
-            return f"give the model inside of it, its .{attribute}"
+            return f"give the model inside it, its .{attribute}"
     return ""
 
 
 def _config(model: Module, head: str | None) -> ModelConfig:
-    """As if the model were saved: its head is the one of its class now."""
+    """The configuration as `save_pretrained` would write it, with the head of the current class."""
     data = json.loads(model.config.to_json_string())
     data["architectures"] = [type(model).__name__]
-    # Of a model that was dequantised on loading, GGUF among them; modules and tensors tell more.
+    # A model that was dequantised on loading (GGUF too) keeps this; modules and tensors tell more.
     data.pop("quantization_config", None)
     generation: Any = getattr(model, "generation_config", None)
-    if generation is None or not model.can_generate():  # it is not saved then
+    if generation is None or not model.can_generate():  # it is not saved in that case
         return config_from_hf(data, {}, head=head)
     return config_from_hf(data, json.loads(generation.to_json_string()), head=head)
 

@@ -1,7 +1,7 @@
-"""Whether a model in memory was built with the settings that its configuration has now.
+"""Check that a model in memory was built with the settings that its configuration has now.
 
-transformers reads the configuration when it makes a model, so either can be changed without the
-other. Activations and the eps of norms leave no trace in names and shapes of weights.
+transformers reads the configuration when it builds a model, and either can be changed later without
+the other. Activations and the eps of norms do not show in the names and shapes of weights.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _POOLER = "pooler.activation"
 
 
 def check_settings(model: Any, config: ModelConfig, where: str) -> None:
-    """Raise ModelError naming the first activation or norm that is not that of the configuration.
+    """Raise ModelError naming the first activation or norm that differs from the configuration.
 
-    model: a torch module, all of whose parts are of torch, transformers or PEFT.
+    model: a torch module whose parts all come from torch, transformers or PEFT.
     """
     eps = getattr(config, "rms_norm_eps", getattr(config, "layer_norm_eps", None))
     for name, part in model.named_modules():
@@ -46,6 +46,6 @@ def check_settings(model: Any, config: ModelConfig, where: str) -> None:
 
 def _differs(where: str, found: str, expected: str) -> ModelError:
     return ModelError(
-        f"{where}: {found}, and its configuration {expected}: make the model anew from the "
-        "configuration that is meant"
+        f"{where}: {found}, and its configuration {expected}: build the model anew from the "
+        "right configuration"
     )

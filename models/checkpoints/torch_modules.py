@@ -1,8 +1,8 @@
-"""Tensors inside a torch module that the user made: where they are, and their values.
+"""Tensors inside a torch module built by the user: where they are, and their values.
 
-Torch is not imported: what belongs to the user is asked by its own methods. A part whose
-computation is not known is refused by name, for its weights would be read and its answers not be
-those of the model.
+Torch is not imported: only methods of the user's objects are called. A part whose computation is
+not known is refused by name, because its weights would be read but the answers would not be the
+model's.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ Module = Any
 Values = NDArray[np.float32]
 
 SAVE_IT = (
-    "save the model with save_pretrained(FOLDER), and use from_pretrained(FOLDER) if that is meant"
+    "if the plain model is meant, save it with save_pretrained(FOLDER) and use "
+    "from_pretrained(FOLDER)"
 )
 _MERGE = "merge it first: model = model.merge_and_unload()"
 _DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.float64")
 _KNOWN = ("torch.nn.modules.", "transformers.")
-_QUANTISED = "transformers.integrations."  # some hold plain weights, and round them when they run
-_HARMLESS_HOOKS = ("transformers.", "accelerate.")  # they move tensors, or note outputs
+_QUANTISED = "transformers.integrations."  # some hold plain weights, but round them when they run
+_HARMLESS_HOOKS = ("transformers.", "accelerate.")  # they move tensors, or record outputs
 _LORA_LAYERS = ("Linear", "Embedding")
 
 
@@ -42,7 +43,7 @@ class Addend:
     transposed: bool
 
     def values(self) -> Values:
-        """In float32, like the weight that it is added to."""
+        """The values in float32, like the weight that they are added to."""
         product = (read(self.left) @ read(self.right)) * np.float32(self.scale)
         return product.T if self.transposed else product
 
@@ -56,12 +57,12 @@ class Place:
 
     @property
     def shape(self) -> Shape:
-        """As torch has it."""
+        """The shape as torch reports it."""
         return tuple(int(n) for n in self.tensor.shape)
 
     @property
     def nbytes(self) -> int:
-        """As it is stored, without adapters."""
+        """The stored size, without adapters."""
         return int(self.tensor.nelement()) * int(self.tensor.element_size())
 
     def values(self) -> Values:
@@ -72,13 +73,13 @@ class Place:
         return found
 
     def equals(self, other: Place) -> bool:
-        """Whether the values are the same; nothing is read for two names of one tensor."""
+        """Whether the values are the same; two names of one tensor are equal without a read."""
         if not self.addends and not other.addends and self.tensor is other.tensor:
             return True
         return self.shape == other.shape and np.array_equal(self.values(), other.values())
 
     def check(self, name: str, where: str) -> None:
-        """Raise ModelError unless the values are there and of a type that can be read."""
+        """Raise ModelError unless the values are in memory and of a type that can be read."""
         for tensor in (self.tensor, *(t for a in self.addends for t in (a.left, a.right))):
             _check_tensor(tensor, name, where)
 
@@ -116,10 +117,11 @@ def _check_tensor(tensor: Module, name: str, where: str) -> None:
 
 
 def places(module: Module, where: str, name: str = "") -> Iterator[tuple[str, Place]]:
-    """Every parameter and saved buffer by the name that a model without adapters gives it.
+    """Every parameter and saved buffer, by its name in a model without adapters.
 
     Raises:
-        ModelError: a part that is of neither torch nor transformers, or an adapter that is no sum.
+        ModelError: a part that comes from neither torch nor transformers, or an adapter that is not
+        a sum.
     """
     at = name or "the model itself"
     _check_hooks(module, where, at)
@@ -131,8 +133,8 @@ def places(module: Module, where: str, name: str = "") -> Iterator[tuple[str, Pl
     if not path.startswith(_KNOWN) or path.startswith(_QUANTISED):
         raise ModelError(
             f"{where}: {at} is a {kind.__module__}.{kind.__name__}, which may compute something "
-            f"else than the class of transformers: {SAVE_IT}; of a quantised model, give what "
-            "model.dequantize() returns"
+            f"else than the transformers class: {SAVE_IT}; for a quantised model, give the result "
+            "of model.dequantize()"
         )
     dot = f"{name}." if name else ""
     passing = module._non_persistent_buffers_set
@@ -191,7 +193,7 @@ def _adapted(module: Module, where: str, name: str) -> Iterator[tuple[str, Place
 
 
 def _chosen(wrapper: Module) -> Module:
-    """The copy of a module that is in use: the active adapter's, as `forward` of PEFT decides."""
+    """The copy of a module that is in use: the active adapter's, as PEFT's `forward` decides."""
     active = wrapper.active_adapters
     own = active and all(adapter in wrapper.modules_to_save for adapter in active)
     if wrapper.disable_adapters or not own:

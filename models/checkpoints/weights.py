@@ -1,6 +1,6 @@
 """Weights of a checkpoint under their canonical names, one float32 tensor at a time.
 
-Files are memory-mapped: opening one reads its header, and `tensor` reads what is asked for.
+Files are memory-mapped: opening one reads its header, and `tensor` reads a single tensor.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
         return file.tensor(stored)
 
     def _check_stored(self) -> None:
-        """Storage types can be read, and a tied weight that is stored all the same is a copy."""
+        """Check that storage types can be read, and that stored tied weights are copies."""
         for name in self.names():
             file, stored = self._places[name]
             file.check(stored)
         for name, source in self.config.tied().items():
             if name in self._places and self._raw(name) != self._raw(source):
                 raise ModelError(
-                    f"{self.path}: {name} differs from {source}, and this model has one for both"
+                    f"{self.path}: {name} differs from {source}, and this model uses one for both"
                     f"{self._remedy(name)}"
                 )
 
     def _remedy(self, name: str) -> str:
         if not self.config.tie_embeddings or not name.endswith(".weight"):
-            return ": remove the one that is not meant"
+            return ": remove the wrong one"
         return ": set tie_word_embeddings to false in config.json, or remove the tensor"
 
     def _raw(self, name: str) -> bytes:
@@ -91,7 +91,7 @@ def _shards(source: Source) -> list[Path]:
         raise ModelError(f"{source.file}: has no 'weight_map'; download it again")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        # An index from the hub must not lead out of its folder.
+        # An index from the hub must not point outside its folder.
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelError(f"{source.file}: {name!r} is not the name of a shard")
         if not (source.folder / name).is_file():
@@ -103,8 +103,8 @@ def open_checkpoint(path_or_name: str | Path, *, head: str | None = None) -> Sto
     """Open a folder, a .safetensors or .gguf file, or a name on the Hugging Face hub.
 
     `head`, one of `models.configs.heads.HEADS`, overrides the one that the checkpoint names.
-    Everything but the values is checked here: the architecture is supported, every weight is there
-    with the right shape and in a storage type that can be read, no file is cut short. Raises
+    Everything except the values is checked here: the architecture is supported, every weight is
+    present with the right shape and in a readable storage type, and no file is cut short. Raises
     ModelError.
     """
     source = find_source(resolve_model(path_or_name))

@@ -1,1 +1,1 @@
-"""Architectures: one file a family, read from a `config.json` or from what a peer published."""
+"""Architectures: one file per family, read from a `config.json` or from a peer's publication."""

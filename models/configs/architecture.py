@@ -1,4 +1,4 @@
-"""What the configurations of all families share: the base class, bounds and checks.
+"""The common part of all families' configurations: the base class, bounds and checks.
 
 Everything in a configuration is public by design (see the README): sizes and constants, never a
 weight. It may come from an untrusted peer, so every value is checked on construction.
@@ -38,7 +38,7 @@ ACTIVATIONS = (
 """Names of the supported activations, as in transformers (whose `swish` becomes `silu`)."""
 
 # Upper bounds on what a peer may announce: far above any published model of these families,
-# low enough that no product of two of them overflows or asks for absurd amounts of memory.
+# low enough that no product of two of them overflows or needs absurd amounts of memory.
 _LIMITS = {
     "vocab_size": 1 << 22,
     "hidden_size": 1 << 16,
@@ -61,29 +61,29 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "per_layer_config": ({},),
 }
 FULL_ATTENTION: dict[str, tuple[object, ...]] = {"layer_types": (), "sliding_window": ()}
-"""Neutral settings of the families in which every token sees all that it may."""
+"""Neutral settings of the families without windows: every token sees all that its mask allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ABC):
-    """What every family has. Subclasses add their settings and set the class variables.
+    """Base class of all families. Subclasses add their settings and set the class variables.
 
     Raises ModelError on construction when a value has the wrong type or is out of bounds.
 
     Attributes:
         family: name of the family, published with the configuration.
-        model_types: `model_type` of transformers -> what its class names start with.
+        model_types: `model_type` of transformers -> the start of its class names.
         heads: heads that the family can have.
-        naming: what the family's tensors are called on disk.
+        naming: the names of the family's tensors on disk.
         neutral: settings of transformers that must be absent, null or one of the values given.
         max_positions: longest sequence, in tokens.
         hidden_act: activation of the feed-forward layers, one of `ACTIVATIONS`.
         tie_embeddings: the head over the vocabulary is the embedding table.
         pad_token_id: None when the vocabulary has no such token.
         head: what is evaluated; see `models.configs.heads`.
-        num_labels: outputs of the head; 0 when it has none or has the vocabulary.
+        num_labels: outputs of the head; 0 when there is no head or its outputs are the vocabulary.
         labels: their names, or empty when the model does not name them.
-        problem_type: of a sequence classification, as transformers knows it, or None.
+        problem_type: kind of a sequence classification in transformers' terms, or None.
     """
 
     family: ClassVar[str] = ""
@@ -144,11 +144,11 @@ class ModelConfig(ABC):
         return {**self._base_tensors(), **self._head_tensors()}
 
     def tied(self) -> dict[str, str]:
-        """Tensor that a file may hold beside `tensors` -> the one that it must be a copy of."""
+        """Tensors that a file may hold besides `tensors` -> the tensor that each must equal."""
         return {}
 
     def adapted(self, found: Mapping[str, Shape]) -> Self:
-        """This configuration with what only the stored tensors (by canonical name) can tell."""
+        """This configuration, completed from the stored tensors (by canonical name)."""
         return self
 
     def with_head(self, head: str, num_labels: int = 0) -> Self:
@@ -168,7 +168,7 @@ class ModelConfig(ABC):
         return {}
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a stored tensor, by canonical name, has no part in what is computed."""
+        """Whether a stored tensor, by canonical name, is not used in the computation."""
         return self.naming.ignored.fullmatch(name) is not None
 
     @abstractmethod
@@ -204,7 +204,7 @@ class ModelConfig(ABC):
 
     @classmethod
     def _value_from_public(cls, name: str, value: object) -> Any:
-        """The value of a field; what is of a wrong type stays so, for the constructor to refuse."""
+        """The value of a field; a wrong type is passed on for the constructor to refuse."""
         return tuple(value) if isinstance(value, list) else value
 
     @classmethod
@@ -233,7 +233,7 @@ class ModelConfig(ABC):
     @classmethod
     @abstractmethod
     def _read_hf(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of the family; overrides what `from_hf` reads by itself."""
+        """Fields of the family; they override what `from_hf` reads itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,12 +282,12 @@ def layer_norm(name: str, size: int) -> dict[str, Shape]:
 
 
 def activation(value: object) -> object:
-    """transformers' name of an activation with its one synonym resolved."""
+    """transformers' name of an activation, with its one synonym resolved."""
     return "silu" if value == "swish" else value
 
 
 def vocabulary_token(value: object, vocabulary: object) -> object:
-    """A special token, or None where the vocabulary lacks it: no input or answer can hold it.
+    """A special token, or None if it is not in the vocabulary and so in no input or answer.
 
     LLaMA checkpoints write -1, and small GPT-2 ones keep the 50256 of the large vocabulary.
     """

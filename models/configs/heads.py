@@ -1,4 +1,4 @@
-"""What is evaluated on top of a model: which head, how many outputs, and what they are called."""
+"""The head of a model: which one, how many outputs, and their names."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MAX_LABELS = 1 << 14
 # that a configuration stays small enough to publish.
 _MAX_LABEL_CHARACTERS = 200
 _MAX_LABELS_CHARACTERS = 1 << 16
-# What the name of a class of transformers ends with, after the name of the family.
+# How the names of transformers' classes end, after the name of the family.
 _SUFFIXES = {
     "Model": "none",
     "ForCausalLM": "causal-lm",
     "LMHeadModel": "causal-lm",
     "ForMaskedLM": "masked-lm",
-    # Its second head, whether one sentence follows another, is left out.
+    # Its second head, which predicts whether one sentence follows another, is left out.
     "ForPreTraining": "masked-lm",
     "ForSequenceClassification": "sequence-classification",
     "ForTokenClassification": "token-classification",
@@ -44,7 +44,7 @@ def read_head(
 ) -> dict[str, Any]:
     """`head`, `num_labels`, `labels` and `problem_type` from a `config.json`.
 
-    class_name: what the names of the family's classes start with. Without `architectures` a
+    class_name: the start of the family's class names. Without `architectures` a
     decoder predicts tokens and an encoder has no head. Raises ModelError.
     """
     named = _head_of_class(data, class_name, heads, override=head is not None)
@@ -91,7 +91,7 @@ def _head_of_class(
     first = classes[0] if isinstance(classes, list) else classes
     if isinstance(first, str) and first in known:
         return known[first]
-    # Another head of the same family may be overridden; another family has another function.
+    # `head` may override another head of the same family; another family has another function.
     if override and isinstance(first, str) and first.startswith(class_name):
         return "none"
     model_type = short(data.get("model_type"))

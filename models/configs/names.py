@@ -1,4 +1,4 @@
-"""Names of tensors: how a family's checkpoints differ from the one canonical name of each weight.
+"""Names of tensors: how names in a family's checkpoints map to the canonical ones.
 
 The canonical name is the one in the state dict of transformers' class with a head, for example
 `bert.encoder.layer.0.output.dense.weight`. A checkpoint of the bare model lacks the prefix `bert.`.
@@ -14,20 +14,20 @@ from protocols.errors import ModelError
 
 Shape = tuple[int, ...]
 
-# Checkpoints converted from TensorFlow, bert-base-uncased among them, kept its names.
+# Checkpoints converted from TensorFlow, such as bert-base-uncased, kept its names.
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What a family's tensors are called on disk.
+    """The names of a family's tensors on disk.
 
     Attributes:
         prefix: of the base model in a class with a head, with its dot.
         children: first parts of the names inside the base model.
         heads: first parts of the names outside, of all heads that transformers has for the family.
         ignored: canonical names of buffers that follow from the configuration.
-        other_prefixes: written in place of `prefix` by some classes.
+        other_prefixes: written instead of `prefix` by some classes.
     """
 
     prefix: str
@@ -37,7 +37,7 @@ class Naming:
     other_prefixes: tuple[str, ...] = ()
 
     def canonical(self, name: str) -> str:
-        """Canonical name of a stored tensor; an unknown one stays and is refused later."""
+        """Canonical name of a stored tensor; an unknown name is kept and refused later."""
         for old, new in _OLD_NAMES.items():
             name = name.removesuffix(old) + new if name.endswith(old) else name
         first, _, rest = name.partition(".")

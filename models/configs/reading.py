@@ -1,4 +1,4 @@
-"""Architectures by name: read from a checkpoint of whatever family, or from what a peer published.
+"""Architectures by name: read from a checkpoint of any family, or from a peer's publication.
 
 Everything in a configuration is public by design (see the README): sizes and constants, never a
 weight.
@@ -71,7 +71,7 @@ def supported_model_types() -> tuple[str, ...]:
 
 
 def config_from_public(data: object) -> ModelConfig:
-    """The configuration a peer published, of whatever family. Raises ModelError."""
+    """The configuration that a peer published, of any family. Raises ModelError."""
     family = data.get("family") if isinstance(data, Mapping) else None
     if not isinstance(family, str) or family not in _FAMILIES:
         raise unsupported("family", family, ", ".join(supported_families()))
@@ -114,6 +114,6 @@ def config_from_hf(
     if not isinstance(model_type, str) or model_type not in _MODEL_TYPES:
         raise unsupported("model_type", model_type, ", ".join(supported_model_types()))
     config = _MODEL_TYPES[model_type].from_hf(data, head=head)
-    # Chat models name the token that ends a turn only here.
+    # Only here do chat models name the token that ends a turn.
     extra = vocabulary_tokens(token_ids(generation.get("eos_token_id")), config.vocab_size)
     return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *extra))))

@@ -28,7 +28,7 @@ _FIELDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than those of the training.
+    """How rotary frequencies are stretched for contexts longer than in training.
 
     A field that the kind does not have is None. Raises ModelError on construction.
 
@@ -36,7 +36,7 @@ class RopeScaling:
         kind: `linear` (all frequencies divided by factor), `dynamic` (a base that grows once the
             sequence is longer than original_max_positions) or `llama3` (low frequencies divided,
             high ones kept, a smooth transition between).
-        original_max_positions: context of the training, in tokens.
+        original_max_positions: context length in training, in tokens.
     """
 
     kind: str
@@ -78,8 +78,8 @@ class RopeScaling:
 def rotary_turns(theta: float, size: int, scaling: RopeScaling | None, length: int) -> Words:
     """Angle per position of each pair of entries of a head, in 2^-64 of a turn: (size // 2,).
 
-    Times a position, modulo 2^64, it is the angle there, off by position * 2^-65 of a turn: both
-    evaluators get the same (see `protocols.base.precise`).
+    Multiplied by a position, modulo 2^64, it gives the angle there, off by at most position * 2^-65
+    of a turn: both evaluators get the same (see `protocols.base.precise`).
 
     length: tokens of the sequence so far, on which the kind `dynamic` depends. The formulas are
     those of transformers' `modeling_rope_utils`.
@@ -97,7 +97,7 @@ def _turns(theta: float, size: int, scaling: RopeScaling | None, length: int) ->
         rates = _rates(Decimal(theta), size, scaling, length)
         words = [round(rate / turn * 2**64) % 2**64 for rate in rates]
     turns = np.array(words, dtype=np.uint64)
-    turns.flags.writeable = False  # everybody gets the same array
+    turns.flags.writeable = False  # all callers share one array
     return turns
 
 
@@ -122,7 +122,7 @@ def _llama3(rate: Decimal, scaling: RopeScaling) -> Decimal:
     assert scaling.low_freq_factor is not None and scaling.high_freq_factor is not None
     assert scaling.original_max_positions is not None
     low, high = Decimal(scaling.low_freq_factor), Decimal(scaling.high_freq_factor)
-    turns = scaling.original_max_positions * rate / (2 * PI)  # in the training's context
+    turns = scaling.original_max_positions * rate / (2 * PI)  # within the training context
     kept = min(max((turns - low) / (high - low), Decimal(0)), Decimal(1))
     return rate * (kept + (1 - kept) / Decimal(scaling.factor))
 
@@ -130,7 +130,7 @@ def _llama3(rate: Decimal, scaling: RopeScaling) -> Decimal:
 def read_rope(data: Mapping[str, Any], positions: int) -> tuple[Any, RopeScaling | None]:
     """Base of the frequencies and their scaling from a `config.json`.
 
-    transformers 5 writes `rope_parameters`; before, there were `rope_theta` and `rope_scaling`.
+    transformers 5 writes `rope_parameters`; earlier versions wrote `rope_theta` and `rope_scaling`.
     positions: the configuration's `max_position_embeddings`. Raises ModelError for kinds that are
     not supported.
     """
@@ -159,7 +159,7 @@ def _scaling(
         name = f"{where}.original_max_position_embeddings"
         raise unsupported(name, original, f"max_position_embeddings {positions} for kind 'dynamic'")
     if kind == "llama3":
-        # Where transformers finds it, in the order of precedence.
+        # Where transformers looks for it, in order of precedence.
         found = (data.get("original_max_position_embeddings"), original, positions)
         original = next(value for value in found if value is not None)
     values: dict[str, Any] = {
@@ -171,7 +171,7 @@ def _scaling(
 
 
 def _flat(where: str, rope: object) -> Mapping[str, Any]:
-    """One mapping of parameters, also where they are repeated for each type of layer."""
+    """The parameters as one mapping, even if they are repeated for each type of layer."""
     if not isinstance(rope, Mapping):
         raise unsupported(where, rope, "a mapping with rope_type")
     nested = [value for value in rope.values() if isinstance(value, Mapping)]

@@ -9,8 +9,9 @@ from protocols.errors import ModelError
 
 
 def required(data: Mapping[str, Any], *names: str) -> Any:
-    """The value of a setting that goes by any of `names`. Raises ModelError when none is there,
-    or when two of them disagree."""
+    """The value of a setting under any of `names`. Raises ModelError when none is present, or when
+    two of them disagree.
+    """
     found = {name: data[name] for name in names if data.get(name) is not None}
     if not found:
         raise ModelError(f"the model's configuration lacks {names[0]!r}; the file is incomplete")
@@ -73,11 +74,11 @@ def token_ids(value: object) -> tuple[int, ...]:
 
 
 def unsupported(name: str, value: object, supported: str) -> ModelError:
-    """The error for a setting that is well-formed but not evaluated."""
+    """The error for a setting that is well-formed but not supported."""
     return ModelError(f"{name}: {short(value)} is not supported; supported: {supported}")
 
 
 def short(value: object) -> str:
-    """`repr` cut to a length that is safe to print, whatever a peer sent."""
+    """`repr`, cut to a length that is safe to print even if a peer sent the value."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,1 +1,1 @@
-"""Files as they lie on disk: which one holds the model, headers read with every length checked."""
+"""Model files on disk: which one holds the model, and headers read with every length checked."""

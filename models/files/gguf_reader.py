@@ -1,8 +1,8 @@
 """Header of a GGUF file, read with every length checked; tensor data stays on disk.
 
-The `gguf` library's own reader builds several NumPy views a metadata element, which takes seconds
-for a vocabulary, and turns a truncated file into an IndexError. This one takes a tenth of a second
-and tells what is wrong. Dequantisation is still the library's.
+The `gguf` library's own reader builds several NumPy views per metadata element, which takes seconds
+for a vocabulary, and fails with an IndexError on a truncated file. This one takes a tenth of a
+second and reports what is wrong. The library still does the dequantisation.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3).
 """
@@ -48,7 +48,7 @@ _SUPPORTED = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies. `shape` is in NumPy order (rows first), `offset` from the file start."""
+    """Place of a tensor. `shape` is in NumPy order (rows first), `offset` from the file start."""
 
     name: str
     shape: tuple[int, ...]
@@ -100,7 +100,8 @@ class GgufFile:
         raw = np.frombuffer(self._map[entry.offset : entry.offset + entry.nbytes], dtype=np.uint8)
         rows = raw.reshape(*entry.shape[:-1], -1)
         values = dequantize(rows, entry.kind)
-        # Float32 comes back as a read-only view of the bytes; anything else is new already.
+        # Float32 comes back as a read-only view of the bytes; any other type is already a new
+        # array.
         return np.require(values, np.float32, ["C", "W"]).reshape(entry.shape)
 
     def _read_header(self) -> None:
@@ -141,7 +142,7 @@ class GgufFile:
         return GgufTensor(name, shape, kind, offset, math.prod(shape) // block * size)
 
     def _place(self, entries: list[GgufTensor]) -> None:
-        """Turn offsets into the data section to offsets into the file, and check the ends."""
+        """Turn offsets into the data section into offsets into the file, and check the ends."""
         alignment = self.metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1:
             raise ModelError(f"{self.path}: general.alignment {alignment!r} is not positive")
@@ -164,7 +165,7 @@ class GgufFile:
         element, count = self._unpack("IQ")
         if element in _SCALARS:
             return list(self._unpack_many(_SCALARS[element], count))
-        # An element takes at least 8 bytes, so a false count ends at the end of the file.
+        # An element takes at least 8 bytes, so a wrong count stops at the end of the file.
         if element == _STRING:
             return [self._string() for _ in range(count)]
         raise ModelError(f"{self.path}: array of metadata type {element} at byte {self._at}")

@@ -1,4 +1,4 @@
-"""Which file of a path or a name holds the model, or why none does."""
+"""Find the file that holds the model at a path or hub name, or say why there is none."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# Never a pickle, never code; the folders hold copies of the weights in other formats.
+# Never a pickle, never code; the folders left out hold the weights in other formats.
 _HUB_FILES = ["*.safetensors", "*.json", "*.gguf", "*.jinja"]
 _HUB_SKIPPED = ["original/*", "onnx/*", "openvino/*"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """`file` is a .gguf, a .safetensors or an index of shards; `folder` is where it lies."""
+    """`file` is a .gguf, a .safetensors or an index of shards; `folder` contains it."""
 
     kind: Literal["gguf", "safetensors"]
     file: Path
@@ -57,7 +57,7 @@ def find_source(path: str | Path) -> Source:
 
 
 def resolve_model(path_or_name: str | PathLike[str]) -> Path:
-    """An existing path as it is; otherwise the folder of a model downloaded from the hub.
+    """An existing path unchanged; otherwise the folder of a model downloaded from the hub.
 
     Raises ModelError when the path is missing or the download fails.
     """
@@ -150,7 +150,7 @@ def _download(name: str) -> Path:
 
     try:
         folder = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIPPED)
-    # The library passes on errors of its HTTP client, whose class changed between versions.
+    # The library passes on errors of its HTTP client, whose classes changed between versions.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ModelError(

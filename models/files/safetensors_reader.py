@@ -1,6 +1,6 @@
-"""One safetensors file: header checked, data memory-mapped, float dtypes turned to float32.
+"""One safetensors file: header checked, data memory-mapped, float dtypes converted to float32.
 
-The `safetensors` library needs torch or ml_dtypes to hand out bfloat16; this reader does not.
+The `safetensors` library needs torch or ml_dtypes to return bfloat16; this reader does not.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -26,7 +26,7 @@ _DTYPES = "F64, F32, F16, BF16"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: `start` and `stop` are byte offsets from the start of the file."""
+    """Place of a tensor: `start` and `stop` are byte offsets from the start of the file."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -35,7 +35,7 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes in the file."""
+        """Size in the file, in bytes."""
         return self.stop - self.start
 
 

@@ -1,1 +1,1 @@
-"""What the owner does before sharing, and to check its own model: ranges, probes, comparisons."""
+"""The owner's work on its own model before sharing: ranges, probes, comparisons."""

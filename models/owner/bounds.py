@@ -1,9 +1,9 @@
 """`Ops` on bounds: the ranges that a model's secure run needs, proven from its weights.
 
-A row that left a norm has a known length, whatever the input was; every later step can stretch it
-by no more than its weights allow, and by what the approximations and roundings of a secure run add.
-So each range below holds for every input there is, and nothing has to be measured. What cannot be
-represented is refused, with the name of the place.
+A row that comes out of a norm has a known length for any input; every later step can stretch it by
+no more than its weights allow, plus the errors of the secure run's approximations and roundings. So
+each range below holds for every possible input, and nothing has to be measured. A model that cannot
+be represented is refused, with the name of the place.
 """
 
 import math
@@ -28,23 +28,23 @@ Vector = NDArray[np.float64]
 
 ACTIVATION_LIMIT = 2.0**15
 HELD = 1 - 2.0**-12
-"""Of a limit: a comparison looks at numbers whose last bits are shifted away, and what a shift adds
-must not reach the limit either. ReLU of 2^15 - 2^-18 was 0.
+"""Part of a limit that may be used: a comparison reads numbers whose last bits are shifted away,
+and they must not reach the limit even with the error of that shift. ReLU of 2^15 - 2^-18 was 0.
 """
-_SLACK = 1.001  # float32 products of a few thousand terms stay well within it
+_SLACK = 1.001  # float32 products of a few thousand terms stay well within this factor
 ACTIVATION_ERROR = 0.08
-"""No set of approximations is further from an activation function ("puma" is: 0.0725 from SiLU)."""
-_ULP = 2.0**-17  # two units of the last of 18 fraction bits
+"""Largest error of an approximation of an activation ("puma" has it: 0.0725 from SiLU)."""
+_ULP = 2.0**-17  # two units in the last of 18 fraction bits
 _SQUARINGS = 3
 MIN_ROPE_FRAC = 8
 _ENOUGH_ROPE_FRAC, _LEAST_BESIDE_VALUES = 16, 12
-"""Fraction bits of angles for which large values give up some of theirs, and how many they must
-leave: an angle's error counts times the score.
+"""Fraction bits of angles for which large values give up some of theirs, and the fewest that they
+may leave: an angle's error is multiplied by the score.
 """
 
 
 def spectral(matrix: Floats) -> float:
-    """An upper bound of the largest singular value, at most size^(1/32) above it.
+    """An upper bound on the largest singular value, too large by a factor of at most size^(1/32).
 
     ||G||_2 <= ||G^8||_F^(1/8) for the symmetric G = W^T W (or W W^T, whichever is smaller).
     """
@@ -66,13 +66,13 @@ def spectral(matrix: Floats) -> float:
 
 @dataclass(frozen=True)
 class Bound:
-    """Rows x = scale * z + shift with |z| <= radius (Euclidean) and entries multiplied one by one.
+    """Rows x = scale * z + shift with |z| <= radius (Euclidean) and elementwise scale.
 
     Attributes:
         size: features of a row.
         scale: (features,) sizes of the factors, or None for ones.
         shift: (features,), or None for zeros.
-        frac: fraction bits that the secure run has here.
+        frac: fraction bits in the secure run at this place.
     """
 
     size: int
@@ -83,14 +83,14 @@ class Bound:
 
     @property
     def length(self) -> float:
-        """Of a whole row."""
+        """Bound on the length of a whole row."""
         factor = 1.0 if self.scale is None else float(self.scale.max(initial=0.0))
         offset = 0.0 if self.shift is None else float(np.linalg.norm(self.shift))
         return self.radius * factor + offset
 
     @property
     def entry(self) -> float:
-        """Of a single entry."""
+        """Bound on the size of a single entry."""
         if self.scale is None:
             return self.length
         offset = 0.0 if self.shift is None else np.abs(self.shift)
@@ -107,10 +107,10 @@ class HeadBound:
 
 
 class Bounds:
-    """See the module's text. `ranges` is complete when the program has ended.
+    """See the module docstring. `ranges` is complete when the program has ended.
 
     Args:
-        positions: tokens that a sequence can have.
+        positions: the largest number of tokens in a sequence.
     """
 
     def __init__(self, positions: int) -> None:
@@ -121,7 +121,7 @@ class Bounds:
 
     @property
     def ranges(self) -> Ranges:
-        """What the program asked for so far."""
+        """The ranges that the program has needed so far."""
         return Ranges(dict(self._norms), dict(self._attention))
 
     async def embed(self, table: Floats, count: int, columns: int) -> Bound:
@@ -151,7 +151,7 @@ class Bounds:
         if scale is not None:  # a gain of zero leaves roundings
             scale = np.maximum(scale, 4 * _ULP)
         result = Bound(norm.size, _SLACK * radius, scale, offset, frac)
-        if gain is not None:  # which may be multiplied by the result
+        if gain is not None:  # the gain may be multiplied by the result
             _check(name, result.entry, 2.0 ** (PRODUCT_BITS - frac - FRACTION_BITS))
         return result
 
@@ -163,7 +163,7 @@ class Bounds:
     async def dense(self, x: Bound, weight: Floats, name: str, activation: str) -> Bound:
         matrix, bias = _effective(x, weight)
         _check(name, float(_entries(x, matrix, bias).max()), ACTIVATION_LIMIT)
-        # No activation is further from 0 than its argument; its approximation may be.
+        # No activation is further from 0 than its argument, but its approximation may be.
         size = matrix.shape[1]
         length = _length(x, matrix, bias) + math.sqrt(size) * ACTIVATION_ERROR
         return Bound(size, length, frac=FRACTION_BITS)
@@ -244,13 +244,13 @@ class Bounds:
 
     async def mean(self, x: Bound, lengths: Sequence[int]) -> Bound:
         # A sum times the inverse of its length is the only number that must fit: below
-        # OUTPUT_LIMIT = 2^17, with 22 and 22 fraction bits below 2^61, where `map_public` wants
-        # 2^62. What wraps before cancels: the inverse is a whole number.
+        # OUTPUT_LIMIT = 2^17, with 22 and 22 fraction bits below 2^61, where `map_public` allows
+        # 2^62. Wraps before that cancel, because the inverse is an integer.
         return self.result(x)
 
     def result(self, x: Bound) -> Bound:
-        # 2^35 steps of 2^-18 and two that a shift adds, in 37 bits; differences for an arg-max are
-        # below 2^31 HELD steps of 2^-13 in 32 bits.
+        # 2^35 steps of 2^-18, plus two that a shift adds, in 37 bits; differences for an arg-max
+        # are below 2^31 HELD steps of 2^-13 in 32 bits.
         _check("result", x.entry, OUTPUT_LIMIT)
         return x
 
@@ -288,12 +288,12 @@ def _effective(x: Bound, weight: Floats) -> tuple[Floats, Vector]:
 
 
 def _noise(size: int) -> float:
-    """Longest row of `size` roundings."""
+    """Length of the longest row of `size` roundings."""
     return math.sqrt(size) * _ULP
 
 
 def _rounded(x: Bound) -> float:
-    """By how much the rounded weights of a column can move its entry: they are shared with
+    """How far the rounding of a column's weights can move its entry: they are shared with
     WEIGHT_BITS fraction bits (tables with more).
     """
     across = math.sqrt(x.size) if x.scale is None else float(np.linalg.norm(x.scale))
@@ -321,8 +321,8 @@ def _heads(x: Bound, matrix: Floats, bias: Vector, size: int) -> Vector:
 
 
 def _turned(frac: int) -> float:
-    """By how much a rotation can stretch: sines and cosines rounded to `frac` fraction bits (0: no
-    rotation) are each off by 2^-(frac + 1).
+    """The factor by which a rotation can stretch: sines and cosines rounded to `frac` fraction bits
+    (0: no rotation) are each off by up to 2^-(frac + 1).
     """
     return 1.0 + 2.0**-frac if frac > 0 else 1.0
 
@@ -334,8 +334,8 @@ def _pairs(sizes: Vector, size: int) -> float:
 
 
 def _rope_bits(name: str, x: Bound, pair: float, value: float) -> tuple[int, int]:
-    """Fraction bits of rotary angles, and those that values up to `value` give up for them, where
-    what is rotated stays below `pair`.
+    """Fraction bits of rotary angles, and the bits that values up to `value` give up for them,
+    where rotated entries stay below `pair`.
     """
     turned, held = (
         PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(max(size, 1.0)))
@@ -351,14 +351,14 @@ def _rope_bits(name: str, x: Bound, pair: float, value: float) -> tuple[int, int
         if bits < least:
             raise RangeError(
                 f"{name}: a {what} can reach {largest:.3g}, which leaves {bits} bits for rotary "
-                f"angles where {least} are needed: the weights are too large"
+                f"angles, but {least} are needed: the weights are too large"
             )
     return found, drop
 
 
 def product_limit(frac: int) -> float:
-    """Below what the products of a weight and an input with `frac` fraction bits must stay: as
-    integers below 2^61, since twice the product is formed (`protocols.arithmetic`).
+    """The limit on products of a weight and an input with `frac` fraction bits: below 2^61 as
+    integers, since twice the product is computed (`protocols.arithmetic`).
     """
     return 2.0 ** (PRODUCT_BITS - frac - WEIGHT_BITS)
 

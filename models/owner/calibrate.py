@@ -25,13 +25,13 @@ def calibrate(
     """The plan of a model: ranges that hold for every input, proven from its weights.
 
     Args:
-        texts: token ids of texts that the owner expects, on which precision is tried beside
+        texts: token ids of texts that the owner expects; precision is tested on them as well as on
             made-up tokens.
 
     Raises:
-        RangeError: a place of the model needs numbers that a 64-bit ring cannot hold, or blows up
-            what a rounding or an approximation is off (see `models.owner.probe`).
-        ConfigError: a text holds what is no token.
+        RangeError: a place of the model needs numbers that a 64-bit ring cannot hold, or amplifies
+        the error of a rounding or an approximation too much (see `models.owner.probe`).
+        ConfigError: a text contains an id that is not a token.
     """
     bounds = Bounds(config.max_positions)
     kinds: list[Rows] = ["all", "unit"] if config.head == "none" else [default_rows(config)]

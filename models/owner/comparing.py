@@ -1,7 +1,8 @@
-"""Where does the private evaluation of a model leave the plaintext one? Place by place.
+"""Compare the private evaluation of a model with the plaintext one, place by place.
 
-Both run on the owner's machine with everything in sight (`models.owner.observe`); a place is what
-the model's program names: a norm, the queries, an attention, a layer of the MLP, the head.
+Both run on the owner's machine with all values visible (`models.owner.observe`); a place is an
+operation that the model's program names: a norm, the queries, an attention, a layer of the MLP, the
+head.
 """
 
 from collections import deque
@@ -24,26 +25,26 @@ from protocols.base.shares import COMPUTING
 from protocols.errors import LocalProtocolError
 
 THRESHOLD = 0.01
-"""Relative difference from which a place is said to stray."""
+"""Relative difference from which a place is reported to stray."""
 NEAR = 0.5
-"""Part of a declared range from which a place is said to be near its end."""
+"""Part of a declared range from which a place is reported to be near the range's end."""
 CRITERION = (
     "A place strays if the relative difference there exceeds the threshold: the largest difference "
     "in a row of features, divided by the largest plaintext value in that row or in the middle "
-    "row, whichever is larger. Places are listed in the order of evaluation and errors travel on, "
-    "so the first that strays is where to look."
+    "row, whichever is larger. Places are listed in the order of evaluation and errors propagate, "
+    "so look at the first one that strays."
 )
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two values of one place.
+    """The plaintext and the private values of one place.
 
     Attributes:
-        largest: plaintext value, in size.
+        largest: size of the largest plaintext value.
         most, mean: absolute difference. relative: see `CRITERION`.
-        sizes, limits: largest plaintext sizes of what has a declared range, and the ranges.
-        agreed: whether the parties' shares fit together.
+        sizes, limits: the largest plaintext sizes of values with a declared range, and the ranges.
+        agreed: whether the parties' shares are consistent.
     """
 
     name: str
@@ -58,14 +59,14 @@ class Compared:
 
     @property
     def fill(self) -> float:
-        """How much of its declared range the place uses, at most."""
+        """The largest part of a declared range that the place uses."""
         parts = (size / self.limits[what] for what, size in self.sizes.items())
         return max(parts, default=0.0)
 
     @property
     def notes(self) -> list[str]:
-        """Shares that are none, and values at the end of their declared range."""
-        found = [] if self.agreed else ["the parties' shares do not fit together"]
+        """Remarks on inconsistent shares, and on values at the end of their declared range."""
+        found = [] if self.agreed else ["the parties' shares are inconsistent"]
         for what, size in self.sizes.items():
             limit = self.limits[what]
             if size >= limit:
@@ -75,12 +76,12 @@ class Compared:
         return found
 
     def warnings(self, threshold: float) -> list[str]:
-        """What is worth the owner's attention here."""
+        """Warnings for the owner about this place."""
         differs = f"differs by {self.relative:.2g} of its size"
         return [*self.notes, differs] if self.relative > threshold else self.notes
 
     def strays(self, threshold: float) -> bool:
-        """By the criterion, or because it is no sharing at all."""
+        """Whether it strays by the criterion, or because the shares are inconsistent."""
         return not self.agreed or not self.relative <= threshold
 
     def to_json(self, threshold: float) -> dict[str, Any]:
@@ -99,12 +100,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All places, and the result that the client would get.
+    """All places, and the result for the client.
 
     Attributes:
-        agreement: rows whose largest entry is at the same place, of how many; None where the head
-            chooses nothing.
-        cosine: the least between the rows of the two results.
+        agreement: rows whose largest entry is at the same index, and the number of rows; None where
+            the head makes no choice.
+        cosine: the smallest cosine between rows of the two results.
         cost: of the private evaluation.
     """
 
@@ -142,7 +143,7 @@ class Comparison:
 
 
 def relative_difference(plain: Floats, difference: Floats) -> float:
-    """See `CRITERION`; the last axis are the features of a row."""
+    """See `CRITERION`; the last axis holds the features of a row."""
     if plain.size == 0:
         return 0.0
     sizes = np.abs(plain).max(axis=-1)
@@ -183,9 +184,9 @@ def compare_model(
     """Evaluate a model for some token sequences in plaintext and on shares, and compare.
 
     Args:
-        parameters: the float matrices of `load_parameters`, which are used up.
-        rows: default: what the model's head is meant for.
-        progress: told what is being done, and the fraction done.
+        parameters: the float matrices of `load_parameters`, which are consumed.
+        rows: the default is what the model's head is meant for.
+        progress: called with the current activity and the fraction done.
 
     Raises:
         RangeError: the model does not fit the ring.
@@ -224,7 +225,7 @@ def compare_held(
     results: list[Floats] = []
 
     def judge(rebuilt: Rebuilt) -> None:
-        place = waiting.popleft()  # dropped once it is compared
+        place = waiting.popleft()  # freed once it is compared
         compared.append(compare_place(place, rebuilt))
         progress("running the model on shares", len(compared) / len(places))
         if not waiting:
@@ -250,8 +251,8 @@ def _agreement(config: ModelConfig, plain: Floats, secure: Floats) -> tuple[int,
 
 
 def least_cosine(left: Floats, right: Floats) -> float:
-    """Of the angles between rows of the two: the cosine of the widest. A row of zeros has none and
-    counts as equal to another one only.
+    """The cosine of the widest angle between rows of the two. A row of zeros has no angle and
+    equals only another row of zeros.
     """
     one, two = (np.linalg.norm(x, axis=-1) for x in (left, right))
     product = np.einsum("...i,...i->...", left, right)

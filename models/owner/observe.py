@@ -1,10 +1,10 @@
-"""A model's evaluation with every value in sight: a debugging aid for the owner of the model.
+"""A model's evaluation with every value visible: a debugging aid for the owner of the model.
 
 The three computing parties' programs run here, in one process and one thread, on the owner's own
-weights and texts; after each operation the drivers below show what they have under the place's
-name, and the parties' shares are put together. That is exactly what a computing party must not be
-able to do, so it lives apart from them: nothing under `puma_actors` that runs a party may import
-this module (a contract of the linter), and no message of a session asks for it.
+weights and texts; after each operation the drivers below report their values under the place's
+name, and the parties' shares are combined. A computing party must never be able to do that, so the
+code is kept apart from theirs: nothing under `puma_actors` that runs a party may import this module
+(a contract of the linter), and no message of a session asks for it.
 """
 
 import math
@@ -35,17 +35,17 @@ from protocols.errors import LocalProtocolError
 from protocols.functions.normalize import Norm, NormRange, longest_centred
 
 RESULT = "result"
-"""Name of what the model gives to the client."""
+"""Name of the place of the model's result for the client."""
 Sizes = Mapping[str, float]
-"""What is limited at a place -> its largest size (in plaintext), or its limit (on shares)."""
+"""Name of a limited value at a place -> its largest size (in plaintext), or limit (on shares)."""
 Held = dict[Role, dict[str, Any]]
-"""What each computing party holds of a model, by name."""
-_Driver: Any = object  # the real driver follows in the order of resolution
+"""Each computing party's share of a model, by name."""
+_Driver: Any = object  # the real driver is the next base class
 
 
 class _Watched(_Driver):  # type: ignore[misc]
-    """Shows what an operation was given and what came out; `_show`, `_norm`, `_product` and
-    `_attention` are the driver's own.
+    """Reports the inputs and outputs of operations; subclasses define `_show`, `_norm`, `_product`
+    and `_attention`.
     """
 
     async def embed(self, table: Any, count: int, columns: int) -> Any:
@@ -114,10 +114,10 @@ class _Watched(_Driver):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Place:
-    """What the plaintext run had at a place.
+    """The plaintext run's value at a place.
 
     Attributes:
-        sizes: the largest sizes of what has a declared range there.
+        sizes: the largest sizes of values with a declared range there.
     """
 
     name: str
@@ -185,10 +185,10 @@ async def _forward(ops: Any, *args: Any) -> Any:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What the parties together had at a place.
+    """The value rebuilt from the parties' shares at a place.
 
     Attributes:
-        limits: of what has a declared range there.
+        limits: the limits of values with a declared range there.
         agreed: whether each summand was the same at the two parties that hold it.
     """
 
@@ -202,8 +202,8 @@ Judge = Callable[[Rebuilt], None]
 
 
 class _Meeting:
-    """Where the three parties bring their shares of a place. None goes on before it was judged, so
-    that the shares of one place at a time are kept, and the dealer cannot run far ahead.
+    """Where the three parties hand in their shares of a place. None goes on before the place is
+    judged, so only one place's shares are kept at a time, and the dealer cannot run far ahead.
     """
 
     def __init__(self, judge: Judge) -> None:
@@ -228,14 +228,14 @@ def _rebuild(name: str, shares: dict[Role, SecretTensor], limits: Sizes) -> Rebu
     left = shares[Role.EVALUATOR_A]
     try:
         words, agreed = combine(shares), True
-    except LocalProtocolError:  # the very thing that is looked for: show it
+    except LocalProtocolError:  # this is what the comparison looks for: report it
         dealer = shares[Role.DEALER]
         words, agreed = left.a - dealer.a - dealer.b, False
     return Rebuilt(name, decode(words, left.frac, left.width), limits, agreed)
 
 
 class SecureWatched(_Watched, Secure):
-    """`Secure` that brings all its shares to a meeting: for one's own model and texts alone."""
+    """`Secure` that hands all its shares to a meeting: only for one's own model and texts."""
 
     def __init__(self, lane: Lane, ranges: Ranges, meeting: _Meeting) -> None:
         super().__init__(lane, ranges)
@@ -268,16 +268,16 @@ class SecureWatched(_Watched, Secure):
 
 
 def longest_row(norm: Norm, bounds: NormRange) -> float:
-    """Euclidean length below which a norm's declared range holds a row (less its mean, if that is
-    taken off).
+    """Euclidean length below which a row (less its mean, if the norm subtracts it) fits a norm's
+    declared range.
     """
     squared = 2.0 ** (bounds.high + bounds.drop - RESIDUAL_BITS) / norm.stretch
     return min(squared, longest_centred(norm))
 
 
 def hold_all(config: ModelConfig, parameters: dict[str, Floats]) -> Iterator[tuple[str, Held]]:
-    """Share a model's parameters (which are used up) among three parties in this process, one
-    after the other: its name, and what each party holds.
+    """Share a model's parameters (which are consumed) among three parties in this process, one by
+    one: yields the name, and each party's share.
 
     Raises:
         RangeError: a weight does not fit the ring.
@@ -302,8 +302,8 @@ def run_secure(
     judge: Judge,
     settings: Settings | None = None,
 ) -> Cost:
-    """Evaluate a batch on shares and show `judge` every place, in the order of the program; the
-    last is the model's result. What it cost.
+    """Evaluate a batch on shares and pass every place to `judge`, in the order of the program; the
+    last is the model's result. Returns the cost.
     """
     config, meeting = plan.config, _Meeting(judge)
 

@@ -1,4 +1,4 @@
-"""How well a causal language model predicts a text: windows over it, and what they score."""
+"""How well a causal language model predicts a text: windows over the text, and their scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from protocols.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The tokens [start, stop) are evaluated, of which [first, stop) are scored."""
+    """The tokens [start, stop) are evaluated, and [first, stop) of them are scored."""
 
     start: int
     stop: int
@@ -19,20 +19,20 @@ class Window:
 
     @property
     def scored(self) -> int:
-        """Tokens whose likelihood counts."""
+        """Number of tokens whose likelihood counts."""
         return self.stop - self.first
 
 
 def windows_of(tokens: int, size: int, stride: int) -> list[Window]:
-    """Windows of up to `size` tokens that begin `stride` apart, as in transformers' guide to the
-    perplexity of models with a fixed context.
+    """Windows of up to `size` tokens that begin `stride` tokens apart, as in transformers' guide to
+    the perplexity of fixed-length models.
 
-    A token is scored once, in the first window that has it, and never without a token before it:
-    with a stride of the window's size, the first token of each window goes unscored; with a
+    A token is scored once, in the first window that contains it, and never without a token before
+    it: with a stride of the window's size, the first token of each window goes unscored; with a
     shorter one, only that of the text.
 
     Raises:
-        ConfigError: see the text.
+        ConfigError: nothing to score, or a stride outside 1 to `size`.
     """
     if tokens < 2:
         raise ConfigError(f"a text of {tokens} tokens scores nothing: give at least 2")
@@ -40,7 +40,7 @@ def windows_of(tokens: int, size: int, stride: int) -> list[Window]:
         raise ConfigError(f"a window of {size} tokens scores nothing: give at least 2")
     if not 1 <= stride <= size:
         raise ConfigError(
-            f"stride {stride} does not go with windows of {size} tokens: give 1 to {size}, or "
+            f"stride {stride} does not fit windows of {size} tokens: give 1 to {size}, or "
             "tokens would be left out"
         )
     windows, done = [], 1
@@ -56,7 +56,7 @@ def windows_of(tokens: int, size: int, stride: int) -> list[Window]:
 
 
 def log_likelihoods(logits: Floats, ids: Sequence[int]) -> Floats:
-    """Natural logarithm of the probability of each token but the first, after those before it.
+    """Natural logarithm of the probability of each token except the first, given those before it.
 
     Args:
         logits: (tokens, vocabulary), of the tokens `ids`.
@@ -69,7 +69,7 @@ def log_likelihoods(logits: Floats, ids: Sequence[int]) -> Floats:
 
 
 def scored(window: Window, likelihoods: Floats) -> Floats:
-    """What counts of the `log_likelihoods` of a window's tokens."""
+    """The part of a window's `log_likelihoods` that counts."""
     return likelihoods[window.first - window.start - 1 :]
 
 

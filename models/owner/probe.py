@@ -1,9 +1,9 @@
-"""Whether roundings and approximations spoil a model's answers.
+"""Check whether roundings and approximations spoil a model's answers.
 
-Ranges hold whatever the input; precision does not follow from them. An activation's approximation
-is within 2.5e-4 of its function wherever it is read, and weights behind it that multiply it by a
-million make a wrong answer of that; so do weights before it that leave a value a few digits. So the
-owner runs its model on a few tokens in the clear, exactly and as fixed point has it, and compares.
+Ranges hold for any input, but they say nothing about precision. An activation's approximation is
+always within 2.5e-4 of its function, but weights after it that multiply it by a million turn that
+into a wrong answer; so do weights before it that leave a value only a few digits. So the owner runs
+its model on a few tokens in the clear, exactly and with fixed-point errors, and compares.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,23 +22,23 @@ from protocols.drivers.trace import run_now
 from protocols.errors import ConfigError, RangeError
 
 TOKENS, SMALL_TOKENS = 8, 64
-"""Made up, from all over the vocabulary: the first ones are often never trained, and a row of them
-is a steep place of the function. Of a small model, which costs nothing, so many more.
+"""Numbers of made-up tokens, spread over the vocabulary: the first ids are often untrained, and the
+function is steep for a row of them. A small model costs nothing, so it gets more.
 """
 MOST_TOKENS = 256
-"""Of each text that the owner gives."""
+"""Tokens read of each text that the owner gives."""
 ALLOWED, ALLOWED_SHARE = 0.0075, 0.0035
-"""How far a result may be moved: so much, and so much of the largest result. Other tokens are moved
-by up to `OTHERS` times what these are (2.9 was the most among 4,076 reparametrised small models,
-4.2 among 8,660 under two thirds of these limits), so that answers are right within 0.04 and 1.75 %
-of the largest.
+"""How far a result may move: an absolute part, and a part of the largest result. The results of
+other tokens move by up to `OTHERS` times as much (2.9 was the most among 4,076 reparametrised small
+models, 4.2 among 8,660 under two thirds of these limits), so answers are right within 0.04 and
+1.75 % of the largest.
 """
 OTHERS = 5
 _DRAWS = 4
-"""Draws of noise for a small model; in a large one they average out in one."""
+"""Draws of noise for a small model; in a large one the noise of one draw averages out."""
 _SMALL = 1 << 22
-"""Weights up to which a model is run in double precision. In single the demo model takes a quarter
-of the time.
+"""Models with up to this many weights run in double precision. In single precision the demo model
+takes a quarter of the time.
 """
 
 
@@ -48,14 +48,14 @@ def probe(
     ranges: Ranges,
     texts: Sequence[Sequence[int]] = (),
 ) -> float:
-    """By how much roundings and approximations move the result of made-up tokens, and of `texts`.
+    """How far roundings and approximations move the results of made-up tokens and of `texts`.
 
     Args:
         ranges: the proven exponents.
         texts: token ids of texts that the owner expects; the first `MOST_TOKENS` of each are read.
 
     Raises:
-        RangeError: by more than is allowed; it names the place that does most.
+        RangeError: further than allowed; it names the place that contributes most.
         ConfigError: a token id is not in the vocabulary.
     """
     most = SMALL_TOKENS if _is_small(parameters) else TOKENS
@@ -81,7 +81,7 @@ def _probe(
     def run(ops: Plain) -> Floats:
         ops.precision = np.float64 if small else np.float32
         batch, cache = Batch((len(ids),), default_rows(config)), Cache.empty(config.num_layers)
-        with np.errstate(over="ignore"):  # exp of what an activation makes 0
+        with np.errstate(over="ignore"):  # exp of arguments for which an activation is 0
             return np.asarray(run_now(forward(ops, config, parameters, batch, cache)))
 
     def moved_by(places: int | None) -> tuple[float, list[str]]:
@@ -95,12 +95,13 @@ def _probe(
     largest = float(np.abs(exact).max(initial=0.0))
     if moved <= ALLOWED + ALLOWED_SHARE * largest:
         return moved
-    low, high = 0, len(places)  # roundings up to a place: the first that makes half of it
+    # Round up to a place only: find the first place that makes half of the error.
+    low, high = 0, len(places)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if moved_by(middle)[0] >= moved / 2 else (middle, high)
     raise RangeError(
-        f"{places[low]}: what is rounded or approximated here moves a result of at most "
-        f"{largest:.3g} by {moved:.2g}: its weights are too large or too small beside those before "
-        "and behind it"
+        f"{places[low]}: rounding and approximation here move a result of at most {largest:.3g} by "
+        f"{moved:.2g}: its weights are too large or too small compared with those before and "
+        "after it"
     )

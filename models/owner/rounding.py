@@ -1,6 +1,6 @@
-"""What fixed point changes: `Plain` with the secure run's roundings and approximations put in.
+"""The effect of fixed point: `Plain` with the secure run's roundings and approximations.
 
-Noise is made of a fixed hash: every machine draws the same.
+The noise comes from a fixed hash, so every machine draws the same.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from protocols.functions.normalize import Norm, NormRange
 SPLINE_ERROR = 5e-5
 """Distance of a spline from its function (`protocols.spline`, `protocols.functions.elementary`)."""
 _EXP_ERROR = 2.0**-15
-"""Of a numerator, with what its score is off."""
+"""Error of a numerator, including that of its score."""
 _ACTIVATION_ROUNDING = 2.0**-16
-"""Beside an approximation's own error."""
-_CHUNK = 1 << 16  # weights are rounded piece by piece, in the cache
+"""Error besides that of the approximation itself."""
+_CHUNK = 1 << 16  # weights are rounded in chunks that stay in the cache
 
 
 def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
@@ -38,12 +38,12 @@ def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
 
 
 class Rounded(Plain):
-    """`Plain` with noise of a unit of the last place wherever the secure run truncates, and with
-    weights, tables and approximations as it has them.
+    """`Plain` with noise of one unit in the last place wherever the secure run truncates, and with
+    the secure run's weights, tables and approximations.
 
     Args:
-        seed: other seeds, other noise.
-        places: how many places, in the order of the program, are rounded; None: all.
+        seed: different seeds give different noise.
+        places: the number of places that are rounded, in the order of the program; None: all.
 
     Attributes:
         places: names of the places so far.
@@ -65,11 +65,11 @@ class Rounded(Plain):
         return self._active
 
     def _shifted(self, x: Floats, step: Any) -> Floats:
-        """Shares are shifted: even a 0 comes out up to a step off."""
+        """Noise of shifted shares: even a 0 comes out up to a step off."""
         return np.asarray(x + step * noise(np.shape(x), next(self._seeds)))
 
     def _noisy(self, x: Floats, step: Any, active: bool = True) -> Floats:
-        """Truncated: a 0 stays one."""
+        """Noise of truncation: a 0 stays 0."""
         return self._shifted(x, step * (x != 0)) if active else x
 
     def _nearest(self, x: Floats, frac: int) -> Floats:
@@ -118,7 +118,7 @@ class Rounded(Plain):
         bounds: NormRange = self._ranges.norms[name]
         unit_step = 2.0**-RESIDUAL_BITS / norm.stretch
         moved = x - x.mean(axis=-1, keepdims=True) if norm.center else x
-        live = np.abs(moved).max(axis=-1, keepdims=True) > 2.0**-40  # the floats of a constant row
+        live = np.abs(moved).max(axis=-1, keepdims=True) > 2.0**-40  # else float errors only
         moved = np.where(live, moved, 0.0)
         coarse = moved
         if norm.extra + bounds.drop:

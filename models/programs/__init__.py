@@ -1,1 +1,1 @@
-"""One family, one file: the model as a program over `Ops`, its parameters, plan and cost."""
+"""One file per family: the model as a program over `Ops`, its parameters, plan and cost."""

@@ -1,4 +1,4 @@
-"""Which file holds a family's program."""
+"""The program of each family."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from protocols.drivers.ops import Ops, Parameters, Tensor
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A family's program, what it shares, and how that is made of a checkpoint."""
+    """A family's program, its shared tensors, and how they are made from a checkpoint."""
 
     forward: Callable[..., Awaitable[Tensor]]
     parameters_of: Callable[..., dict[str, Parameter]]
@@ -41,18 +41,18 @@ _FAMILIES = {
 async def forward(
     ops: Ops, config: ModelConfig, parameters: Parameters, batch: Batch, cache: Cache
 ) -> Tensor:
-    """The result of a model for a batch, under whatever driver."""
+    """The result of a model for a batch, under any driver."""
     return await _FAMILIES[config.family].forward(ops, config, parameters, batch, cache)
 
 
 def parameters_of(config: ModelConfig) -> dict[str, Parameter]:
-    """Name -> kind and shape of everything that is shared, in upload order."""
+    """Name -> kind and shape of every shared tensor, in upload order."""
     return _FAMILIES[config.family].parameters_of(config)
 
 
 def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
     """The float matrices to be shared, (inputs, outputs), in the order of `parameters_of`, balanced
-    as `models.programs.rescaling` says.
+    as described in `models.programs.rescaling`.
     """
     config = checkpoint.config
     return rescaled(config, _FAMILIES[config.family].load_parameters(checkpoint))

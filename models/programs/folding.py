@@ -1,4 +1,4 @@
-"""Float matrices as they are shared: (inputs, outputs), a bias as their last row.
+"""Float matrices in the shared form: (inputs, outputs), with a bias as their last row.
 
 Exact foldings: the gain of a norm scales the rows of the matrix after it, its shift goes into that
 matrix's bias, and 1 / sqrt(head size) into the queries.
@@ -26,8 +26,8 @@ def dense(
 
     Args:
         names: without `.weight`.
-        gain, shift: of the norm before them, each (inputs,).
-        turned: stored as (outputs, inputs).
+        gain, shift: those of the norm before them, each (inputs,).
+        turned: whether they are stored as (outputs, inputs).
     """
     names = [names] if isinstance(names, str) else names
     known = set(checkpoint.names())
@@ -45,7 +45,7 @@ def dense(
 def folded(
     weight: Matrix, bias: Matrix | None, gain: Matrix | None = None, shift: Matrix | None = None
 ) -> Matrix:
-    """(inputs, outputs) with what is folded in, and its bias as one row more if it has one."""
+    """(inputs, outputs) with the foldings, and with its bias, if any, as one more row."""
     if shift is not None:
         moved = shift.astype(np.float64) @ weight
         bias = (moved if bias is None else moved + bias).astype(np.float32)

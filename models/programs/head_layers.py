@@ -1,7 +1,7 @@
-"""What stands above a model's last hidden states: the heads of all families, over `Ops`.
+"""The layers above a model's last hidden states: the heads of all families, over `Ops`.
 
-Every head is a dense layer or none, a norm or none, and a projection; the families differ in which
-and in the names of the weights.
+Every head is an optional dense layer, an optional norm, and a projection; the families differ in
+these and in the names of the weights.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from protocols.errors import ConfigError
 from protocols.functions.normalize import Norm
 
 UNIT_EPS = 1e-24
-"""Below the square of torch's least norm; a row of zeros stays one."""
+"""Below the square of torch's smallest norm; a row of zeros stays zero."""
 _LOGITS = ("causal-lm", "masked-lm")
 
 
@@ -81,7 +81,7 @@ def _masked_head(config: EncoderConfig) -> Head:
 
 
 def default_rows(config: ModelConfig) -> Rows:
-    """Rows that a head is meant for."""
+    """The rows that a head is meant for."""
     if config.head == "sequence-classification":
         return "first" if isinstance(config, EncoderConfig) else "last"
     return "all"
@@ -96,19 +96,19 @@ def check_rows(config: ModelConfig, rows: str) -> None:
         allowed = [default_rows(config)]
     if rows not in allowed:
         raise ConfigError(
-            f"rows {rows!r} do not go with head {config.head!r}: use one of {', '.join(allowed)}"
+            f"rows {rows!r} do not fit head {config.head!r}: use one of {', '.join(allowed)}"
         )
 
 
 def columns_of(config: ModelConfig) -> int:
-    """Numbers in a result row."""
+    """Number of columns of a result row."""
     if config.head == "none":
         return config.hidden_size
     return config.vocab_size if config.head in _LOGITS else config.num_labels
 
 
 def table_columns(config: ModelConfig) -> int:
-    """Columns of the shared embedding table: one more where it is a head with a bias."""
+    """Columns of the shared embedding table: one more where it is also a head with a bias."""
     tied_bias = config.head == "masked-lm" and config.tie_embeddings
     return config.hidden_size + tied_bias
 
@@ -116,7 +116,7 @@ def table_columns(config: ModelConfig) -> int:
 async def finish(
     ops: Ops, config: ModelConfig, parameters: Parameters, x: Tensor, batch: Batch
 ) -> Tensor:
-    """The head on the wanted rows of the last hidden states."""
+    """Apply the head to the wanted rows of the last hidden states."""
     head = head_of(config)
     if head is None:
         if batch.rows == "mean":

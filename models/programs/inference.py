@@ -1,4 +1,4 @@
-"""One step of an inference, as each side runs it: the computing parties, the client, and nobody.
+"""One step of an inference on each side: the computing parties, the client, and the cost tracer.
 
 The parties' part is the same function for all three and for the tracing lane that predicts its
 cost.
@@ -36,7 +36,7 @@ async def evaluate(
 
 
 async def ask(lane: Lane, config: ModelConfig, batch: Batch, ids: Sequence[int]) -> Floats:
-    """The client's part: share the ids of the batch's tokens, put the result together.
+    """The client's part: share the ids of the batch's tokens, and combine the shares of the result.
 
     Returns:
         (results, columns); with "argmax" the best column of each row, (results,).

@@ -1,12 +1,12 @@
 """How much memory a computing party needs for a request, from shapes alone.
 
     need = footprint(plan.config, Batch((700,), "last"), steps=64, dealer=False)
-    need.work       what it computes with, at its peak: activations, scores, logits, and the cache
-    need.waiting    what may have been dealt ahead and waits to be used (or to be sent)
+    need.work       bytes in use at the peak: activations, scores, logits, and the cache
+    need.waiting    bytes that may have been dealt ahead and wait to be used (or sent)
 
-The model's own program is run over `Ops` whose tensors are shapes. What an operation has in hand at
-its peak is so many bytes an entry, counted once (`bench/memory.py` counts again: predicted and
-counted stay within a quarter of each other).
+The model's own program is run over `Ops` whose tensors are shapes. The peak memory of an operation
+is a number of bytes per entry, measured once (`bench/memory.py` measures again: predicted and
+measured values stay within a quarter of each other).
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from protocols.functions.activations import ACTIVATIONS
 from protocols.functions.normalize import Norm
 
 SHARE = 16
-"""Bytes of an entry: two words."""
+"""Bytes per entry: two words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Bytes an entry at the peak of an operation, its result included, its inputs not."""
+    """Bytes per entry at the peak of an operation, including its result but not its inputs."""
 
     embed: int
     norm: int
@@ -58,17 +58,17 @@ _EVALUATOR = Rates(
     argmax=264, sign=136, pieces=402, centre=168, wave=16.5, gated=51,
 )  # fmt: skip
 _TRAFFIC_ATTEND = 310
-"""What a score takes at the dealer under the tree of least traffic."""
+"""Bytes per score at the dealer under the tree of least traffic."""
 _MASK = 9
-"""Bytes of a mask's entry: where it is set, and the columns to look at."""
+"""Bytes per entry of a mask: where it is set, and the columns to look at."""
 _DEALT = {"attend": 150, "argmax": 153, "norm": 69, "linear": 17, "embed": 26, "centre": 60}
 _DEALT_WAVE, _LARGEST_WAVE, _LARGEST = 10.25, 10.25, 42
-"""Bytes dealt an entry; and of the largest message among them."""
+"""Bytes dealt per entry; and those of the largest message among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes at one party; see the module's text."""
+    """Bytes at one party; see the module docstring."""
 
     work: int
     waiting: int
@@ -92,8 +92,8 @@ class _Sized:
 
 
 class Sizes:
-    """`Ops` on shapes. `peak`: the most that was in hand at once, the cache not included; `dealt`:
-    bytes that came from the dealer to both evaluators; `largest`: the largest message of these.
+    """`Ops` on shapes. `peak`: the most bytes in use at once, without the cache; `dealt`: bytes
+    that the dealer sent to both evaluators; `largest`: the largest of these messages.
     """
 
     def __init__(self, settings: Settings, *, dealer: bool) -> None:
@@ -111,7 +111,7 @@ class Sizes:
 
     async def embed(self, table: Any, count: int, columns: int) -> _Sized:
         rows, width = table.shape
-        look_up = rows + (1 << domain_bits(rows))  # the chosen rows, a byte each
+        look_up = rows + (1 << domain_bits(rows))  # the chosen rows, one byte each
         work = count * max(self._rates.embed * width, look_up + 100 * width)
         self._took(work=work, dealt=_DEALT["embed"] * count * width, largest=8 * count * width)
         self._residual = SHARE * count * columns
@@ -158,7 +158,7 @@ class Sizes:
         return result
 
     def _activation(self, name: str) -> tuple[float, float, float]:
-        """Bytes an entry, dealt, and of the largest message."""
+        """Bytes per entry, dealt bytes, and bytes of the largest message."""
         kind, function, rates = self._settings.approximation, ACTIVATIONS[name], self._rates
         centre = function.fast if kind == "fast" else function.tight
         if kind == "puma" and function.paper is not None:
@@ -192,7 +192,7 @@ class Sizes:
         share = -(-k.shape[0] // groups) * (heads // k.shape[0])
         pieces = _score_sizes(spans, share, most, groups)
         runs = [pieces[run] for run in waves([scores for scores, _ in pieces], most)]
-        if self._dealer:  # which does one after another
+        if self._dealer:  # which runs one piece after another
             runs = [[piece] for piece in pieces]
         rate = self._rates.attend
         if self._dealer and self._settings.tree == "traffic":
@@ -255,10 +255,10 @@ def footprint(
     dealer: bool,
     window: int = 256 << 20,
 ) -> Footprint:
-    """What the request of `steps` steps takes that begins with a batch.
+    """The memory of a request of `steps` steps that begins with a batch.
 
     Args:
-        dealer: at the dealer, or at an evaluator.
+        dealer: whether the party is the dealer, or an evaluator.
         window: bytes that may be dealt ahead, to each evaluator.
     """
     settings = settings or Settings()
@@ -276,7 +276,7 @@ def footprint(
         _evaluate(sizes, shallow, parameters, Batch((1,), "last"), cache)
     held = sum(each.bytes for each in (*cache.keys, *cache.values) if each is not None)
     layers = config.num_layers / shallow.num_layers
-    # Every layer deals as much: what is waiting is never more than all of it.
+    # Every layer deals the same amount, and no more can wait than is dealt in total.
     waiting = min(int(sizes.dealt * layers) // 2, window + sizes.largest)
     return Footprint(int(held * layers) + sizes.peak, 2 * sizes.largest if dealer else waiting)
 
@@ -295,7 +295,7 @@ def _evaluate(
 def _score_sizes(
     spans: Sequence[Span], share: int, most: int, groups: int
 ) -> list[tuple[int, int]]:
-    """Scores, and entries of the mask, of every piece that attention is cut into."""
+    """Scores and mask entries of every piece that attention is cut into."""
     return [
         (piece.size(share), piece.size(1))
         for span in spans
@@ -312,7 +312,7 @@ def _grown(tensor: Any, length: int) -> _Sized | None:
 
 
 def _shallow(config: ModelConfig) -> ModelConfig:
-    """Two layers of it, of which the first is like all but the last."""
+    """The model with two layers; the first stands for all layers except the last."""
     layers = min(2, config.num_layers)
     windows = getattr(config, "windows", None)
     some: dict[str, Any] = {"num_layers": layers}

@@ -1,4 +1,4 @@
-"""What the owner publishes about a model besides its architecture: exponents, never a weight."""
+"""The plan that the owner publishes besides a model's architecture: exponents, never a weight."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ Kind = Literal["table", "weight", "gain", "rows"]
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """A tensor to be shared: an embedding table, a matrix (inputs, outputs), a norm's gain, or
-    rows (or one) that are added to the residual stream.
+    one or more rows that are added to the residual stream.
     """
 
     kind: Kind
@@ -46,7 +46,7 @@ _ATTENTION_BOUNDS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the parties need to run a model, and all they learn about it."""
+    """Everything that the parties need to run a model, and everything they learn about it."""
 
     config: ModelConfig
     ranges: Ranges
@@ -64,7 +64,7 @@ class Plan:
         """Inverse of `to_public`, for data from a peer.
 
         Raises:
-            ModelError: anything missing, of a wrong type or out of bounds.
+            ModelError: something is missing, of a wrong type or out of bounds.
         """
         if not isinstance(data, Mapping) or data.keys() != {"config", "norms", "attention"}:
             raise ModelError("a model plan must have config, norms and attention")
@@ -80,13 +80,13 @@ class Plan:
         return cls(config, Ranges(norms, attention))
 
     def digest(self) -> str:
-        """What parties compare before they serve: SHA-256 of the canonical JSON, in hex."""
+        """SHA-256 of the canonical JSON, in hex; the parties compare it before they serve."""
         text = json.dumps(self.to_public(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Typical(Mapping[str, T]):
-    """The same exponents wherever they are asked for."""
+    """The same exponents for every place."""
 
     def __init__(self, item: T) -> None:
         self._item = item
@@ -102,7 +102,7 @@ class _Typical(Mapping[str, T]):
 
 
 def draft_plan(config: ModelConfig) -> Plan:
-    """A plan with typical exponents: good for shapes and costs, not for secret runs."""
+    """A plan with typical exponents: good for shapes and costs, not for secure runs."""
     norms: Mapping[str, NormRange] = _Typical(NormRange(drop=10, low=1, high=29, frac=18))
     attention: Mapping[str, AttentionRange] = _Typical(AttentionRange(11, 6, 12))
     return Plan(config, Ranges(norms, attention))
@@ -117,7 +117,7 @@ def _entries(
     entries = {}
     for name, item in data.items():
         if not isinstance(name, str) or len(name) > 64:
-            raise ModelError(f"plan: {str(name)[:40]!r} is no name of a place")
+            raise ModelError(f"plan: {str(name)[:40]!r} is not the name of a place")
         if not isinstance(item, Mapping) or item.keys() != names:
             raise ModelError(f"plan: {kind} {name} must have {', '.join(sorted(names))}")
         for key, (low, high) in bounds.items():

@@ -1,4 +1,4 @@
-"""What an inference will cost, and what a model will weigh, before anything runs."""
+"""The cost of an inference and the size of a shared model, before anything runs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Prediction:
     """Cost of one step: prefill of a prompt, or decoding one token.
 
     Attributes:
-        by_protocol: cost charged by each protocol; rounds are counted without their overlap.
+        by_protocol: cost charged by each protocol; rounds are counted as if none overlapped.
     """
 
     tokens: int
@@ -40,10 +40,10 @@ def predict(
     *,
     lane_of: Callable[[Link], Lane] = Lane,
 ) -> list[Prediction]:
-    """Cost of a batch (an integer: a prompt of so many tokens, of whose last the logits are wanted)
-    and of each of `decode` further steps.
+    """Cost of a batch (an integer means a prompt of that many tokens and the logits of its last
+    one) and of each of `decode` further steps.
 
-    An architecture without a plan is taken with typical ranges. `lane_of` makes each step's lane.
+    An architecture without a plan gets typical ranges. `lane_of` creates each step's lane.
     """
     plan = plan if isinstance(plan, Plan) else draft_plan(plan)
     first = batch if isinstance(batch, Batch) else Batch((batch,), "last")
@@ -65,8 +65,8 @@ def predict(
 
 
 def share_bytes(config: ModelConfig) -> int:
-    """Bytes of a model's shares in the memory of each computing party: a word an entry of a weight,
-    two of all else (a table's product wants one, its look-ups two halves).
+    """Bytes of a model's shares in the memory of each computing party: one word per entry of a
+    weight, two for everything else (a table's product needs one, its look-ups two halves).
     """
     return sum(
         WORD_BYTES * prod(parameter.shape) * (1 if parameter.kind == "weight" else 2)

@@ -1,4 +1,4 @@
-"""What one evaluation of a model is asked: which tokens, where, and which rows of the result."""
+"""The public shape of one evaluation: which tokens, where, and which rows of the result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +19,10 @@ hidden states (`unit`: scaled to length 1).
 
 @dataclass(frozen=True)
 class Batch:
-    """Public facts about an input: nothing in here depends on the tokens themselves.
+    """Public facts about an input: nothing here depends on the tokens themselves.
 
-    Sequences stand one after the other, without padding: a batch costs what its tokens cost, and no
-    sequence can change another's result.
+    Sequences follow each other without padding: a batch costs what its tokens cost, and no sequence
+    can change another's result.
 
     Attributes:
         lengths: tokens of each sequence.
@@ -42,7 +42,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Of all sequences together."""
+        """Number of tokens of all sequences together."""
         return sum(self.lengths)
 
     @property
@@ -65,7 +65,7 @@ class Batch:
 
 @dataclass
 class Cache:
-    """Keys and values of the tokens so far, a pair a layer: (key heads, tokens, size), shared."""
+    """Shared keys and values of the tokens so far, a pair per layer: (key heads, tokens, size)."""
 
     keys: list[Tensor | None] = field(default_factory=list)
     values: list[Tensor | None] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Cache:
         return cls([None] * layers, [None] * layers)
 
     def extend(self, ops: Ops, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the new tokens' keys and values of a layer; all of them."""
+        """Add the new tokens' keys and values of a layer; returns those of all tokens."""
         self.keys[layer] = ops.append(self.keys[layer], k)
         self.values[layer] = ops.append(self.values[layer], v)
         return self.keys[layer], self.values[layer]
@@ -94,10 +94,10 @@ def spans_of(
     """Attention of tokens to their own sequence.
 
     Args:
-        start: tokens of the (only) sequence that are in the cache already.
-        causal: to itself and those before it; else to all.
-        wanted: places of the tokens that ask (default: all).
-        window: a token sees no further back than so many tokens, itself included.
+        start: tokens of the (only) sequence that are already in the cache.
+        causal: a token attends to itself and those before it; otherwise to all.
+        wanted: places of the query tokens (default: all).
+        window: a token sees at most this many tokens back, itself included.
         slopes: see `Span`.
     """
     spans, row, first = [], 0, 0
@@ -106,7 +106,7 @@ def spans_of(
         if wanted is not None:
             asking = wanted[(wanted >= first) & (wanted < first + size)] - first
         own, seen = (start + asking)[:, None], np.arange(start + size)
-        # Compared as they are: their differences would be eight bytes an entry.
+        # Positions are compared directly: their differences would take eight bytes per entry.
         mask: Mask = seen <= own if causal else np.ones((len(own), len(seen)), dtype=np.bool_)
         if window is not None:
             mask &= seen > own - window
@@ -120,9 +120,9 @@ def rotation_of(turns: Callable[[int], Words], batch: Batch, start: int) -> Rota
     """Rotary angles of every token.
 
     Args:
-        turns: (head size / 2,) angles per position in 2^-64 of a turn, for a sequence of so many
-            tokens.
-        start: tokens of the (only) sequence that are in the cache already.
+        turns: number of tokens in the sequence -> (head size / 2,) angles per position, in 2^-64 of
+            a turn.
+        start: tokens of the (only) sequence that are already in the cache.
     """
     steps = [
         np.arange(start, start + size, dtype=np.uint64)[:, None] * turns(start + size)
@@ -133,5 +133,5 @@ def rotation_of(turns: Callable[[int], Words], batch: Batch, start: int) -> Rota
 
 
 def batch_of(sequences: Sequence[Sequence[int]], rows: Rows = "all") -> Batch:
-    """The batch of some token sequences."""
+    """The batch of the given token sequences."""
     return Batch(tuple(len(sequence) for sequence in sequences), rows)

@@ -1,4 +1,4 @@
-"""Digests of the public numbers that a plan uses beside those of every model."""
+"""Digests of the public numbers that a plan uses besides those common to all models."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -23,14 +23,14 @@ from protocols.functions.elementary import gained_spline, power_spline
 from protocols.functions.normalize import Norm
 
 _MOST_BIASES = 4096
-"""Positions whose biases go into the digest; the others are made of the same slopes."""
+"""Positions whose biases go into the digest; the others come from the same slopes."""
 
 
 def plan_digests(plan: Plan) -> dict[str, str]:
-    """Digests by what the numbers are for (see `protocols.drivers.public`).
+    """Digests by the name of the numbers (see `protocols.drivers.public`).
 
-    Rotary angles are stood for by those of one position and by the words at every power of two,
-    from which all others follow in whole numbers.
+    For rotary angles, one position and the words at every power of two are digested; all others
+    follow from these in integers.
 
     Raises:
         LocalProtocolError: the plan lacks a range.
@@ -62,7 +62,7 @@ def _rotary(plan: Plan) -> Iterator[Number]:
     assert isinstance(config, LlamaConfig | FalconConfig)
     last = config.max_positions
     steps = np.uint64(1) << np.arange(last.bit_length(), dtype=np.uint64)
-    for length in sorted({1, 1 + last // 2, last}):  # a kind of scaling depends on it
+    for length in sorted({1, 1 + last // 2, last}):  # one kind of scaling depends on it
         turns = config.turns(length)
         yield turns
         for part in cosines(steps[:, None] * turns):
@@ -75,7 +75,7 @@ def _biases(slopes: Slopes | None, positions: int) -> Iterator[Number]:
 
 
 class _Places:
-    """`Ops` that evaluates nothing, and notes the public numbers of every place."""
+    """`Ops` that evaluates nothing but records the public numbers of every place."""
 
     def __init__(self, ranges: Ranges) -> None:
         self._ranges = ranges

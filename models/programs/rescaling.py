@@ -1,15 +1,14 @@
-"""Powers of two moved between matrices that follow each other, which leave a model's function as it
-is.
+"""Move powers of two between consecutive matrices, without changing a model's function.
 
 Values times 1e-5 with an output matrix times 1e5 are the same model in floating point; in fixed
-point the values would have no digits left. Where one map feeds another without a bend between them,
-columns of the first (with their biases) are multiplied by a power of two and rows of the second
-divided by it, so that both are about as long. What is balanced within `SLACK` stays as it is: that
-is every ordinary checkpoint.
+point the values would have no digits left. Where one linear map feeds another directly, columns of
+the first (with their biases) are multiplied by a power of two and rows of the second divided by it,
+so that both have about the same length. Pairs balanced within `SLACK` are left alone: that is the
+case in every ordinary checkpoint.
 
 Pairs: the values of a key head and its rows of the output matrix; queries and keys of a key head;
 each neuron's `up` (not the gate) and its row of `down` in gated layers and, since they scale, ReLU
-layers. What is multiplied by nothing but zeros is made zero.
+layers. A side that only meets zeros on the other side is set to zero.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from models.programs.folding import Matrix
 from protocols.drivers.ops import Heads
 
 SLACK = 2.0**8
-"""Up to this ratio of lengths a pair stays as it is: at most 4 bits are lost on one side."""
+"""Up to this ratio of lengths a pair is left alone: at most 4 bits are lost on one side."""
 _MOST = 60  # a factor that float32 holds with room
 _FIRST = ("qkv", "gate_up", "up", "q_norm")
 
@@ -36,7 +35,8 @@ def rescaled(
     held: tuple[str, Matrix] | None = None
     for name, matrix in parameters:
         if held is not None:
-            second = _pair(config, *held, matrix)  # before either goes to who may copy it at once
+            # Before the caller gets either one, because it may copy it.
+            second = _pair(config, *held, matrix)
             yield held
             yield name, second
             held = None
@@ -49,10 +49,10 @@ def rescaled(
 
 
 def _pair(config: ModelConfig, name: str, first: Matrix, second: Matrix) -> Matrix:
-    """Balance two matrices in place; the second."""
+    """Balance two matrices in place; returns the second."""
     kind = name.rpartition(".")[2]
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        return second  # is refused where ranges are proven
+        return second  # refused later, when ranges are proven
     if kind == "q_norm":
         _move(first[:, None], second[:, None], first[:, None], second[:, None])
     elif kind == "qkv":
@@ -71,7 +71,7 @@ def _heads(config: ModelConfig, qkv: Matrix, output: Matrix) -> None:
         queries = slice(head * share * size, (head + 1) * share * size)
         key = slice((heads.query + head) * size, (heads.query + head + 1) * size)
         value = slice(turned + head * size, turned + (head + 1) * size)
-        if not getattr(config, "qk_norm", False):  # where their own lengths are divided out
+        if not getattr(config, "qk_norm", False):  # such a norm divides the lengths out
             _move(qkv[:, queries], qkv[:, key], qkv[:, queries].T, qkv[:, key].T)
         _move(qkv[:, value], output[queries], qkv[:, value].T, output[queries])
 
@@ -110,7 +110,7 @@ def _lengths(rows: Matrix) -> Vector:
 
 
 def _power(into: Vector, out: Vector) -> Vector:
-    """Whole powers of two by which the first are to grow and the second to shrink; 0 where they are
+    """Exponents of two by which the first must grow and the second shrink; 0 where they are
     balanced or one is 0.
     """
     live = (into > 0) & (out > 0)

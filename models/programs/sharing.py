@@ -27,7 +27,7 @@ _SEEDS: Mapping[Role, tuple[int, ...]] = {
 }
 
 TABLE_LIMIT = 2.0 ** (LOOKUP_BITS - 2 - RESIDUAL_BITS)
-"""What the entries of an embedding table must stay below."""
+"""Limit on the size of an embedding table's entries."""
 _FRACTIONS: dict[Kind, int] = {
     "table": RESIDUAL_BITS,
     "weight": WEIGHT_BITS,
@@ -37,7 +37,7 @@ _FRACTIONS: dict[Kind, int] = {
 
 
 def seeds_of(role: Role) -> tuple[int, ...]:
-    """Which of an upload's two seeds a party knows."""
+    """The numbers of an upload's two seeds that a party knows."""
     return _SEEDS[role]
 
 
@@ -69,14 +69,14 @@ def _check_table(table: Floats) -> None:
     largest = float(np.abs(table).max(initial=0.0))
     if not largest < TABLE_LIMIT:
         raise RangeError(
-            f"entries reach {largest:.3g}, a look-up carries them below {TABLE_LIMIT:g}"
+            f"entries reach {largest:.3g}, but a look-up only handles them below {TABLE_LIMIT:g}"
         )
 
 
 def hold_parameter(
     role: Role, number: int, parameter: Parameter, m: Words | None, seeds: Mapping[int, bytes]
 ) -> Any:
-    """What a party keeps of a tensor: a `Table`, a `Weight` or a `SecretTensor`.
+    """The form in which a party keeps a tensor: a `Table`, a `Weight` or a `SecretTensor`.
 
     Args:
         m: the masked tensor, at an evaluator.

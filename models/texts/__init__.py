@@ -1,1 +1,1 @@
-"""What a model's head does with texts: the tasks of transformers' pipelines, without a runtime."""
+"""Tasks on texts, as in transformers' pipelines: inputs and outputs only, without a runtime."""

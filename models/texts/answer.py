@@ -1,4 +1,4 @@
-"""question-answering: the part of a context that answers a question."""
+"""question-answering: find the part of a context that answers a question."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Answer(TextTask):
     ) -> Job:
         """
         Args:
-            inputs: {"question": ..., "context": ...} or a list of them, in place of the two below.
-            question, context: a text each, a list each, or a list of questions on one context.
-            top_k: how many answers to tell.
+            inputs: {"question": ..., "context": ...} or a list of them, instead of the two below.
+            question, context: one text each, one list each, or a list of questions on one context.
+            top_k: number of answers to return.
             max_answer_len: longest answer, in tokens.
             max_seq_len: longest window, in tokens, question included; default: 384, or what the
                 model can take.
             doc_stride: tokens that neighbouring windows share; default: 128, or half a window.
-            handle_impossible_answer: an empty answer is one, too.
+            handle_impossible_answer: an empty answer is allowed.
             align_to_words: answers are whole words.
         """
         items, single = _questions(inputs, question, context)
@@ -57,7 +57,7 @@ class Answer(TextTask):
         for asked, text in items:
             whole = self.tokenizer.encode_text(asked, text)
             if not whole.places(1):
-                raise ConfigError("a context is empty: give the text that holds the answer")
+                raise ConfigError("a context is empty: give the text that contains the answer")
             windows.append(whole.windows(limit, overlap))
 
         def finish(results: Sequence[Floats]) -> Any:
@@ -81,7 +81,7 @@ class Answer(TextTask):
         return Job([part for parts in windows for part in parts], "all", finish)
 
     def _windows(self, limit: int | None, overlap: int | None) -> tuple[int, int]:
-        """Tokens of a window, and how many of them two share."""
+        """Tokens of a window, and the number that neighbouring windows share."""
         if limit is None:
             limit = min(self.max_length, 384)
         check_count("max_seq_len", limit)
@@ -93,8 +93,8 @@ class Answer(TextTask):
         return limit, overlap
 
     def _probabilities(self, window: Encoding, logits: Floats) -> tuple[Floats, Floats]:
-        """Of the answer's first and last token, (tokens,) each, among the context's tokens and the
-        model's first one, which stands for no answer.
+        """Probabilities of the answer's first and last token, (tokens,) each, over the context's
+        tokens and the first token of all, which stands for no answer.
         """
         allowed = np.array([number == 1 for number in window.texts])
         first = self.tokenizer.special_id("cls_token")
@@ -104,7 +104,7 @@ class Answer(TextTask):
 
 
 def _questions(inputs: Any, question: Any, context: Any) -> tuple[list[tuple[str, str]], bool]:
-    """Pairs of question and context, and whether there was one that was not in a list."""
+    """Pairs of question and context, and whether the input was a single pair, not a list."""
     if inputs is None:
         inputs = _paired(question, context)
     single = isinstance(inputs, Mapping)
@@ -115,7 +115,7 @@ def _questions(inputs: Any, question: Any, context: Any) -> tuple[list[tuple[str
 
 
 def _paired(question: Any, context: Any) -> Any:
-    """What was given as two keywords, as it would have been given as inputs."""
+    """The two keywords in the form of `inputs`."""
     if isinstance(question, str) or question is None:
         return {"question": question, "context": context}
     contexts = [context] * len(question) if isinstance(context, str) else context or []
@@ -144,7 +144,7 @@ def _best_spans(
 ) -> list[tuple[int, int, float]]:
     """First and last character and score of the best spans of the context in a window."""
     scores = np.tril(np.triu(np.outer(starts, ends)), longest - 1)
-    # Several spans of tokens may be the same words.
+    # Several token spans may cover the same words.
     wanted = 2 * top_k + 10 if align else top_k
     best = np.argsort(-scores, axis=None, kind="stable")[:wanted]
     found = []
@@ -160,7 +160,7 @@ def _best_spans(
 
 
 def _merge(answers: Answers, text: str, spans: Sequence[tuple[int, int, float]]) -> None:
-    """Add answers to those known; the same words again add to their score."""
+    """Add answers to those found so far; repeated words add to their score."""
     for begin, end, score in spans:
         answer = text[begin:end]
         for known in answers:

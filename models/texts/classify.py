@@ -1,4 +1,4 @@
-"""text-classification: a label for a text, or for a pair of texts."""
+"""text-classification: label a text, or a pair of texts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from protocols.errors import ConfigError
 
 _FUNCTIONS = ("softmax", "sigmoid", "none")
 _BEST = object()
-"""What `top_k` is when it was not given: one label, and not in a list."""
+"""Value of `top_k` when it is not given: one label, not in a list."""
 
 
 class Classify(TextTask):
@@ -33,10 +33,11 @@ class Classify(TextTask):
         """
         Args:
             inputs: a text, a pair {"text": ..., "text_pair": ...}, or a list of them.
-            top_k: how many labels to tell, best first; None for all. Without it the best one.
-            function_to_apply: "softmax", "sigmoid" or "none"; by default what the kind of problem
-                asks for: nothing for a regression, a sigmoid for several labels at once or one
-                label, else softmax.
+            top_k: number of labels to return, best first; None for all. Without it only the best
+                one.
+            function_to_apply: "softmax", "sigmoid" or "none"; by default it depends on the problem:
+                none for a regression, a sigmoid for several labels at once or a single label,
+                otherwise softmax.
             truncation, max_length: see `encode`.
         """
         items, single = many(inputs)

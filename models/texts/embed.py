@@ -22,7 +22,7 @@ class Features(TextTask):
         """
         Args:
             inputs: a text or a list of texts.
-            return_tensors: arrays (1, tokens, hidden size) in place of nested lists.
+            return_tensors: arrays (1, tokens, hidden size) instead of nested lists.
         """
         items, single = many(inputs)
 
@@ -34,8 +34,8 @@ class Features(TextTask):
 
 
 class Sentences(TextTask):
-    """One vector a text. The mean over the tokens is taken, and scaled, on shares: the client
-    learns the vector alone.
+    """One vector per text. The mean over the tokens is computed and scaled on shares: the client
+    learns only the vector.
     """
 
     name: ClassVar[str] = "sentence-embedding"
@@ -58,8 +58,8 @@ class Sentences(TextTask):
         """
         Args:
             inputs: a text or a list of texts.
-            normalize: scale vectors to length 1; default: as the model was made.
-            truncation: cut texts that are too long; default: if the model names its own limit.
+            normalize: scale vectors to length 1; default: the model's own setting.
+            truncation: cut texts that are too long; default: only if the model names its own limit.
 
         The result is an array (hidden size,), or (texts, hidden size) for a list.
         """

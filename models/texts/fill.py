@@ -1,4 +1,4 @@
-"""fill-mask: which tokens would stand where the mask is."""
+"""fill-mask: predict the tokens in place of a mask."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ class FillMask(TextTask):
 
     @property
     def mask_id(self) -> int:
-        """Id of the mask. Raises ModelError: the tokenizer names none."""
+        """Id of the mask token. Raises ModelError if the tokenizer names none."""
         found = self.tokenizer.special_id("mask_token")
         if found is None:
             raise ModelError(
@@ -40,8 +40,8 @@ class FillMask(TextTask):
         """
         Args:
             inputs: a text with one mask or more, or a list of texts.
-            top_k: how many tokens to tell for each mask.
-            targets: tokens to choose among; default: all. Scores stay those among all tokens.
+            top_k: number of tokens to return for each mask.
+            targets: tokens to choose from; default: all. Scores remain those over all tokens.
         """
         items, single = many(inputs)
         check_count("top_k", top_k)
@@ -50,7 +50,9 @@ class FillMask(TextTask):
         for encoding in encodings:
             if self.mask_id not in encoding.ids:
                 mask = self.tokenizer.special_token("mask_token")
-                raise ConfigError(f"a text holds no mask: write {mask} where a token is to be told")
+                raise ConfigError(
+                    f"a text has no mask: write {mask} where a token is to be predicted"
+                )
 
         def finish(results: Sequence[Floats]) -> Any:
             answers = [
@@ -89,12 +91,12 @@ class FillMask(TextTask):
             "score": score,
             "token": token,
             "token_str": self.tokenizer.decode([token], special_tokens=True),
-            # The other masks are to be seen.
+            # The other masks must stay visible.
             "sequence": self.tokenizer.decode(shown, special_tokens=masks > 1),
         }
 
     def _target_ids(self, targets: str | Sequence[str]) -> list[int]:
-        """One token for each target, by its spelling in the vocabulary or as the text has it."""
+        """One token per target, by its spelling in the vocabulary or as plain text."""
         words = check_words("targets", targets)
         if not words:
             raise ConfigError("targets is empty: name at least one token, or leave it out")

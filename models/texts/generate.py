@@ -1,4 +1,4 @@
-"""text-generation: prompts and chats in, the text that was asked for out."""
+"""text-generation: continue prompts and chats."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from protocols.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Prompt:
-    """What to continue: a text, or a chat that waits for the assistant's answer."""
+    """The input to continue: a text, or a chat that waits for the assistant's answer."""
 
     content: str | list[Message]
 
     def ids(self, tokenizer: Tokenizer) -> list[int]:
-        """Its tokens. A text is taken as it is; a chat passes the chat template."""
+        """Its token ids. A text is used unchanged; a chat goes through the chat template."""
         if isinstance(self.content, str):
             return tokenizer.encode(self.content)
         return tokenizer.chat(self.content)
@@ -33,7 +33,7 @@ class Prompt:
 
 
 def read_prompts(inputs: Any) -> tuple[list[Prompt], bool]:
-    """The prompts, and whether there was one that was not in a list.
+    """The prompts, and whether the input was a single prompt, not a list.
 
     inputs: a text, a list of texts, a chat (a list of messages with "role" and "content"), or a
     list of chats. Raises ConfigError.
@@ -61,6 +61,6 @@ def _prompt(item: Any) -> Prompt:
             raise ConfigError('the "role" and the "content" of a chat\'s message must be strings')
     if item[-1]["role"] == "assistant":
         raise ConfigError(
-            "the chat ends with the assistant's message: leave that out, it is what is generated"
+            "the chat ends with the assistant's message: leave it out, the model generates it"
         )
     return Prompt(list(item))

@@ -1,4 +1,4 @@
-"""Options of the tasks on texts, typed so that mypy follows them from a call to its task."""
+"""Options of the tasks on texts, typed so that mypy checks them from the call to the task."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict, cast
@@ -7,8 +7,8 @@ from models.tokens.sampling import SamplingOptions
 
 
 class TaskOptions(TypedDict, total=False):
-    """Options of all tasks together; which of them a task has, its `job` says. A call with one
-    that its task does not have is refused when it is made.
+    """Options of all tasks together; a task's `job` says which ones it takes. A call with an option
+    that its task does not take is refused immediately.
     """
 
     # text-generation: see `SamplingConfig`
@@ -21,7 +21,7 @@ class TaskOptions(TypedDict, total=False):
     do_sample: bool | None
     return_full_text: bool
 
-    # of several tasks
+    # shared by several tasks
     top_k: int | None
     truncation: bool | None
     max_length: int | None
@@ -49,18 +49,18 @@ class TaskOptions(TypedDict, total=False):
     return_tensors: bool
     normalize: bool | None
 
-    # Of transformers' pipelines, without effect here.
+    # Options of transformers' pipelines without effect here.
     batch_size: int
     num_workers: int
     padding: bool | str
 
 
 def chosen_options(options: Mapping[str, object], *, without: frozenset[str]) -> TaskOptions:
-    """The options but for some. Who takes them checks them."""
+    """The options without some of them; the task checks the values."""
     return cast(TaskOptions, {name: each for name, each in options.items() if name not in without})
 
 
 def sampling_options(options: TaskOptions) -> SamplingOptions:
-    """Those of text-generation that are fields of a `SamplingConfig`."""
+    """The text-generation options that are fields of a `SamplingConfig`."""
     known = SamplingOptions.__annotations__
     return cast(SamplingOptions, {name: each for name, each in options.items() if name in known})

@@ -1,4 +1,4 @@
-"""How a folder of sentence-transformers makes one vector of a text's hidden states."""
+"""How a sentence-transformers model turns a text's hidden states into one vector."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _MODES = {
 
 @dataclass(frozen=True, slots=True)
 class SentenceSettings:
-    """What comes after the last hidden states, and what before the tokens.
+    """Settings for the text before tokenization and for the last hidden states.
 
     Attributes:
         pooling: the mean over a text's tokens, or its first one.
         normalize: whether vectors are scaled to length 1.
-        max_length: longer texts are cut to so many tokens; None: they are refused.
-        lower: whether texts are put into lower case first.
+        max_length: longer texts are cut to this many tokens; None: they are refused.
+        lower: whether texts are lower-cased first.
         prompt: text in front of every input.
-        folder: of the model itself; "" for the one that was asked about.
+        folder: folder of the model itself; "" for the given one.
     """
 
     pooling: Literal["mean", "first"] = "mean"
@@ -44,11 +44,11 @@ class SentenceSettings:
 
 
 def sentence_settings(path: Path) -> SentenceSettings:
-    """The settings of the folder of a model, or of a file in it; the default (a mean of length 1)
-    without a `modules.json`.
+    """The settings of a model's folder, or of a file in it; without a `modules.json` the default, a
+    mean of length 1.
 
     Raises:
-        ModelError: a part, or a way of pooling, that is not supported.
+        ModelError: a part or a kind of pooling that is not supported.
     """
     folder = path if path.is_dir() else path.parent
     if not (folder / MODULES).is_file():
@@ -63,11 +63,11 @@ def sentence_settings(path: Path) -> SentenceSettings:
             normalize = True
         else:
             raise ModelError(
-                f"{folder / MODULES}: part {number}, {kind}, is not supported; a model is a "
-                "Transformer, a Pooling and possibly a Normalize"
+                f"{folder / MODULES}: part {number}, {kind}, is not supported; supported are a "
+                "Transformer, a Pooling and an optional Normalize"
             )
     if not pooling:
-        raise ModelError(f"{folder / MODULES}: names no Pooling; download the model again")
+        raise ModelError(f"{folder / MODULES}: has no Pooling; download the model again")
     prompt = _default_prompt(folder / "config_sentence_transformers.json")
     mode = _pooling(folder / pooling / "config.json", bool(prompt))
     limit, lower = _limits(folder / transformer / "sentence_bert_config.json")
@@ -75,14 +75,14 @@ def sentence_settings(path: Path) -> SentenceSettings:
 
 
 def _modules(file: Path) -> list[tuple[str, str]]:
-    """Class and folder of every part, in their order."""
+    """Class and folder of every part, in order."""
     try:
         entries = json.loads(file.read_bytes())
         found = [(str(e["type"]).rpartition(".")[2], str(e.get("path", ""))) for e in entries]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: cannot be read as a list of modules ({error})") from None
     for _, place in found:
-        # A description from the hub must not lead out of its folder.
+        # A description from the hub must not point outside its folder.
         if Path(place).name != place:
             raise ModelError(f"{file}: {place[:80]!r} is not the name of a folder beside it")
     return found
@@ -105,11 +105,11 @@ def _pooling(file: Path, prompted: bool) -> Literal["mean", "first"]:
 
 
 def _limits(file: Path) -> tuple[int | None, bool]:
-    """Longest input, and whether it is put into lower case."""
+    """Longest input, and whether it is lower-cased."""
     config: Mapping[str, Any] = read_json(file) if file.is_file() else {}
     limit = config.get("max_seq_length")
     if limit is not None and (type(limit) is not int or limit < 1):
-        raise ModelError(f"{file}: max_seq_length: {str(limit)[:40]} is no number of tokens")
+        raise ModelError(f"{file}: max_seq_length: {str(limit)[:40]} is not a number of tokens")
     return limit, bool(config.get("do_lower_case", False))
 
 
@@ -120,5 +120,7 @@ def _default_prompt(file: Path) -> str:
         return ""
     prompt = prompts.get(name) if isinstance(prompts, Mapping) else None
     if not isinstance(prompt, str):
-        raise ModelError(f"{file}: default_prompt_name {str(name)[:40]!r} is none of the prompts")
+        raise ModelError(
+            f"{file}: default_prompt_name {str(name)[:40]!r} is not one of the prompts"
+        )
     return prompt

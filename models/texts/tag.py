@@ -1,4 +1,4 @@
-"""token-classification: a label for every token, or the entities that they make up."""
+"""token-classification: label every token, or find the entities that tokens form."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Tag(TextTask):
         """
         Args:
             inputs: a text or a list of texts.
-            aggregation_strategy: "none": every token; "simple": neighbours with the same label
-                (B- and I- in front are understood); "first", "average", "max": the same of whole
-                words, which take the label of their first token, of the mean of their scores, or of
-                their surest token.
-            ignore_labels: what is not told.
+            aggregation_strategy: "none": every token; "simple": neighbours with the same label (B-
+                and I- prefixes are understood); "first", "average", "max": the same with whole
+                words, labelled by their first token, by the mean of their scores, or by their most
+                certain token.
+            ignore_labels: labels that are left out.
         """
         items, single = many(inputs)
         check_choice("aggregation_strategy", aggregation_strategy, STRATEGIES)
@@ -111,7 +111,7 @@ class Tag(TextTask):
         return self._labelled(scores, self._joined(pieces))
 
     def _groups(self, entities: list[Piece]) -> list[Piece]:
-        """Neighbours with the same label as one; a B- in front begins anew."""
+        """Join neighbours with the same label; a B- prefix starts a new entity."""
         groups: list[list[Piece]] = []
         for entity in entities:
             begins, tag = _tag(entity["entity"])
@@ -137,7 +137,7 @@ class Tag(TextTask):
 
 
 def _tag(label: str) -> tuple[bool, str]:
-    """Whether a label begins an entity, and which it is of."""
+    """Whether a label begins an entity, and the entity's kind."""
     if label.startswith(("B-", "I-")):
         return label[0] == "B", label[2:]
     return False, label

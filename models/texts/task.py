@@ -1,4 +1,4 @@
-"""What the tasks have in common: which head they need, token sequences in, results out."""
+"""The common part of the tasks: the head they need, token sequences in, results out."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ TASK_HEADS: Mapping[str, str] = {
     "feature-extraction": "none",
     "sentence-embedding": "none",
 }
-"""Task -> the head that it needs."""
+"""The head that each task needs."""
 _SYNONYMS = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 _HEADLESS = tuple(task for task, head in TASK_HEADS.items() if head == "none")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Job:
-    """Token sequences to be evaluated, and what to make of the results.
+    """Token sequences to be evaluated, and how to finish the results.
 
     Attributes:
-        rows: which results are wanted of each sequence.
-        finish: takes an array (rows, columns) a sequence, in their order.
+        rows: which results are wanted for each sequence.
+        finish: takes one array (rows, columns) per sequence, in order.
     """
 
     encodings: Sequence[Encoding]
@@ -51,14 +51,14 @@ class TextTask:
     """A task over the outputs of one head.
 
     Args:
-        config: of the model; its head must be the one that the task needs.
+        config: the model's configuration; its head must be the one that the task needs.
         tokenizer: the model's own.
     """
 
     name: ClassVar[str]
     job: Callable[..., Job]
-    """The work for inputs. Every task has options of its own, as keywords: some of `TaskOptions`.
-    Raises ConfigError for unusable inputs or values.
+    """Prepare the job for some inputs. Every task takes its own options as keywords: some of
+    `TaskOptions`. Raises ConfigError for unusable inputs or values.
     """
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -67,8 +67,8 @@ class TextTask:
         self.max_length = min(config.max_positions, tokenizer.max_length or config.max_positions)
 
     def wraps(self, inputs: Any, options: Mapping[str, Any]) -> bool:
-        """Whether the result of a call with these options is put into a list, as transformers does
-        with the labels of one text.
+        """Whether the result of a call with these options is wrapped in a list, as transformers
+        does with the labels of one text.
         """
         return False
 
@@ -83,11 +83,11 @@ class TextTask:
         """The tokens of a text or a pair.
 
         Args:
-            truncation: cut the end off a text that is too long, instead of refusing it.
-            max_length: how many tokens are too long; default: more than the model can take.
+            truncation: cut a text that is too long at its end, instead of refusing it.
+            max_length: the largest number of tokens; default: as many as the model can take.
 
         Raises:
-            ConfigError: no text, or one that is too long.
+            ConfigError: there is no text, or it is too long.
         """
         if not isinstance(text, str) or not isinstance(pair, str | None):
             odd = text if not isinstance(text, str) else pair
@@ -111,7 +111,7 @@ class TextTask:
 
 
 def canonical_task(task: str) -> str:
-    """The name of a task, which has synonyms. Raises ConfigError."""
+    """The name of a task with synonyms resolved. Raises ConfigError."""
     name = _SYNONYMS.get(task, task) if isinstance(task, str) else ""
     if name not in TASK_HEADS:
         known = ", ".join((*TASK_HEADS, *_SYNONYMS))
@@ -120,7 +120,7 @@ def canonical_task(task: str) -> str:
 
 
 def check_head(task: str, head: str, where: str = "this model") -> None:
-    """Raises ModelError: a running model with that head cannot do the task."""
+    """Raise ModelError if a running model with that head cannot do the task."""
     if TASK_HEADS[task] != head:
         able = [name for name, needed in TASK_HEADS.items() if needed == head]
         raise _unable(task, head, where, able)
@@ -130,7 +130,7 @@ def check_checkpoint(task: str, path: Path, head: str | None = None) -> str:
     """The head to open a checkpoint with for a task; only its configuration is read.
 
     head: overrides the one that the checkpoint names. Raises ModelError when it is not the one that
-    the task needs. A checkpoint with any head can be opened without it.
+    the task needs. A checkpoint with any head can also be opened without its head.
     """
     return _head_for(task, head, partial(load_config, path), str(path))
 
@@ -150,20 +150,20 @@ def _head_for(task: str, head: str | None, config: Callable[..., ModelConfig], w
 
 
 def tasks_of_checkpoint(head: str) -> list[str]:
-    """What can be done with a checkpoint of that head, and with it opened without the head."""
+    """Tasks for a checkpoint with that head, with the head or without it."""
     own = [name for name, needed in TASK_HEADS.items() if needed == head != "none"]
     return [*own, *_HEADLESS]
 
 
 def _unable(task: str, head: str, where: str, able: Sequence[str]) -> ModelError:
     return ModelError(
-        f"{where}: {task} needs a model with head {TASK_HEADS[task]!r}, and this one has "
+        f"{where}: {task} needs a model with head {TASK_HEADS[task]!r}, but this one has "
         f"{head!r}: it can do {', '.join(able)}"
     )
 
 
 def many(inputs: Any) -> tuple[list[Any], bool]:
-    """The inputs as a list, and whether there was only one, not in a list. Raises ConfigError."""
+    """The inputs as a list, and whether there was a single one, not a list. Raises ConfigError."""
     if isinstance(inputs, str | Mapping):
         return [inputs], True
     if not isinstance(inputs, Sequence) or not inputs:
@@ -172,20 +172,20 @@ def many(inputs: Any) -> tuple[list[Any], bool]:
 
 
 def softmax(logits: Floats) -> Floats:
-    """Over the last axis."""
+    """Softmax over the last axis."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
     return shares
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raises ConfigError unless the value is a whole number, and not below `least`."""
+    """Raise ConfigError unless the value is a whole number, at least `least`."""
     if type(value) is not int or value < least:
         raise ConfigError(f"{name}={str(value)[:40]}: give a whole number, at least {least}")
 
 
 def check_words(name: str, value: object) -> list[str]:
-    """A string, or strings in an order, as a list. Raises ConfigError for anything else."""
+    """A string or a sequence of strings as a list. Raises ConfigError for anything else."""
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list | tuple) or not all(isinstance(word, str) for word in found):
         raise ConfigError(f"{name}={str(value)[:40]!r}: give a string or a list of strings")
@@ -193,6 +193,6 @@ def check_words(name: str, value: object) -> list[str]:
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raises ConfigError unless the value is one of the choices."""
+    """Raise ConfigError unless the value is one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{name}={str(value)[:40]!r}: use one of {', '.join(choices)}")

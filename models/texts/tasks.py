@@ -1,4 +1,4 @@
-"""Which class does which task."""
+"""The class for each task."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def text_task(
     tokenizer: Tokenizer,
     sentences: SentenceSettings | None = None,
 ) -> TextTask:
-    """The task of a canonical name; text-generation, which is a dialogue with the model, is none.
+    """The task with a canonical name; text-generation, a dialogue with the model, is not one.
 
-    sentences: how sentence-embedding makes vectors. Raises ModelError when the model has another
-    head than the task needs.
+    sentences: how sentence-embedding makes vectors. Raises ModelError when the model does not have
+        the head that the task needs.
     """
     check_head(name, config.head)
     if name == Sentences.name:

@@ -1,1 +1,1 @@
-"""Between text and token ids: tokenizers, chat templates, the choice of the next token."""
+"""Text and token ids: tokenizers, chat templates, the choice of the next token."""

@@ -1,7 +1,7 @@
 """Chat templates as transformers renders them, in Jinja's sandbox.
 
-A template comes with the checkpoint, so it is foreign code: it runs without access to attributes
-of Python objects and cannot change what it is given.
+A template comes with the checkpoint, so it is untrusted code: it runs without access to attributes
+of Python objects and cannot change its arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from protocols.errors import ModelError
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks text for training; here its contents are rendered as they are."""
+    """`{% generation %}` marks text for training; here its contents are rendered unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 - the type that Jinja declares
 
@@ -32,7 +32,7 @@ class _Generation(Extension):
 def render_chat(
     template: str, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, str]
 ) -> str:
-    """The text of a chat, up to where the model's answer begins.
+    """The text of a chat, up to the start of the model's answer.
 
     special_tokens: `bos_token`, `eos_token` and so on, as variables for the template. Raises
     ModelError when the template is faulty or rejects the messages.
@@ -51,7 +51,7 @@ def render_chat(
             add_generation_prompt=True,
             **special_tokens,
         )
-    # A template may also fail as any Python expression does, e.g. with a TypeError.
+    # A template may also fail like any Python expression, e.g. with a TypeError.
     except (
         TemplateError,
         TypeError,

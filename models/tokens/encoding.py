@@ -1,4 +1,4 @@
-"""Tokens of one text, or of a pair of texts, and where in the text each of them stands."""
+"""Tokens of a text, or of a pair of texts, and their places in the text."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Encoding:
-    """One entry a token in every field. Never padded. It has no repr: tokens are secret.
+    """Every field has one entry per token. Never padded. It has no repr: tokens are secret.
 
     Attributes:
         ids: token ids.
         types: token types as the tokenizer gives them.
-        offsets: first character and the one behind the last, in the text that `texts` names.
-        special: whether the tokenizer added the token, as it does with a begin token.
+        offsets: first character and the one after the last, in the text that `texts` names.
+        special: whether the tokenizer added the token, such as a begin token.
         words: number of the word in its text, or None.
-        texts: 0 for the first text, 1 for the second, None for tokens that were added.
+        texts: 0 for the first text, 1 for the second, None for added tokens.
     """
 
     ids: tuple[int, ...]
@@ -36,7 +36,7 @@ class Encoding:
 
     @classmethod
     def of(cls, encoded: tokenizers.Encoding) -> Encoding:
-        """From the library's own."""
+        """From the library's `Encoding`."""
         return cls(
             tuple(encoded.ids),
             tuple(encoded.type_ids),
@@ -50,11 +50,11 @@ class Encoding:
         return len(self.ids)
 
     def places(self, text: int) -> list[int]:
-        """Where the tokens of a text are."""
+        """The places of a text's tokens."""
         return [place for place, number in enumerate(self.texts) if number == text]
 
     def word_span(self, place: int) -> tuple[int, int]:
-        """Characters of the whole word that a token belongs to; its own where it has no word."""
+        """Characters of the whole word that a token belongs to; its own if it has no word."""
         word, text = self.words[place], self.texts[place]
         if word is None or text is None:
             return self.offsets[place]
@@ -66,7 +66,7 @@ class Encoding:
         return min(span[0] for span in spans), max(span[1] for span in spans)
 
     def shortened(self, limit: int) -> Encoding:
-        """At most `limit` tokens: the ends of the texts are cut off, that of the longer one first.
+        """At most `limit` tokens: the texts are cut at their ends, the longer one first.
 
         Raises:
             ConfigError: the limit leaves no room for text.
@@ -81,12 +81,14 @@ class Encoding:
         return self._without({*first[sizes[0] :], *second[sizes[1] :]})
 
     def windows(self, limit: int, overlap: int, text: int = 1) -> list[Encoding]:
-        """Encodings of at most `limit` tokens that walk over one text; the rest is in all of them.
+        """Encodings of at most `limit` tokens that slide over one text; all contain the other
+        tokens.
 
-        overlap: tokens of the text that a window shares with the one before.
+        overlap: tokens of the text that a window shares with the previous one.
 
         Raises:
-            ConfigError: what is in every window leaves no more than `overlap` tokens.
+            ConfigError: the tokens common to all windows leave room for no more than `overlap`
+            tokens.
         """
         places = self.places(text)
         size = limit - (len(self) - len(places))
@@ -121,13 +123,13 @@ class Encoding:
 
 
 def check_length(encoding: Encoding | Sequence[int], limit: int, *, remedy: str) -> None:
-    """Raises ConfigError: more tokens than the model has positions."""
+    """Raise ConfigError if there are more tokens than `limit`."""
     if len(encoding) > limit:
         raise ConfigError(f"{len(encoding)} tokens do not fit the limit of {limit}: {remedy}")
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Tokens that are kept of two texts, as the tokenizers library shares out the room."""
+    """Tokens kept of two texts, divided as in the tokenizers library."""
     short, long = sorted((first, second))
     long = max(short, room - short) if short <= room else short
     if short + long > room:

@@ -121,7 +121,7 @@ def merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> lis
     """BPE merges, best first, of a SentencePiece vocabulary that stores only scores.
 
     SentencePiece joins the adjacent pair whose union has the highest score, so each way to split a
-    token in two known ones is a merge with the token's rank.
+    token into two known ones is a merge with the token's rank.
     """
     ranked = []
     for token, index in vocab.items():
@@ -129,13 +129,13 @@ def merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> lis
             left, right = token[:cut], token[cut:]
             if left in vocab and right in vocab:
                 ranked.append((scores[index], left, right))
-    # The longer left part first, as transformers' conversion has it; stable otherwise.
+    # The longer left part first, as in transformers' conversion; stable otherwise.
     ranked.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)
     return [(left, right) for _, left, right in ranked]
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Tokens that are found in the text before it is split."""
+    """Add the tokens that are matched in the text before it is split."""
     typed = list(zip(tokens, types, strict=False))
     tokenizer.add_special_tokens(
         [
@@ -164,7 +164,7 @@ def _special_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[
 def _prepend_begin(tokenizer: Tokenizer, special: Mapping[str, str]) -> None:
     begin = special.get("bos_token")
     if begin is None:
-        raise ModelError("tokenizer.ggml.bos_token_id is missing though a begin token is wanted")
+        raise ModelError("tokenizer.ggml.bos_token_id is missing, but a begin token is wanted")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A",
         pair=f"{begin} $A {begin} $B",
@@ -174,7 +174,7 @@ def _prepend_begin(tokenizer: Tokenizer, special: Mapping[str, str]) -> None:
 
 @contextmanager
 def _fitting() -> Iterator[None]:
-    """Raises ModelError: a vocabulary and its merges do not make a tokenizer."""
+    """Raise ModelError if a vocabulary and its merges do not make a tokenizer."""
     try:
         yield
     except Exception as error:  # the library raises bare Exception

@@ -1,6 +1,6 @@
 """Choice of the next token by the client, and detection of stop strings.
 
-Pure functions of logits that the client was sent. The semantics, including ties and the order
+Pure functions of the logits that the client received. The semantics, including ties and the order
 penalty, temperature, top-k, top-p, are those of transformers' logits processors.
 """
 
@@ -69,8 +69,8 @@ class Sampler:
 
     def __init__(self, config: SamplingConfig) -> None:
         self.config = config
-        # Harmless: this draw only decides what the client itself gets to read. It masks nothing,
-        # no party depends on it, and it must be repeatable with a seed.
+        # Harmless: this draw only decides what the client itself reads. It masks nothing, no party
+        # depends on it, and it must be repeatable with a seed.
         self._random = (
             random.SystemRandom() if config.seed is None else random.Random(config.seed)  # noqa: S311
         )
@@ -89,15 +89,15 @@ class Sampler:
     def _draw(self, probabilities: Floats) -> int:
         (kept,) = np.nonzero(probabilities)
         edges = np.cumsum(probabilities[kept])
-        # The sum may miss 1 by rounding: scale the draw by it, and never pass the last one.
+        # The sum may miss 1 by rounding: scale the draw by it, and never go past the last token.
         at = np.searchsorted(edges, self._random.random() * edges[-1], side="right")
         return int(kept[min(int(at), len(kept) - 1)])
 
 
 def penalize(scores: Floats, previous_ids: Sequence[int], penalty: float) -> Floats:
-    """Divide positive and multiply negative scores of ids that occurred by `penalty`.
+    """Divide positive and multiply negative scores of ids that have occurred by `penalty`.
 
-    scores: (vocabulary,). Raises ConfigError when an id is outside of the vocabulary.
+    scores: (vocabulary,). Raises ConfigError when an id is outside the vocabulary.
     """
     if penalty == 1 or not len(previous_ids):
         return scores
@@ -112,7 +112,7 @@ def penalize(scores: Floats, previous_ids: Sequence[int], penalty: float) -> Flo
 
 
 def filter_logits(scores: Floats, config: SamplingConfig) -> Floats:
-    """Temperature, top-k and top-p; what is ruled out becomes -inf. temperature must not be 0.
+    """Apply temperature, top-k and top-p; tokens ruled out become -inf. temperature must not be 0.
 
     scores: (vocabulary,). Ties at the k-th score are all kept; of ties at the edge of top-p the
     last ones by id are kept.
@@ -123,7 +123,7 @@ def filter_logits(scores: Floats, config: SamplingConfig) -> Floats:
         scores = np.where(scores < least, -np.inf, scores)
     if config.top_p < 1:
         order = np.argsort(scores, kind="stable")
-        # From the least likely on, drop what together stays within 1 - top_p; never the last.
+        # From the least likely on, drop tokens that together stay within 1 - top_p; never the last.
         drop = np.cumsum(softmax(scores[order])) <= 1 - config.top_p
         drop[-1] = False
         scores = scores.copy()
@@ -132,17 +132,17 @@ def filter_logits(scores: Floats, config: SamplingConfig) -> Floats:
 
 
 def softmax(scores: Floats) -> Floats:
-    """Probabilities of the scores; -inf gets 0. scores: (n,) with one finite value at least."""
+    """Probabilities of the scores; -inf gets 0. scores: (n,) with at least one finite value."""
     weights: Floats = np.exp(scores - scores.max())
     weights /= weights.sum()
     return weights
 
 
 class StopWatcher:
-    """Passes text on up to the first stop string, which may be spread over several pieces.
+    """Passes on text up to the first stop string, which may be spread over several pieces.
 
-    Text that could be the beginning of a stop string is held back. Where two would match, the one
-    that ends first counts, so the result does not depend on how the text was cut.
+    Text that could be the beginning of a stop string is held back. If two match, the one that ends
+    first counts, so the result does not depend on how the text was split.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -151,7 +151,7 @@ class StopWatcher:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Take a piece; return what is safe to show. After a stop string, always empty."""
+        """Take a piece; return the text that is safe to show. After a stop string, always empty."""
         if self.stopped:
             return ""
         self._held += text
@@ -162,7 +162,7 @@ class StopWatcher:
         return self._release(len(self._held) - self._pending())
 
     def finish(self) -> str:
-        """What was held back, when the text has ended without a stop string."""
+        """The text held back, when the text has ended without a stop string."""
         return "" if self.stopped else self._release(len(self._held))
 
     def _release(self, count: int) -> str:
@@ -170,7 +170,7 @@ class StopWatcher:
         return text
 
     def _pending(self) -> int:
-        """Length of the longest end of the text held that begins a stop string."""
+        """Length of the longest suffix of the held text that begins a stop string."""
         longest = max((len(s) - 1 for s in self._stops), default=0)
         for size in range(min(longest, len(self._held)), 0, -1):
             tail = self._held[-size:]

@@ -1,7 +1,7 @@
 """Text to token ids and back, with the model's chat template.
 
-Read from `tokenizer.json` or from the metadata of a GGUF file. Text never leaves the client; what
-the parties get are shares of ids.
+Read from `tokenizer.json` or from the metadata of a GGUF file. Text never leaves the client; the
+parties only get shares of ids.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SPECIAL_NAMES = (
     "cls_token",
     "mask_token",
 )
-# transformers writes a huge number where a tokenizer has no limit.
+# transformers writes a huge number if a tokenizer has no limit.
 _NO_LIMIT = 1 << 40
 _LIMIT = "model_max_length"
 _ENDS = "eos_token_ids"
@@ -45,9 +45,9 @@ _ENDS = "eos_token_ids"
 class Tokenizer:
     """A tokenizer with its special tokens and chat template.
 
-    `eos_token_ids` are the ids that end a text as far as the tokenizer knows; the configuration
-    may name more. `note` is a sentence for the user, or None. `max_length` is the longest input
-    that the tokenizer was saved for, or None.
+    `eos_token_ids` are the ids that end a text according to the tokenizer; the configuration may
+    name more. `note` is a sentence for the user, or None. `max_length` is the longest input that
+    the tokenizer was saved for, or None.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer at `path`: beside the weights, inside of them, or alone in a folder.
+        """The tokenizer at `path`: beside the weights, inside their file, or alone in a folder.
 
         Raises ModelError when it is missing, damaged or of an unsupported kind.
         """
@@ -111,10 +111,10 @@ class Tokenizer:
 
     @classmethod
     def from_object(cls, tokenizer: object) -> Tokenizer:
-        """From a tokenizer of transformers that is in memory, which stays as it is; one of these
-        comes back itself. What is changed there later has no effect here.
+        """From a transformers tokenizer in memory, which is not changed; a `Tokenizer` is returned
+        itself. Later changes to the object have no effect here.
 
-        Raises ConfigError for anything else, and for a tokenizer written in Python.
+        Raises ConfigError for anything else, and for a slow tokenizer (written in Python).
         """
         if isinstance(tokenizer, Tokenizer):
             return tokenizer
@@ -129,7 +129,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises bare Exception
             raise ModelError(f"{where}: cannot be read as a tokenizer ({error})") from None
-        # Training leftovers that would cut or fill a prompt.
+        # Leftovers from training that would cut or pad a prompt.
         backend.no_truncation()
         backend.no_padding()
         special = _special_tokens(config)
@@ -143,7 +143,7 @@ class Tokenizer:
         )
 
     def to_files(self) -> dict[str, bytes]:
-        """All there is to it, as the contents of `tokenizer.json` and `tokenizer_config.json`."""
+        """The whole tokenizer, as the contents of `tokenizer.json` and `tokenizer_config.json`."""
         config = {
             **self._special,
             "chat_template": self.chat_template,
@@ -191,13 +191,13 @@ class Tokenizer:
         return self._backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, with the begin token if the tokenizer puts one."""
+        """Token ids of `text`, with the begin token if the tokenizer adds one."""
         return self._encoded(text).ids
 
     def encode_text(
         self, text: str, pair: str | None = None, *, special_tokens: bool = True
     ) -> Encoding:
-        """The tokens of a text, or of a pair, with their places; as many as there are.
+        """The tokens of a text, or of a pair, with their places; not cut to any length.
 
         special_tokens: add those that the model expects around its input.
         """
@@ -206,7 +206,7 @@ class Tokenizer:
     def _encoded(
         self, text: str, pair: str | None = None, *, special_tokens: bool = True
     ) -> tokenizers.Encoding:
-        """Raises ConfigError for a text that came from bytes which are no UTF-8."""
+        """Raise ConfigError for a text that came from bytes that are not UTF-8."""
         try:
             (text + (pair or "")).encode()
         except UnicodeEncodeError:
@@ -214,17 +214,17 @@ class Tokenizer:
         return self._backend.encode(text, pair, add_special_tokens=special_tokens)
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
-        """Text of `ids`, without special tokens unless asked; U+FFFD for what is not UTF-8."""
+        """Text of `ids`, by default without special tokens; U+FFFD for invalid UTF-8."""
         return self._backend.decode(list(ids), skip_special_tokens=not special_tokens)
 
     # -- single tokens -----------------------------------------------------------------------------
 
     def special_token(self, name: str) -> str | None:
-        """Text of the special token of that name ("mask_token"), or None without one."""
+        """Text of the special token of that name ("mask_token"), or None."""
         return self._special.get(name)
 
     def special_id(self, name: str) -> int | None:
-        """Id of the special token of that name, or None without one."""
+        """Id of the special token of that name, or None."""
         token = self._special.get(name)
         return None if token is None else self.id_of(token)
 
@@ -234,17 +234,17 @@ class Tokenizer:
         return found
 
     def token_of(self, token: int) -> str:
-        """Spelling of a token in the vocabulary; "" for an id that it lacks."""
+        """Spelling of a token in the vocabulary; "" for an unknown id."""
         return self._backend.id_to_token(token) or ""
 
     def join(self, tokens: Sequence[str]) -> str:
-        """Text of tokens that are given by their spelling."""
+        """Text of tokens given by their spelling."""
         decoder = self._backend.decoder
         return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
 
     @property
     def marks_subwords(self) -> bool:
-        """Whether a token's spelling tells that it continues a word, as "##ing" does."""
+        """Whether a token's spelling shows that it continues a word, as "##ing" does."""
         return bool(getattr(self._backend.model, "continuing_subword_prefix", None))
 
     # -- chats and streams -------------------------------------------------------------------------
@@ -252,8 +252,8 @@ class Tokenizer:
     def chat(self, text_or_messages: str | Sequence[Message]) -> list[int]:
         """Ids of a chat, ready for the model's answer.
 
-        A string is one message of the user. Without a template the text is encoded as it is (see
-        `note`). Raises ModelError when the template rejects the messages.
+        A string is one user message. Without a template the text is encoded unchanged (see `note`).
+        Raises ModelError when the template rejects the messages.
         """
         if isinstance(text_or_messages, str):
             messages: list[Message] = [{"role": "user", "content": text_or_messages}]
@@ -262,7 +262,7 @@ class Tokenizer:
         if self.chat_template is None:
             return self.encode("\n".join(str(message["content"]) for message in messages))
         text = render_chat(self.chat_template, messages, self._special)
-        # The template writes the begin token itself where the model wants one.
+        # The template writes the begin token itself if the model needs one.
         return self._encoded(text, special_tokens=False).ids
 
     def stream(self) -> TokenStream:
@@ -272,8 +272,8 @@ class Tokenizer:
     def ends_open(self, token: int) -> bool:
         """Whether the text of a run that ends in `token` may still change.
 
-        Byte tokens of SentencePiece models are decoded a run at a time: one bad byte turns all of
-        the run into U+FFFD.
+        Byte tokens of SentencePiece models are decoded in runs: one bad byte turns the whole run
+        into U+FFFD.
         """
         piece = self._backend.id_to_token(token) if self._byte_fallback else None
         return piece is not None and _BYTE_TOKEN.fullmatch(piece) is not None
@@ -302,7 +302,7 @@ class TokenStream:
         self._ids.append(token)
         if self._tokenizer.ends_open(token):
             return ""
-        # Decoding everything again is exact for every decoder, and far cheaper than a token of
+        # Decoding everything again is exact for every decoder, and far cheaper than one token of
         # private inference. An unfinished character shows as U+FFFD at the end.
         text = self._tokenizer.decode(self._ids).rstrip(_REPLACEMENT)
         return self._advance(text)
@@ -343,7 +343,7 @@ def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     template = config.get("chat_template")
-    if isinstance(template, list):  # several under names; transformers takes "default"
+    if isinstance(template, list):  # several named templates; transformers takes "default"
         named = {entry.get("name"): entry.get("template") for entry in template}
         template = named.get("default")
     return template if isinstance(template, str) else None

@@ -1,4 +1,4 @@
-"""What there is to a tokenizer of transformers that the user made; the library is not imported."""
+"""Read a transformers tokenizer that the user made; the library is not imported."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from protocols.errors import ConfigError
 def parts_of_object(
     tokenizer: object, names: Iterable[str]
 ) -> tuple[bytes, dict[str, object], str | None]:
-    """What `save_pretrained` would write: `tokenizer.json`, settings called `names` as
-    `tokenizer_config.json` has them, and the template for chats. Nothing is changed.
+    """What `save_pretrained` would write: `tokenizer.json`, the settings `names` as in
+    `tokenizer_config.json`, and the chat template. Nothing is changed.
 
-    Raises ConfigError for anything but a tokenizer of transformers with a fast form.
+    Raises ConfigError for anything but a fast transformers tokenizer.
     """
     found: Any = tokenizer
     backend = getattr(found, "backend_tokenizer", None)
@@ -28,7 +28,7 @@ def parts_of_object(
         )
     config = {name: _plain(getattr(found, name, None)) for name in names}
     template = found.chat_template
-    if isinstance(template, Mapping):  # several under names; transformers takes "default"
+    if isinstance(template, Mapping):  # several named templates; transformers takes "default"
         template = template.get("default")
     return backend.to_str().encode(), config, template
 
@@ -39,7 +39,7 @@ def _plain(value: object) -> object:
 
 
 def _remedy(found: Any) -> str:
-    """The end of a message: what to give in place of an object."""
+    """The end of a message: what to pass instead of the object."""
     if isinstance(found, tokenizers.Tokenizer):
         return (
             " of the library tokenizers, which does not name its special tokens: give "
@@ -48,8 +48,8 @@ def _remedy(found: Any) -> str:
     if callable(getattr(found, "convert_tokens_to_ids", None)):
         return (
             ", which transformers runs in Python: load it with "
-            "AutoTokenizer.from_pretrained(NAME), which gives a fast one where there is one"
+            "AutoTokenizer.from_pretrained(NAME), which gives a fast one if there is one"
         )
     if getattr(found, "tokenizer", None) is not None:
-        return ": give the tokenizer inside of it, its .tokenizer"
-    return ": give a tokenizer of transformers, such as AutoTokenizer.from_pretrained(NAME)"
+        return ": give the tokenizer inside it, its .tokenizer"
+    return ": give a transformers tokenizer, such as AutoTokenizer.from_pretrained(NAME)"

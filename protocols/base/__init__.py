@@ -1,1 +1,1 @@
-"""What every protocol is written in: the ring, shares, random streams, lanes, declared cost."""
+"""What every protocol builds on: the ring, shares, random streams, lanes, declared cost."""

@@ -1,10 +1,10 @@
 """Work cut into blocks, so that memory does not grow with the square of a text's length.
 
-An entry that a comparison or a selection works on takes some hundred bytes at each party (the
-one-hots of its digits, the dealt products of its masks). So that a layer never has more than
-`Settings.block` of them in hand, what is larger is done in blocks of rows, one after another: each
-takes the rounds of the whole, and no more traffic. Where the blocks lie is a function of shapes
-alone, the same at all parties and in a prediction.
+In a comparison or a selection, an entry takes some hundred bytes at each party (the one-hots of its
+digits, the dealt products of its masks). A layer must never hold more than `Settings.block` entries
+at a time, so larger ones are processed in blocks of rows, one after another: each block takes the
+rounds of the whole, and there is no extra traffic. The blocks depend on shapes alone, so they are
+the same at all parties and in a prediction.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,7 +18,7 @@ from protocols.base.lane import Lane
 from protocols.base.shares import SecretTensor, concat
 
 ACTIVATION_ENTRIES = 2
-"""An activation of the default set has more in hand than a score: its waves."""
+"""An activation of the default set takes as much memory as two scores: it has its waves."""
 
 
 class Piece(NamedTuple):
@@ -28,15 +28,15 @@ class Piece(NamedTuple):
     columns: slice
 
     def size(self, heads: int) -> int:
-        """Scores of so many heads."""
+        """Number of scores of the piece for this many heads."""
         height: int = self.rows.stop - self.rows.start
         width: int = self.columns.stop - self.columns.start
         return heads * height * width
 
 
 def row_blocks(rows: int, columns: int, most: int) -> list[slice]:
-    """As few runs of rows as possible, as even as possible, of at most `most` entries (but one row
-    at least).
+    """Cut the rows into as few and as even runs as possible, each of at most `most` entries (but at
+    least one row).
     """
     count = -(-rows // max(1, most // columns))
     cuts = [rows * i // count for i in range(count + 1)]
@@ -44,9 +44,9 @@ def row_blocks(rows: int, columns: int, most: int) -> list[slice]:
 
 
 def score_pieces(mask: NDArray[np.bool_], heads: int, most: int) -> list[Piece]:
-    """The scores of `heads` under a mask (rows, context) in pieces of at most `most` (but one row
-    at least). One that fits stays whole; of others the columns that no row of theirs may see are
-    left out, which halves a causal mask.
+    """Cut the scores of `heads` under a mask (rows, context) into pieces of at most `most` scores
+    (but at least one row). Scores that fit stay whole; other pieces leave out the columns that none
+    of their rows may see, which halves a causal mask.
     """
     rows, context = mask.shape
     if heads * rows * context <= most:
@@ -65,9 +65,7 @@ def score_pieces(mask: NDArray[np.bool_], heads: int, most: int) -> list[Piece]:
 
 
 def waves(sizes: Sequence[int], most: int) -> list[slice]:
-    """Runs of jobs that may go on side by side: of at most `most` entries together (but one job at
-    least).
-    """
+    """Runs of jobs that may go on together, with at most `most` entries (but at least one job)."""
     found: list[slice] = []
     start = total = 0
     for place, size in enumerate(sizes):
@@ -87,7 +85,7 @@ async def in_blocks(
     """`function` of the rows of x (T, ...), in as many blocks as `Settings.block` asks for.
 
     Args:
-        columns: entries of the function that a row makes.
+        columns: entries that the function computes per row.
     """
     blocks = row_blocks(x.shape[0], columns, lane.settings.block)
     if len(blocks) == 1:

@@ -1,4 +1,4 @@
-"""What a protocol costs: declared by the protocol, predicted by `Trace`, counted by the links."""
+"""The cost of a protocol: declared by the protocol, predicted by `Trace`, counted by the links."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ class Cost:
     """Cost of one call.
 
     Attributes:
-        rounds: sequential exchanges between the evaluators (or messages that somebody waits for).
+        rounds: sequential exchanges between the evaluators (or messages that a party waits for).
         online: bytes sent by all parties together once the input is known.
         offline: bytes sent by the dealer, ahead of the input.
     """

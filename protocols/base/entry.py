@@ -1,4 +1,4 @@
-"""Names for the entry functions of protocols, by which observed lanes know them."""
+"""Names for the entry functions of protocols, which observed lanes record."""
 
 from collections.abc import Callable, Coroutine
 from functools import wraps
@@ -14,9 +14,7 @@ Entry: TypeAlias = Callable[Concatenate[Lane, P], Coroutine[Any, Any, T]]
 
 
 def protocol(label: str) -> Callable[[Entry[P, T]], Entry[P, T]]:
-    """Decorates the entry function of a protocol, which lanes that are observed then know by
-    `label`.
-    """
+    """Decorator for the entry function of a protocol: observed lanes record calls as `label`."""
 
     def named(function: Entry[P, T]) -> Entry[P, T]:
         @wraps(function)

@@ -1,7 +1,7 @@
-"""What a profiler knows of one party in one step.
+"""What a profiler records of one party in one step.
 
-Events hold times, sizes, names and places, never a value: what they say is what anybody learns who
-watches the traffic and the clock.
+Events hold times, sizes, names and places, never a value: they say no more than anyone can learn by
+watching the traffic and the clock.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Slice(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A kernel ran: `Link.run`. `asked` is when the lane wanted it to."""
+    """A kernel ran: `Link.run`. `asked` is when the lane asked for it."""
 
     start: float
     end: float
@@ -43,9 +43,9 @@ class Call(NamedTuple):
 
 
 class Send(NamedTuple):
-    """A message was handed to the runtime; it took until `end` where that held the lane back.
+    """A message was handed to the runtime; `end` is later than `start` if that held the lane back.
 
-    `task` is the lane whose task did it: `lane`, or one that it was forked from or lent to.
+    `task` is the lane whose task sent it: `lane`, or a lane that it was forked from or lent to.
     """
 
     start: float
@@ -61,7 +61,7 @@ class Send(NamedTuple):
 
 
 class Receive(NamedTuple):
-    """A lane wanted a message at `start` and went on with it at `end`. `task`: as for `Send`."""
+    """A lane asked for a message at `start` and went on with it at `end`. `task`: as for `Send`."""
 
     start: float
     end: float
@@ -75,8 +75,8 @@ class Receive(NamedTuple):
 
 
 class Round(NamedTuple):
-    """Rounds that followed each other at one place. `before` is the number of the entry in front of
-    it on the longest chain, or `NO_ROUND`.
+    """Rounds that followed each other at one place. `before` is the index of the previous entry on
+    the longest chain, or `NO_ROUND`.
     """
 
     before: int
@@ -90,10 +90,10 @@ NO_ROUND = -1
 
 @dataclass
 class Story:
-    """Events of one party in one step, each kind by time.
+    """Events of one party in one step, each kind ordered by time.
 
     Attributes:
-        rounds: of the evaluator that leads; the other's are the same. In program order.
+        rounds: of the leading evaluator, in program order; the other's are the same.
         charges: declared costs, under `TRACE`.
         chain: the last round on the longest chain of the program's first lane.
     """

@@ -1,4 +1,4 @@
-"""What a message is made of: arrays of ring words or bits, packed."""
+"""The fields of a message: arrays of ring words or bits, packed."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Field:
 
 
 field = lru_cache(maxsize=4096)(Field)
-"""`Field`, made once for each shape and width."""
+"""`Field`, cached by shape and width."""
 
 
 def fields_bytes(fields: Sequence[Field]) -> int:
@@ -44,7 +44,7 @@ def split(buffer: Buffer, fields: Sequence[Field]) -> list[Words]:
     """Unpack a message.
 
     Raises:
-        RemoteProtocolError: its size is not that of the fields.
+        RemoteProtocolError: its size does not match the fields.
     """
     data = np.frombuffer(buffer, dtype=np.uint8)
     parts, start = [], 0
@@ -57,12 +57,12 @@ def split(buffer: Buffer, fields: Sequence[Field]) -> list[Words]:
         start = end
     if start != data.size or len(parts) != len(fields):
         expected = fields_bytes(fields)
-        raise RemoteProtocolError(f"message of {data.size} bytes where {expected} belong")
+        raise RemoteProtocolError(f"message of {data.size} bytes, expected {expected}")
     return parts
 
 
 def join(fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
-    """Pack a message: what `split` unpacks."""
+    """Pack a message; the inverse of `split`."""
     return [
         pack(np.ascontiguousarray(value).reshape(-1), item.width)
         for item, value in zip(fields, values, strict=True)

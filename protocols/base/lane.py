@@ -1,9 +1,9 @@
-"""A lane: the one way for a protocol to draw masks, deal, and talk.
+"""A lane: the only way for a protocol to draw masks, deal, and communicate.
 
 A lane is a place in the program (its `path`) with its own random streams and its own message
 counters, so that lanes which run at the same time cannot fall out of step with each other. Within a
-lane everything happens in program order. What carries the messages is a `Link`, supplied by the
-runtime or by the lockstep driver.
+lane everything happens in program order. A `Link`, supplied by the runtime or by the lockstep
+driver, carries the messages.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -24,9 +24,9 @@ U = TypeVar("U")
 Path: TypeAlias = tuple[int, ...]
 
 _WORK = 12
-"""Multiply-adds that drawing, adding or packing an element is worth."""
+"""Work of drawing, adding or packing one element, in multiply-adds."""
 _FEW = 1 << 13
-"""Elements that are seen to at once: to ask the runtime would cost more than a thread gains."""
+"""Up to this many elements run in place: asking the runtime would cost more than a thread gains."""
 
 Approximation: TypeAlias = Literal["tight", "fast", "puma"]
 APPROXIMATIONS: tuple[Approximation, ...] = get_args(Approximation)
@@ -35,9 +35,9 @@ traffic, no less accurate than "puma": the paper's own formulas.
 """
 Tree: TypeAlias = Literal["rounds", "traffic"]
 TREES: tuple[Tree, ...] = get_args(Tree)
-"""What comparisons have least of."""
+"""What comparisons keep to a minimum."""
 Reveal: TypeAlias = Literal["logits", "argmax"]
-"""What the client learns: the logits, or the best token alone."""
+"""What the client learns: the logits, or only the best token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class Settings:
 
     Attributes:
         approximation: one of `APPROXIMATIONS`, see `protocols.functions.activations`.
-        tree: comparisons with the "rounds" fewest or the least "traffic".
+        tree: whether comparisons take the fewest "rounds" or the least "traffic".
         lanes: groups of attention heads that run as concurrent lanes.
-        reveal: "logits" (the client samples) or "argmax" (the client learns the token alone).
+        reveal: "logits" (the client samples) or "argmax" (the client learns only the token).
         block: entries of a nonlinear function (scores of attention, say) that are worked on at a
             time; see `protocols.base.blocks`. Twice as many take twice the memory and half the
             rounds of long texts.
@@ -88,19 +88,17 @@ class Link(Protocol):
         """Run beside the program; its failure is the program's failure."""
 
     def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
-        """Call a function that takes about `work` multiply-adds, off the event loop if that is
-        large.
-        """
+        """Call a function that takes about `work` multiply-adds, off the loop if that is many."""
 
 
 def _work(fields: Sequence[Field]) -> int:
-    """What it takes to draw, add or pack them, as `Lane.run` counts; 0: do it at once."""
+    """Work of drawing, adding or packing the fields, in `Lane.run`'s unit; 0: run it in place."""
     count = sum([item.count for item in fields])
     return _WORK * count if count >= _FEW else 0
 
 
 class Lane:
-    """One sequential strand of a program at one party. See the module's text."""
+    """One sequential strand of a program at one party. See the module docstring."""
 
     def __init__(self, link: Link, path: Path = (), clock: int = 0) -> None:
         self.link = link
@@ -128,7 +126,7 @@ class Lane:
 
     @property
     def leads(self) -> bool:
-        """True at evaluator A, which adds what must be added once."""
+        """True at evaluator A, which adds the terms that only one evaluator may add."""
         return self.role is Role.EVALUATOR_A
 
     @property
@@ -139,7 +137,7 @@ class Lane:
     # -- cost --------------------------------------------------------------------------------------
 
     def charge(self, label: str, cost: Cost) -> None:
-        """Account for a declared cost: the whole of what happens under `TRACE`."""
+        """Account for a declared cost; under `TRACE` nothing else happens."""
         self.clock += cost.rounds
         traffic = self.link.traffic
         traffic.online_bytes += cost.online
@@ -166,9 +164,7 @@ class Lane:
         return stream
 
     def draw(self, peer: Role, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
-        """Uniform words that `peer` draws too (in the same order) and the third party does not
-        know.
-        """
+        """Uniform words that `peer` draws too, in the same order, unknown to the third party."""
         return self.stream(peer).words(shape, width)
 
     def private(self, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
@@ -216,7 +212,7 @@ class Lane:
         return self._draw_fields(Role.DEALER, fields)
 
     def _rests(self, drawer: Role, fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
-        """What makes up the values with the halves that the drawer draws, packed."""
+        """The halves that complete the values, given those that the drawer draws; packed."""
         halves = self._draw_fields(drawer, fields)
         rests = [
             value ^ half if item.xor else value - half
@@ -241,7 +237,7 @@ class Lane:
     # -- talking -----------------------------------------------------------------------------------
 
     async def swap(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
-        """A round: evaluators send each other `values` and get the other's.
+        """A round: the evaluators send each other their `values`.
 
         Online bytes: `2 * fields_bytes(fields)`.
         """
@@ -281,12 +277,12 @@ class Lane:
         data = np.frombuffer(await self._receive(sender), dtype=np.uint8)
         if data.size != nbytes:
             raise RemoteProtocolError(
-                f"{sender} sent {data.size} bytes where {nbytes} belong: do both run one version?"
+                f"{sender} sent {data.size} bytes, expected {nbytes}: do both run the same version?"
             )
         return data
 
     def _tag(self, counts: dict[Role, int], peer: Role) -> Path:
-        """The next message to or from a peer."""
+        """The tag of the next message to or from a peer."""
         number = counts[peer] = counts.get(peer, 0) + 1
         return (*self.path, number)
 
@@ -294,7 +290,7 @@ class Lane:
         await self.link.send(to, self._tag(self._sent, to), parts, online=online)
 
     def _expect(self, sender: Role) -> Path:
-        """The tag of the next message from a peer, for which this lane waits from now on."""
+        """The tag of the next message from a peer; this lane waits for it from now on."""
         if self._busy:
             raise LocalProtocolError("two tasks wait on one lane: fork it")
         self._busy = True
@@ -336,10 +332,10 @@ class Lane:
     async def parallel(
         self, tasks: Sequence[Callable[["Lane"], Coroutine[Any, Any, T]]]
     ) -> list[T]:
-        """Run each task on a lane of its own; rounds of different tasks overlap.
+        """Run each task on its own lane; rounds of different tasks overlap.
 
-        The first stays on this lane, which has nothing else to do meanwhile: a lane costs the keys
-        of its streams.
+        The first task stays on this lane, which is otherwise idle: a new lane costs deriving the
+        keys of its streams.
         """
         first, *rest = tasks
         lanes = self.fork(len(rest))
@@ -360,22 +356,22 @@ class Lane:
         return one, two
 
     def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
-        """Call `function(*args)`, about `work` multiply-adds, where the runtime thinks best."""
+        """Call `function(*args)`, about `work` multiply-adds, where the runtime decides."""
         return self.link.run(work, function, *args)
 
     def defer(self, task: Coroutine[Any, Any, None], *others: "Lane") -> None:
         """Run beside the program, on this lane and the others; its failure is the program's
         failure.
         """
-        del others  # for those who observe
+        del others  # observed lanes use it
         self.link.defer(task)
 
     # -- observation: nothing here, see `protocols.drivers.observed` -------------------------------
 
     def watch(self, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """`task`, which is to run on this lane."""
+        """Return `task`, which will run on this lane; observed lanes wrap it."""
         return task
 
     def span(self, label: str, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """`task`, which is a call of the protocol `label` on this lane."""
+        """Return `task`, a call of the protocol `label` on this lane; observed lanes wrap it."""
         return task

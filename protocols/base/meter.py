@@ -1,9 +1,9 @@
-"""Notes of one party in one step: tapes, which become events when somebody reads them.
+"""Recordings of one party in one step: tapes, which are turned into events when they are read.
 
-While the time is taken, as little as possible is done. Each task has a tape of its own, so that
-what it says need not name the task, its place in the model or its protocol: an entry is an
-operation (`GO`, ...) and its fields, all in one flat list. Thousands of small objects instead would
-keep the garbage collector busy, and their making the processor.
+Recording does as little work as possible. Each task has its own tape, so that entries need not name
+the task, its place in the model or its protocol: an entry is an operation (`GO`, ...) and its
+fields, all in one flat list. Thousands of small objects instead would take time to make and keep
+the garbage collector busy.
 """
 
 from collections.abc import Sequence
@@ -30,26 +30,26 @@ _READ = (
     ("forked", 1),
     ("joined", 2),
 )
-"""What reads an operation, and its fields; see the methods of `_Head`."""
+"""The method of `_Head` that reads an operation, and the number of its fields."""
 
 _STALL = 5e-5
 _COPIED = 1e9
-"""Seconds, and bytes a second: a send that took no longer was not held back."""
+"""Seconds, and bytes per second: a send that took no longer than these allow was not held back."""
 _AT_ONCE = 2e-5
 """Seconds; a receive that took less did not wait."""
 
 Tape: TypeAlias = list[Any]
-"""What a task did, in order: operations, each with its fields. Extend it by both at once."""
+"""What a task did, in order: operations, each with its fields. Extend it by both in one call."""
 
 _Chain: TypeAlias = tuple[int, int]
-"""Number of a round's entry, and rounds on the chain up to there."""
+"""Index of a round's entry, and the number of rounds on the chain up to it."""
 
 
 class Meter:
     """Events of one party in one step.
 
     Args:
-        story: what to tell if nothing is noted.
+        story: the events to return if nothing is recorded.
     """
 
     def __init__(self, role: Role, story: Story | None = None) -> None:
@@ -60,7 +60,7 @@ class Meter:
 
     @property
     def first(self) -> Tape:
-        """From which all others are forked."""
+        """The tape that all others are forked from."""
         return self._tapes[0]
 
     def tape(self) -> Tape:
@@ -71,7 +71,7 @@ class Meter:
 
     @property
     def story(self) -> Story:
-        """All that has been noted."""
+        """All events recorded so far."""
         noted = sum(len(tape) for tape in self._tapes)
         if noted != self._seen:
             self._story, self._seen = told(self.first, leads=self.role is Role.EVALUATOR_A), noted
@@ -79,7 +79,7 @@ class Meter:
 
     @property
     def slices(self) -> list[Slice]:
-        """When lanes ran on the event loop; no two at one time."""
+        """When lanes ran on the event loop; never two at the same time."""
         return self.story.slices
 
     @property
@@ -89,17 +89,17 @@ class Meter:
 
     @property
     def sends(self) -> list[Send]:
-        """Messages that left."""
+        """Messages sent."""
         return self.story.sends
 
     @property
     def receives(self) -> list[Receive]:
-        """Messages that were taken."""
+        """Messages received."""
         return self.story.receives
 
 
 def told(first: Tape, *, leads: bool) -> Story:
-    """What the tapes say that were forked from this one. `leads`: whether rounds are counted."""
+    """The events on this tape and on those forked from it. `leads`: whether rounds are counted."""
     story = Story()
     story.chain, _ = _Head(story, leads, Key("", ""), (NO_ROUND, 0)).read(first)
     for events in (story.slices, story.calls, story.sends, story.receives):
@@ -111,17 +111,17 @@ def told(first: Tape, *, leads: bool) -> Story:
 
 
 def was_held(seconds: float, nbytes: int) -> bool:
-    """A send that took so long waited; it did not just copy the message."""
+    """Whether a send that took this long waited, instead of just copying the message."""
     return seconds > _STALL + nbytes / _COPIED
 
 
 def outermost(protocol: str) -> str:
-    """The outermost of nested protocols, after which is named what has no place."""
+    """The outermost of nested protocols; it names events that have no place in the model."""
     return protocol.partition("/")[0]
 
 
 class _Head:
-    """Reads a tape, and those that were forked from it, into a story."""
+    """Reads a tape and those forked from it into a story."""
 
     def __init__(self, story: Story, leads: bool, key: Key, chain: _Chain) -> None:
         self._story = story
@@ -129,9 +129,9 @@ class _Head:
         self._place, self._protocol = key
         self._outer: list[Key] = []
         self._chain = chain
-        self._lane: Path | None = None  # whose task this is; None: nobody's
-        self._since: float | None = None  # when the task began to run; None: it does not
-        self._last = 0.0  # when it was last heard of
+        self._lane: Path | None = None  # the lane whose task this is, if any
+        self._since: float | None = None  # when the task began to run; None: it is not running
+        self._last = 0.0  # time of the last entry
         self._forks: dict[int, tuple[Tape, _Head]] = {}
 
     @property
@@ -143,12 +143,12 @@ class _Head:
         return Key(self._place or outermost(self._protocol), self._protocol)
 
     def read(self, tape: Tape) -> _Chain:
-        """The end of its longest chain of rounds."""
+        """Read a tape; return the end of its longest chain of rounds."""
         entries = iter(tape)
         for operation in entries:
             name, fields = _READ[operation]
             getattr(self, name)(*islice(entries, fields))
-        for fork, head in self._forks.values():  # nobody waited for them
+        for fork, head in self._forks.values():  # forks that were never joined
             self._follow(head.read(fork))
         return self._chain
 
@@ -158,7 +158,7 @@ class _Head:
     # -- when it runs ------------------------------------------------------------------------------
 
     def _ran(self, until: float, again: float | None) -> None:
-        """It ran until then, if it did at all. `again`: when it went on."""
+        """The task ran until then, if it was running. `again`: when it went on."""
         if self._lane is None:
             return
         if self._since is not None and until > self._since:
@@ -177,7 +177,7 @@ class _Head:
         self._forks[id(tape)] = tape, _Head(self._story, self._leads, key, self._chain)
 
     def joined(self, time: float, tapes: Sequence[Tape]) -> None:
-        """It has waited since it was last heard of."""
+        """The task has waited since its last entry."""
         self._ran(self._last, time)
         self._last = time
         for tape in tapes:
@@ -187,7 +187,7 @@ class _Head:
     # -- where -------------------------------------------------------------------------------------
 
     def _moved(self, time: float) -> None:
-        """What it does from now on is something else."""
+        """The task changes its place or protocol: end the current slice."""
         if self._since is not None:
             self._ran(time, time)
         self._last = time

@@ -1,9 +1,9 @@
-"""Public numbers that come out alike on every machine: from whole numbers and decimals.
+"""Public numbers that are the same on every machine: made from integers and decimals.
 
-What both evaluators multiply by must be equal to the last bit, or their halves do not fit together.
-Libraries for linear algebra, the C library's functions and NumPy's vectorised ones round
-differently from processor to processor. Python's whole numbers and decimals do not; nor do single
-float64 sums, products, quotients, square roots and roundings, which IEEE 754 prescribes.
+The numbers that both evaluators multiply by must be equal to the last bit, or their halves do not
+add up. Linear algebra libraries, the C library's functions and NumPy's vectorised ones round
+differently on different processors. Python's integers and decimals do not. Neither do single
+float64 sums, products, quotients, square roots and roundings, which IEEE 754 defines exactly.
 """
 
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
@@ -20,7 +20,7 @@ PRECISE = Context(prec=60, rounding=ROUND_HALF_EVEN)
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
 COSINE_BITS = 52
 """Fraction bits of a cosine."""
-_BITS = 60  # fraction bits while it is made; a product of two is put together from halves of 30
+_BITS = 60  # fraction bits while it is computed; products are computed from halves of 30 bits
 _HALF = np.int64(_BITS // 2)
 _LOW = np.int64((1 << _BITS // 2) - 1)
 _TABLE_BITS = 10
@@ -36,7 +36,7 @@ def inverse_root(number: int) -> float:
 def cosines(angles: Words) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Cosine and sine of angles in 2^-64 of a turn: multiples of 2^-52, off by less than that.
 
-    The upper 10 bits, rounded, are looked up; two polynomials turn by what is left.
+    The upper 10 bits, rounded, are looked up; two polynomials add the rotation by the rest.
     """
     place = (angles + np.uint64(1 << _REST_BITS - 1)) >> np.uint64(_REST_BITS)
     rest = (angles - (place << np.uint64(_REST_BITS))).view(np.int64)
@@ -63,7 +63,7 @@ def cosine_table() -> Ints:
 
 @cache
 def _eighth_of_pi() -> np.int64:
-    """What makes radians with 60 fraction bits of 2^-64 of a turn."""
+    """The factor from 2^-64 of a turn to radians with 60 fraction bits."""
     with localcontext(PRECISE):
         return np.int64(int(PI / 8 * (1 << _BITS)))
 

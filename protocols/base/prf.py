@@ -1,8 +1,8 @@
-"""Randomness that two parties draw without talking: AES-128-CTR keyed per pair, inference and lane.
+"""Randomness two parties draw without communicating: AES-128-CTR keyed per pair, inference, lane.
 
 A `KeyRing` holds the secrets a party shares with each peer and derives one `Stream` per (peer,
 path). The path is the lane's place in the program (session, inference, forks), so both parties open
-the same stream whenever they get there, and within a lane the stream is consumed in program order.
+the same stream whenever they reach it, and within a lane the stream is consumed in program order.
 A second stream for the same (peer, path) would repeat masks; the ring refuses it.
 """
 
@@ -24,14 +24,14 @@ from protocols.kernels.ctr import STATE_WORDS, begin, draw
 KEY_BYTES = 16
 _BLOCK = 16
 _ZEROS = memoryview(bytes(1 << 20))
-_SLACK = _BLOCK - 1  # update_into wants room for one more block than it writes
-_AHEAD = 2048  # bytes generated at least, because a call costs more than that many
+_SLACK = _BLOCK - 1  # update_into needs room for one more block than it writes
+_AHEAD = 2048  # bytes generated at least, because a call costs more than this many
 _WORD = np.dtype("<u8")
 _NARROW: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4)}
 
 Source: TypeAlias = Callable[[int, int], Words]
-"""Draws so many words of so many bits. An element takes 1, 2, 4 or 8 bytes, a draw whole words of
-eight.
+"""Draws a number of words of a given width in bits. An element takes 1, 2, 4 or 8 bytes, a draw a
+whole number of eight-byte words.
 """
 
 
@@ -54,7 +54,7 @@ def library_source(key: bytes) -> Source:
     ahead, at, end = np.empty(0, dtype=np.uint8), 0, 0
 
     def generate(count: int) -> None:
-        """Make `ahead` what is left of it and so much more that it holds `count` bytes."""
+        """Keep the rest of `ahead` and extend it so that it holds `count` bytes."""
         nonlocal ahead, at, end
         left, size = end - at, max(count, _AHEAD)
         out = np.empty(size + _SLACK, dtype=np.uint8)
@@ -84,7 +84,7 @@ def library_source(key: bytes) -> Source:
 class Stream:
     """A pseudo-random stream: AES-128-CTR from counter 0 under a key used for nothing else.
 
-    An array drawn is its owner's: no part of the stream is given out twice.
+    The caller owns the array it gets: no part of the stream is given out twice.
     """
 
     __slots__ = ("_source",)
@@ -97,7 +97,7 @@ class Stream:
         return self._source(math.prod(shape), width).reshape(shape)
 
     def fill(self, count: int) -> Bytes:
-        """The next `count` bytes; what is left of the last word of eight is skipped."""
+        """The next `count` bytes; the rest of the last eight-byte word is skipped."""
         return self._source((count + 7) // 8, 64).view(np.uint8)[:count]
 
     def bits(self, shape: tuple[int, ...]) -> Bytes:
@@ -118,8 +118,8 @@ class KeyRing:
 
     Args:
         secrets: peer name -> the secret (16..64 bytes) known to this party and that peer only. The
-            party's own
-            name may be among them; without it, a private secret comes from the operating system.
+            party's own name may be among them; if not, its private secret comes from the operating
+            system.
         own: this party's own name.
     """
 

@@ -1,8 +1,8 @@
 """The ring Z_2^k and fixed-point numbers in it.
 
-A ring element of width `k` (1..64) is the low `k` bits of a uint64 word; whatever stands above them
-is ignored until a shift or a message needs the canonical form. A fixed-point number with `f`
-fraction bits is `round(x * 2^f) mod 2^k`.
+A ring element of width `k` (1..64) is the low `k` bits of a uint64 word; the bits above them are
+ignored until a shift or a message needs the canonical form. A fixed-point number with `f` fraction
+bits is `round(x * 2^f) mod 2^k`.
 """
 
 from typing import Any, TypeAlias
@@ -71,7 +71,7 @@ def encode(values: Floats | float, frac: int = FRACTION_BITS, width: int = RING_
     out = np.empty(given.shape, dtype=np.uint64)
     source, target = given.reshape(-1), out.reshape(-1)
     limit = 2.0 ** (width - 1)
-    for start in range(0, source.size, _CHUNK):  # piece by piece, so that it stays in the cache
+    for start in range(0, source.size, _CHUNK):  # in chunks that stay in the cache
         piece = source[start : start + _CHUNK]
         scaled = np.rint(np.multiply(piece, 2.0**frac, dtype=np.float64))
         if not np.abs(scaled).max() < limit:

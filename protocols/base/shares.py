@@ -1,5 +1,4 @@
-"""Secret values: 2-out-of-3 replicated shares `x = m - lam1 - lam2` and what can be done without
-talking.
+"""Secret values: 2-out-of-3 replicated shares `x = m - lam1 - lam2`, and local operations on them.
 
 Who holds what (a, b):   dealer (lam1, lam2) · evaluator A (m, lam1) · evaluator B (m, lam2).
 Every operation here is local and linear; a product needs a round and lives in
@@ -18,7 +17,7 @@ from protocols.errors import LocalProtocolError
 
 
 class Role(StrEnum):
-    """A party. `TRACE` is nobody: it runs a program over shapes to predict its cost."""
+    """A party. `TRACE` is not a real one: it runs a program over shapes to predict its cost."""
 
     DEALER = "dealer"
     EVALUATOR_A = "evaluator-a"
@@ -40,7 +39,8 @@ EVALUATORS = (Role.EVALUATOR_A, Role.EVALUATOR_B)
 class SecretTensor:
     """A tensor of ring elements, shared. `width` is the ring's bits, `frac` the fraction bits.
 
-    Never changed once made (not frozen, because making thousands a second must be cheap).
+    Never changed once made (not frozen, because thousands per second are made, which must be
+    cheap).
     """
 
     role: Role
@@ -59,7 +59,7 @@ class SecretTensor:
 
     @property
     def lam(self) -> Words:
-        """The whole mask; the dealer's alone to see."""
+        """The whole mask; only the dealer knows it."""
         if self.role is not Role.DEALER:
             raise LocalProtocolError(f"{self.role} does not know the mask")
         return self.a + self.b
@@ -97,7 +97,7 @@ class SecretTensor:
         return self if self.role.is_dealer else self._like(self.a + words, self.b)
 
     def times(self, words: Words | np.uint64, frac: int = 0) -> "SecretTensor":
-        """Multiply by public ring words that carry `frac` fraction bits of their own."""
+        """Multiply by public ring words that carry `frac` fraction bits."""
         return SecretTensor(self.role, self.a * words, self.b * words, self.width, self.frac + frac)
 
     # -- width and fraction bits -------------------------------------------------------------------
@@ -106,7 +106,7 @@ class SecretTensor:
         """Shift right by `bits`: ring 2^(width-bits), off by at most 2 units, unbiased up to half a
         unit.
 
-        The sum of three truncated shares misses only carries between them, and those are small; the
+        The sum of three truncated shares only misses carries between them, which are small; the
         wrap of the shares' sum vanishes modulo 2^(width-bits). Half a unit is taken off first, so
         that the mean of the error over uniform masks is zero.
         """
@@ -139,7 +139,7 @@ class SecretTensor:
         )
 
     def reinterpret(self, frac: int) -> "SecretTensor":
-        """The same words read with another number of fraction bits: times a power of two."""
+        """The same words read with another number of fraction bits: a scaling by 2^n."""
         return SecretTensor(self.role, self.a, self.b, self.width, frac)
 
     # -- shape -------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class SecretTensor:
         return self._like(np.broadcast_to(self.a, shape), np.broadcast_to(self.b, shape))
 
     def copy(self) -> "SecretTensor":
-        """The same in memory of its own."""
+        """A copy that does not share memory with this one."""
         return self._like(self.a.copy(), self.b.copy())
 
     def sum(self, axis: int) -> "SecretTensor":
@@ -220,7 +220,7 @@ class SecretBits:
 
     @property
     def mask(self) -> Bytes:
-        """r1 ^ r2; the dealer's alone to see."""
+        """r1 ^ r2; only the dealer knows it."""
         if self.role is not Role.DEALER:
             raise LocalProtocolError(f"{self.role} does not know the mask")
         return self.a ^ self.b

@@ -1,1 +1,1 @@
-"""The vocabulary models are written in, and who evaluates it: on shares, in floats, as cost."""
+"""The operations models are written in, and their evaluations: on shares, in floats, as cost."""

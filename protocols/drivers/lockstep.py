@@ -1,8 +1,8 @@
 """Run the parties of a protocol in one thread without an event loop.
 
 Each party's coroutine runs until it waits for a message that has not been sent; then the next one
-runs. If all wait, the program is wrong and the driver says who waits for what. Every message can be
-recorded, which is how the privacy tests see a party's view.
+runs. If all wait, the program is wrong, and the driver reports which party waits for what. Every
+message can be recorded, which is how the privacy tests see a party's view.
 """
 
 import os
@@ -25,11 +25,11 @@ Program = Callable[[Lane], Coroutine[Any, Any, Any]]
 
 
 class Pause:
-    """Hands control to the driver once: the other parties run, as far as they can.
+    """Hands control to the driver once, so that the other parties run as far as they can.
 
     Args:
-        moved: the party has come further since its last pause, though it may not have sent
-            anything; without that, a pass in which nothing is sent or read is a deadlock.
+        moved: the party has made progress since its last pause, though it may not have sent
+            anything; otherwise a pass in which nothing is sent or read is a deadlock.
     """
 
     def __init__(self, *, moved: bool = False) -> None:
@@ -41,8 +41,8 @@ class Pause:
 
 @dataclass
 class Exchange:
-    """The post office of a lockstep run: boxes, counters, and the record of what each party
-    received, if it is wanted.
+    """The shared state of a lockstep run: message boxes, counters, and, if recorded, what each
+    party received.
     """
 
     boxes: dict[tuple[Role, Role, Path], bytes] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class LockstepLink:
 
 
 class _Step(Awaitable[None]):
-    """Advance a coroutine to its next pause; tell whether it ended."""
+    """A coroutine that is advanced from pause to pause."""
 
     def __init__(self, task: Coroutine[Any, Any, Any]) -> None:
         self.task = task
@@ -105,7 +105,7 @@ class _Step(Awaitable[None]):
         self.result: Any = None
 
     def advance(self) -> bool:
-        """Whether the coroutine ended, or says that it moved on."""
+        """Run to the next pause. Returns whether the coroutine ended or made progress."""
         try:
             return bool(self.task.send(None))
         except StopIteration as stop:
@@ -146,7 +146,7 @@ def pair_secrets(roles: Sequence[Role]) -> dict[Role, dict[str, bytes]]:
 
 @dataclass
 class Outcome:
-    """What a lockstep run gave: results by role, the cost counted, each party's view."""
+    """The outcome of a lockstep run: results by role, the counted cost, each party's view."""
 
     results: dict[Role, Any]
     cost: Cost
@@ -156,10 +156,10 @@ class Outcome:
 def run_parties(
     programs: dict[Role, Program], settings: Settings | None = None, *, record: bool = True
 ) -> Outcome:
-    """Run one program a role to the end.
+    """Run one program per role to its end.
 
     Args:
-        record: keep every party's view; a long run frees each message once it is read without.
+        record: keep every party's view; without it each message is freed once it is read.
 
     Raises:
         LocalProtocolError: all parties wait, or messages were left unread.

@@ -1,11 +1,11 @@
-"""A lane that notes what happens on it, and where in the model: for the profiler.
+"""A lane that records what happens on it, and where in the model, for the profiler.
 
 Its events go to a `Meter` (see `protocols.base.meter`).
 
-`ObservedLane` notes every message, call and round beside the protocol that asked for it; `Observed`
-tells it the place in the model. A task computes from when it begins, or has got what it waited for,
-until it waits again: so the time a party computes is known even where several parties share one
-event loop.
+`ObservedLane` records every message, call and round with the protocol that asked for it; `Observed`
+tells it the place in the model. A task counts as computing from its start, or from the moment it
+gets what it waited for, until it waits again: so a party's computing time is known even where
+several parties share one event loop.
 """
 
 import threading
@@ -43,15 +43,15 @@ Task: TypeAlias = Coroutine[Any, Any, Any]
 clock = time.perf_counter
 
 LEAST_WORK = 500_000
-"""Multiply-adds: smaller calls run where the lane runs, and are not worth an event."""
+"""Multiply-adds: smaller calls run in the lane's own thread, and are not worth an event."""
 
 
 class ObservedLane(Lane):
-    """A lane whose events go to a meter. See the module's text.
+    """A lane whose events go to a meter. See the module docstring.
 
     Attributes:
-        meter: of this party in this step; forks share it.
-        tape: of the task that this lane's code runs in.
+        meter: this party's meter for this step; forks share it.
+        tape: the tape of the task that this lane's code runs in.
     """
 
     meter: Meter
@@ -59,7 +59,7 @@ class ObservedLane(Lane):
 
     @classmethod
     def first(cls, link: Link, meter: Meter) -> "ObservedLane":
-        """The lane a program begins on."""
+        """The lane on which a program begins."""
         lane = cls(link)
         lane.meter, lane.tape = meter, meter.first
         return lane
@@ -80,7 +80,7 @@ class ObservedLane(Lane):
             self.tape.extend((JOINED, clock(), tapes))
 
     def watch(self, task: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        if self.is_dealer and self.path:  # it runs its lanes in turn: they are one task
+        if self.is_dealer and self.path:  # the dealer runs its lanes in turn: they are one task
             return task
         return self._own(task)
 
@@ -88,7 +88,7 @@ class ObservedLane(Lane):
         self.link.defer(self._own(task, *others))
 
     def _own(self, task: Coroutine[Any, Any, T], *others: Lane) -> Coroutine[Any, Any, T]:
-        """`task` with a tape of its own."""
+        """`task` with its own tape."""
         tape = self.meter.tape()
         self.tape.extend((FORKED, tape))
         for lane in (self, *others):
@@ -123,7 +123,7 @@ class ObservedLane(Lane):
         finally:
             note((LEAVE, clock()))
 
-    # -- what --------------------------------------------------------------------------------------
+    # -- events-------------------------------------------------------------------------------------
 
     def charge(self, label: str, cost: Cost) -> None:
         super().charge(label, cost)

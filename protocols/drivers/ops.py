@@ -1,4 +1,4 @@
-"""The vocabulary models are written in.
+"""The operations that models are written in.
 
 A model is one async function over `Ops`, with three evaluations: `protocols.drivers.secure.Secure`
 on shares (over a tracing lane it predicts the cost), `protocols.drivers.plain.Plain` in floating
@@ -17,9 +17,9 @@ from protocols.functions.attention import AttentionRange
 from protocols.functions.normalize import Norm, NormRange
 
 Tensor: TypeAlias = Any
-"""A secret tensor, a float array or a bound, as the driver has it."""
+"""A secret tensor, a float array or a bound, depending on the driver."""
 Parameters: TypeAlias = Mapping[str, Any]
-"""Name -> what the driver holds of it: `Weight`, `Table`, `SecretTensor`, or float arrays."""
+"""Parameters by name, as the driver holds them: `Weight`, `Table`, `SecretTensor`, or arrays."""
 Index: TypeAlias = NDArray[np.int64]
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -30,7 +30,7 @@ class Heads:
 
     Attributes:
         query, key: numbers of heads; query heads are a multiple of key heads.
-        size: entries a head.
+        size: entries per head.
     """
 
     query: int
@@ -64,12 +64,12 @@ def rotate(x: Any, cos: Any, sin: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The attention of one sequence: which rows ask, which rows are asked.
+    """The attention of one sequence: its query rows and its context rows.
 
     Attributes:
         rows: of the queries. context: of the keys and values.
         mask: (queries, context), True where a query may look.
-        slopes: by how much a position adds to each head's scores, or None.
+        slopes: how much each position adds to each head's scores, or None.
     """
 
     rows: slice
@@ -108,15 +108,15 @@ def _bfloat16(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Ranges:
-    """All exponents that the owner publishes, by the name that the program gives the place."""
+    """All exponents that the owner publishes, by the program's name for the place."""
 
     norms: Mapping[str, NormRange]
     attention: Mapping[str, AttentionRange]
 
 
 class Ops(Protocol):
-    """Every operation a model may use. Activations are (tokens, features); a weight has one row
-    more than its input has features if it ends in a bias. Names say where, for the ranges.
+    """Every operation a model may use. Activations are (tokens, features); a weight that ends in a
+    bias has one more row than its input has features. Names say where in the model, for the ranges.
     """
 
     async def embed(self, table: Any, count: int, columns: int) -> Tensor:
@@ -178,7 +178,7 @@ class Ops(Protocol):
         """Sum of each run of `lengths` rows."""
 
     def append(self, past: Tensor | None, new: Tensor) -> Tensor:
-        """Join along the axis of positions (1)."""
+        """Join along the axis of positions (axis 1)."""
 
     def take(self, x: Tensor, index: Index) -> Tensor:
         """Rows of x at public places."""

@@ -19,11 +19,11 @@ class Plain:
 
     Args:
         ids: the input token ids that `embed` reads, which a secure run never sees.
-        record: called with a place's name and its value, as the secure run has it there.
+        record: called with a place's name and its value, the counterpart of the secure run's.
     """
 
     precision: type[np.floating[Any]] = np.float64
-    """Of what is multiplied by weights."""
+    """Precision of activations that are multiplied by weights."""
 
     def __init__(self, ids: NDArray[np.int64], record: Record | None = None) -> None:
         self._ids = ids
@@ -132,7 +132,7 @@ class Plain:
         return affine(x, weight, self.precision)
 
     def activated(self, activation: str, x: Floats, name: str) -> Floats:
-        """An activation function at a place."""
+        """Apply an activation function; `name` is the place."""
         return ACTIVATIONS[activation].exact(np.asarray(x, dtype=np.float64))
 
     def _seen(self, name: str, value: Any) -> Floats:
@@ -144,7 +144,7 @@ class Plain:
 def affine(
     x: Floats, weight: Floats, precision: type[np.floating[Any]] = np.float64
 ) -> NDArray[np.float64]:
-    """x @ W, plus the bias in the last row if there is one; x is taken in a precision."""
+    """x @ W, plus the bias in the last row if there is one; x is converted to a precision."""
     features = x.shape[1]
     product: NDArray[np.float64] = np.asarray(
         np.asarray(x, dtype=precision) @ weight[:features], dtype=np.float64

@@ -1,8 +1,8 @@
-"""Digests of the numbers that the parties multiply by and that everybody may know.
+"""Digests of the public numbers that the parties multiply by.
 
-Evaluators whose tables differ in one entry put noise together. So each makes digests of the words
-that it holds, of which `table_digests` has what every model uses and `models.programs.public` the
-rest, and they are compared before any input is shared.
+Evaluators whose tables differ in one entry reconstruct noise. So each computes digests of the words
+that it holds: `table_digests` covers what every model uses, `models.programs.public` the rest. They
+are compared before any input is shared.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,14 +22,14 @@ from protocols.spline import Spline
 from protocols.waves import Waves
 
 Digests = Mapping[str, str]
-"""What the numbers are for -> 16 hexadecimal digits."""
+"""Name of a table -> 16 hexadecimal digits."""
 Number = Words | Ints | np.uint64 | int
 _LENGTHS = range(1, 2049)
 
 
 def table_digests() -> dict[str, str]:
-    """Of what does not depend on the model. Nothing is remembered but the tables themselves, so
-    that one that has changed in memory is found too.
+    """Digests of the tables that do not depend on the model. They are computed anew each time, so
+    that a table that has changed in memory is found too.
     """
     activations = sorted({each.name: each for each in ACTIVATIONS.values()}.items())
     return {
@@ -60,7 +60,7 @@ def differing(mine: Digests, theirs: object) -> list[str]:
 
 
 def refusal(peer: str, names: Iterable[str]) -> str:
-    """What to say of public tables that differ."""
+    """The message for public tables that differ."""
     return (
         f"{peer}'s public tables differ from this side's: {', '.join(names)}: install the same "
         "versions of puma-actors, Python and NumPy on both; if they are, one of the two machines "
@@ -69,7 +69,7 @@ def refusal(peer: str, names: Iterable[str]) -> str:
 
 
 def spline_words(spline: Spline) -> Iterator[Number]:
-    """All that the parties compute with."""
+    """All words of a spline that the parties compute with."""
     yield spline.tables
     yield from (spline.segment_bits, spline.local_bits, spline.frac, spline.scale)
 

@@ -1,4 +1,4 @@
-"""`Ops` on shares: models evaluated under MPC, or, over a tracing lane, their cost."""
+"""`Ops` on shares: evaluates models under MPC, or predicts their cost over a tracing lane."""
 
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
@@ -26,7 +26,7 @@ from protocols.linear import Table, Weight, linear, table_product
 OUTPUT_WIDTH = 37
 """Bits of a result for the client, 18 of them fraction bits."""
 OUTPUT_LIMIT = 2.0**17
-"""What a result must stay below."""
+"""Results must stay below this."""
 ARGMAX_FRAC = 13
 ARGMAX_WIDTH = 32
 """Logits are compared in steps of 2^-13, as far apart as `OUTPUT_LIMIT` lets them be."""
@@ -34,7 +34,7 @@ _MEAN_FRAC = 22
 
 
 class Secure:
-    """See the module's text. One object drives one lane."""
+    """See the module docstring. One object drives one lane."""
 
     def __init__(self, lane: Lane, ranges: Ranges) -> None:
         self.lane = lane
@@ -103,7 +103,7 @@ class Secure:
         activation: str,
         block: Callable[[Lane, SecretTensor], Coroutine[Any, Any, SecretTensor]],
     ) -> SecretTensor:
-        """An activation of so many columns, in blocks of rows."""
+        """An activation with this many columns, in blocks of rows."""
 
         async def once(rows: SecretTensor) -> SecretTensor:
             key = (*_kind(rows), weight.shape, weight.frac, columns, activation)
@@ -176,7 +176,7 @@ class Secure:
             result = await map_public(lane, flat, turn, shift=turn.frac, frac=flat.frac)
             return (await lift(lane, result)).reshape(*normed.shape)
 
-        async def widened(lane: Lane) -> SecretTensor:  # zeros stay zeros, for the norms to come
+        async def widened(lane: Lane) -> SecretTensor:  # zeros stay zeros, as later norms need
             return await truncated(lane, values, values.frac - FRACTION_BITS)
 
         return concat(list(await self.lane.both(turned, widened)), axis=1)
@@ -189,8 +189,8 @@ class Secure:
         name: str,
         spans: Sequence[Span],
     ) -> SecretTensor:
-        """Sequences, and groups of key heads within each, run on lanes of their own, as far as
-        they go together into `Settings.block`; longer texts are cut into blocks of rows.
+        """Sequences, and groups of key heads within each, run on separate lanes, as long as they
+        fit `Settings.block` together; longer texts are cut into blocks of rows.
         """
         bounds = _range(self._ranges.attention, name)
         groups = min(self.lane.settings.lanes, k.shape[0])
@@ -261,7 +261,8 @@ class Secure:
         return stack(runs, axis=0)
 
     def append(self, past: SecretTensor | None, new: SecretTensor) -> SecretTensor:
-        # The new ones are a view of the queries too: nothing but a copy lets these go.
+        # The new keys or values are views of an array that also holds the queries: a copy frees
+        # those.
         return new.copy() if past is None else concat([past, new], axis=1)
 
     def take(self, x: SecretTensor, index: Index) -> SecretTensor:
@@ -296,7 +297,7 @@ def inverse_lengths(lengths: Sequence[int]) -> Words:
 
 
 def bias_words(bias: NDArray[np.float64]) -> Words:
-    """What is added to scores: one float64 rounding of exact numbers, the same everywhere."""
+    """The words added to scores: one float64 rounding of exact numbers, the same everywhere."""
     return encode(bias, FRACTION_BITS)
 
 
@@ -308,7 +309,7 @@ def _range(ranges: Any, name: str) -> Any:
 
 
 def _with_one(x: SecretTensor, rows: int) -> SecretTensor:
-    """x with a column of ones, which meets the bias in the weight's last row, if it has one."""
+    """x with a column of ones, for the bias in the weight's last row, if the weight has one."""
     if rows == x.shape[1]:
         return x
     ones = np.full((x.shape[0], 1), 1 << x.frac, dtype=np.uint64)
@@ -316,13 +317,13 @@ def _with_one(x: SecretTensor, rows: int) -> SecretTensor:
 
 
 def _kind(x: SecretTensor) -> tuple[tuple[int, ...], int, int]:
-    """What costs may depend on."""
+    """The properties of x that costs may depend on."""
     return x.shape, x.width, x.frac
 
 
 def _rejoined(parts: Sequence[SecretTensor], cuts: Sequence[int], groups: int) -> SecretTensor:
-    """The heads of all sequences, each row's beside each other: (rows, columns). Parts come by
-    sequence, group of heads, and block of rows, of which `cuts` tells the number.
+    """The heads of all sequences, with those of a row side by side: (rows, columns). Parts are
+    ordered by sequence, group of heads, and block of rows; `cuts` gives the numbers of blocks.
     """
     rest = iter(parts)
     done = [concat(list(itertools.islice(rest, count)), axis=1) for count in cuts]

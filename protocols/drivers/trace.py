@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 class TraceLink:
-    """A `Link` that nothing may be sent over: protocols charge their declared cost instead."""
+    """A `Link` that cannot send: protocols charge their declared cost instead."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.role = Role.TRACE
         self.settings = settings or Settings()
         self.traffic = Traffic()
         self.known: dict[Hashable, tuple[Cost, dict[str, Cost], Any]] = {}
-        """Of parts of the program that come again: cost, cost by protocol, result."""
+        """Parts of the program seen before: cost, cost by protocol, result."""
 
     def stream(self, peer: Role, path: Path) -> Stream:
         return self._refuse()
@@ -49,11 +49,11 @@ class TraceLink:
 async def traced_once(
     lane: Lane, key: Hashable, task: Callable[[Lane], Coroutine[Any, Any, T]]
 ) -> T:
-    """`task(lane)`; over a plain tracing lane the cost of what has the same key is traced once. The
-    layers of a model are alike, and a long text's blocks take a while.
+    """`task(lane)`; over a plain tracing lane, tasks with the same key are traced only once. The
+    layers of a model are alike, and tracing a long text's blocks takes a while.
 
     Args:
-        key: all that the cost and the result depend on, the settings aside.
+        key: everything that the cost and the result depend on, except the settings.
     """
     link = lane.link
     if not isinstance(link, TraceLink) or type(lane) is not Lane:
@@ -90,7 +90,7 @@ def run_now(task: Coroutine[Any, Any, T]) -> T:
         return result
     finally:
         task.close()
-    raise LocalProtocolError("the program waited for a message that nobody sends")
+    raise LocalProtocolError("the program waited for a message that no party sends")
 
 
 def trace(
@@ -99,11 +99,11 @@ def trace(
     *,
     lane_of: Callable[[Link], Lane] = Lane,
 ) -> tuple[Cost, dict[str, Cost]]:
-    """Cost of a program, in all and by protocol. Rounds of all protocols add up to more than the
-    whole where some run side by side.
+    """Cost of a program, in total and by protocol. The protocols' rounds add up to more than the
+    total where some run side by side.
 
     Args:
-        lane_of: makes the program's lane.
+        lane_of: creates the program's lane.
     """
     link = TraceLink(settings)
     lane = lane_of(link)

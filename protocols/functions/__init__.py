@@ -1,1 +1,1 @@
-"""Functions of a Transformer on shares: activations, exp, negative powers, norms, softmax."""
+"""The functions of a transformer on shares: activations, exp, negative powers, norms, softmax."""

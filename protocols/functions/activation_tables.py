@@ -1,6 +1,6 @@
 """The activation functions and the constants of their approximations.
 
-`python -m bench.fit` makes the amplitudes.
+`python -m bench.fit` computes the amplitudes.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ class Centre:
 
     Attributes:
         waves: the function, less x / 2 if it tends to x, for |x| <= cut.
-        cut: beyond it the function is what it tends to; found to 1/8, towards the centre.
+        cut: beyond it the function is replaced by its limit; compared in steps of 1/8, towards the
+            centre.
         frac: fraction bits of the result.
     """
 
@@ -63,7 +64,7 @@ class Activation:
     paper: Pieces | None = None
 
     def tightly(self, x: Reals) -> Reals:
-        """What "tight" computes, but for rounding."""
+        """What "tight" computes, except for rounding."""
         if self.tight is None:
             return self.exact(x)
         centre = self.tight.waves.exact(x)
@@ -327,4 +328,4 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": RELU,
     "tanh": TANH,
 }
-"""By the names that Hugging Face configurations give them."""
+"""Activations by their names in Hugging Face configurations."""

@@ -1,6 +1,6 @@
 """Activation functions on shares, in three approximations.
 
-"tight" and "fast": a sum of waves where the function bends (`protocols.waves`), what it tends to
+"tight" and "fast": a sum of waves where the function bends (`protocols.waves`), and its limit
 elsewhere; the sets differ in the number of waves and of bits. "puma": the paper's pieces (arXiv
 2307.12533) of GeLU and SiLU; functions that it does not define take their tight form. ReLU is a
 comparison with 0 in every set.
@@ -30,15 +30,15 @@ __all__ = ["ACTIVATIONS", "GELU", "SILU", "Activation", "activate"]
 _INTEGER_BITS = 15
 """|x| < 2^15."""
 _NARROW = FRACTION_BITS + _INTEGER_BITS + 2
-"""The ring in which pieces of 18 fraction bits are selected: what `lift` wants for |x| < 2^15."""
+"""The ring in which pieces of 18 fraction bits are selected: what `lift` needs for |x| < 2^15."""
 _CUT_FRAC = 3
 """A cut-off is compared in steps of 1/8: 5 digits then reach beyond any difference with x."""
 _DIGITS = 5
 _SIGN_FRAC = 12
-"""ReLU's sign is compared in steps of 2^-12: that much of a negative number may pass."""
+"""ReLU's sign is compared in steps of 2^-12: negative numbers down to that may pass."""
 _SIGN_DIGITS = 7
 _PUMA_CUT_FRAC = 7
-"""The paper's pieces do not meet, so that its cuts are compared in steps of 1/128."""
+"""The paper's pieces do not meet, so its cuts are compared in steps of 1/128."""
 _PUMA_DIGITS = 6
 
 
@@ -104,7 +104,7 @@ async def _centre(
 ) -> SecretTensor:
     frac = centre.frac
     width = frac + 2 + (_INTEGER_BITS if activation.right is None else 1)
-    # A comparison may count what is just below a threshold as not below it: as inside, on the left.
+    # A comparison may take a value just below a threshold as not below it: on the left, as inside.
     cuts = (-centre.cut + 1 / (1 << _CUT_FRAC), centre.cut)
     waves, below = await lane.both(
         lambda strand: evaluate(strand, x, centre.waves, frac, width),
@@ -133,7 +133,7 @@ def _everywhere(x: SecretTensor, value: float, width: int, frac: int) -> SecretT
 
 _PIECE_FRAC = 12
 _SQUARE_WIDTH = 32
-"""Holds x^2 for |x| <= 4, with the room that truncation wants."""
+"""Holds x^2 for |x| <= 4, with the room that truncation needs."""
 _LEFT_SCALE = 58
 _CENTRE_SCALE = 59
 
@@ -147,7 +147,7 @@ def piece_words(pieces: Pieces) -> list[list[np.uint64]]:
 
 
 async def _pieces(lane: Lane, x: SecretTensor, pieces: Pieces) -> SecretTensor:
-    """The paper's pieces; those that are not selected may wrap, and cancel exactly."""
+    """The paper's pieces; those not selected may wrap, and cancel exactly."""
 
     small = x.drop(x.frac - _PIECE_FRAC)
 

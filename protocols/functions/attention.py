@@ -1,4 +1,4 @@
-"""Softmax attention, row-wise work with as few rounds as it takes."""
+"""Softmax attention: row-wise work in as few rounds as possible."""
 
 import math
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from protocols.functions.normalize import HELD_PRODUCT_BITS, HELD_TRIPLE_BITS
 from protocols.kernels.bits import DIGIT_BITS
 
 MIN_VALUE_FRAC = 6
-"""Fraction bits of values that a long context must leave."""
+"""Fraction bits that the values must keep in a long context."""
 MAX_SCORE_BITS = 23
 """Scores are products over 64 - 1 - 18 bits, of which 12 are shifted away before the maximum is
-found in `peak_width`: 32 of the 33 that are left. One bit more of scores would take 36.
+found in `peak_width`: 32 of the 33 that are left. One more bit of score would take 36.
 """
 
 
@@ -32,9 +32,9 @@ class AttentionRange:
     Attributes:
         score_bits: |score| < 2^score_bits; at most `MAX_SCORE_BITS`.
         value_bits: entries of the values are below 2^value_bits in size.
-        rope_frac: fraction bits that are spent on the angles of rotary positions.
-        value_drop: fraction bits that the values, which share a truncation with what is rotated,
-            give up for them.
+        rope_frac: fraction bits of the angles of rotary positions.
+        value_drop: fraction bits that the values give up for the angles, because they share a
+            truncation with the rotated heads.
     """
 
     score_bits: int
@@ -46,10 +46,10 @@ class AttentionRange:
 def peak_width(score_bits: int) -> int:
     """Bits of the ring in which a row's maximum is found: differences of scores in steps of 2^-6
     below a quarter of the ring (half of it is not enough: rounding may add a step), in whole
-    digits; at least what `exp_negative` wants.
+    digits; at least what `exp_negative` needs.
 
     Two scores below 2^b, each off by less than two steps, differ by less than 2^(b + 7) + 4 steps:
-    less than 2^(w - 1) for w >= b + 9 and b >= 1, what `maximum` wants. With 18 fraction bits
+    less than 2^(w - 1) for w >= b + 9 and b >= 1, what `maximum` needs. With 18 fraction bits
     `exp_negative` is given less than 2^(b + 19) and two steps, in w + 12 >= b + 21 bits: a quarter
     of its ring, as the scores' proof leaves a thousandth (`models.owner.bounds`).
     """
@@ -66,7 +66,7 @@ async def softmax_numerators(
         scores: (H, R, L) with 18 fraction bits, |score| < 2^score_bits.
         mask: (R, L), at least one entry of every row set.
 
-    Cost: those of the maximum (a radix-4 tree over the row), then those of exp.
+    Cost: that of the maximum (a radix-4 tree over the row), then that of exp.
     """
     first = mask.argmax(axis=1)[:, None]  # a masked entry repeats a valid one
     columns = np.where(mask, np.arange(mask.shape[1]), first)
@@ -81,18 +81,18 @@ async def softmax_numerators(
 
 
 def _sum_bits(length: int) -> int:
-    """log2 of the largest sum of a row's numerators, 1.1 each, rounded up: in whole numbers, as
-    all parties must find the same.
+    """log2 of the largest sum of a row's numerators, 1.1 each, rounded up; in integers, because all
+    parties must get the same result.
     """
     return (-(-11 * max(2, length) // 10) - 1).bit_length()
 
 
 def spare_bits(value_bits: int, length: int) -> int:
-    """Bits to drop from values below 2^value_bits of which `length` are weighted and added.
+    """Bits to drop from values below 2^value_bits when `length` of them are weighted and added.
 
-    A numerator is at most exp(1/16) and what it is off, below 1.1; so a sum of `length` of them
+    A numerator is at most exp(1/16) plus its error, below 1.1; so a sum of `length` of them
     times values stays below 2^total, and with both factors' fraction bits, less the bits dropped,
-    below 2^60, one bit less than `matmul` wants. Then |total * scale * value| of the division is
+    below 2^60, one bit less than `matmul` needs. Then |total * scale * value| of the division is
     below 2^(value_bits - spare + 18) 2^(2 high) 2^(frac + 2), which `attend` keeps at 2^61.
 
     Raises:
@@ -103,7 +103,7 @@ def spare_bits(value_bits: int, length: int) -> int:
     if spare > FRACTION_BITS - MIN_VALUE_FRAC:
         raise RangeError(
             f"weighted sums of {length} values can reach 2^{total}: the value weights are too "
-            "large for a context of so many positions"
+            "large for a context of that length"
         )
     return spare
 
@@ -125,7 +125,7 @@ async def attend(
     Cost: softmax_numerators, then 5 or 6 rounds.
 
     Raises:
-        RangeError: values so large that dropping bits leaves nothing of small ones.
+        RangeError: the values are so large that dropping bits would leave nothing of small ones.
     """
     # The sum of a row lies between exp(-1/16), for its maximum, and the number of entries.
     low = (FRACTION_BITS - 1) // 2

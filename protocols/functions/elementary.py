@@ -28,22 +28,22 @@ from protocols.spline import Spline, evaluate, fit
 EXP_CLIP = 13.375
 """exp(-13.375) = 1.6e-6, less than half the resolution of 18 fraction bits."""
 _CLIP_FRAC = 2
-"""The clip is found in steps of 1/4: what is not clipped although it might be is still in range."""
+"""The clip is compared in steps of 1/4: a value that just misses clipping is still in range."""
 PUMA_EXP_CLIP = 14.0
 """Arguments below -14 give 0 (PUMA, arXiv 2307.12533, section 4.2)."""
 COARSE_FRAC = 6
 """Fraction bits that a comparison with a cut-off looks at."""
 _POWER_FRAC = 18
 MAX_POWER_FRAC = 26
-"""Fraction bits of `Scaled.value` where the product that follows has room for them."""
+"""Fraction bits of `Scaled.value` if the product that follows has room for them."""
 
 
 @protocol("exp")
 async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
     """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
 
-    x is over a ring of 28 bits at least and below a quarter of it in size. "tight" and "fast":
-    exact but for rounding, beside one comparison; "puma": (1 + x/2^5)^(2^5), 0 below -14.
+    x is over a ring of at least 28 bits and below a quarter of it in size. "tight" and "fast":
+    exact except for rounding, beside one comparison; "puma": (1 + x/2^5)^(2^5), 0 below -14.
 
     Cost: 3 rounds ("tight"; 4 with "fast" or the tree of least "traffic", which selects before it
     lifts), 8 ("puma").
@@ -66,7 +66,7 @@ async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
 
 
 async def _below(lane: Lane, x: SecretTensor, cut: float, frac: int) -> SecretBits:
-    """In steps of 2^-frac, over all the range that x's ring allows."""
+    """[x < cut] in steps of 2^-frac, over the whole range of x's ring."""
     shift = x.frac - frac
     digits = (x.width - shift) // DIGIT_BITS
     bits = await less(lane, x, [round(cut * 2**x.frac)], digits=digits, shift=shift)
@@ -78,7 +78,7 @@ async def _exp_puma(lane: Lane, x: SecretTensor) -> SecretTensor:
 
     async def power(strand: Lane) -> SecretTensor:
         frac = 14  # 4 * 14 + 2 bits of value stay below 62
-        # x / 32; below -14 it may leave the narrow ring, and is selected away.
+        # x / 32; below -14 it may leave the narrow ring, but is selected away.
         y = x.reinterpret(x.frac + 5).drop(x.frac + 5 - frac)
         y = (await lift(strand, y)).add_public(np.uint64(1 << frac))
         fourth = Polynomial((0.0, 0.0, 0.0, 0.0, 1.0))
@@ -102,7 +102,7 @@ class Scaled:
 
     Attributes:
         value: between 1/2 and 10.
-        scale: a power of two; its fraction bits say by how much it was scaled up to be whole.
+        scale: a power of two; its fraction bits say how far it was scaled up to be an integer.
     """
 
     value: SecretTensor
@@ -121,7 +121,7 @@ def power_spline(halves: int, gain: float) -> Spline:
 
 
 def gained_spline(halves: int, gain: float) -> tuple[Spline, int]:
-    """What `gain` times a power is computed with: a spline, and the power of two beside it."""
+    """The spline that computes `gain` times a power, and the power of two to multiply it by."""
     mantissa, exponent = math.frexp(gain)
     return power_spline(halves, 2 * mantissa), exponent - 1
 
@@ -151,7 +151,7 @@ async def _negative_power(
         ),
     )
     # With c_j = [v < 4^j]: sum_j (c_j - c_(j-1)) y_j = y_last + sum_j c_j (y_j - y_(j+1)). The same
-    # bits pick the power of two that belongs to y_j, so both are selected in one message.
+    # bits pick the power of two that goes with y_j, so both are selected in one message.
     powers = np.array([1 << (halves * (high - j)) for j in exponents], dtype=np.uint64)
     scales = constant(v.role, np.broadcast_to(powers, y.shape).copy(), frac=frac)
     rows = stack([y, scales], axis=-2)
@@ -198,7 +198,7 @@ async def rsqrt(
     Cost: 4 rounds (3 if the comparison has no more than 5 digits).
     """
     if v.frac % 2:
-        raise LocalProtocolError(f"rsqrt wants an even number of fraction bits, not {v.frac}")
+        raise LocalProtocolError(f"rsqrt needs an even number of fraction bits, not {v.frac}")
     return await _negative_power(lane, v, 1, low, high, gain, frac)
 
 

@@ -1,4 +1,4 @@
-"""The activation functions in float64: what the secure versions and the constants are held to."""
+"""The activation functions in float64: the reference for the secure versions and the constants."""
 
 from math import erf as _erf
 from math import factorial, pi, sqrt

@@ -1,8 +1,8 @@
 """exp of a bounded negative secret in one round.
 
 exp turns the difference x = m - lam into a product of a public number and one that the dealer
-knows. Only the wrap of the ring stands between: so x is split into segments of length h, x = h t +
-u with t = m_top - lam_top modulo 4 and u = m_low - lam_low in (-h, h), and
+knows. Only the wrap of the ring is in the way, so x is split into segments of length h, x = h t + u
+with t = m_top - lam_top modulo 4 and u = m_low - lam_low in (-h, h), and
 
     exp(x) = exp(h t) exp(m_low) exp(-lam_low).
 
@@ -28,17 +28,17 @@ from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
 
 _GAIN = 7
-"""x is multiplied by it, which makes a segment 32/7 long: three of them reach -13.7."""
+"""x is multiplied by this, which makes a segment 32/7 long: three of them reach -13.7."""
 _LOCAL_BITS = FRACTION_BITS + 5
 _SEGMENTS = 4
 _BITS = _LOCAL_BITS + 2
 """Bits of 7 x that are read."""
 _HEAD = 0.0625
-"""Arguments reach from LOWEST up to this."""
+"""Arguments range from LOWEST up to this."""
 LOWEST = _HEAD - 3 * 32 / _GAIN
-_HALF_BITS = 12  # of the local bits, looked up in one table; the others in another
+_HALF_BITS = 12  # local bits looked up in one table; the rest are looked up in another
 _UNIT_BITS = 26  # fraction bits of the tables: a product of two stays below 2^60
-_EXACT = 128  # fraction bits while the tables are made
+_EXACT = 128  # fraction bits while the tables are computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class ExpForm:
 
     @property
     def width(self) -> int:
-        """Ring of the sum, which is below 1.07; with the room that `lift` wants."""
+        """Ring of the sum, which is below 1.07, with the room that `lift` needs."""
         return self.scale + 3
 
 
@@ -75,7 +75,7 @@ def exp_part_cost(count: int, form: ExpForm) -> Cost:
 async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
     """exp(x) with `form.frac` fraction bits over Z_2^(form.frac + 3), for LOWEST <= x < 1/16.
 
-    x has 18 fraction bits, over a ring of at least 25 bits. Outside of the range the result is
+    x has 18 fraction bits, over a ring of at least 25 bits. Outside this range the result is
     meaningless, to be selected away.
 
     Cost: 1 round; form.width bits each way, and four times that dealt.
@@ -108,7 +108,7 @@ def _split(words: Words) -> tuple[Words, Words]:
 
 
 def _dealt(lam: Words, form: ExpForm) -> Words:
-    """(4, n): exp(-lam_low) at lam_top. The dealer's alone: a float's last bit is nobody else's."""
+    """(4, n): exp(-lam_low) at lam_top. Only the dealer computes it, so floats will do."""
     top, low = _split(lam)
     values = np.exp(low.astype(np.float64) * (-1 / (_GAIN << FRACTION_BITS)))
     words = np.zeros((_SEGMENTS, lam.size), dtype=np.uint64)
@@ -119,7 +119,7 @@ def _dealt(lam: Words, form: ExpForm) -> Words:
 
 
 def _combined(m: Words, shares: Words, form: ExpForm) -> Words:
-    """An evaluator's part of the sum. Both compute the same factors: in whole numbers."""
+    """An evaluator's part of the sum. Integers make the factors the same at both evaluators."""
     upper, lower, segments = factor_tables()
     top, low = _split(m)
     factor = upper[(low >> np.uint64(_LOCAL_BITS - _HALF_BITS)).astype(np.intp)]
@@ -138,8 +138,8 @@ def _combined(m: Words, shares: Words, form: ExpForm) -> Words:
 def factor_tables() -> tuple[NDArray[np.int64], ...]:
     """exp of the upper bits of m_low, of its lower bits, and of h t + 1/16 for t = 0, -3, -2, -1.
 
-    Exact to the last bit on every machine, as the evaluators' halves only fit together under equal
-    factors.
+    The same to the last bit on every machine: the evaluators' halves only add up if their factors
+    are equal.
     """
     low_bits = _LOCAL_BITS - _HALF_BITS
     unit = Decimal(1) / (_GAIN << FRACTION_BITS)

@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm, row-wise work with as few rounds as it takes."""
+"""RMSNorm and LayerNorm: row-wise work in as few rounds as possible."""
 
 import math
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from protocols.base.shares import SecretTensor
 from protocols.errors import RangeError
 from protocols.functions.elementary import Scaled, rsqrt
 
-# What products of normalised and weighted rows stay below: one bit is kept in hand.
+# Bounds on products of normalised and weighted rows: one bit is kept in reserve.
 HELD_PRODUCT_BITS = PRODUCT_BITS - 1  # of two factors
 HELD_TRIPLE_BITS = RING_BITS - 3  # of three
-_LIFT_BITS = RING_BITS - 2  # of what is shifted down, then lifted
+_LIFT_BITS = RING_BITS - 2  # of values that are shifted down, then lifted
 _MAX_HIGH = (RING_BITS - 5) // 2
 _STEADY_EPS = 2.0**-22
-"""From here on, roundings of a constant row come out below 2^-10: a unit and a half of 2^-22, over
-the root of eps.
+"""From this eps on, the roundings of a constant row stay below 2^-10 in the result: a unit and a
+half of 2^-22, over the root of eps.
 """
 _MAX_GAIN_BITS = 40
 MAX_ROOT_FRAC = 26
@@ -30,8 +30,8 @@ MIN_ROOT_FRAC = 8
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """What a norm computes: x / sqrt(mean(x^2) + eps) over `size` entries, less their mean first
-    if `center` (LayerNorm).
+    """A norm: x / sqrt(mean(x^2) + eps) over `size` entries; with `center` (LayerNorm) their mean
+    is subtracted first.
     """
 
     size: int
@@ -45,7 +45,7 @@ class Norm:
 
     @property
     def stretch(self) -> float:
-        """What the entries are multiplied by: size / 2^extra, in [1, 2), if centred."""
+        """The factor on the entries: size / 2^extra, in [1, 2), if centred."""
         return self.size / 2.0**self.extra if self.center else 1.0
 
     @property
@@ -82,16 +82,16 @@ def _stretched(norm: Norm) -> Fraction:
 
 
 def _eps_word(norm: Norm, drop: int) -> int:
-    """In whole numbers, since both evaluators add it: no machine rounds it another way."""
+    """In integers, since both evaluators add it and must get the same word."""
     bits = 2 * (RESIDUAL_BITS - drop)
     return max(1, round(norm.size * Fraction(norm.eps) * _stretched(norm) ** 2 * (1 << bits)))
 
 
 def _largest_sum(norm: Norm, largest: Fraction, drop: int) -> int:
-    """What the squares of a row of length `largest` add up to at most, eps included.
+    """The largest sum of the squares of a row of length `largest`, eps included.
 
-    A row that is shifted down is off by less than two units an entry (`SecretTensor.drop`), so its
-    length by less than 2 sqrt(size).
+    A row that is shifted down is off by less than two units per entry (`SecretTensor.drop`), so its
+    length is off by less than 2 sqrt(size).
     """
     length = math.ceil(largest * _stretched(norm) * (1 << RESIDUAL_BITS - drop))
     lost = math.isqrt(4 * norm.size) + 1 if norm.extra + drop else 0
@@ -101,30 +101,30 @@ def _largest_sum(norm: Norm, largest: Fraction, drop: int) -> int:
 def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
     """Exponents under which every row of Euclidean norm up to `largest` is normalised.
 
-    What has to hold, with L = largest 2^22 and n = size, for rows of whole numbers of length L:
+    These must hold, with L = largest 2^22 and n = size, for rows of integers of length L:
 
-    - centring: |n x_i - sum(x)| <= sqrt(n (n - 1)) L. That is shifted down and lifted, which wants
+    - centring: |n x_i - sum(x)| <= sqrt(n (n - 1)) L. That is shifted down and lifted, which needs
       it below 2^62 by more than the two units that the shift may add;
     - squares: 4^low <= v < 4^high for their sum v with eps (`_largest_sum`), and high at most 29,
-      so that v has room in the comparisons of `rsqrt`. Both are found from the bits of integers: a
-      logarithm rounds the wrong way beside a power of two;
-    - an early gain: (L stretch + 2) (gain 2^18 + 1/2) < 2^61, what `mul` wants. L stretch is below
+      so that v has room in the comparisons of `rsqrt`. Both are computed from bit lengths of
+      integers: a logarithm may round the wrong way near a power of two;
+    - an early gain: (L stretch + 2) (gain 2^18 + 1/2) < 2^61, what `mul` needs. L stretch is below
       2^51 here and the first factor's product with the gain below 2^60, so only the two units are
       left: gain below 2^40;
-    - x * scale * value below 2^62, what `mul3` wants. With v = u 4^j, the scale is 2^(high - j)
+    - x * scale * value below 2^62, what `mul3` needs. With v = u 4^j, the scale is 2^(high - j)
       and the value g / sqrt(u) with g < 2. An entry before the shift is at most 2^drop (s + 5/2)
       for the entry s that was squared, and s^2 + 1 <= v: so the product is below
       g 2^(high + drop + frac) times (s + 5/2) / sqrt(s^2 + 1) <= sqrt(1 + 25/4) < 2.7, six times
-      2^(high + drop + frac), times the gain if it is early. Four times that is held below 2^61.
+      2^(high + drop + frac), times the gain if it is early. Four times that is kept below 2^61.
 
-    Rows below a few units of 2^(drop - 22) an entry have no precision left; how far their result
-    strays is for `models.owner.probe` to see, how long it can get `longest_result` says.
+    Rows below a few units of 2^(drop - 22) per entry have no precision left; `models.owner.probe`
+    measures their error, and `longest_result` bounds their length.
 
     Args:
-        gain: the largest factor that an entry is multiplied by beside the norm.
+        gain: the largest gain that an entry is multiplied by.
 
     Raises:
-        RangeError: no choice of exponents holds that range.
+        RangeError: no choice of exponents covers that range.
     """
     if not math.isfinite(largest * gain):
         raise RangeError("weights are not finite, or too large to say how long a row can be")
@@ -156,14 +156,14 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
 
 
 def longest_result(norm: Norm, bounds: NormRange) -> float:
-    """Length below which a normalised row stays, over the one that it would have without roundings
-    (sqrt(n), or 1 for unit rows), whatever the input.
+    """Bound on the length of a normalised row, relative to its length without rounding (sqrt(n), or
+    1 for unit rows), for any input.
 
-    Squares are summed of entries that were shifted down, s = w + e, and the whole ones, w, are
-    scaled. Each e is below 2 in size, so |w|^2 / (|s|^2 + eps) <= 1 + 4 n / eps (eps as a word):
-    next to nothing unless many bits are dropped. Where that says little, the roundings do not
-    conspire: the e are independent with mean 0 and variance 1/4, so that
-    |s|^2 = |w|^2 + 2 w e + |e|^2, but for a chance of 2^-60 a row (9 deviations), is at least
+    The squares are summed of shifted-down entries s = w + e, while the whole entries w are scaled.
+    Each e is below 2 in size, so |w|^2 / (|s|^2 + eps) <= 1 + 4 n / eps (eps as a word): close to 1
+    unless many bits are dropped. Where that bound is weak, a statistical one is used: the e are
+    independent with mean 0 and variance 1/4, so that |s|^2 = |w|^2 + 2 w e + |e|^2, except with
+    probability 2^-60 per row (9 deviations), is at least
     |w|^2 - 9 |w| + 0.8 n / 4, and |w|^2 / |s|^2 at most 1 / (1 - 81 / (0.8 n)).
     """
     if bounds.drop == 0:  # both are the same words
@@ -175,9 +175,7 @@ def longest_result(norm: Norm, bounds: NormRange) -> float:
 
 
 def longest_centred(norm: Norm) -> float:
-    """How long a row may be for its entries times its size to fit the ring while it is centred;
-    infinite where it is not.
-    """
+    """The longest row whose entries times its size fit the ring during centring, or infinity."""
     return 2.0 ** (_LIFT_BITS - RESIDUAL_BITS) / norm.size if norm.center else math.inf
 
 
@@ -206,21 +204,23 @@ async def normalize(
     """RMSNorm or LayerNorm over the last axis; over Z_2^64, x with 22 fraction bits.
 
     The gain and shift of a pre-norm are folded into the next weights by the owner; those of a
-    post-norm are given here: the gain (18 fraction bits) is multiplied beside the inverse root, or
-    after it where the product would not fit the ring; the shift (`frac` bits) is local.
+    post-norm are given here: the gain (18 fraction bits) is multiplied while the inverse root is
+    computed, or after it where the product would not fit the ring; the shift (`frac` bits) is
+    local.
 
     Args:
         frac: fraction bits of the result.
         unit: rows of length 1 instead of mean square 1.
 
-    A row that is constant, or zero, gives zeros: what is multiplied is 0 exactly, or, above an eps
-    of 2^-22, a unit and a half at most of 22 fraction bits over the root of eps, below 2^-10.
-    Centring adds bits that must go again. To shift the shares leaves such roundings, and truncation
-    leaves none (`remask`) for a word more an entry, beside the inverse root.
+    A row that is constant, or zero, gives zeros: the entries to be scaled are exactly 0, or, for an
+    eps above 2^-22, the result is at most a unit and a half of 22 fraction bits over the root of
+    eps, below 2^-10. Centring adds bits that must be removed again. Shifting the shares leaves such
+    roundings; truncation leaves none (`remask`), for one more word per entry, and runs beside the
+    inverse root.
 
     Cost: 7 rounds: sum of squares; inverse root (4); x * value * scale; lift. One more where bits
-    are dropped first: what is dropped is lifted again, because squares need the whole ring. Two
-    more for a late gain.
+    are dropped first: the shifted entries are lifted again, because squares need the whole ring.
+    Two more for a late gain.
     """
     small, x = await _prepared(lane, x, norm, bounds)
 
@@ -248,7 +248,7 @@ async def _prepared(
     lane: Lane, x: SecretTensor, norm: Norm, bounds: NormRange
 ) -> tuple[SecretTensor, SecretTensor]:
     """The entries to be squared, and those to be scaled: both centred and over Z_2^64. The latter
-    still have the bits that centring adds where zeros must stay zeros.
+    keep the bits that centring adds where zeros must stay zeros.
     """
     extra = norm.extra
     if norm.center:
@@ -265,6 +265,6 @@ async def _prepared(
 
 
 async def truncated(lane: Lane, x: SecretTensor, bits: int) -> SecretTensor:
-    """x over Z_2^64 less its last bits, exactly 0 where x is."""
+    """x over Z_2^64 without its last `bits` bits, exactly 0 where x is 0."""
     frac = x.frac - bits
     return await lift(lane, await map_public(lane, x, lambda words: words, shift=bits, frac=frac))

@@ -16,19 +16,19 @@ _INSTRUCTIONS = (ctr.__name__, forest.__name__)
 
 
 def cache_folder() -> Path:
-    """Where Numba keeps compiled kernels, unless it may not write beside the sources."""
+    """Where Numba keeps compiled kernels, unless it cannot write beside the sources."""
     return Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent)
 
 
 def cached() -> int:
-    """How many kernels of these sources lie in the on-disk cache."""
+    """The number of kernels of these sources in the on-disk cache."""
     return len(list(cache_folder().rglob(f"*{sources_digest()}*.nbi")))
 
 
 def warm_up(progress: Callable[[str], None] | None = None) -> None:
     """Compile every kernel this machine can use, or load it from the on-disk cache.
 
-    `progress` gets a line before each. Does nothing when PUMA_KERNELS=numpy.
+    `progress` is called with a line of text before each. Does nothing when PUMA_KERNELS=numpy.
     """
     if MODE == "numpy":
         return

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 from protocols.kernels.jit import Words
 
 LEFT, RIGHT, LEAF = 0, 1, 2
-_OVERHANG = 15  # update_into wants room for one more block less a byte
+_OVERHANG = 15  # update_into needs room for one more block less a byte
 
 _local = threading.local()
 

@@ -18,7 +18,7 @@ from protocols.kernels.simd import builder_tools, host_features, pointer
 
 _ROUNDS = 10
 KEY_WORDS = 2 * (_ROUNDS + 1)
-GROUP_LIMIT = 4  # scratch arrays have room for this many blocks behind their last
+GROUP_LIMIT = 4  # scratch arrays have room for this many blocks after their last
 
 
 @cache
@@ -92,7 +92,7 @@ class _Emitter:
         return self.builder.shuffle_vector(value, self.ir.Constant(value.type, None), indices)
 
     def spread(self, address: Any) -> Any:
-        """The block at an address in every place of a vector."""
+        """A vector that repeats the block at an address."""
         return self.shuffle(self.builder.load(address, align=8), [0, 1] * self.group)
 
     def constant(self, even: int, odd: int) -> Any:
@@ -107,7 +107,7 @@ class _Emitter:
         return self.builder.call(function, [state, key])
 
     def encrypt(self, states: list[Any], keys: list[Any]) -> list[Any]:
-        """Side by side, because a round takes longer than the next may wait to begin."""
+        """Encrypt several states side by side, to hide the latency of a round."""
         states = [self.builder.xor(state, keys[0]) for state in states]
         for key in keys[1:-1]:
             states = [self.round(state, key, last=False) for state in states]
@@ -133,7 +133,7 @@ def make_hash(count: int, add: bool) -> Any:
         out: Any, out_at: Any, out_step: Any, fix: Any, fix_at: Any,
     ) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
         """Positions count words. Key i's results go to out_at + i * out_step, its correction is at
-        fix_at + 2 i. Up to GROUP_LIMIT - 1 blocks behind the last are overwritten."""
+        fix_at + 2 i. Up to GROUP_LIMIT - 1 blocks after the last are overwritten."""
         from numba import types
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -178,7 +178,7 @@ def make_hash(count: int, add: bool) -> Any:
     return vector_op(hash_nodes)
 
 
-COUNTER_SLACK = 2 * 4 * GROUP_LIMIT  # words that `make_counter` may write behind the last
+COUNTER_SLACK = 2 * 4 * GROUP_LIMIT  # words that `make_counter` may write after the last
 _ABREAST = 4  # vectors
 
 
@@ -189,7 +189,7 @@ def make_counter() -> Any:
         typing: Any, keys: Any, first: Any, blocks: Any, out: Any
     ) -> tuple[Any, Callable[..., Any]]:
         """keys: the schedule, KEY_WORDS words; `blocks` blocks go to out, up to COUNTER_SLACK words
-        behind them are overwritten. The number is the block's last eight bytes, big-endian."""
+        after them are overwritten. The number is the block's last eight bytes, big-endian."""
         from numba import types
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

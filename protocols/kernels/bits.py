@@ -180,8 +180,8 @@ def look_up_products_numpy(
 
 @kernel("uint64[::1](in1, in1, in2, in3, boolean)", twin=look_up_products_numpy)
 def look_up_products(opened: Words, mask: Words, dealt: Words, table: Words, leads: bool) -> Words:
-    """As `expand_products`, with a table (2^inputs, outputs, 2 + fields) of what each public word
-    asks for: the constant, the bits of the mask and the bits of each dealt word.
+    """As `expand_products`, with a table (2^inputs, outputs, 2 + fields) of the terms of each
+    public word: the constant, the bits of the mask and the bits of each dealt word.
     """
     out = np.zeros(opened.size, dtype=np.uint64)
     for i in range(opened.size):

@@ -1,6 +1,6 @@
 """Random ring words: AES-128 in counter mode, on the processor's own instructions (see `aesni`).
 
-A state is the key's schedule and, behind it, how many words of eight bytes were drawn.
+A state is the key's schedule, followed by the number of eight-byte words drawn so far.
 """
 
 from typing import Any

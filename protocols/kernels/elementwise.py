@@ -1,4 +1,4 @@
-"""Element by element work on ring words, each function in one pass and without the GIL."""
+"""Elementwise operations on ring words, each in one pass and without the GIL."""
 
 from typing import Any
 

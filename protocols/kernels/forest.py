@@ -1,7 +1,7 @@
 """Whole point-function trees, element by element, on AES instructions (see `aesni`, `tree`).
 
-A tree stays in the first-level cache: nobody else reads its nodes. Same results as the NumPy twins
-of `tree` and `spline`, bit for bit.
+A tree stays in the first-level cache: no other code reads its nodes. Same results as the NumPy
+twins of `tree` and `spline`, bit for bit.
 """
 
 import numpy as np

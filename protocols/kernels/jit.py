@@ -61,7 +61,7 @@ class Kernel:
 def vector_op(function: Any) -> Any:
     """Decorator: a Numba intrinsic (typing context, argument types) -> (signature, code generator).
 
-    Only kernels can call it; like them it is made when the first of them is compiled.
+    Only kernels can call it; it is built when the first kernel that calls it is compiled.
     """
     return VectorOp(function)
 
@@ -110,14 +110,14 @@ def sources_digest() -> str:
 def _compile(function: FunctionType, signature: str | None) -> Callable[..., Any]:
     from numba import njit, types
 
-    # Numba resolves a callee from the globals: give it dispatchers where ours are lazy.
+    # Numba resolves callees from the globals: replace our lazy kernels there by dispatchers.
     names = dict(function.__globals__)
     for name in function.__code__.co_names:
         if isinstance(callee := names.get(name), Kernel | VectorOp):
             names[name] = callee.compiled()
     ready = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
     ready.__module__ = function.__module__
-    # The cache looks at a kernel's own file only; the name carries the state of its helpers' files.
+    # The cache only checks a kernel's own file; the name covers the state of its helpers' files.
     ready.__qualname__ = f"{function.__qualname__}_{sources_digest()}"
     if signature is None:
         helper: Callable[..., Any] = njit(nogil=True)(ready)

@@ -4,12 +4,12 @@ With few rows the product is bound by memory: the weights are streamed once, str
 row-major array, and the sums stay in registers. With more rows, panels of the weights are packed
 into a thread-local buffer that fits the second-level cache and serve all rows from there.
 
-With more rows it is also bound by multiplications, and 64 bits take three of a machine's 32-bit
-ones where it lacks AVX-512. Winograd's inner product halves them, exactly, in any commutative ring:
+With more rows it is also bound by multiplications, and without AVX-512 a 64-bit one takes three
+32-bit ones. Winograd's inner product halves their number, exactly, in any commutative ring:
 
     x0 w0 + x1 w1 = (x0 + w1) (x1 + w0) - x0 x1 - w0 w1,
 
-where the sum of x0 x1 is taken once a row and that of w0 w1 once a column.
+where the sum of x0 x1 is computed once per row and that of w0 w1 once per column.
 """
 
 from typing import Any
@@ -97,7 +97,7 @@ def _paired(
     out: Words, oa: int, os: int,
 ) -> None:  # fmt: skip
     """Add the sums of (x0 + w1) (x1 + w0) of all rows with one panel of columns. With the short
-    vectors a row at a time is best: more sums than one row's do not fit the registers.
+    vectors one row at a time is best: the sums of more rows do not fit the registers.
     """
     r = 0
     while r + 4 <= rows and ws > _SHORT:
@@ -223,7 +223,7 @@ def _batched_matmul(x: Words, y: Words) -> Words:
     _check(x, y, out, 0, y.shape[2])
     yt = y.transpose(0, 2, 1)
     if x.shape[1] <= _STREAMED_ROWS and yt.flags.c_contiguous:
-        # One query against rows of cached keys: turning them would cost more than the product.
+        # One query against rows of cached keys: transposing them would cost more than the product.
         x, yt = (np.require(operand, requirements=["C", "A"]) for operand in (x, yt))
         row_products(x.reshape(-1), yt.reshape(-1), out.reshape(-1), *x.shape, y.shape[2])
         return out

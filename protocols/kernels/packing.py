@@ -41,7 +41,7 @@ def _check(buffer: Bytes, width: int, count: int) -> None:
     expected = packed_bytes(count, width)
     if buffer.size != expected:
         raise RemoteProtocolError(
-            f"packed buffer has {buffer.size} bytes where {count} words of {width} bits take"
+            f"packed buffer has {buffer.size} bytes, but {count} words of {width} bits take"
             f" {expected}; both parties must run the same program"
         )
     spare = expected * 8 - count * width
@@ -53,7 +53,7 @@ def _check(buffer: Bytes, width: int, count: int) -> None:
 
 @kernel("int64(in1, uint64, uint64[::1])")
 def _pack(words: Words, width: Any, out: Words) -> Any:
-    """Fill `out`, which has one word more than the bits need; returns the full words written."""
+    """Fill `out`, which has one word more than the bits need; return the full words written."""
     mask = ~np.uint64(0) >> (np.uint64(64) - width)
     pending, fill, at = np.uint64(0), np.uint64(0), np.int64(0)
     for i in range(words.size):
@@ -82,16 +82,16 @@ def _word_at(data: Bytes, at: int) -> Any:
 
 @kernel("void(in1_8, uint64, uint64[::1])")
 def _unpack(packed: Bytes, width: Any, out: Words) -> None:
-    """Fill `out` from `packed`, which may stand at any address."""
+    """Fill `out` from `packed`, which may have any alignment."""
     mask = ~np.uint64(0) >> (np.uint64(64) - width)
-    # Elements whose bits begin so far before the end that nine bytes can be read.
+    # Elements that begin far enough before the end that nine bytes can be read.
     easy = 0
     if packed.size > 16:
         easy = min(out.size, int(np.uint64(8 * (packed.size - 16)) // width))
     for i in range(easy):
         bit = np.uint64(i) * width
         at, shift = np.int64(bit >> np.uint64(3)), bit & np.uint64(7)
-        # A shift by 64 is undefined: two of them where none may be meant.
+        # A shift by 64 is undefined: use two smaller ones where the shift may be 64.
         high = (np.uint64(packed[at + 8]) << np.uint64(1)) << (np.uint64(63) - shift)
         out[i] = ((_word_at(packed, at) >> shift) | high) & mask
     for i in range(easy, out.size):

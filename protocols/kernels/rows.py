@@ -17,7 +17,7 @@ def _row_block(
     x: Words, xa: int, rows: int, y: Words, ya: int, depth: int, whole: int,
     out: Words, oa: int, os: int,
 ) -> None:  # fmt: skip
-    """All rows of x with four rows of y."""
+    """Products of all rows of x with four rows of y."""
     r = 0
     while r + 4 <= rows:
         _dots4x4(x, xa + r * depth, depth, y, ya, depth, whole, out, oa + r * os, os)

@@ -1,7 +1,7 @@
-"""What a selection by shared bits has dealt, and an evaluator's part of it.
+"""Kernels for a selection by shared bits: what the dealer shares, and an evaluator's part.
 
-A term is the product of k bits times a word. For every subset S of the bits but the empty one, the
-dealer shares two words: r_S, the product of the masks in S, and r_S times the mask of the word.
+A term is the product of k bits times a word. For every nonempty subset S of the bits, the dealer
+shares two words: r_S, the product of the masks in S, and r_S times the mask of the word.
 
 Arrays: bits (terms, k, n) bytes 0/1; y, lam, own (terms, n) words; dealt (terms, 2 (2^k - 1), n).
 """

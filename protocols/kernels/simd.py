@@ -14,7 +14,7 @@ from typing import Any
 
 from protocols.kernels.jit import vector_op
 
-_PREFETCH_ROWS = 12  # how far ahead of a row-major matrix's current row to fetch
+_PREFETCH_ROWS = 12  # rows to prefetch ahead of a row-major matrix's current row
 
 
 @cache
@@ -76,9 +76,9 @@ def make_tile(rows: int, vectors: int, *, prefetch: bool = False, paired: bool =
     """An op that adds a product of `rows` by depth by `vectors` vectors of columns to out.
 
     Paired, it adds the sum over pairs of rows (w0, w1) of w, with the x0 and x1 that belong to
-    them, of (x0 + w1) (x1 + w0): the product, plus a sum that hangs on x alone and one that hangs
-    on w alone, for half the multiplications (Winograd, "A New Algorithm for Inner Product", IEEE
-    Trans. Computers, 1968). The depth is even then.
+    them, of (x0 + w1) (x1 + w0): the product, plus one sum that depends only on x and one only
+    on w, for half the multiplications (Winograd, "A New Algorithm for Inner Product", IEEE
+    Trans. Computers, 1968). The depth must then be even.
     """
 
     def tile(

@@ -81,7 +81,7 @@ def spline_shares(
     n, w = len(roots), tables.shape[1]
     if tables.shape[2] != 1 << v:
         raise LocalProtocolError(
-            f"tables have {tables.shape[2]} segments where v={v} needs {1 << v}"
+            f"tables have {tables.shape[2]} segments, but v={v} needs {1 << v}"
         )
     words, seeds = correction_words(correction, n, v, w), root_words(roots, n)
     if not available() or tables.shape[2] < _SMALLEST:

@@ -1,4 +1,4 @@
-"""Sums of chosen rows of a matrix, modulo 2^32: additions alone."""
+"""Sums of chosen rows of a matrix, modulo 2^32: additions only."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,9 +8,9 @@ from protocols.kernels.simd import make_add
 
 Half = NDArray[np.uint32]
 
-WIDTH = 192  # columns at a time, so that all sums of them stay in the first-level cache
+WIDTH = 192  # columns at a time, so that all their sums stay in the first-level cache
 GROUP = 8  # rows at a time: the sums of all subsets of four are tabulated, twice
-FEW = 20  # up to so many sums it is not worth to tabulate
+FEW = 20  # up to this many sums tabulating does not pay
 
 _add = make_add(WIDTH, onto=False)
 _add_onto = make_add(WIDTH, onto=True)
@@ -67,7 +67,7 @@ def _add_groups(
 
 
 def _chosen_sums(chosen: Bytes, table: Half) -> Half:
-    """(n, rows) bits, one a byte, and (rows, columns) -> (n, columns): the sum of the rows whose
+    """(n, rows) bits, one per byte, and (rows, columns) -> (n, columns): the sum of the rows whose
     bit is set.
     """
     count, rows = chosen.shape

@@ -28,7 +28,7 @@ def leaf_words(w: int) -> int:
 
 
 def correction_bytes(v: int, w: int) -> int:
-    """Bytes per element of the correction: 16 a level of the tree and 8 a word at its end."""
+    """Bytes per element of the correction: 16 per tree level, and 8 per word at its end."""
     if v < 1 or w < 1:
         raise LocalProtocolError(f"a point function needs v >= 1 and w >= 1, not v={v}, w={w}")
     return 16 * tree_depth(v, w) + 8 * leaf_words(w)
@@ -89,7 +89,7 @@ def _as_words(data: Bytes) -> Words:
 def root_words(roots: Bytes, n: int) -> Words:
     """Roots (n, 16) bytes as blocks (n, 2)."""
     if roots.shape != (n, 16):
-        raise LocalProtocolError(f"roots have shape {roots.shape} where ({n}, 16) bytes are needed")
+        raise LocalProtocolError(f"roots have shape {roots.shape}, but ({n}, 16) bytes are needed")
     return _as_words(roots)
 
 
@@ -101,7 +101,7 @@ def correction_words(correction: Bytes, n: int, v: int, w: int) -> Words:
     expected = n * correction_bytes(v, w)
     if correction.size != expected:
         raise RemoteProtocolError(
-            f"point-function correction has {correction.size} bytes where {n} elements of"
+            f"point-function correction has {correction.size} bytes, but {n} elements of"
             f" v={v}, w={w} take {expected}; both parties must run the same program"
         )
     return _as_words(correction).reshape(n, correction_bytes(v, w) // 8)

@@ -1,7 +1,7 @@
 """Harmonics of a masked angle: cosines and sines of its multiples, in whole numbers.
 
 Both evaluators multiply their halves by the same public cosines, so these must be equal to the last
-bit on every machine: all is integer arithmetic, from a square root on.
+bit on every machine: all of it is integer arithmetic, starting from integer square roots.
 """
 
 from functools import cache
@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 UNIT_BITS = 30
 """Fraction bits of a cosine; a product of two fits a signed word."""
 EXACT_BITS = 96
-"""Fraction bits while tables are made."""
+"""Fraction bits while tables are computed."""
 _HALF = 1 << UNIT_BITS - 1
 
 
@@ -59,7 +59,7 @@ def turns(bits: int, count: int) -> list[tuple[int, int]]:
 
 
 def rounded(value: int, bits: int) -> int:
-    """value / 2^bits to the nearest whole number, halves up."""
+    """value / 2^bits to the nearest integer, halves up."""
     return (value + (1 << bits >> 1)) >> bits
 
 

@@ -1,1 +1,1 @@
-"""What a program imports: clusters in this process or elsewhere, with or without an event loop."""
+"""The public API: clusters in this process or remote, with or without an event loop."""

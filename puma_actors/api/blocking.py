@@ -22,19 +22,19 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
     with PrivateModel.from_pretrained(path) as model:
         print(model.generate("What is ...", max_new_tokens=32))
 
-    Outside of `with`, `close` ends it. What nobody closes ends with its last reference, or with the
+    Outside `with`, `close` ends it. Without `close` it ends with its last reference, or with the
     interpreter.
     """
 
     def __init__(self, cluster: LocalCluster) -> None:
         if not isinstance(cluster, LocalCluster):
             raise ConfigError(
-                f"a PrivateModel is made of a LocalCluster, not of {type(cluster).__name__}: "
+                f"a PrivateModel takes a LocalCluster, not {type(cluster).__name__}: "
                 "use PrivateModel.from_pretrained(path) or PrivateModel.from_model(model)"
             )
         self.cluster = cluster
         self._background = Background(cluster)
-        # What is forgotten is stopped, too; nothing here may hold the model itself.
+        # A model that is garbage-collected is stopped too; nothing here may reference it.
         weakref.finalize(self, self._background.ask_to_stop).atexit = False
 
     @classmethod
@@ -58,17 +58,17 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
 
     @property
     def usage(self) -> Usage:
-        """What the last request took."""
+        """Cost of the last request."""
         return self.cluster.usage
 
     def call(self, function: Any, *args: Any) -> Any:
         """Run an async function on the cluster's event loop, and wait for its result.
 
-        Interrupted (Ctrl-C, or a notebook's stop button), it ends what runs before it raises: the
-        next request would wait for that otherwise.
+        When interrupted (Ctrl-C, or a notebook's stop button), it ends the running request before
+        it raises: otherwise the next request would wait for it.
 
         Raises:
-            ConfigError: the model is closed. Whatever the function raises.
+            ConfigError: the model is closed. Any error from the function.
         """
         return self._background.call(function, *args)
 

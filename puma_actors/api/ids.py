@@ -1,4 +1,4 @@
-"""Token ids from callers: whole numbers, or refused by name, before anything is counted or sent."""
+"""Check token ids from callers: only integers, before anything is counted or sent."""
 
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
@@ -12,10 +12,10 @@ _WANTED = "give whole numbers, as a list or an array"
 
 
 def token_ids(given: Any, what: str = "token ids") -> list[int]:
-    """One sequence of ids, from whatever holds whole numbers in an order.
+    """One sequence of ids, from any ordered collection of whole numbers.
 
     Raises:
-        ConfigError: it holds anything else (True and 1.0 are no ids), or is no sequence.
+        ConfigError: it contains anything else (True and 1.0 are not ids), or is not a sequence.
     """
     items = _items(given, what)
     for item in items:
@@ -25,17 +25,17 @@ def token_ids(given: Any, what: str = "token ids") -> list[int]:
 
 
 def whole(value: Any, what: str) -> int:
-    """Raises ConfigError: it is no whole number."""
+    """`value` as an int. Raises ConfigError if it is not a whole number."""
     if not _is_whole(value):
-        raise ConfigError(f"{what}: {_described(value)} is no whole number")
+        raise ConfigError(f"{what}: {_described(value)} is not a whole number")
     return int(value)
 
 
 def token_sequences(given: Any) -> list[list[int]]:
-    """One list of ids a sequence, from ids, from lists of them, or from arrays of up to two axes.
+    """One list of ids per sequence, from ids, lists of ids, or arrays of up to two axes.
 
     Raises:
-        ConfigError: as `token_ids`, and for nothing at all.
+        ConfigError: as `token_ids`, or the input is empty.
     """
     items = _items(given, "input_ids")
     if not items:
@@ -53,7 +53,7 @@ def _items(given: Any, what: str) -> list[Any]:
     found = given.tolist() if hasattr(given, "tolist") else given  # arrays, and torch's tensors
     unordered = isinstance(found, str | bytes | bytearray | memoryview | Mapping | Set)
     if unordered or not isinstance(found, Iterable):
-        raise ConfigError(f"{what}: {_described(given)} is no list of token ids: {_WANTED}")
+        raise ConfigError(f"{what}: {_described(given)} is not a list of token ids: {_WANTED}")
     return list(found)
 
 

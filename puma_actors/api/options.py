@@ -1,4 +1,4 @@
-"""Keywords that are passed on from one public call to another, typed so that mypy follows them."""
+"""Keywords passed from one public call to another, typed so that mypy checks them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from puma_actors.transports.delay.network import Network
 
 
 class RunOptions(TypedDict, total=False):
-    """Keywords of `LocalCluster`, but for those of `ClusterOptions`."""
+    """Keywords of `LocalCluster`, except those of `ClusterOptions`."""
 
     settings: Settings | None
     codec: bool
@@ -34,10 +34,10 @@ CLUSTER_OPTIONS = frozenset((*RunOptions.__annotations__, *ClusterOptions.__anno
 
 
 class PipelineOptions(ClusterOptions, TaskOptions, total=False):
-    """Keywords of a pipeline over a cluster of its own: of the cluster, and of the task."""
+    """Keywords of a pipeline with its own cluster: those of the cluster, and of the task."""
 
 
 def cluster_options(options: PipelineOptions) -> ClusterOptions:
-    """Those of the cluster."""
+    """The options of the cluster."""
     found = {name: each for name, each in options.items() if name in CLUSTER_OPTIONS}
     return cast(ClusterOptions, found)

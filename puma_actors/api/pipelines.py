@@ -1,15 +1,15 @@
-"""Tasks on texts, called and answered as transformers' pipelines are, by models nobody sees.
+"""Private tasks on texts, with the calling conventions of transformers' pipelines.
 
     with pipeline("text-classification", "path/or/hub-name") as classify:
         classify("I liked it.")  # [{"label": "POSITIVE", "score": 0.99}]
 
-With an event loop, over a cluster or whatever else takes requests:
+With an event loop, over a cluster or any other `Requests`:
 
     async with LocalCluster.from_pretrained(path) as cluster:
         answer = await TextPipeline("question-answering", cluster)(question=..., context=...)
 
-What the tasks do with texts is in `models.texts`; where the parties run is for `Requests` to know.
-The parties learn the length of every text in tokens, and for a pair where the second one begins.
+The tasks themselves are in `models.texts`; `Requests` knows where the parties run. The parties
+learn the length of every text in tokens, and for a pair also where the second one begins.
 """
 
 import inspect
@@ -43,11 +43,11 @@ from puma_actors.api.options import (
 from puma_actors.api.requests import Requests, Usage
 
 BATCH_TOKENS = 1024
-"""Texts travel together up to so many tokens: they share rounds, and memory."""
+"""Texts are batched up to this many tokens: they share rounds, but need memory together."""
 GENERATION = "text-generation"
 _WITHOUT_EFFECT = frozenset({"batch_size", "num_workers", "padding"})
-"""Options of transformers' pipelines that change no result, and here nothing else: batches are made
-by their tokens, and nothing is padded.
+"""Options of transformers' pipelines that do not change results, and have no effect here: texts are
+batched by their tokens, and nothing is padded.
 """
 _SWITCHES = frozenset(
     {
@@ -60,26 +60,26 @@ _SWITCHES = frozenset(
         "truncation",
     }
 )
-"""Options that are on or off: a text such as "false" would be on."""
+"""Boolean options: a text such as "false" would count as true."""
 
 
 class TextPipeline:
-    """A task over the requests of a cluster that runs.
+    """A task over the requests of a running cluster.
 
     Args:
-        task: a name of transformers, or "sentence-embedding".
-        requests: where the model is asked; its tokenizer is used.
+        task: a task name of transformers, or "sentence-embedding".
+        requests: requests to the model, whose tokenizer is used.
         sentences: how "sentence-embedding" makes vectors; default: the mean, of length 1.
         batch_tokens: as `BATCH_TOKENS`.
-        options: defaults of the options of every call, see the task's `job` in `models.texts`.
+        options: defaults for the options of every call, see the task's `job` in `models.texts`.
 
     Attributes:
-        usage: what the last call took, all its requests together.
-        share: of the call that runs, the tokens of batches that are done, and of all.
+        usage: cost of the last call, all its requests together.
+        share: tokens of the finished batches of the running call, and of all its batches.
 
     Raises:
-        ConfigError: an unknown task or option. ModelError: a model with another head, or without a
-            tokenizer.
+        ConfigError: an unknown task or option. ModelError: the model has another head, or no
+        tokenizer.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class TextPipeline:
         self._check_options(self._defaults)
 
     def option_names(self) -> frozenset[str]:
-        """What a call takes besides the inputs."""
+        """Options of a call."""
         if self._texts is None:
             fields = frozenset(SamplingConfig.__dataclass_fields__)
             return fields | {"return_full_text", "do_sample"}
@@ -119,7 +119,7 @@ class TextPipeline:
         return frozenset(found) - {"inputs"}
 
     def check(self, inputs: Any = None, **options: Unpack[TaskOptions]) -> None:
-        """Find out before any work whether a call would be refused. Raises ConfigError."""
+        """Check before any work whether a call would be refused. Raises ConfigError."""
         if self._texts is None:
             self._prompts(inputs, self._merged(options))
         else:
@@ -129,8 +129,8 @@ class TextPipeline:
         """The result for one input, or a list for a list.
 
         Args:
-            inputs: text or texts, as the task wants them.
-            options: of the task.
+            inputs: text or texts, as the task takes them.
+            options: options of the task.
         """
         merged = self._merged(options)
         if self._texts is None:
@@ -168,9 +168,9 @@ class TextPipeline:
             self.requests.check_ids(encoding.ids)
 
     async def _forward(self, batch: Sequence[Encoding], job: Job) -> list[Floats]:
-        """An array (rows, columns) a sequence."""
+        """One array (rows, columns) per sequence."""
         types: list[int] | None = [kind for encoding in batch for kind in encoding.types]
-        # Families without types, or with one, have tokenizers that number the texts all the same.
+        # Tokenizers number the texts even for families with no type or only one.
         if getattr(self.requests.config, "type_vocab_size", 0) < 2 or not any(types or ()):
             types = None
         ids = [encoding.ids for encoding in batch]
@@ -209,7 +209,7 @@ class TextPipeline:
         return encoded, single, sampling, options.get("return_full_text", True)
 
     async def _generate(self, inputs: Any, options: TaskOptions) -> Any:
-        """Greedy unless a temperature is given. Prompts one after the other."""
+        """Generate for one prompt after the other; greedy unless a temperature is given."""
         encoded, single, sampling, full = self._prompts(inputs, options)
         self.usage = Usage()
         found = []
@@ -218,7 +218,7 @@ class TextPipeline:
             self._add_usage()
             usage, text = self.requests.usage, "".join(streamed)
             if usage.stop_reason != "stop string":
-                # A decoder may drop the space at the beginning of what it is given.
+                # A decoder may drop the space at the beginning of its input.
                 whole = self.tokenizer.decode([*ids, *usage.token_ids])
                 text = whole[len(self.tokenizer.decode(ids)) :]
             found.append(prompt.result(text, full=full))
@@ -228,8 +228,8 @@ class TextPipeline:
 class PrivatePipeline(AbstractContextManager["PrivatePipeline"]):
     """`TextPipeline` over five roles in this process, for code without an event loop.
 
-    Ready when made; outside of `with`, `close` ends it, or else the end of its last reference or of
-    the interpreter.
+    Ready when created. Outside `with`, `close` ends it; without `close` it ends with its last
+    reference, or with the interpreter.
     """
 
     def __init__(self, pipe: TextPipeline) -> None:
@@ -241,7 +241,7 @@ class PrivatePipeline(AbstractContextManager["PrivatePipeline"]):
 
     @property
     def usage(self) -> Usage:
-        """What the last call took."""
+        """Cost of the last call."""
         return self.pipe.usage
 
     def __call__(self, inputs: Any = None, **options: Unpack[TaskOptions]) -> Any:
@@ -274,19 +274,19 @@ def local_pipeline(
     batch_tokens: int = BATCH_TOKENS,
     **options: Unpack[PipelineOptions],
 ) -> TextPipeline:
-    """A pipeline over a cluster in this process that is yet to be entered: `pipe.requests`.
+    """A pipeline over a cluster in this process that must still be entered: `pipe.requests`.
 
     Args:
         task: as for `TextPipeline`.
         model: as for `LocalCluster.from_pretrained`; for "sentence-embedding" also a folder of
-            sentence-transformers. Or a model in memory, as for `LocalCluster.from_model`. Without
-            it the packages with a model to try.
-        tokenizer: of a model in memory.
+            sentence-transformers. Or a model in memory, as for `LocalCluster.from_model`. Default:
+            the models installed as packages.
+        tokenizer: tokenizer of a model in memory.
         head: as for `LocalCluster.from_pretrained`. batch_tokens: as for `TextPipeline`.
-        options: of the cluster (`settings`, `network`, ...) or of the task.
+        options: options of the cluster (`settings`, `network`, ...) or of the task.
 
     Raises:
-        ConfigError, ModelError: before any weight is read.
+        ConfigError, ModelError: unusable arguments or model; raised before any weight is read.
     """
     task = canonical_task(task)
     chosen = cluster_options(options)
@@ -294,8 +294,7 @@ def local_pipeline(
     if model is None or isinstance(model, str | PathLike):
         if tokenizer is not None:
             raise ConfigError(
-                "tokenizer goes with a model in memory: one that is read from a path has its own "
-                "beside it"
+                "tokenizer is for a model in memory: a model from a path has its own beside it"
             )
         cluster, sentences = _opened(task, model, head, chosen)
     else:
@@ -311,7 +310,7 @@ def local_pipeline(
 def _opened(
     task: str, model: str | PathLike[str] | None, head: str | None, options: ClusterOptions
 ) -> tuple[LocalCluster, SentenceSettings | None]:
-    """A cluster of a model in files, and what else those say about the task."""
+    """A cluster for a model in files, and its sentence settings."""
     path = resolve_model(model) if model is not None else _usual_model(task)
     sentences = None
     if task == "sentence-embedding":
@@ -330,7 +329,7 @@ def pipeline(
     batch_tokens: int = BATCH_TOKENS,
     **options: Unpack[PipelineOptions],
 ) -> PrivatePipeline:
-    """As `local_pipeline`, and ready when it returns: to be called, and closed when done."""
+    """As `local_pipeline`, but ready when it returns; close it when done."""
     pipe = local_pipeline(
         task, model, tokenizer=tokenizer, head=head, batch_tokens=batch_tokens, **options
     )
@@ -346,11 +345,11 @@ def _usual_model(task: str) -> Path:
         return embedding_model_path()
     if task == GENERATION:
         return demo_model_path()
-    raise ConfigError(f"{task} has no model of its own: name one, model=PATH")
+    raise ConfigError(f"{task} has no default model: give one, model=PATH")
 
 
 def _batches(encodings: Sequence[Encoding], most: int) -> list[list[Encoding]]:
-    """Neighbours together, as long as they have no more than `most` tokens."""
+    """Neighbours in one batch, as long as they have no more than `most` tokens."""
     batches: list[list[Encoding]] = []
     room = 0
     for encoding in encodings:

@@ -1,4 +1,4 @@
-"""What can be asked of a shared model, wherever its parties run: the same for all clusters."""
+"""Requests to a shared model: the same for all clusters, wherever their parties run."""
 
 import time
 from abc import ABC, abstractmethod
@@ -36,12 +36,12 @@ class Requests(ABC):
     Args:
         config: the model's architecture.
         tokenizer: None if the model has none; then only token ids can be given.
-        client: the actor that speaks with the parties.
-        settings: of every request.
+        client: the actor that talks to the parties.
+        settings: settings of every request.
 
     Attributes:
-        usage: what the last request took.
-        step: what runs now; None: nothing does.
+        usage: cost of the last request.
+        step: the running step, if any.
     """
 
     def __init__(
@@ -55,27 +55,27 @@ class Requests(ABC):
         self.usage = Usage()
         self.step: Step | None = None
         self._no_tokenizer = "none was passed"
-        self._busy = anyio.Semaphore(1)  # no lock: a stream may be closed by another task
+        self._busy = anyio.Semaphore(1)  # not a lock: another task may close a stream
 
     @property
     @abstractmethod
     def running(self) -> bool:
-        """Whether the parties are there to be asked."""
+        """Whether the parties can take requests."""
 
     def rounds_done(self) -> int | None:
-        """Rounds of the step that runs now, so far; None: only the parties elsewhere know."""
+        """Rounds of the running step so far; None if only remote parties know."""
         return None
 
     @property
     def plan(self) -> Plan:
-        """The public plan of the model that is shared."""
+        """The public plan of the shared model."""
         if self.client.plan is None:
             raise ConfigError("the cluster is not running: use `async with`")
         return self.client.plan
 
     def predict(self, batch: Batch | int, decode: int = 0) -> list[Cost]:
-        """The cost of a request, from shapes alone: the batch (or a prompt of so many tokens), then
-        each decoded token.
+        """The cost of a request, from shapes alone: the batch (or a prompt of that many tokens),
+        then each decoded token.
         """
         first = batch if isinstance(batch, Batch) else Batch((whole(batch, "a length"),), "last")
         steps = predict(self.plan, first, whole(decode, "decode"), self.settings)
@@ -92,15 +92,15 @@ class Requests(ABC):
 
         Args:
             input_ids: ids of one sequence, or a list of them for each sequence.
-            rows: see `models.programs.program.Batch`; default: what the model's head is meant for,
-                and every token for the logits of a language model.
+            rows: see `models.programs.program.Batch`; default: the rows that the model's head is
+                meant for, and every token for the logits of a language model.
             types: token types of all tokens together (0, and 1 for the second text of a pair).
 
         Returns:
             (results, columns): vocabulary, labels, or the hidden size for the bare model.
 
         Raises:
-            ConfigError: ids or rows that the model does not have.
+            ConfigError: the model does not have these ids or rows.
         """
         sequences = token_sequences(input_ids)
         for ids in sequences:
@@ -126,8 +126,8 @@ class Requests(ABC):
             return result
 
     async def log_likelihoods(self, ids: Sequence[int]) -> Floats:
-        """Natural logarithm of the probability that a language model gives to each token but the
-        first, after those before it: (len(ids) - 1,).
+        """Natural logarithm of a language model's probability for each token except the first,
+        given those before it: (len(ids) - 1,).
 
         Raises:
             ConfigError: the model predicts no tokens, or ids as for `forward`.
@@ -137,13 +137,13 @@ class Requests(ABC):
         return log_likelihoods(await self.forward([found], rows="all"), found)
 
     def _check_end(self, ids: Sequence[int]) -> None:
-        """A decoder's classifier reads the last token that is not padding; here, the last one."""
+        """The last token must not be padding: a decoder's classifier would not read it."""
         config = self.config
         causal = not isinstance(config, EncoderConfig)
         if config.head == "sequence-classification" and causal and ids[-1] == config.pad_token_id:
             raise ConfigError(
                 f"a sequence ends with token id {ids[-1]}, this model's padding, which its "
-                "classifier passes over: leave it out"
+                "classifier ignores: leave it out"
             )
 
     def _check_types(self, batch: Batch) -> None:
@@ -156,7 +156,7 @@ class Requests(ABC):
             raise ConfigError("the cluster is not running: use `async with`")
 
     def encode(self, prompt: str | Sequence[int], *, raw: bool = False) -> list[int]:
-        """Token ids of a prompt: through the chat template unless `raw`; ids are taken as they are.
+        """Token ids of a prompt, through the chat template unless `raw`; ids are used unchanged.
 
         Raises:
             ConfigError: the prompt is empty, or text was given to a model without a tokenizer.
@@ -173,7 +173,7 @@ class Requests(ABC):
         return ids
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of a text of any length, with the begin token if the tokenizer puts one.
+        """Token ids of a text of any length, with the begin token if the tokenizer adds one.
 
         Raises:
             ConfigError: the model has no tokenizer.
@@ -194,10 +194,10 @@ class Requests(ABC):
         check_ids(self.config, ids)
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
-        """Refuse to generate with a model that cannot, or by logits the client is not to see.
+        """Check that the model generates text, and that sampling needs no hidden logits.
 
         Raises:
-            ConfigError: see the text.
+            ConfigError: one of these does not hold.
         """
         if self.config.head != "causal-lm":
             raise ConfigError(
@@ -219,12 +219,13 @@ class Requests(ABC):
         raw: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> AsyncGenerator[Token, None]:
-        """Stream tokens. `usage` holds what it took, up to date after every token. If more are
-        asked for than fit, locally or at a cluster, the answer ends when the context is full.
+        """Stream tokens. `usage` holds the cost, updated after every token. If more are requested
+        than fit, locally or at remote parties, the answer ends when the context is full.
 
         Args:
             prompt: text, or token ids.
-            sampling: or its fields as keywords (`max_new_tokens=32`, `temperature=0.7`, ...).
+            sampling: a `SamplingConfig`; or give its fields as keywords (`max_new_tokens=32`,
+                `temperature=0.7`, ...).
             raw: do not apply the chat template.
         """
         sampling = _sampling(sampling, options)
@@ -239,7 +240,7 @@ class Requests(ABC):
     ) -> AsyncGenerator[Token, None]:
         self._check_running()
         usage = self.usage = Usage(prompt_ids=ids)
-        # At least one is asked for, so that a prompt which does not fit is refused by name.
+        # Request at least one, so that a prompt that does not fit is refused with a clear message.
         steps = min(sampling.max_new_tokens, max(1, self.most_new_tokens(len(ids))))
         inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings)
         sampler, watcher = Sampler(sampling), StopWatcher(sampling.stop)
@@ -275,14 +276,14 @@ class Requests(ABC):
             await self._finish(inference)
 
     def most_new_tokens(self, prompt: int) -> int:
-        """Tokens that can follow a prompt of so many, wherever the parties run: what the model's
-        positions and the parties' limit leave. Who asks for more gets so many.
+        """New tokens that fit after a prompt of `prompt` tokens, by the model's positions and the
+        parties' limit. Requests for more get this many.
         """
         positions, tokens = self.config.max_positions, self.client.tokens
         return (positions if tokens is None else min(positions, tokens)) - prompt + 1
 
     def limit_text(self) -> str:
-        """What `most_new_tokens` is limited by, for people."""
+        """The limit behind `most_new_tokens`, as a readable text."""
         positions, tokens = self.config.max_positions, self.client.tokens
         if tokens is not None and tokens < positions:
             return f"the parties take {tokens} tokens at a time (limits.inference_tokens)"
@@ -313,7 +314,7 @@ def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
     """Refuse token ids that a model cannot take, before any work starts.
 
     Raises:
-        ConfigError: none at all, too many, or one outside the vocabulary.
+        ConfigError: there are none or too many, or one is outside the vocabulary.
     """
     ids = token_ids(ids)
     if not ids:
@@ -328,16 +329,16 @@ def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
             f"{len(ids)} prompt tokens do not fit the model's {config.max_positions} "
             "positions: shorten the prompt"
         )
-    # RoBERTa counts positions of the other tokens alone.
+    # RoBERTa only counts positions of the other tokens.
     if config.family == "roberta" and config.pad_token_id in ids:
         raise ConfigError(
             f"token id {config.pad_token_id} is this model's padding, which is never needed: "
-            "sequences of unequal lengths go together without it"
+            "sequences of different lengths can be batched without it"
         )
 
 
 def check_logits(config: ModelConfig) -> None:
-    """Raises ConfigError: the model predicts no next tokens."""
+    """Raise ConfigError if the model does not predict next tokens."""
     if config.head != "causal-lm":
         raise ConfigError(
             f"a model with head {config.head!r} predicts no next tokens: likelihoods and "
@@ -346,10 +347,10 @@ def check_logits(config: ModelConfig) -> None:
 
 
 def _sampling(sampling: SamplingConfig | None, options: SamplingOptions) -> SamplingConfig:
-    """What was given, in one of the two ways.
+    """The sampling settings, given in one of the two ways.
 
     Raises:
-        ConfigError: both ways at once, or an option that there is not.
+        ConfigError: both ways at once, or an unknown option.
     """
     known = SamplingConfig.__dataclass_fields__
     if odd := sorted(options.keys() - known.keys()):

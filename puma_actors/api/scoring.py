@@ -19,15 +19,15 @@ from puma_actors.api.requests import Requests, check_logits
 DEFAULT_WINDOW = 512
 
 Told = Callable[[int, int, float], None]
-"""Called with the windows done, all windows, and the seconds that the rest may take."""
+"""Called with the number of windows done and in total, and the estimated seconds left."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-likelihoods of the scored tokens, and what each window took.
+    """Log-likelihoods of the scored tokens, and the cost of each window.
 
     Attributes:
-        costs: of all parties together; empty for a run in plaintext.
+        costs: costs of all parties together; empty for a plaintext run.
     """
 
     likelihoods: Floats
@@ -49,7 +49,7 @@ class Perplexities:
 
     @property
     def relative(self) -> float:
-        """By how much the private perplexity differs."""
+        """Relative difference of the private perplexity."""
         return self.private.perplexity / self.plain.perplexity - 1
 
     @property
@@ -90,7 +90,8 @@ def plan_windows(
         stride: default: the window.
 
     Raises:
-        ConfigError: the model predicts no tokens, has fewer positions, or the text is too short.
+        ConfigError: the model does not predict tokens or has fewer positions, or the text is too
+        short.
     """
     config = requests.config
     check_logits(config)
@@ -106,7 +107,7 @@ def plan_windows(
 def score_plain(
     checkpoint: Checkpoint, ids: Sequence[int], windows: Sequence[Window], told: Told
 ) -> Scores:
-    """In float64, with the owner's weights as they are."""
+    """Score in float64, with the owner's original weights."""
     parameters = dict(load_parameters(checkpoint))
     found, seconds = [], []
     for window in windows:
@@ -122,7 +123,7 @@ def score_plain(
 async def score_private(
     requests: Requests, ids: Sequence[int], windows: Sequence[Window], told: Told
 ) -> Scores:
-    """On shares, one request a window."""
+    """Score on shares, one request per window."""
     found, seconds, costs = [], [], []
     for window in windows:
         started = time.perf_counter()
@@ -135,7 +136,7 @@ async def score_private(
 
 
 def _rest(seconds: Sequence[float], windows: Sequence[Window]) -> float:
-    """Of the windows to come, if tokens take as long as so far."""
+    """Estimated seconds of the remaining windows, at the speed so far."""
     sizes = [window.stop - window.start for window in windows]
     done = len(seconds)
     return sum(seconds) / sum(sizes[:done]) * sum(sizes[done:])

@@ -1,4 +1,4 @@
-"""A request while it runs, and what it took."""
+"""A running request, and its cost."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from protocols.base.lane import Settings
 
 @dataclass
 class Usage:
-    """What one request took. Seconds by phase; one cost for prefill and one for each later step."""
+    """Cost of one request: seconds by phase; one cost for prefill and one for each later step."""
 
     prompt_ids: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
@@ -33,13 +33,13 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step of a request, while it runs.
+    """A running step of a request.
 
     Attributes:
-        number: of the inference that it is, which no other step has.
-        batch: what the request's first step evaluates. steps: the request takes at most so many.
-        index: 0 is the batch; then one decoded token each.
-        began: by `time.monotonic`.
+        number: its inference number, which no other step has.
+        batch: the batch of the request's first step. steps: most steps of the request.
+        index: 0 for the batch, then one for each decoded token.
+        began: start time by `time.monotonic`.
     """
 
     number: int

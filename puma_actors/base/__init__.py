@@ -1,4 +1,4 @@
-"""What every wing stands on: tasks, threads, logs, certificates, texts from elsewhere.
+"""The base of every wing: tasks, threads, logs, certificates, foreign text.
 
-Nothing here knows a frame, a role or a model.
+Nothing here deals with frames, roles or models.
 """

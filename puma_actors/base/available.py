@@ -1,4 +1,4 @@
-"""Memory that this machine has left for this process."""
+"""Memory that is available to this process on this machine."""
 
 import os
 from pathlib import Path
@@ -11,14 +11,14 @@ _GROUPS = (
         "sys/fs/cgroup/memory/memory.stat",
     ),
 )
-"""Limit, use and details of a container, of either version of control groups."""
+"""Files with a container's limit, use and details, for both versions of control groups."""
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that could be used without swapping, or before a container's limit.
+    """Bytes that can be used without swapping and within a container's limit.
 
     Args:
-        root: where `proc` and `sys` lie.
+        root: folder that contains `proc` and `sys`.
     """
     found = [_machine(root), *(_group(root, *names) for names in _GROUPS)]
     known = [size for size in found if size is not None]
@@ -40,7 +40,7 @@ def _entry(path: Path, name: str, unit: int) -> int | None:
 
 
 def _group(root: Path, limit: str, use: str, details: str) -> int | None:
-    """What is left below a container's limit; pages of files count as free."""
+    """Bytes left below a container's limit; pages of files count as free."""
     try:
         most, used = (int((root / name).read_text()) for name in (limit, use))
     except (OSError, ValueError):  # there is none, or it is "max"

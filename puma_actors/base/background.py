@@ -1,12 +1,12 @@
-"""A cluster that runs on an event loop in a thread of its own, for code that has no loop.
+"""A cluster that runs on an event loop in its own thread, for code without a loop.
 
     background = Background(cluster)             the cluster is entered when it returns
-    background.call(async_function, argument)    run there, and waited for
+    background.call(async_function, argument)    run it there, and wait for it
     background.ask_to_stop()                     never waits: good for finalizers
     background.stop(error)                       leave the cluster, and wait
 
-The thread is a daemon: an interpreter that ends does not wait for it, but runs what `atexit` knows
-of. There, whatever nobody has stopped is stopped, while its loop can still work.
+The thread is a daemon: an interpreter does not wait for it at exit, but runs the `atexit` handlers.
+One of them stops all clusters that are still running, while their loops still work.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from protocols.errors import ConfigError
 T = TypeVar("T")
 
 _EXIT_SECONDS = 10.0
-"""An interpreter that ends waits no longer for a kernel that is in the middle of its work."""
+"""At exit, the interpreter waits at most this long for a running kernel."""
 
 
 class Background:
-    """See the module's text.
+    """See the module docstring.
 
     Raises:
-        Whatever entering the cluster raises; nothing is left behind then.
+        Any error from entering the cluster; nothing is left running in that case.
     """
 
     def __init__(self, cluster: AbstractAsyncContextManager[Any]) -> None:
@@ -44,30 +44,30 @@ class Background:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leave: asyncio.Event | None = None
         self._failure: BaseException | None = None
-        # It must not inherit "non-daemon", nor may the worker threads that it starts.
+        # It must not inherit "non-daemon", and neither may the worker threads that it starts.
         self._thread = threading.Thread(target=self._run, daemon=True, name="puma-cluster")
         _alive.add(self)
         self._thread.start()
         try:
             self._portal = self._started.result()
-        except BaseException:  # of the cluster, or an interruption while it starts
+        except BaseException:  # from the cluster, or an interruption while it starts
             self.ask_to_stop()
             self._thread.join()
             raise
 
     @property
     def running(self) -> bool:
-        """Whether it still takes calls."""
+        """Whether it still accepts calls."""
         return not self._stopping and self._thread.is_alive()
 
     def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Run an async function there, and wait for its result.
+        """Run an async function in the thread, and wait for its result.
 
-        Interrupted (Ctrl-C, or a notebook's stop button), it ends what runs before it raises: the
-        next call would wait for that otherwise.
+        When interrupted (Ctrl-C, or a notebook's stop button), it ends the running call before it
+        raises: otherwise the next call would wait for it.
 
         Raises:
-            ConfigError: the cluster was left. Whatever the function raises.
+            ConfigError: the cluster was left. Any error from the function.
         """
         if not self.running:
             raise ConfigError("the model is closed: load it again")
@@ -83,16 +83,16 @@ class Background:
         try:
             return future.result()
         except BaseException:
-            if future.cancel():  # not what `run` raised: it still runs
+            if future.cancel():  # no error from `run`: it is still running
                 ended.wait()
             raise
 
     def ask_to_stop(self) -> None:
-        """Let the cluster be left, from any thread, without waiting for it."""
+        """Ask the thread to leave the cluster, from any thread and without waiting."""
         self._stopping = True
         if self._loop is None or not self._thread.is_alive():
             return
-        with suppress(RuntimeError):  # the loop has been closed since
+        with suppress(RuntimeError):  # the loop was closed in the meantime
             self._loop.call_soon_threadsafe(self._begin_to_stop)
 
     def _begin_to_stop(self) -> None:
@@ -104,10 +104,10 @@ class Background:
     def stop(self, error: BaseException | None = None) -> None:
         """Leave the cluster, and wait until the thread has ended.
 
-        error: because of which it is left, as for `__aexit__`.
+        error: the reason for leaving it, as for `__aexit__`.
 
         Raises:
-            Whatever leaving the cluster raises.
+            Any error from leaving the cluster.
         """
         self._error = error
         self.ask_to_stop()
@@ -117,7 +117,7 @@ class Background:
             raise failure
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the thread has ended, which was asked to; in that thread itself, do not."""
+        """Wait until the thread, which was asked to stop, has ended; no-op in that thread."""
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
@@ -126,7 +126,7 @@ class Background:
     def _run(self) -> None:
         try:
             anyio.run(self._live)
-        except BaseException as error:  # a bug, but one that must not leave the caller waiting
+        except BaseException as error:  # a bug, but the caller must not be left waiting
             self._fail(error)
         finally:
             if not self._started.done():
@@ -142,7 +142,7 @@ class Background:
     async def _live(self) -> None:
         self._leave, self._scope = asyncio.Event(), anyio.CancelScope()
         self._loop = asyncio.get_running_loop()
-        if self._stopping:  # before there was a loop to tell
+        if self._stopping:  # asked before there was a loop
             self._begin_to_stop()
         async with BlockingPortal() as portal:
             with self._scope:

@@ -1,7 +1,7 @@
-"""Which programs this installation runs.
+"""A digest of the programs that this installation runs.
 
-All parties and the client evaluate the same program on the same streams. Two that differ would not
-fail but answer nonsense, so the handshake compares what they are made of.
+All parties and the client evaluate the same program on the same streams. Different programs would
+not fail but give nonsense, so the handshake compares digests of their sources.
 """
 
 from functools import cache

@@ -3,11 +3,11 @@
     create_authority(folder)                               ca.pem, ca.key
     issue(folder, PeerIdentity(role, name), hosts)         ROLE.NAME.pem, ROLE.NAME.key
     load_context(folder, identity, server=True)            an ssl.SSLContext for TLS 1.3
-    describe(folder / "ca.pem")                            what a certificate says
+    describe(folder / "ca.pem")                            the contents of a certificate
 
-A certificate names its holder's role and name in a URI (`puma:dealer/dora`) and the hosts where the
-holder may be called. Keys are ECDSA P-256, in files that only their owner can read. Nothing is ever
-overwritten: to rotate, remove the old pair and issue a new one.
+A certificate contains its holder's role and name in a URI (`puma:dealer/dora`) and the hosts where
+the holder may be called. Keys are ECDSA P-256, in files that only their owner can read. Nothing is
+ever overwritten: to rotate, remove the old pair and issue a new one.
 
 A party's machine needs ca.pem and its own pair; ca.key stays where certificates are issued. All
 errors are ConfigError.
@@ -42,13 +42,13 @@ from puma_actors.base.logs import log
 AUTHORITY = "ca"
 _SKEW = timedelta(minutes=5)
 SOON_DAYS = 14
-"""Warnings begin so many days before a certificate expires."""
+"""Warnings begin this many days before a certificate expires."""
 _MOST_DAYS = 36525
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a certificate says. `identity` is None for an authority."""
+    """The contents of a certificate. `identity` is None for an authority."""
 
     path: Path
     subject: str
@@ -64,7 +64,7 @@ class Described:
 
 
 def stem(identity: PeerIdentity) -> str:
-    """Name of the files of a certificate, without their ending."""
+    """Name of a certificate's files, without the suffix."""
     if identity.name == identity.role:
         return str(identity.role)
     return f"{identity.role}.{quote(identity.name, safe='')}"
@@ -74,7 +74,7 @@ def stem(identity: PeerIdentity) -> str:
 
 
 def create_authority(folder: Path, days: float = 3650) -> Path:
-    """Make a folder with a new authority; return its certificate's path."""
+    """Create a folder with a new authority; return its certificate's path."""
     with reading(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     certificate, private = _pair(folder, AUTHORITY)
@@ -93,18 +93,18 @@ def create_authority(folder: Path, days: float = 3650) -> Path:
 def issue(
     folder: Path, identity: PeerIdentity, hosts: Sequence[str] = (), days: float = 90
 ) -> Path:
-    """Make a key and a certificate for a party; return the certificate's path.
+    """Create a key and a certificate for a party; return the certificate's path.
 
     Args:
-        folder: with the authority's certificate and key.
-        identity: whom it is for.
-        hosts: names and IP addresses where the party may be called; none for an owner or a
-            client, who only call.
-        days: until it expires; not longer than the authority.
+        folder: contains the authority's certificate and key.
+        identity: the holder.
+        hosts: names and IP addresses where the party may be called; none for an owner or a client,
+            which only call.
+        days: days until it expires; not after the authority.
     """
     if identity.role in COMPUTING and not hosts:
         raise ConfigError(
-            f"a certificate for {identity} without a host is accepted by nobody who calls it: add "
+            f"callers accept no certificate for {identity} without a host: add "
             "--host HOST, the name or IP address in its tls:// address (unix:// needs none)"
         )
     check_guarded(folder, _pair(folder, AUTHORITY)[0])
@@ -115,8 +115,8 @@ def issue(
     until = _lifetime(days)
     if until > authority.not_valid_after_utc:
         raise ConfigError(
-            f"the authority in {folder} expires on {_day(authority)}, before {days:g} days have "
-            "passed: use fewer days, or make a new authority in another folder"
+            f"the authority in {folder} expires on {_day(authority)}, in less than {days:g} days: "
+            "use fewer days, or create a new authority in another folder"
         )
     key = ec.generate_private_key(ec.SECP256R1())
     names = [x509.UniformResourceIdentifier(identity.uri), *map(_host, hosts)]
@@ -216,7 +216,7 @@ def _load(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(data)
     except ValueError:
-        raise ConfigError(f"{path} holds no certificate: issue a new one") from None
+        raise ConfigError(f"{path} does not contain a certificate: issue a new one") from None
 
 
 def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -228,7 +228,7 @@ def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path} holds no key that this program made: issue a new one")
+        raise ConfigError(f"{path} does not contain a key made by this program: issue a new one")
     return key
 
 
@@ -236,12 +236,12 @@ def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def load_context(folder: Path, identity: PeerIdentity, *, server: bool) -> ssl.SSLContext:
-    """TLS 1.3 for one party: its certificate, and trust in its authority alone."""
+    """TLS 1.3 for one party: its certificate, and trust only in its authority."""
     authority_path, _ = _pair(folder, AUTHORITY)
     certificate_path, private = _pair(folder, stem(identity))
     check_guarded(folder, authority_path, certificate_path)
     authority, certificate = _load(authority_path), _load(certificate_path)
-    _check_dates(authority_path, authority, "make a new authority with `puma certs init`")
+    _check_dates(authority_path, authority, "create a new authority with `puma certs init`")
     _check_dates(certificate_path, certificate, _rotation(identity, folder))
     try:
         certificate.verify_directly_issued_by(authority)
@@ -262,13 +262,13 @@ def _context(authority: Path, certificate: Path, key: Path, *, server: bool) -> 
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     if server:
-        context.num_tickets = 0  # nobody resumes a session
+        context.num_tickets = 0  # sessions are never resumed
     try:
         context.load_verify_locations(cafile=authority)
         context.load_cert_chain(certificate, key)
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(
-            f"{certificate} and {key} do not go together ({error}): issue them anew"
+            f"{certificate} and {key} do not belong together ({error}): issue them again"
         ) from None
     return context
 
@@ -296,7 +296,7 @@ def _day(certificate: x509.Certificate) -> str:
 
 
 def describe(path: Path) -> Described:
-    """What the certificate in a PEM file says."""
+    """The contents of the certificate in a PEM file."""
     certificate = _load(path)
     identity, hosts = None, []
     try:
@@ -320,7 +320,7 @@ def describe(path: Path) -> Described:
 
 
 def expiring(folder: Path, identity: PeerIdentity) -> list[Described]:
-    """What a party needs that will expire: its authority's certificate, and its own."""
+    """The certificates of a party that will expire: its authority's, and its own."""
     return [describe(_pair(folder, name)[0]) for name in (AUTHORITY, stem(identity))]
 
 

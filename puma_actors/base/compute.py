@@ -1,4 +1,4 @@
-"""Where computation runs: small calls inline, large ones on a bounded pool of threads.
+"""Run computations: small ones inline, large ones on a bounded pool of threads.
 
     compute = Compute(threads=2, threshold=2_000_000)
     await compute.run(work, function, *args)       on a thread if the work is large
@@ -26,8 +26,8 @@ THRESHOLD = 2_000_000
 
 class Compute:
     """Args:
-    threads: calls that run at a time (default: the cores this process may use).
-    threshold: `run` leaves the event loop for at least so much work.
+    threads: calls that may run at the same time (default: the cores this process may use).
+    threshold: `run` leaves the event loop from this much work on.
 
     Raises:
         ConfigError: threads or threshold out of range.
@@ -41,7 +41,7 @@ class Compute:
         self._limiter: anyio.CapacityLimiter | None = None
 
     async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
-        """`function(*args)`, which takes about `work` multiply-adds.
+        """Call `function(*args)`, which takes about `work` multiply-adds.
 
         A cancelled call waits until the function returns, so that no thread outlives its caller.
         """
@@ -50,9 +50,10 @@ class Compute:
         return await self.offload(function, *args)
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(*args)` on a thread, whatever it takes: the event loop goes on meanwhile.
+        """Call `function(*args)` on a thread, however long it takes: the event loop goes on
+        meanwhile.
 
-        A cancelled call waits until the function returns, as that of `run` does.
+        A cancelled call waits until the function returns, as with `run`.
         """
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(self.threads)
@@ -60,8 +61,8 @@ class Compute:
 
 
 async def give_back() -> None:
-    """Return to the system what the allocator keeps of memory that was freed, in a thread: of a
-    session's gigabytes glibc would keep a third. Elsewhere this does nothing.
+    """Return freed memory from the allocator to the system, in a thread: glibc would keep a third
+    of a session's gigabytes. Without glibc this does nothing.
     """
     trim = _trim()
     if trim is not None:
@@ -71,7 +72,7 @@ async def give_back() -> None:
 
 @cache
 def _trim() -> Callable[[int], int] | None:
-    """`malloc_trim`, where the C library has it."""
+    """`malloc_trim`, if the C library has it."""
     try:
         found = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):

@@ -12,9 +12,7 @@ from protocols.errors import PeerFailed
 
 
 def unwrap(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that explains a group of them: the first that is not the mere news that another
-    party failed.
-    """
+    """The error that explains a group: the first that is not just another party's failure."""
     leaves = list(_leaves(group))
     for leaf in leaves:
         if not isinstance(leaf, PeerFailed):
@@ -30,7 +28,7 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 
 async def gather(tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Run concurrently and return the results in order; the first runs in the caller's own task.
+    """Run tasks concurrently and return the results in order; the first runs in the caller's task.
 
     If one fails, the others are cancelled, and once they have ended the error itself (not a group)
     is raised.
@@ -53,12 +51,12 @@ async def gather(tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         raise root from root.__cause__
     finally:
         for task in tasks:
-            task.close()  # those that were cancelled before they began
+            task.close()  # some were cancelled before they began
     return results
 
 
 async def in_turn(tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Run one after the other; after an error the rest are closed."""
+    """Run tasks one after the other; after an error the rest are closed."""
     try:
         return [await task for task in tasks]
     finally:
@@ -67,9 +65,7 @@ async def in_turn(tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 class Signal:
-    """Wakes everybody who waits. Lighter than `anyio.Event`, reusable, and blind to past
-    notifications.
-    """
+    """Wakes all waiting tasks. Lighter than `anyio.Event`, reusable, without memory of the past."""
 
     __slots__ = ("_waiters",)
 
@@ -80,7 +76,7 @@ class Signal:
         return len(self._waiters)
 
     async def wait(self) -> None:
-        """Until the next `notify`."""
+        """Wait until the next `notify`."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -89,7 +85,7 @@ class Signal:
             self._waiters.discard(waiter)
 
     def notify(self) -> None:
-        """Wake those who wait now."""
+        """Wake the tasks that are waiting now."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)

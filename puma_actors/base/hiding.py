@@ -1,4 +1,4 @@
-"""Tells when a user's own `models.py` or `protocols.py` stands before this project's packages."""
+"""Detect a user's own `models.py` or `protocols.py` that hides this project's packages."""
 
 from collections.abc import Iterable
 from importlib.machinery import PathFinder
@@ -7,7 +7,7 @@ from pathlib import Path
 from sys import modules
 
 _INSIDE = {"models": ("programs", "families"), "protocols": ("kernels", "jit")}
-"""By package: a wing and a module in it that no other package has by chance."""
+"""For each package: a wing and a module that no other package has by chance."""
 
 
 def refuse_hidden(home: Path) -> None:
@@ -17,14 +17,14 @@ def refuse_hidden(home: Path) -> None:
         home: the folder, or the archive, from which `puma_actors` was imported.
 
     Raises:
-        ImportError: something else has the name; the message says which file, and what to do.
+        ImportError: another module has that name; the message gives its file and a remedy.
     """
     for package, (wing, module) in _INSIDE.items():
         try:
             spec = find_spec(package)
-        except ValueError:  # a module that somebody made up at run time
+        except ValueError:  # a module created at run time
             spec = None
-        if spec is None:  # missing or made up: an import of it says so itself
+        if spec is None:  # missing or created at run time: importing it will fail by itself
             continue
         places = list(spec.submodule_search_locations or ())
         if str(home / package) in places or _holds(places, package, wing, module):
@@ -33,7 +33,7 @@ def refuse_hidden(home: Path) -> None:
 
 
 def _holds(places: Iterable[str], package: str, wing: str, module: str) -> bool:
-    """Whether it is a copy of ours that lies elsewhere: linked, or in a folder of its own."""
+    """Whether it is a copy of our package in another place, such as a linked folder."""
     inside = [str(Path(place) / wing) for place in places]
     return PathFinder.find_spec(f"{package}.{wing}.{module}", inside) is not None
 
@@ -44,7 +44,7 @@ def _hidden(package: str, origin: str | None, places: list[str]) -> str:
         where = where.parent
     remedy = "rename it"
     if {"site-packages", "dist-packages"} & {*where.parts}:
-        remedy = "uninstall what brought it, or install puma-actors in an environment of its own"
+        remedy = "uninstall its distribution, or install puma-actors in a separate environment"
     elif package in modules:
-        remedy = "rename it, and start Python anew"
+        remedy = "rename it, and restart Python"
     return f"{where} hides the package '{package}' of puma-actors: {remedy}"

@@ -1,4 +1,4 @@
-"""Whom a certificate vouches for, as it stands in a certificate: the URI `puma:role/name`."""
+"""The identity in a certificate: the URI `puma:role/name`."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -8,18 +8,19 @@ from protocols.base.shares import Role
 from protocols.errors import ConfigError
 
 NAME_CHARS = 64
-"""A party's name is no longer, so that it fits handshakes and certificates."""
+"""Longest name of a party, so that it fits handshakes and certificates."""
 ROLES = (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B, Role.OWNER, Role.CLIENT)
-"""Who can be on a network; `Role.TRACE` is nobody."""
+"""Roles that can be on a network; `Role.TRACE` cannot."""
 _SCHEME = "puma:"
 
 
 @dataclass(frozen=True, slots=True)
 class PeerIdentity:
-    """A role, and the name of who plays it.
+    """A role, and the name of its holder.
 
     Raises:
-        ConfigError: no such role, or a name that is empty, unprintable or longer than 64.
+        ConfigError: no such role, or a name that is empty, unprintable or longer than 64
+        characters.
     """
 
     role: Role
@@ -27,7 +28,7 @@ class PeerIdentity:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise ConfigError(f"{self.role!r} is no role: use one of {', '.join(ROLES)}")
+            raise ConfigError(f"{self.role!r} is not a role: use one of {', '.join(ROLES)}")
         if not 0 < len(self.name) <= NAME_CHARS or not self.name.isprintable():
             raise ConfigError(
                 f"bad name {self.name[:NAME_CHARS]!r}: use 1 to {NAME_CHARS} printable characters"
@@ -38,12 +39,12 @@ class PeerIdentity:
 
     @property
     def uri(self) -> str:
-        """Its form in a certificate."""
+        """The form used in a certificate."""
         return f"{_SCHEME}{self.role}/{quote(self.name, safe='')}"
 
     @classmethod
     def from_uris(cls, uris: list[str]) -> Self:
-        """The one identity among the URIs of a certificate.
+        """The single identity among the URIs of a certificate.
 
         Raises:
             ConfigError: there is none, there are several, or it is malformed.
@@ -51,7 +52,7 @@ class PeerIdentity:
         found = [uri for uri in uris if uri.startswith(_SCHEME)]
         if len(found) != 1:
             raise ConfigError(
-                f"the certificate names {len(found)} roles instead of one: make one with "
+                f"the certificate names {len(found)} roles instead of one: create one with "
                 "`puma certs issue`"
             )
         role, slash, name = found[0].removeprefix(_SCHEME).partition("/")

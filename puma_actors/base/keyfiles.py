@@ -1,5 +1,5 @@
-"""Files with certificates and keys: whole or absent, private, never overwritten. What all else
-rests on can be changed by nobody else.
+"""Files with certificates and keys: complete or absent, private, never overwritten, and not
+writable by other users.
 """
 
 import grp
@@ -16,16 +16,18 @@ from protocols.errors import ConfigError
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what the file system says about `path` into ConfigError."""
+    """Turn file system errors about `path` into ConfigError."""
     try:
         yield
     except FileNotFoundError:
         raise ConfigError(
-            f"{path} does not exist: make an authority with `puma certs init`, then certificates "
+            f"{path} does not exist: create an authority with `puma certs init`, then certificates "
             "with `puma certs issue`"
         ) from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be used ({error.strerror}): check its rights") from None
+        raise ConfigError(
+            f"{path} cannot be used ({error.strerror}): see its permissions"
+        ) from None
 
 
 def refuse_to_overwrite(*paths: Path) -> None:
@@ -39,7 +41,7 @@ def refuse_to_overwrite(*paths: Path) -> None:
 
 
 def check_private(path: Path) -> None:
-    """Raise ConfigError if others than its owner can read a file."""
+    """Raise ConfigError if users other than its owner can read a file."""
     with reading(path):
         mode = path.stat().st_mode
     if mode & 0o077:
@@ -47,11 +49,11 @@ def check_private(path: Path) -> None:
 
 
 def check_guarded(*paths: Path) -> None:
-    """Raise ConfigError if others than this user and root can change one of some files, or what is
-    in a folder. Everybody may read them.
+    """Raise ConfigError if users other than this one and root can change one of the files, or the
+    contents of a folder. Anyone may read them.
 
-    In a folder with the sticky bit nobody replaces what is not his. A group of this user alone, as
-    many systems make one for each, is nobody else.
+    In a folder with the sticky bit only a file's owner can replace it. A group that contains only
+    this user, as many systems create for each user, is allowed.
     """
     for path in paths:
         with reading(path):
@@ -68,7 +70,7 @@ def check_guarded(*paths: Path) -> None:
 
 
 def _is_own_group(number: int) -> bool:
-    """Whether a group is this user's own, with nobody else in it."""
+    """Whether a group contains only this user."""
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(number)
     except KeyError:
@@ -78,7 +80,7 @@ def _is_own_group(number: int) -> bool:
 
 
 def write_new(path: Path, data: bytes, mode: int) -> None:
-    """Create a file with all of its content at once, or not at all."""
+    """Create a file with its full content, or not at all."""
     with reading(path.parent):
         handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # mode 0600
         try:
@@ -87,7 +89,7 @@ def write_new(path: Path, data: bytes, mode: int) -> None:
                 os.fchmod(file.fileno(), mode)
                 file.flush()
                 os.fsync(file.fileno())
-            path.hardlink_to(draft)  # fails if somebody was faster
+            path.hardlink_to(draft)  # fails if another process was faster
         except FileExistsError:
             refuse_to_overwrite(path)
             raise

@@ -1,5 +1,5 @@
-"""Structured logs over the standard library's, so that a program that uses this package decides
-where they go; without its say, warnings alone reach stderr.
+"""Structured logs on top of the standard library's, so that a program that uses this package
+decides where they go; by default only warnings reach stderr.
 
 Events carry ids, sizes, rounds and durations; never a share, a token or a text.
 """
@@ -22,12 +22,12 @@ _FIRST = ("event", "level", "timestamp")
 
 
 def _ordered(logger: Any, method: str, event: Any) -> Any:
-    """What happened first; then what it is about, by name; the same wherever it comes from."""
+    """Fields in a fixed order: event, level and time first, then the others by name."""
     return {name: event[name] for name in (*_FIRST, *sorted(event.keys() - set(_FIRST)))}
 
 
 def _render(logger: Any, method: str, event: Any) -> Any:
-    """One line without escape sequences, whatever a peer had a hand in."""
+    """One line without escape sequences, even if parts of it come from a peer."""
     return printable(str((_JSON if _json else _PLAIN)(logger, method, event)))
 
 
@@ -46,9 +46,7 @@ log: Any = structlog.wrap_logger(
 
 
 class _Stderr(logging.StreamHandler[Any]):
-    """Writes to whatever is `sys.stderr` at that time: a program may replace it and close the
-    former one.
-    """
+    """Writes to the current `sys.stderr`: a program may replace it and close the former one."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -60,7 +58,7 @@ class _Stderr(logging.StreamHandler[Any]):
 
 def show_logs(verbose: int, *, as_json: bool = False) -> None:
     """Print logs on stderr, from warnings up (0), information (1) or everything (2); as lines of
-    keys and values, or one JSON object a line, for programs: not on a terminal.
+    keys and values, or as one JSON object per line for programs.
     """
     global _json
     _json = as_json and not (sys.stderr and sys.stderr.isatty())

@@ -1,25 +1,26 @@
-"""Texts from elsewhere, before they reach a log or a terminal."""
+"""Make foreign text safe before it reaches a log or a terminal."""
 
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 TEXT_CHARS = 500
-"""Bad news is no longer than this."""
+"""Longest error message accepted from the other side."""
 
 
 def printable(text: str) -> str:
-    """A text with "?" for line breaks, escape sequences and whatever else would not be seen."""
+    """A text with "?" for line breaks, escape sequences and other invisible characters."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 _HARMLESS = frozenset("\n\t\u200c\u200d")
-"""Of what is not printable: line breaks, and what joins or parts letters and emoji."""
+"""Unprintable characters that stay: line breaks, and those that join or separate letters and emoji.
+"""
 
 
 def shown(text: str) -> str:
-    """A text of several lines with "?" for what a terminal would obey or what turns writing around.
-    Characters that are merely unknown here stay.
+    """A text of several lines with "?" for characters that control a terminal or change the writing
+    direction. Characters that are merely unknown here stay.
     """
     if text.isprintable():
         return text
@@ -31,6 +32,6 @@ def _safe(character: str) -> bool:
 
 
 def told(header: Mapping[str, Any]) -> str:
-    """The text of bad news from the other side, empty if there is none."""
+    """The text of an error message from the other side, empty if there is none."""
     text = header.get("text")
     return printable(text[:TEXT_CHARS]) if isinstance(text, str) else ""

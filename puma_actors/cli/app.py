@@ -76,26 +76,26 @@ def configure(
 @app.command()
 @spread
 def generate(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say to the model.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The prompt for the model.")],
     model: ModelOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1)] = 64,
     raw: Annotated[bool, typer.Option("--raw", help="Skip the chat template.")] = False,
     temperature: Annotated[float, typer.Option(help="0 takes the best token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among so many best tokens; 0: all.")] = 0,
+    top_k: Annotated[int, typer.Option(help="Sample among this many best tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample within this probability mass.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="1: none.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="Make sampling repeatable.")] = None,
     secret_logits: Annotated[
         bool,
-        typer.Option("--secret-logits", help="Reveal the best token alone, not the logits."),
+        typer.Option("--secret-logits", help="Reveal only the best token, not the logits."),
     ] = False,
     *,
     choice: RunChoice,
     where: Where,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a prompt privately, with all five roles in this process or the parties elsewhere."""
+    """Answer a prompt privately, with all roles in this process or with remote parties."""
     refuse_unsupported(None if where.cluster else model)
     from models.tokens.sampling import SamplingConfig
     from puma_actors.cli.commands.generate import run_generate
@@ -141,7 +141,7 @@ def costs(
     choice: Choice,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what each protocol costs: rounds, online and offline bits an element."""
+    """Print the cost of each protocol: rounds, and online and offline bits per element."""
     from puma_actors.cli.commands.reports import run_costs
     from puma_actors.cli.settings import settings_of
 
@@ -158,16 +158,16 @@ def inspect(
         int | None,
         typer.Option(
             min=1,
-            help="Length of the prompt. Default: 32, or what the model's positions leave.",
+            help="Length of the prompt. Default: 32, or as many as the model's positions allow.",
             show_default=False,
         ),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to decode after it.")] = 1,
+    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to decode after the prompt.")] = 1,
     *,
     choice: Choice,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell whether a model is supported, and what it would cost to run."""
+    """Show whether a model is supported, and what it would cost to run."""
     if not as_json:
         refuse_unsupported(path)
     from puma_actors.cli.commands.reports import run_inspect
@@ -181,20 +181,20 @@ def inspect(
 @spread
 def compare(
     text: Annotated[
-        list[str] | None, typer.Option(help="What to evaluate the model on; repeatable.")
+        list[str] | None, typer.Option(help="A text to evaluate the model on; repeatable.")
     ] = None,
     input_ids: Annotated[
         list[str] | None, typer.Option("--input-ids", help="Token ids: 1,2,3; repeatable.")
     ] = None,
     model: ModelOption = None,
     threshold: Annotated[
-        float, typer.Option(help="Relative difference from which a place strays.")
+        float, typer.Option(help="Relative difference above which a place strays.")
     ] = 0.01,
     *,
     choice: Choice,
     as_json: JsonOption = False,
 ) -> None:
-    """Find where the private evaluation of your own model leaves the plaintext one.
+    """Find where the private evaluation of your own model differs from the plaintext one.
 
     Runs both on this machine and compares them layer by layer. Nothing is private here: it is for
     a model's owner who wants to know why an answer differs.
@@ -224,7 +224,7 @@ def perplexity(
         typer.Option(help="Tokens between windows. Default: the window.", show_default=False),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=2, help="Take no more of the text.")
+        int | None, typer.Option("--max-tokens", min=2, help="Use only this many tokens.")
     ] = None,
     *,
     choice: RunChoice,
@@ -286,18 +286,18 @@ def profile(
     )
 
 
-# What people try first stands first in the help.
+# The commands that people try first come first in the help.
 text_commands.register(app)
 for command in (hosts.party, hosts.upload, hosts.ping, hosts.doctor):
     app.command()(command)
 app.add_typer(models.app, name="models")
 app.add_typer(certs.app, name="certs")
 
-_UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy inside of typer
+_UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy inside typer
 
 
 def main() -> None:
-    """Entry point: one clear line, and the exit code that the error's class has; 1 for a bug."""
+    """Entry point: an error gives one clear line and its class's exit code; 1 for a bug."""
     prepare_streams()
     try:
         code = app(standalone_mode=len(sys.argv) < 2)
@@ -308,10 +308,10 @@ def main() -> None:
         _fail(f"{kind}: {error}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:  # `| head`: whoever read has what it wanted
+    except BrokenPipeError:  # `| head`: the reader has what it wanted
         abandon_stdout()
         sys.exit(EXIT_FAILURE)
-    except OSError as error:  # a full disk, a path that vanished: no bug of ours
+    except OSError as error:  # a full disk, a path that vanished: not our bug
         _fail(f"error: {_refused(error)}", EXIT_FAILURE)
     except Exception as error:
         _fail(
@@ -321,18 +321,18 @@ def main() -> None:
     else:
         if code == EXIT_INTERRUPTED:
             _fail("interrupted", EXIT_INTERRUPTED)
-        if isinstance(code, int) and code:  # of `typer.Exit`
+        if isinstance(code, int) and code:  # from `typer.Exit`
             sys.exit(code)
 
 
 def _refused(error: OSError) -> str:
-    """What the system did not do, and with which file."""
+    """The system's error, and the file."""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or type(error).__name__}"
 
 
 def _given(error: Any) -> str:
-    """The value that a limit refuses: pydantic's sentence names the limit alone."""
+    """The value that a limit refuses: the library's message only names the limit."""
     if not isinstance(error.__cause__, ValidationError):
         return ""
     (found, *_) = error.__cause__.errors()
@@ -343,7 +343,7 @@ def _given(error: Any) -> str:
 def _fail(line: str, code: int) -> None:
     from puma_actors.base.texts import printable, shown
 
-    with suppress(OSError):  # nobody may be listening
+    with suppress(OSError):  # standard error may have no reader
         if _state["debug"]:
             print(shown(traceback.format_exc()), file=sys.stderr)
         print(printable(" ".join(line.split())), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What can be refused before anything heavy is imported."""
+"""Refuse unsupported models before anything heavy is imported."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ def refuse_unsupported(model: str | None) -> None:
     """Read the configuration of a model in a folder, which takes a fraction of a second.
 
     Raises:
-        ModelError: it is not supported; the message says why and what is.
+        ModelError: it is not supported; the message says why, and what is supported.
     """
     if model is None or not (Path(model).expanduser() / "config.json").is_file():
         return

@@ -1,4 +1,4 @@
-"""A text about the request that runs: how far it is, and how long the rest may take."""
+"""A status text for the running request: its progress, and the time left."""
 
 import time
 from collections.abc import Callable
@@ -11,21 +11,21 @@ from puma_actors.cli.output import amount
 from puma_actors.cli.progress import duration, joined, left
 
 _PATIENCE = 2.0
-"""What takes no longer is not worth a prediction, which takes a moment itself."""
+"""Seconds; shorter steps are not predicted, because a prediction takes a moment itself."""
 
 
 class _OverError(Exception):
-    """The step that was to be predicted is over."""
+    """The step to be predicted is already over."""
 
 
 class Following:
-    """Called, it describes the step that runs now.
+    """A callable that describes the running step.
 
-    Rounds are predicted exactly, and in this process counted as well. A client of parties elsewhere
-    sees its own messages alone, so that it can tell what a prompt costs, and not how far it is.
+    Rounds are predicted exactly, and in this process also counted. A client of remote parties
+    only sees its own messages, so it can show the cost of a prompt, but not its progress.
 
     Args:
-        share: tokens that earlier batches of the same work had, and tokens of all of them.
+        share: tokens of earlier batches of the same work, and tokens of all batches.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Following:
         self._share = share
         self._began = time.monotonic()
         self._known: dict[int, Cost] = {}
-        self._most = (0, 0)  # a step's number, and the most rounds that were counted of it
+        self._most = (0, 0)  # a step's number, and its largest count of rounds so far
 
     def __call__(self) -> str:
         step = self._requests.step
@@ -52,9 +52,9 @@ class Following:
         done = self._requests.rounds_done()
         if done is None:
             rounds, bytes_ = f"{cost.rounds:,} rounds", f"{amount(cost.online)} online"
-            return joined(what, f"{rounds} and {bytes_} to go through", f"{spent:.0f} s")
+            return joined(what, f"{rounds} and {bytes_} in total", f"{spent:.0f} s")
         number, most = self._most
-        done = max(done, most) if number == step.number else done  # a party that is done has none
+        done = max(done, most) if number == step.number else done  # a finished party has none
         self._most = (step.number, done)
         fraction = min(done / max(1, cost.rounds), 1.0)
         before, all_tokens = self._share()
@@ -63,7 +63,7 @@ class Following:
             fraction = (before + fraction * tokens) / all_tokens
             spent = time.monotonic() - self._began
         counted = f"{done:,} of {cost.rounds:,} rounds"
-        rest = left(fraction, spent)  # before what a narrow terminal may cut off
+        rest = left(fraction, spent)  # before the part that a narrow terminal may cut off
         return joined(what, f"{fraction:.0%}", counted, rest, f"{spent:.0f} s")
 
     def _later(self, step: Step) -> str:
@@ -77,7 +77,7 @@ class Following:
         return joined(f"{count} tokens", f"{rate:.2f} tokens/s", spent, rest)
 
     def _predicted(self, step: Step) -> Cost | None:
-        """None: it was over before."""
+        """The predicted cost; None if the step ended first."""
         if step.number not in self._known:
             try:
                 found = predict(
@@ -95,7 +95,7 @@ class Following:
         requests = self._requests
 
         class Watched(Traffic):
-            """Gives up when nobody needs the prediction any more."""
+            """Gives up once the prediction is no longer needed."""
 
             def note(self, label: str, cost: Cost) -> None:
                 if requests.step is not step:
@@ -104,6 +104,6 @@ class Following:
 
         def lane_of(link: Link) -> Lane:
             link.traffic = Watched()
-            return Lane(link)  # a plain one: layers that are alike are traced once
+            return Lane(link)  # a plain lane: equal layers are traced only once
 
         return lane_of

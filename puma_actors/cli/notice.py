@@ -1,4 +1,4 @@
-"""What a request will take, said before it is paid for."""
+"""Notes on the cost of a request, before it runs."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from puma_actors.api.requests import Requests
 from puma_actors.cli.output import amount, tell
 
 LONG = 200
-"""Tokens from which a prompt's cost is told: it grows with the square of the length."""
+"""Prompts of this many tokens or more get a note: the cost grows with the square of the length."""
 
 
 def announce(requests: Requests, ids: Sequence[int], sampling: SamplingConfig) -> None:
-    """Notes on stderr: fewer new tokens fit than were asked for; a long prompt is dear."""
+    """Print notes on stderr: fewer new tokens fit than requested; a long prompt is expensive."""
     most = requests.most_new_tokens(len(ids))
     if 0 < most < sampling.max_new_tokens:
         tell(
-            f"note: {most} new tokens fit after this prompt of {len(ids)}, no "
+            f"note: {most} new tokens fit after this prompt of {len(ids)}, not "
             f"{sampling.max_new_tokens}: {requests.limit_text()}"
         )
     if len(ids) >= LONG:

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +17,7 @@ class Approximation(StrEnum):
 
 
 class Tree(StrEnum):
-    """What comparisons save."""
+    """What comparisons keep to a minimum."""
 
     ROUNDS = "rounds"
     TRAFFIC = "traffic"
@@ -61,25 +61,25 @@ NetworkOption = Annotated[
 ClusterOption = Annotated[
     Path | None,
     typer.Option(
-        help="A cluster.toml: ask three parties elsewhere; --model is then a name of theirs.",
+        help="A cluster.toml: use three remote parties; --model is then a name there.",
         show_default=False,
     ),
 ]
 TokenizerOption = Annotated[
     Path | None,
     typer.Option(
-        help="With --cluster: where the tokenizer lies. Default: what the owner published.",
+        help="With --cluster: the tokenizer's folder. Default: the one the owner published.",
         show_default=False,
     ),
 ]
 InsecureOption = Annotated[
-    bool, typer.Option("--insecure-no-tls", help="Allow tcp:// addresses: no encryption, no proof.")
+    bool, typer.Option("--insecure-no-tls", help="Allow tcp://: no encryption or authentication.")
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """How functions are evaluated. For commands that are `spread`."""
+    """How functions are evaluated. For commands decorated with `spread`."""
 
     approximation: ApproximationOption = Approximation.TIGHT
     tree: TreeOption = Tree.ROUNDS
@@ -87,6 +87,6 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunChoice(Choice):
-    """The same of what is run, not only predicted."""
+    """The same, for commands that run a model instead of only predicting its cost."""
 
     lanes: LanesOption = 1

@@ -1,9 +1,9 @@
-"""What commands share: the two consoles, JSON, sizes in words, files to write.
+"""Common output of the commands: the two consoles, JSON, readable sizes, files to write.
 
-What is printed goes through the consoles here (or `say`, or `Reporter.write`): a text is printed as
-it is. It is never read as markup, an emoji's name or an address to be linked; control characters,
-escape sequences and what turns the direction of writing around are shown as "?". What is to be
-bold or red is given a style by the caller.
+All output goes through the consoles here (or `say`, or `Reporter.write`): a text is printed
+unchanged. It is never read as markup, an emoji's name or a link; control characters, escape
+sequences and characters that change the writing direction are shown as "?". The caller gives a
+style to text that should be bold or red.
 """
 
 import json
@@ -42,7 +42,7 @@ __all__ = [
 
 
 class Plain(Console):
-    """A console for texts from anywhere, see the module's text."""
+    """A console for texts from any source, see the module docstring."""
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
@@ -65,7 +65,7 @@ class Plain(Console):
         highlight: bool | None = None,
         highlighter: HighlighterType | None = None,
     ) -> Text:
-        """Cleaned before it is measured, so that columns fit; nothing in it is special."""
+        """Clean the text before it is measured, so that columns fit; nothing in it is special."""
         return super().render_str(
             shown(text),
             style=style,
@@ -89,22 +89,22 @@ stdout = Plain()
 
 
 def say(*parts: str | tuple[str, str], style: str = "") -> None:
-    """A sentence on stdout; a part may have a style of its own. The terminal wraps it."""
+    """Print a sentence on stdout; each part may have its own style. The terminal wraps it."""
     stdout.print(Text.assemble(*parts, style=style), soft_wrap=True)
 
 
 def tell(text: str) -> None:
-    """A sentence on stderr, likewise."""
+    """Print a sentence on stderr, like `say`."""
     stderr.print(text, soft_wrap=True)
 
 
 def print_json(data: dict[str, Any]) -> None:
-    """One JSON object on stdout, in ASCII: whatever a text holds, it is read back as it was."""
+    """Print one JSON object on stdout, in ASCII, so that any text is read back unchanged."""
     print(json.dumps(data), flush=True)
 
 
 def amount(nbytes: float) -> str:
-    """Bytes for people: 1.5 MB."""
+    """A readable number of bytes: 1.5 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 1000 or unit == "GB":
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
@@ -113,7 +113,7 @@ def amount(nbytes: float) -> str:
 
 
 def check_file(option: str, file: Path, suffix: str) -> None:
-    """Find out before any work whether a file can be written.
+    """Check before any work whether a file can be written.
 
     Raises:
         ConfigError: it cannot, or it has another suffix.
@@ -129,10 +129,10 @@ def check_file(option: str, file: Path, suffix: str) -> None:
 
 @contextmanager
 def writing(option: str, file: Path) -> Iterator[None]:
-    """While a result is written: what cannot be written whole is not left there in part.
+    """A block that writes a result: on failure, no partial file is left behind.
 
     Raises:
-        ConfigError: the disk is full, or the like.
+        ConfigError: the disk is full, or a similar error.
     """
     with _blaming(option, file):
         try:

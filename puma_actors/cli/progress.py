@@ -1,12 +1,12 @@
-"""What long work says while it goes on, on standard error.
+"""Progress of long tasks, on standard error.
 
     with progress(quiet=as_json) as report:
-        report("sharing the weights", 0.4)          a phase, and how much of it is done
-        with report.following(describe):            or a text that is asked for again and again
+        report("sharing the weights", 0.4)          a phase, and the fraction done
+        with report.following(describe):            or a text that is requested again and again
             report.write("Par")                     to standard output
 
 On a terminal it is one status line that keeps ticking. Elsewhere it is a line when a phase begins,
-and for whatever takes long a line every few seconds.
+and a line every few seconds for long phases.
 """
 
 import re
@@ -19,36 +19,36 @@ from puma_actors.base.texts import printable
 from puma_actors.cli.screen import Screen
 
 EVERY = 5.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines if there is no terminal."""
 TICK = 0.25
 _SURE = 0.02
-"""From so much of a phase on, its speed says something about the rest."""
+"""Fraction of a phase from which its speed is used to estimate the rest."""
 _PATIENCE = 2.0
 
 Describe = Callable[[], str]
 
 
 def left(fraction: float, spent: float) -> str:
-    """ "about 40 s left", from what a part took; empty while that cannot be said."""
+    """A text like "about 40 s left", from the time of a part; empty if it is too early."""
     if not _SURE <= fraction < 1 or spent < _PATIENCE:
         return ""
     return f"about {duration(spent * (1 - fraction) / fraction)} left"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 40 s, 3 min, 2.5 h."""
+    """A readable duration: 40 s, 3 min, 2.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def joined(*parts: str) -> str:
-    """The parts that say something."""
+    """Join the parts that are not empty."""
     return " · ".join(part for part in parts if part)
 
 
 class Reporter:
-    """Made by `progress`; called with a phase and a fraction, as owners do."""
+    """Created by `progress`; called with a phase and a fraction, as owners do."""
 
     def __init__(self, screen: Screen | None) -> None:
         self._screen = screen
@@ -59,7 +59,7 @@ class Reporter:
         self._seen: set[str] = set()
 
     def __call__(self, what: str, fraction: float) -> None:
-        """A phase; the first word of `what` names it."""
+        """Report a phase; the first word of `what` names it."""
         if self._screen is None:
             return
         what = printable(what)
@@ -78,7 +78,7 @@ class Reporter:
 
     @contextmanager
     def following(self, describe: Describe) -> Iterator[None]:
-        """Show what `describe` says, until the block ends."""
+        """Show the text of `describe` until the block ends."""
         self._began = self._told = time.monotonic()
         self._describe = describe
         try:
@@ -87,12 +87,12 @@ class Reporter:
             self._describe = None
 
     def write(self, text: str) -> None:
-        """To standard output, at once; nothing if quiet."""
+        """Write to standard output at once; no-op if quiet."""
         if self._screen is not None:
             self._screen.write(text)
 
     def tick(self) -> None:
-        """Bring the status line up to date, or print a line if the last one is old."""
+        """Update the status line, or print a line if the last one is old."""
         if self._screen is None or not (self._what or self._describe):
             return
         if self._screen.live:
@@ -111,13 +111,13 @@ class Reporter:
 
 
 def _kind(what: str) -> str:
-    """What stays the same of a phase that counts."""
+    """The part of a counting phase's text that stays the same."""
     return re.split(r"[0-9]", what, maxsplit=1)[0]
 
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Reporter]:
-    """A reporter for a block; `quiet`: it says nothing."""
+    """A reporter for a block; with `quiet` it prints nothing."""
     if quiet:
         yield Reporter(None)
         return

@@ -1,4 +1,4 @@
-"""One way to a model for every command: in this process, or at three parties elsewhere."""
+"""Open a model for any command: in this process, or at three remote parties."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,7 +27,7 @@ def open_cluster(
     """A cluster in this process for a model, or for the demo model; not yet running.
 
     Raises:
-        ConfigError: options that do not go together, or a network that there is not.
+        ConfigError: options that conflict, or an unknown network.
     """
     options = local_options(settings, where, report)  # before the model is read
     path = demo_model_path() if model is None else model
@@ -38,10 +38,10 @@ def local_options(settings: Settings, where: Where, report: Progress) -> Cluster
     """Options of a `LocalCluster`, from those of the command line.
 
     Raises:
-        ConfigError: options that do not go together, or a network that there is not.
+        ConfigError: options that conflict, or an unknown network.
     """
     if where.tokenizer is not None or where.insecure_no_tls:
-        raise ConfigError("--tokenizer and --insecure-no-tls go with --cluster")
+        raise ConfigError("--tokenizer and --insecure-no-tls need --cluster")
     return {
         "settings": settings,
         "network": parse_network(where.network),
@@ -51,7 +51,7 @@ def local_options(settings: Settings, where: Where, report: Progress) -> Cluster
 
 
 def _ignore(requests: Requests) -> None:
-    """Nothing to check."""
+    """Check nothing."""
 
 
 @asynccontextmanager
@@ -66,13 +66,13 @@ async def open_requests(
     """A running `LocalCluster`, or a `RemoteCluster`; stopped when the block ends.
 
     Args:
-        model: where it lies (None: the demo model), or its name at the parties.
+        model: its path (None: the demo model), or its name at the parties.
         check: called as soon as configuration and tokenizer are known, before the work begins;
-            may refuse what was asked for.
+            may refuse the request.
         quiet: no progress on stderr.
 
     Raises:
-        ConfigError: options that do not go together.
+        ConfigError: options that conflict.
     """
     with progress(quiet=quiet) as report:
         running: LocalCluster | RemoteCluster

@@ -1,12 +1,12 @@
-"""Standard output and error as one place to write to: text, and a status line below it.
+"""Standard output and error as one screen: text, and a status line below it.
 
     with Screen() as screen:
-        screen.status("reading the prompt")     replaces the one before; terminals alone
+        screen.status("reading the prompt")     replaces the one before; only on terminals
         screen.write("Par")                     to standard output, above the status line
-        print("note: ...", file=sys.stderr)     goes above it, too
+        print("note: ...", file=sys.stderr)     also goes above it
 
-Text is written as it comes, and the terminal wraps and scrolls it. The status is one row at most,
-drawn below the text by moving the cursor relative to it, and gone when the block ends.
+Text is written as it comes, and the terminal wraps and scrolls it. The status is at most one row,
+drawn below the text by relative cursor moves, and removed when the block ends.
 """
 
 import os
@@ -20,13 +20,13 @@ from rich.cells import cell_len, set_cell_size
 
 _TAB = 8
 _BELOW = "\x1bD\x1b[A\x1b7\x1b[B\r"
-"""Make room for a row below (scrolls at the bottom), come back up, note the place, go down."""
+"""Make room for a row below (scrolls at the bottom), go back up, save the position, go down."""
 _BACK = "\x1b8"
 _CLEAR_ROW, _CLEAR_BELOW = "\r\x1b[K", "\x1b[J"
 
 
 class Screen:
-    """See the module's text. Good for any thread."""
+    """See the module docstring. Thread-safe."""
 
     def __init__(self) -> None:
         self._err: Any = sys.stderr
@@ -34,8 +34,8 @@ class Screen:
         self._shared = self.live and _is_terminal(sys.stdout)
         self._mixed = not self.live and _one_file(sys.stdout, self._err)
         self._lock = threading.RLock()
-        self._row = ""  # what stands in the row of the cursor
-        self._ours = False  # and whether it is of the text
+        self._row = ""  # text in the cursor's row
+        self._ours = False  # whether that row belongs to the text
         self._drawn = False
 
     def __enter__(self) -> Self:
@@ -56,10 +56,10 @@ class Screen:
             self.live = False
 
     def write(self, text: str) -> None:
-        """To standard output, at once.
+        """Write to standard output at once.
 
         Raises:
-            OSError: it takes no more (a full disk, a reader that has left).
+            OSError: it accepts no more (a full disk, a reader that has left).
         """
         with self._lock:
             if self._shared or self._mixed:
@@ -70,14 +70,14 @@ class Screen:
             sys.stdout.flush()
 
     def status(self, text: str) -> None:
-        """Show a status, cut to one row; where it cannot be shown, nothing happens."""
+        """Show a status, cut to one row; no-op if it cannot be shown."""
         with self._lock:
             if not self.live:
                 return
             width = _width(self._err)
             self._erase()
             column = _column(self._row, width)
-            # A row that is exactly full has its cursor neither here nor in the next one.
+            # After an exactly full row, the cursor is neither in that row nor in the next.
             if width < 2 or column >= width:
                 return
             if cell_len(text) >= width:
@@ -87,8 +87,8 @@ class Screen:
             self._drawn = True
 
     def line(self, text: str) -> None:
-        """A line on standard error; left out where both go to one file, and it would stand in the
-        middle of the text.
+        """Write a line on standard error; left out if both go to one file and the line would
+        interrupt the text.
         """
         with self._lock:
             if self._mixed and self._row and self._ours:
@@ -97,11 +97,11 @@ class Screen:
             self._tell(f"{text}\n")
 
     def above(self, text: str) -> int:
-        """What somebody else writes to standard error."""
+        """Write text from other code to standard error, above the status."""
         with self._lock:
             self._erase()
             if self._row and self._ours:
-                self._tell("\n")  # not into the middle of the text
+                self._tell("\n")  # do not interrupt the text
                 self._row = ""
             self._ours = False
             self._advance(text)
@@ -119,7 +119,7 @@ class Screen:
         self._row = after if newline else self._row + text
 
     def _tell(self, text: str) -> None:
-        """Standard error may be closed or gone: then nobody wants to know."""
+        """Write to standard error; ignore it if closed or gone."""
         with suppress(OSError, ValueError, AttributeError):
             self._err.write(text)
             self._err.flush()
@@ -161,8 +161,8 @@ def _width(stream: Any) -> int:
 
 
 def _column(row: str, width: int) -> int:
-    """Where the cursor stands after a row of text that a terminal has wrapped; `width`: behind the
-    last column.
+    """The cursor's column after a row of text wrapped by a terminal; `width` means after the last
+    column.
     """
     column = 0
     for character in row:

@@ -5,7 +5,7 @@ from puma_actors.cli.options import Choice, RunChoice
 
 
 def settings_of(choice: Choice, *, secret_logits: bool = False) -> Settings:
-    """`Settings` whose words are those that the options stand for."""
+    """The `Settings` that the options stand for."""
     return Settings(
         next(known for known in APPROXIMATIONS if known == choice.approximation),
         next(known for known in TREES if known == choice.tree),

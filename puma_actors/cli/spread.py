@@ -1,4 +1,4 @@
-"""Groups of options that many commands have: declared once, as a dataclass."""
+"""Groups of options shared by many commands: declared once, as a dataclass."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -8,8 +8,8 @@ from typing import Any, get_type_hints
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: a parameter whose type is a dataclass of options becomes those options, where it
-    stands; the command itself gets the dataclass.
+    """Decorator: replaces a parameter whose type is a dataclass of options by those options; the
+    command itself gets the dataclass.
 
     Typer then sees a function with all of them, in the order in which help lists them.
     """
@@ -33,7 +33,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
         command(**values, **made)
 
     changed: Any = run
-    changed.__signature__ = Signature(parameters)  # which refuses a name that comes twice
+    changed.__signature__ = Signature(parameters)  # raises for duplicate names
     changed.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 

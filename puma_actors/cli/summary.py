@@ -1,4 +1,4 @@
-"""What a request took, as JSON and as a short table."""
+"""The cost of a request, as JSON and as a short table."""
 
 from typing import Any, TypeAlias
 
@@ -12,16 +12,16 @@ from puma_actors.transports.delay.network import Network
 
 Cluster: TypeAlias = LocalCluster | RemoteCluster
 _ENDS = {"length": "token limit", "context": "context full"}
-"""What `Usage.stop_reason` means, where its own words are short."""
+"""Explanations of the terse values of `Usage.stop_reason`."""
 
 
 def network_of(cluster: Cluster) -> Network | None:
-    """What is modelled between the roles; None: nothing, or a real one."""
+    """The emulated network between the roles; None if there is none, or a real one."""
     return cluster.network
 
 
 def _starting(cluster: Cluster) -> dict[str, tuple[str, float]]:
-    """By the name in JSON: what had to be done before the request, and its seconds."""
+    """The phases before the request: name in JSON -> text and seconds."""
     seconds = cluster.seconds
     if isinstance(cluster, RemoteCluster):
         return {
@@ -35,8 +35,8 @@ def _starting(cluster: Cluster) -> dict[str, tuple[str, float]]:
 def usage_report(cluster: Cluster, usage: Usage, *, generated: bool = True) -> dict[str, Any]:
     """Token ids, seconds, traffic and network, as the JSON output names them.
 
-    generated: whether there are new tokens, seconds that they took, and a reason why they ended:
-    "end of text", "stop string", "length" (as many as were asked for) or "context" (no room left).
+    generated: whether there are new tokens, with their seconds and a reason why they ended: "end of
+        text", "stop string", "length" (as many as requested) or "context" (no room left).
     """
     total = usage.total
     spent = {"prefill": usage.seconds.get("prefill", 0.0)}
@@ -61,7 +61,7 @@ def usage_report(cluster: Cluster, usage: Usage, *, generated: bool = True) -> d
 
 
 def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> None:
-    """A short table on stderr. `stopped`: of a generation, with each token and why it ended."""
+    """Print a short table on stderr. `stopped`: a generation, with its tokens and stop reason."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "time", "rounds", "online", "dealt ahead"):
         table.add_column(name, justify="left" if not name else "right")

@@ -1,4 +1,4 @@
-"""Where the parties run, as the options of the command line say it."""
+"""Where the parties run, from the options of the command line."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from puma_actors.cli.options import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """In this process, or with `cluster` elsewhere. For commands that are `spread`.
+    """In this process, or remote with `cluster`. For commands decorated with `spread`.
 
     Attributes:
-        codec, network: as for `LocalCluster`; `network` also for connections to parties elsewhere.
-        cluster: a cluster.toml. tokenizer: a client's own, for a model at parties elsewhere.
+        codec, network: as for `LocalCluster`; `network` also for connections to remote parties.
+        cluster: a cluster.toml. tokenizer: a client's own, for a model at remote parties.
         insecure_no_tls: allow addresses without encryption in the cluster.toml.
     """
 

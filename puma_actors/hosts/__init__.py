@@ -1,1 +1,1 @@
-"""Roles on hosts of their own: the party as a service, its store and limits, how it is called."""
+"""Roles on separate hosts: the party as a service, its store and limits, and calls to it."""

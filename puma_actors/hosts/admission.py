@@ -1,13 +1,13 @@
-"""The first words on a connection to a party: what the caller wants, and whether it may.
+"""The first messages on a connection to a party: a caller's request, and whether it is granted.
 
     answer = await enter(channel, Request(purpose="session", ...), session)       the caller's side
     request, session = await hear(channel, timeout)                              the party's side
     await admit(channel, session, Answer(...), buffers) / await refuse(channel, session, error)
 
-Both are control frames under the session's id, before any handshake. Who the caller is, the
-connection's certificate says; where there is none (unix://, tcp://), the request is believed.
+Both are control frames under the session's id, before any handshake. The connection's certificate
+proves the caller's identity; without one (unix://, tcp://), the request is believed.
 
-A caller may go on only after an `Answer`. Being refused with `Busy` means: later.
+A caller may continue only after an `Answer`. A refusal with `Busy` means: try again later.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from puma_actors.transports import Channel
 from puma_actors.transports.frames import NO_SESSION, Frame, Kind
 
 VERSION = 2
-"""Of these first words and all that follows them."""
+"""Version of these first messages and of everything after them."""
 
 Purpose = Literal["link", "session", "upload", "list", "remove", "ping"]
 _MAY: dict[Purpose, tuple[Role, ...]] = {
@@ -45,7 +45,7 @@ _MAY: dict[Purpose, tuple[Role, ...]] = {
 }
 Named = Annotated[str, Field(max_length=NAME_CHARS)]
 _SEEN = r"^\P{C}*$"
-"""No line breaks and no escape sequences: these texts are shown on terminals."""
+"""Text without line breaks and escape sequences: it is shown on terminals."""
 Short = Annotated[str, Field(max_length=NAME_CHARS, pattern=_SEEN)]
 Problem = Annotated[str, Field(max_length=TEXT_CHARS, pattern=_SEEN)]
 
@@ -63,8 +63,8 @@ class _Words(BaseModel):
 
 
 class Request(_Words):
-    """What a caller wants. `build`: `program_digest`; `files`: with the answer, what the owner
-    published with the model; `measure`: how far the party finds the others.
+    """A caller's request. `build`: `program_digest`; `files`: include the files published with the
+    model in the answer; `measure`: measure the party's connections to the others.
     """
 
     version: int = VERSION
@@ -79,9 +79,8 @@ class Request(_Words):
 
 
 class ModelEntry(_Words):
-    """A model that a party holds. `problem` is empty if nothing is known to be wrong with it;
-    `verified`: all of its files had the right checksum when they were last read, and have not
-    changed since.
+    """A model that a party holds. `problem` is empty if no problem is known; `verified`: all its
+    files had the right checksum when they were last read, and have not changed since.
     """
 
     name: Short
@@ -97,7 +96,7 @@ class ModelEntry(_Words):
 
 
 class LinkEntry(_Words):
-    """What a party measured to another one: seconds there and back, bytes a second."""
+    """A party's measurement to another one: round trip in seconds, bytes per second."""
 
     peer: Short
     round_trip: float | None = None
@@ -106,7 +105,7 @@ class LinkEntry(_Words):
 
 
 class FilePart(_Words):
-    """A published file. Its content is in the answer's buffers if it was asked for."""
+    """A published file. Its content is in the answer's buffers if requested."""
 
     name: Short
     sha256: Short
@@ -114,7 +113,7 @@ class FilePart(_Words):
 
 
 class Answer(_Words):
-    """What a party grants. `days`: until its certificate expires, if it was asked and has one."""
+    """A party's answer. `days`: until its certificate expires, if requested and there is one."""
 
     software: Short = Field(default_factory=software)
     build: Short = Field(default_factory=program_digest)
@@ -136,18 +135,18 @@ class Answer(_Words):
 async def enter(
     channel: Channel, request: Request, session: bytes = NO_SESSION
 ) -> tuple[Answer, list[memoryview]]:
-    """Ask a party for something; its answer and the buffers that came with it.
+    """Send a party a request; return its answer and the buffers that came with it.
 
     Raises:
-        Busy: it has no place now. StoreError: what it has stored is of no use. ConfigError: it
-        refuses for another reason, and says why. RemoteProtocolError: it answers something else.
-        TransportError: it is gone.
+        Busy: it is full now. StoreError: its stored model is unusable. ConfigError: it refuses for
+        another reason, which the message gives. RemoteProtocolError: it answers something else.
+        TransportError: the connection is lost.
     """
     header = {"do": "enter", **request.model_dump()}
     await channel.send(Frame(Kind.CONTROL, session, (), header))
     frame = await channel.receive()
     fits = frame.session == session and frame.kind in (Kind.CONTROL, Kind.ERROR)
-    # Who does not understand the request, of another version, does not know its session either.
+    # A party of another version may not understand the request, and so not know its session.
     if not (fits or (frame.session == NO_SESSION and frame.kind is Kind.ERROR)):
         raise RemoteProtocolError(f"{channel.peer_address} answered with another kind of frame")
     content = dict(frame.header)
@@ -155,7 +154,7 @@ async def enter(
         text = told(content) or "it gave no reason"
         raise _refusal(content)(text)
     if content.pop("do", None) != "entered":
-        raise RemoteProtocolError(f"{channel.peer_address} answered something else than asked")
+        raise RemoteProtocolError(f"{channel.peer_address} answered a different request")
     try:
         answer = Answer.model_validate(content)
     except ValidationError:
@@ -169,10 +168,10 @@ async def enter(
 
 
 async def hear(channel: Channel, timeout: float) -> tuple[Request, bytes]:
-    """What a caller wants, and under which session's id.
+    """Receive a caller's request and its session id.
 
     Raises:
-        RemoteProtocolError: it says something else. TransportError: it is gone, or says nothing.
+        RemoteProtocolError: it sends something else. TransportError: it is gone, or sends nothing.
     """
     try:
         with anyio.fail_after(timeout):
@@ -195,11 +194,11 @@ async def hear(channel: Channel, timeout: float) -> tuple[Request, bytes]:
 
 
 def caller_of(channel: Channel, request: Request) -> PeerIdentity:
-    """Who asks.
+    """The caller's identity.
 
     Raises:
-        RemoteProtocolError: the request names somebody else than the certificate, or a role that
-            may not ask for this.
+        RemoteProtocolError: the request and the certificate differ, or the role may not make this
+        request.
     """
     try:
         said = PeerIdentity(Role(request.role), request.name)
@@ -219,10 +218,10 @@ def caller_of(channel: Channel, request: Request) -> PeerIdentity:
 
 
 def check_programs(request: Request, role: Role) -> None:
-    """Refuse who computes with other programs: what comes out would be noise.
+    """Refuse a caller with a different program: the results would be noise.
 
     Raises:
-        RemoteProtocolError: the text names both.
+        RemoteProtocolError: the programs differ; the text names both.
     """
     if request.build != program_digest():
         raise RemoteProtocolError(
@@ -233,7 +232,7 @@ def check_programs(request: Request, role: Role) -> None:
 
 
 def _refusal(content: Mapping[str, object]) -> type[PumaError]:
-    """What it is at this side; a party of another version may say less."""
+    """The class of a refusal at this side; a party of another version may send less."""
     if content.get("busy") is True:
         return Busy
     return StoreError if content.get("damaged") is True else ConfigError
@@ -242,13 +241,13 @@ def _refusal(content: Mapping[str, object]) -> type[PumaError]:
 async def admit(
     channel: Channel, session: bytes, answer: Answer, buffers: list[bytes] | None = None
 ) -> None:
-    """Grant what was asked for."""
+    """Grant a request."""
     header = {"do": "entered", **answer.model_dump()}
     await channel.send(Frame(Kind.CONTROL, session, (), header, buffers or []))
 
 
 async def refuse(channel: Channel, session: bytes, error: PumaError) -> None:
-    """Say why not."""
+    """Refuse a request, with the reason."""
     damaged = error.exit_code == StoreError.exit_code
     header = {
         "text": str(error)[:TEXT_CHARS],

@@ -1,4 +1,4 @@
-"""How an owner or a client calls the three parties.
+"""Calls of an owner or a client to the three parties.
 
 calls = await call_all(config, Role.CLIENT, "session", model="llama")
 calls[Role.DEALER].answer, .buffers, .channel
@@ -34,14 +34,14 @@ from puma_actors.transports.multiplexer import Mux
 
 _PROBE_BYTES = 8 << 20
 _LAST_WORDS = 2.0
-"""Seconds for which somebody who was told to come back waits for a party that knows better."""
+"""Seconds to wait, after a refusal that may pass, for another party's permanent reason."""
 _VISIT, _VISIT_RETRY = 30.0, 2.0
-"""Seconds that a party may take for what it answers at once, and to be reached at all."""
+"""Seconds for a party to be reached, and for answers that it gives at once."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A connection to a party that has granted what was asked for."""
+    """A connection to a party that has granted a request."""
 
     channel: Channel
     answer: Answer
@@ -61,16 +61,16 @@ async def call(
     measure: bool = False,
     retry: float | None = None,
 ) -> Call:
-    """Connect to a party and ask it for something.
+    """Connect to a party and send it a request.
 
     Args:
-        role: as whom. session: default: drawn by the operating system.
-        retry: seconds to go on while nobody answers; default: as configured.
+        role: the caller's role. session: default: drawn by the operating system.
+        retry: seconds to keep trying while there is no answer; default: as configured.
 
     Raises:
-        Busy: the party has no place now. ConfigError: it refuses, and says why; or its version,
-        its certificate or its name do not fit. TransportError: it cannot be reached.
-        RemoteProtocolError: it does not keep to the rules.
+        Busy: the party is full now. ConfigError: it refuses with a reason; or its version,
+        certificate or name is wrong. TransportError: it cannot be reached. RemoteProtocolError: it
+        breaks the rules.
     """
     address = config.parties[peer]
     transport = config.transport(address, role)
@@ -82,7 +82,7 @@ async def call(
     channel = config.behind(channel, sender=peer, receiver=role)
     session = session or os.urandom(SESSION_BYTES)
     try:
-        _check_identity(config, channel.peer_identity, peer)  # first: it may refuse misleadingly
+        _check_identity(config, channel.peer_identity, peer)  # first: a refusal may be misleading
         request = Request(
             role=str(role),
             name=config.identity(role).name,
@@ -104,7 +104,7 @@ async def call(
 
 
 def _check_identity(config: ClusterConfig, proven: PeerIdentity | None, peer: Role) -> None:
-    """Who answers, as far as its certificate tells."""
+    """Check who answers, as far as the certificate shows."""
     if proven is None:
         return
     _check_role(config, str(proven.role), peer)
@@ -123,14 +123,14 @@ def _check_role(config: ClusterConfig, found: str, peer: Role) -> None:
 async def call_all(
     config: ClusterConfig, role: Role, purpose: Purpose, *, model: str = "", files: bool = False
 ) -> dict[Role, Call]:
-    """Call all three parties at once, under one session's id; all of them grant it, or none.
+    """Call all three parties at once, under one session id: all grant the request, or none does.
 
     Args:
-        files: ask the dealer for what the owner published.
+        files: ask the dealer for the published files.
 
     Raises:
-        As `call`, for one that refuses or cannot be reached: of several that do so at about the
-        same time, one that will not change its mind.
+        As `call`, for a party that refuses or cannot be reached: if several do at about the same
+        time, one whose reason is permanent.
     """
     session = os.urandom(SESSION_BYTES)
     found: dict[Role, Call] = {}
@@ -150,10 +150,10 @@ async def call_all(
                 )
         except PumaError as error:
             errors.append(error)
-            if _may_pass(error):  # another may know a reason that stays
+            if _may_pass(error):  # another party may give a permanent reason
                 group.start_soon(expire)
             else:
-                group.cancel_scope.cancel()  # what the others say does not matter any more
+                group.cancel_scope.cancel()  # the others' answers no longer matter
         if errors and len(errors) + len(found) == len(COMPUTING):
             group.cancel_scope.cancel()
 
@@ -178,7 +178,7 @@ def _may_pass(error: PumaError) -> bool:
 
 
 def _weightiest(errors: Sequence[PumaError]) -> PumaError:
-    """What will not pass before what may; of alike ones the first."""
+    """The first error that is permanent, or else the first."""
     return min(errors, key=lambda error: (_may_pass(error), isinstance(error, TransportError)))
 
 
@@ -191,7 +191,7 @@ async def hang_up(calls: Mapping[Role, Call]) -> None:
 
 
 async def shake_hands(config: ClusterConfig, role: Role, calls: Mapping[Role, Call]) -> list[Peer]:
-    """Go on to the session: from here on its parties shake hands with each other too."""
+    """Start the session: from now on its parties shake hands with each other too."""
     name = config.identity(role).name
     timeout = config.timeouts.handshake
 
@@ -208,7 +208,7 @@ async def shake_hands(config: ClusterConfig, role: Role, calls: Mapping[Role, Ca
 
 @dataclass
 class Visited:
-    """What one party answered, or why it did not."""
+    """One party's answer, or the reason why there is none."""
 
     peer: Role
     answer: Answer | None = None
@@ -218,8 +218,8 @@ class Visited:
 async def visit_all(
     config: ClusterConfig, role: Role, purpose: Purpose, model: str = ""
 ) -> dict[Role, Visited]:
-    """Ask each party for something that it answers at once. Who does not answer keeps the others
-    from nothing, and nobody waiting for long.
+    """Ask each party for something that it answers at once. A party that does not answer neither
+    blocks the others nor makes the caller wait long.
     """
     found = {peer: Visited(peer) for peer in COMPUTING}
 
@@ -244,17 +244,17 @@ async def visit_all(
 
 @dataclass
 class Listing:
-    """By name, what each party holds of a model; and why some party did not say."""
+    """Each party's entry for each model, by name; and why some parties did not answer."""
 
     models: dict[str, dict[Role, ModelEntry]]
     silent: dict[Role, PumaError]
 
 
 async def survey_models(config: ClusterConfig, role: Role = Role.OWNER) -> Listing:
-    """What those parties hold that answer.
+    """The models at the parties that answer.
 
     Raises:
-        As `call`, if none does.
+        As `call`, if none answers.
     """
     visited = await visit_all(config, role, "list")
     silent = {peer: each.error for peer, each in visited.items() if each.error is not None}
@@ -270,10 +270,10 @@ async def survey_models(config: ClusterConfig, role: Role = Role.OWNER) -> Listi
 async def list_models(
     config: ClusterConfig, role: Role = Role.OWNER
 ) -> dict[str, dict[Role, ModelEntry]]:
-    """By name, what each party holds of a model.
+    """Each party's entry for each model, by name.
 
     Raises:
-        As `call`, if one does not answer.
+        As `call`, if any party does not answer.
     """
     listing = await survey_models(config, role)
     if listing.silent:
@@ -282,10 +282,10 @@ async def list_models(
 
 
 def problem_of(held: Mapping[Role, ModelEntry], silent: Collection[Role] = ()) -> str:
-    """What keeps a model from being served; empty if nothing is known to.
+    """The reason why a model cannot be served; empty if none is known.
 
     Args:
-        held: by party, what it said. silent: those that said nothing.
+        held: the entries by party. silent: parties that did not answer.
     """
     for entry in held.values():
         if entry.problem:
@@ -302,8 +302,8 @@ def problem_of(held: Mapping[Role, ModelEntry], silent: Collection[Role] = ()) -
 
 @dataclass(frozen=True)
 class Removal:
-    """What became of a model at one party: it was "removed", there was "none", it is "kept" (the
-    party could not), or the party is "unreachable"; and why.
+    """The outcome of a removal at one party: "removed", "none" (there was no such model), "kept"
+    (it failed) or "unreachable"; and the reason.
     """
 
     peer: Role
@@ -312,15 +312,15 @@ class Removal:
 
     @property
     def done(self) -> bool:
-        """Nothing is left to be done there."""
+        """Whether nothing is left to do there."""
         return self.state in ("removed", "none")
 
 
 async def remove_model(config: ClusterConfig, name: str) -> dict[Role, Removal]:
-    """Remove a model wherever a party answers. Where that failed, it can be repeated later.
+    """Remove a model from all parties that answer. Where that fails, it can be repeated later.
 
     Raises:
-        ConfigError: all answered, and none had it.
+        ConfigError: all answered, and none had the model.
     """
     found = {}
     for peer, each in (await visit_all(config, Role.OWNER, "remove", name)).items():
@@ -330,12 +330,12 @@ async def remove_model(config: ClusterConfig, name: str) -> dict[Role, Removal]:
             away = isinstance(each.error, TransportError)
             found[peer] = Removal(peer, "unreachable" if away else "kept", str(each.error))
     if all(each.state == "none" for each in found.values()):
-        raise ConfigError(f"no party has a model {name!r}: `puma models list` shows what there is")
+        raise ConfigError(f"no party has a model {name!r}: `puma models list` shows them")
     return found
 
 
 async def discard_model(config: ClusterConfig, name: str) -> None:
-    """Remove what a failed upload may have left, wherever a party still answers."""
+    """Remove the remains of a failed upload from all parties that still answer."""
     for peer in COMPUTING:
         with suppress(PumaError):
             visit = await call(config, Role.OWNER, peer, "remove", model=name, retry=0.0)
@@ -347,7 +347,7 @@ async def discard_model(config: ClusterConfig, name: str) -> None:
 
 @dataclass
 class Pinged:
-    """What was found about a party from here, and by it about the others."""
+    """Measurements of a party from here, and its measurements of the others."""
 
     peer: Role
     address: str
@@ -358,7 +358,7 @@ class Pinged:
 
 
 async def ping_all(config: ClusterConfig, role: Role) -> list[Pinged]:
-    """Reach each party, one after another, so that they do not disturb each other."""
+    """Measure each party, one after another, so that they do not disturb each other."""
     return [await _ping(config, role, peer) for peer in COMPUTING]
 
 

@@ -1,15 +1,16 @@
-"""Files of a store, against the sizes and checksums in its manifest.
+"""Check the files of a store against the sizes and checksums in its manifest.
 
     found = Checksums()
-    data = found.read(path, entry)          all of a file, which had the right checksum while read
+    data = found.read(path, entry)          a whole file, whose checksum was right while reading
     found.check(path, entry)                the same without keeping it
-    found.state(path, entry)                True, False, or None: not known of the file as it is now
+    found.state(path, entry)                True, False, or None: unknown for the current file
 
-What a party computes with is what was compared: a file is read once, hashed on its way into this
-process's own memory, and never mapped. Whoever changes it afterwards changes nothing here.
+A party computes with exactly the bytes that were compared: a file is read once, hashed while it is
+read into this process's own memory, and never mapped. Later changes to the file have no effect
+here.
 
-What was found is remembered for as long as a file's inode, size and times stay the same, so that
-others can be told of it without reading everything again.
+Results are remembered as long as a file's inode, size and times stay the same, so that they can be
+reported without reading everything again.
 """
 
 import hashlib
@@ -30,13 +31,13 @@ _Print: TypeAlias = tuple[int, int, int, int, int]
 
 
 class Checksums:
-    """See the module's text. Methods may run in several threads.
+    """See the module docstring. Methods may run in several threads.
 
     Raises (from `read`, `check`): StoreError that names the file; OSError of the file system.
     """
 
     def __init__(self) -> None:
-        self._found: dict[Path, tuple[_Print, str]] = {}  # and what its checksum was
+        self._found: dict[Path, tuple[_Print, str]] = {}  # print and checksum of each file
 
     def state(self, path: Path, entry: FileEntry) -> bool | None:
         """Whether a file is known to be good or damaged."""
@@ -46,12 +47,12 @@ class Checksums:
         return seen[1] == entry.sha256
 
     def forget(self, folder: Path) -> None:
-        """Drop what is known of a folder's files."""
+        """Drop the results for a folder's files."""
         for path in [path for path in list(self._found) if path.parent == folder]:
             self._found.pop(path, None)
 
     def read(self, path: Path, entry: FileEntry) -> NDArray[np.uint8]:
-        """Its content, in memory of its own."""
+        """The file's content, in its own memory."""
         with self._opened(path, entry) as handle:
             data = np.empty(entry.bytes, np.uint8)
             self._compare(path, handle, entry, memoryview(data.data), keep=True)
@@ -59,13 +60,13 @@ class Checksums:
         return data
 
     def check(self, path: Path, entry: FileEntry) -> None:
-        """Compare it with its checksum."""
+        """Compare a file with its checksum."""
         with self._opened(path, entry) as handle:
             part = memoryview(bytearray(min(_PART, entry.bytes)))
             self._compare(path, handle, entry, part, keep=False)
 
     def look(self, path: Path, entry: FileEntry) -> None:
-        """Compare its size and rights alone."""
+        """Compare only its size and permissions."""
         with self._opened(path, entry):
             pass
 
@@ -77,7 +78,7 @@ class Checksums:
             if status.st_size != entry.bytes:
                 raise StoreError(f"{path.name} has {status.st_size} bytes instead of {entry.bytes}")
             if status.st_mode & 0o077:
-                raise StoreError(f"{path.name} can be read by others, who may have taken it")
+                raise StoreError(f"{path.name} can be read by others, who may have copied it")
             yield handle
         finally:
             os.close(handle)
@@ -85,7 +86,7 @@ class Checksums:
     def _compare(
         self, path: Path, handle: int, entry: FileEntry, room: memoryview, *, keep: bool
     ) -> None:
-        """Read a file into `room`: all of it, or each part over the one before."""
+        """Read a file into `room`: the whole file, or each part over the previous one."""
         before, digest, at = _print_of(os.fstat(handle)), hashlib.sha256(), 0
         while at < entry.bytes:
             start = at if keep else 0

@@ -2,9 +2,9 @@
 
     for check in examine(config, role): check.name, check.state, check.text
 
-`state` is "ok", "warning" (it works, but) or "problem" (a run would be stopped by it). Nothing is
-changed. Nobody is called but who listens at this machine's own address, to learn whether it is this
-party.
+`state` is "ok", "warning" (it works, with a drawback) or "problem" (it would stop a run). Nothing
+is changed. The only call is to this machine's own address, to learn whether this party listens
+there.
 """
 
 import os
@@ -33,7 +33,7 @@ from puma_actors.hosts.store import ModelStore
 State = Literal["ok", "warning", "problem"]
 _GB = 1e9
 _ANSWER = 5.0
-"""Seconds that a party at this machine's own address may take to say who it is."""
+"""Seconds for a party at this machine's own address to identify itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class Check:
 def examine(
     config: ClusterConfig | None = None, role: Role | None = None, *, quick: bool = False
 ) -> list[Check]:
-    """All checks; those of the network need a configuration, some of them a role.
+    """Run all checks; network checks need a configuration, and some need a role.
 
     Args:
-        quick: do not compare stored models with their checksums, which reads them.
+        quick: do not verify checksums of stored models, which reads all of them.
     """
     steps: list[Callable[[], Iterator[Check]]] = [_processor, _kernels, lambda: _memory(config)]
     if config is not None:
@@ -108,7 +108,7 @@ def _certificates(config: ClusterConfig, role: Role | None) -> Iterator[Check]:
     identities = [config.identity(role)] if role else [config.identity(r) for r in COMPUTING]
     identities = [i for i in identities if role or (folder / f"{stem(i)}.pem").exists()]
     if not identities:
-        yield Check("certificates", "warning", f"none of a party in {folder}; give --role")
+        yield Check("certificates", "warning", f"no party's in {folder}; give --role")
     for identity in identities:
         path = folder / f"{stem(identity)}.pem"
         try:
@@ -149,15 +149,15 @@ def _port(config: ClusterConfig, role: Role, found: Sequence[Any]) -> Check:
             if (running := _running(config, role)) is not None:
                 return Check(name, "ok", f"{address}, {running}")
             text = (
-                f"{address} cannot be listened at ({error.strerror}), and nobody there answers as "
-                "this party: use another port, or stop what holds it"
+                f"cannot listen at {address} ({error.strerror}), and no one there answers as "
+                "this party: use another port, or stop the program that has it"
             )
             return Check(name, "problem", text)
     return Check(name, "ok", f"{address}, free")
 
 
 def _running(config: ClusterConfig, role: Role) -> str | None:
-    """What to say of this party if it runs already; None if somebody else, or nobody, answers."""
+    """A description of this party if it already runs there; None otherwise."""
 
     async def ask() -> str:
         with anyio.fail_after(_ANSWER):
@@ -176,7 +176,7 @@ def _unix(config: ClusterConfig, role: Role, path: Path, *, own: bool) -> Check:
     if not own:
         return Check(name, "ok" if path.is_socket() else "warning", f"unix://{path}")
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        return Check(name, "problem", f"{path.parent} is no folder that can be written to")
+        return Check(name, "problem", f"{path.parent} is not a writable folder")
     running = _running(config, role) if path.is_socket() else None
     return Check(name, "ok", f"unix://{path}{f', {running}' if running else ''}")
 
@@ -188,7 +188,7 @@ def _store(config: ClusterConfig) -> Iterator[Check]:
         there = there.parent
     try:
         if not os.access(there, os.W_OK | os.X_OK):
-            raise ConfigError(f"{there} cannot be written to: check its rights")
+            raise ConfigError(f"{there} is not writable: check its permissions")
         if folder.exists() and folder.stat().st_mode & 0o077:
             raise ConfigError(f"{folder} is open to others: run `chmod 700 {folder}`")
     except PumaError as error:
@@ -201,8 +201,8 @@ def _store(config: ClusterConfig) -> Iterator[Check]:
 
 
 def _models(config: ClusterConfig, role: Role, quick: bool) -> Iterator[Check]:
-    """Every stored model: complete, private, and, unless `quick`, with the right checksums. The
-    party may run meanwhile.
+    """Check that every stored model is complete, private, and, unless `quick`, has the right
+    checksums. The party may be running.
     """
     store = ModelStore(config.path(config.store), role)
     try:

@@ -1,9 +1,9 @@
 """The commented cluster.toml that `puma party --example` prints; docs/cluster.toml is a copy."""
 
 EXAMPLE = """\
-# cluster.toml: who the three computing parties are, and how this machine takes part.
+# cluster.toml: the addresses of the three computing parties, and this machine's settings.
 # `puma party` reads it on their machines; `puma upload`, `models`, `generate --cluster` and `ping`
-# read it on the owner's and the clients'. Paths are relative to this file. Every value can be
+# read it on the owner's and clients' machines. Paths are relative to this file. Every value can be
 # given in the environment instead: PUMA_CLUSTER__TIMEOUTS__SILENCE=5, PUMA_CLUSTER__NAME=dora.
 
 # The name in this machine's certificate. Default: its role.
@@ -12,17 +12,17 @@ EXAMPLE = """\
 # ca.pem and this machine's own certificate and key, from `puma certs`.
 certificates = "certs"
 
-# Where a party keeps its shares of the models. Must be on a disk of its own machine.
+# Where a party keeps its shares of the models. Must be on a local disk.
 store = "store"
 
 # Where this party listens, if not at its address below (behind a router, in a container).
 # listen = "tls://0.0.0.0:7101"
 
-# Delay what comes in as a network would (here, or `puma party --network`): to be given to all
-# parties, the owner and the clients alike.
+# Delay incoming frames as a network would (here, or `puma party --network`). All parties, the
+# owner and the clients need the same setting.
 # network = "wan"                          # or "40ms,100mbit", or a .toml file
 
-# tcp:// sends everything in the clear and proves nothing; it is refused unless this is true.
+# tcp:// is neither encrypted nor authenticated; it is refused unless this is true.
 # insecure_no_tls = true
 
 [parties]
@@ -33,21 +33,20 @@ evaluator-b = "tls://evaluator-b.example.org:7103"
 # Seconds.
 [timeouts]
 handshake = 10.0    # for connecting and agreeing on keys
-silence = 10.0      # a connection on which nothing came for so long is dead
+silence = 10.0      # a connection with nothing received for this long is considered dead
 retry = 30.0        # how long a caller keeps trying while a party does not answer
 opening = 300.0     # how long a session may wait until all parties have loaded its model
-idle = 600.0        # a session in which nothing happens for so long is ended
-grace = 30.0        # how long running sessions may go on after SIGTERM
+idle = 600.0        # a session in which nothing happens for this long is ended
+grace = 30.0        # how long running sessions may continue after SIGTERM
 
-# What one party gives away at most. Whoever comes when it is full is told to come back later.
+# The resources of one party. Callers are told to try again later when it is full.
 [limits]
 sessions = 4                # at once, of clients and owners together
-memory = 8000000000         # bytes: loaded models, and what sessions and their requests will need
-inference_tokens = 2048     # prompt and answer, of what a session runs at a time
+memory = 8000000000         # bytes: loaded models, and the needs of sessions and their requests
+inference_tokens = 2048     # prompt and answer together, of all requests a session runs at a time
 
-# Names in certificates. A list that is left out admits every certificate of the authority with
-# that role; an empty one admits nobody. In `parties`, "evaluator-a/alice" admits alice in that role
-# alone.
+# Names in certificates. A missing list admits every certificate of the authority with that role;
+# an empty list admits no one. In `parties`, "evaluator-a/alice" admits alice only in that role.
 [allow]
 # clients = ["client", "alice"]
 # owners = ["owner"]

@@ -1,16 +1,16 @@
-"""A party's connections to the two other parties: one each, authenticated, kept up.
+"""A party's connections to the other two parties: one each, authenticated and kept alive.
 
     links = Links(config, role)
     group.start_soon(links.keep, peer)           for each peer that this party calls (`links.calls`)
-    await links.serve(channel, peer, name)       a connection from one that calls this party
-    links.get(peer)                              the `Mux`; while there is none, `Busy`, or why
-    links.failed(peer, error)                    a caller was turned away, or left at once
+    await links.serve(channel, peer, name)       a connection from a peer that calls this party
+    links.get(peer)                              the `Mux`; raises `Busy`, or the reason, without
+    one links.failed(peer, error)                    a caller was refused, or left at once
 
-The party that comes later among dealer, evaluator-a, evaluator-b calls. A connection that is lost
-is made anew, with pauses that double from 50 ms up to 2 s; the sessions on it have failed. One that
-was lost right after it was made counts as a failed call: two processes of one role take the place
-from each other, and must not do so as fast as they can. When a caller comes back before its old
-connection was found dead, the new one takes its place.
+The party that comes later in the order dealer, evaluator-a, evaluator-b calls. A lost connection is
+made again, with pauses that double from 50 ms up to 2 s; the sessions on it have failed. A
+connection lost right after it was made counts as a failed call: two processes with the same role
+replace each other's connections, and must not do so at full speed. When a caller returns before its
+old connection was found dead, the new one replaces it.
 """
 
 import math
@@ -34,14 +34,14 @@ from puma_actors.transports.multiplexer import Mux
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _PROBE_BYTES = 8 << 20
 _PATIENCE = 10.0
-"""Seconds that a caller waits while others have ways measured."""
+"""Seconds that a caller waits while connections are measured for others."""
 _MEASURED = 12
-"""Measurements a minute: 192 MiB to two parties."""
+"""Measurements per minute: 192 MiB to two parties."""
 _MINUTE = 60.0
 _FRESH = 30.0
-"""Seconds after which the reason of a failed call says nothing any more: the next one is due."""
+"""Seconds after which the reason of a failed call is outdated: the next call is due."""
 _FIRST_WORD, _LATER_WORDS = 5.0, 60.0
-"""Seconds until a party says for whom it waits, and until it says so again."""
+"""Seconds until a party logs which parties it waits for, and until it repeats that."""
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class _Link:
 
 
 class Links:
-    """See the module's text."""
+    """See the module docstring."""
 
     def __init__(self, config: ClusterConfig, role: Role) -> None:
         self.role = role
@@ -59,15 +59,16 @@ class Links:
         self.calls = tuple(other for other in COMPUTING[: COMPUTING.index(role)])
         self._config = config
         self._links: dict[Role, _Link] = {}
-        self._failures: dict[Role, tuple[float, PumaError]] = {}  # when, and why
+        self._failures: dict[Role, tuple[float, PumaError]] = {}  # time and reason
         self._measuring = anyio.Lock()
-        self._measured: deque[float] = deque(maxlen=_MEASURED)  # when
+        self._measured: deque[float] = deque(maxlen=_MEASURED)  # times
 
     def get(self, peer: Role) -> Mux:
         """The connection to a party.
 
         Raises:
-            Busy: there is none now. ConfigError: there will be none until somebody sees to it.
+            Busy: there is none now. ConfigError: there will be none until an operator fixes
+            something.
         """
         if self._up(peer):
             return self._links[peer].mux
@@ -83,19 +84,19 @@ class Links:
         raise Busy(f"{text}; try again in {RETRY} s")
 
     def failed(self, peer: Role, error: PumaError) -> None:
-        """Keep the reason why there is no connection, for those who ask."""
+        """Keep the reason why there is no connection, for later callers."""
         if peer in self.peers:
             self._failures[peer] = anyio.current_time(), error
 
     async def keep(self, peer: Role) -> None:
-        """Call a party, and call again whenever the connection is lost, for ever."""
+        """Call a party, and call again whenever the connection is lost, forever."""
         pause, told = _FIRST_PAUSE, ""
         while True:
             try:
                 channel = await self._call(peer)
             except PumaError as error:
                 self.failed(peer, error)
-                if str(error) != told:  # once, not at every attempt
+                if str(error) != told:  # once, not for every attempt
                     told = str(error)
                     log.warning("no link", peer=str(peer), reason=told)
                 await anyio.sleep(pause)
@@ -110,7 +111,7 @@ class Links:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def tell(self) -> None:
-        """Say for whom this party waits, for ever: a dealer calls nobody, and would say nothing."""
+        """Log which parties this one waits for, forever: a dealer calls none itself."""
         await anyio.sleep(_FIRST_WORD)
         while True:
             missing = [str(peer) for peer in self.peers if not self._up(peer)]
@@ -140,10 +141,10 @@ class Links:
         return channel
 
     async def greet(self, channel: Channel, peer: Role) -> None:
-        """The handshake on a new connection; who the other side is, is certain afterwards.
+        """Shake hands on a new connection; afterwards the other side's identity is proven.
 
         Raises:
-            RemoteProtocolError: it is somebody else, or somebody who is not allowed.
+            RemoteProtocolError: it is another party, or not an allowed one.
         """
         identity = Identity(self.role, self._config.identity(self.role).name, NO_SESSION)
         timeout = self._config.timeouts.handshake
@@ -154,7 +155,7 @@ class Links:
         log.info("link up", peer=str(peer), name=found.name)
 
     async def serve(self, channel: Channel, peer: Role) -> None:
-        """Carry sessions over a connection until it is lost or another takes its place."""
+        """Carry sessions over a connection until it is lost or replaced."""
         if (old := self._links.pop(peer, None)) is not None:
             old.scope.cancel()
         with anyio.CancelScope() as scope:
@@ -171,12 +172,12 @@ class Links:
         caller at a time.
 
         Raises:
-            Busy: others have measured too much lately, or still do.
+            Busy: there were too many measurements recently, or one is running.
         """
         with anyio.move_on_after(_PATIENCE) as scope:
             await self._measuring.acquire()
         if scope.cancelled_caught:
-            raise Busy(f"{self.role} measures for somebody else: try again in {RETRY} s")
+            raise Busy(f"{self.role} is measuring for another caller: try again in {RETRY} s")
         try:
             now = anyio.current_time()
             if len(self._measured) == _MEASURED and now - self._measured[0] < _MINUTE:

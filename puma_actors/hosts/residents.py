@@ -4,9 +4,9 @@
     async with residents.lease("llama") as held:      loaded, checked, and kept until the block ends
         held.plan, held.parameters                    shared between sessions: never written to
 
-Before anything is loaded or admitted its need of memory is estimated and set aside. A model that
-nobody uses is dropped when another one needs its place; a session that does not fit is refused
-with `Busy`, instead of running out.
+Before anything is loaded or admitted, its memory is estimated and reserved. An unused model is
+dropped when another one needs the room; a session that does not fit is refused with `Busy`, instead
+of running out of memory.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -29,13 +29,13 @@ from puma_actors.hosts.store import ModelStore
 from puma_actors.session.mailbox import Flow
 
 RETRY = 10
-"""Seconds after which somebody who was refused may try again."""
+"""Seconds after which a refused caller may try again."""
 _MB = 1_000_000
 
 
 @dataclass(frozen=True)
 class Held:
-    """A loaded model. `files`: what its owner published. `nbytes`: an estimate of its memory."""
+    """A loaded model. `files`: its published files. `nbytes`: an estimate of its memory."""
 
     manifest: Manifest
     plan: Plan
@@ -45,8 +45,8 @@ class Held:
 
 
 def session_bytes(plan: Plan, tokens: int) -> int:
-    """Memory of a session: shares of the keys and values of so many tokens, and what may be dealt
-    ahead.
+    """Memory of a session: shares of the keys and values of `tokens` tokens, and the bytes that may
+    be dealt ahead.
     """
     config = plan.config
     heads = int(getattr(config, "num_kv_heads", 0) or config.num_heads)
@@ -56,7 +56,7 @@ def session_bytes(plan: Plan, tokens: int) -> int:
 
 
 class Residents:
-    """See the module's text."""
+    """See the module docstring."""
 
     def __init__(self, store: ModelStore, limits: Limits, compute: Compute) -> None:
         self._store = store
@@ -64,12 +64,12 @@ class Residents:
         self._compute = compute
         self._loaded: dict[str, Held] = {}  # least recently used first
         self._users: dict[str, int] = {}
-        self._reserved = 0  # by sessions, and by models that are being loaded
+        self._reserved = 0  # by sessions, and by models being loaded
         self._loading = anyio.Lock()
 
     @property
     def used(self) -> int:
-        """Bytes set aside, by estimate."""
+        """Estimated bytes in use or reserved."""
         return self._reserved + sum(held.nbytes for held in self._loaded.values())
 
     def loaded(self, name: str) -> bool:
@@ -78,7 +78,7 @@ class Residents:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[Held]:
-        """A model and room for one session on it.
+        """Lease a model and the memory for one session on it.
 
         Raises:
             StoreError: there is no such model, or it is damaged. Busy: no room now.
@@ -123,18 +123,18 @@ class Residents:
         return Held(stored.manifest, plan, parameters, stored.public_files(), size)
 
     def drop(self, name: str) -> None:
-        """Forget a model that was removed from the store; who uses it may finish."""
+        """Forget a model that was removed from the store; its users may finish."""
         self._loaded.pop(name, None)
 
     def session_need(self, plan: Plan) -> int:
-        """Bytes that are set aside for a session, whatever it will ask for."""
+        """Bytes reserved for a session, whatever its requests."""
         return session_bytes(plan, self._limits.inference_tokens)
 
     def for_request(self, plan: Plan, extra: int, need: int) -> "_Room":
-        """Room for a request, until the block ends.
+        """Reserve memory for a request, until the block ends.
 
         Args:
-            extra: bytes beyond what the session has. need: all that its requests need.
+            extra: bytes beyond those of the session. need: all bytes that its requests need.
 
         Raises:
             Busy: no room now. ConfigError: it never fits within the limits.
@@ -142,7 +142,7 @@ class Residents:
         return self._room("", extra, need + share_bytes(plan.config), "request")
 
     def _room(self, name: str, size: int, least: int, what: str) -> "_Room":
-        """Set memory aside; models that nobody uses make way."""
+        """Reserve memory; unused models make room."""
         limit, role = self._limits.memory, self._store.role
         if least > limit:
             who = "the request (with its model)" if what == "request" else f"model {name}"
@@ -167,7 +167,7 @@ class Residents:
 
 
 class _Room:
-    """Memory that is set aside for the length of a `with` block."""
+    """Memory reserved for the duration of a `with` block."""
 
     def __init__(self, reserve: Callable[[int], None], size: int) -> None:
         self._reserve = reserve

@@ -4,14 +4,14 @@
     await server.run()            until `server.drain()`; raises ConfigError if it cannot start
     await server.listening.wait()
 
-It keeps a link to each of the two other parties, and takes callers as `puma_actors.hosts.admission`
-describes: clients open sessions on stored models, owners upload, list and remove them, anybody may
-ping. Each session has its own id, keys, channels and scheduler; one that fails or is slow touches
-no other. Beyond its limits a party refuses with `Busy`.
+It keeps a link to each of the other two parties, and admits callers as described in
+`puma_actors.hosts.admission`: clients open sessions on stored models, owners upload, list and
+remove them, anyone may ping. Each session has its own id, keys, channels and scheduler; one that
+fails or is slow does not affect the others. Beyond its limits a party refuses with `Busy`.
 
-A session goes on when the client has been admitted by all three parties: its handshake is the
-sign, and then the parties shake hands with each other over the links, under the session's id. An
-id is good for one session.
+A session starts when the client has been admitted by all three parties: its handshake is the
+signal, and then the parties shake hands with each other over the links, under the session's id. An
+id can be used for one session.
 """
 
 from collections import deque
@@ -63,18 +63,18 @@ from puma_actors.transports.frames import NO_SESSION
 
 _MOST_CONNECTIONS = 256
 _KEPT_FOR_PARTIES = 16
-"""Of these, places that clients and owners cannot take: links must come up again."""
+"""Reserved places that clients and owners cannot take: links must be able to come back."""
 _REMEMBERED = 1 << 16
 _WITH_PROGRAMS = ("link", "session", "upload")
-"""What makes sense only between those that run the same programs."""
+"""Purposes that need the same program on both sides."""
 _LARGE = ("session", "upload")
-"""What takes so much memory that it is to be given back afterwards."""
+"""Purposes that take so much memory that it is returned to the system afterwards."""
 
 Handler: TypeAlias = Callable[[Channel, Request, bytes, PeerIdentity], Awaitable[None]]
 
 
 class PartyServer:
-    """See the module's text.
+    """See the module docstring.
 
     Args:
         config: from `load_config`.
@@ -141,13 +141,13 @@ class PartyServer:
             try:
                 await self._draining.wait()
                 await self._finish()
-            finally:  # before the links go, or the others would call again at once
+            finally:  # before the links close, or the others would call again at once
                 with anyio.CancelScope(shield=True):
                     await listener.aclose()
                 group.cancel_scope.cancel()
 
     def drain(self) -> None:
-        """Take no new sessions; end when those that run have ended, or after the grace time."""
+        """Take no new sessions; end when the running ones have ended, or after the grace time."""
         self._draining.set()
 
     @property
@@ -168,7 +168,7 @@ class PartyServer:
         while True:
             try:
                 channel = await listener.accept()
-            except TransportError:  # closed: this party stops
+            except TransportError:  # closed: this party is stopping
                 return
             known = channel.peer_identity
             party = known is not None and known.role in self.links.peers
@@ -181,7 +181,7 @@ class PartyServer:
             group.start_soon(self._guest, channel)
 
     async def _guest(self, channel: Channel) -> None:
-        """One connection, from its first words to its end. Nothing that goes wrong gets out."""
+        """Serve one connection from its first message to its end. No error gets out."""
         try:
             if await self._welcome(channel) in _LARGE:
                 await give_back()
@@ -193,7 +193,7 @@ class PartyServer:
             self._connections -= 1
 
     async def _welcome(self, channel: Channel) -> Purpose | None:
-        """What was asked for, and granted."""
+        """Admit a caller; return the purpose that was granted."""
         session, way = NO_SESSION, channel
         caller = channel.peer_identity
         try:
@@ -204,7 +204,7 @@ class PartyServer:
             structlog.contextvars.bind_contextvars(session=session.hex(), caller=str(caller))
             if request.purpose in _WITH_PROGRAMS:
                 check_programs(request, self.role)
-            # Only now is it known which link of the modelled network this is.
+            # Only now it is known which link of the emulated network this is.
             way = self.config.behind(channel, sender=caller.role, receiver=self.role)
             await self._handlers[request.purpose](way, request, session, caller)
             return request.purpose
@@ -222,7 +222,7 @@ class PartyServer:
 
     @asynccontextmanager
     async def _place(self, session: bytes) -> AsyncIterator[None]:
-        """One of the party's places, for a session whose id was never used."""
+        """Take one of the party's places, for a session with a fresh id."""
         if self._draining.is_set():
             raise Busy(f"{self.role} is shutting down: try again in {RETRY} s")
         limit = self.config.limits.sessions
@@ -242,7 +242,7 @@ class PartyServer:
             self._idle.set()
 
     def answer(self, **content: object) -> Answer:
-        """What is said by this party."""
+        """An answer of this party."""
         name = self.identity.name
         return Answer.model_validate({"role": str(self.role), "name": name, **content})
 
@@ -251,7 +251,7 @@ class PartyServer:
     ) -> None:
         name = check_name(request.model)
         for peer in self.links.peers:
-            self.links.get(peer)  # before a model is loaded for nothing
+            self.links.get(peer)  # before loading a model in vain
         async with self._place(session), self.residents.lease(name) as held:
             links = {peer: self.links.get(peer) for peer in self.links.peers}
             ways = {peer: link.open(session) for peer, link in links.items()}
@@ -259,7 +259,7 @@ class PartyServer:
                 await self._open(channel, request, session, held)
                 try:
                     peers = await self._shake_hands(channel, ways, session, caller)
-                except PumaError as error:  # perhaps with another party: tell the client why
+                except PumaError as error:  # perhaps from another party: tell the client the reason
                     with suppress(PumaError):
                         await refuse(channel, session, error)
                     raise
@@ -274,8 +274,9 @@ class PartyServer:
                 log.info("session begins", model=name)
                 await party.run()
                 log.info("session ends", model=name)
-            except PumaError as error:  # admitted: the caller hears of it from the scheduler
-                # The client may have noticed first, and hung up: that alone would not say why.
+            except PumaError as error:  # admitted: the caller learns of it through the scheduler
+                # The client may have noticed first, and hung up: that alone would not show the
+                # reason.
                 lost = [str(peer) for peer, link in links.items() if link.lost.is_set()]
                 log.warning("session failed", reason=str(error), **({"lost": lost} if lost else {}))
             finally:
@@ -294,7 +295,7 @@ class PartyServer:
             files=parts,
         )
         files = list(held.files.values()) if request.files else []
-        limit = self.config.timeouts.opening  # it holds a place meanwhile
+        limit = self.config.timeouts.opening  # it occupies a place meanwhile
         with anyio.move_on_after(limit) as scope:
             await admit(channel, session, answer, files)
         if scope.cancelled_caught:
@@ -307,17 +308,17 @@ class PartyServer:
         session: bytes,
         caller: PeerIdentity,
     ) -> list[Peer]:
-        """First with the client, who waits for all parties before; then with them."""
+        """Shake hands first with the client, which waits for all parties; then with the parties."""
         me = Identity(self.role, self.identity.name, session)
         times = self.config.timeouts
         peer = await handshake(channel, me, {caller.role}, timeout=times.opening)
         if peer.name != caller.name:
-            raise RemoteProtocolError(f"{caller} went on as {peer.name!r}")
+            raise RemoteProtocolError(f"{caller} continued as {peer.name!r}")
         return [peer, *await gather([self._meet(me, role, ways) for role in ways])]
 
     async def _meet(self, me: Identity, role: Role, ways: Mapping[Role, Channel]) -> Peer:
-        """Shake hands with one party. If that fails the other one hears why, before all is
-        cancelled and its channel is closed.
+        """Shake hands with one party. If that fails, the other one is told the reason before
+        everything is cancelled and its channel is closed.
         """
         times = self.config.timeouts
         try:
@@ -352,7 +353,7 @@ class PartyServer:
 
     @asynccontextmanager
     async def _upload_of(self, name: str, session: bytes) -> AsyncIterator[Draft]:
-        """A draft of this name, the only one; discarded afterwards."""
+        """The only draft of this name; discarded afterwards."""
         self._uploading.add(name)
         try:
             draft = await disk(self.store.draft, name, session.hex())

@@ -1,23 +1,23 @@
 """A party's shares of models, on its own disk.
 
     with ModelStore(folder, role) as store:              one process at a time
-        draft = store.draft("llama", upload)             a folder that is no model yet
+        draft = store.draft("llama", upload)             a folder that is not a model yet
         draft.write("00000.words", buffer)               in pieces, in order
-        draft.finish(plan)                               all on disk, with a manifest
-        draft.publish()                                  one rename: from now on it exists
-        draft.keep()                                     the others have it too: it is to stay
+        draft.finish(plan)                               everything on disk, with a manifest
+        draft.publish()                                  one rename: from now on the model exists
+        draft.keep()                                     the others have it too: make it permanent
         stored = store.read("llama", verify=True)        plan, seeds, tensors
         store.remove("llama")
 
     STORE/NAME/manifest.json      see `puma_actors.hosts.manifest`
     STORE/NAME/00000.words ...    at an evaluator: the masked tensors, little-endian uint64
-    STORE/NAME/seed-1, seed-2     those that the party knows
-    STORE/NAME/tokenizer.json     what the owner published
+    STORE/NAME/seed-1, seed-2     the seeds that the party knows
+    STORE/NAME/tokenizer.json     published by the owner
     STORE/NAME/pending            until every party is known to have the model
 
-Folders have mode 0700, files 0600. What was not kept, because the owner or this process went away,
-is removed when it is noticed or at the next start: the owner uploads again.
-Everything that is wrong with a model is a StoreError that names the model and the remedy.
+Folders have mode 0700, files 0600. A model that was not made permanent, because the owner or this
+process went away, is removed when noticed or at the next start: the owner uploads again. Every
+problem with a model is a StoreError that names the model and the remedy.
 """
 
 import errno
@@ -64,9 +64,9 @@ def _remedy(name: str) -> str:
 
 
 class ModelStore:
-    """See the module's text.
+    """See the module docstring.
 
-    Raises (from `with`): ConfigError if the folder cannot be used, or another party uses it.
+    Raises (from `with`): ConfigError if the folder cannot be used, or is used by another party.
     """
 
     def __init__(self, folder: Path, role: Role) -> None:
@@ -88,7 +88,7 @@ class ModelStore:
         except OSError as error:
             self.close()
             raise ConfigError(
-                f"the store {self.folder} cannot be used ({error.strerror}): check its rights, or "
+                f"the store {self.folder} cannot be used ({error.strerror}): check its mode, or "
                 "set another `store`"
             ) from None
         if self.folder.stat().st_mode & 0o077:
@@ -111,7 +111,7 @@ class ModelStore:
         self.close()
 
     def close(self) -> None:
-        """Let others use the folder."""
+        """Release the folder."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -119,21 +119,21 @@ class ModelStore:
     # -- what is there ----------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        """All models, damaged ones included; of other folders, like lost+found, nothing is said."""
+        """All models, including damaged ones; other folders, like lost+found, are ignored."""
         return sorted(p.name for p in self.folder.iterdir() if is_name(p.name) and p.is_dir())
 
     def __contains__(self, name: str) -> bool:
         return (self.folder / check_name(name)).is_dir()
 
     def manifest(self, name: str) -> Manifest:
-        """What a model's folder says about itself.
+        """The manifest in a model's folder.
 
         Raises:
-            StoreError: there is no such model, or it is damaged or another party's.
+            StoreError: there is no such model, it is damaged, or it belongs to another party.
         """
         if name not in self:
             raise StoreNameError(
-                f"{self.role} has no model {name!r}: `puma models list` shows what there is"
+                f"{self.role} has no model {name!r}: `puma models list` shows the stored ones"
             )
         with self.reading(name):
             manifest = Manifest.from_json((self.folder / name / MANIFEST).read_bytes())
@@ -145,7 +145,7 @@ class ModelStore:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Name the model and the remedy in whatever goes wrong."""
+        """Add the model's name and the remedy to any error."""
         try:
             yield
         except FileNotFoundError as error:
@@ -161,13 +161,13 @@ class ModelStore:
             raise StoreError(f"model {name} at {self.role}: {error}; {_remedy(name)}") from None
 
     def read(self, name: str, *, verify: bool = True) -> Stored:
-        """Open a model. What is taken from it later is compared with its checksum then.
+        """Open a model. Files read from it later are compared with their checksums then.
 
         Args:
             verify: compare every file with its checksum, which reads them all.
 
         Raises:
-            StoreError: it is missing, or anything in it is not as it was stored.
+            StoreError: it is missing, or anything in it has changed since it was stored.
         """
         manifest = self.manifest(name)
         folder = self.folder / name
@@ -181,12 +181,12 @@ class ModelStore:
         return Stored(folder, manifest, plan, self.checksums, partial(self.reading, name))
 
     def inspect(self, name: str, seconds: float = 0.0) -> tuple[Stored, bool]:
-        """Open a model; also whether all of its files, as they are now, had the right checksum
+        """Open a model; also return whether all its files, unchanged since, had the right checksum
         when they were last read.
 
         Args:
-            seconds: how long to read files of which that is not known; a file that was begun is
-                read to its end.
+            seconds: time limit for reading files whose state is unknown; a started file is read to
+                its end.
 
         Raises:
             StoreError: as `read`, or a file is known or found to be damaged.
@@ -207,16 +207,16 @@ class ModelStore:
         return stored, whole
 
     def remove(self, name: str) -> bool:
-        """Remove a model; False if there was none. Who has it loaded can go on.
+        """Remove a model; False if there was none. Sessions that have it loaded can continue.
 
         Raises:
-            StoreError: it is still there; or it is not served any more, but its files are there.
+            StoreError: it is still there; or it is no longer served, but its files are still there.
         """
         if name not in self:
             return False
         gone = self.folder / f"{_GONE}{os.urandom(8).hex()}"
         try:
-            (self.folder / name).rename(gone)  # at once for everybody who looks
+            (self.folder / name).rename(gone)  # atomic for all readers
             _sync_folder(self.folder)
         except OSError as error:
             raise StoreError(
@@ -233,10 +233,10 @@ class ModelStore:
         return True
 
     def draft(self, name: str, upload: str) -> "Draft":
-        """Begin to store a model.
+        """Start storing a model.
 
         Raises:
-            StoreError: there is one of this name, or the disk does not take it.
+            StoreError: there is already one of this name, or the disk does not accept it.
         """
         if name in self:
             raise StoreNameError(
@@ -250,14 +250,14 @@ class ModelStore:
 
 
 class Draft:
-    """A model on its way to the disk. `withdraw` it unless it was kept."""
+    """A model being written to disk. `withdraw` it unless it was kept."""
 
     def __init__(self, store: ModelStore, name: str, upload: str) -> None:
         self.store = store
         self.name = name
         self.upload = upload
         self.digest = ""
-        self._open: tuple[str, Any, Any] | None = None  # name, file and hash of what grows
+        self._open: tuple[str, Any, Any] | None = None  # name, file and hash of the growing file
         self._entries: dict[str, FileEntry] = {}
         self._published = False
         with self._writing():
@@ -269,14 +269,14 @@ class Draft:
             yield
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "its disk is full: make room there" if full else f"{error.strerror}"
+            what = "its disk is full: free some space" if full else f"{error.strerror}"
             raise StoreError(
                 f"{self.store.role} cannot store model {self.name} ({what}); nothing of it was "
                 "kept, upload it again"
             ) from None
 
     def write(self, file: str, data: Any) -> None:
-        """Append to a file. One grows at a time: a new one completes the one before."""
+        """Append to a file. Only one file grows at a time: a new one completes the previous one."""
         with self._writing():
             if self._open is None or self._open[0] != file:
                 self._complete()
@@ -289,7 +289,7 @@ class Draft:
                 view = view[out.write(view) :]
 
     def _complete(self) -> None:
-        """Put the file that grows on the disk for good."""
+        """Flush the growing file to disk."""
         if self._open is None:
             return
         file, out, digest = self._open
@@ -299,7 +299,7 @@ class Draft:
         out.close()
 
     def finish(self, plan: Plan) -> None:
-        """Put everything on the disk, and describe it."""
+        """Flush everything to disk, and write the manifest."""
         with self._writing():
             self._complete()
             self.digest = plan.digest()
@@ -319,10 +319,10 @@ class Draft:
             _sync_folder(self.folder)
 
     def publish(self) -> None:
-        """Make it a model of the store.
+        """Make the draft a model of the store.
 
         Raises:
-            StoreError: another one of this name was faster.
+            StoreError: another upload of this name was faster.
         """
         if self.name in self.store:
             raise StoreNameError(f"{self.store.role} has a model {self.name!r} already")
@@ -332,7 +332,7 @@ class Draft:
             _sync_folder(self.store.folder)
 
     def keep(self) -> None:
-        """All parties have published it: from now on it survives this process.
+        """Make it permanent, since all parties have published it: it now survives this process.
 
         Raises:
             StoreError: it was removed meanwhile.
@@ -343,9 +343,9 @@ class Draft:
             _sync_folder(folder)
 
     def withdraw(self) -> None:
-        """Remove it even if it was published: another party does not have it."""
+        """Remove it even if it was published, because another party does not have it."""
         self.discard()
-        with suppress(StoreError):  # it is gone, or another one has its name
+        with suppress(StoreError):  # it is gone, or another model has its name
             if self._published and self.store.manifest(self.name).upload == self.upload:
                 self.store.remove(self.name)
 

@@ -1,4 +1,4 @@
-"""A model that a party has on its disk."""
+"""A model on a party's disk."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,37 +20,37 @@ from puma_actors.hosts.manifest import PUBLIC_FILES, Manifest, seed_file, words_
 
 @dataclass(frozen=True)
 class Stored:
-    """A model on disk. What is read is checked on its way: StoreError if it is not as stored."""
+    """A model on disk. Reads check the data: StoreError if it differs from what was stored."""
 
     folder: Path
     manifest: Manifest
     plan: Plan
     checksums: Checksums
     reading: Callable[[], AbstractContextManager[None]]
-    """Names the model and the remedy in whatever goes wrong inside."""
+    """Adds the model's name and the remedy to errors raised inside."""
 
     def _content(self, file: str) -> NDArray[np.uint8]:
         with self.reading():
             return self.checksums.read(self.folder / file, self.manifest.files[file])
 
     def seeds(self) -> dict[int, bytes]:
-        """Those that this party knows."""
+        """The seeds that this party knows."""
         role = Role(self.manifest.role)
         return {which: self._content(seed_file(which)).tobytes() for which in seeds_of(role)}
 
     def tensor(self, number: int, parameter: Parameter) -> Words:
-        """A masked tensor, in memory of its own: nothing that happens to the file changes it."""
+        """A masked tensor in its own memory: later changes to the file do not affect it."""
         words: Words = self._content(words_file(number)).view("<u8").reshape(parameter.shape)
         return words
 
     def public_files(self) -> dict[str, bytes]:
-        """What the owner published."""
+        """The files that the owner published."""
         there = [name for name in PUBLIC_FILES if name in self.manifest.files]
         return {name: self._content(name).tobytes() for name in there}
 
 
 def check_complete(manifest: Manifest, plan: Plan, role: Role) -> None:
-    """Raise StoreError unless a manifest lists what a party keeps of its plan, and nothing else."""
+    """Raise StoreError unless a manifest lists exactly the files of a party for its plan."""
     wanted = {seed_file(which): SEED_BYTES for which in seeds_of(role)}
     if not role.is_dealer:
         for number, parameter in enumerate(parameters_of(plan.config).values()):

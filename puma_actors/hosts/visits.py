@@ -1,8 +1,8 @@
-"""What a party answers at once: which models it has, how far the others are, that one is gone.
+"""Requests that a party answers at once: list models, measure connections, remove a model.
 
 visits = Visits(server)
 await visits.list(channel, request, session, caller)      and `remove`, `ping`: its handlers
-group.start_soon(watch_certificates, config, role)        warns in the log, day after day
+group.start_soon(watch_certificates, config, role)        warns in the log, every day
 """
 
 import time
@@ -33,17 +33,17 @@ T = TypeVar("T")
 _PING_TIME = 60.0
 _MOST_PINGS = 16
 _INSPECTION = 10.0
-"""Seconds that the answer to `list` may take to read files whose checksums are not known."""
+"""Seconds that `list` may spend on reading files whose checksums are unknown."""
 _DAY = 86400.0
 
 
 async def disk(function: Callable[..., T], *args: object) -> T:
-    """Off the event loop: sessions go on meanwhile."""
+    """Run off the event loop, so that sessions go on meanwhile."""
     return await anyio.to_thread.run_sync(function, *args)
 
 
 class Visits:
-    """See the module's text."""
+    """See the module docstring."""
 
     def __init__(self, server: "PartyServer") -> None:
         self._server = server
@@ -52,7 +52,7 @@ class Visits:
         self._pings = 0
 
     def entry(self, name: str, seconds: float = 0.0) -> ModelEntry:
-        """What is said of a model; reads its files for up to so many seconds (in a thread)."""
+        """The entry for a model; reads its files for up to `seconds` (in a thread)."""
         try:
             stored, verified = self._store.inspect(name, seconds)
         except StoreError as error:
@@ -78,7 +78,7 @@ class Visits:
     async def list(
         self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
     ) -> None:
-        """All models. One caller at a time: the disk is not faster for several."""
+        """List all models, for one caller at a time: the disk is not faster for several."""
         async with self._listing:
             models = await disk(self._entries)
         answer = self._server.answer(models=models, sessions=self._server.sessions)
@@ -87,7 +87,7 @@ class Visits:
     async def remove(
         self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
     ) -> None:
-        """A model, if there is one of that name; the answer describes what is gone."""
+        """Remove a model, if there is one of that name; the answer describes the removed model."""
         name = check_name(request.model)
         models = [await disk(self.entry, name)] if name in self._store else []
         await disk(self._store.remove, name)
@@ -99,7 +99,7 @@ class Visits:
     async def ping(
         self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
     ) -> None:
-        """Who this is, how far the other parties are, and echoes until the caller leaves."""
+        """Answer with identity and measurements, then echo until the caller leaves."""
         if self._pings >= _MOST_PINGS:
             raise Busy(
                 f"{self._server.role} is pinged by {_MOST_PINGS} others: try again in {RETRY} s"
@@ -119,8 +119,8 @@ class Visits:
 
 
 def days_left(config: ClusterConfig, role: Role) -> float | None:
-    """Days until this machine's certificate for a role, or its authority, expires; None if it has
-    none or does not use it.
+    """Days until this machine's certificate for a role, or its authority, expires; None if there is
+    no certificate or it is not used.
     """
     addresses = [config.parties[peer] for peer in COMPUTING]
     if role in COMPUTING:
@@ -135,7 +135,7 @@ def days_left(config: ClusterConfig, role: Role) -> float | None:
 
 
 async def watch_certificates(config: ClusterConfig, role: Role) -> None:
-    """Say in the log, at once and every day, when a certificate will soon expire, or has."""
+    """Log, at once and every day, certificates that expire soon or have expired."""
     while urlsplit(config.listens(role)).scheme == "tls":
         try:
             found = expiring(config.path(config.certificates), config.identity(role))

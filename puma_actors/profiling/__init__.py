@@ -1,1 +1,1 @@
-"""What a request cost and where its time went: records, tables, pages and traces."""
+"""The cost of a request and where its time went: records, tables, pages and traces."""

@@ -1,4 +1,4 @@
-"""Records of a request, added up: by layer, by place, by operation and by protocol."""
+"""Totals of a request's records: by layer, by place, by operation and by protocol."""
 
 import statistics
 from collections import Counter, defaultdict
@@ -39,13 +39,13 @@ Grouping = Callable[[Key], str]
 
 @dataclass
 class Row:
-    """What one layer, place, operation or protocol took.
+    """Figures of one layer, place, operation or protocol.
 
     Attributes:
-        rounds: on the longest chain. exchanges: all rounds, side by side ones too.
+        rounds: on the longest chain. exchanges: all rounds, including concurrent ones.
         online, offline: bytes of all parties.
         seconds: by cause (see `sweep`), the mean of the two evaluators.
-        compute: seconds by role; those of the dealer run ahead.
+        compute: seconds by role; the dealer's run ahead.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def total(self) -> float:
-        """Seconds of whatever cause."""
+        """Seconds of all causes."""
         return sum(self.seconds.values())
 
     @property
@@ -84,11 +84,11 @@ class Lead:
     """How far the dealer was ahead of the evaluators.
 
     Attributes:
-        median, least: seconds from a dealt message's arrival until somebody wanted it; negative:
-            somebody waited.
-        messages, late: dealt messages, and how many were waited for.
-        waited: seconds that the evaluators stood still for the dealer, their mean.
-        bytes: most that lay at both evaluators, dealt and not yet used.
+        median, least: seconds from a dealt message's arrival until a lane wanted it; negative: the
+            lane waited.
+        messages, late: number of dealt messages, and of those that a lane waited for.
+        waited: seconds that the evaluators were idle waiting for the dealer, mean of both.
+        bytes: most bytes at both evaluators that were dealt and not yet used.
     """
 
     median: float
@@ -101,19 +101,19 @@ class Lead:
 
 @dataclass(frozen=True)
 class Phase:
-    """Some steps of a request, added up.
+    """Totals of some steps of a request.
 
     Attributes:
-        name: "prefill", "decode" or "forward". steps: how many.
+        name: "prefill", "decode" or "forward". steps: their number.
         wall: seconds from the client's request to its answer.
         rounds: on the longest chain. online, offline: bytes of all parties.
         layers, places, operations, protocols: rows; `places` with the layers folded into one,
             `operations` are the outermost protocols, `protocols` the innermost.
         sent: bytes by (sender, receiver): online, offline.
-        busy: seconds each role computed; `blocked`: waited, the rest of the time.
-        transfer: seconds in which messages of a round were under way to an evaluator; `hidden`:
-            those in which it computed.
-        differences: from the prediction; empty if all counts are the predicted ones.
+        busy: seconds that each role computed; `blocked`: seconds that it waited, the rest.
+        transfer: seconds in which messages of a round were in transit to an evaluator; `hidden`:
+            those of them in which it computed.
+        differences: from the prediction; empty if all counts match it.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Phase:
 
     @property
     def hidden_share(self) -> float:
-        """Part of the transfer time behind which somebody computed."""
+        """Part of the transfer time in which the receiver computed."""
         return self.hidden / self.transfer if self.transfer else 0.0
 
     def to_public(self) -> dict[str, Any]:
@@ -223,14 +223,14 @@ def analyse(
 
 
 def _times(recorder: Recorder, number: int, window: tuple[float, float]) -> dict[Role, Seconds]:
-    """By role; the dealer's whole step, which it begins earlier than the others."""
+    """Times by role; for the dealer the whole step, which it begins earlier than the others."""
     return {
         role: spend(recorder, role, number, None if role.is_dealer else window) for role in ROLES
     }
 
 
 def _of_evaluators(times: Iterable[Mapping[Role, Seconds]]) -> Seconds:
-    """All steps together, the mean of both."""
+    """Mean of both evaluators over all steps together."""
     found: Seconds = defaultdict(float)
     for step in times:
         for role in EVALUATORS:
@@ -298,8 +298,8 @@ def _sent(recorder: Recorder, numbers: Sequence[int]) -> dict[tuple[Role, Role],
 
 
 def transfer_of(recorder: Recorder, numbers: Sequence[int]) -> tuple[float, float]:
-    """Seconds that messages of rounds were under way to an evaluator (mean of both), and those in
-    which that evaluator computed.
+    """Seconds in which messages of rounds were in transit to an evaluator (mean of both), and those
+    in which it also computed.
     """
     whole, hidden = 0.0, 0.0
     for number in numbers:

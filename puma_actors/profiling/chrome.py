@@ -1,8 +1,8 @@
 """Records as trace events, for ui.perfetto.dev and chrome://tracing.
 
 The format: "Trace Event Format" (Google). A process for each role, a thread for each row of lanes
-that ran side by side, complete events for what they did, and a flow arrow from each message's send
-to its receive.
+that ran side by side, complete events for their work, and a flow arrow from each message's send to
+its receive.
 """
 
 import json
@@ -22,7 +22,7 @@ from puma_actors.profiling.sweep import message_of
 from puma_actors.session.recorder import Recorder
 
 _LEAST = 1e-6
-"""Seconds; a shorter wait is none."""
+"""Seconds; shorter waits are ignored."""
 
 
 class Bar(NamedTuple):
@@ -51,7 +51,7 @@ class Track:
 
 
 def tracks(recorder: Recorder, role: Role) -> tuple[list[Track], dict[LaneId, int]]:
-    """A role's rows, and which row each lane is on."""
+    """A role's rows, and the row of each lane."""
     lanes: dict[LaneId, list[Bar]] = {}
     for number in sorted(number for who, number in recorder.meters if who is role):
         for path, bars in _bars(recorder.meters[role, number]).items():
@@ -73,7 +73,7 @@ def tracks(recorder: Recorder, role: Role) -> tuple[list[Track], dict[LaneId, in
 
 
 def _bars(meter: Meter) -> dict[Path, list[Bar]]:
-    """What each lane did, by time; waits are cut to the gaps between its code."""
+    """The work of each lane, by time; waits are cut to the gaps between its code."""
     found: dict[Path, list[Bar]] = {}
     edges: dict[Path, list[tuple[float, float]]] = {}
     for piece in meter.slices:
@@ -109,12 +109,12 @@ def _in_gaps(waits: list[Receive], gaps: list[tuple[float, float]]) -> Iterator[
 
 
 def _gaps(slices: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Between the slices of a lane, which are disjoint and in order."""
+    """The gaps between the slices of a lane, which are disjoint and in order."""
     return [(before[1], after[0]) for before, after in pairwise(slices) if after[0] > before[1]]
 
 
 def trace_events(recorder: Recorder) -> dict[str, Any]:
-    """Everything `--trace` writes. Times are microseconds since the first event."""
+    """The whole document that `--trace` writes. Times are microseconds since the first event."""
     starts = [meter.slices[0].start for meter in recorder.meters.values() if meter.slices]
     zero = min(starts, default=0.0)
     events: list[dict[str, Any]] = []

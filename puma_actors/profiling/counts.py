@@ -19,7 +19,7 @@ class Counts:
     offline: Mapping[Key, int]
 
     def differences(self, other: "Counts") -> list[str]:
-        """Where two counts differ, in words."""
+        """The differences between two counts, as text."""
         found = []
         for what in ("exchanges", "critical", "online", "offline"):
             mine, theirs = getattr(self, what), getattr(other, what)
@@ -36,7 +36,7 @@ class Counts:
 
 
 def layer_of(key: Key) -> str:
-    """`layers.3` for `layers.3.mlp_norm`; what is in no layer stands for itself."""
+    """`layers.3` for `layers.3.mlp_norm`; a place outside the layers gives itself."""
     parts = key.place.split(".")
     return ".".join(parts[:2]) if parts[0] == "layers" and len(parts) > 1 else key.place
 
@@ -58,7 +58,7 @@ def protocol_of(key: Key) -> str:
 
 
 def outer(key: Key) -> Key:
-    """Place and outermost protocol: as fine as declared costs are."""
+    """Place and outermost protocol: the resolution of declared costs."""
     return Key(key.place, operation_of(key))
 
 
@@ -66,7 +66,7 @@ def outer(key: Key) -> Key:
 
 
 def counted(meters: Iterable[Meter]) -> Counts:
-    """What the parties of one step did."""
+    """Counts of the parties in one step."""
     exchanges, critical, online, offline = (Counter[Key]() for _ in range(4))
     for meter in meters:
         for send in meter.sends:
@@ -81,7 +81,7 @@ def counted(meters: Iterable[Meter]) -> Counts:
 
 
 def declared(meter: Meter) -> Counts:
-    """What a tracing lane was charged in one step."""
+    """Costs charged to a tracing lane in one step."""
     exchanges, critical, online, offline = (Counter[Key]() for _ in range(4))
     for key, cost in meter.story.charges:
         exchanges[key] += cost.rounds

@@ -11,14 +11,14 @@ from puma_actors.profiling.profile import Profile
 
 _MARK = "/*DATA*/null"
 _JOIN = 2e-5
-"""Seconds; pieces of one lane with a smaller gap between them are drawn as one, unless they belong
-to different places.
+"""Seconds; bars of one lane with a smaller gap between them are drawn as one, unless they belong to
+different places.
 """
 _KINDS = ("compute", "kernel", "wait")
 
 
 def render(profile: Profile) -> str:
-    """The page, with all figures and a timeline inside."""
+    """The page, including all figures and a timeline."""
     data = {**profile.to_public(), "timeline": timeline(profile)}
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     template = files("puma_actors.profiling").joinpath("page.html").read_text("utf-8")
@@ -28,7 +28,7 @@ def render(profile: Profile) -> str:
 def timeline(profile: Profile) -> dict[str, Any]:
     """Bars by role and lane: [start, length] in microseconds, kind, place, protocol.
 
-    Places and protocols are numbers of entries of `names`.
+    Places and protocols are indices into `names`.
     """
     names: dict[str, int] = {}
     roles = []

@@ -1,12 +1,12 @@
-"""What a private inference costs on a network, and where its time goes.
+"""The cost of a private inference on a network, and where its time goes.
 
     profile = await run_profile(path, network="wan", tokens_in=32, tokens_out=4)
     profile.phases                       prefill and decode: rows by layer, place, protocol
     profile.to_public()                  as JSON types
     chrome.trace_events(profile.recorder), page.render(profile)
 
-Recording makes a decode step up to three per cent longer where no network delays it. The token ids
-are made up: what anything costs does not depend on them.
+Without network delays, recording makes a decode step up to three per cent longer. The token ids are
+made up: costs do not depend on them.
 """
 
 from collections.abc import Sequence
@@ -37,13 +37,13 @@ GENERATES = "causal-lm"
 
 @dataclass(frozen=True)
 class Profile:
-    """What was asked, and what it took.
+    """A request and its cost.
 
     Attributes:
-        model: name of the directory or file. tokens_in, tokens_out: as asked; 0 tokens out for a
-            model that generates none.
-        seconds: of loading and sharing, by phase.
-        phases: the prefill and all decode steps together, or the one forward pass.
+        model: name of the directory or file. tokens_in, tokens_out: as requested; 0 tokens out for
+            a model that generates none.
+        seconds: times of loading and sharing, by phase.
+        phases: the prefill and all decode steps together, or the single forward pass.
         recorder: every event, for a trace.
     """
 
@@ -58,11 +58,11 @@ class Profile:
 
     @property
     def matches(self) -> bool:
-        """Rounds and bytes are the predicted ones, everywhere."""
+        """Whether rounds and bytes match the prediction everywhere."""
         return not any(phase.differences for phase in self.phases)
 
     def ranking(self, phase: Phase) -> list[Advice]:
-        """What to improve, the largest share of time first."""
+        """Possible improvements, the largest share of time first."""
         return rank(phase, self.network, self.settings)
 
     def to_public(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def check_tokens(cluster: LocalCluster, tokens_in: int, tokens_out: int | None) 
     """Steps of the request: one, or one for each new token.
 
     Raises:
-        ConfigError: the model cannot take so many tokens, or generates none.
+        ConfigError: the model cannot take that many tokens, or generates none.
     """
     config = cluster.config
     for name, count in (("in", tokens_in), ("out", tokens_out)):
@@ -99,7 +99,7 @@ def check_tokens(cluster: LocalCluster, tokens_in: int, tokens_out: int | None) 
     if config.head != GENERATES:
         if tokens_out is not None:
             raise ConfigError(
-                f"a model with head {config.head!r} generates no tokens: leave --tokens-out away"
+                f"a model with head {config.head!r} generates no tokens: omit --tokens-out"
             )
         steps = 1
     else:
@@ -113,11 +113,11 @@ def check_tokens(cluster: LocalCluster, tokens_in: int, tokens_out: int | None) 
 
 
 DEFAULT_OUT = 4
-"""New tokens, unless told otherwise."""
+"""Default number of new tokens."""
 
 
 async def record(cluster: LocalCluster, batch: Batch, steps: int) -> int:
-    """Run a request of made-up tokens on a recorded cluster; the number of its first step."""
+    """Run a request of made-up tokens on a recorded cluster; return its first step's number."""
     client, vocabulary = cluster.client, cluster.config.vocab_size
     inference = await client.begin(batch, steps, cluster.settings)
     try:
@@ -145,7 +145,7 @@ def traced(plan: Plan, batch: Batch, steps: int, settings: Settings) -> list[Met
 def phases_of(
     recorder: Recorder, first: int, meters: Sequence[Meter], *, generates: bool
 ) -> list[Phase]:
-    """The first step, and all that follow together."""
+    """The phase of the first step, and that of all later steps together."""
     name = "prefill" if generates else "forward"
     phases = [analyse(recorder, name, [first], meters[:1])]
     if len(meters) > 1:
@@ -157,7 +157,7 @@ def phases_of(
 async def profile_cluster(
     cluster: LocalCluster, recorder: Recorder, tokens_in: int, tokens_out: int | None = None
 ) -> Profile:
-    """Profile one request on a running cluster, which must have been made with the recorder."""
+    """Profile one request on a running cluster, which must have been created with the recorder."""
     steps = check_tokens(cluster, tokens_in, tokens_out)
     generates, batch = cluster.config.head == GENERATES, _batch(cluster, tokens_in)
     recorder.clear()
@@ -176,7 +176,7 @@ async def profile_cluster(
 
 
 def _name_of(checkpoint: Checkpoint) -> str:
-    """Of the directory, where the file's own name says nothing."""
+    """The directory's name, if the file's own name says nothing."""
     if not isinstance(checkpoint, StoredCheckpoint):
         return checkpoint.where
     path = checkpoint.path
@@ -189,8 +189,8 @@ def _batch(cluster: LocalCluster, tokens: int) -> Batch:
 
 
 def without_upload(network: Network | None) -> Network | None:
-    """The network with nothing between the owner and the others: an upload of gigabytes is not what
-    is measured.
+    """The network without delays between the owner and the others: uploading gigabytes is not part
+    of the measurement.
     """
     if network is None:
         return None
@@ -210,7 +210,7 @@ async def run_profile(
     """Load and share a model, run one request twice (the first warms up), profile the second.
 
     Args:
-        network: as for `LocalCluster`, but for the upload of the shares, which is not delayed.
+        network: as for `LocalCluster`, except that the upload of the shares is not delayed.
         head, options: as for `LocalCluster.from_pretrained`.
 
     Raises:

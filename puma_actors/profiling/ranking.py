@@ -11,14 +11,14 @@ from puma_actors.profiling.counts import protocol_of
 from puma_actors.profiling.sweep import CLIENT, COMPUTE, DEALER, HELD, HIDDEN, NETWORK, PROCESSOR
 from puma_actors.transports.delay.network import Network, Route
 
-_LEAST = 0.01  # share of the time below which nothing is worth a line
+_LEAST = 0.01  # shares of the time below this are not listed
 _MOST = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
     """Attributes:
-    what: cause and protocol. seconds: an evaluator's. share: of the time until the answer.
+    what: cause and protocol. seconds: of an evaluator. share: of the time until the answer.
     reason: one line.
     """
 
@@ -75,22 +75,22 @@ def _of_rounds(
 ) -> str:
     row = next(row for row in phase.protocols if row.name == protocol)
     if not row.rounds:
-        return "beside the longest chain"
-    # Those side by side wait at the same time, and that time is counted once.
+        return "not on the longest chain"
+    # Concurrent rounds wait at the same time, and that time is counted once.
     each = seconds / row.exchanges
-    beside = f" ({row.exchanges:,} with those beside)" if row.exchanges > row.rounds else ""
+    beside = f" ({row.exchanges:,} with concurrent ones)" if row.exchanges > row.rounds else ""
     text = f"{row.rounds:,} in a row{beside}, {_time(each)} of waiting each"
     route = network.route(Role.EVALUATOR_A, Role.EVALUATOR_B) if network else Route()
     size = row.online / 2 / row.exchanges
     transfer = 8 * size / route.bandwidth if route.bandwidth else 0.0
     late = each - route.latency - transfer
     if late > max(route.latency, transfer):
-        return f"{text}: mostly the other evaluator, which had not come so far yet"
+        return f"{text}: mostly for the other evaluator, which was not there yet"
     if transfer > route.latency:
-        spent = f"{_time(transfer)} go into {size / 1e3:,.1f} kB"
-        return f"{text}, where {spent}: less traffic, or more lanes"
+        spent = f"{_time(transfer)} are the transfer of {size / 1e3:,.1f} kB"
+        return f"{text}, of which {spent}: less traffic, or more lanes"
     hint = " (try --tree rounds)" if protocol == "less" and settings.tree != "rounds" else ""
-    return f"{text}, where the way alone takes {_time(route.latency)}: fewer rounds{hint}"
+    return f"{text}, of which the latency takes {_time(route.latency)}: fewer rounds{hint}"
 
 
 def _time(seconds: float) -> str:
@@ -102,7 +102,7 @@ def _of_computing(phase: Phase, protocol: str) -> str:
     if row is None:
         return "the runtime between protocols"
     hidden, whole = row.seconds[HIDDEN], row.seconds[HIDDEN] + row.seconds[COMPUTE]
-    text = f"{hidden / whole:.0%} of it while messages are under way" if whole else ""
+    text = f"{hidden / whole:.0%} of it while messages are in transit" if whole else ""
     if row.exchanges:
         text += f"; {_time(whole / row.exchanges)} for each of {row.exchanges:,} exchanges"
     return text
@@ -112,7 +112,7 @@ def _of_dealer(phase: Phase) -> str:
     lead = phase.lead
     return (
         f"{lead.late:,} of {lead.messages:,} dealt messages came after they were wanted: a faster "
-        "link from the dealer, or more of a lead, helps"
+        "link from the dealer, or a longer lead, helps"
     )
 
 
@@ -120,7 +120,7 @@ _OTHERS = {
     DEALER: ("waiting for the dealer", _of_dealer),
     CLIENT: (
         "waiting for the client",
-        lambda phase: "the client's tokens were on their way: between steps nothing can hide that",
+        lambda phase: "the client's tokens were in transit: nothing can hide that between steps",
     ),
     PROCESSOR: (
         "waiting for the processor",

@@ -1,9 +1,9 @@
-"""Where one party's time went in one step: at every instant one cause and one place.
+"""Attribute one party's time in one step: every instant gets one cause and one place.
 
 An instant belongs to, in this order: code of the party that runs on the event loop; a kernel on a
 thread; the oldest message that a lane waits for and that has not arrived, by its sender; a message
 that has arrived while its lane waits for the processor; a send that is held back. While a message
-of a round is under way to the party, its computation counts as `hidden`: that transfer costs no
+of a round is in transit to the party, its computation counts as `hidden`: that transfer costs no
 time.
 """
 
@@ -25,8 +25,8 @@ COMPUTE, HIDDEN, NETWORK, DEALER, CLIENT, PROCESSOR, HELD = CAUSES = (
     "processor",
     "held",
 )
-"""`compute`: with nothing under way; `hidden`: while a message was; `network`: waiting for the
-other evaluator; `dealer`, `client`: waiting for them; `processor`: the message is there, another
+"""`compute`: with no message in transit; `hidden`: while one was; `network`: waiting for the other
+evaluator; `dealer`, `client`: waiting for them; `processor`: the message has arrived, but another
 party computes; `held`: a send waits for credit or for a slow channel.
 """
 _SENDERS = {Role.DEALER: DEALER, Role.CLIENT: CLIENT}
@@ -57,7 +57,7 @@ def message_of(role: Role, number: int, event: Send | Receive) -> Message:
 
 
 def there(recorder: Recorder) -> Mapping[Message, float]:
-    """When messages arrived; without a network when they had left, which is the same."""
+    """When messages arrived; without a network, when they were sent, which is the same."""
     return recorder.arrivals or {
         message_of(role, number, send): send.end
         for (role, number), meter in recorder.meters.items()
@@ -85,7 +85,7 @@ def _spans(meter: Meter, number: int, arrivals: Mapping[Message, float]) -> Iter
 def flights(
     recorder: Recorder, role: Role, number: int, *, online: bool = True
 ) -> list[tuple[float, float]]:
-    """When messages were under way to a party: (sent, arrived), by time."""
+    """When messages were in transit to a party: (sent, arrived), by time."""
     found = []
     for (sender, step), meter in recorder.meters.items():
         if step != number:

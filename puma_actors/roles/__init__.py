@@ -1,4 +1,4 @@
-"""What each role does once its channels are open: owner, client, dealer and evaluators.
+"""The work of each role once its channels are open: owner, client, dealer and evaluators.
 
 A role knows its messages, not where its peers run.
 """

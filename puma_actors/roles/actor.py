@@ -1,17 +1,17 @@
 """Actors: a role, its channels, its scheduler, and a life that ends cleanly.
 
     class Evaluator(Actor):
-        async def main(self) -> None:       what it does; default: stay until all others left
+        async def main(self) -> None:       its work; default: stay until all others have left
             role, header, buffers = await self.scheduler.control()
             ...
     actors = [Evaluator(Role.EVALUATOR_A), ...]
-    await connect_all(actors)                         handshakes between every two; then
+    await connect_all(actors)                         handshakes between every two of them; then
     await actor.run()                                 `main` with the receive loops around it
     async with actor: ...                             or the same around other code, without `main`
 
-When `main` (or the block) raises or is cancelled, all other actors are told and fail with
-`PeerFailed`. When it returns, the actor says goodbye and closes its channels. Either way no task,
-thread or waiter is left behind.
+When `main` (or the block) raises or is cancelled, all other actors are notified and fail with
+`PeerFailed`. When it returns, the actor says goodbye and closes its channels. In both cases no
+task, thread or waiter is left behind.
 """
 
 import os
@@ -42,17 +42,17 @@ from puma_actors.transports.delay.network import Network
 from puma_actors.transports.frames import SESSION_BYTES
 
 MEMORY = "memory://{session}/{role}"
-"""Where an actor of a cluster in one process listens."""
+"""Address of an actor in a cluster within one process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorOptions:
-    """What can be chosen for an actor of any role.
+    """Options of an actor of any role.
 
     Attributes:
-        name: for people to read; "": the role.
-        settings, flow, compute: for its scheduler; None: what that takes by default.
-        recorder: notes what happens on its lanes; None: nobody does.
+        name: for display; "": the role.
+        settings, flow, compute: for its scheduler; None: the scheduler's defaults.
+        recorder: records what happens on its lanes, if given.
     """
 
     name: str = ""
@@ -63,11 +63,11 @@ class ActorOptions:
 
 
 class Actor:
-    """One party of a session. See the module's text.
+    """One party of a session. See the module docstring.
 
     Args:
-        role: what it is.
-        options: None: all as by default.
+        role: its role.
+        options: None: all defaults.
     """
 
     def __init__(self, role: Role, options: ActorOptions | None = None) -> None:
@@ -80,7 +80,7 @@ class Actor:
 
     @property
     def scheduler(self) -> RoundScheduler:
-        """Its channels' scheduler.
+        """The scheduler of its channels.
 
         Raises:
             LocalProtocolError: the actor is not connected.
@@ -90,7 +90,7 @@ class Actor:
         return self._scheduler
 
     def attach(self, peers: Iterable[Peer]) -> None:
-        """Give it its peers, once for a session."""
+        """Set its peers, once per session."""
         chosen = self.options
         self._scheduler = RoundScheduler(
             self.role, peers, settings=chosen.settings, flow=chosen.flow, compute=chosen.compute
@@ -99,7 +99,7 @@ class Actor:
             self.recorder.attach(self._scheduler)
 
     def observe(self, recorder: Recorder | None) -> None:
-        """From the next inference on, `recorder` notes what happens; None: nobody does."""
+        """From the next inference on, record with `recorder`; None: do not record."""
         self.recorder = recorder
         if recorder is None:
             Recorder.detach(self.scheduler)
@@ -107,18 +107,18 @@ class Actor:
             recorder.attach(self.scheduler)
 
     def lane(self, link: InferenceLink) -> Lane:
-        """The lane that a program of this party begins on."""
+        """The lane on which this party's program begins."""
         return Lane(link) if self.recorder is None else self.recorder.lane(link)
 
     async def main(self) -> None:
-        """What the actor does. Here: stay until all others have left."""
+        """The actor's work. Here: stay until all others have left."""
         await self.scheduler.wait_alone()
 
     async def run(self) -> None:
-        """`main`, supervised.
+        """Run `main`, supervised.
 
         Raises:
-            PeerFailed: another actor failed. Whatever `main` raises, unless that is the reason.
+            PeerFailed: another actor failed. Otherwise any error of `main`.
         """
         async with self:
             await self.main()
@@ -149,19 +149,18 @@ async def connect_all(
     """Connect every two of the actors, shake hands, and attach the peers.
 
     Args:
-        actors: of different roles, in this process.
-        address: where each listens; `{session}`, `{role}` and `{name}` are filled in. Who calls
-            uses the address that the listener reports (so port 0 works), with what follows the
-            template's `?` filled in for the caller: over tls:// everybody shows its own
-            certificate.
+        actors: actors of different roles, in this process.
+        address: where each listens; `{session}`, `{role}` and `{name}` are filled in. A caller uses
+            the address that the listener reports (so port 0 works), with the template's options
+            after `?` filled in for the caller: over tls:// each shows its own certificate.
         session: 16 bytes, default: drawn by the operating system.
         timeout: for each handshake, in seconds.
-        network: what to put between the actors, from the handshakes on; None: nothing.
+        network: the network to emulate between the actors, from the handshakes on, if any.
 
     Raises:
         LocalProtocolError: two actors have one role.
-        TransportError, RemoteProtocolError: a connection or handshake failed; all channels are
-            closed then.
+        TransportError, RemoteProtocolError: a connection or handshake failed; all channels are then
+        closed.
     """
     roles = [actor.role for actor in actors]
     if len(set(roles)) != len(roles):
@@ -182,10 +181,10 @@ async def connect_all(
 
 
 class _Meeting:
-    """Every two of the actors connect and shake hands. Arguments: see `connect_all`.
+    """Connects every two of the actors and shakes hands. Arguments: see `connect_all`.
 
     Attributes:
-        peers: by role of one actor, and of the other: as the one has met the other.
+        peers: by role of one actor, then of the other: the second as the first has met it.
     """
 
     def __init__(
@@ -198,7 +197,7 @@ class _Meeting:
         self._options = question + options
 
     async def hold(self) -> None:
-        """Raises whatever went wrong; those who have met are connected all the same."""
+        """Connect everyone; raises any error, but actors that have met stay connected."""
         async with AsyncExitStack() as stack, anyio.create_task_group() as group:
             for index, host in enumerate(self._actors):
                 listening = await listen(self._fill(self._address, host))
@@ -231,12 +230,12 @@ class _Meeting:
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await channel.aclose()
-            await checkpoint_if_cancelled()  # then the error came of it: the other side hung up
+            await checkpoint_if_cancelled()  # if so, the error came from that
             raise
 
 
 def _behind(network: Network, role: Role, peers: Iterable[Peer]) -> list[Peer]:
-    """The peers, as far away as the network says."""
+    """The peers, with the network's delays."""
     return [
         replace(peer, channel=delay(peer.channel, network, sender=peer.role, receiver=role))
         for peer in peers

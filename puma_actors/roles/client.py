@@ -1,4 +1,4 @@
-"""The client: shares token ids, learns logits (or the next token alone), and nothing else."""
+"""The client: shares token ids, learns logits (or only the next token), and nothing else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,10 +44,10 @@ class Inference:
     """A chain of steps that share a cache.
 
     Attributes:
-        number: of the first step. batch: what that step evaluates. steps: at most so many.
+        number: number of the first step. batch: the batch of that step. steps: most steps.
         taken: steps done so far.
-        costs: what each step cost all parties together, as far as they have reported.
-        refusal: why a party takes no part, if one does not.
+        costs: cost of each step for all parties together, as far as they have reported.
+        refusal: the reason why a party does not take part, if any.
     """
 
     number: int
@@ -58,32 +58,32 @@ class Inference:
     taken: int = 0
     costs: dict[int, Cost] = field(default_factory=dict)
     refusal: PumaError | None = None
-    _scope: anyio.CancelScope | None = None  # of the step that runs
+    _scope: anyio.CancelScope | None = None  # scope of the running step
     _reports: dict[int, set[Role]] = field(default_factory=dict)
     _ended: set[Role] = field(default_factory=set)
 
     def add(self, step: int, role: Role, cost: Cost) -> None:
-        """Count a party's report; rounds are those of the slowest chain."""
+        """Add a party's report; rounds are those of the longest chain."""
         self.costs[step] = self.costs.get(step, Cost()).beside(cost)
         self._reports.setdefault(step, set()).add(role)
 
     def refuse(self, error: PumaError) -> None:
-        """A party takes no part: what runs ends."""
+        """A party does not take part: end the running step."""
         self.refusal = self.refusal or error
         if self._scope is not None:
             self._scope.cancel()
 
     def reported(self, steps: int) -> bool:
-        """All parties have reported the first `steps` steps."""
+        """Whether all parties have reported the first `steps` steps."""
         return all(self._reports.get(step, set()) >= set(COMPUTING) for step in range(steps))
 
 
 class Client(Actor):
-    """Requests inferences. Run `listen` beside whatever calls the other methods.
+    """Requests inferences. Run `listen` alongside the code that calls the other methods.
 
     Attributes:
-        plan: of the model, once it is known.
-        tokens: most that the parties take at a time, prompts and answers; None: no such limit.
+        plan: the model's plan, once it is known.
+        tokens: most tokens that the parties take at a time, prompts and answers; None: no limit.
     """
 
     tokens: int | None = None
@@ -99,7 +99,7 @@ class Client(Actor):
         self._failure: PumaError | None = None
 
     async def listen(self) -> None:
-        """Take in what the others report, for ever."""
+        """Process the others' reports, forever."""
         try:
             while True:
                 role, header, _ = await self.scheduler.control()
@@ -135,7 +135,7 @@ class Client(Actor):
             raise RemoteProtocolError(f"{role} may not send a {message.do!r} request to a client")
 
     def _check_ready(self) -> None:
-        """The parties' word may come before the owner's."""
+        """Compare digests; the parties' messages may come before the owner's."""
         for role, digest in self._ready.items():
             if self.plan is not None and digest != self.plan.digest():
                 raise RemoteProtocolError(f"{role} holds another model than the owner announced")
@@ -144,7 +144,7 @@ class Client(Actor):
         for inference in self._inferences.values():
             if inference.number <= number < inference.number + inference.steps:
                 return inference, number - inference.number
-        raise RemoteProtocolError(f"a report on inference {number}, which was not asked for")
+        raise RemoteProtocolError(f"a report on inference {number}, which was not requested")
 
     async def _until(self, condition: Any) -> None:
         while not condition():
@@ -153,7 +153,7 @@ class Client(Actor):
             await self._changed.wait()
 
     async def wait_ready(self) -> Plan:
-        """Wait until all parties hold the model; its public plan."""
+        """Wait until all parties hold the model; return its public plan."""
         await self._until(lambda: self.plan is not None and len(self._ready) == len(COMPUTING))
         assert self.plan is not None
         return self.plan
@@ -163,17 +163,17 @@ class Client(Actor):
     async def begin(
         self, batch: Batch, steps: int = 1, settings: Settings | None = None
     ) -> Inference:
-        """Ask for a batch to be evaluated, and for up to `steps` - 1 more tokens after it.
+        """Request the evaluation of a batch, and up to `steps` - 1 more tokens after it.
 
         Raises:
-            ConfigError: the model's context is too short for them, or it has no such results.
+            ConfigError: the model's context is too short, or the model has no such results.
         """
         plan = await self.wait_ready()
         limit, longest = plan.config.max_positions, max(batch.lengths)
         if longest + steps - 1 > limit:
             raise ConfigError(
                 f"{longest} tokens and {steps} steps need more than the model's {limit} "
-                "positions: shorten the text or ask for fewer tokens"
+                "positions: shorten the text or request fewer tokens"
             )
         check_rows(plan.config, batch.rows)
         settings = settings or Settings()
@@ -181,20 +181,20 @@ class Client(Actor):
         inference = Inference(self._next, batch, steps, settings, request.binding())
         self._next += steps
         self._inferences[inference.number] = inference
-        with anyio.CancelScope(shield=True):  # all parties hear of it, or none
+        with anyio.CancelScope(shield=True):  # all parties get the request, or none
             for role in COMPUTING:
                 await self.scheduler.send_control(role, request.header())
         return inference
 
     async def step(self, inference: Inference, ids: Sequence[int]) -> Floats:
-        """Send the next tokens; what the parties reveal for them.
+        """Send the next tokens; return the results that the parties reveal.
 
         Returns:
             (results, columns); with "argmax" the best column of each row, (results,).
 
         Raises:
             ConfigError: an id is not in the vocabulary, there are too few or too many, or a party
-                refuses the request, and says why.
+            refuses the request.
             Busy: a party has no memory for it now.
         """
         assert self.plan is not None
@@ -222,11 +222,13 @@ class Client(Actor):
         return result
 
     async def wait_reports(self, inference: Inference) -> None:
-        """Wait until all parties have reported what the steps taken so far cost."""
+        """Wait until all parties have reported the cost of the steps taken so far."""
         await self._until(lambda: inference.reported(inference.taken))
 
     async def end(self, inference: Inference) -> None:
-        """Tell the parties that no more steps follow, and wait until they have forgotten it all."""
+        """Tell the parties that no more steps follow, and wait until they have dropped the
+        inference.
+        """
         with anyio.CancelScope(shield=True):
             request = EndMessage(number=inference.number).header()
             for role in COMPUTING:
@@ -236,6 +238,6 @@ class Client(Actor):
         self.scheduler.end(inference.number, inference.number + inference.steps)
 
     async def close(self) -> None:
-        """End the session for everybody."""
+        """End the session for all parties."""
         for role in COMPUTING:
             await self.scheduler.send_control(role, CloseMessage().header())

@@ -1,8 +1,8 @@
-"""Requests between roles, as they stand in a control frame's header; checked before anything acts.
+"""Requests between roles, in a control frame's header; they are checked before any action.
 
 Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload order, then `uploaded`;
 where models are stored also `file` before the plan, and `commit` after every party is `ready`.
-Parties to each other: `agree`, before they serve a model. Then to all who wait: `ready`.
+Parties to each other: `agree`, before they serve a model. Then to all waiting roles: `ready`.
 Client to parties: `infer`, `end`, `close`. Parties to the client: `step` after each step, `ended`
 after the last, and `refused` instead of all steps of an inference for which they have no memory.
 """
@@ -29,7 +29,7 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     def header(self) -> dict[str, Any]:
-        """For the wire."""
+        """The header for the wire."""
         return self.model_dump()
 
 
@@ -64,23 +64,23 @@ class UploadedMessage(_Message):
 
 
 class FileMessage(_Message):
-    """A file that the owner publishes with the model, in the buffer."""
+    """A file that the owner publishes with the model; the buffer holds it."""
 
     do: Literal["file"] = "file"
     name: Literal["tokenizer.json", "tokenizer_config.json"]
 
 
 class CommitMessage(_Message):
-    """Every party has the whole model on its disk: make it a model of the store. The second time:
-    every party has done that, keep it.
+    """Every party has the whole model on its disk: publish it in the store. The second time: every
+    party has published it, so keep it.
     """
 
     do: Literal["commit"] = "commit"
 
 
 class AgreeMessage(_Message):
-    """Between parties: which upload of which plan the sender serves in this session, and digests
-    of the public numbers that it will compute with (see `models.programs.public`).
+    """Between parties: the upload and plan that the sender serves in this session, and digests of
+    the public numbers that it will compute with (see `models.programs.public`).
     """
 
     do: Literal["agree"] = "agree"
@@ -118,21 +118,21 @@ class InferMessage(_Message):
     block: int = Field(default=Settings().block, ge=1, le=1 << 32)
 
     def settings(self) -> Settings:
-        """For the lanes."""
+        """Settings for the lanes."""
         return Settings(self.approximation, self.tree, self.lanes, self.reveal, self.block)
 
     def binding(self) -> tuple[int, ...]:
-        """Four words that stand for the whole request (SHA-256). All masks are drawn under them, so
-        that a client which asks the parties for different things gets noise from them.
+        """Four words that represent the whole request (SHA-256). All masks are drawn under them, so
+        a client that sends the parties different requests only gets noise.
         """
         text = json.dumps(self.header(), sort_keys=True, separators=(",", ":"))
         return struct.unpack("<4Q", hashlib.sha256(text.encode()).digest())
 
     def batch(self) -> Batch:
-        """Of the first step.
+        """The batch of the first step.
 
         Raises:
-            RemoteProtocolError: its parts do not fit together.
+            RemoteProtocolError: its parts are inconsistent.
         """
         if sum(self.lengths) > MAX_TOKENS or (self.steps > 1 and len(self.lengths) > 1):
             raise RemoteProtocolError("an inference of too many tokens, or that decodes a batch")
@@ -167,7 +167,7 @@ def infer_message(number: int, batch: Batch, steps: int, settings: Settings) -> 
 
 
 class StepMessage(_Message):
-    """What one step cost the sender: payload bytes it sent; rounds on its longest chain."""
+    """Cost of one step at the sender: payload bytes it sent; rounds on its longest chain."""
 
     do: Literal["step"] = "step"
     number: int = Field(ge=0)
@@ -177,7 +177,7 @@ class StepMessage(_Message):
 
 
 class RefusedMessage(_Message):
-    """The sender does not take part in an inference, and why. `busy`: it may later."""
+    """The sender does not take part in an inference, with the reason. `busy`: it may later."""
 
     do: Literal["refused"] = "refused"
     number: int = Field(ge=0)
@@ -229,7 +229,7 @@ def parse(header: Mapping[str, Any]) -> Any:
     """The message in a control header.
 
     Raises:
-        RemoteProtocolError: it is none of ours. The text names fields, never values.
+        RemoteProtocolError: it is not one of our messages. The text names fields, never values.
     """
     try:
         return _ADAPTER.validate_python(dict(header))
@@ -238,9 +238,9 @@ def parse(header: Mapping[str, Any]) -> Any:
 
 
 def _first(error: ValidationError) -> str:
-    """The first complaint, in one line."""
+    """The first validation error, in one line."""
     first = error.errors(include_input=False, include_url=False)[0]
-    if first["type"] == "union_tag_invalid":  # its text repeats the value
+    if first["type"] == "union_tag_invalid":  # pydantic's text repeats the value
         return "do: no such request"
     place = ".".join(str(part) for part in first["loc"]) or "do"
     return f"{place}: {first['msg']}"

@@ -1,4 +1,4 @@
 """One session of one party: handshake, ports and mailboxes, rounds.
 
-Messages of computations live here; who sends requests and why is a matter of `roles`.
+Messages of computations are handled here; requests and their meaning are handled in `roles`.
 """

@@ -7,11 +7,11 @@
 Both sides send HELLO (version, role, name, session, nonce, digests of the public tables, ephemeral
 X25519 key), derive keys from the shared point with HKDF-SHA256 salted by the hash of both hellos
 (lower role first, so that both hash the same), and send an HMAC-SHA256 over their own role and that
-hash. Whoever changes, replays or reflects a hello does not know the keys, and the HMAC fails.
-Parties that would compute with different tables refuse each other. Reference: the shape is SIGMA's
-without the signatures; *who* the other side is must be vouched for by the transport (one process,
-or TLS with certificates: then the hello must name whom the certificate names). A side that refuses
-says why in an ERROR frame, so that both ends have the reason.
+hash. An attacker who changes, replays or reflects a hello does not know the keys, and the HMAC
+fails. Parties that would compute with different tables refuse each other. The shape is that of
+SIGMA without the signatures; the transport must vouch for *who* the other side is (one process, or
+TLS with certificates: then the hello must match the certificate's identity). A side that refuses
+gives its reason in an ERROR frame, so that both ends have it.
 """
 
 import hashlib
@@ -51,11 +51,11 @@ _LABEL = b"puma-actors handshake"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this party says it is.
+    """The identity that this party claims.
 
     Attributes:
         role: its part in the session.
-        name: for people to read, at most 64 characters.
+        name: for display, at most 64 characters.
         session: 16 bytes that all parties of the session know.
     """
 
@@ -110,7 +110,7 @@ class _Hello:
 
 @contextmanager
 def naming(peer: Role) -> Iterator[None]:
-    """Say which party it was: an address alone, or none, tells a reader little."""
+    """Name the party in errors: an address alone, or none, tells a reader little."""
     try:
         yield
     except (TransportError, RemoteProtocolError) as error:
@@ -124,7 +124,7 @@ async def handshake(
     *,
     timeout: float = 10.0,
 ) -> Peer:
-    """Agree on a secret with whoever is on the other end. On failure the channel is closed.
+    """Agree on a secret with the party on the other end. On failure the channel is closed.
 
     Args:
         channel: a channel on which nothing has been sent.
@@ -133,8 +133,9 @@ async def handshake(
         timeout: seconds.
 
     Raises:
-        RemoteProtocolError: wrong version, session or role, another role or name than in the peer's
-            certificate, or a hello that was changed, replayed or reflected; or the peer found so.
+        RemoteProtocolError: wrong version, session or role, a role or name that differs from the
+        peer's certificate, or a hello that was changed, replayed or reflected; or the peer refused
+        for such a reason.
         TransportError: the connection broke, or time ran out.
     """
     try:
@@ -189,7 +190,7 @@ async def _check_certificate(channel: Channel, mine: _Hello, theirs: _Hello) -> 
 
 
 async def _last_word(channel: Channel) -> RemoteProtocolError | None:
-    """Why the other side hung up, if it said so."""
+    """The reason why the other side hung up, if it sent one."""
     try:
         while True:
             frame = await channel.receive()
@@ -225,7 +226,7 @@ def _read_hello(frame: Frame) -> _Hello:
         )
     if header.get("build") != program_digest():
         raise RemoteProtocolError(
-            "the peer runs other programs than this side: install the same version on both"
+            "the peer runs a different program: install the same version on both"
         )
     if not (isinstance(role, str) and role in set(Role)):
         raise RemoteProtocolError("the peer's role is unknown")
@@ -255,7 +256,7 @@ def _check_hello(mine: _Hello, theirs: _Hello, expected: Collection[Role]) -> No
 
 
 def _compute(mine: _Hello, theirs: _Hello) -> bool:
-    """Whether both sides compute, and so must hold the same public tables."""
+    """Whether both sides compute, and so must have the same public tables."""
     return {mine.role, theirs.role} <= set(COMPUTING)
 
 
@@ -270,7 +271,7 @@ def _transcript(mine: _Hello, theirs: _Hello) -> bytes:
 def _derive(private: X25519PrivateKey, theirs: _Hello, transcript: bytes) -> tuple[bytes, bytes]:
     try:
         shared = private.exchange(X25519PublicKey.from_public_bytes(theirs.key))
-    except ValueError:  # the library's answer to an all-zero shared secret
+    except ValueError:  # raised by the library for an all-zero shared secret
         raise RemoteProtocolError(f"{theirs.role} sent a public key of low order") from None
     keys = HKDF(hashes.SHA256(), 2 * SECRET_BYTES, salt=transcript, info=_LABEL).derive(shared)
     return keys[:SECRET_BYTES], keys[SECRET_BYTES:]

@@ -1,6 +1,4 @@
-"""What the frames of a session say, checked. Each function raises RemoteProtocolError for a frame
-that is malformed.
-"""
+"""Read and check the frames of a session; malformed ones raise RemoteProtocolError."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +17,7 @@ class Part(NamedTuple):
 
 
 def read_part(frame: Frame) -> Part:
-    """Of a DATA frame."""
+    """The part in a DATA frame."""
     offset, total, dealt = map(frame.header.get, ("offset", "total", "dealt"))
     tag = message_tag(list(frame.tag))
     if type(offset) is not int or type(total) is not int or type(dealt) is not bool:
@@ -30,7 +28,7 @@ def read_part(frame: Frame) -> Part:
 
 
 def read_offer(frame: Frame) -> tuple[Tag, int]:
-    """Tag and bytes of a message that waits at its sender."""
+    """Tag and size of a message that waits at its sender."""
     total = frame.header.get("total")
     if type(total) is not int or total < 0:
         raise RemoteProtocolError("malformed offer of a message")
@@ -38,7 +36,7 @@ def read_offer(frame: Frame) -> tuple[Tag, int]:
 
 
 def read_ask(frame: Frame) -> tuple[Tag, bool]:
-    """Tag of a message that was offered, and whether it is wanted."""
+    """Tag of an offered message, and whether it is wanted."""
     wanted = frame.header.get("wanted")
     if type(wanted) is not bool:
         raise RemoteProtocolError("malformed request for a message")
@@ -46,7 +44,7 @@ def read_ask(frame: Frame) -> tuple[Tag, bool]:
 
 
 def read_credit(frame: Frame) -> tuple[int, bool]:
-    """Bytes that were consumed, and whether they were dealt."""
+    """Number of bytes consumed, and whether they were dealt."""
     size, dealt = map(frame.header.get, ("bytes", "dealt"))
     if type(size) is not int or type(dealt) is not bool:
         raise RemoteProtocolError("malformed credit")

@@ -29,15 +29,15 @@ class InferenceLink:
     """A `Link`; made by `RoundScheduler.link`.
 
     Use it as `async with`: the block ends when its deferred tasks have ended too and the peers have
-    asked for what was too large to be sent at once (see `puma_actors.session.mailbox`), an error in
-    one of them cancels the block and is raised from it, and afterwards the inference is forgotten.
-    Paths and tags get the inference number in front, so that no two inferences share a stream or a
-    message.
+    requested all messages that were too large to be sent at once (see
+    `puma_actors.session.mailbox`). An error in a deferred task cancels the block and is raised from
+    it. Afterwards the inference is forgotten. Paths and tags are prefixed with the inference
+    number, so that no two inferences share a stream or a message.
 
     Attributes:
-        role, settings, traffic: as in `Link`; `traffic` counts the payload of this inference alone.
-        number: of the inference.
-        bound: goes into the key of every stream.
+        role, settings, traffic: as in `Link`; `traffic` counts only the payload of this inference.
+        number: number of the inference.
+        bound: data that goes into the key of every stream.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class InferenceLink:
         return self._scheduler.keys.stream(peer, (self.number, *self.bound, *path))
 
     async def send(self, to: Role, tag: Path, data: Sequence[Buffer], *, online: bool) -> int:
-        """As `Link.send`. The buffers must not be written to afterwards.
+        """As `Link.send`. The buffers must not change afterwards.
 
         Raises:
             PeerFailed: the session failed, or the receiver has left.
@@ -131,8 +131,8 @@ class InferenceLink:
             raise LocalProtocolError(f"inference {self.number} has ended: take a new number")
 
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-        """As `Link.gather`. The dealer's lanes wait for nothing but back-pressure: it runs them in
-        turn, which saves it the tasks.
+        """As `Link.gather`. The dealer's lanes only wait for back-pressure, so it runs them in
+        turn, which saves the tasks.
         """
         if self.role is Role.DEALER:
             return await in_turn(tasks)

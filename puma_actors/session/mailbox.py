@@ -1,19 +1,19 @@
 """Messages that have arrived from one peer for one inference, and flow control on both sides.
 
     Flow           every size and limit of the runtime; all parties of a session use the same
-    Mailbox        put, put_chunk, offer (from the channel), take (from a lane); refuses replays,
-                   floods
+    Mailbox        put, put_chunk, offer (from the channel), take (from a lane); refuses replays
+                       and floods
     CreditWindow   the sender's count of bytes that the receiver has not consumed yet
 
 A message is consumed when a lane takes it. Dealt messages may run ahead as far as their window
 allows: the sender waits while more than `window` bytes are out, and the receiver returns credit a
 quarter of a window at a time.
 
-Online messages that arrive before anybody waits for them count against the budget `early`. A sender
-must not wait there, as both evaluators send before they receive: it counts what is out as above,
-and of a message that would be too much it sends an offer alone. The lane that wants it asks for it,
-and what was asked for counts nowhere: so every message gets through, however large, and whatever
-the order in which lanes come to want theirs.
+Online messages that arrive before a lane waits for them count against the budget `early`. A sender
+must not wait for that budget, because both evaluators send before they receive: it counts the bytes
+that are out as above, and for a message that would exceed the budget it only sends an offer. The
+lane that wants the message asks for it, and requested messages count against no budget: so every
+message gets through, however large, and in whatever order the lanes want theirs.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from puma_actors.base.concurrency import Signal
 from puma_actors.transports.frames import Tag
 
 MESSAGE_OVERHEAD = 256
-"""Bytes that any message counts for beside its content, so that empty ones are bounded too."""
+"""Bytes that each message counts in addition to its content, so that empty ones are bounded too."""
 
 GUEST_OFFERS = 64
-"""Offers that may wait of a guest: a client has two messages for each party, for any request."""
+"""Offers of a guest that may wait: a client has two messages for each party, for any request."""
 
 Lane: TypeAlias = tuple[int, ...]
 
@@ -40,23 +40,23 @@ class Flow:
     """Sizes are bytes, times seconds.
 
     Attributes:
-        watermark: a message this large leaves at once, and so does a batch that reaches it.
-        batch: so many messages in a batch let other tasks run before the sender goes on.
-        chunk: messages above this are cut (None: as the channel recommends).
+        watermark: a message this large is sent at once, and so is a batch that reaches it.
+        batch: after this many messages in a batch the sender lets other tasks run.
+        chunk: larger messages are split (None: as the channel recommends).
         window: dealt bytes ahead of the receiver, per receiver and inference.
-        early: online bytes that may arrive before they are waited for, per sender and inference.
-        offers: messages that may wait at their sender until they are asked for, per sender and
+        early: online bytes that may arrive before a lane waits for them, per sender and inference.
+        offers: messages that may wait at their sender until they are requested, per sender and
             inference: far more than a program has lanes.
         inferences: inferences that a peer may start before this party does.
         control: control bytes ahead of the receiver, per peer.
-        backlog: bytes that wait for a slow channel before senders wait too.
+        backlog: bytes that may wait for a slow channel before senders wait too.
         message: largest message.
-        guest: what a client or an owner may have a party hold for an inference: its largest
-            message, and all that comes early. They have but ids to send, and so few messages that
-            `GUEST_OFFERS` of them may wait to be asked for.
+        guest: bytes that a client or an owner may make a party hold for an inference: its largest
+            message, and everything that comes early. They only send ids, in so few messages that
+            `GUEST_OFFERS` may wait to be requested.
         grace: after a failure, how long the actor's own code may take to notice before it is
             cancelled.
-        farewell: how long the last words (goodbye or error) may take.
+        farewell: how long sending the last frame (goodbye or error) may take.
     """
 
     watermark: int = 256 << 10
@@ -74,7 +74,7 @@ class Flow:
     farewell: float = 2.0
 
     def incoming(self, receiver: Role, sender: Role) -> "Flow":
-        """What holds for messages of `sender` where they arrive."""
+        """The limits for messages of `sender` at `receiver`."""
         if receiver not in COMPUTING or sender in COMPUTING:
             return self
         least = min(self.guest, self.message)
@@ -84,7 +84,7 @@ class Flow:
 
 
 class CreditWindow:
-    """Bytes sent and not yet consumed. `peak` is the most there ever were."""
+    """Bytes sent and not yet consumed. `peak` is the most there were at any time."""
 
     def __init__(self, limit: int, check: Callable[[], None]) -> None:
         self.limit = limit
@@ -97,7 +97,7 @@ class CreditWindow:
         """Wait while more than the limit is out, then count `size` bytes (and the overhead) as
         sent.
 
-        One message is always allowed to pass the limit, so that a large one cannot wait for ever.
+        One message is always allowed to exceed the limit, so that a large one cannot wait forever.
         """
         while self.outstanding > self.limit:
             await self.changed.wait()
@@ -127,7 +127,7 @@ class CreditWindow:
 
 @dataclass(slots=True)
 class CreditAccount:
-    """The receiver's side: what has arrived, and when to acknowledge."""
+    """The receiver's side: counts bytes that have arrived, and decides when to acknowledge."""
 
     limit: int
     acknowledge: Callable[[int], None]
@@ -145,7 +145,7 @@ class CreditAccount:
         self.held += size + MESSAGE_OVERHEAD
 
     def consumed(self, size: int) -> None:
-        """Counts a message; acknowledges when a quarter of the window has come together."""
+        """Count a message as consumed; acknowledge once a quarter of the window has added up."""
         self.held -= size + MESSAGE_OVERHEAD
         self.owed += size + MESSAGE_OVERHEAD
         if 4 * self.owed >= self.limit:
@@ -165,8 +165,8 @@ class CreditAccount:
 
 @dataclass(slots=True)
 class _Parts:
-    """A message that arrives in chunks; `data` grows with what has really come, however small the
-    pieces are.
+    """A message that arrives in chunks; `data` grows only with the bytes that have arrived, however
+    small the pieces are.
     """
 
     total: int
@@ -176,7 +176,7 @@ class _Parts:
 
 
 def _nothing(*args: object) -> None:
-    """Nobody is told."""
+    """Do nothing."""
 
 
 class Mailbox:
@@ -184,10 +184,10 @@ class Mailbox:
 
     Args:
         flow: limits.
-        acknowledge: sends credit for so many dealt bytes.
+        acknowledge: sends credit for a number of dealt bytes.
         check: raises if the session, or the sender, has failed.
-        spent: sends credit for so many online bytes.
-        ask: asks for a message that was offered; or says that nobody will.
+        spent: sends credit for a number of online bytes.
+        ask: requests an offered message, or says that it will never be requested.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Mailbox:
         self._taken: dict[Lane, int] = {}  # number of the last message taken in each lane
         self._parts: dict[Tag, _Parts] = {}
         self._offers: set[Tag] = set()
-        self._asked: set[Tag] = set()  # of those offered, until they have come
+        self._asked: set[Tag] = set()  # requested offers, until they arrive
         self._early = 0
         self._owed = 0
         self._account = CreditAccount(flow.window, acknowledge)
@@ -215,10 +215,10 @@ class Mailbox:
     # -- from the channel -------------------------------------------------------------------------
 
     def put(self, tag: Tag, buffer: memoryview, dealt: bool) -> None:
-        """A whole message.
+        """Accept a whole message.
 
         Raises:
-            RemoteProtocolError: it came before (replay), or more has come than the budget allows.
+            RemoteProtocolError: it came before (replay), or it exceeds the budget.
         """
         waiter = self._waiting.pop(tag, None)
         if waiter is not None and not (dealt or self._parts or self._asked or waiter.done()):
@@ -231,7 +231,7 @@ class Mailbox:
         self._hand_over(tag, buffer, dealt, waiter)
 
     def put_chunk(self, tag: Tag, offset: int, total: int, buffer: memoryview, dealt: bool) -> None:
-        """Part of a message; the parts of one message come in order.
+        """Accept part of a message; the parts of one message come in order.
 
         Raises:
             RemoteProtocolError: as for `put`, or the parts do not fit together.
@@ -252,15 +252,16 @@ class Mailbox:
         if end == total:
             del self._parts[tag]
             waiter = self._waiting.pop(tag, None)
-            if not dealt and tag not in self._asked:  # who waits may have changed meanwhile
+            if not dealt and tag not in self._asked:  # the waiting lane may have changed meanwhile
                 self._early += (parts.awaited - (waiter is not None)) * (total + MESSAGE_OVERHEAD)
             self._hand_over(tag, memoryview(parts.data).toreadonly(), dealt, waiter)
 
     def offer(self, tag: Tag, total: int) -> None:
-        """A message of so many bytes waits at its sender.
+        """A message of `total` bytes waits at its sender.
 
         Raises:
-            RemoteProtocolError: it came or was offered before, is too large, or too many are.
+            RemoteProtocolError: it came or was offered before, it is too large, or there are too
+            many offers.
         """
         self._refuse_replay(tag)
         if tag in self._asked:
@@ -268,7 +269,7 @@ class Mailbox:
         self._check_size(total)
         if len(self._offers) >= self._flow.offers:
             raise RemoteProtocolError(
-                f"more than {self._flow.offers} messages wait to be asked for"
+                f"more than {self._flow.offers} messages wait to be requested"
             )
         self._offers.add(tag)
         if tag in self._waiting:
@@ -305,7 +306,7 @@ class Mailbox:
             waiter.set_result(buffer)
 
     def _spend(self, size: int) -> None:
-        """An online message was consumed."""
+        """Count an online message as consumed."""
         self._owed += size + MESSAGE_OVERHEAD
         if 4 * self._owed >= self._flow.early:
             owed, self._owed = self._owed, 0
@@ -324,17 +325,17 @@ class Mailbox:
             self._early += size + MESSAGE_OVERHEAD
             if self._early > self._flow.early:
                 raise RemoteProtocolError(
-                    f"more than {self._flow.early} bytes came before anybody asked for them"
+                    f"more than {self._flow.early} bytes came before any task waited for them"
                 )
 
     # -- from the program -------------------------------------------------------------------------
 
     async def take(self, tag: Tag) -> memoryview:
-        """The message with this tag. The messages of one lane must be taken in the order of their
-        numbers.
+        """Wait for the message with this tag. The messages of one lane must be taken in order of
+        their numbers.
 
         Raises:
-            LocalProtocolError: they are not.
+            LocalProtocolError: the order is wrong.
             PeerFailed: the session failed, or the sender has left.
         """
         lane, number = tag[:-1], tag[-1]
@@ -361,7 +362,7 @@ class Mailbox:
             found = await waiter
         except asyncio.CancelledError:
             if self._waiting.pop(tag, None) is not None:
-                self._taken[lane] = number - 1  # should it come yet, it is no replay
+                self._taken[lane] = number - 1  # if it still comes, it is not a replay
             raise
         self._waiting.pop(tag, None)
         if found is None:
@@ -370,7 +371,7 @@ class Mailbox:
         return found
 
     def wake(self) -> None:
-        """Wake every waiter with the bad news."""
+        """Wake every waiter, which then sees the failure."""
         for waiter in self._waiting.values():
             if not waiter.done():
                 waiter.set_result(None)

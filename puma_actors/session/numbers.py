@@ -1,8 +1,8 @@
-"""Which inference numbers of a session are open, and which are over.
+"""The inference numbers of a session: which are open, and which are over.
 
-Each is good once. They are handed out in rising order, so what is over is kept as ranges, of which
-there are hardly more than there are inferences open: not one entry for each number, of which a
-session of thousands of requests uses millions.
+Each number can be used once. They are handed out in rising order, so the numbers that are over are
+kept as ranges, of which there are hardly more than open inferences. One entry per number would not
+do: a session of thousands of requests uses millions.
 """
 
 from bisect import bisect_left, bisect_right
@@ -11,11 +11,11 @@ from protocols.errors import LocalProtocolError
 
 
 class Numbers:
-    """See the module's text."""
+    """See the module docstring."""
 
     def __init__(self) -> None:
         self.open: set[int] = set()
-        self._starts: list[int] = []  # of the ranges that are over, rising and apart
+        self._starts: list[int] = []  # of the ranges that are over, rising and disjoint
         self._stops: list[int] = []
 
     def begin(self, number: int) -> None:
@@ -36,11 +36,11 @@ class Numbers:
         return at > 0 and number < self._stops[at - 1]
 
     def end(self, start: int, stop: int) -> None:
-        """All from `start` up to `stop` are over, whether they were open or not."""
+        """Mark all numbers from `start` up to `stop` as over, whether they were open or not."""
         if start >= stop:
             return
         self.open = {number for number in self.open if not start <= number < stop}
-        first = bisect_left(self._stops, start)  # of those that touch the new range
+        first = bisect_left(self._stops, start)  # the first range that touches the new one
         last = bisect_right(self._starts, stop)
         if first < last:
             start = min(start, self._starts[first])
@@ -50,5 +50,5 @@ class Numbers:
 
     @property
     def ranges(self) -> int:
-        """How many ranges hold what is over."""
+        """Number of ranges of numbers that are over."""
         return len(self._starts)

@@ -1,5 +1,5 @@
-"""Online messages on their way to one peer, of one inference: the sender's half of the budget that
-`puma_actors.session.mailbox` describes.
+"""Online messages of one inference on their way to one peer: the sender's half of the budget
+described in `puma_actors.session.mailbox`.
 """
 
 from puma_actors.base.concurrency import Signal
@@ -8,10 +8,10 @@ from puma_actors.transports.frames import Tag
 
 
 class Outbox:
-    """What is out, and what waits to be asked for.
+    """Messages that are out, and messages that wait to be requested.
 
-    A message is held no longer than its lane: who sends it waits for the answer. So a sender holds
-    what it has computed anyway, and no more.
+    A message is held no longer than its lane, because its sender waits for the answer. So a sender
+    holds only what it has computed anyway.
 
     Args:
         window: bytes that may be out before the receiver has consumed any.
@@ -23,7 +23,7 @@ class Outbox:
         self._held: dict[Tag, memoryview] = {}
 
     def admit(self, tag: Tag, payload: memoryview) -> bool:
-        """Whether a message may leave; else it is held and must be offered."""
+        """Whether a message may be sent; otherwise it is held and must be offered."""
         if self.window.admit(payload.nbytes):
             return True
         self._held[tag] = payload
@@ -31,17 +31,17 @@ class Outbox:
 
     @property
     def holds(self) -> bool:
-        """Messages wait to be asked for."""
+        """Whether messages wait to be requested."""
         return bool(self._held)
 
     def taken(self, tag: Tag) -> memoryview | None:
-        """The message that was asked for, once; None: none waits under this tag."""
+        """The requested message, once; None if none waits under this tag."""
         payload = self._held.pop(tag, None)
         if not self._held:
             self.emptied.notify()
         return payload
 
     def drop(self) -> None:
-        """Nobody will ask."""
+        """Drop all held messages: they will not be requested any more."""
         self._held.clear()
         self.emptied.notify()

@@ -1,18 +1,18 @@
-"""The way out to one peer: what is sent in one turn of the event loop leaves as one frame.
+"""The way to one peer: everything sent in one turn of the event loop leaves as one frame.
 
     port.put(tag, payload, dealt)   queue a message; True if the caller should let others run
     port.post(frame)                send a frame after everything queued
     await port.drained()            wait while the channel is too slow
-    await port.write()              run by the scheduler: sends what could not be sent at once
-    await port.finish()             send the rest, while time allows
+    await port.write()              run by the scheduler: sends frames that could not be sent at
+    once await port.finish()             send the rest, while time allows
 
-The flush is a callback for the next turn of the loop, not a task: messages of all the lanes that
-are ready in this turn are in the batch by then, and a round costs no task switch beyond those of
-the lanes themselves.
+The flush is a callback for the next turn of the loop, not a task: by then the messages of all lanes
+that are ready in this turn are in the batch, and a round costs no task switches besides those of
+the lanes.
 
-On a slow channel two queues form. What a round waits for (small online messages, credit, news of
-a failure) goes before the parts of large messages, dealt messages and requests; within a queue
-order is kept.
+On a slow channel two queues form. Frames that a round waits for (small online messages, credit,
+failures) go before the parts of large messages, dealt messages and requests; each queue keeps its
+order.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ from puma_actors.transports.frames import Frame, Kind, Tag
 
 _MOST_PER_FRAME = 1024
 _MOST_WAITING = 1 << 16
-"""Urgent frames for a peer that does not read, from which on it is given up: far more than a
-program has lanes, each of which has one or two on the way.
+"""A peer that leaves this many urgent frames unread is given up: far more than a program has lanes,
+each of which has one or two in transit.
 """
 
 
 class _Batch:
-    """Messages that leave together; dealt ones apart from online ones."""
+    """Messages that leave together; dealt and online ones are kept apart."""
 
     __slots__ = ("buffers", "dealt", "nbytes", "tags")
 
@@ -54,8 +54,8 @@ class _Batch:
 
 
 def _is_urgent(frame: Frame) -> bool:
-    """Whether it may overtake what is not. Messages carry their place in the program, so their
-    order does not matter; that of requests, parts and the goodbye does.
+    """Whether a frame may overtake frames that are not urgent. Messages carry their place in the
+    program, so their order does not matter; that of requests, parts and the goodbye does.
     """
     if frame.kind is Kind.BATCH:
         return not frame.header["dealt"]
@@ -63,17 +63,17 @@ def _is_urgent(frame: Frame) -> bool:
 
 
 def unheard(tags: Sequence[Any]) -> None:
-    """Nobody wants to know what has arrived."""
+    """Ignore arrivals: no profiler is attached."""
 
 
 class Port:
-    """Everything that concerns one peer.
+    """Everything about the connection to one peer.
 
     Args:
         own: this party's role.
         peer: from the handshake.
         flow: sizes.
-        lost: told when the channel breaks.
+        lost: called when the channel breaks.
         check: raises if the session, or this peer, has failed.
     """
 
@@ -95,7 +95,7 @@ class Port:
         self.outboxes: dict[int, Outbox] = {}
         self.room = Signal()
         self.arrived: Callable[[Sequence[Any]], None] = unheard
-        """Told the tags of what has arrived, as soon as it has; for a profiler."""
+        """Called with the tags of messages as soon as they arrive; for a profiler."""
         self._flow = flow
         self._incoming = flow.incoming(own, peer.role)
         self._outgoing = flow.incoming(peer.role, own)
@@ -120,7 +120,7 @@ class Port:
     # -- state per inference ----------------------------------------------------------------------
 
     def mailbox(self, number: int) -> Mailbox:
-        """The mailbox for an inference, made when first needed."""
+        """The mailbox for an inference, created when first needed."""
         box = self.mailboxes.get(number)
         if box is None:
             box = self.mailboxes[number] = Mailbox(
@@ -133,14 +133,14 @@ class Port:
         return box
 
     def window(self, number: int) -> CreditWindow:
-        """The window for what is dealt to this peer, made when first needed."""
+        """The window for messages dealt to this peer, created when first needed."""
         window = self.windows.get(number)
         if window is None:
             window = self.windows[number] = CreditWindow(self._flow.window, self.check)
         return window
 
     def outbox(self, number: int) -> Outbox:
-        """What of an inference is on its way to this peer, made when first needed."""
+        """The outbox for an inference's messages to this peer, created when first needed."""
         box = self.outboxes.get(number)
         if box is None:
             window = CreditWindow(self._outgoing.early, self.check)
@@ -148,14 +148,14 @@ class Port:
         return box
 
     def sent_window(self, number: int, dealt: bool) -> CreditWindow | None:
-        """What counts the dealt or online bytes of an inference that are out, if any went."""
+        """The window of an inference's dealt or online bytes that are out, if any were sent."""
         if dealt:
             return self.windows.get(number)
         box = self.outboxes.get(number)
         return None if box is None else box.window
 
     async def settled(self, number: int) -> None:
-        """Wait until the peer has asked for all that it is to have of an inference, or has left."""
+        """Wait until the peer has requested all its messages of an inference, or has left."""
         box = self.outboxes.get(number)
         while box is not None and box.holds and not self.left:
             await box.emptied.wait()
@@ -172,7 +172,7 @@ class Port:
             outbox.drop()
 
     def wake(self) -> None:
-        """Wake all who wait for something from or to this peer."""
+        """Wake all tasks that wait for something from or to this peer."""
         for box in self.mailboxes.values():
             box.wake()
         for window in (*self.windows.values(), self.control_window):
@@ -213,7 +213,7 @@ class Port:
         self.flush()
 
     def flush(self) -> None:
-        """Send what is queued."""
+        """Send the queued messages."""
         if self._online.tags:
             self._emit(self._online.frame(self.session))
         if self._dealt.tags:
@@ -225,9 +225,7 @@ class Port:
         self._emit(frame)
 
     def credit(self, tag: Tag, size: int, *, dealt: bool = True) -> None:
-        """Tell the peer that `size` bytes were consumed: of an inference, or () for control
-        messages.
-        """
+        """Tell the peer that `size` bytes were consumed; tag () means control messages."""
         self._answer(Frame(Kind.CREDIT, self.session, tag, {"bytes": size, "dealt": dealt}))
 
     def ask(self, tag: Tag, wanted: bool) -> None:
@@ -235,24 +233,24 @@ class Port:
         self._answer(Frame(Kind.ASK, self.session, tag, {"wanted": wanted}))
 
     def _answer(self, frame: Frame) -> None:
-        """Send what the peer gave cause for: nobody waits here while it reads nothing, and it may
-        give cause as often as it likes.
+        """Send a frame that the peer has caused: no task waits here while the peer reads nothing,
+        and it may cause such frames as often as it likes.
         """
         if len(self._urgent) < _MOST_WAITING:
             self._emit(frame)
         else:
-            self._lost(self, RemoteProtocolError("it makes this side say more than it reads"))
+            self._lost(self, RemoteProtocolError("it causes more answers than it reads"))
 
     def asked(self, tag: Tag, wanted: bool) -> None:
-        """The peer asks for a message that was offered, or never will.
+        """The peer requests an offered message, or says that it never will.
 
         Raises:
-            RemoteProtocolError: none was.
+            RemoteProtocolError: there is no such offer.
         """
         outbox = self.outboxes.get(tag[0])
         payload = None if outbox is None else outbox.taken(tag)
         if outbox is not None and payload is None:
-            raise RemoteProtocolError(f"message {tag} was asked for, which was not offered")
+            raise RemoteProtocolError(f"message {tag} was requested but not offered")
         if wanted and payload is not None:
             self._put(tag, payload, False)
 
@@ -286,7 +284,7 @@ class Port:
 
     @property
     def slow(self) -> bool:
-        """More waits for the channel than should."""
+        """Whether more bytes wait for the channel than the limit."""
         return self._pending_bytes > self._flow.backlog
 
     async def drained(self) -> None:
@@ -296,7 +294,7 @@ class Port:
             await self.room.wait()
 
     async def write(self) -> None:
-        """Send what could not be sent at once, for as long as the session runs."""
+        """Send frames that could not be sent at once, as long as the session runs."""
         self._writing = True
         try:
             while True:
@@ -309,7 +307,7 @@ class Port:
     async def _write_pending(self) -> None:
         while (queue := self._urgent or self._pending) and not self._broken:
             try:
-                self._broken = True  # until the frame is known to have left whole
+                self._broken = True  # until the frame is known to have been sent in full
                 await self.channel.send(queue[0])
                 self._broken = False
             except PumaError as error:

@@ -1,9 +1,9 @@
-"""What the profiler knows about the parties of a process: their meters, and when messages arrived.
+"""The profiler's data about the parties of a process: their meters, and when messages arrived.
 
     recorder = Recorder()
     LocalCluster.from_pretrained(path, recorder=recorder)
 
-Without a recorder nothing of this exists and lanes are plain ones.
+Without a recorder none of this exists, and lanes are plain ones.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +26,11 @@ Message: TypeAlias = tuple[Role, Role, Path]
 
 class Recorder:
     """Args:
-        network: something lies between the parties; if not, messages arrive as they leave.
+        network: there is a network between the parties; otherwise messages arrive as they are sent.
 
     Attributes:
-        meters: of each party in each inference.
-        arrivals: when the last byte of a message was there; nothing without a network.
+        meters: one for each party in each inference.
+        arrivals: when the last byte of a message arrived; empty without a network.
     """
 
     def __init__(self, *, network: bool = True) -> None:
@@ -40,7 +40,7 @@ class Recorder:
         self._network = network
 
     def attach(self, scheduler: "RoundScheduler") -> None:
-        """Note the arrivals of a party's messages."""
+        """Record the arrivals of a party's messages."""
         if not self._network:
             return
         for role, port in scheduler.ports.items():
@@ -48,7 +48,7 @@ class Recorder:
 
     @staticmethod
     def detach(scheduler: "RoundScheduler") -> None:
-        """Nobody notes anything of a party's messages any more."""
+        """Stop recording a party's messages."""
         for port in scheduler.ports.values():
             port.arrived = unheard
 
@@ -64,10 +64,10 @@ class Recorder:
 
 
 class Arrivals(Mapping[Message, float]):
-    """When the last byte of each message was there. Noted flat, and sorted when somebody reads.
+    """When the last byte of each message arrived. Recorded as a flat list, and sorted when read.
 
-    Of a tag its hash is kept: as many tuples would keep the garbage collector busy. So those who
-    iterate get (sender, receiver, hash of the tag).
+    Only the hash of a tag is kept: so many tuples would keep the garbage collector busy. So
+    iteration yields (sender, receiver, hash of the tag).
     """
 
     def __init__(self) -> None:
@@ -75,8 +75,8 @@ class Arrivals(Mapping[Message, float]):
         self._made: dict[tuple[Role, Role, int], float] = {}
 
     def of(self, sender: Role, receiver: Role) -> Callable[[Sequence[Any]], None]:
-        """What is told the tags of messages between these when they arrive. Of a message that comes
-        in parts, the last counts.
+        """A callback for the tags of arriving messages between these two. If a message comes in
+        parts, the last one counts.
         """
         note, between = self._flat.extend, (sender, receiver)
 

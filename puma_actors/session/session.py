@@ -8,15 +8,15 @@
     scheduler.wire                                   frames and bytes that left
 
 `link.send` queues; all that is ready in one turn of the event loop leaves as one frame per peer
-(see `port`). A received frame is put straight into the mailboxes (see `mailbox`); there is one
-receive loop per channel and no task per message. A buffer must not be written to once it has been
-sent: in memory it travels by reference.
+(see `port`). A received frame is put directly into the mailboxes (see `mailbox`); there is one
+receive loop per channel and no task per message. A buffer must not change once it has been sent:
+within a process it is passed by reference.
 
 Failure: if a channel breaks, a peer breaks the rules or reports an error, or the code inside
 `running()` raises, then every waiter of this party wakes with `PeerFailed` (`RemoteProtocolError`
-where this party caught a peer breaking the rules), every other party is told once, and `running()`
+if this party caught a peer breaking the rules), every other party is told once, and `running()`
 raises that error. Code that does not notice within `Flow.grace` seconds is cancelled. A peer that
-leaves in good order (GOODBYE) is no failure until somebody needs it.
+leaves cleanly (GOODBYE) is not a failure until it is needed.
 """
 
 from collections import deque
@@ -53,19 +53,19 @@ from puma_actors.transports.frames import Frame, Kind, Tag, flat, message_tag
 
 
 class Wire(NamedTuple):
-    """What left through the channels, headers included (where frames are encoded at all)."""
+    """Traffic sent through the channels, including headers (if frames are encoded at all)."""
 
     frames: int
     nbytes: int
 
 
 class RoundScheduler:
-    """See the module's text.
+    """See the module docstring.
 
     Args:
         role: this party.
         peers: from the handshakes, all of one session.
-        settings: what links report unless told otherwise.
+        settings: default settings of the links.
         flow: sizes and limits; the same at all parties.
         compute: where computation runs; actors of one process share one.
     """
@@ -90,7 +90,7 @@ class RoundScheduler:
         }
         self.numbers = Numbers()
         self._controls: deque[tuple[Port, dict[str, Any], list[memoryview], int]] = deque()
-        self._changed = Signal()  # a control message came, or a peer left
+        self._changed = Signal()  # a control message arrived, or a peer left
         self._failure: PumaError | None = None
         self._failed = anyio.Event()
         self._state = "new"
@@ -110,11 +110,10 @@ class RoundScheduler:
     def link(
         self, number: int, settings: Settings | None = None, bound: tuple[int, ...] = ()
     ) -> InferenceLink:
-        """The link of inference `number` (>= 0), which all parties must give the same number.
+        """The link of inference `number` (>= 0); all parties must use the same number.
 
         Args:
-            bound: what else they must agree on; the streams of parties that do not have nothing in
-                common.
+            bound: other data that they must agree on; parties that disagree draw unrelated streams.
 
         Raises:
             LocalProtocolError: the number was used before: masks would repeat.
@@ -123,7 +122,7 @@ class RoundScheduler:
         return InferenceLink(self, number, settings or self.settings, bound)
 
     def end(self, first: int, stop: int | None = None) -> None:
-        """Forget an inference, or all up to `stop`; what still arrives for them is ignored."""
+        """Forget an inference, or all up to `stop`; their late messages are ignored."""
         numbers = range(first, first + 1 if stop is None else stop)
         ports = self.ports.values()
         kept = self.numbers.open.union(*(p.mailboxes for p in ports), *(p.windows for p in ports))
@@ -134,7 +133,7 @@ class RoundScheduler:
             self.keys.forget((number,))
 
     def port(self, role: Role) -> Port:
-        """The way to a peer.
+        """The port to a peer.
 
         Raises:
             LocalProtocolError: there is no channel to that role.
@@ -187,17 +186,17 @@ class RoundScheduler:
 
     @property
     def alone(self) -> bool:
-        """Every peer has left."""
+        """Whether every peer has left."""
         return all(port.left for port in self.ports.values())
 
     async def wait_alone(self) -> None:
-        """Wait until every peer has left in good order; raises PeerFailed if the session failed."""
+        """Wait until every peer has left cleanly; raises PeerFailed if the session failed."""
         for role in self.ports:
             await self.wait_left(role)
         self.check()
 
     async def wait_left(self, role: Role) -> None:
-        """Wait until one peer has left in good order; raises as `wait_alone`."""
+        """Wait until one peer has left cleanly; raises as `wait_alone`."""
         self.check()
         while not self.port(role).left:
             await self._changed.wait()
@@ -207,13 +206,13 @@ class RoundScheduler:
 
     @property
     def wire(self) -> Wire:
-        """Traffic with its overhead; payload alone is in each link's `traffic`."""
+        """Traffic with overhead; each link's `traffic` counts only the payload."""
         channels = [port.channel for port in self.ports.values()]
         return Wire(sum(c.sent_frames for c in channels), sum(c.sent_bytes for c in channels))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["RoundScheduler"]:
-        """Run the receive loops around a block of code. See the module's text for how it ends."""
+        """Run the receive loops around a block of code. The module docstring says how it ends."""
         if self._state != "new":
             raise LocalProtocolError("a scheduler runs once: make a new one for a new session")
         self._state = "running"
@@ -237,7 +236,7 @@ class RoundScheduler:
 
     @property
     def over(self) -> bool:
-        """The session has failed or ended."""
+        """Whether the session has failed or ended."""
         return self._failure is not None or self._state == "ended"
 
     def check(self) -> None:
@@ -292,8 +291,8 @@ class RoundScheduler:
             self._fail(PeerFailed(f"{self.role} cannot talk to {port.role}: {error}"))
 
     def _abort(self, error: BaseException) -> None:
-        """The code of this party raised. Other errors than our own may hold secrets: only their
-        kind is told.
+        """The code of this party raised. Errors that are not ours may contain secrets: only their
+        class is reported.
         """
         if isinstance(error, Exception):
             told = isinstance(error, ProtocolError | TransportError | PeerFailed | StoreError)
@@ -329,7 +328,7 @@ class RoundScheduler:
             self._lost(port, error)
 
     def _mailbox(self, port: Port, tag: Tag) -> Mailbox | None:
-        """Where a message belongs; None if its inference has ended."""
+        """The mailbox for a message; None if its inference has ended."""
         number = tag[0]
         box = port.mailboxes.get(number)
         if box is not None:

@@ -4,15 +4,15 @@ transport = transport_for("memory://name")            ConfigError names the sche
 async with await transport.listen(url) as listener:   Listener
     channel = await listener.accept()                 Channel
 channel = await transport.connect(url)
-channel = await connect(url, retry=30)                tries again while nobody listens yet
+channel = await connect(url, retry=30)                tries again while there is no listener yet
 register("pigeon", PigeonTransport)                   adds a scheme
 
     memory://NAME                                     one process
     unix:///PATH                                      one user on one machine
     tls://HOST:PORT?certs=FOLDER&role=ROLE&name=NAME  networks; both sides prove who they are
-    tcp://HOST:PORT?insecure_no_tls=1                 in the clear
+    tcp://HOST:PORT?insecure_no_tls=1                 unencrypted
 
-`delayed` has a wrapper that makes any of them as slow as a network between hosts.
+`delay` has a wrapper that makes any of them as slow as a network between hosts.
 """
 
 from puma_actors.transports.base import (

@@ -1,18 +1,18 @@
-"""What every transport offers, and the registry of schemes.
+"""The interface of every transport, and the registry of schemes.
 
 A `Channel` carries frames both ways, in order, each exactly once, with bounded buffering:
 
     await channel.send(frame)        waits while the other side is slow
     channel.try_send(frame) -> bool  the same without waiting; False if it would wait
     await channel.receive()          the next frame
-    await channel.pump(sink)         every frame to a function, until the other side ends
+    await channel.pump(sink)         passes every frame to a function, until the other side ends
     await channel.send_eof()         half-close: no more frames from here, but still to here
     await channel.aclose()           both ways; pending `send` and `receive` on either side wake
 
-Errors: `ChannelEnded` (a `TransportError`) when the other side finished in good order and
-everything it sent has been received; `TransportError` for anything else that broke the connection,
-or when this side closed it; `LocalProtocolError` for a frame beyond the limits;
-`RemoteProtocolError` for malformed frames from the other side.
+Errors: `ChannelEnded` (a `TransportError`) when the other side finished cleanly and everything it
+sent has been received; `TransportError` for anything else that broke the connection, or when this
+side closed it; `LocalProtocolError` for a frame beyond the limits; `RemoteProtocolError` for
+malformed frames from the other side.
 """
 
 import random
@@ -36,16 +36,16 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
 
-class ChannelEnded(TransportError):  # noqa: N818 - an end in good order is no error of anybody's
+class ChannelEnded(TransportError):  # noqa: N818 - a clean end is not an error
     """The other side has sent everything it had to send."""
 
 
-class Unreachable(ConnectError):  # noqa: N818 - a state of affairs that may pass
-    """Nobody listens at an address, or not yet."""
+class Unreachable(ConnectError):  # noqa: N818 - a state that may pass
+    """There is no listener at an address, or not yet."""
 
 
-class Refused(ConnectError):  # noqa: N818 - a state of affairs that does not pass by waiting
-    """Who listens at an address and this side do not accept each other's certificates."""
+class Refused(ConnectError):  # noqa: N818 - a state that waiting does not change
+    """The listener at an address and this side do not accept each other's certificates."""
 
 
 class _Closing(ABC):
@@ -68,14 +68,14 @@ class _Closing(ABC):
 
 
 class Channel(_Closing):
-    """One connection between two actors. See the module's text.
+    """One connection between two actors. See the module docstring.
 
     Attributes:
         local_address, peer_address: for messages and logs.
         frame_bytes: no frame's payload may be larger.
         chunk_bytes: a buffer larger than this is better sent in several frames.
-        sent_frames, sent_bytes: what has left, in wire form where there is one.
-        peer_identity: who the other side is, where the transport has proof of it.
+        sent_frames, sent_bytes: frames and bytes sent so far, in wire form if there is one.
+        peer_identity: the other side's identity, if the transport has proof of it.
     """
 
     local_address: str = ""
@@ -88,29 +88,27 @@ class Channel(_Closing):
 
     @abstractmethod
     async def send(self, frame: Frame) -> None:
-        """Send a frame, after all earlier ones; a cancelled send has either sent it whole or not at
-        all.
-        """
+        """Send a frame after all earlier ones; a cancelled send has sent all of it or nothing."""
 
     @abstractmethod
     async def receive(self) -> Frame:
-        """The next frame; a cancelled receive loses none."""
+        """Receive the next frame; a cancelled receive loses none."""
 
     @abstractmethod
     async def send_eof(self) -> None:
-        """Send no more."""
+        """Half-close: send no more."""
 
     def try_send(self, frame: Frame) -> bool:
-        """Send without waiting if that is possible now; raises what `send` raises."""
+        """Send without waiting if that is possible now; raises the same errors as `send`."""
         return False
 
     async def pump(self, sink: Callable[[Frame], None]) -> None:
-        """Give every frame to `sink` as it arrives; return when the other side has ended.
+        """Pass every frame to `sink` as it arrives; return when the other side has ended.
 
         Raises:
             TransportError: the connection broke.
-            RemoteProtocolError: the other side sent something malformed. What `sink` raises is
-                raised here too. The channel stays open, so that the other side can be told why.
+            RemoteProtocolError: the other side sent something malformed. Errors of `sink` are
+            raised here too. The channel stays open, so that the other side can be told why.
         """
         try:
             while True:
@@ -141,10 +139,10 @@ class Transport(ABC):
         """Connect to a listener.
 
         Raises:
-            Unreachable: nobody listens there.
-            Refused: who listens there is not to be talked to.
+            Unreachable: there is no listener.
+            Refused: the listener and this side do not accept each other.
             TransportError: it hung up.
-            ConfigError: the address makes no sense, or nobody knows its host.
+            ConfigError: the address is malformed, or its host is unknown.
         """
 
     @abstractmethod
@@ -153,7 +151,7 @@ class Transport(ABC):
 
         Raises:
             TransportError: the address is taken.
-            ConfigError: the address makes no sense.
+            ConfigError: the address is malformed.
         """
 
 
@@ -161,10 +159,10 @@ _schemes: dict[str, Callable[[], Transport]] = {}
 
 
 def register(scheme: str, factory: Callable[[], Transport]) -> None:
-    """Make `scheme://` known.
+    """Register the transport for `scheme://`.
 
     Raises:
-        ConfigError: another transport has that scheme.
+        ConfigError: another transport already has that scheme.
     """
     if _schemes.setdefault(scheme, factory) is not factory:
         raise ConfigError(f"the scheme {scheme}:// is taken: choose another name")
@@ -190,13 +188,14 @@ async def connect(address: str, *, retry: float = 0.0) -> Channel:
 
 
 async def connect_patiently(transport: Transport, address: str, retry: float) -> Channel:
-    """Connect, and while nobody listens there try again for `retry` seconds.
+    """Connect, and retry for `retry` seconds while there is no listener.
 
-    The pauses double from 50 ms up to 2 s, each cut at random to between half and all of it, so
-    that parties started together do not keep knocking together.
+    The pauses double from 50 ms up to 2 s, each shortened at random to between half and all of it,
+    so that parties started together do not keep calling at the same time.
 
     Raises:
-        Unreachable: nobody listens there after that time. Other errors of `connect` at once.
+        Unreachable: there is still no listener after that time. Other errors of `connect` are
+        raised at once.
     """
     deadline = anyio.current_time() + retry
     longest = _FIRST_PAUSE

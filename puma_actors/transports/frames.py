@@ -4,7 +4,7 @@
     wire_bytes(frame) -> int                     the length of its wire form
     encode(frame, limits) -> list[memoryview]    the buffers themselves, between a head and padding
     Decoder(limits).feed(data) -> list[Frame]    incremental; buffers are slices of one payload
-    Decoder.space(least), Decoder.filled(n)      the same for bytes read straight into place
+    Decoder.space(least), Decoder.filled(n)      the same for bytes that are read in place
     Decoder.finish()                             the stream ended: raises if inside a frame
 
 Wire form, little endian:
@@ -13,8 +13,8 @@ Wire form, little endian:
     head      MessagePack [tag, sizes, header]
     payload   the buffers, each padded to a multiple of 8 bytes: words can be read in place
 
-Whatever arrives, `feed` raises nothing but `RemoteProtocolError`, and every announced length is
-checked against `Limits` before memory is set aside for it.
+For any input, `feed` raises only `RemoteProtocolError`, and every announced length is checked
+against `Limits` before memory is allocated for it.
 """
 
 import struct
@@ -39,35 +39,33 @@ _PRELUDE = struct.Struct("<4sBBHIQ16s")
 _ALIGN = 8
 _PADDING = memoryview(bytes(_ALIGN))
 _LAZY = 64 << 10
-"""Space for more bytes than this is set aside without touching it: until they come, it costs
-nothing.
-"""
+"""Space for more bytes than this is allocated untouched: it costs nothing until they arrive."""
 _MESSAGE_TAG = 64
-"""Numbers in the tag of a message. Programs stay far below, and each costs memory."""
+"""Most numbers in the tag of a message. Programs stay far below, and each costs memory."""
 HEAD_WEIGHT = 16
-"""A head takes up to so many times its bytes once it is decoded."""
+"""A decoded head takes up to this many times its bytes."""
 
 
 class Kind(IntEnum):
-    """What a frame is for."""
+    """The purpose of a frame."""
 
     HELLO = 1  # handshake: version, role, public key
     CONFIRM = 2  # handshake: proof that the same key was derived
     DATA = 3  # one message, or a chunk of one
     BATCH = 4  # messages that became ready together
-    CREDIT = 5  # the receiver has consumed so many bytes
+    CREDIT = 5  # the receiver has consumed a number of bytes
     CONTROL = 6  # a request between roles
     ERROR = 7  # the sender has failed
     GOODBYE = 8  # the sender has finished
-    # Between the two ends of a stream; no actor sends or sees them.
-    ALIVE = 9  # the sender lives, and has nothing else to say
+    # Between the two ends of a stream; actors neither send nor see them.
+    ALIVE = 9  # the sender is alive, and has nothing else to send
     END = 10  # the sender sends no more
-    CLOSE = 11  # the sender sends no more, and takes no more
+    CLOSE = 11  # the sender sends no more, and accepts no more
     # Between the two ends of a connection that many sessions share.
-    LINK = 12  # of a session: its window, its end; or a measurement
-    # Of messages that would come before anybody asks for them, and would be too much.
+    LINK = 12  # about a session: its window, its end; or a measurement
+    # For messages that would arrive before they are requested, and exceed the budget.
     OFFER = 13  # a message waits at its sender
-    ASK = 14  # send it, or forget it
+    ASK = 14  # the receiver wants it sent, or dropped
 
 
 @dataclass(slots=True)
@@ -75,12 +73,12 @@ class Frame:
     """One unit of exchange.
 
     Attributes:
-        kind: what it is for.
+        kind: its purpose.
         session: 16 bytes that name the session.
-        tag: place in the program, or () where that has no meaning.
-        header: str keys; values that MessagePack knows.
-        buffers: bytes-like objects, not written to once they are in a frame.
-        head: bytes of its head, where it came over a wire.
+        tag: place in the program, or () if there is none.
+        header: str keys; values that MessagePack supports.
+        buffers: bytes-like objects, which must not change once they are in a frame.
+        head: bytes of its head, if it came over a wire.
     """
 
     kind: Kind
@@ -97,15 +95,15 @@ class Frame:
 
     @property
     def weight(self) -> int:
-        """Bytes of memory it takes, more or less; the same at both ends."""
+        """Approximate bytes of memory that it takes; the same at both ends."""
         sizes = [memoryview(buffer).nbytes for buffer in self.buffers]
         return sum(sizes) + HEAD_WEIGHT * (self.head or len(_pack(self, sizes)))
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a peer may make us hold. Lengths in bytes; `nesting` counts containers within
-    containers, `items` all that stands in containers of a head.
+    """Limits on what a peer may make us hold. Lengths in bytes; `nesting` counts nested containers,
+    `items` all elements of a head's containers.
     """
 
     header: int = 1 << 20
@@ -129,10 +127,11 @@ def flat(buffer: Any) -> memoryview:
 
 
 def encode(frame: Frame, limits: Limits | None = None) -> list[memoryview]:
-    """The frame's wire form, in pieces to be written one after another.
+    """The frame's wire form, in pieces to be written in order.
 
     Raises:
-        LocalProtocolError: it exceeds the limits or holds what MessagePack cannot carry.
+        LocalProtocolError: it exceeds the limits or contains values that MessagePack cannot
+        represent.
     """
     limits = limits or Limits()
     views = [flat(buffer) for buffer in frame.buffers]
@@ -157,10 +156,10 @@ def encode(frame: Frame, limits: Limits | None = None) -> list[memoryview]:
 
 
 def wire_bytes(frame: Frame) -> int:
-    """The length of the frame's wire form, without making it.
+    """The length of the frame's wire form, without building it.
 
     Raises:
-        LocalProtocolError: it holds what MessagePack cannot carry.
+        LocalProtocolError: it contains values that MessagePack cannot represent.
     """
     sizes = [memoryview(buffer).nbytes for buffer in frame.buffers]
     return _PRELUDE.size + len(_pack(frame, sizes)) + _padded(sizes)
@@ -178,7 +177,7 @@ def _pack(frame: Frame, sizes: list[int]) -> bytes:
 
 
 def _pack_head(frame: Frame, sizes: list[int], limits: Limits) -> bytes:
-    """Pack the head, and make sure that the other side will take it."""
+    """Pack the head, and make sure that the other side will accept it."""
     head = _pack(frame, sizes)
     try:
         if suspicious(head, limits.nesting):
@@ -201,7 +200,7 @@ def _within(value: int, limit: int, what: str, error: type[Exception]) -> None:
 
 
 class State(Enum):
-    """What a decoder waits for."""
+    """The part of a frame that a decoder waits for."""
 
     PRELUDE = auto()
     HEAD = auto()
@@ -230,7 +229,7 @@ class Decoder:
         self._expect(_PRELUDE.size)
 
     def feed(self, data: Any) -> list[Frame]:
-        """Take bytes as they come; return the frames they complete.
+        """Take bytes as they arrive; return the frames that they complete.
 
         Raises:
             RemoteProtocolError: the bytes are not a sequence of frames within the limits.
@@ -246,15 +245,15 @@ class Decoder:
                 return frames
 
     def space(self, least: int) -> memoryview | None:
-        """Where the next bytes belong, if at least `least` bytes are missing there; None otherwise.
-        Whoever writes n bytes to its beginning must call `filled(n)` before anything else.
+        """The place for the next bytes, if at least `least` bytes are missing there; otherwise
+        None. After writing n bytes to its beginning, call `filled(n)` before anything else.
         """
         if len(self._part) - self._filled < least:
             return None
         return memoryview(self._part)[self._filled :]
 
     def filled(self, size: int) -> list[Frame]:
-        """`size` bytes were written to `space`; what `feed` returns and raises."""
+        """`size` bytes were written to `space`; returns and raises as `feed`."""
         frames: list[Frame] = []
         self._filled += size
         while self._step(frames):
@@ -262,7 +261,7 @@ class Decoder:
         return frames
 
     def _step(self, frames: list[Frame]) -> bool:
-        """Go on if all bytes are there that are waited for; False if some are missing."""
+        """Go on if all expected bytes are there; False if some are missing."""
         if self._filled < len(self._part):
             return False
         try:
@@ -276,7 +275,7 @@ class Decoder:
         return True
 
     def finish(self) -> None:
-        """The stream has ended.
+        """Check that the stream ended between frames.
 
         Raises:
             RemoteProtocolError: it ended inside a frame, or was broken before.
@@ -359,7 +358,7 @@ def unpack_head(data: bytes, limits: Limits) -> tuple[Tag, list[int], dict[str, 
             max_map_len=len(data),
             max_ext_len=0,
         )
-    except Exception as error:  # MessagePack raises half a dozen unrelated kinds
+    except Exception as error:  # MessagePack raises half a dozen unrelated classes
         raise RemoteProtocolError(f"frame header is malformed: {type(error).__name__}") from error
     if type(head) is not list or len(head) != 3:
         raise RemoteProtocolError("frame header is not [tag, sizes, header]")
@@ -376,12 +375,10 @@ def _naturals(value: Any) -> bool:
 
 
 def message_tag(raw: Any) -> Tag:
-    """The tag of a message that came through the codec, which makes lists of the tuples of
-    links.
-    """
+    """The tag of a message that came through the codec, which turns tuples into lists."""
     if not _naturals(raw):
         raise RemoteProtocolError("malformed tag of a message")
     tag: Tag = tuple(raw)
     if not 2 <= len(tag) <= _MESSAGE_TAG:
-        raise RemoteProtocolError(f"the tag of a message has 2 to {_MESSAGE_TAG} numbers")
+        raise RemoteProtocolError(f"the tag of a message must have 2 to {_MESSAGE_TAG} numbers")
     return tag

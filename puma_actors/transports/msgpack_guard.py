@@ -1,9 +1,9 @@
-"""The structure of hostile MessagePack.
+"""Check the structure of MessagePack that may be hostile.
 
-The library sets memory aside for as many elements as an array announces, at every level of
-nesting; a few kilobytes can so ask for gigabytes. And a byte can be an element of seventy: an empty
-map. A head that might is therefore walked first, without building anything, and no further than to
-the last element that is allowed.
+The library allocates memory for as many elements as an array announces, at every level of nesting,
+so a few kilobytes can request gigabytes. And one byte, an empty map, can become an element of
+seventy bytes. A suspicious head is therefore scanned first, without building anything, and no
+further than the last allowed element.
 """
 
 from protocols.errors import RemoteProtocolError
@@ -17,21 +17,21 @@ _LISTS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 _SHORT = {code: code & 31 for code in range(0xA0, 0xC0)}
 _SMALL = dict.fromkeys((*range(0x80), *range(0xE0, 0x100)), 0)
 _PLAIN = [1 + ({**_FIXED, **_SHORT, **_SMALL}).get(code, -1) for code in range(256)]
-"""By first byte: all bytes of a value that neither holds others nor says its length; 0: it does."""
+"""By first byte: the size of a value without elements or a length field; 0 for other values."""
 
 
 def suspicious(data: bytes, nesting: int) -> bool:
-    """False if it is certain, at a glance, that no big or deep container is in `data`."""
+    """False if a quick look shows that `data` contains no big or deep container."""
     containers = data.translate(None, _NOT_CONTAINERS)
     return len(containers) > nesting or any(code >= 0xDC for code in containers)
 
 
 def check_structure(data: bytes, nesting: int, most: int) -> None:
-    """Walk MessagePack without building it: complete, nested within the limit, at most `most`
-    elements in all containers together, every length in bounds.
+    """Scan MessagePack without building it: it must be complete, nested within the limit, have at
+    most `most` elements in all containers together, and every length in bounds.
 
     Raises:
-        RemoteProtocolError: it is not so.
+        RemoteProtocolError: one of these does not hold.
     """
     end, at, announced = len(data), 0, 0
     open_items = [1]  # elements still to come, innermost container last
@@ -61,8 +61,8 @@ def check_structure(data: bytes, nesting: int, most: int) -> None:
 
 
 def _announced(data: bytes, at: int) -> tuple[int, int]:
-    """How many elements the container at `at` is to hold (-1: it is text or bytes), and where they,
-    or what follows, begin.
+    """The announced number of elements of the container at `at` (-1: it is text or bytes), and
+    where they, or the data after it, begin.
     """
     code, at = data[at], at + 1
     if code in _SIZED:

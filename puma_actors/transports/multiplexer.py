@@ -1,23 +1,24 @@
-"""Many sessions on one connection between two parties, told apart by the session in each frame.
+"""Many sessions on one connection between two parties, distinguished by each frame's session id.
 
     mux = Mux(channel)
     async with mux.running():                    until the block or the connection ends
         channel = mux.open(session)              a `Channel`: handshake and scheduler run over it
         await mux.ping()                         seconds there and back
-        await mux.throughput(8 << 20)            bytes a second
+        await mux.throughput(8 << 20)            bytes per second
     await mux.lost.wait()                        set when the connection has ended
 
-Both ends open a session before anything is sent for it; what comes for one that is not open is
-answered with its end. A session ends by itself (`aclose` of its channel); the connection stays.
-When the connection is lost, every session fails with the reason.
+Both ends open a session before anything is sent for it; a frame for a session that is not open is
+answered with the session's end. A session ends on its own (`aclose` of its channel); the connection
+stays. When the connection is lost, every session fails with the reason.
 
 Fairness: frames wait in a queue for each session, and leave in the order of start-time fair
 queueing (Goyal, Vin, Cheng, SIGCOMM 1996): sessions that always have something to send get equal
-shares of bytes, and a frame of a session that was quiet goes before the next frame of those
-sessions, however many large ones they have waiting.
+shares of bytes, and a frame of a session that was idle goes before the next frame of those
+sessions, however many large ones are waiting.
 
-Back-pressure: for each session up to `WINDOW` bytes may be on the way or lie unread at the other
-end, which acknowledges what its reader has taken. One that does not read stops itself alone.
+Back-pressure: for each session up to `WINDOW` bytes may be in transit or unread at the other end,
+which acknowledges the bytes that its reader has taken. A session that does not read only stops
+itself.
 """
 
 import asyncio
@@ -47,33 +48,34 @@ from puma_actors.transports.multiplexed import WINDOW, MuxChannel, window_bytes
 
 _PROBE = 256 << 10
 _REMEMBERED = 1 << 12
-"""Sessions that have ended lately: stray frames of theirs are dropped without an answer."""
+"""Number of recently ended sessions that are remembered: their stray frames are dropped silently.
+"""
 _ECHO_TIME = 30.0
 _MOST_WAITING = 1 << 14
 
 
 class QueuedFrame:
-    """A frame that waits, and who waits for it."""
+    """A queued frame, and the task that waits for it."""
 
     __slots__ = ("done", "frame", "taken")
 
     def __init__(self, frame: Frame, done: "asyncio.Future[None] | None" = None) -> None:
         self.frame = frame
         self.done = done
-        self.taken = False  # it leaves, or has left
+        self.taken = False  # it is being sent, or was sent
 
     async def settled(self) -> None:
-        """Wait until it has left, or cannot leave."""
+        """Wait until it was sent, or cannot be sent."""
         assert self.done is not None
         await self.done
 
     @property
     def dropped(self) -> bool:
-        """Whoever waited gave up."""
+        """Whether the waiting task gave up."""
         return self.done is not None and self.done.done()
 
     def settle(self, error: PumaError | None = None) -> None:
-        """Tell whoever waits."""
+        """Wake the waiting task."""
         if self.done is None or self.done.done():
             return
         if error is None:
@@ -83,42 +85,42 @@ class QueuedFrame:
 
 
 class FairQueue:
-    """Frames of several sessions in the order in which they should leave."""
+    """Frames of several sessions in the order in which they should be sent."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, QueuedFrame]] = []
         self._finish: dict[bytes, float] = {}
-        self._now = 0.0  # virtual time: the start of the frame that left last
+        self._now = 0.0  # virtual time: the start of the last frame sent
         self._order = itertools.count()
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def push(self, entry: QueuedFrame) -> None:
-        """Within a session in order; between sessions by start time."""
+        """Add a frame: in order within a session, by start time between sessions."""
         session = entry.frame.session
         start = max(self._now, self._finish.get(session, 0.0))
         self._finish[session] = start + window_bytes(entry.frame)
-        if len(self._finish) > _REMEMBERED:  # a past finish says nothing; nor may ids pile up
+        if len(self._finish) > _REMEMBERED:  # past finishes do not matter, and ids must not pile up
             self._finish = {s: t for s, t in self._finish.items() if t > self._now}
         heapq.heappush(self._heap, (start, next(self._order), entry))
 
     def pop(self) -> QueuedFrame:
-        """The next one."""
+        """Remove and return the next frame."""
         self._now, _, entry = heapq.heappop(self._heap)
         return entry
 
     def forget(self, session: bytes) -> None:
-        """It will send no more; what waits of it stays in the queue."""
+        """The session will send no more; its waiting frames stay in the queue."""
         self._finish.pop(session, None)
 
 
 class Mux:
-    """See the module's text.
+    """See the module docstring.
 
     Args:
-        channel: a connection on which nothing is sent or received any more by anybody else.
-        peer: who is on the other end, for messages.
+        channel: a connection that only the multiplexer uses from now on.
+        peer: name of the other end, for messages.
     """
 
     def __init__(self, channel: Channel, peer: str = "") -> None:
@@ -137,7 +139,7 @@ class Mux:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Mux"]:
-        """Serve the connection around a block of code; closes it afterwards."""
+        """Serve the connection around a block of code; close it afterwards."""
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._pump)
@@ -176,7 +178,7 @@ class Mux:
         for echo in self._echoes.values():
             if not echo.done():
                 echo.set_exception(self._error)
-                echo.exception()  # whoever waits has it; nobody may wait any more
+                echo.exception()  # the waiting task has the error, if any task still waits
         for channel in list(self._channels.values()):
             channel.fail(self._error)
         self._channels.clear()
@@ -208,20 +210,20 @@ class Mux:
         return channel
 
     def forget(self, session: bytes) -> None:
-        """Called by a channel that both ends have closed, or this end alone."""
+        """Called by a channel that both ends have closed, or only this end."""
         if self._channels.pop(session, None) is not None:
             self._ended.append(session)
             self._queue.forget(session)
 
     @property
     def sessions(self) -> int:
-        """How many are open."""
+        """Number of open sessions."""
         return len(self._channels)
 
     # -- sending ----------------------------------------------------------------------------------
 
     def try_send(self, frame: Frame) -> bool:
-        """Send at once if nothing else waits."""
+        """Send immediately if nothing else waits."""
         self.check()
         if self._sending or self._queue:
             return False
@@ -240,11 +242,11 @@ class Mux:
         return entry
 
     def post(self, frame: Frame) -> None:
-        """Send without waiting: news about a session, a few of which exist at a time."""
+        """Send without waiting: notices about a session, of which there are few at a time."""
         if self._error is not None or self.try_send(frame):
             return
         if len(self._queue) > _MOST_WAITING:
-            self._fail(ConnectionLostError(f"{self.peer} asks for more than it reads"))
+            self._fail(ConnectionLostError(f"{self.peer} requests more than it reads"))
             return
         self._queue.push(QueuedFrame(frame))
         self._work.notify()
@@ -264,7 +266,7 @@ class Mux:
         except TransportError as error:
             entry.settle(error)
             self._fail(self._lost_by(error))
-        except PumaError as error:  # this frame alone cannot be sent
+        except PumaError as error:  # only this frame cannot be sent
             entry.settle(error)
         else:
             entry.settle()
@@ -286,7 +288,7 @@ class Mux:
             channel.arrived(frame)
 
     def _stray(self, frame: Frame) -> None:
-        """Something for a session that is not open here."""
+        """Handle a frame for a session that is not open here."""
         if frame.kind is not Kind.LINK and frame.session not in self._ended:
             self._ended.append(frame.session)
             text = "the session is not open at the other side: it ended, or never began there"
@@ -326,11 +328,11 @@ class Mux:
         return time.perf_counter() - started
 
     async def ping(self, count: int = 5) -> float:
-        """Seconds there and back, the shortest of `count` times."""
+        """Round-trip time in seconds, the shortest of `count`."""
         return min([await self._echo() for _ in range(count)])
 
     async def throughput(self, nbytes: int = 8 << 20) -> float:
-        """Bytes a second from here to there, while sessions take their share."""
+        """Bytes per second to the other end, while sessions take their share."""
         payload = bytes(_PROBE)
 
         async def load() -> None:

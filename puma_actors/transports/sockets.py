@@ -1,4 +1,4 @@
-"""What tcp://, tls:// and unix:// share beside the channel: connecting, accepting, addresses."""
+"""Common parts of tcp://, tls:// and unix:// without the channel: connecting, addresses."""
 
 import asyncio
 import socket
@@ -27,17 +27,17 @@ from puma_actors.transports.base import Channel, Listener, Refused, Transport, U
 from puma_actors.transports.stream import StreamChannel, StreamOptions
 
 _BACKLOG = 64
-"""Connections that may wait for `accept`, or be in the middle of a TLS handshake."""
+"""Most connections that may wait for `accept` or be in a TLS handshake."""
 _UNSENT_BYTES = 256 << 10
-"""The kernel takes no more ahead of the network: what it has taken cannot be overtaken."""
+"""Bytes that the kernel may take ahead of the network: what it has taken cannot be overtaken."""
 
 
 class StreamTransport(Transport):
-    """A way to connect that ends in a socket."""
+    """A transport over sockets."""
 
     scheme: str
     known: tuple[str, ...] = ()
-    turned_away: str = "it hung up before it said anything"
+    turned_away: str = "it hung up without sending anything"
 
     def __init__(self, options: StreamOptions | None = None) -> None:
         self.options = options or StreamOptions()
@@ -55,21 +55,21 @@ class StreamTransport(Transport):
         """A bound socket and the address where it can be reached."""
 
     def _server_context(self, options: dict[str, str]) -> ssl.SSLContext | None:
-        """For accepted connections."""
+        """TLS context for accepted connections."""
         return None
 
     def identify(self, transport: asyncio.BaseTransport) -> PeerIdentity | None:
-        """Whom the other end of a new connection has proved to be; None if there is no proof.
+        """The proven identity of the other end of a new connection; None if there is no proof.
 
         Raises:
-            TransportError: it is not to be let in.
+            TransportError: it must not be admitted.
         """
         return None
 
     # -- connecting -------------------------------------------------------------------------------
 
     def parse(self, address: str) -> tuple[SplitResult, dict[str, str], StreamOptions]:
-        """Parts of an address, what stands behind its `?`, and how its streams behave.
+        """The parts of an address, the options after its `?`, and the settings of its streams.
 
         Raises:
             ConfigError: an unknown option, or a bad value.
@@ -104,11 +104,11 @@ class StreamTransport(Transport):
                 f"no answer from {peer} within {options.timeout:g} s: is it running?"
             ) from None
         except ssl.SSLError as error:
-            # Anything else may come from a line that is cut or disturbed, and pass.
+            # Anything else may come from a broken or disturbed line, and pass.
             kind = Refused if "CERT" in (error.reason or "") else ConnectError
             raise kind(f"no TLS with {peer}: {explain(error)}") from error
-        except socket.gaierror as error:  # at once: a host that nobody knows will not come up
-            if error.errno == socket.EAI_AGAIN:  # the name service itself may
+        except socket.gaierror as error:  # no retry: an unknown host will not appear
+            if error.errno == socket.EAI_AGAIN:  # but the name service may recover
                 raise Unreachable(
                     f"the host of {peer} cannot be looked up now ({error.strerror or error}): is "
                     "this machine's name service running?"
@@ -161,8 +161,8 @@ class StreamTransport(Transport):
 
 
 class SocketListener(Listener):
-    """Accepts, TLS handshakes included, in the background: a caller that stalls in its handshake
-    keeps nobody else waiting. Its tasks end with `aclose`.
+    """Accepts connections in the background, TLS handshakes included: a caller that stalls in its
+    handshake does not delay others. Its tasks end with `aclose`.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class SocketListener(Listener):
         bound.setblocking(False)
         bound.listen(_BACKLOG)
         self._socket = bound
-        self._guests: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._guests: dict[asyncio.Task[None], None] = {}  # oldest first
         self._server = asyncio.create_task(self._serve())
 
     async def _serve(self) -> None:
@@ -187,7 +187,7 @@ class SocketListener(Listener):
         while True:
             try:
                 connection, _ = await loop.sock_accept(self._socket)
-            except OSError as error:  # out of file descriptors, or the caller is gone already
+            except OSError as error:  # out of file descriptors, or the caller is already gone
                 log.warning("accepting failed", address=self.address, error=str(error))
                 await anyio.sleep(0.1)
                 continue
@@ -197,7 +197,8 @@ class SocketListener(Listener):
                 if oldest is None:
                     connection.close()
                     continue
-                # Whoever is honest shakes hands in a moment; the oldest is the likeliest to stall.
+                # Honest callers finish the handshake quickly; the oldest one is the likeliest to
+                # stall.
                 oldest.cancel()
             prepare(connection)
             guest = asyncio.create_task(self._receive(connection))
@@ -249,7 +250,7 @@ class SocketListener(Listener):
 
 
 def prepare(connection: socket.socket) -> None:
-    """Set what small frames need to leave at once, and the kernel not to take much ahead."""
+    """Set options that send small frames at once and keep the kernel from buffering much ahead."""
     if connection.family in (socket.AF_INET, socket.AF_INET6):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
@@ -269,10 +270,10 @@ def peer_name(scheme: str, connection: socket.socket) -> str:
 
 
 def host_and_port(url: SplitResult) -> tuple[str, int]:
-    """Where to connect to or listen.
+    """The host and port to connect to or listen on.
 
     Raises:
-        ConfigError: the address has no host or port, or something after them.
+        ConfigError: the address lacks a host or port, or has more after them.
     """
     try:
         host, port = url.hostname, url.port
@@ -321,7 +322,7 @@ async def open_tcp(
 
 
 def explain(error: ssl.SSLError) -> str:
-    """What went wrong with TLS, and what to do."""
+    """A readable reason for a TLS error, with a remedy."""
     reason = error.reason or str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
@@ -336,4 +337,4 @@ def _seconds(text: str, address: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"silence={text!r} in {address!r} is no number of seconds") from None
+        raise ConfigError(f"silence={text!r} in {address!r} is not a number of seconds") from None

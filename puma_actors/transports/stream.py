@@ -1,13 +1,14 @@
 """Frames over a byte stream: the channel that tcp://, tls:// and unix:// share.
 
 It is an asyncio protocol, not a pair of tasks: `try_send` reaches the socket in the same call, a
-sink is called from where the bytes arrive, and a channel owns no task that could be left behind.
-Through asyncio's own TLS this is also the fastest way to move bytes.
+sink is called where the bytes arrive, and a channel owns no task that could be left behind. With
+asyncio's own TLS this is also the fastest way to move bytes.
 
-The end of a stream says nothing about what was meant, so the two ends tell each other: END (no
-more frames from here), CLOSE (and none are taken). A stream that ends without CLOSE was lost. Each
-end says ALIVE when it has nothing else to say; whoever is silent for `silence` seconds is dead.
-The first is said at once and tells the other side that it was let in.
+The end of a byte stream does not say whether it was intended, so the two ends tell each other: END
+(no more frames from here), CLOSE (and none are accepted). A stream that ends without CLOSE was
+lost. Each end sends ALIVE when it has nothing else to send; an end that is silent for `silence`
+seconds is considered dead. The first ALIVE is sent at once and tells the other side that it was
+admitted.
 """
 
 import asyncio
@@ -34,26 +35,27 @@ from puma_actors.transports.inbox import Inbox, Sink
 CHUNK_BYTES = 256 << 10
 """Parts of large messages: at 1 Gbit/s a small frame waits 2 ms for one of them."""
 _HIGH, _LOW = 256 << 10, 64 << 10
-"""Senders wait while so many bytes have not reached the socket, until so few are left."""
+"""Senders wait once the first number of bytes has not reached the socket, until the second is left.
+"""
 _WHOLE = 1 << 20
-"""`try_send` does not take more than this at once."""
+"""`try_send` does not accept more than this at once."""
 _SMALL = 64 << 10
-"""Less than this is copied into one write with its neighbours."""
+"""Pieces smaller than this are copied into one write with their neighbours."""
 _PULSE = 1.0
 _OWN = (Kind.ALIVE, Kind.END, Kind.CLOSE)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """How a stream behaves. Times in seconds.
+    """Settings of a stream. Times in seconds.
 
     Attributes:
-        silence: the other side is dead if nothing came for so long; at least 0.1.
-        timeout: for connecting, TLS included.
+        silence: the other side is considered dead if nothing came for this long; at least 0.1.
+        timeout: limit for connecting, TLS included.
         linger: how long a closing side waits until the other has read everything.
-        limits: for frames, both ways.
-        stranger: at a listener, for frames of a caller that was not answered yet; None: the
-            same.
+        limits: limits for frames, both ways.
+        stranger: at a listener, limits for frames of a caller not answered yet; None: the same
+            limits.
     """
 
     silence: float = 10.0
@@ -70,14 +72,14 @@ class StreamOptions:
 
 
 class StreamChannel(Channel, asyncio.BufferedProtocol):
-    """See the module's text. Made by a transport, which connects it to a socket.
+    """See the module docstring. Created by a transport, which connects it to a socket.
 
     Args:
-        options: how it behaves.
+        options: its settings.
         local, peer: the two ends, for messages.
-        identify: whom the other end has proved to be; raises TransportError to refuse it, before
-            anything is said.
-        guest: the other end called.
+        identify: returns the other end's proven identity, or raises TransportError to refuse it
+            before anything is sent.
+        guest: whether the other end called.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, None)
         self._changed = Signal()  # room to write, or the end
         self._turn = anyio.Lock()
-        self._rest: list[memoryview] = []  # of the frame that is being sent, last piece first
+        self._rest: list[memoryview] = []  # rest of the frame being sent, last piece first
         self._stuffed = self._ended = self._closed = self._gone = False
         self._lost: TransportError | None = None
         self._spoke = False
@@ -151,7 +153,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         )
 
     def _lose(self, error: TransportError) -> None:
-        """Nothing more can be sent, and nothing more will come."""
+        """Mark the connection as lost: nothing more can be sent, and nothing more will come."""
         if self._lost is not None:
             return
         self._lost = error
@@ -160,12 +162,12 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         self._inbox.lost(error)
         self._rest.clear()
         self._changed.notify()
-        # Not at once: asyncio may be in the middle of reading from this transport.
+        # Not now: asyncio may be in the middle of reading from this transport.
         asyncio.get_running_loop().call_soon(self._transport.abort)
 
     def _tick(self) -> None:
-        """Count the intervals without a sign of life. The clock alone would not do: if this
-        process was stopped for a while, what arrived meanwhile has not been read yet.
+        """Count the intervals without a sign of life. The clock alone is not enough: if this
+        process was stopped for a while, it has not read yet what arrived meanwhile.
         """
         pulse = min(_PULSE, self._options.silence / 4)
         heard = self._inbox.heard or self._inbox.paused
@@ -190,7 +192,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         self._transport.write(encode(Frame(kind))[0])
 
     def check(self) -> None:
-        """Raise if frames cannot be sent (any more)."""
+        """Raise if frames cannot be sent, or no longer."""
         if self._ended or self._closed:
             raise TransportError("this side has closed the channel")
         if self._lost is not None:
@@ -234,7 +236,7 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
                     if self._rest:
                         self._transport.write(self._rest.pop())
             finally:
-                self._write_rest()  # after a cancellation: a frame that was begun is sent whole
+                self._write_rest()  # after a cancellation: the rest of a frame that was begun
 
     async def _room(self) -> None:
         while self._stuffed:
@@ -255,10 +257,10 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
     # -- receiving --------------------------------------------------------------------------------
 
     async def welcomed(self) -> None:
-        """Wait until the other side has said anything at all.
+        """Wait until the other side has sent anything at all.
 
         Raises:
-            TransportError: it hung up instead, or did not say anything in time.
+            TransportError: it hung up instead, or sent nothing in time.
             RemoteProtocolError: it speaks another protocol.
         """
         while not self._inbox.greeted:

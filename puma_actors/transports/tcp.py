@@ -1,7 +1,7 @@
-"""`tcp://host:port?insecure_no_tls=1`: plain TCP, which anybody on the way can read and change.
+"""`tcp://host:port?insecure_no_tls=1`: plain TCP, which anyone on the path can read and change.
 
-For tests and for networks that protect themselves (a VPN, a service mesh). It must be asked for by
-name, and says so in the log.
+For tests and for networks with their own protection (a VPN, a service mesh). It must be requested
+explicitly, and logs a warning.
 """
 
 import socket
@@ -15,9 +15,7 @@ from puma_actors.transports.stream import StreamChannel, StreamOptions
 
 
 class TcpTransport(StreamTransport):
-    """See the module's text. `insecure_no_tls=True` has the effect of the option in every
-    address.
-    """
+    """See the module docstring. `insecure_no_tls=True` acts like the option in every address."""
 
     scheme = "tcp"
     known = ("insecure_no_tls",)
@@ -37,11 +35,11 @@ class TcpTransport(StreamTransport):
         if choice == "0":
             raise ConfigError(
                 f"{address!r} would send everything in the clear: use tls://, or add "
-                "?insecure_no_tls=1 if the network protects itself"
+                "?insecure_no_tls=1 if the network has its own protection"
             )
         if url.netloc not in self._warned:
             self._warned.add(url.netloc)
-            log.warning("plain TCP: no encryption, no proof of who calls", address=url.netloc)
+            log.warning("plain TCP: no encryption, no authentication", address=url.netloc)
         return url, given, options
 
     async def _open(

@@ -3,10 +3,9 @@
     TlsTransport(Credentials(Path("certs"), Role.DEALER, "dora"))
     tls://host:port?certs=certs&role=dealer&name=dora        the same in an address
 
-Both sides accept certificates of their own authority alone, and read the other side's role and
-name from its certificate into `Channel.peer_identity`. The caller also checks that the certificate
-was issued for the host it called. Who of those with a certificate may take part,
-`session.handshake` decides.
+Both sides accept only certificates of their own authority, and read the other side's role and name
+from its certificate into `Channel.peer_identity`. The caller also checks that the certificate was
+issued for the host it called. `session.handshake` decides which certificate holders may take part.
 """
 
 import asyncio
@@ -30,7 +29,7 @@ from puma_actors.transports.stream import StreamChannel, StreamOptions
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Where a party's certificate is: the folder, and whom it was issued to."""
+    """The place of a party's certificate: the folder, and its holder."""
 
     folder: Path
     role: Role
@@ -45,7 +44,7 @@ class Credentials:
 
 
 class TlsTransport(StreamTransport):
-    """See the module's text. `credentials` serve where an address names none.
+    """See the module docstring. `credentials` are used if an address names none.
 
     Raises (from `connect` and `listen`): ConfigError if there is no certificate, or it has expired.
     """

@@ -1,7 +1,7 @@
 """`unix:///path/to/socket`: actors of one user on one machine.
 
-The socket belongs to its user alone (mode 0600). A socket file that nobody listens at any more is
-replaced; any other file is left alone.
+Only its user can access the socket (mode 0600). A socket file without a listener is replaced; any
+other file is left alone.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _PATH_BYTES = 107  # of sockaddr_un.sun_path, with its final zero
 
 
 class UnixTransport(StreamTransport):
-    """See the module's text."""
+    """See the module docstring."""
 
     scheme = "unix"
 
@@ -37,7 +37,7 @@ class UnixTransport(StreamTransport):
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             bound.bind(str(path))
-            path.chmod(0o600)  # nobody can connect before `listen`
+            path.chmod(0o600)  # no one can connect before `listen`
         except BaseException:
             bound.close()
             raise

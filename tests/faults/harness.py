@@ -93,7 +93,7 @@ class Party:
 
 @dataclass
 class Cluster:
-    """See the module's text. Use as `with`.
+    """See the module docstring. Use as `with`.
 
     Args:
         folder: for everything. extra: tables for every cluster.toml.

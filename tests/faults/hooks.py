@@ -29,7 +29,7 @@ _OVERSIZE = 1 << 40
 
 
 class Gate:
-    """See the module's text."""
+    """See the module docstring."""
 
     def __init__(self, folder: Path, role: str) -> None:
         self.folder = folder

@@ -71,7 +71,7 @@ def answers(cluster: Cluster, choose: random.Random) -> dict[str, list[int]]:
 
 
 class Soak:
-    """See the module's text."""
+    """See the module docstring."""
 
     def __init__(self, cluster: Cluster, requests: int, clients: int, seed: int) -> None:
         self.cluster = cluster

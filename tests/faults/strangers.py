@@ -244,7 +244,7 @@ def _fill(cell: Cell, cluster: Cluster) -> None:
         len(cluster.parties[Role(cell.where)].events()),
     )
     (cluster.folder / "full").write_text(cell.where)
-    check_failure(cluster.upload(), {"its disk is full: make room there"})
+    check_failure(cluster.upload(), {"its disk is full: free some space"})
     wait_until(
         lambda: any("its disk is full" in e.get("reason", "") for e in party.events(start)),
         f"{cell.where} logs it",

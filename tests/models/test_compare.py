@@ -181,7 +181,7 @@ def test_warnings_of_a_place():
     assert not found.strays(0.05)
     broken = compare_place(place_of(plain), Rebuilt("x", plain, {}, False))
     assert broken.strays(1.0)
-    assert broken.warnings(1.0) == ["the parties' shares do not fit together"]
+    assert broken.warnings(1.0) == ["the parties' shares are inconsistent"]
 
 
 def test_programs_at_different_places_are_a_fault():

@@ -78,7 +78,7 @@ def test_activations_and_norms(model_type, activation):
         assert found.config.hidden_act == ("silu" if activation == "swish" else activation)
     setattr(model.config, act, "gelu" if activation != "gelu" else "gelu_new")
     with pytest.raises(
-        ModelError, match=r"is \w+, and its configuration has 'gelu.*make the model"
+        ModelError, match=r"is \w+, and its configuration has 'gelu.*build the model"
     ):
         open_model(model)
     if model_type != "distilbert":  # whose eps is fixed
@@ -201,12 +201,12 @@ class MyLinear(torch.nn.Linear):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (None, r"the model is NoneType: give a model of transformers"),
+        (None, r"the model is NoneType: give a transformers model"),
         (1, "the model is int: give a model"),
         ({"model.norm.weight": 1}, "the model is dict: give a model"),
         ("folder", "the model is str: .*the path of a saved one to from_pretrained"),
-        (torch.nn.Linear(2, 2), r"the model is torch\.nn.*Linear: give a model of transformers"),
-        (transformers.LlamaConfig(), r"LlamaConfig: give a model of transformers"),
+        (torch.nn.Linear(2, 2), r"the model is torch\.nn.*Linear: give a transformers model"),
+        (transformers.LlamaConfig(), r"LlamaConfig: give a transformers model"),
         (
             torch.nn.DataParallel(tiny_model("gpt2", "causal-lm")),
             r"DataParallel: give the model inside of it, its \.module",

@@ -146,9 +146,9 @@ def test_a_pair_moved_apart(model, pair, factor):
 def test_without_the_balance_it_is_refused_at_its_place():
     config = tiny_config(tied=False)
     values = random_values(config)
-    with pytest.raises(RangeError, match=r"^layers\.0: what is rounded .* too small beside"):
+    with pytest.raises(RangeError, match=r"^layers\.0: rounding and .* too small compared"):
         calibrate(config, moved(config, values, "values", 1e-5))
-    with pytest.raises(RangeError, match=r"^layers\.0\.gate_up: what is rounded"):
+    with pytest.raises(RangeError, match=r"^layers\.0\.gate_up: rounding and"):
         calibrate(config, moved(config, values, "mlp", 1e-5))
 
 
@@ -295,6 +295,6 @@ def test_a_text_that_is_spoiled_is_refused():
     values = copied(random_values(config))
     values["table"][7] *= np.float32(3e-6)
     calibrate(config, values)
-    with pytest.raises(RangeError, match="what is rounded or approximated"):
+    with pytest.raises(RangeError, match="rounding and approximation"):
         calibrate(config, values, [[7, 7, 7]])
     assert ALLOWED <= 0.02

@@ -122,7 +122,7 @@ BAD = [
     ({"pooling": {}}, "pooling 'none'"),
     ({"parts": ("Transformer", "Pooling", "Dense")}, "part 2, Dense, is not supported"),
     ({"parts": ("CLIPModel",)}, "part 0, CLIPModel"),
-    ({"parts": ("Transformer",)}, "names no Pooling"),
+    ({"parts": ("Transformer",)}, "has no Pooling"),
     ({"limits": {"max_seq_length": 0}}, "max_seq_length: 0"),
     (
         {

@@ -108,7 +108,7 @@ def test_one_that_was_imported_before_is_named(tmp_path):
     script.write_text("import models, puma_actors\n")
     found = last(start(script, path=(ROOT,)))
     assert f"{path} hides" in found
-    assert found.endswith("rename it, and start Python anew")
+    assert found.endswith("rename it, and restart Python")
 
 
 # -- no false alarm --------------------------------------------------------------------------------

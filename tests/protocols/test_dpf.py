@@ -120,7 +120,7 @@ def test_selectors_refuse_what_does_not_fit():
     a = roots(rng, 2)
     with pytest.raises(LocalProtocolError, match="below 2\\^3"):
         dpf.generate_selectors(np.array([1, 8], dtype=np.uint64), a, a, 3)
-    with pytest.raises(RemoteProtocolError, match="where 32 belong"):
+    with pytest.raises(RemoteProtocolError, match="not 32"):
         dpf.expand_selectors(0, a, np.zeros(16, dtype=np.uint8), 3)
 
 
@@ -212,7 +212,7 @@ def test_bad_arguments_are_our_fault():
     with pytest.raises(LocalProtocolError, match="v >= 1"):
         dpf.correction_bytes(0, 1)
     correction = dpf.generate(np.array([1, 2], np.uint64), one, a, a, 3)
-    with pytest.raises(LocalProtocolError, match="4 segments where v=3 needs 8"):
+    with pytest.raises(LocalProtocolError, match="4 segments, but v=3 needs 8"):
         tables = np.zeros((1, 1, 4), np.uint64)
         dpf.spline_shares(0, a, correction, 3, one[:, 0], one[:, 0], tables)
 

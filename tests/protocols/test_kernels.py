@@ -166,7 +166,7 @@ def test_full_words_are_not_copied():
 def test_unpack_refuses_malformed_buffers(unpack):
     packed = packing.pack(words(1, 5), 18)  # 90 bits: 12 bytes with 6 bits of padding
     for wrong in (packed[:-1], np.append(packed, packed[:1])):
-        with pytest.raises(RemoteProtocolError, match="bytes where 5 words of 18 bits"):
+        with pytest.raises(RemoteProtocolError, match="bytes, but 5 words of 18 bits"):
             unpack(wrong, 18, 5)
     packed[-1] |= 0x80
     with pytest.raises(RemoteProtocolError, match="padding"):

@@ -129,5 +129,5 @@ def test_a_party_without_a_share_says_so():
     async def program(lane, x, weight):
         return await linear(lane, x, weight)
 
-    with pytest.raises(LocalProtocolError, match="holds no share of the weight"):
+    with pytest.raises(LocalProtocolError, match="has no share of the weight"):
         run(program, share_ints([[1, 2]], frac=18), weight)

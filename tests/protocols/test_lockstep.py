@@ -193,7 +193,7 @@ def test_split_undoes_packing(parts, seed):
         np.testing.assert_array_equal(got, value)
     for wrong in (data + b"x", data[:-1]):
         if len(wrong) != len(data):
-            with pytest.raises(RemoteProtocolError, match=f"where {len(data)} belong"):
+            with pytest.raises(RemoteProtocolError, match=f"expected {len(data)}"):
                 split(wrong, parts)
 
 
@@ -208,7 +208,7 @@ def test_a_message_of_the_wrong_size_is_the_other_sides_fault():
         await lane.receive_bytes(A, 4)
 
     for receiver in (words, raw):
-        with pytest.raises(RemoteProtocolError, match=r"3 bytes where \d belong"):
+        with pytest.raises(RemoteProtocolError, match=r"3 bytes, expected \d"):
             run_parties(only(a=short, b=receiver))
 
 
@@ -246,7 +246,7 @@ def test_run_now_refuses_to_wait():
     async def waits():
         await Never()
 
-    with pytest.raises(LocalProtocolError, match="nobody sends"):
+    with pytest.raises(LocalProtocolError, match="no party sends"):
         run_now(waits())
 
 

@@ -26,7 +26,7 @@ from protocols.errors import ModelError
 class FalconConfig(DecoderConfig):
     """A decoder of the Falcon family.
 
-    The outputs of `self_attention.query_key_value`, each block a head of head_dim entries:
+    The outputs of `self_attention.query_key_value` are blocks of head_dim entries, one per head:
 
     - new_decoder_architecture: for each key head its num_heads / num_kv_heads queries, then its
       key, then its value;
@@ -38,8 +38,8 @@ class FalconConfig(DecoderConfig):
         parallel_norms: norms of a parallel layer: 1 (`input_layernorm`) or 2 (`ln_attn`,
             `ln_mlp`). 0 where the layer is sequential (`input_layernorm`,
             `post_attention_layernorm`).
-        bias: the matrices of the layers have one.
-        alibi: scores get a bias that grows with the position, in place of rotary positions.
+        bias: the matrices of the layers have biases.
+        alibi: scores get a bias that grows with the position, instead of rotary positions.
         rope_scaling: None for the plain frequencies of rope_theta.
     """
 
@@ -110,7 +110,7 @@ class FalconConfig(DecoderConfig):
         return rotary_turns(self.rope_theta, self.head_dim, self.rope_scaling, length)
 
     def norm_names(self) -> tuple[str, ...]:
-        """Names of a layer's LayerNorms: of the attention, and of the MLP if it has its own."""
+        """Names of a layer's LayerNorms: the attention's, and the MLP's if it has its own."""
         if not self.parallel_attn:
             return "input_layernorm", "post_attention_layernorm"
         return ("ln_attn", "ln_mlp") if self.parallel_norms == 2 else ("input_layernorm",)
@@ -171,7 +171,7 @@ class FalconConfig(DecoderConfig):
 
 
 def _layout(data: Mapping[str, Any], heads: int) -> dict[str, Any]:
-    """Heads and norms as transformers' class takes them from settings that depend on another."""
+    """Heads and norms, derived as in transformers' class from settings that depend on another."""
     new, parallel = data.get("new_decoder_architecture", False), data.get("parallel_attn", True)
     check_flag("new_decoder_architecture", new)
     check_flag("parallel_attn", parallel)

@@ -26,7 +26,8 @@ class Gpt2Config(DecoderConfig):
 
     Attributes:
         scale_attn_weights: scores are divided by sqrt(head_dim).
-        scale_attn_by_inverse_layer_idx: those of layer i, from 0, also by i + 1.
+        scale_attn_by_inverse_layer_idx: those of layer i, counted from 0, are also divided by i +
+            1.
     """
 
     family: ClassVar[str] = "gpt2"
@@ -35,7 +36,7 @@ class Gpt2Config(DecoderConfig):
         prefix="transformer.",
         children=frozenset({"wte", "wpe", "h", "ln_f"}),
         heads=frozenset({"lm_head", "score", "classifier", "qa_outputs", "multiple_choice_head"}),
-        # Causal masks, which old checkpoints carry along.
+        # Causal masks, which old checkpoints contain.
         ignored=re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias"),
     )
 
@@ -59,7 +60,7 @@ class Gpt2Config(DecoderConfig):
         return self.hidden_size // self.num_heads
 
     def attention_scale(self, layer: int) -> float:
-        """What the scores of a layer, from 0, are multiplied with."""
+        """The factor on the scores of a layer, counted from 0."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 

@@ -1,4 +1,4 @@
-"""The LLaMA family: LLaMA 1 to 3, Mistral, Qwen2, Qwen3 and what else is saved as one of them."""
+"""The LLaMA family: LLaMA 1 to 3, Mistral, Qwen2, Qwen3, and models saved as one of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from protocols.base.ring import Words
 from protocols.errors import ModelError
 
 _MAX_WINDOW = 1 << 24
-# Where a key is absent, the value that transformers' configuration class would take.
+# Defaults of transformers' configuration classes, for absent keys.
 _DEFAULTS: dict[str, dict[str, object]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
@@ -54,8 +54,8 @@ class LlamaConfig(DecoderConfig):
 
     Attributes:
         qkv_bias: the projections to queries, keys and values have a bias (Qwen2).
-        output_bias: so does the projection after the attention.
-        mlp_bias: so do the three projections of the MLP.
+        output_bias: the projection after the attention has a bias.
+        mlp_bias: the three projections of the MLP have biases.
         qk_norm: each head's query and key pass an RMSNorm before the rotation (Qwen3).
         windows: for each layer, the number of positions that a token attends to, itself and the
             ones before it, or None for all; None when no layer is limited below max_positions.
@@ -75,7 +75,7 @@ class LlamaConfig(DecoderConfig):
         children=frozenset({"embed_tokens", "layers", "norm"}),
         heads=frozenset({"lm_head", "score", "qa_outputs"}),
         ignored=re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
-        other_prefixes=("transformer.",),  # of the classes for question answering
+        other_prefixes=("transformer.",),  # used by the classes for question answering
     )
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
         # Mixtures of experts.
@@ -83,7 +83,7 @@ class LlamaConfig(DecoderConfig):
         "num_local_experts": (0,),
         "n_routed_experts": (0,),
         "moe_intermediate_size": (),
-        # Granite, MiniCPM, Cohere, Gemma and relations, saved under a name of this family.
+        # Granite, MiniCPM, Cohere, Gemma and similar models saved under a name of this family.
         "embedding_multiplier": (1,),
         "residual_multiplier": (1,),
         "attention_multiplier": (),
@@ -233,7 +233,7 @@ def check_rotary(head_dim: int, scaling: object) -> None:
 
 
 def _biases(model_type: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Which projections have a bias, as the classes of transformers decide it."""
+    """Which projections have a bias, as in transformers' classes."""
     if model_type == "mistral":
         refuse_unless_neutral(data, {"attention_bias": (False,)})
     if model_type != "llama":
@@ -250,7 +250,7 @@ def _biases(model_type: str, data: Mapping[str, Any]) -> dict[str, Any]:
 def _windows(
     model_type: str, data: Mapping[str, Any], layers: int, positions: int
 ) -> tuple[int | None, ...] | None:
-    """Sliding windows, a layer each; None when no window is shorter than the context."""
+    """Sliding windows, one per layer; None when no window is shorter than the context."""
     window: Any = data.get("sliding_window")
     if model_type.startswith("qwen") and not data.get("use_sliding_window", False):
         window = None

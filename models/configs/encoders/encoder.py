@@ -17,11 +17,11 @@ _MAX_TOKEN_TYPES = 1 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(ModelConfig):
-    """What the three families of encoders have in common.
+    """The common part of the three families of encoders.
 
     Attributes:
         type_vocab_size: rows of the table of token types; 0 without one (DistilBERT).
-        position_offset: row of the position table that belongs to the first token. The table has
+        position_offset: row of the position table for the first token. The table has
             max_positions + position_offset rows.
         pooler: the first token's last hidden state passes a dense layer and tanh: before a BERT
             classifier, and beside the hidden states where the checkpoint of a base model has it.
@@ -103,7 +103,7 @@ class BertConfig(EncoderConfig):
         prefix="bert.",
         children=frozenset({"embeddings", "encoder", "pooler"}),
         heads=frozenset({"cls", "classifier", "qa_outputs"}),
-        # The second head of pre-training says whether one sentence follows another.
+        # The second pre-training head predicts whether one sentence follows another.
         ignored=re.compile(
             r"bert\.embeddings\.(position_ids|token_type_ids)|cls\.seq_relationship\..*"
         ),
@@ -139,11 +139,11 @@ class BertConfig(EncoderConfig):
 
     @classmethod
     def _settings_of_head(cls, head: str) -> dict[str, Any]:
-        # Whether a base model has a pooler is for its file to tell, see `adapted`.
+        # Whether a base model has a pooler depends on its file, see `adapted`.
         return {"pooler": head in ("none", *cls._pooled_heads())}
 
     def is_ignored(self, name: str) -> bool:
-        # Base models have a pooler by default; most heads do without.
+        # Base models have a pooler by default; most heads do not use it.
         unused = not self.pooler and name.startswith(f"{self.naming.prefix}pooler.dense.")
         return unused or super().is_ignored(name)
 

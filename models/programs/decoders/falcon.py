@@ -1,7 +1,7 @@
 """The Falcon family as a program over `Ops`.
 
-Attention and MLP side by side (7B, 40B) or one after the other (RW), one or two norms a layer,
-rotary positions or ALiBi, one key head, a few, or as many as queries.
+Attention and MLP side by side (7B, 40B) or one after the other (RW), one or two norms per layer,
+rotary positions or ALiBi; one key head, a few, or as many as query heads.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from protocols.functions.normalize import Norm
 
 
 def heads_of(config: FalconConfig) -> Heads:
-    """The attention's shape."""
+    """The shape of the attention."""
     return Heads(config.num_heads, config.num_kv_heads, config.head_dim)
 
 
@@ -34,7 +34,7 @@ def alibi_slopes(count: int) -> NDArray[np.float64]:
     power = 1 << (count.bit_length() - 1)
 
     def sequence(size: int) -> list[float]:
-        with localcontext(PRECISE):  # the evaluators' must be equal to the last bit
+        with localcontext(PRECISE):  # must be the same to the last bit at both evaluators
             log = Decimal(2).ln()
             return [float((-log * 8 * k / size).exp()) for k in range(1, size + 1)]
 
@@ -59,7 +59,7 @@ async def forward(
         k, v = cache.extend(ops, i, k, v)  # (key heads, context, size)
         wanted = None
         if i == config.num_layers - 1 and batch.rows in ("first", "last"):
-            wanted = batch.wanted  # the other rows have no reader
+            wanted = batch.wanted  # the other rows are not used
             x, y, q = ops.take(x, wanted), ops.take(y, wanted), ops.heads_at(q, wanted)
         attended = await ops.attention(q, k, v, name, spans(wanted=wanted))
         attended = await ops.linear(attended, parameters[f"{name}.output"], f"{name}.output")
@@ -77,11 +77,11 @@ async def forward(
 
 
 def parameters_of(config: FalconConfig) -> dict[str, Parameter]:
-    """Name -> kind and shape of everything that is shared, in upload order."""
+    """Name -> kind and shape of every shared tensor, in upload order."""
     hidden, inner, heads = config.hidden_size, config.intermediate_size, heads_of(config)
     wanted = {"table": Parameter("table", (config.vocab_size, hidden))}
     for i in range(config.num_layers):
-        # A norm's shift makes a bias of the matrix after it, whether or not it had one.
+        # A norm's shift becomes a bias of the matrix after it, whether or not that had one.
         wanted[f"layers.{i}.qkv"] = Parameter("weight", (hidden + 1, heads.columns))
         wanted[f"layers.{i}.output"] = Parameter("weight", (hidden + config.bias, hidden))
         wanted[f"layers.{i}.up"] = Parameter("weight", (hidden + 1, inner))

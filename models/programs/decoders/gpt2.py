@@ -29,7 +29,7 @@ async def forward(
         k, v = cache.extend(ops, i, k, v)  # (heads, context, size)
         wanted = None
         if i == config.num_layers - 1 and batch.rows in ("first", "last"):
-            wanted = batch.wanted  # the other rows have no reader
+            wanted = batch.wanted  # the other rows are not used
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         spans = spans_of(batch, start, causal=True, wanted=wanted)
         y = await ops.attention(q, k, v, name, spans)  # (tokens, hidden)
@@ -44,7 +44,7 @@ async def forward(
 
 
 def parameters_of(config: Gpt2Config) -> dict[str, Parameter]:
-    """Name -> kind and shape of everything that is shared, in upload order."""
+    """Name -> kind and shape of every shared tensor, in upload order."""
     hidden, inner = config.hidden_size, config.intermediate_size
     wanted = {
         "table": Parameter("table", (config.vocab_size, hidden)),

@@ -20,7 +20,7 @@ from protocols.functions.normalize import Norm
 
 
 def heads_of(config: LlamaConfig) -> Heads:
-    """The attention's shape."""
+    """The shape of the attention."""
     return Heads(config.num_heads, config.num_kv_heads, config.head_dim)
 
 
@@ -45,7 +45,7 @@ async def forward(
         k, v = cache.extend(ops, i, k, v)  # (key heads, context, size)
         wanted = None
         if i == config.num_layers - 1 and batch.rows in ("last", "first"):
-            wanted = batch.wanted  # the other rows have no reader
+            wanted = batch.wanted  # the other rows are not used
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         spans = spans_of(batch, start, causal=True, wanted=wanted, window=windows[i])
         y = await ops.attention(q, k, v, name, spans)  # (tokens, query heads * size)
@@ -60,7 +60,7 @@ async def forward(
 
 
 def parameters_of(config: LlamaConfig) -> dict[str, Parameter]:
-    """Name -> kind and shape of everything that is shared, in upload order."""
+    """Name -> kind and shape of every shared tensor, in upload order."""
     hidden, inner, heads = config.hidden_size, config.intermediate_size, heads_of(config)
     queries = heads.query * heads.size
     wanted = {"table": Parameter("table", (config.vocab_size, hidden))}

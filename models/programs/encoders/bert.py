@@ -48,7 +48,7 @@ async def forward(
         q, k, v = await ops.project(x, parameters[f"{name}.qkv"], name, heads)
         wanted = None
         if i == config.num_layers - 1 and batch.rows in ("first", "last"):
-            wanted = batch.wanted  # the other rows have no reader
+            wanted = batch.wanted  # the other rows are not used
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         y = await ops.attention(q, k, v, name, spans_of(batch, causal=False, wanted=wanted))
         x = ops.add(x, await ops.linear(y, parameters[f"{name}.output"], f"{name}.output"))
@@ -60,7 +60,7 @@ async def forward(
 
 
 def parameters_of(config: EncoderConfig) -> dict[str, Parameter]:
-    """Name -> kind and shape of everything that is shared, in upload order."""
+    """Name -> kind and shape of every shared tensor, in upload order."""
     hidden, inner = config.hidden_size, config.intermediate_size
 
     def norm(name: str) -> dict[str, Parameter]:
@@ -104,8 +104,8 @@ _DISTILBERT = {
 
 
 def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
-    """The float matrices to be shared, in the order of `parameters_of`. 1 / sqrt(head size) goes
-    into the queries.
+    """The float matrices to be shared, in the order of `parameters_of`. 1 / sqrt(head size) is
+    folded into the queries.
     """
     config = checkpoint.config
     assert isinstance(config, EncoderConfig)

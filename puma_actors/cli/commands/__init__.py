@@ -1,1 +1,1 @@
-"""One file a command, or a group of them."""
+"""One file per command, or per group of commands."""

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Certificates for parties on different machines: a small authority of your own, and a "
+    help="Certificates for parties on different machines: your own small authority, and a "
     "certificate for each party that names its role. They expire; to rotate one, remove its "
     ".pem and .key, issue a new pair, copy it to its party and restart that party. To rotate the "
-    "authority, make one in a new folder and reissue everything.",
-    short_help="Make, list and rotate certificates for parties on different machines.",
+    "authority, create one in a new folder and reissue everything.",
+    short_help="Create, list and rotate certificates for parties on different machines.",
     invoke_without_command=True,
 )
 
@@ -41,12 +41,12 @@ def overview(context: typer.Context) -> None:
 def init(
     folder: FolderOption = Path("certs"),
     days: Annotated[
-        int, typer.Option(min=1, help="Until the authority expires, and with it all it issued.")
+        int, typer.Option(min=1, help="Days until the authority expires, and all its certificates.")
     ] = 3650,
 ) -> None:
-    """Make an authority: ca.pem, which every party needs, and ca.key, which stays here.
+    """Create an authority: ca.pem, which every party needs, and ca.key, which stays here.
 
-    Whoever has ca.key can make a certificate for any role: keep it off the parties' machines.
+    Anyone who has ca.key can create a certificate for any role: keep it off the parties' machines.
     Nothing is overwritten.
     """
     from puma_actors.base.certs import create_authority
@@ -58,9 +58,9 @@ def init(
 
 @app.command("issue")
 def issue(
-    role: Annotated[Holder, typer.Option(help="What the party does.")],
+    role: Annotated[Holder, typer.Option(help="The party's role.")],
     name: Annotated[
-        str, typer.Option(help="What the party is called. Default: its role.", show_default=False)
+        str, typer.Option(help="The party's name. Default: its role.", show_default=False)
     ] = "",
     host: Annotated[
         list[str] | None,
@@ -68,10 +68,10 @@ def issue(
     ] = None,
     folder: FolderOption = Path("certs"),
     days: Annotated[
-        int, typer.Option(min=1, help="Until it expires; issue a new one before that.")
+        int, typer.Option(min=1, help="Days until it expires; issue a new one before then.")
     ] = 90,
 ) -> None:
-    """Make a key and a certificate for a party, to be copied to it together with ca.pem.
+    """Create a key and a certificate for a party; copy both to it, together with ca.pem.
 
     To rotate, remove the old .pem and .key first, issue again, and restart the party.
     """

@@ -1,4 +1,4 @@
-"""`puma compare`: where a private evaluation of one's own model leaves the plaintext one."""
+"""`puma compare`: where the private evaluation of a model differs from the plaintext one."""
 
 from rich.table import Table
 from rich.text import Text
@@ -26,10 +26,10 @@ def run_compare(
     *,
     as_json: bool,
 ) -> None:
-    """Compare on texts and on token ids, each a sequence of its own.
+    """Compare on texts and on token ids, each as a separate sequence.
 
     Raises:
-        ConfigError: no sequence, or one that the model cannot take.
+        ConfigError: there is no sequence, or one that the model cannot take.
     """
     if not texts and not input_ids:
         raise ConfigError("nothing to compare on: give --text or --input-ids")
@@ -111,7 +111,7 @@ def _conclusion(found: Comparison) -> list[tuple[str, str]]:
     kind = "hidden states" if found.agreement is None else "logits"
     error = (
         f"{kind} {result.shape}: largest error {result.most:.3g}, mean {result.mean:.3g}, "
-        f"least cosine of a row {found.cosine:.6f}"
+        f"smallest cosine of a row {found.cosine:.6f}"
     )
     lines = [(error, "")]
     if found.agreement is not None:

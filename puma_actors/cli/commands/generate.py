@@ -27,7 +27,7 @@ def run_generate(
     raw: bool,
     as_json: bool,
 ) -> None:
-    """Load, share, answer, and say what it took."""
+    """Load, share, answer, and print the cost."""
 
     def check(cluster: Cluster) -> None:
         cluster.check_sampling(sampling)
@@ -51,7 +51,7 @@ def run_generate(
 async def _stream(
     cluster: Cluster, ids: list[int], sampling: SamplingConfig, *, quiet: bool
 ) -> str:
-    """The answer, printed as it grows, with a status line below it on a terminal."""
+    """Print the answer as it grows, with a status line below it on a terminal."""
     text = ""
     with progress(quiet=quiet) as report, report.following(Following(cluster)):
         async for token in cluster.generate(ids, sampling):
@@ -88,8 +88,8 @@ def run_forward(
     where: Where,
     as_json: bool,
 ) -> None:
-    """Write `logits`, or the `last_hidden_state` of a bare model, to an .npz file: a row for each
-    result (as a rule a token).
+    """Write `logits`, or the `last_hidden_state` of a bare model, to an .npz file: one row per
+    result (usually per token).
     """
     ids = parse_ids(input_ids)
     check_file("--output", output, ".npz")

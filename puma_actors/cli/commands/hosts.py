@@ -1,4 +1,4 @@
-"""`puma party`, `upload`, `ping` and `doctor`: roles on hosts of their own."""
+"""`puma party`, `upload`, `ping` and `doctor`: roles on separate hosts."""
 
 import signal
 from enum import StrEnum
@@ -13,7 +13,7 @@ from puma_actors.cli.commands.certs import Holder
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import InsecureOption, JsonObjectOption
 
-if TYPE_CHECKING:  # brings NumPy, which `puma --help` and completion do without
+if TYPE_CHECKING:  # imports NumPy, which `puma --help` and completion do not need
     from protocols.base.shares import Role as _Role
 
 ClusterOption = Annotated[
@@ -35,7 +35,7 @@ class Computing(StrEnum):
 
 def party(
     role: Annotated[
-        Computing | None, typer.Option(help="What this host does.", show_default=False)
+        Computing | None, typer.Option(help="The role of this host.", show_default=False)
     ] = None,
     cluster: ClusterOption = CLUSTER,
     listen: Annotated[
@@ -44,8 +44,8 @@ def party(
     network: Annotated[
         str | None,
         typer.Option(
-            help="Delay what comes in as a network would, as for `generate --network`; to be given "
-            "to all parties (and clients) alike.",
+            help="Delay incoming frames as a network would, as for `generate --network`; all "
+            "parties and clients need the same setting.",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +56,7 @@ def party(
 ) -> None:
     """Run one computing party, until SIGTERM or Ctrl-C.
 
-    It then takes no new sessions, lets those that run finish for a while, and ends.
+    It then takes no new sessions, gives running ones some time to finish, and ends.
     """
     from protocols.base.shares import Role
     from puma_actors.base.logs import show_logs
@@ -82,7 +82,7 @@ async def _run_party(config: Any, role: "_Role") -> None:
     server = PartyServer(config, role)
 
     async def obey(scope: anyio.CancelScope) -> None:
-        """The first signal drains, the second ends at once."""
+        """The first signal drains the party, the second ends it at once."""
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 log.info("signal", number=int(number))
@@ -107,7 +107,7 @@ async def _run_party(config: Any, role: "_Role") -> None:
 
 def upload(
     model: Annotated[str, typer.Argument(help="A model, as for `generate --model`.")],
-    name: Annotated[str, typer.Option("--name", help="What it is called at the parties.")],
+    name: Annotated[str, typer.Option("--name", help="Its name at the parties.")],
     cluster: ClusterOption = CLUSTER,
     publish_tokenizer: Annotated[
         bool,
@@ -119,7 +119,7 @@ def upload(
     insecure_no_tls: InsecureOption = False,
     as_json: JsonObjectOption = False,
 ) -> None:
-    """Share a model's weights with the three parties, who keep the shares under a name."""
+    """Share a model's weights with the three parties, which keep the shares under a name."""
     refuse_unsupported(model)
     from puma_actors.cli.output import print_json, progress, stdout
     from puma_actors.hosts.config import load_config
@@ -157,13 +157,13 @@ async def _run_upload(
 
 def ping(
     cluster: ClusterOption = CLUSTER,
-    role: Annotated[Holder, typer.Option(help="Whose certificate to use.")] = Holder.CLIENT,
+    role: Annotated[Holder, typer.Option(help="Role of the certificate to use.")] = Holder.CLIENT,
     insecure_no_tls: InsecureOption = False,
     as_json: JsonObjectOption = False,
 ) -> None:
-    """Reach every party, and have each measure the way to the others.
+    """Reach every party, and have each measure its connections to the others.
 
-    Exit code 1 if any way is broken, or a party runs another version than the others or this
+    Exit code 1 if any connection is broken, or if versions differ among the parties and this
     program: no session is possible between them.
     """
     from protocols.base.shares import Role
@@ -182,7 +182,7 @@ def ping(
     else:
         _ping_table(rows, parties)
     if differ:
-        tell("versions differ: install the same everywhere")
+        tell("versions differ: install the same version everywhere")
     if differ or any(row["problem"] for row in rows):
         raise typer.Exit(1)
 
@@ -207,7 +207,7 @@ def _parties(found: list[Any], days: float | None) -> list[dict[str, Any]]:
 
 
 def _ways(pinged: Any) -> list[dict[str, Any]]:
-    """The way from here to a party, and its ways to the others."""
+    """The connection from here to a party, and its connections to the others."""
     answer = pinged.answer
     rows = [
         {
@@ -243,7 +243,7 @@ def _ping_table(rows: list[dict[str, Any]], parties: list[dict[str, Any]]) -> No
             "" if speed is None else f"{amount(speed)}/s",
             row["problem"],
         )
-        table.add_row(*map(Text, cells))  # what parties say is never markup
+        table.add_row(*map(Text, cells))  # text from parties is never markup
     stdout.print(table)
     table = Table(box=None)
     for heading in ("", "version", "programs", "certificate"):
@@ -260,10 +260,10 @@ def _ping_table(rows: list[dict[str, Any]], parties: list[dict[str, Any]]) -> No
 
 def doctor(
     cluster: Annotated[
-        Path | None, typer.Option("--cluster", "--config", help="Check what it names, too.")
+        Path | None, typer.Option("--cluster", "--config", help="Also check this configuration.")
     ] = None,
     role: Annotated[
-        Holder | None, typer.Option(help="What this host is to do.", show_default=False)
+        Holder | None, typer.Option(help="The role of this host.", show_default=False)
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Do not read the stored models to verify them.")
@@ -271,7 +271,7 @@ def doctor(
     insecure_no_tls: InsecureOption = False,
     as_json: JsonObjectOption = False,
 ) -> None:
-    """Tell whether this machine can take part. Exit code 1 if something would stop a run."""
+    """Check whether this machine can take part. Exit code 1 if something would stop a run."""
     from rich.table import Table
     from rich.text import Text
 

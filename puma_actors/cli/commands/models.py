@@ -1,4 +1,4 @@
-"""`puma models`: what the parties hold."""
+"""`puma models`: the models that the parties hold."""
 
 from typing import Annotated, Any
 
@@ -20,15 +20,15 @@ app = typer.Typer(
 def show(
     cluster: ClusterOption = CLUSTER,
     role: Annotated[
-        Holder, typer.Option(help="Whose certificate: owner or client.")
+        Holder, typer.Option(help="The role whose certificate to use: owner or client.")
     ] = Holder.OWNER,
     insecure_no_tls: InsecureOption = False,
     as_json: JsonObjectOption = False,
 ) -> None:
-    """List the models, and whether all parties hold fitting shares of each.
+    """List the models, and whether all parties hold matching shares of each.
 
-    Works with whoever answers. A file whose checksum is wrong makes its model damaged; files that
-    have not been read since their party started are read now, for up to 10 seconds.
+    Works with the parties that answer. A file with a wrong checksum makes its model damaged; files
+    that have not been read since their party started are read now, for up to 10 seconds.
     """
     from protocols.base.shares import Role
     from puma_actors.cli.output import print_json, tell
@@ -50,7 +50,7 @@ def show(
         return
     _show(listing)
     for peer, error in listing.silent.items():
-        problem = str(error).removeprefix(f"{peer}: ")  # most say already whose it is
+        problem = str(error).removeprefix(f"{peer}: ")  # most messages already name the party
         tell(f"no answer from {peer}: {problem}")
 
 
@@ -70,8 +70,8 @@ def _show(listing: Any) -> None:
         ready = "ready" if all(entry.verified for entry in good) else "ready, not yet verified"
         state = problem_of(held, listing.silent) or ready
         cells = (name, good[0].architecture, good[0].head, size, good[0].created[:16], state)
-        table.add_row(*map(Text, cells))  # what parties say is never markup
-    stdout.print(table if listing.models else "no models: `puma upload` brings one")
+        table.add_row(*map(Text, cells))  # text from parties is never markup
+    stdout.print(table if listing.models else "no models: add one with `puma upload`")
 
 
 @app.command("remove")
@@ -81,7 +81,7 @@ def remove(
     insecure_no_tls: InsecureOption = False,
     as_json: JsonObjectOption = False,
 ) -> None:
-    """Remove a model from all parties. Sessions that use it may finish.
+    """Remove a model from all parties. Sessions that use it can finish.
 
     Exit code 1 if a party could not be reached or kept it: run the command again later.
     """
@@ -102,7 +102,7 @@ def remove(
         say(f"{name} removed from {', '.join(had) or 'no party'}")
         for each in found.values():
             if each.state == "none":
-                say(f"{each.peer} had none")
+                say(f"{each.peer} did not have it")
             elif not each.done:
                 problem = each.problem.removeprefix(f"{each.peer}: ")
                 tell(f"{each.peer} ({each.state}): {problem}")

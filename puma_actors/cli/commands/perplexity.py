@@ -16,7 +16,7 @@ from puma_actors.roles.owner import Progress
 
 
 def read_text(file: Path) -> str:
-    """Raises ConfigError: the file cannot be read as UTF-8 text."""
+    """Read a file. Raises ConfigError if it is not readable as UTF-8 text."""
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:
@@ -42,7 +42,7 @@ def run_perplexity(
     async def run() -> None:
         with progress(quiet=as_json) as report:
             cluster = open_cluster(model, settings, where, report)
-            with cluster.checkpoint:  # closed by the cluster as well, once it has begun
+            with cluster.checkpoint:  # the cluster closes it too, once it has started
                 ids = cluster.text_ids(text)[:max_tokens]
                 windows = plan_windows(cluster, ids, window, stride)
                 report("plaintext first", 0.0)
@@ -64,7 +64,7 @@ def run_perplexity(
 
 
 class _Shares:
-    """How many tokens the windows that are done had, and how many all have."""
+    """The tokens of the windows that are done, and those of all windows."""
 
     def __init__(self, sizes: list[int], told: Told) -> None:
         self._sizes, self._told, self._done = sizes, told, 0
@@ -80,7 +80,7 @@ class _Shares:
 def _told(kind: str, report: Progress) -> Told:
     def told(done: int, windows: int, rest: float) -> None:
         left = f"about {rest / 60:.0f} min" if rest >= 90 else f"about {rest:.0f} s"
-        # The first word differs from window to window: each gets its line without a terminal.
+        # The first word differs between windows: without a terminal each gets its own line.
         report(f"{kind}:{done}/{windows} windows, {left} left", done / windows)
 
     return told
@@ -104,6 +104,6 @@ def _print(found: Perplexities, settings: Settings) -> None:
     stdout.print(table)
     say(
         f"relative difference {found.relative:+.4%} · {len(found.plain.likelihoods):,} tokens "
-        f"scored in {count} windows; traffic is that of a window, on average",
+        f"scored in {count} windows; traffic is the average per window",
         style="dim",
     )

@@ -37,7 +37,7 @@ def run(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Profile a request and print, or write, what it took."""
+    """Profile a request and print or write the result."""
     if trace is not None:
         check_file("--trace", trace, ".json")
     if html is not None:
@@ -74,7 +74,7 @@ def run(
 
 
 def show(profile: Profile) -> None:
-    """Everything, as tables."""
+    """Print everything, as tables."""
     say(profile.model, style="bold")
     between = profile.network.describe() if profile.network else "in memory, no network"
     say(between, style="dim")
@@ -88,7 +88,7 @@ def show(profile: Profile) -> None:
         _print(_rows("by protocol, innermost", longest, phase))
         _print(_ranking(profile, phase))
     if profile.matches:
-        say("\nrounds and bytes are the predicted ones, at every place", style="dim")
+        say("\nrounds and bytes match the prediction at every place", style="dim")
     else:
         say("\nrounds or bytes differ from the prediction:", style="bold red")
         for line in [line for phase in profile.phases for line in phase.differences]:

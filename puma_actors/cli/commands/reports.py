@@ -1,4 +1,4 @@
-"""`puma costs` and `puma inspect`: what can be said before anything runs."""
+"""`puma costs` and `puma inspect`: figures that are known before anything runs."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -101,7 +101,7 @@ def _matrix_product(lane: Lane) -> Coroutine[Any, Any, Any]:
 
 
 def run_costs(settings: Settings, *, as_json: bool) -> None:
-    """A table of declared costs."""
+    """Print a table of declared costs."""
     rows = [(name, count, trace(program, settings)[0]) for name, count, program in _programs()]
     if as_json:
         print_json(
@@ -121,7 +121,7 @@ def run_costs(settings: Settings, *, as_json: bool) -> None:
         )
         return
     table = RichTable(
-        title=f"Cost an element ({settings.approximation}, least {settings.tree})",
+        title=f"Cost per element ({settings.approximation}, least {settings.tree})",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -145,7 +145,7 @@ def run_costs(settings: Settings, *, as_json: bool) -> None:
 def run_inspect(
     path: str | None, prompt: int | None, decode: int, settings: Settings, *, as_json: bool
 ) -> None:
-    """Whether a model is supported, and its predicted cost."""
+    """Print whether a model is supported, and its predicted cost."""
     found = resolve_model(path) if path is not None else demo_model_path()
     try:
         checkpoint = open_checkpoint(found)
@@ -167,7 +167,7 @@ def run_inspect(
 
 
 def _wanted_rows(checkpoint: StoredCheckpoint) -> Rows:
-    """Results that the head is used for: one row for the next token, or for a sentence's vector."""
+    """The results that the head is used for: one row for the next token, or a sentence's vector."""
     config = checkpoint.config
     if config.head == "causal-lm":
         return "last"
@@ -231,7 +231,7 @@ def _cost_dict(cost: Cost) -> dict[str, int]:
 
 
 def _fact(value: Any) -> str:
-    """A setting in one line; of many labels the first ones."""
+    """A setting in one line; if there are many labels, only the first ones."""
     if not isinstance(value, list):
         return str(value)
     shown = ", ".join(str(item) for item in value[:_SHOWN_ITEMS]) or "none"
@@ -263,8 +263,8 @@ def _print_report(report: dict[str, Any]) -> None:
     memory = ", ".join(f"{role} {amount(size)}" for role, size in report["share_bytes"].items())
     say(f"\nshares of the weights in memory: {memory}")
     peaks = ", ".join(f"{role} {amount(size)}" for role, size in report["request_bytes"].items())
-    say(f"beside them, for this request: {peaks}")
+    say(f"in addition, for this request: {peaks}")
     say(
-        "ranges are typical ones: those proven from the weights may change a few rounds",
+        "with typical ranges: those proven from the weights may change a few rounds",
         style="dim",
     )

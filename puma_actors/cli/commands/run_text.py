@@ -1,4 +1,4 @@
-"""Running the commands that take text, and showing what they found."""
+"""Run the commands that take text, and show their results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,10 +39,10 @@ def run_text(
     task_options: TaskOptions,
     as_json: bool,
 ) -> None:
-    """Load, share, run a task once, show its result and what it took.
+    """Load, share, run a task once, and show its result and cost.
 
     Args:
-        inputs: makes them, once the tokenizer is known.
+        inputs: creates the inputs, once the tokenizer is known.
         show: prints the result, unless JSON is wanted.
     """
 
@@ -96,7 +96,7 @@ def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
     """The texts of the command line, then the lines of a file.
 
     Raises:
-        ConfigError: the file cannot be read, or there is nothing at all.
+        ConfigError: the file cannot be read, or there are no texts.
     """
     found = list(texts)
     if file is not None:
@@ -116,7 +116,7 @@ def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
 
 
 def with_mask(pipe: TextPipeline, text: str) -> str:
-    """The text with the model's own mask token in place of the usual spellings of one."""
+    """The text with the usual spellings of a mask replaced by the model's own mask token."""
     own = pipe.tokenizer.special_token("mask_token")
     if own is not None:
         for spelling in _MASKS:
@@ -125,7 +125,7 @@ def with_mask(pipe: TextPipeline, text: str) -> str:
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """A table of some entries of each row. `columns`: key of a row -> heading."""
+    """Print a table of some entries of each row. `columns`: key of a row -> heading."""
     if not rows:
         say("nothing found", style="dim")
         return
@@ -139,7 +139,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> 
 
 
 def show_masks(found: Sequence[Any]) -> None:
-    """A table for the mask, or one for each."""
+    """Print one table per mask."""
     tables = [found] if isinstance(found[0], Mapping) else found
     for number, rows in enumerate(tables):
         if number:
@@ -148,7 +148,7 @@ def show_masks(found: Sequence[Any]) -> None:
 
 
 def show_vectors(texts: Sequence[str], vectors: Floats) -> None:
-    """The beginning of every vector, and the cosine of every pair."""
+    """Print the beginning of every vector, and the cosine of every pair."""
     lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     cosines = (vectors / lengths) @ (vectors / lengths).T
     table = Table(box=None, pad_edge=False, header_style="dim")

@@ -25,7 +25,7 @@ class Aggregation(StrEnum):
 _PLACES = "Directory (config.json + safetensors), or name on the Hugging Face hub"
 RequiredModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", help=f"{_PLACES}; its head must be one for this command."),
+    typer.Option("--model", "-m", help=f"{_PLACES}; its head must fit this command."),
 ]
 EmbeddingModelOption = Annotated[
     str | None,
@@ -53,7 +53,7 @@ TruncateOption = Annotated[
 def embed(
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="Repeatable.")] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Texts, one a line (UTF-8); empty lines are skipped.")
+        Path | None, typer.Option(help="Texts, one per line (UTF-8); empty lines are skipped.")
     ] = None,
     model: EmbeddingModelOption = None,
     truncate: TruncateOption = False,
@@ -62,10 +62,10 @@ def embed(
     where: Where,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a vector of each text privately, and compare them.
+    """Compute a vector of each text privately, and compare them.
 
-    Pooling and scaling to length 1 happen on shares. Shows how every vector
-    begins and the cosine of every pair; --json has whole vectors.
+    Pooling and scaling to length 1 happen on shares. Shows the beginning of every
+    vector and the cosine of every pair; --json has whole vectors.
     """
     refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import read_texts, run_text, show_vectors
@@ -90,7 +90,7 @@ def classify(
     pair: Annotated[
         str | None,
         typer.Option(
-            callback=_given, help="A second text, for models of pairs.", show_default=False
+            callback=_given, help="A second text, for models that take pairs.", show_default=False
         ),
     ] = None,
     top_k: Annotated[
@@ -104,8 +104,8 @@ def classify(
 ) -> None:
     """Label a text, or a pair of texts, privately (head: sequence-classification).
 
-    Scores are probabilities: softmax over the labels, or a sigmoid each where
-    several labels may hold at once. A regression's number is shown as it is.
+    Scores are probabilities: softmax over the labels, or one sigmoid each if several
+        labels can apply at once. The number of a regression is shown unchanged.
     """
     refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_rows
@@ -128,7 +128,9 @@ def fill_mask(
     text: Annotated[
         str,
         typer.Option(
-            "--text", "-t", help="With the model's mask token, [MASK] or <mask>, once or more."
+            "--text",
+            "-t",
+            help="A text with one or more mask tokens of the model, [MASK] or <mask>.",
         ),
     ],
     model: RequiredModelOption,
@@ -139,7 +141,7 @@ def fill_mask(
     where: Where,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell privately which tokens would stand where the mask is (head: masked-lm).
+    """Predict the token behind a mask privately (head: masked-lm).
 
     The parties do not learn where the mask is.
     """
@@ -164,7 +166,7 @@ def answer(
     context: Annotated[
         str,
         typer.Option(
-            "--context", "-c", help="The text that holds the answer; a long one is read in windows."
+            "--context", "-c", help="The text with the answer; a long one is read in windows."
         ),
     ],
     model: RequiredModelOption,
@@ -201,8 +203,8 @@ def tag(
     aggregation: Annotated[
         Aggregation,
         typer.Option(
-            help="'none': every token by itself; 'simple': neighbours with the same label as one; "
-            "'first', 'average', 'max': whole words too, by their first token, mean or surest."
+            help="'none': every token by itself; 'simple': join neighbours with the same label; "
+            "'first', 'average', 'max': also whole words, by first token, mean or best score."
         ),
     ] = Aggregation.SIMPLE,
     truncate: TruncateOption = False,
@@ -213,7 +215,7 @@ def tag(
 ) -> None:
     """Label the words of a text privately (head: token-classification).
 
-    What has the label "O" is left out. "start" and "end" count characters.
+    Words with the label "O" are left out. "start" and "end" count characters.
     """
     refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_rows

@@ -1,1 +1,1 @@
-"""Any network in a box: what lies between the roles, and channels that are as slow as it says."""
+"""Emulated networks: their description, and channels with their delays."""

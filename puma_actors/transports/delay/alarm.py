@@ -1,4 +1,4 @@
-"""Callbacks at a precise time, on the event loop that runs.
+"""Callbacks at a precise time, on the running event loop.
 
     alarm = Alarm.acquire()              the loop's own, shared and counted
     alarm.at(when, callback)             `when` in seconds of `time.monotonic`
@@ -8,15 +8,14 @@ Why not `loop.call_at`: on Linux asyncio rounds its timeouts up to the next whol
 `epoll_wait` takes nothing finer, so that a frame which should travel for 0.25 ms takes 1.1 ms. A
 timer file descriptor in the same epoll set has no such rounding and costs nothing while it waits.
 It still wakes the loop 40 to 110 µs late on a virtual machine (sleeping processor, scheduler).
-So the timer is set `_MARGIN` early, and the rest is a turn of the loop after another
-(`call_soon`, 2 µs each) until the time has come; everything else on the loop keeps running
-meanwhile.
+So the timer is set `_MARGIN` early, and the rest is turn after turn of the loop (`call_soon`, 2 µs
+each) until the time has come; everything else on the loop keeps running meanwhile.
 
 Measured on two shared cores with one frame after another in flight: 4 µs late (median), with half
 of one core busy at 0.25 ms one way, a quarter at 0.5 ms and 1 % at 20 ms. Spinning through the
-whole millisecond that `call_at` leaves open would be as exact, and take all of a core in the first
-two cases, which the computing threads need. A helper thread that sleeps needs two switches of
-the interpreter lock for each frame, and was therefore not taken.
+whole millisecond that `call_at` leaves open would be as exact, but would take a whole core in the
+first two cases, which the computing threads need. A sleeping helper thread needs two switches of
+the interpreter lock per frame, and was therefore rejected.
 
 Where there are no timer file descriptors, `call_later` does the long part and the margin is wider.
 """
@@ -32,7 +31,7 @@ from collections.abc import Callable
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
-_MARGIN = 120e-6  # how much later than asked a timer file descriptor may wake the loop
+_MARGIN = 120e-6  # how late a timer file descriptor may wake the loop
 _WIDE_MARGIN = 1.5e-3  # and `call_later`
 _CLOCK_MONOTONIC = 1
 _TIMER_ABSTIME = 1
@@ -81,7 +80,7 @@ class _FileTimer:
     """A timer file descriptor of Linux, through the C library (the `os` module has it from 3.13).
 
     Raises:
-        OSError: there is no such thing here.
+        OSError: this system has none.
     """
 
     margin = _MARGIN
@@ -118,13 +117,13 @@ def _timer(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> _Timer:
     if sys.platform == "linux":
         try:
             return _FileTimer(loop, wake)
-        except (OSError, NotImplementedError):  # an old kernel; a loop that watches no files
+        except (OSError, NotImplementedError):  # an old kernel; a loop that cannot watch files
             pass
     return _LoopTimer(loop, wake)
 
 
 class Alarm:
-    """See the module's text. Callbacks run in the order of their times."""
+    """See the module docstring. Callbacks run in the order of their times."""
 
     _of_loops: ClassVar["WeakKeyDictionary[asyncio.AbstractEventLoop, Alarm]"] = WeakKeyDictionary()
 
@@ -138,7 +137,7 @@ class Alarm:
 
     @classmethod
     def acquire(cls) -> "Alarm":
-        """The alarm of the loop that runs."""
+        """The alarm of the running loop."""
         loop = asyncio.get_running_loop()
         alarm = cls._of_loops.get(loop)
         if alarm is None:
@@ -147,7 +146,7 @@ class Alarm:
         return alarm
 
     def release(self) -> None:
-        """One user fewer; after the last nothing is called any more."""
+        """Drop one user; after the last no callback runs any more."""
         self._users -= 1
         if self._users == 0:
             self._waiting.clear()

@@ -1,4 +1,4 @@
-"""What lies between the roles: how far apart they are and how fast their links.
+"""The emulated network between the roles: round-trip times and bandwidths of the links.
 
     network = parse_network("wan")                                 a preset
     network = parse_network("40ms,100mbit,jitter=2ms,seed=7")      a round trip and a bandwidth
@@ -10,13 +10,13 @@
 A time is always that of a ROUND TRIP; each way takes half of it. A bandwidth is that of one link in
 one direction. In a file:
 
-    round_trip = "0.5ms"               # of every link without an entry of its own
+    round_trip = "0.5ms"               # of every link without its own entry
     bandwidth = "10gbit"
     seed = 7
 
     [[links]]
-    between = ["dealer", "*"]          # "*" is any role; the last entry that fits holds
-    round_trip = "40ms"                # what an entry leaves out is as above
+    between = ["dealer", "*"]          # "*" is any role; the last matching entry counts
+    round_trip = "40ms"                # missing values are taken from above
     bandwidth = "100mbit"
 
 `puma_actors.transports.delay.channel` makes channels behave so.
@@ -36,9 +36,9 @@ from protocols.base.shares import Role
 from protocols.errors import ConfigError
 
 LONGEST = 10.0
-"""Seconds; a longer round trip or jitter is taken for a slip of the unit."""
+"""Seconds; a longer round trip or jitter is taken for a wrong unit."""
 SLOWEST = 1e3
-"""Bits a second; a slower link likewise."""
+"""Bits per second; a slower link is taken for a wrong unit too."""
 ANY = "*"
 
 _TIMES = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -48,12 +48,12 @@ _FIGURE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zµ]+)(?:/s)?")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What lies between two roles.
+    """The connection between two roles.
 
     Attributes:
-        round_trip: seconds there and back, for a frame of no size; each way takes half.
-        bandwidth: bits a second in each direction; None: unlimited.
-        jitter: seconds that a round trip takes longer at most; each way draws evenly from half.
+        round_trip: seconds there and back, for an empty frame; each way takes half.
+        bandwidth: bits per second in each direction; None: unlimited.
+        jitter: most extra seconds of a round trip; each way draws uniformly from half of it.
 
     Raises:
         ConfigError: a figure is out of range.
@@ -79,7 +79,7 @@ class Route:
         return self.round_trip / 2
 
     def describe(self) -> str:
-        """For people: "40 ms round trip, 100 Mbit/s"."""
+        """A readable description, like "40 ms round trip, 100 Mbit/s"."""
         words = [f"{self.round_trip * 1e3:g} ms round trip"]
         if self.bandwidth is not None:
             unit, factor = ("Gbit/s", 1e9) if self.bandwidth >= 1e9 else ("Mbit/s", 1e6)
@@ -106,9 +106,9 @@ class Network:
 
     Attributes:
         name: the preset, the text or the file it comes from.
-        default: between roles that no entry of `links` names.
-        links: two roles (or `ANY`) and the route between them; the last that fits holds.
-        seed: of the jitter. Equal seeds draw equal sequences.
+        default: the route between roles that no entry of `links` names.
+        links: two roles (or `ANY`) and the route between them; the last matching entry counts.
+        seed: seed of the jitter. Equal seeds draw equal sequences.
     """
 
     name: str
@@ -117,14 +117,14 @@ class Network:
     seed: int = 0
 
     def route(self, one: Role, two: Role) -> Route:
-        """What lies between two roles, the same in both directions."""
+        """The route between two roles, the same in both directions."""
         for (a, b), route in reversed(self.links):
             if (_fits(a, one) and _fits(b, two)) or (_fits(a, two) and _fits(b, one)):
                 return route
         return self.default
 
     def describe(self) -> str:
-        """One line for people."""
+        """A readable description in one line."""
         words = [f"{self.name}: {self.default.describe()}"]
         words += [f"{a} to {b} {route.describe()}" for (a, b), route in self.links]
         return "; ".join(words)
@@ -155,10 +155,10 @@ PRESETS: dict[str, Network] = {
 
 
 def parse_network(given: "str | Path | Network | None") -> Network | None:
-    """A network from a preset's name, a text or a TOML file; see the module's text.
+    """A network from a preset's name, a text or a TOML file; see the module docstring.
 
     Raises:
-        ConfigError: it cannot be understood; the message says what is possible.
+        ConfigError: it cannot be parsed; the message says what is possible.
     """
     if given is None or isinstance(given, Network):
         return given
@@ -186,7 +186,7 @@ def _parse_text(text: str) -> Network:
 
 
 def _read_piece(piece: str) -> tuple[str, Any]:
-    """`jitter=2ms`, or a figure whose unit says what it is."""
+    """Parse `jitter=2ms`, or a figure whose unit says what it is."""
     key, equals, value = (part.strip() for part in piece.partition("="))
     if equals and key in _READERS:
         return key, _READERS[key](key, value)
@@ -196,8 +196,8 @@ def _read_piece(piece: str) -> tuple[str, Any]:
     if figure and figure[2] in _RATES:
         return "bandwidth", _read_rate("bandwidth", piece)
     raise ConfigError(
-        f"network: {piece!r} means nothing: use {', '.join(PRESETS)}; or a round-trip time (40ms) "
-        f"and a bandwidth (100mbit), then jitter=2ms and seed=7 if wanted, between commas; or a "
+        f"network: {piece!r} is not known: use {', '.join(PRESETS)}; or a round-trip time (40ms) "
+        f"and a bandwidth (100mbit), optionally jitter=2ms and seed=7, separated by commas; or a "
         "file NAME.toml"
     )
 
@@ -238,7 +238,7 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
 
 
 class _Table(BaseModel):
-    """Figures as they stand in a file."""
+    """The figures in a file."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -247,7 +247,7 @@ class _Table(BaseModel):
     jitter: str | None = None
 
     def over(self, route: Route) -> Route:
-        """`route` with the figures that are given here."""
+        """`route` with the figures given here."""
         figures = self.model_dump(include=set(_Table.model_fields), exclude_none=True)
         return replace(route, **{key: _READERS[key](key, text) for key, text in figures.items()})
 
@@ -271,7 +271,7 @@ class _File(_Table):
 
 
 def read_network(path: Path) -> Network:
-    """A network from a TOML file; see the module's text.
+    """A network from a TOML file; see the module docstring.
 
     Raises:
         ConfigError: it cannot be read, or a key or value in it is unusable.
@@ -280,7 +280,7 @@ def read_network(path: Path) -> Network:
         data = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"network: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:  # what is wrong with the TOML, or bytes that are not UTF-8
+    except ValueError as error:  # malformed TOML, or bytes that are not UTF-8
         raise ConfigError(f"network: {path} is not TOML: {error}") from None
     try:
         file = _File.model_validate(data)
@@ -294,7 +294,7 @@ def read_network(path: Path) -> Network:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, and what is possible."""
+    """The first error, and what is possible."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     table = _LinkTable if first["loc"][0] == "links" and len(first["loc"]) > 1 else _File

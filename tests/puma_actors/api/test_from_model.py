@@ -99,7 +99,7 @@ def test_a_model_without_a_tokenizer_takes_ids(theirs):
 def test_wrong_objects(theirs, classifier):
     model, tokenizer = theirs
     for make in (LocalCluster.from_model, PrivateModel.from_model):
-        with pytest.raises(ConfigError, match="the model is int: give a model of transformers"):
+        with pytest.raises(ConfigError, match="the model is int: give a transformers model"):
             make(1)
         with pytest.raises(ConfigError, match="the tokenizer is BertConfig: give a tokenizer"):
             make(model, model.config)
@@ -108,7 +108,7 @@ def test_wrong_objects(theirs, classifier):
             make(model)
     with pytest.raises(ConfigError, match=r"Pipeline: give the model inside of it, its \.model"):
         pipeline("text-classification", transformers.pipeline("text-classification", classifier))
-    with pytest.raises(ConfigError, match="tokenizer goes with a model in memory"):
+    with pytest.raises(ConfigError, match="tokenizer is for a model in memory"):
         pipeline("text-classification", classifier, tokenizer=tokenizer)
     with pytest.raises(ModelError, match="this model: fill-mask needs a model with head"):
         pipeline("fill-mask", model, tokenizer=tokenizer)

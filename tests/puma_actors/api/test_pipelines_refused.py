@@ -51,7 +51,7 @@ def test_a_running_model_of_another_head(no_work, filler):
 def test_unusable_pipelines(no_work, filler):
     with pytest.raises(ConfigError, match="'summarization' is not known: use one of text-class"):
         pipeline("summarization", filler)
-    with pytest.raises(ConfigError, match="fill-mask has no model of its own"):
+    with pytest.raises(ConfigError, match="fill-mask has no default model"):
         pipeline("fill-mask")
     with pytest.raises(ConfigError, match="fill-mask has no option 'top_p': it has targets, top_k"):
         pipeline("fill-mask", filler, top_p=3)
@@ -92,7 +92,7 @@ BAD_CALLS = [
     ),
     ("writer", "text-generation", " ", {}, "prompt is empty"),
     ("writer", "text-generation", [{"role": "user"}], {}, 'needs a "role" and a "content"'),
-    ("writer", "text-generation", [{"role": "assistant", "content": "a"}], {}, "leave that out"),
+    ("writer", "text-generation", [{"role": "assistant", "content": "a"}], {}, "leave it out"),
     ("writer", "text-generation", "the", {"max_new_tokens": 0}, "max_new_tokens"),
 ]
 

@@ -402,7 +402,7 @@ def test_a_client_of_parties_elsewhere_tells_the_whole_and_no_share_of_it(folder
         cost = model.usage.steps[0]
     assert told[0] == (
         f"running the model on 7 tokens · {cost.rounds:,} rounds and "
-        f"{amount(cost.online)} online to go through · 0 s"
+        f"{amount(cost.online)} online in total · 0 s"
     )
     assert told[1].startswith("first token · at most 3 · ")
     assert re.match(r"2 tokens · [\d.]+ tokens/s · \d+ s · at most \d+ s left", told[2])

@@ -53,7 +53,7 @@ def test_a_bound_port(config: ClusterConfig) -> None:
         other.listen()
         check = states(config)["address of dealer"]
         assert check.state == "problem"
-        assert "nobody there answers as this party" in check.text
+        assert "no one there answers as this party" in check.text
         assert states(config, Role.CLIENT)["address of dealer"].state == "ok"
 
 

@@ -160,7 +160,7 @@ def test_a_party_that_cannot_start(folder: Path, certificates: Path) -> None:
     text = config.read_text()
     config.write_text(text.replace(str(certificates), str(folder)))
     last = puma("party", "--role", "dealer", "--config", config, code=2).stderr.splitlines()[-1]
-    assert "does not exist: make an authority" in last
+    assert "does not exist: create an authority" in last
     assert "--role is missing" in puma("party", "--config", config, code=2).stderr
     assert (
         "unknown key"

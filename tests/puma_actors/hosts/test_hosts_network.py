@@ -108,7 +108,7 @@ def test_a_network_in_the_file_or_on_the_command_line(
     assert load() is None
     assert load('network = "WAN"') == parse_network("wan")
     assert load('network = "wan"', "lan") == parse_network("lan")
-    with pytest.raises(ConfigError, match="'wlan' means nothing: use lan, paper"):
+    with pytest.raises(ConfigError, match="'wlan' is not known: use lan, paper"):
         load('network = "wlan"')
     (folder / "far.toml").write_text(FAR_DEALER)
     assert load('network = "far.toml"') == parse_network(folder / "far.toml")

@@ -171,7 +171,7 @@ async def test_ping_shows_what_runs_where(
         )
         code, out, err = await anyio.to_thread.run_sync(puma, capfd, "ping", *where)
         assert (code, OTHER in out, "9.9" in out) == (1, True, True)
-        assert "versions differ: install the same everywhere" in err
+        assert "versions differ: install the same version everywhere" in err
         assert "days left" in out
 
 
@@ -311,7 +311,7 @@ async def test_one_measurement_at_a_time(
         async with anyio.create_task_group() as group:
             group.start_soon(measure)
             await begun.wait()
-            with pytest.raises(Busy, match="dealer measures for somebody else: try again"):
+            with pytest.raises(Busy, match="dealer is measuring for another caller: try again"):
                 await call(cluster.client, Role.CLIENT, D, "ping", measure=True)
             monkeypatch.setattr(puma_actors.hosts.peer_links, "_PATIENCE", 60.0)
             group.start_soon(measure)

@@ -271,7 +271,7 @@ async def test_commands(
         await cluster.linked()
         out, _ = await run("remove", "tiny")
         assert "tiny removed from evaluator-a" in out
-        assert "dealer had none" in out
+        assert "dealer did not have it" in out
 
 
 def test_a_store_on_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

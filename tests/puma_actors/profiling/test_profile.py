@@ -289,7 +289,7 @@ async def test_lengths_are_checked_before_anything_runs(folder, tokens_in, token
 
 async def test_a_model_that_generates_nothing(tmp_path):
     path = save(tiny_model("bert", "none"), tmp_path)
-    with pytest.raises(ConfigError, match="leave --tokens-out away"):
+    with pytest.raises(ConfigError, match="omit --tokens-out"):
         await run_profile(path, tokens_in=4, tokens_out=2)
     profile = await run_profile(path, tokens_in=4)
     assert [phase.name for phase in profile.phases] == ["forward"]

@@ -302,7 +302,7 @@ def test_tables(puma, folder):
         "layers.*.attention",
         "by protocol, innermost",
         "what to improve",
-        "rounds and bytes are the predicted ones, at every place",
+        "rounds and bytes match the prediction at every place",
     ):
         assert part in out
     assert "…" not in out
@@ -313,7 +313,7 @@ def test_tables(puma, folder):
     [
         (["--trace", "trace.txt"], "--trace: trace.txt must end in .json"),
         (["--html", "nowhere/report.html"], "--html: cannot write nowhere/report.html"),
-        (["--network", "wam"], "'wam' means nothing"),
+        (["--network", "wam"], "'wam' is not known"),
         (["--tokens-in", "0"], "0 tokens in"),
         (["--tokens-in", "500"], "need more than the model's 20 positions"),
     ],

@@ -121,14 +121,14 @@ async def test_a_request_for_what_was_not_offered() -> None:
     frames = [batch((1, 1)), Frame(Kind.ASK, SESSION, (1, 1), {"wanted": True})]
     error = await hostile(frames, program)
     assert isinstance(error, RemoteProtocolError)
-    assert "asked for, which was not offered" in str(error)
+    assert "requested but not offered" in str(error)
 
 
 async def test_offers_without_end_are_refused() -> None:
     frames = [offer((1, number), 1000) for number in range(2, 1000)]
     error = await hostile(frames, listening, Flow(offers=100, grace=0.01))
     assert isinstance(error, RemoteProtocolError)
-    assert "more than 100 messages wait to be asked for" in str(error)
+    assert "more than 100 messages wait to be requested" in str(error)
 
 
 TALKATIVE = {
@@ -152,7 +152,7 @@ async def test_who_is_answered_more_often_than_it_reads_is_given_up(
         flow = Flow(grace=0.01, farewell=0.01)
         error = await hostile(TALKATIVE[name], program, flow, Deaf)
     assert isinstance(error, RemoteProtocolError)
-    assert "it makes this side say more than it reads" in str(error)
+    assert "it causes more answers than it reads" in str(error)
 
 
 async def test_late_messages_of_ended_inferences_are_ignored() -> None:

@@ -157,7 +157,7 @@ async def test_early_messages_have_a_budget() -> None:
     error = await hostile(frames, listening, Flow(early=10_000))
     assert isinstance(error, RemoteProtocolError)
     assert "evaluator-b broke the protocol" in str(error)
-    assert "10000 bytes came before anybody asked" in str(error)
+    assert "10000 bytes came before any task waited" in str(error)
 
 
 # -- messages that would be too much ---------------------------------------------------------------
