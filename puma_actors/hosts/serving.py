@@ -64,15 +64,17 @@ class RequestLimits:
         for number in list(self._tokens):
             self.release(number)
 
-    def admit(self, request: InferMessage, plan: Plan) -> None:
+    def check(self, request: InferMessage) -> None:
         """As `Admission`."""
-        tokens = sum(request.lengths) + request.steps - 1
-        if tokens + sum(self._tokens.values()) > self._limits.tokens:
+        if _tokens(request) + sum(self._tokens.values()) > self._limits.tokens:
             raise RemoteProtocolError(
                 f"the client asked for more than {self._limits.tokens} tokens at once"
             )
+
+    def admit(self, request: InferMessage, plan: Plan) -> None:
+        """As `Admission`."""
         self._set_aside(request, plan)
-        self._tokens[request.number] = tokens
+        self._tokens[request.number] = _tokens(request)
 
     def _set_aside(self, request: InferMessage, plan: Plan) -> None:
         """Memory for a request beyond what the session has."""
@@ -98,6 +100,11 @@ class RequestLimits:
         self._needs.pop(number, None)
         if (room := self._rooms.pop(number, None)) is not None:
             room.close()
+
+
+def _tokens(request: InferMessage) -> int:
+    """That a request reads and writes."""
+    return sum(request.lengths) + request.steps - 1
 
 
 async def serve(party: Party, idle: float) -> None:

@@ -54,11 +54,17 @@ tokens or memory, and each takes a task.
 class Admission(Protocol):
     """Which requests a party takes, beyond what the model sets as limits."""
 
-    def admit(self, request: InferMessage, plan: Plan) -> None:
-        """Take a request that fits the model.
+    def check(self, request: InferMessage) -> None:
+        """Look at a request before it is compared with the model.
 
         Raises:
             RemoteProtocolError: no honest client asks for this; the session ends.
+        """
+
+    def admit(self, request: InferMessage, plan: Plan) -> None:
+        """Take a request that has been checked and fits the model.
+
+        Raises:
             Busy, ConfigError: the party takes no part in it, now or ever; the session goes on.
         """
 
@@ -68,6 +74,9 @@ class Admission(Protocol):
 
 class AdmitAll:
     """Admits every request."""
+
+    def check(self, request: InferMessage) -> None:
+        """As `Admission`."""
 
     def admit(self, request: InferMessage, plan: Plan) -> None:
         """As `Admission`."""
@@ -229,6 +238,7 @@ class Party(Actor):
             # Skipped numbers are good for nothing any more.
             self.scheduler.end(self._unused, message.number)
             try:
+                self._admission.check(message)
                 _check_request(message, self._plan)
                 self._admission.admit(message, self._plan)
             except (Busy, ConfigError) as error:

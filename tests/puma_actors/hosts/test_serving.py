@@ -43,6 +43,11 @@ def asked(number: int, length: int = 3, steps: int = 2) -> InferMessage:
     return InferMessage(number=number, lengths=[length], steps=steps)
 
 
+def take(limits: RequestLimits, request: InferMessage) -> None:
+    limits.check(request)
+    limits.admit(request, PLAN)
+
+
 def need(request: InferMessage, role: Role) -> int:
     return footprint(
         CONFIG,
@@ -79,11 +84,11 @@ def test_requests_together_keep_within_their_limits(
                 refusal = RemoteProtocolError if tokens > TOKENS else Busy if aside.full else None
                 before = aside.used
                 if refusal is None:
-                    limits.admit(request, PLAN)
+                    take(limits, request)
                     running[number] = request
                 else:
                     with pytest.raises(refusal):
-                        limits.admit(request, PLAN)
+                        take(limits, request)
                     assert aside.used == before
             assert memory + aside.used >= sum(need(each, role) for each in running.values())
             assert running or aside.used == 0
@@ -92,8 +97,8 @@ def test_requests_together_keep_within_their_limits(
 
 def test_who_counts_no_memory_counts_tokens() -> None:
     with RequestLimits(Role.DEALER, ServingLimits(4), WINDOW) as limits:
-        limits.admit(asked(0), PLAN)
+        take(limits, asked(0))
         with pytest.raises(RemoteProtocolError, match="more than 4 tokens at once"):
-            limits.admit(asked(2, 1, 1), PLAN)
+            limits.check(asked(2, 1, 1))
         limits.release(0)
-        limits.admit(asked(3), PLAN)
+        take(limits, asked(3))

@@ -262,6 +262,9 @@ async def test_a_party_refuses_a_client(name, role):
 class NoRoom:
     """Refuses every request."""
 
+    def check(self, request: InferMessage) -> None:
+        assert request.steps == 1
+
     def admit(self, request: InferMessage, plan: Plan) -> None:
         raise Busy("no room")
 

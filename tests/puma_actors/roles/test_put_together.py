@@ -51,6 +51,9 @@ class Noting:
     def __init__(self) -> None:
         self.notes: list[tuple[str, int]] = []
 
+    def check(self, request: InferMessage) -> None:
+        self.notes.append(("check", request.number))
+
     def admit(self, request: InferMessage, plan: Plan) -> None:
         assert plan == PLAN
         self.notes.append(("admit", request.number))
@@ -77,7 +80,7 @@ async def test_a_party_with_a_model_needs_no_owner(role: Role) -> None:
             await actor.scheduler.send_control(role, message.header())
         while not isinstance(parse((await actor.scheduler.control())[1]), EndedMessage):
             pass
-        assert admission.notes == [("admit", 2), ("release", 2)]
+        assert admission.notes == [("check", 2), ("admit", 2), ("release", 2)]
         assert party.activity >= 2
         assert not party.busy
         await actor.scheduler.send_control(role, CloseMessage().header())
