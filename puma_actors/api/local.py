@@ -9,29 +9,28 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self, Unpack
 
 import anyio
-from anyio.abc import TaskGroup
 
 from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint, open_checkpoint
 from models.programs.memory import footprint
+from models.programs.plan import Plan
 from models.programs.program import Batch
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING
-from protocols.errors import ConfigError, ModelError, PeerFailed, PumaError
+from protocols.errors import ConfigError, ModelError
 from protocols.kernels import warm_up
+from puma_actors.api.life import Cluster
 from puma_actors.api.options import ClusterOptions
-from puma_actors.api.requests import Requests, Token, Usage
+from puma_actors.api.requests import Token, Usage
 from puma_actors.base.available import available_memory
 from puma_actors.base.compute import Compute, give_back
 from puma_actors.roles.actor import MEMORY, Actor, ActorOptions, connect_all
-from puma_actors.roles.client import Client, Inference
+from puma_actors.roles.client import Client
 from puma_actors.roles.owner import Owner, Progress, check_opened, ignore_progress
 from puma_actors.roles.party import Party
 from puma_actors.session.recorder import Recorder
@@ -40,30 +39,72 @@ from puma_actors.transports.delay.network import Network, parse_network
 __all__ = ["LocalCluster", "Token", "Usage"]
 
 
-class LocalClient(Client):
-    """A client whose parties share its process, and its memory."""
-
-    async def begin(
-        self, batch: Batch, steps: int = 1, settings: Settings | None = None
-    ) -> Inference:
-        plan = await self.wait_ready()
-        needs = (
-            footprint(plan.config, batch, steps, settings, dealer=role.is_dealer)
-            for role in COMPUTING
+async def check_memory(plan: Plan, batch: Batch, steps: int, settings: Settings | None) -> None:
+    """Raises ConfigError: a request needs more memory than is there for all three parties, which
+    share this process.
+    """
+    needs = (
+        footprint(plan.config, batch, steps, settings, dealer=role.is_dealer) for role in COMPUTING
+    )
+    need = sum(each.total for each in needs)
+    if need > available_memory():
+        await give_back()  # what earlier requests left
+    if need > (free := available_memory()):
+        raise ConfigError(
+            f"{batch.tokens} tokens need about {need // 1_000_000:,} MB of memory for the "
+            f"parties in this process, {free // 1_000_000:,} MB are available: shorten the "
+            "text, or run the parties on machines of their own (--cluster)"
         )
-        need = sum(each.total for each in needs)
-        if need > available_memory():
-            await give_back()  # what earlier requests left
-        if need > (free := available_memory()):
-            raise ConfigError(
-                f"{batch.tokens} tokens need about {need // 1_000_000:,} MB of memory for the "
-                f"parties in this process, {free // 1_000_000:,} MB are available: shorten the "
-                "text, or run the parties on machines of their own (--cluster)"
-            )
-        return await super().begin(batch, steps, settings)
 
 
-class LocalCluster(Requests):
+class LocalLinks:
+    """`Links` to parties in this process, to which its owner shares a model first. The checkpoint
+    is closed with them.
+
+    Args: as `LocalCluster`; address: of `connect_all`.
+    """
+
+    once = "a cluster runs once: make a new one"
+
+    def __init__(
+        self,
+        owner: Owner,
+        parties: Sequence[Party],
+        checkpoint: Checkpoint,
+        *,
+        address: str,
+        network: Network | None,
+        progress: Progress,
+    ) -> None:
+        self.actors: tuple[Actor, ...] = (owner, *parties)
+        self.seconds: dict[str, float] = {}
+        self._owner = owner
+        self._parties = parties
+        self._checkpoint = checkpoint
+        self._address = address
+        self._network = network
+        self._progress = progress
+
+    async def connect(self, client: Client) -> None:
+        """Compile what is missing, then let every two shake hands."""
+        started = time.perf_counter()
+        await anyio.to_thread.run_sync(warm_up, lambda line: self._progress(line, 0.0))
+        self.seconds["kernels"] = time.perf_counter() - started
+        actors = [self._owner, client, *self._parties]
+        await connect_all(actors, self._address, network=self._network)
+
+    async def settle(self) -> None:
+        """Wait until the owner, too, knows that the parties have the model."""
+        await self._owner.delivered.wait()
+        self.seconds.update(self._owner.seconds)
+
+    async def aclose(self) -> None:
+        """Close the checkpoint, and give free memory back to the system."""
+        self._checkpoint.close()
+        await give_back()
+
+
+class LocalCluster(Cluster):
     """Owner, client, dealer and two evaluators as actors in this process.
 
     Args:
@@ -104,17 +145,20 @@ class LocalCluster(Requests):
         check_opened(checkpoint)
         _check_tokenizer(checkpoint, tokenizer)
         options = ActorOptions(compute=compute or Compute(), settings=settings, recorder=recorder)
-        super().__init__(checkpoint.config, tokenizer, LocalClient(options), settings)
         self.checkpoint = checkpoint
-        self.network = parse_network(network)
-        self.seconds: dict[str, float] = {}
-        self._address = address or MEMORY + ("?codec=1" if codec else "")
-        self._progress = progress
         self._owner = Owner(checkpoint, options, texts=texts, progress=progress)
         self._parties = [Party(role, options) for role in COMPUTING]
-        self._group: TaskGroup | None = None
-        self._client_scope: anyio.CancelScope | None = None
-        self._failures: list[BaseException] = []
+        between = parse_network(network)
+        links = LocalLinks(
+            self._owner,
+            self._parties,
+            checkpoint,
+            address=address or MEMORY + ("?codec=1" if codec else ""),
+            network=between,
+            progress=progress,
+        )
+        client = Client(options, check=check_memory)
+        super().__init__(checkpoint.config, tokenizer, client, settings, links, between)
 
     @classmethod
     def from_pretrained(
@@ -144,7 +188,7 @@ class LocalCluster(Requests):
         except BaseException:
             checkpoint.close()
             raise
-        cluster._no_tokenizer = reason
+        cluster.no_tokenizer = reason
         return cluster
 
     @classmethod
@@ -177,79 +221,6 @@ class LocalCluster(Requests):
             checkpoint.close()
             raise
 
-    # -- life -------------------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        if self._client_scope is not None:
-            raise ConfigError("a cluster runs once: make a new one")
-        self._client_scope = anyio.CancelScope()
-        started = time.perf_counter()
-        try:
-            await anyio.to_thread.run_sync(warm_up, lambda line: self._progress(line, 0.0))
-            self.seconds["kernels"] = time.perf_counter() - started
-            actors: list[Actor] = [self._owner, self.client, *self._parties]
-            await connect_all(actors, self._address, network=self.network)
-        except BaseException:
-            self.checkpoint.close()
-            raise
-        self._group = anyio.create_task_group()
-        await self._group.__aenter__()
-        try:
-            for actor in (self._owner, *self._parties):
-                self._group.start_soon(self._supervise, actor)
-            self._group.start_soon(self._supervise_client, self._client_scope)
-            await self.client.wait_ready()
-            while not self._owner.seconds and not self._failures:
-                await anyio.sleep(0.005)
-            if self._failures:
-                raise self._failures[0]
-        except BaseException as error:
-            await self._stop(error)
-            raise
-        self.seconds.update(self._owner.seconds)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._stop(error)
-
-    async def _stop(self, error: BaseException | None) -> None:
-        """End all actors; if one of them failed first, raise what it failed with."""
-        assert self._group is not None and self._client_scope is not None
-        group, self._group = self._group, None
-        if error is None and not self._failures:
-            with suppress(PumaError):
-                await self.client.close()
-        else:
-            group.cancel_scope.cancel()
-        self._client_scope.cancel()
-        try:
-            await group.__aexit__(None, None, None)
-        finally:
-            self.checkpoint.close()
-            await give_back()
-        causes = [e for e in self._failures if not isinstance(e, PeerFailed)]
-        if causes and (error is None or isinstance(error, PeerFailed)):
-            raise causes[0]
-
-    async def _supervise(self, actor: Actor) -> None:
-        try:
-            await actor.run()
-        except Exception as error:  # told to the others by the actor, and raised by `_stop`
-            self._failures.append(error)
-
-    async def _supervise_client(self, scope: anyio.CancelScope) -> None:
-        try:
-            with scope:
-                async with self.client:
-                    await self.client.listen()
-        except Exception as error:
-            self._failures.append(error)
-
     def observe(self, recorder: Recorder | None) -> None:
         """From the next request on, `recorder` notes what happens on its lanes; None: nobody."""
         for actor in (self.client, *self._parties):
@@ -260,12 +231,6 @@ class LocalCluster(Requests):
         return (
             None if step is None else max(party.rounds(step.number) for party in self._parties[1:])
         )
-
-    # -- what a request needs ---------------------------------------------------------------------
-
-    @property
-    def running(self) -> bool:
-        return self._group is not None
 
 
 def _check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:

@@ -42,6 +42,7 @@ class Requests(ABC):
     Attributes:
         usage: cost of the last request.
         step: the running step, if any.
+        no_tokenizer: why there is no tokenizer, if there is none.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Requests(ABC):
         self.settings = settings
         self.usage = Usage()
         self.step: Step | None = None
-        self._no_tokenizer = "none was passed"
+        self.no_tokenizer = "none was passed"
         self._busy = anyio.Semaphore(1)  # not a lock: another task may close a stream
 
     @property
@@ -184,9 +185,7 @@ class Requests(ABC):
 
     def _for_text(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise ConfigError(
-                f"no tokenizer, so only token ids can be given ({self._no_tokenizer})"
-            )
+            raise ConfigError(f"no tokenizer, so only token ids can be given ({self.no_tokenizer})")
         return self.tokenizer
 
     def check_ids(self, ids: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ from models.checkpoints.weights import demo_model_path
 from protocols.base.lane import Settings
 from protocols.errors import ConfigError
 from protocols.kernels import warm_up
+from puma_actors.api.life import Cluster
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.options import ClusterOptions
 from puma_actors.api.remote import RemoteCluster
@@ -60,9 +61,9 @@ async def open_requests(
     settings: Settings,
     where: Where,
     *,
-    check: Callable[[LocalCluster | RemoteCluster], None] = _ignore,
+    check: Callable[[Cluster], None] = _ignore,
     quiet: bool = False,
-) -> AsyncIterator[LocalCluster | RemoteCluster]:
+) -> AsyncIterator[Cluster]:
     """A running `LocalCluster`, or a `RemoteCluster`; stopped when the block ends.
 
     Args:
@@ -75,7 +76,7 @@ async def open_requests(
         ConfigError: options that conflict.
     """
     with progress(quiet=quiet) as report:
-        running: LocalCluster | RemoteCluster
+        running: Cluster
         if where.cluster is None:
             running = open_cluster(model, settings, where, report)
         else:
@@ -104,15 +105,10 @@ async def _open_remote(
     return await RemoteCluster.open(config, model, tokenizer=where.tokenizer, settings=settings)
 
 
-async def _enter(
-    found: LocalCluster | RemoteCluster, check: Callable[[LocalCluster | RemoteCluster], None]
-) -> None:
+async def _enter(found: Cluster, check: Callable[[Cluster], None]) -> None:
     try:
         check(found)
     except BaseException:
-        if isinstance(found, RemoteCluster):
-            await found.aclose()
-        else:
-            found.checkpoint.close()
+        await found.aclose()
         raise
     await found.__aenter__()

@@ -1,16 +1,16 @@
 """The cost of a request, as JSON and as a short table."""
 
-from typing import Any, TypeAlias
+from typing import Any
 
 from rich.table import Table
 
 from protocols.base.cost import Cost
-from puma_actors.api.local import LocalCluster, Usage
+from puma_actors.api.life import Cluster
 from puma_actors.api.remote import RemoteCluster
+from puma_actors.api.usage import Usage
 from puma_actors.cli.output import amount, stderr
 from puma_actors.transports.delay.network import Network
 
-Cluster: TypeAlias = LocalCluster | RemoteCluster
 _ENDS = {"length": "token limit", "context": "context full"}
 """Explanations of the terse values of `Usage.stop_reason`."""
 

@@ -28,7 +28,7 @@ from puma_actors.base.certs import SOON_DAYS, expiring, load_context, stem
 from puma_actors.base.compute import available_cores
 from puma_actors.hosts.caller import call
 from puma_actors.hosts.config import ClusterConfig
-from puma_actors.hosts.store import ModelStore
+from puma_actors.hosts.stores.store import ModelStore
 
 State = Literal["ok", "warning", "problem"]
 _GB = 1e9

@@ -24,8 +24,9 @@ from protocols.errors import Busy, ConfigError
 from puma_actors.base.compute import Compute
 from puma_actors.base.logs import log
 from puma_actors.hosts.config import Limits
-from puma_actors.hosts.manifest import Manifest
-from puma_actors.hosts.store import ModelStore
+from puma_actors.hosts.stores.manifest import Manifest
+from puma_actors.hosts.stores.store import ModelStore
+from puma_actors.roles.upload import Model
 from puma_actors.session.mailbox import Flow
 
 RETRY = 10
@@ -42,6 +43,11 @@ class Held:
     parameters: Mapping[str, Any] = field(repr=False)
     files: Mapping[str, bytes] = field(repr=False)
     nbytes: int
+
+    @property
+    def model(self) -> Model:
+        """As a party serves it."""
+        return Model(self.plan, self.parameters, self.manifest.upload)
 
 
 def session_bytes(plan: Plan, tokens: int) -> int:

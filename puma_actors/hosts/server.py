@@ -50,14 +50,17 @@ from puma_actors.hosts.admission import (
     refuse,
 )
 from puma_actors.hosts.config import ClusterConfig
-from puma_actors.hosts.manifest import check_name
 from puma_actors.hosts.peer_links import Links
+from puma_actors.hosts.receiver import Receiver
 from puma_actors.hosts.residents import RETRY, Held, Residents
-from puma_actors.hosts.store import Draft, ModelStore
-from puma_actors.hosts.stored_party import Receiver, ServingLimits, ServingParty
+from puma_actors.hosts.serving import RequestLimits, ServingLimits, serve
+from puma_actors.hosts.stores.manifest import check_name
+from puma_actors.hosts.stores.store import Draft, ModelStore
 from puma_actors.hosts.visits import Visits, disk, watch_certificates
 from puma_actors.roles.actor import ActorOptions
+from puma_actors.roles.party import Party
 from puma_actors.session.handshake import Identity, Peer, handshake, naming
+from puma_actors.session.mailbox import Flow
 from puma_actors.transports import Channel, Listener
 from puma_actors.transports.frames import NO_SESSION
 
@@ -263,16 +266,8 @@ class PartyServer:
                     with suppress(PumaError):
                         await refuse(channel, session, error)
                     raise
-                limits = ServingLimits(
-                    self.config.limits.inference_tokens,
-                    self.config.timeouts.idle,
-                    self.residents.session_need(held.plan),
-                    self.residents.for_request,
-                )
-                party = ServingParty(self.role, held, limits, ActorOptions(compute=self.compute))
-                party.attach(peers)
                 log.info("session begins", model=name)
-                await party.run()
+                await self._serve_session(held, peers)
                 log.info("session ends", model=name)
             except PumaError as error:  # admitted: the caller learns of it through the scheduler
                 # The client may have noticed first, and hung up: that alone would not show the
@@ -283,6 +278,20 @@ class PartyServer:
                 with anyio.CancelScope(shield=True):
                     for way in ways.values():
                         await way.aclose()
+
+    async def _serve_session(self, held: Held, peers: list[Peer]) -> None:
+        limits = ServingLimits(
+            self.config.limits.inference_tokens,
+            self.config.timeouts.idle,
+            self.residents.session_need(held.plan),
+            self.residents.for_request,
+        )
+        flow = Flow()
+        options = ActorOptions(compute=self.compute, flow=flow)
+        with RequestLimits(self.role, limits, flow.window) as admission:
+            party = Party(self.role, options, model=held.model, admission=admission)
+            party.attach(peers)
+            await serve(party, limits.idle)
 
     async def _open(self, channel: Channel, request: Request, session: bytes, held: Held) -> None:
         parts = [

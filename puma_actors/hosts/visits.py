@@ -20,8 +20,8 @@ from puma_actors.base.logs import log
 from puma_actors.base.texts import printable
 from puma_actors.hosts.admission import ModelEntry, Request, admit
 from puma_actors.hosts.config import ClusterConfig
-from puma_actors.hosts.manifest import check_name
 from puma_actors.hosts.residents import RETRY
+from puma_actors.hosts.stores.manifest import check_name
 from puma_actors.transports import Channel
 from puma_actors.transports.multiplexer import Mux
 

@@ -1,6 +1,6 @@
 """The client: shares token ids, learns logits (or only the next token), and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,7 @@ class Inference:
     refusal: PumaError | None = None
     _scope: anyio.CancelScope | None = None  # scope of the running step
     _reports: dict[int, set[Role]] = field(default_factory=dict)
-    _ended: set[Role] = field(default_factory=set)
+    _forgotten: set[Role] = field(default_factory=set)
 
     def add(self, step: int, role: Role, cost: Cost) -> None:
         """Add a party's report; rounds are those of the longest chain."""
@@ -73,24 +73,56 @@ class Inference:
         if self._scope is not None:
             self._scope.cancel()
 
+    def refusable(self) -> anyio.CancelScope:
+        """A scope for a step, cancelled by a refusal. Raises an earlier refusal."""
+        if self.refusal is not None:
+            raise self.refusal
+        self._scope = anyio.CancelScope()
+        return self._scope
+
+    def forget(self, role: Role) -> None:
+        """Note that a party has forgotten this inference."""
+        self._forgotten.add(role)
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether all parties have forgotten it."""
+        return self._forgotten >= set(COMPUTING)
+
     def reported(self, steps: int) -> bool:
         """Whether all parties have reported the first `steps` steps."""
         return all(self._reports.get(step, set()) >= set(COMPUTING) for step in range(steps))
 
 
+RequestCheck = Callable[[Plan, Batch, int, Settings | None], Awaitable[None]]
+"""Called with the model's plan, the first batch, the steps and the settings of a request."""
+
+
 class Client(Actor):
     """Requests inferences. Run `listen` alongside the code that calls the other methods.
 
+    Args:
+        plan: the model's plan, if the parties have sent it already; None: the owner sends it.
+        tokens: most tokens that the parties take at a time, prompts and answers; None: no limit.
+        check: called before each request; raises an error to refuse it.
+
     Attributes:
         plan: the model's plan, once it is known.
-        tokens: most tokens that the parties take at a time, prompts and answers; None: no limit.
+        tokens: as above.
     """
 
-    tokens: int | None = None
-
-    def __init__(self, options: ActorOptions | None = None) -> None:
+    def __init__(
+        self,
+        options: ActorOptions | None = None,
+        *,
+        plan: Plan | None = None,
+        tokens: int | None = None,
+        check: RequestCheck | None = None,
+    ) -> None:
         super().__init__(Role.CLIENT, options)
-        self.plan: Plan | None = None
+        self.plan = plan
+        self.tokens = tokens
+        self._check = check
         self._ready: dict[Role, str] = {}  # digest of the plan a party is ready for
         self._next = 0
         self._inferences: dict[int, Inference] = {}
@@ -130,7 +162,7 @@ class Client(Actor):
             text = printable(message.text)
             self._find(message.number)[0].refuse((Busy if message.busy else ConfigError)(text))
         elif isinstance(message, EndedMessage) and role in COMPUTING:
-            self._find(message.number)[0]._ended.add(role)
+            self._find(message.number)[0].forget(role)
         else:
             raise RemoteProtocolError(f"{role} may not send a {message.do!r} request to a client")
 
@@ -166,9 +198,13 @@ class Client(Actor):
         """Request the evaluation of a batch, and up to `steps` - 1 more tokens after it.
 
         Raises:
-            ConfigError: the model's context is too short, or the model has no such results.
+            ConfigError: the model's context is too short, the model has no such results, or the
+                parties allow no such request. Also whatever `check` raises.
         """
+        self._check_tokens(batch, steps)
         plan = await self.wait_ready()
+        if self._check is not None:
+            await self._check(plan, batch, steps, settings)
         limit, longest = plan.config.max_positions, max(batch.lengths)
         if longest + steps - 1 > limit:
             raise ConfigError(
@@ -185,6 +221,15 @@ class Client(Actor):
             for role in COMPUTING:
                 await self.scheduler.send_control(role, request.header())
         return inference
+
+    def _check_tokens(self, batch: Batch, steps: int) -> None:
+        running = sum(each.batch.tokens + each.steps - 1 for each in self._inferences.values())
+        wanted = running + batch.tokens + steps - 1
+        if self.tokens is not None and wanted > self.tokens:
+            raise ConfigError(
+                f"{wanted} tokens (prompt and answer) at once, the parties allow {self.tokens}: "
+                "shorten the text or ask for fewer tokens"
+            )
 
     async def step(self, inference: Inference, ids: Sequence[int]) -> Floats:
         """Send the next tokens; return the results that the parties reveal.
@@ -207,10 +252,7 @@ class Client(Actor):
                 raise ConfigError(f"token id {token} is not below {config.vocab_size}")
         number = inference.number + inference.taken
         result: Floats | None = None
-        with anyio.CancelScope() as scope:
-            inference._scope = scope
-            if inference.refusal is not None:
-                raise inference.refusal
+        with inference.refusable():
             async with self.scheduler.link(number, inference.settings, inference.bound) as link:
                 lane = self.lane(link)
                 result = await lane.watch(ask(lane, config, batch, ids))
@@ -233,7 +275,7 @@ class Client(Actor):
             request = EndMessage(number=inference.number).header()
             for role in COMPUTING:
                 await self.scheduler.send_control(role, request)
-            await self._until(lambda: len(inference._ended) == len(COMPUTING))
+            await self._until(lambda: inference.forgotten)
         self._inferences.pop(inference.number, None)
         self.scheduler.end(inference.number, inference.number + inference.steps)
 

@@ -2,29 +2,23 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
-import numpy as np
 from anyio.abc import TaskGroup
 
 from models.programs.families import parameters_of
-from models.programs.head_layers import check_rows, default_rows
+from models.programs.head_layers import check_rows
 from models.programs.inference import evaluate
-from models.programs.plan import Parameter, Plan
-from models.programs.predict import predict
+from models.programs.plan import Plan
 from models.programs.program import Batch, Cache
 from models.programs.public import plan_digests
-from models.programs.sharing import SEED_BYTES, hold_parameter, seeds_of
 from protocols.base.lane import Lane
-from protocols.base.ring import Words
 from protocols.base.shares import COMPUTING, Role
 from protocols.drivers.public import differing, refusal
 from protocols.errors import (
     Busy,
     ConfigError,
-    LocalProtocolError,
-    ModelError,
     PumaError,
     RemoteProtocolError,
 )
@@ -47,6 +41,7 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
+from puma_actors.roles.upload import InMemory, Model, Upload
 
 DEALER_LEAD = 2
 """Steps that the dealer begins before the client's input to the first of them has come."""
@@ -56,88 +51,38 @@ tokens or memory, and each takes a task.
 """
 
 
-class Upload:
-    """The shares of a model as they arrive.
+class Admission(Protocol):
+    """Which requests a party takes, beyond what the model sets as limits."""
 
-    Raises RemoteProtocolError from every method where the owner strays from the plan.
-    """
+    def check(self, request: InferMessage) -> None:
+        """Look at a request before it is compared with the model.
 
-    def __init__(self, role: Role, message: PlanMessage) -> None:
-        try:
-            self.plan = Plan.from_public(message.plan)
-            self.check_size(role)
-            predict(self.plan, Batch((1,), default_rows(self.plan.config)))  # asks for each range
-        except (ModelError, LocalProtocolError) as error:
-            raise RemoteProtocolError(f"the owner's plan is unusable: {error}") from None
-        self.digest = self.plan.digest()
-        if self.digest != message.digest:
-            raise RemoteProtocolError("the owner's plan does not have the digest it announced")
-        self._role = role
-        self._seeds: dict[int, bytes] = {}
-        self._wanted = list(parameters_of(self.plan.config).items())
-        self._masked: dict[int, Words] = {}
-        self._filled: dict[int, int] = {}
+        Raises:
+            RemoteProtocolError: no honest client asks for this; the session ends.
+        """
 
-    def check_size(self, role: Role) -> None:
-        """Refuse a plan that is too large, before anything as large as it is made."""
+    def admit(self, request: InferMessage, plan: Plan) -> None:
+        """Take a request that has been checked and fits the model.
 
-    def seed(self, which: int, buffers: Sequence[memoryview]) -> None:
-        """One of the seeds, of which an evaluator may have but its own."""
-        if which not in seeds_of(self._role) or which in self._seeds:
-            raise RemoteProtocolError(f"seed {which} is not for {self._role}, or came twice")
-        if len(buffers) != 1 or buffers[0].nbytes != SEED_BYTES:
-            raise RemoteProtocolError(f"a seed must be one buffer of {SEED_BYTES} bytes")
-        self._seeds[which] = bytes(buffers[0])
+        Raises:
+            Busy, ConfigError: the party takes no part in it, now or ever; the session goes on.
+        """
 
-    def tensor(self, message: TensorMessage, buffers: Sequence[memoryview]) -> None:
-        """Rows of a masked tensor, in order."""
-        if self._role.is_dealer or message.number >= len(self._wanted):
-            raise RemoteProtocolError(f"tensor {message.number} is not expected here")
-        name, parameter = self._wanted[message.number]
-        rows, columns = _matrix(parameter)
-        filled = self._filled.get(message.number, 0)
-        if message.start != filled or filled + message.rows > rows or len(buffers) != 1:
-            raise RemoteProtocolError(f"rows of {name} came out of order or twice")
-        if buffers[0].nbytes != 8 * message.rows * columns:
-            raise RemoteProtocolError(
-                f"{name} has {buffers[0].nbytes} bytes for {message.rows} rows"
-            )
-        self._keep(message.number, filled * columns, rows * columns, buffers[0])
-        self._filled[message.number] = filled + message.rows
-
-    def _keep(self, number: int, at: int, size: int, buffer: memoryview) -> None:
-        """Take words `at` and following of a tensor of `size` words."""
-        words = np.frombuffer(buffer, dtype="<u8").astype(np.uint64, copy=False)
-        if len(words) == size:
-            self._masked[number] = words  # whole: kept as it came
-        else:
-            whole = self._masked.setdefault(number, np.empty(size, np.uint64))
-            whole[at : at + len(words)] = words
-
-    def check_complete(self) -> None:
-        """Everything has come that this party is to have."""
-        if len(self._seeds) != (2 if self._role.is_dealer else 1):
-            raise RemoteProtocolError("a seed is missing")
-        for number, (name, parameter) in enumerate(self._wanted):
-            if not self._role.is_dealer and self._filled.get(number) != _matrix(parameter)[0]:
-                raise RemoteProtocolError(f"{name} is not complete")
-
-    def hold(self, number: int) -> tuple[str, Any]:
-        """Name and handle of tensor `number`; everything must have come."""
-        name, parameter = self._wanted[number]
-        m = None
-        if not self._role.is_dealer:
-            m = self._masked.pop(number).reshape(parameter.shape)
-        return name, hold_parameter(self._role, number, parameter, m, self._seeds)
-
-    def __len__(self) -> int:
-        return len(self._wanted)
+    def release(self, number: int) -> None:
+        """The request of this number, which was admitted, has ended."""
 
 
-def _matrix(parameter: Parameter) -> tuple[int, int]:
-    """Rows and columns of a tensor; a vector is sent as one entry a row."""
-    shape = parameter.shape
-    return shape[0], shape[1] if len(shape) > 1 else 1
+class AdmitAll:
+    """Admits every request."""
+
+    def check(self, request: InferMessage) -> None:
+        """As `Admission`."""
+
+    def admit(self, request: InferMessage, plan: Plan) -> None:
+        """As `Admission`."""
+
+    def release(self, number: int) -> None:
+        """As `Admission`."""
 
 
 class Party(Actor):
@@ -145,13 +90,33 @@ class Party(Actor):
 
     An inference is a chain of steps that share a cache of keys and values. The dealer's steps need
     no input but for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
+
+    Args:
+        model: what it serves, whose parameters it does not change; None: its owner uploads one.
+        admission: which requests it takes; None: all that fit the model.
+
+    Attributes:
+        activity: counts what the client has sent, and what was reported to it.
     """
 
-    def __init__(self, role: Role, options: ActorOptions | None = None) -> None:
+    def __init__(
+        self,
+        role: Role,
+        options: ActorOptions | None = None,
+        *,
+        model: Model | None = None,
+        admission: Admission | None = None,
+    ) -> None:
         super().__init__(role, options)
-        self._upload: Upload | None = None
+        self.activity = 0
+        self._admission = admission or AdmitAll()
+        self._arriving: tuple[Upload, InMemory] | None = None
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
+        self._origin = ""  # the id of the upload, of a model that was there before the session
+        if model is not None:
+            self._plan, self._origin = model.plan, model.upload
+            self._parameters.update(model.parameters)
         self._running_inferences: dict[int, anyio.CancelScope] = {}
         self._refused: set[int] = set()  # of these
         self._lanes: dict[int, Lane] = {}  # of the steps that run
@@ -160,8 +125,15 @@ class Party(Actor):
         self._heard: dict[Role, AgreeMessage] = {}  # what the others said of themselves
         self._ready = False
 
+    @property
+    def busy(self) -> bool:
+        """Whether an inference runs."""
+        return bool(self._running_inferences)
+
     async def main(self) -> None:
         try:
+            if self._plan is not None:
+                await self._announce(self._plan, self._origin)
             await self._serve()
         except BaseExceptionGroup as errors:
             root = unwrap(errors)
@@ -186,12 +158,12 @@ class Party(Actor):
 
     # -- what the parties must agree on -----------------------------------------------------------
 
-    async def _announce(self, plan: Plan, digest: str, upload: str) -> None:
+    async def _announce(self, plan: Plan, upload: str) -> None:
         """Tell the other parties what this one serves. When they have said the same, it is ready:
         what they would compute with other shares or other public numbers is noise.
         """
         tables = await self.scheduler.compute.offload(plan_digests, plan)
-        self._mine = AgreeMessage(digest=digest, upload=upload, tables=tables)
+        self._mine = AgreeMessage(digest=plan.digest(), upload=upload, tables=tables)
         for role in COMPUTING:
             if role is not self.role:
                 await self.scheduler.send_control(role, self._mine.header())
@@ -226,34 +198,36 @@ class Party(Actor):
 
     async def _from_owner(self, message: Any, buffers: Sequence[memoryview]) -> None:
         if isinstance(message, PlanMessage):
-            if self._upload is not None or self._plan is not None:
+            if self._arriving is not None or self._plan is not None:
                 raise RemoteProtocolError("the owner sent a second model in one session")
-            self._upload = Upload(self.role, message)
+            kept = InMemory(self.role)
+            self._arriving = Upload(self.role, message, kept), kept
             return
-        if self._upload is None:
+        if self._arriving is None:
             raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
+        upload, kept = self._arriving
         if isinstance(message, SeedMessage):
-            self._upload.seed(message.which, buffers)
+            upload.seed(message.which, buffers)
         elif isinstance(message, TensorMessage):
-            self._upload.tensor(message, buffers)
+            upload.tensor(message, buffers)
         elif isinstance(message, UploadedMessage):
-            await self._finish_upload(self._upload)
+            upload.check_complete()
+            await self._hold(upload.plan, kept)
         else:
             raise RemoteProtocolError(f"the owner may not send a {message.do!r} request")
 
-    async def _finish_upload(self, upload: Upload) -> None:
-        upload.check_complete()
-        for number in range(len(upload)):
-            name, handle = await self.scheduler.compute.offload(upload.hold, number)
-            self._parameters[name] = handle
-        self._plan, self._upload = upload.plan, None
-        log.info("model ready", role=str(self.role), digest=upload.digest[:16])
-        session = self.scheduler.port(Role.OWNER).session.hex()
-        await self._announce(upload.plan, upload.digest, session)
+    async def _hold(self, plan: Plan, kept: InMemory) -> None:
+        offload = self.scheduler.compute.offload
+        for number, (name, parameter) in enumerate(parameters_of(plan.config).items()):
+            self._parameters[name] = await offload(kept.hold, number, parameter)
+        self._plan, self._arriving = plan, None
+        log.info("model ready", role=str(self.role), digest=plan.digest()[:16])
+        await self._announce(plan, self.scheduler.port(Role.OWNER).session.hex())
 
     # -- inferences -------------------------------------------------------------------------------
 
     def _from_client(self, message: Any, group: TaskGroup) -> None:
+        self.activity += 1
         if isinstance(message, InferMessage):
             if self._plan is None:
                 raise RemoteProtocolError("the client asked for an inference before the model came")
@@ -264,7 +238,9 @@ class Party(Actor):
             # Skipped numbers are good for nothing any more.
             self.scheduler.end(self._unused, message.number)
             try:
-                self._check_request(message, self._plan)
+                self._admission.check(message)
+                _check_request(message, self._plan)
+                self._admission.admit(message, self._plan)
             except (Busy, ConfigError) as error:
                 if len(self._refused) >= MOST_REFUSED:
                     raise RemoteProtocolError(
@@ -283,24 +259,6 @@ class Party(Actor):
             scope.cancel()
         else:
             raise RemoteProtocolError(f"the client may not send a {message.do!r} request")
-
-    def _check_request(self, message: InferMessage, plan: Plan) -> None:
-        """Raises:
-        RemoteProtocolError: no honest client asks for this.
-        Busy, ConfigError: this party refuses it, now or for ever.
-        """
-        batch, config = message.batch(), plan.config
-        if max(batch.lengths) + message.steps - 1 > config.max_positions:
-            raise RemoteProtocolError(
-                f"the client asked for more than {config.max_positions} positions"
-            )
-        types = int(getattr(config, "type_vocab_size", 0))
-        if batch.types is not None and max(batch.types) >= max(1, types):
-            raise RemoteProtocolError(f"token types go up to {types - 1}")
-        try:
-            check_rows(config, batch.rows)
-        except ConfigError as error:
-            raise RemoteProtocolError(f"the client's request is unusable: {error}") from None
 
     async def _refuse(self, message: InferMessage, error: PumaError) -> None:
         """Take no part, until the client has told the others to end it too."""
@@ -336,6 +294,7 @@ class Party(Actor):
                     group.start_soon(self._step, message, plan, step, cache, done, lead)
                     await done.wait()
                 await anyio.sleep_forever()
+        self._admission.release(message.number)
         await self._ended(message)
 
     async def _step(
@@ -371,6 +330,7 @@ class Party(Actor):
         return 0 if lane is None else lane.clock
 
     async def _report(self, number: int, lane: Lane) -> None:
+        self.activity += 1
         traffic = lane.link.traffic
         cost = StepMessage(
             number=number,
@@ -380,3 +340,19 @@ class Party(Actor):
         )
         log.info("step done", role=str(self.role), **cost.model_dump(exclude={"do"}))
         await self.scheduler.send_control(Role.CLIENT, cost.header())
+
+
+def _check_request(message: InferMessage, plan: Plan) -> None:
+    """Raises RemoteProtocolError: the model has no answer to this, which an honest client knows."""
+    batch, config = message.batch(), plan.config
+    if max(batch.lengths) + message.steps - 1 > config.max_positions:
+        raise RemoteProtocolError(
+            f"the client asked for more than {config.max_positions} positions"
+        )
+    types = int(getattr(config, "type_vocab_size", 0))
+    if batch.types is not None and max(batch.types) >= max(1, types):
+        raise RemoteProtocolError(f"token types go up to {types - 1}")
+    try:
+        check_rows(config, batch.rows)
+    except ConfigError as error:
+        raise RemoteProtocolError(f"the client's request is unusable: {error}") from None

@@ -45,16 +45,16 @@ class StreamTransport(Transport):
     # -- for subclasses ---------------------------------------------------------------------------
 
     @abstractmethod
-    async def _open(
+    async def open_channel(
         self, url: SplitResult, options: dict[str, str], factory: Callable[[], StreamChannel]
     ) -> StreamChannel:
         """Connect a channel made by `factory`. OSErrors are translated by the caller."""
 
     @abstractmethod
-    def _bind(self, url: SplitResult) -> tuple[socket.socket, str]:
+    def bind(self, url: SplitResult) -> tuple[socket.socket, str]:
         """A bound socket and the address where it can be reached."""
 
-    def _server_context(self, options: dict[str, str]) -> ssl.SSLContext | None:
+    def server_context(self, options: dict[str, str]) -> ssl.SSLContext | None:
         """TLS context for accepted connections."""
         return None
 
@@ -97,7 +97,7 @@ class StreamTransport(Transport):
 
         try:
             with anyio.fail_after(options.timeout):
-                channel = await self._open(url, given, factory)
+                channel = await self.open_channel(url, given, factory)
                 await self._enter(channel)
         except TimeoutError:
             raise Unreachable(
@@ -136,9 +136,9 @@ class StreamTransport(Transport):
 
     async def listen(self, address: str) -> Listener:
         url, given, options = self.parse(address)
-        context = self._server_context(given)
+        context = self.server_context(given)
         try:
-            bound, real = self._bind(url)
+            bound, real = self.bind(url)
         except OSError as error:
             raise ConnectError(
                 f"cannot listen at {address.partition('?')[0]} ({error.strerror or error}): "

@@ -42,10 +42,10 @@ class TcpTransport(StreamTransport):
             log.warning("plain TCP: no encryption, no authentication", address=url.netloc)
         return url, given, options
 
-    async def _open(
+    async def open_channel(
         self, url: SplitResult, options: dict[str, str], factory: Callable[[], StreamChannel]
     ) -> StreamChannel:
         return await open_tcp(url, factory, None)
 
-    def _bind(self, url: SplitResult) -> tuple[socket.socket, str]:
+    def bind(self, url: SplitResult) -> tuple[socket.socket, str]:
         return bind_tcp(url)

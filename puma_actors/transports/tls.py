@@ -79,15 +79,15 @@ class TlsTransport(StreamTransport):
             )
         return load_context(credentials.folder, credentials.identity, server=server)
 
-    def _server_context(self, options: dict[str, str]) -> ssl.SSLContext:
+    def server_context(self, options: dict[str, str]) -> ssl.SSLContext:
         return self._context(options, server=True)
 
-    async def _open(
+    async def open_channel(
         self, url: SplitResult, options: dict[str, str], factory: Callable[[], StreamChannel]
     ) -> StreamChannel:
         return await open_tcp(url, factory, self._context(options, server=False))
 
-    def _bind(self, url: SplitResult) -> tuple[socket.socket, str]:
+    def bind(self, url: SplitResult) -> tuple[socket.socket, str]:
         return bind_tcp(url)
 
     def identify(self, transport: asyncio.BaseTransport) -> PeerIdentity | None:

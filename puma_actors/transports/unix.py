@@ -24,14 +24,14 @@ class UnixTransport(StreamTransport):
 
     scheme = "unix"
 
-    async def _open(
+    async def open_channel(
         self, url: SplitResult, options: dict[str, str], factory: Callable[[], StreamChannel]
     ) -> StreamChannel:
         loop = asyncio.get_running_loop()
         _, channel = await loop.create_unix_connection(factory, str(_path(url)))
         return channel
 
-    def _bind(self, url: SplitResult) -> tuple[socket.socket, str]:
+    def bind(self, url: SplitResult) -> tuple[socket.socket, str]:
         path = _path(url)
         _remove_stale(path)
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from protocols.base.shares import Role
-from puma_actors.api import remote
-from puma_actors.hosts import server, store
-from puma_actors.hosts import stored_party as serving
+from puma_actors.hosts import server
+from puma_actors.hosts.receiver import Receiver
+from puma_actors.hosts.stores import store
+from puma_actors.roles.client import Client
 from puma_actors.roles.messages import TensorMessage
+from puma_actors.roles.sending import Sending
 from puma_actors.session import inference as link
 from puma_actors.session import port
 from puma_actors.transports.frames import _PRELUDE, MAGIC, NO_SESSION, VERSION, Frame, Kind, encode
@@ -125,8 +127,8 @@ def _watch_handshakes(gate: Gate) -> None:
 
 
 def _watch_uploads(gate: Gate) -> None:
-    usual, upload = serving.Receiver._take, remote._Uploader._send_tensor
-    disk = serving.Receiver._disk
+    usual, upload = Receiver._take, Sending.tensor
+    disk = Receiver._disk
 
     async def take(self: Any, message: Any, buffers: Any) -> None:
         if isinstance(message, TensorMessage) and message.number == 3:
@@ -143,19 +145,19 @@ def _watch_uploads(gate: Gate) -> None:
             await gate.at("commit")
         await disk(self, function, *args)
 
-    serving.Receiver._take = take  # type: ignore[method-assign]
-    serving.Receiver._disk = to_disk  # type: ignore[method-assign]
-    remote._Uploader._send_tensor = send_tensor  # type: ignore[method-assign]
+    Receiver._take = take  # type: ignore[method-assign]
+    Receiver._disk = to_disk  # type: ignore[method-assign]
+    Sending.tensor = send_tensor  # type: ignore[method-assign]
 
 
 def _watch_requests(gate: Gate) -> None:
-    usual = remote.RemoteClient.begin
+    usual = Client.begin
 
     async def begin(self: Any, *args: Any, **options: Any) -> Any:
         await gate.at("idle", self.scheduler)
         return await usual(self, *args, **options)
 
-    remote.RemoteClient.begin = begin  # type: ignore[method-assign]
+    Client.begin = begin  # type: ignore[method-assign]
 
 
 class _FullDisk:

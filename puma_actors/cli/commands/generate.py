@@ -8,12 +8,13 @@ import numpy as np
 from models.tokens.sampling import SamplingConfig
 from protocols.base.lane import Settings
 from protocols.errors import ConfigError
+from puma_actors.api.life import Cluster
 from puma_actors.base.texts import printable, shown
 from puma_actors.cli.following import Following
 from puma_actors.cli.notice import announce
 from puma_actors.cli.output import amount, check_file, print_json, progress, say, tell, writing
 from puma_actors.cli.requests import open_requests
-from puma_actors.cli.summary import Cluster, network_of, print_summary, usage_report
+from puma_actors.cli.summary import network_of, print_summary, usage_report
 from puma_actors.cli.where import Where
 
 

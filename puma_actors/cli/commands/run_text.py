@@ -12,15 +12,15 @@ from models.texts.options import TaskOptions
 from protocols.base.lane import Settings
 from protocols.base.ring import Floats
 from protocols.errors import ConfigError
+from puma_actors.api.life import Cluster
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.pipelines import TextPipeline, local_pipeline
-from puma_actors.api.remote import RemoteCluster
 from puma_actors.api.requests import Requests
 from puma_actors.cli.following import Following
 from puma_actors.cli.output import print_json, progress, say, stdout
 from puma_actors.cli.progress import Reporter
 from puma_actors.cli.requests import local_options, open_requests
-from puma_actors.cli.summary import Cluster, print_summary, usage_report
+from puma_actors.cli.summary import print_summary, usage_report
 from puma_actors.cli.where import Where
 
 _MASKS = ("[MASK]", "<mask>")
@@ -88,7 +88,7 @@ def run_text(
 
 
 def _cluster(pipe: TextPipeline) -> Cluster:
-    assert isinstance(pipe.requests, LocalCluster | RemoteCluster)
+    assert isinstance(pipe.requests, Cluster)
     return pipe.requests
 
 

@@ -123,13 +123,17 @@ def _timer(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> _Timer:
 
 
 class Alarm:
-    """See the module docstring. Callbacks run in the order of their times."""
+    """See the module docstring. Callbacks run in the order of their times.
+
+    Attributes:
+        users: number of users that have acquired it and not released it.
+    """
 
     _of_loops: ClassVar["WeakKeyDictionary[asyncio.AbstractEventLoop, Alarm]"] = WeakKeyDictionary()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._users = 0
+        self.users = 0
         self._turning = False  # a turn is scheduled or under way
         self._waiting: list[tuple[float, int, Callable[[], None]]] = []  # a heap
         self._order = itertools.count()
@@ -142,13 +146,13 @@ class Alarm:
         alarm = cls._of_loops.get(loop)
         if alarm is None:
             alarm = cls._of_loops[loop] = cls(loop)
-        alarm._users += 1
+        alarm.users += 1
         return alarm
 
     def release(self) -> None:
         """Drop one user; after the last no callback runs any more."""
-        self._users -= 1
-        if self._users == 0:
+        self.users -= 1
+        if self.users == 0:
             self._waiting.clear()
             self._timer.close()
             del self._of_loops[self._loop]

@@ -13,6 +13,7 @@ from reference import leaves_nothing, own_threads, save_model, save_tokenizer
 from waiting import Stuck, in_time, unless_stuck
 
 from models.programs import inference
+from models.programs.plan import Parameter
 from protocols.base.fields import Field
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.drivers import secure
@@ -298,14 +299,14 @@ async def test_progress_that_raises(folder):
 
 @pytest.mark.parametrize("role", COMPUTING)
 async def test_a_party_that_fails_while_it_takes_the_model(folder, monkeypatch, role):
-    usual = party.Upload.hold
+    usual = party.InMemory.hold
 
-    def hold(self, number: int):
+    def hold(self, number: int, parameter: Parameter):
         if self._role is role and number == 3:
             raise MemoryError
-        return usual(self, number)
+        return usual(self, number, parameter)
 
-    monkeypatch.setattr(party.Upload, "hold", hold)
+    monkeypatch.setattr(party.InMemory, "hold", hold)
     async with leaves_nothing():
         with pytest.raises(MemoryError):
             async with LocalCluster.from_pretrained(folder):

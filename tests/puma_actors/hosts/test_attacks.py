@@ -15,7 +15,7 @@ from networks import ALL
 from reference import save_model, save_tokenizer
 from waiting import in_time, until
 
-import puma_actors.hosts.stored_party
+import puma_actors.hosts.receiver
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import Busy, ConfigError, PumaError, RemoteProtocolError, TransportError
 from puma_actors.api.remote import RemoteCluster
@@ -262,7 +262,7 @@ async def test_a_tokenizer_without_end(
     folder: Path, certificates: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        puma_actors.hosts.stored_party, "PUBLIC_BYTES", 100
+        puma_actors.hosts.receiver, "PUBLIC_BYTES", 100
     )  # the owner believes in 48 MiB
     async with hosts(folder, certificates, "unix") as cluster:
         with pytest.raises(PumaError, match="published files have more than 100 bytes"):

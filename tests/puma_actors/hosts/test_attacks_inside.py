@@ -18,7 +18,7 @@ from protocols.errors import PumaError
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.roles.client import Client
 from puma_actors.roles.messages import InferMessage
-from puma_actors.roles.owner import Owner
+from puma_actors.roles.sending import Sending
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ async def test_uploads_that_do_not_fit_together(
     lying: Callable[[Role, Change], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Owner, "_check_ready", lambda *_: None)  # it knows better
+    monkeypatch.setattr(Sending, "check_ready", lambda *_: None)  # it knows better
     async with hosts(folder, certificates, "unix") as cluster:
         for change, reason in UPLOADS:
             lying(Role.OWNER, change)

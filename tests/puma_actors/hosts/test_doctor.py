@@ -19,7 +19,7 @@ from puma_actors.base.identity import PeerIdentity
 from puma_actors.hosts import doctor
 from puma_actors.hosts.config import ClusterConfig, load_config
 from puma_actors.hosts.doctor import examine
-from puma_actors.hosts.store import ModelStore
+from puma_actors.hosts.stores.store import ModelStore
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from puma_actors.cli import main
 from puma_actors.cli.output import stdout
 from puma_actors.hosts import visits
 from puma_actors.hosts.caller import list_models, problem_of, remove_model, survey_models
-from puma_actors.hosts.store import ModelStore
+from puma_actors.hosts.stores.store import ModelStore
 
 IDS = [1, 3, 7]
 HURT = Role.EVALUATOR_A

@@ -27,8 +27,8 @@ from protocols.errors import ConfigError, PumaError
 from protocols.linear import weight_mask
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.hosts import server
-from puma_actors.hosts.manifest import PUBLIC_FILES
 from puma_actors.hosts.server import PartyServer
+from puma_actors.hosts.stores.manifest import PUBLIC_FILES
 from puma_actors.roles import party
 from puma_actors.session.inference import InferenceLink
 from puma_actors.session.session import RoundScheduler

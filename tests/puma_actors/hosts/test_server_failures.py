@@ -17,7 +17,7 @@ from waiting import in_time, settled, until
 
 import puma_actors.api.remote
 import puma_actors.hosts.server
-import puma_actors.hosts.stored_party
+import puma_actors.hosts.serving
 from models.programs.program import Batch
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import (
@@ -32,7 +32,7 @@ from puma_actors.api.local import LocalCluster
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.hosts.caller import call, list_models, problem_of, remove_model
 from puma_actors.hosts.server import PartyServer
-from puma_actors.hosts.store import Draft
+from puma_actors.hosts.stores.store import Draft
 from puma_actors.session.inference import InferenceLink
 
 IDS = [1, 3, 7]
@@ -106,8 +106,8 @@ async def test_a_client_that_dies_disturbs_nobody(
             sick = await RemoteCluster.open(cluster.client, "tiny")
             with pytest.raises(PumaError):
                 async with sick:
-                    for each in sick._calls.values():
-                        each.channel.abort()  # type: ignore[attr-defined]
+                    for port in sick.client.scheduler.ports.values():
+                        port.channel.abort()  # type: ignore[attr-defined]
                     await sick.forward(IDS)
             assert np.abs(await healthy.forward(IDS) - wanted).max() < 0.05
             await quiet(cluster, 1)
@@ -132,7 +132,7 @@ async def test_a_client_that_never_goes_on_or_leaves_without_a_word(
 async def test_an_idle_session_is_ended(
     folder: Path, certificates: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = puma_actors.hosts.stored_party.ServingLimits
+    limits = puma_actors.hosts.serving.ServingLimits
     quick = lambda tokens, _, *rest: limits(tokens, 0.2, *rest)  # noqa: E731
     monkeypatch.setattr(puma_actors.hosts.server, "ServingLimits", quick)
     async with hosts(folder, certificates, "unix") as cluster:
@@ -150,7 +150,7 @@ class Looks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._over, self.begun = anyio.Event(), 0
         patched = {**vars(anyio), "sleep": self._sleep}
-        monkeypatch.setattr(puma_actors.hosts.stored_party, "anyio", SimpleNamespace(**patched))
+        monkeypatch.setattr(puma_actors.hosts.serving, "anyio", SimpleNamespace(**patched))
 
     async def _sleep(self, seconds: float) -> None:
         self.begun += 1

@@ -20,9 +20,9 @@ from protocols.drivers.ops import Ranges
 from protocols.errors import ConfigError, StoreError
 from protocols.functions.attention import AttentionRange
 from protocols.functions.normalize import NormRange
-from puma_actors.hosts.checksums import Checksums
-from puma_actors.hosts.manifest import MANIFEST, seed_file, words_file
-from puma_actors.hosts.store import Draft, ModelStore
+from puma_actors.hosts.stores.checksums import Checksums
+from puma_actors.hosts.stores.manifest import MANIFEST, seed_file, words_file
+from puma_actors.hosts.stores.store import Draft, ModelStore
 
 UPLOAD = "0123456789abcdef" * 2
 CONFIG = LlamaConfig.from_hf(

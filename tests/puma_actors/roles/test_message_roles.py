@@ -259,11 +259,17 @@ async def test_a_party_refuses_a_client(name, role):
     assert told == [ReadyMessage(digest=PLAN.digest())]
 
 
-class NoRoom(Party):
+class NoRoom:
     """Refuses every request."""
 
-    def _check_request(self, message: InferMessage, plan: Plan) -> None:
+    def check(self, request: InferMessage) -> None:
+        assert request.steps == 1
+
+    def admit(self, request: InferMessage, plan: Plan) -> None:
         raise Busy("no room")
+
+    def release(self, number: int) -> None:
+        pytest.fail("nothing was admitted")
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -285,7 +291,7 @@ async def test_a_client_must_end_what_was_refused(role, ends):
 
     others = {other: agrees(role) for other in COMPUTING if other is not role}
     scripts = {Role.OWNER: sends(role, *upload(role)), Role.CLIENT: client, **others}
-    error = await ends_with(NoRoom(role), scripts)
+    error = await ends_with(Party(role, admission=NoRoom()), scripts)
     assert isinstance(error, RemoteProtocolError)
     told = f"has not ended {MOST_REFUSED} requests that were refused" in str(error)
     assert told is not ends

@@ -9,7 +9,7 @@
         stored = store.read("llama", verify=True)        plan, seeds, tensors
         store.remove("llama")
 
-    STORE/NAME/manifest.json      see `puma_actors.hosts.manifest`
+    STORE/NAME/manifest.json      see `puma_actors.hosts.stores.manifest`
     STORE/NAME/00000.words ...    at an evaluator: the masked tensors, little-endian uint64
     STORE/NAME/seed-1, seed-2     the seeds that the party knows
     STORE/NAME/tokenizer.json     published by the owner
@@ -43,15 +43,15 @@ from protocols.errors import (
     StoreError,
     StoreNameError,
 )
-from puma_actors.hosts.checksums import Checksums
-from puma_actors.hosts.manifest import (
+from puma_actors.hosts.stores.checksums import Checksums
+from puma_actors.hosts.stores.manifest import (
     MANIFEST,
     FileEntry,
     Manifest,
     check_name,
     is_name,
 )
-from puma_actors.hosts.stored import Stored, check_complete
+from puma_actors.hosts.stores.stored import Stored, check_complete
 
 _DRAFT = ".draft-"
 _GONE = ".gone-"

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import StoreError
-from puma_actors.hosts.manifest import FileEntry
+from puma_actors.hosts.stores.manifest import FileEntry
 
 _PART = 4 << 20
 _Print: TypeAlias = tuple[int, int, int, int, int]

@@ -14,8 +14,8 @@ from models.programs.sharing import SEED_BYTES, seeds_of
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.errors import StoreError
-from puma_actors.hosts.checksums import Checksums
-from puma_actors.hosts.manifest import PUBLIC_FILES, Manifest, seed_file, words_file
+from puma_actors.hosts.stores.checksums import Checksums
+from puma_actors.hosts.stores.manifest import PUBLIC_FILES, Manifest, seed_file, words_file
 
 
 @dataclass(frozen=True)

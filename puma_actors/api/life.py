@@ -1,0 +1,185 @@
+"""The life of a cluster: entered once, asked, left once. It is the same wherever the parties run;
+what differs is how the client is linked to them, which is for `Links`.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol, Self
+
+import anyio
+
+from models.configs.architecture import ModelConfig
+from models.tokens.tokenizer import Tokenizer
+from protocols.base.lane import Settings
+from protocols.base.shares import Role
+from protocols.errors import ConfigError, PeerFailed, PumaError
+from puma_actors.api.requests import Requests
+from puma_actors.roles.actor import Actor
+from puma_actors.roles.client import Client
+from puma_actors.transports.delay.network import Network
+
+
+class Links(Protocol):
+    """How a client gets to its parties, and what else runs in this process for it."""
+
+    @property
+    def actors(self) -> Sequence[Actor]:
+        """Run beside the client, from when all are connected until the end."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each part of the start took, by name."""
+
+    @property
+    def once(self) -> str:
+        """What those are told who enter a second time."""
+
+    async def connect(self, client: Client) -> None:
+        """Attach the peers of the client and of all `actors`.
+
+        Raises:
+            PumaError: that failed; `aclose` follows.
+        """
+
+    async def settle(self) -> None:
+        """The client may ask from now on: wait for what is to be known before. Cancelled when an
+        actor fails.
+        """
+
+    async def aclose(self) -> None:
+        """Let go of everything, connected or not."""
+
+
+class Cluster(Requests):
+    """Requests that are taken between entering and leaving. A cluster that is not entered must be
+    closed with `aclose`.
+
+    Args:
+        links: to the parties. The others are those of `Requests`.
+
+    Attributes:
+        network: what is modelled between the client and the parties; None: nothing.
+        seconds: what each part of the start took, by name.
+
+    Raises (from entering, leaving and requests): PeerFailed if a party died; what an actor in this
+        process failed with, when it is left.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        client: Client,
+        settings: Settings,
+        links: Links,
+        network: Network | None,
+    ) -> None:
+        super().__init__(config, tokenizer, client, settings)
+        self.network = network
+        self.seconds = links.seconds
+        self._links = links
+        self._life: _Life | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._life is not None and self._life.running
+
+    async def __aenter__(self) -> Self:
+        if self._life is not None:
+            raise ConfigError(self._links.once)
+        self._life = _Life(self.client, self._links)
+        await self._life.begin()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._life is not None
+        await self._life.end(error)
+
+    async def aclose(self) -> None:
+        """Close what was opened, if the cluster is not to be entered."""
+        await self._links.aclose()
+
+
+class _Life:
+    """All actors of this process, from their connections to their end.
+
+    Attributes:
+        running: between the two.
+    """
+
+    def __init__(self, client: Client, links: Links) -> None:
+        self.running = False
+        self._client = client
+        self._links = links
+        self._group = anyio.create_task_group()
+        self._starting = anyio.CancelScope()
+        self._leaving = anyio.CancelScope()  # in good order
+        self._failures: dict[Role, Exception] = {}  # the first one first
+
+    async def begin(self) -> None:
+        """Returns when requests can be made; nothing is left running if it raises."""
+        try:
+            await self._links.connect(self._client)
+        except BaseException:
+            await self._links.aclose()
+            raise
+        await self._group.__aenter__()
+        self.running = True
+        try:
+            for actor in self._links.actors:
+                self._group.start_soon(self._supervise, actor.role, actor.run)
+            self._group.start_soon(self._supervise, Role.CLIENT, self._listen)
+            await self._client.wait_ready()
+            with self._starting:
+                await self._links.settle()
+            for failure in self._failures.values():
+                raise failure
+        except BaseException as error:
+            await self.end(error)
+            raise
+
+    async def end(self, error: BaseException | None) -> None:
+        """End all actors; if one of them failed first, raise what it failed with.
+
+        Args:
+            error: because of which it ends.
+        """
+        self.running = False
+        if error is None and not self._failures:
+            with suppress(PumaError):
+                await self._client.close()
+            self._leaving.cancel()
+        else:
+            self._group.cancel_scope.cancel()
+        try:
+            await self._group.__aexit__(None, None, None)
+        finally:
+            await self._links.aclose()
+        cause = self._cause()
+        if cause is not None and (error is None or isinstance(error, PeerFailed)):
+            raise cause
+
+    def _cause(self) -> Exception | None:
+        """Of the end: what an actor failed with by itself; else the news that the client had."""
+        for failure in self._failures.values():
+            if not isinstance(failure, PeerFailed):
+                return failure
+        return self._failures.get(Role.CLIENT)
+
+    async def _supervise(self, role: Role, main: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await main()
+        except Exception as error:  # told to the others by the actor, and raised by `end`
+            self._failures[role] = error
+            self._starting.cancel()
+
+    async def _listen(self) -> None:
+        async with self._client:
+            with self._leaving:
+                await self._client.listen()

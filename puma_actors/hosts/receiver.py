@@ -1,0 +1,143 @@
+"""A party that takes a model into its store: nobody keeps it unless all three can."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+
+from models.programs.plan import Plan
+from models.programs.predict import share_bytes
+from protocols.base.shares import Role
+from protocols.errors import RemoteProtocolError
+from puma_actors.base.logs import log
+from puma_actors.hosts.stores.manifest import PUBLIC_BYTES, seed_file, words_file
+from puma_actors.hosts.stores.store import Draft
+from puma_actors.roles.actor import Actor, ActorOptions
+from puma_actors.roles.messages import (
+    CommitMessage,
+    FileMessage,
+    PlanMessage,
+    ReadyMessage,
+    SeedMessage,
+    TensorMessage,
+    UploadedMessage,
+    parse,
+)
+from puma_actors.roles.upload import Upload
+
+
+class OnDisk:
+    """A `Destination`: writes an upload to a draft as it comes, one tensor after another.
+
+    Args:
+        memory: bytes that the party may use.
+    """
+
+    def __init__(self, role: Role, draft: Draft, memory: int) -> None:
+        self._role = role
+        self._draft = draft
+        self._memory = memory
+        self._number = 0
+
+    def check_size(self, plan: Plan) -> None:
+        """As `Destination`."""
+        need = share_bytes(plan.config)
+        if need > self._memory:
+            raise RemoteProtocolError(
+                f"the model needs about {need // 1_000_000:,} MB at {self._role}, which may use "
+                f"{self._memory // 1_000_000:,} MB: raise limits.memory there"
+            )
+
+    def seed(self, which: int, seed: memoryview) -> None:
+        """As `Destination`."""
+        self._draft.write(seed_file(which), seed)
+
+    def words(self, number: int, at: int, size: int, data: memoryview) -> None:
+        """As `Destination`; a tensor must not come before one that it follows."""
+        if number < self._number:
+            raise RemoteProtocolError(f"tensor {number} came after tensor {self._number}")
+        self._number = number
+        self._draft.write(words_file(number), data)
+
+
+class Receiver(Actor):
+    """Takes one model from its owner. Its draft is published everywhere or gone when it ends.
+
+    Args:
+        memory: bytes that the party may use; what it could never load is refused at once.
+    """
+
+    def __init__(
+        self, role: Role, draft: Draft, memory: int, options: ActorOptions | None = None
+    ) -> None:
+        super().__init__(role, options)
+        self._draft = draft
+        self._memory = memory
+        self._files: set[str] = set()
+        self._published_bytes = 0
+        self._upload: Upload | None = None
+        self._finished = self._published = self._kept = False
+
+    async def main(self) -> None:
+        try:
+            while True:
+                _, header, buffers = await self.scheduler.control()
+                message = parse(header)
+                if isinstance(message, CommitMessage) and self._published:
+                    await self._disk(self._draft.keep)
+                    self._kept = True
+                    log.info("model stored", model=self._draft.name)
+                    await self._ready()
+                    return
+                if isinstance(message, CommitMessage) and self._finished:
+                    await self._disk(self._draft.publish)
+                    self._published = True
+                    await self._ready()
+                else:
+                    await self._take(message, buffers)
+        finally:
+            if not self._kept:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self._draft.withdraw)
+
+    async def _take(self, message: Any, buffers: Sequence[memoryview]) -> None:
+        if self._finished:
+            raise RemoteProtocolError(f"the owner sent {message.do!r} after the model")
+        if isinstance(message, FileMessage):
+            await self._file(message, buffers)
+        elif isinstance(message, PlanMessage) and self._upload is None:
+            kept = OnDisk(self.role, self._draft, self._memory)
+            offload = self.scheduler.compute.offload
+            self._upload = await offload(Upload, self.role, message, kept)
+        elif self._upload is None:
+            raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
+        elif isinstance(message, SeedMessage):
+            await self._disk(self._upload.seed, message.which, buffers)
+        elif isinstance(message, TensorMessage):
+            await self._disk(self._upload.tensor, message, buffers)
+        elif isinstance(message, UploadedMessage):
+            self._upload.check_complete()
+            await self._disk(self._draft.finish, self._upload.plan)
+            self._finished = True
+            await self._ready()
+        else:
+            raise RemoteProtocolError(f"the owner may not send a {message.do!r} request")
+
+    async def _file(self, message: FileMessage, buffers: Sequence[memoryview]) -> None:
+        if self._upload is not None or message.name in self._files or len(buffers) != 1:
+            raise RemoteProtocolError(f"{message.name} came twice, or after the plan")
+        self._published_bytes += buffers[0].nbytes
+        if self._published_bytes > PUBLIC_BYTES:
+            raise RemoteProtocolError(
+                f"the published files have more than {PUBLIC_BYTES} bytes: upload without them"
+            )
+        self._files.add(message.name)
+        await self._disk(self._draft.write, message.name, buffers[0])
+
+    async def _ready(self) -> None:
+        ready = ReadyMessage(digest=self._draft.digest).header()
+        await self.scheduler.send_control(Role.OWNER, ready)
+
+    async def _disk(self, function: Callable[..., object], *args: Any) -> None:
+        """Off the event loop: sessions go on meanwhile."""
+        await self.scheduler.compute.offload(function, *args)

@@ -1,0 +1,153 @@
+"""A session of a client on a stored model: which requests it may make, and when it is over.
+
+limits = ServingLimits(tokens, idle, memory, room)
+with RequestLimits(role, limits, window) as admission:
+    party = Party(role, options, model=..., admission=admission)
+    party.attach(peers)
+    await serve(party, limits.idle)
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Self
+
+import anyio
+
+from models.programs.memory import footprint
+from models.programs.plan import Plan
+from protocols.base.shares import Role
+from protocols.errors import PeerFailed, RemoteProtocolError
+from puma_actors.base.concurrency import unwrap
+from puma_actors.roles.messages import InferMessage
+from puma_actors.roles.party import Party
+from puma_actors.session.session import Wire
+
+
+@dataclass(frozen=True, slots=True)
+class ServingLimits:
+    """Tokens of the requests that run at a time; seconds that a session may go without a request,
+    a step or, in the middle of one, a message.
+
+    Attributes:
+        memory: bytes that were set aside for the session.
+        room: sets more aside for a request, see `Residents.for_request`; None: nobody counts.
+    """
+
+    tokens: int
+    idle: float = 600.0
+    memory: int = 0
+    room: Callable[[Plan, int, int], AbstractContextManager[None]] | None = None
+
+
+class RequestLimits:
+    """An `Admission` by the tokens and the memory of all requests of a session together. What is
+    still set aside when its block ends is given back.
+
+    Args:
+        role: of the party, whose memory is counted.
+        window: bytes that may be dealt ahead, as in the party's `Flow`.
+    """
+
+    def __init__(self, role: Role, limits: ServingLimits, window: int) -> None:
+        self._role = role
+        self._limits = limits
+        self._window = window
+        self._tokens: dict[int, int] = {}  # of the requests that run, by their number
+        self._needs: dict[int, int] = {}  # and their bytes
+        self._rooms: dict[int, ExitStack] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number in list(self._tokens):
+            self.release(number)
+
+    def check(self, request: InferMessage) -> None:
+        """As `Admission`."""
+        if _tokens(request) + sum(self._tokens.values()) > self._limits.tokens:
+            raise RemoteProtocolError(
+                f"the client asked for more than {self._limits.tokens} tokens at once"
+            )
+
+    def admit(self, request: InferMessage, plan: Plan) -> None:
+        """As `Admission`."""
+        self._set_aside(request, plan)
+        self._tokens[request.number] = _tokens(request)
+
+    def _set_aside(self, request: InferMessage, plan: Plan) -> None:
+        """Memory for a request beyond what the session has."""
+        if self._limits.room is None:
+            return
+        need = footprint(
+            plan.config,
+            request.batch(),
+            request.steps,
+            request.settings(),
+            dealer=self._role.is_dealer,
+            window=self._window,
+        ).total
+        running = sum(self._needs.values())
+        before, after = (max(self._limits.memory, each) for each in (running, running + need))
+        room = ExitStack()
+        room.enter_context(self._limits.room(plan, after - before, after))
+        self._needs[request.number], self._rooms[request.number] = need, room
+
+    def release(self, number: int) -> None:
+        """As `Admission`."""
+        del self._tokens[number]
+        self._needs.pop(number, None)
+        if (room := self._rooms.pop(number, None)) is not None:
+            room.close()
+
+
+def _tokens(request: InferMessage) -> int:
+    """That a request reads and writes."""
+    return sum(request.lengths) + request.steps - 1
+
+
+async def serve(party: Party, idle: float) -> None:
+    """Run a party that is connected until its client closes the session.
+
+    Args:
+        idle: seconds, as in `ServingLimits`.
+
+    Raises:
+        PeerFailed: the client left without a word, or another actor failed.
+        RemoteProtocolError: the session was idle for too long.
+    """
+    async with party:
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(_watch_client, party)
+                group.start_soon(_watch_time, party, idle)
+                await party.main()
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            root = unwrap(errors)
+            raise root from root.__cause__
+
+
+async def _watch_client(party: Party) -> None:
+    """A client that leaves without closing the session must not keep its place."""
+    await party.scheduler.wait_left(Role.CLIENT)
+    await anyio.sleep(party.scheduler.flow.grace)  # its last request may wait to be read
+    raise PeerFailed("the client left without closing the session")
+
+
+async def _watch_time(party: Party, idle: float) -> None:
+    """A client that has gone to sleep must not keep its place either, although its process lives.
+    A step may take as long as it likes: evaluators that compute exchange messages, and stop when
+    the client's part is missing. The dealer, far ahead of them, leaves that to them.
+    """
+    seen, sent = -1, party.scheduler.wire
+    while party.activity != seen or _busy(party, sent):
+        seen, sent = party.activity, party.scheduler.wire
+        await anyio.sleep(idle)
+    raise RemoteProtocolError(f"the session was idle for {idle:g} s: open a new one")
+
+
+def _busy(party: Party, sent: Wire) -> bool:
+    """A step has gone on since `sent`, as far as this party can tell."""
+    return party.busy if party.role.is_dealer else party.scheduler.wire != sent

@@ -1,0 +1,153 @@
+"""A model's shares at a computing party: as they arrive from the owner, and complete.
+
+kept = InMemory(role)                        or whatever else is a `Destination`
+upload = Upload(role, plan_message, kept)    checks all that follows against the plan
+upload.seed(1, buffers), upload.tensor(message, buffers), ...
+upload.check_complete()
+kept.hold(number, parameter)                 what the party computes with
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.programs.families import parameters_of
+from models.programs.head_layers import default_rows
+from models.programs.plan import Parameter, Plan
+from models.programs.predict import predict
+from models.programs.program import Batch
+from models.programs.sharing import SEED_BYTES, hold_parameter, seeds_of
+from protocols.base.ring import Words
+from protocols.base.shares import Role
+from protocols.errors import LocalProtocolError, ModelError, RemoteProtocolError
+from puma_actors.roles.messages import PlanMessage, TensorMessage
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a party serves.
+
+    Attributes:
+        parameters: what it computes with, by canonical name.
+        upload: the id of the owner's upload, in hex: shares of two uploads do not fit together.
+    """
+
+    plan: Plan
+    parameters: Mapping[str, Any] = field(repr=False)
+    upload: str
+
+
+class Destination(Protocol):
+    """Where the shares of one upload are kept. What it is given has been checked."""
+
+    def check_size(self, plan: Plan) -> None:
+        """Before anything as large as the plan is made.
+
+        Raises:
+            RemoteProtocolError: it is too large to be kept here.
+        """
+
+    def seed(self, which: int, seed: memoryview) -> None:
+        """Seed 1 or 2, of `SEED_BYTES` bytes."""
+
+    def words(self, number: int, at: int, size: int, data: memoryview) -> None:
+        """Words `at` and following of tensor `number`, which has `size` words of 8 bytes."""
+
+
+class InMemory:
+    """Keeps an upload in memory, of any size, until its tensors are held."""
+
+    def __init__(self, role: Role) -> None:
+        self._role = role
+        self._seeds: dict[int, bytes] = {}
+        self._masked: dict[int, Words] = {}
+
+    def check_size(self, plan: Plan) -> None:
+        """As `Destination`."""
+
+    def seed(self, which: int, seed: memoryview) -> None:
+        """As `Destination`."""
+        self._seeds[which] = bytes(seed)
+
+    def words(self, number: int, at: int, size: int, data: memoryview) -> None:
+        """As `Destination`."""
+        words = np.frombuffer(data, dtype="<u8").astype(np.uint64, copy=False)
+        if len(words) == size:
+            self._masked[number] = words  # whole: kept as it came
+        else:
+            whole = self._masked.setdefault(number, np.empty(size, np.uint64))
+            whole[at : at + len(words)] = words
+
+    def hold(self, number: int, parameter: Parameter) -> Any:
+        """What the party computes with for tensor `number`; once, when everything has come."""
+        m = None
+        if not self._role.is_dealer:
+            m = self._masked.pop(number).reshape(parameter.shape)
+        return hold_parameter(self._role, number, parameter, m, self._seeds)
+
+
+class Upload:
+    """The shares of a model as they arrive.
+
+    Raises RemoteProtocolError from every method where the owner strays from the plan.
+
+    Args:
+        destination: keeps what has come.
+    """
+
+    def __init__(self, role: Role, message: PlanMessage, destination: Destination) -> None:
+        try:
+            self.plan = Plan.from_public(message.plan)
+            destination.check_size(self.plan)
+            predict(self.plan, Batch((1,), default_rows(self.plan.config)))  # asks for each range
+        except (ModelError, LocalProtocolError) as error:
+            raise RemoteProtocolError(f"the owner's plan is unusable: {error}") from None
+        self.digest = self.plan.digest()
+        if self.digest != message.digest:
+            raise RemoteProtocolError("the owner's plan does not have the digest it announced")
+        self._role = role
+        self._destination = destination
+        self._seeds: set[int] = set()  # that have come
+        self._wanted = list(parameters_of(self.plan.config).items())
+        self._filled: dict[int, int] = {}
+
+    def seed(self, which: int, buffers: Sequence[memoryview]) -> None:
+        """One of the seeds, of which an evaluator may have but its own."""
+        if which not in seeds_of(self._role) or which in self._seeds:
+            raise RemoteProtocolError(f"seed {which} is not for {self._role}, or came twice")
+        if len(buffers) != 1 or buffers[0].nbytes != SEED_BYTES:
+            raise RemoteProtocolError(f"a seed must be one buffer of {SEED_BYTES} bytes")
+        self._seeds.add(which)
+        self._destination.seed(which, buffers[0])
+
+    def tensor(self, message: TensorMessage, buffers: Sequence[memoryview]) -> None:
+        """Rows of a masked tensor, in order."""
+        if self._role.is_dealer or message.number >= len(self._wanted):
+            raise RemoteProtocolError(f"tensor {message.number} is not expected here")
+        name, parameter = self._wanted[message.number]
+        rows, columns = _matrix(parameter)
+        filled = self._filled.get(message.number, 0)
+        if message.start != filled or filled + message.rows > rows or len(buffers) != 1:
+            raise RemoteProtocolError(f"rows of {name} came out of order or twice")
+        if buffers[0].nbytes != 8 * message.rows * columns:
+            raise RemoteProtocolError(
+                f"{name} has {buffers[0].nbytes} bytes for {message.rows} rows"
+            )
+        self._destination.words(message.number, filled * columns, rows * columns, buffers[0])
+        self._filled[message.number] = filled + message.rows
+
+    def check_complete(self) -> None:
+        """Everything has come that this party is to have."""
+        if len(self._seeds) != (2 if self._role.is_dealer else 1):
+            raise RemoteProtocolError("a seed is missing")
+        for number, (name, parameter) in enumerate(self._wanted):
+            if not self._role.is_dealer and self._filled.get(number) != _matrix(parameter)[0]:
+                raise RemoteProtocolError(f"{name} is not complete")
+
+
+def _matrix(parameter: Parameter) -> tuple[int, int]:
+    """Rows and columns of a tensor; a vector is sent as one entry a row."""
+    shape = parameter.shape
+    return shape[0], shape[1] if len(shape) > 1 else 1
