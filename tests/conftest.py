@@ -69,7 +69,8 @@ def _chaos(request: pytest.FixtureRequest) -> Iterator[Chaos | None]:
 @pytest.fixture(autouse=True)
 def _begin_chaos(request: pytest.FixtureRequest, _chaos: Chaos | None) -> None:
     if _chaos:
-        _chaos.begin(request.node.nodeid)
+        still = request.node.get_closest_marker("in_order") is not None
+        _chaos.begin(request.node.nodeid, still=still)
 
 
 @pytest.fixture(scope="session", autouse=True)

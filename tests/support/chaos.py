@@ -5,7 +5,8 @@ readable late, threads linger before they return, and Python switches threads at
 of it may happen on a loaded machine. A test that fails by it has a race, or has found one.
 
 What asyncio does promise is kept: callbacks of transports run in the order in which they were
-asked for, and so does each task by itself.
+asked for, and so does each task by itself. Tests marked `in_order` count on asyncio's own order
+(they count frames, say) and are left alone.
 """
 
 import asyncio
@@ -39,12 +40,15 @@ class Chaos:
     """Makes every event loop of this process run in another order, by a seed."""
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
+        self._seed, self._still = seed, False
         self._random = random.Random(seed)
         self._paces: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 
-    def begin(self, test: str) -> None:
-        """The same test has the same luck, as far as threads and processes allow."""
+    def begin(self, test: str, *, still: bool) -> None:
+        """The same test has the same luck, as far as threads and processes allow. `still`: it is
+        left alone.
+        """
+        self._still = still
         self._random.seed(f"{self._seed} {test}")
         sys.setswitchinterval(self._random.choice(SWITCHES))
 
@@ -54,6 +58,9 @@ class Chaos:
         on_thread = AsyncIOBackend.run_sync_in_worker_thread.__func__  # type: ignore[attr-defined]
 
         def process_some(loop: Any, events: list[Any]) -> None:
+            if self._still:
+                process(loop, events)
+                return
             late = [event for event in events if self._random.random() < 0.3]
             process(loop, [event for event in events if event not in late])
             self._reorder(loop)
