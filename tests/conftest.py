@@ -1,15 +1,21 @@
 """Fixtures for several test files."""
 
+import os
+import random
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
 import pytest
+import torch
+from chaos import Chaos
 from conversation import IDS
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from networks import make_certificates
 from reference import (
     CHOICE,
@@ -22,6 +28,7 @@ from reference import (
 
 from models.checkpoints.weights import open_checkpoint
 from puma_actors.cli import main
+from puma_actors.session import handshake
 
 # Tests press Ctrl-C. A shell has it ignored in what it starts in the background.
 if threading.current_thread() is threading.main_thread():
@@ -29,9 +36,69 @@ if threading.current_thread() is threading.main_thread():
 
 # How long an example takes is up to the machine.
 hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any machine",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=True,
 )
-hypothesis.settings.load_profile("any machine")
+hypothesis.settings.register_profile(
+    "fresh", hypothesis.settings.get_profile("any machine"), derandomize=False
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The same code is tested with the same examples, and passes or fails every time."""
+    hypothesis.settings.load_profile("fresh" if config.getoption("--fresh") else "any machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fresh", action="store_true", help="keys and examples of its own each run")
+    parser.addoption("--shuffle-loop", type=int, metavar="SEED", help="see tests/support/chaos.py")
+
+
+@pytest.fixture(scope="session")
+def _chaos(request: pytest.FixtureRequest) -> Iterator[Chaos | None]:
+    seed = request.config.getoption("--shuffle-loop")
+    with pytest.MonkeyPatch.context() as patch:
+        chaos = None if seed is None else Chaos(seed)
+        if chaos:
+            chaos.install(patch)
+        yield chaos
+
+
+@pytest.fixture(autouse=True)
+def _begin_chaos(request: pytest.FixtureRequest, _chaos: Chaos | None) -> None:
+    if _chaos:
+        still = request.node.get_closest_marker("in_order") is not None
+        _chaos.begin(request.node.nodeid, still=still)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _coins(request: pytest.FixtureRequest) -> Iterator[random.Random]:
+    """Where what is drawn in this process comes from, unless `--fresh` is given."""
+    coins = random.Random()
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.config.getoption("--fresh"):
+            key = SimpleNamespace(
+                generate=lambda: X25519PrivateKey.from_private_bytes(coins.randbytes(32))
+            )
+            patch.setattr(handshake, "X25519PrivateKey", key)
+            patch.setattr(os, "urandom", coins.randbytes)
+        yield coins
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _coins_of_a_file(request: pytest.FixtureRequest, _coins: random.Random) -> None:
+    """For its fixtures."""
+    _coins.seed(request.node.nodeid)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _coins_of_a_test(request: pytest.FixtureRequest, _coins: random.Random) -> None:
+    """A test that a rare key breaks breaks every time or never, whatever runs before it."""
+    _coins.seed(request.node.nodeid)
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import anyio
 import numpy as np
 import transformers
-from hosts import free_port
 from networks import make_certificates
+from ports import free_port
 from reference import save_model, save_tokenizer
 from waiting import HANG
 

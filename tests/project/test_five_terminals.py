@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 from five_terminals import MODEL, PORTS, PROMPT, blocks, replaced, run
-from hosts import free_port
+from ports import free_ports
 from reference import save_model, save_tokenizer
 
 from puma_actors.api.local import LocalCluster
@@ -22,7 +22,7 @@ def test_from_certificates_to_the_first_token(tmp_path: Path) -> None:
             return "".join([t.text async for t in cluster.generate(QUESTION, max_new_tokens=5)])
 
     changes = {MODEL: str(model), PROMPT: QUESTION, "-n 24": "-n 5"}
-    changes |= {port: str(free_port()) for port in PORTS}
+    changes |= dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     with tempfile.TemporaryDirectory(prefix="puma-") as folder:
         shown = run(changes, Path(folder))
         work = Path(folder) / "work"

@@ -3,15 +3,18 @@
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import numpy as np
+from waiting import HANG
 
 from protocols.base.fields import Field
 from protocols.base.lane import Lane
 from protocols.base.shares import Role
 from puma_actors.roles.actor import Actor, ActorOptions
+from puma_actors.session.mailbox import Flow
 
 ALL = (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B, Role.OWNER, Role.CLIENT)
 
@@ -29,6 +32,8 @@ class Scripted(Actor):
 def scripted(
     scripts: dict[Role, Callable[[Actor], Awaitable[Any]]], **kwargs: Any
 ) -> list[Scripted]:
+    """They may take as long as they need to say their last words."""
+    kwargs["flow"] = replace(kwargs.get("flow") or Flow(), farewell=HANG)
     actors = []
     for role, script in scripts.items():
         actor = Scripted(role, ActorOptions(**kwargs))

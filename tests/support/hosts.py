@@ -1,14 +1,14 @@
 """Three party servers in this process, each with a configuration and a store of its own."""
 
-import socket
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
+from ports import free_ports
 from waiting import HANG, until
 
 from models.checkpoints.weights import open_checkpoint
@@ -17,19 +17,6 @@ from protocols.base.shares import COMPUTING, Role
 from puma_actors.api.remote import upload_model
 from puma_actors.hosts.config import ClusterConfig, load_config
 from puma_actors.hosts.server import PartyServer
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now, no two alike: all are held before any is let go."""
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def free_port() -> int:
-    return free_ports(1)[0]
 
 
 def write_config(
@@ -112,11 +99,15 @@ class Hosts:
         )
 
     async def upload(self, model: Path, name: str = "tiny", **options: Any) -> None:
+        """Upload, and wait until no party is busy with it: they let go of their places and memory
+        a moment after the owner has left.
+        """
         with open_checkpoint(model) as checkpoint:
             tokenizer = None
             if (model / "tokenizer.json").exists():
                 tokenizer = Tokenizer.load(model)
             await upload_model(self.client, checkpoint, name, tokenizer=tokenizer, **options)
+        await until(lambda: not any(name in s._uploading for s in self.servers.values()))
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ import tokenizers
 import torch
 import transformers
 from numpy.typing import NDArray
-from waiting import in_time
+from waiting import in_time, settled
 
 from models.checkpoints.weights import Checkpoint
 from models.configs.reading import LlamaConfig
@@ -181,6 +181,6 @@ async def leaves_nothing() -> AsyncIterator[None]:
     tasks, threads = asyncio.all_tasks(), own_threads()
     with in_time():
         yield
-    await asyncio.sleep(0)
+    await settled()
     assert asyncio.all_tasks() <= tasks
     assert own_threads() <= threads

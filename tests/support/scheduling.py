@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import numpy as np
+from waiting import HANG
 
 from protocols.base.fields import Field
 from protocols.base.lane import Lane
@@ -35,7 +37,8 @@ def schedulers(
     wrap: Callable[[Channel], Channel] = lambda channel: channel,
     **kwargs: Any,
 ) -> Schedulers:
-    """Connected without a handshake."""
+    """Connected without a handshake. They may take as long as they need to say their last words."""
+    flow = replace(flow or Flow(), farewell=HANG)
     secrets = pair_secrets(roles)
     peers: dict[Role, list[Peer]] = {role: [] for role in roles}
     for index, one in enumerate(roles):

@@ -60,7 +60,7 @@ SCRIPTS = {
         + "        begun.set()\n"
         + "threading.excepthook = lambda *args: None\n"
         + "threading.Thread(target=ask, daemon=True).start()\n"
-        + "print(begun.wait(60))",
+        + f"print(begun.wait({HANG}))",
         0,
         "True\nTrue\n",
         "",

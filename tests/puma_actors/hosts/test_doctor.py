@@ -12,6 +12,7 @@ import pytest
 from hosts import addresses_for, hosts, write_config
 from networks import make_certificates
 from test_store import put
+from waiting import HANG
 
 from protocols.base.shares import Role
 from puma_actors.base.certs import issue
@@ -46,7 +47,8 @@ def test_a_party_that_can_start(config: ClusterConfig) -> None:
     assert "free" in found["address of dealer"].text
 
 
-def test_a_bound_port(config: ClusterConfig) -> None:
+def test_a_bound_port(config: ClusterConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_ANSWER", 0.05)  # there will be none
     port = int(config.parties[Role.DEALER].rpartition(":")[2])
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
@@ -58,7 +60,10 @@ def test_a_bound_port(config: ClusterConfig) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["tls", "unix"])
-async def test_an_address_held_by_this_party(short: Path, certificates: Path, scheme: str) -> None:
+async def test_an_address_held_by_this_party(
+    short: Path, certificates: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_ANSWER", HANG)
     async with hosts(short, certificates, scheme) as cluster:
         config = cluster.config("dealer")
         check = (await anyio.to_thread.run_sync(states, config))["address of dealer"]

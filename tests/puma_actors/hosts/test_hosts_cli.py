@@ -66,7 +66,9 @@ class Party:
             )
 
     def events(self) -> list[dict[str, str]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        """Of whole lines: the last one may just be being written."""
+        whole, _, _ = self.log.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def wait_for(self, event: str, count: int = 1, saying: str = "") -> None:
         """`saying`: what its reason has in it."""

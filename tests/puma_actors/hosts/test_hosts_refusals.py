@@ -15,7 +15,7 @@ import pytest
 from hosts import Hosts, hosts, quiet
 from networks import make_certificates
 from reference import save_model, save_tokenizer
-from waiting import in_time, until
+from waiting import HANG, in_time, until
 
 import puma_actors.hosts.caller
 import puma_actors.hosts.peer_links
@@ -266,6 +266,7 @@ async def test_what_stays_is_told_rather_than_what_passes(
         raise ConfigError("evaluator-b runs another version")
 
     monkeypatch.setattr(puma_actors.hosts.caller, "call", answer)
+    monkeypatch.setattr(puma_actors.hosts.caller, "_LAST_WORDS", HANG)
     async with hosts(folder, certificates, "unix") as cluster:
         with pytest.raises(ConfigError, match="another version"):
             await puma_actors.hosts.caller.call_all(cluster.client, Role.CLIENT, "session")
@@ -313,7 +314,7 @@ async def test_one_measurement_at_a_time(
             await begun.wait()
             with pytest.raises(Busy, match="dealer is measuring for another caller: try again"):
                 await call(cluster.client, Role.CLIENT, D, "ping", measure=True)
-            monkeypatch.setattr(puma_actors.hosts.peer_links, "_PATIENCE", 60.0)
+            monkeypatch.setattr(puma_actors.hosts.peer_links, "_PATIENCE", HANG)
             group.start_soon(measure)
             await anyio.wait_all_tasks_blocked()
             go_on.set()
@@ -328,6 +329,7 @@ async def test_so_many_measurements_a_minute(
         return []
 
     monkeypatch.setattr(Links, "_measure", nothing)
+    monkeypatch.setattr(puma_actors.hosts.peer_links, "_MINUTE", HANG)
     async with hosts(folder, certificates, "unix") as cluster:
 
         async def ping(measure: bool = True) -> None:
@@ -343,7 +345,10 @@ async def test_so_many_measurements_a_minute(
         await ping()
 
 
-async def test_so_many_pings_at_a_time(folder: Path, certificates: Path) -> None:
+async def test_so_many_pings_at_a_time(
+    folder: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visits, "_PING_TIME", HANG)
     async with hosts(folder, certificates, "unix") as cluster:
         held = [
             await call(cluster.client, Role.CLIENT, D, "ping") for _ in range(visits._MOST_PINGS)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hosts import Hosts, hosts
 from reference import save_model, save_tokenizer
+from waiting import HANG
 
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import (
@@ -43,6 +44,12 @@ def folder() -> Iterator[Path]:
     """Short enough for the paths of sockets."""
     with tempfile.TemporaryDirectory(prefix="puma-") as path:
         yield Path(path)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list verifies all it holds, however slow the disk is."""
+    monkeypatch.setattr(visits, "_INSPECTION", HANG)
 
 
 def flip(path: Path) -> None:

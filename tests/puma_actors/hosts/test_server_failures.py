@@ -303,6 +303,7 @@ async def test_a_failure_at_the_last_steps_leaves_no_model_anywhere(
     async with hosts(folder, certificates, "unix") as cluster:
         with pytest.raises(PeerFailed, match="cannot be renamed"):
             await cluster.upload(model)
+        await quiet(cluster)
         assert await list_models(cluster.client) == {}
 
 
@@ -330,6 +331,7 @@ async def test_a_party_that_is_gone_at_the_last_steps_has_no_model_when_it_is_ba
         monkeypatch.undo()
         await cluster.start(gone)
         await cluster.linked()
+        await quiet(cluster)
         assert await list_models(cluster.client) == {}
         await cluster.upload(model)
 

@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import anyio
 import pytest
@@ -43,7 +42,12 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def profile(folder):
-    with mock.patch.object(observed, "LEAST_WORK", 0):  # the model is tiny
+    """By a clock that stands while anything can happen: nothing waits but for the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observed, "LEAST_WORK", 0)  # the model is tiny
+        clock = standing(patch)
+        for module in (observed, recorder):
+            patch.setattr(module, "clock", clock.tick)
         return anyio.run(partial(run_profile, folder, network=FAST, tokens_in=5, tokens_out=3))
 
 

@@ -18,10 +18,11 @@ from protocols.errors import (
     TransportError,
 )
 from puma_actors.base.compute import Compute
+from puma_actors.roles import actor as wiring
 from puma_actors.roles.actor import MEMORY, Actor, ActorOptions, connect_all
 from puma_actors.session.handshake import Identity, handshake
 from puma_actors.session.mailbox import Flow
-from puma_actors.transports import connect, listen
+from puma_actors.transports import Channel, Listener, connect, listen
 from puma_actors.transports.frames import Frame, Kind
 
 
@@ -177,31 +178,31 @@ async def test_misuse_is_explained() -> None:
         await actors[0].run()
 
 
-async def test_a_stranger_at_the_door_stops_the_wiring() -> None:
-    session = bytes(16)
+async def test_a_stranger_at_the_door_stops_the_wiring(monkeypatch: pytest.MonkeyPatch) -> None:
     actors = [Actor(Role.CLIENT), Actor(Role.OWNER)]
     before = asyncio.all_tasks()
+    arrived = anyio.Event()
+    stranger: list[Channel] = []
 
-    async def stranger() -> None:
-        for _ in range(1000):
-            try:
-                channel = await connect(MEMORY.format(session=session.hex(), role=Role.CLIENT))
-                break
-            except TransportError:
-                await anyio.sleep(0)
-        me = Identity(Role.DEALER, "mallory", session)
+    async def besieged(address: str) -> Listener:
+        """The stranger is at the door before anybody who is expected."""
+        listener = await listen(address)
+        if not stranger:
+            stranger.append(await connect(address))
+            arrived.set()
+        return listener
+
+    async def intrude() -> None:
+        await arrived.wait()
+        me = Identity(Role.DEALER, "mallory", bytes(16))
         with pytest.raises((RemoteProtocolError, TransportError)):
-            await handshake(channel, me, {Role.CLIENT})
+            await handshake(stranger[0], me, {Role.CLIENT})
 
-    async def wire() -> None:
-        with pytest.raises(RemoteProtocolError, match="dealer connected where owner was expected"):
-            await connect_all(actors, session=session)
-
-    listener = await listen("memory://unrelated")
+    monkeypatch.setattr(wiring, "listen", besieged)
     async with anyio.create_task_group() as group:
-        group.start_soon(wire)
-        group.start_soon(stranger)
-    await listener.aclose()
+        group.start_soon(intrude)
+        with pytest.raises(RemoteProtocolError, match="dealer connected where owner was expected"):
+            await connect_all(actors, session=bytes(16))
     assert asyncio.all_tasks() == before
 
 

@@ -37,6 +37,7 @@ from puma_actors.session.session import RoundScheduler
 from puma_actors.transports.frames import Frame
 
 
+@pytest.mark.in_order
 async def test_parallel_lanes_share_frames() -> None:
     lanes, rounds = 8, 10
 
@@ -56,6 +57,7 @@ async def test_parallel_lanes_share_frames() -> None:
         assert parties[role].wire.frames <= rounds + 2  # and a goodbye
 
 
+@pytest.mark.in_order
 @pytest.mark.parametrize("codec", [False, True])
 async def test_large_messages_travel_in_chunks(codec: bool) -> None:
     flow = Flow(watermark=1000, chunk=3000)
@@ -247,6 +249,7 @@ async def test_who_runs_ahead_is_held_back_by_credit() -> None:
     assert found[A][2].online_bytes == count * size
 
 
+@pytest.mark.in_order
 async def test_credit_lets_messages_go_unasked_again() -> None:
     async def program(lane: Lane) -> bool:
         return all([await exchange(lane, 300) for _ in range(40)])

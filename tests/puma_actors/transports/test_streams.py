@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import pytest
 from networks import OPTIONS, STREAMS, address_of, connected, transport_of, wait_until_quiet
+from ports import free_port
 from waiting import HANG, in_time, until
 
 from protocols.base.shares import Role
@@ -297,9 +298,7 @@ async def test_connecting_waits_for_the_listener(
     monkeypatch.setattr(transport, "connect", connecting)
     async with address_of(scheme) as address:
         if scheme != "unix":
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                address = f"{scheme}://127.0.0.1:{probe.getsockname()[1]}"
+            address = f"{scheme}://127.0.0.1:{free_port()}"
         with pytest.raises(Unreachable, match="nobody listens"):
             await connect_patiently(transport, address, 0.0)
         found: list[Channel] = []
@@ -325,8 +324,11 @@ async def test_connecting_waits_for_the_listener(
 async def test_listeners(scheme: str, certificates: Path) -> None:
     transport = transport_of(scheme, certificates)
     async with address_of(scheme) as address:
+        async with await transport.listen(address) as listener:
+            assert not listener.address.endswith(":0")
+        if scheme != "unix":
+            address = f"{scheme}://127.0.0.1:{free_port()}"
         listener = await transport.listen(address)
-        assert not listener.address.endswith(":0")
         with pytest.raises(ConnectError, match="cannot listen"):
             await transport.listen(listener.address)
         waiting = await transport.connect(listener.address)
