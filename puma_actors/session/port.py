@@ -21,7 +21,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from protocols.base.shares import Role
-from protocols.errors import LocalProtocolError, PumaError, RemoteProtocolError
+from protocols.errors import (
+    LocalProtocolError,
+    PumaError,
+    RemoteProtocolError,
+    TransportError,
+)
 from puma_actors.base.concurrency import Signal
 from puma_actors.session.handshake import Peer
 from puma_actors.session.mailbox import CreditAccount, CreditWindow, Flow, Mailbox
@@ -112,6 +117,7 @@ class Port:
         self._work = Signal()
         self._writing = False
         self._broken = False
+        self._gone = False
 
     def check(self) -> None:
         """Raise if the session has failed or this peer has left."""
@@ -266,7 +272,7 @@ class Port:
             self._emit(Frame(Kind.DATA, self.session, tag, header, [part]))
 
     def _emit(self, frame: Frame) -> None:
-        if self.left or self.closed:
+        if self.left or self.closed or self._gone:
             return
         queue = self._urgent if _is_urgent(frame) else self._pending
         if not (self._urgent or queue):
@@ -274,7 +280,7 @@ class Port:
                 if self.channel.try_send(frame):
                     return
             except PumaError as error:
-                self._lost(self, error)
+                self._unsent(error)
                 return
         queue.append(frame)
         self._pending_bytes += frame.nbytes
@@ -311,12 +317,20 @@ class Port:
                 await self.channel.send(queue[0])
                 self._broken = False
             except PumaError as error:
-                self._drop()
-                self._lost(self, error)
+                self._unsent(error)
                 return
             if queue:  # not dropped meanwhile
                 self._pending_bytes -= queue.popleft().nbytes
             self.room.notify()
+
+    def _unsent(self, error: PumaError) -> None:
+        """A frame could not be sent. If the peer is gone, whoever reads from it tells, once all
+        that it said before has been read: goodbye, perhaps, or why it failed.
+        """
+        self._gone = isinstance(error, TransportError)
+        self._drop()
+        if not self._gone:
+            self._lost(self, error)
 
     def _drop(self) -> None:
         self._urgent.clear()

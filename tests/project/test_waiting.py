@@ -24,6 +24,7 @@ CLOCKS = {"time", "monotonic", "perf_counter", "current_time", "now"}
 ALLOWED = {
     ("test_handshake.py", "test_silence_times_out"): "it waits for the end of just this time",
     ("soak.py", "run"): "a load generator's pace",
+    ("chaos.py", "lingering"): "a thread that is late on purpose; nothing counts on it",
     ("cell.py", "strike"): "a process stands still for longer than it may, at least",
     ("hooks.py", "at"): "between looks at a file",
     ("proxy.py", "_carry"): "between looks at a flag",

@@ -193,7 +193,7 @@ def test_long_work_tells_how_far_it_is_in_pipes(puma, folder, tmp_path, monkeypa
     for module, name in ((progress, "EVERY"), (following, "_PATIENCE"), (progress, "_PATIENCE")):
         monkeypatch.setattr(module, name, 0.0)
     monkeypatch.setattr(progress, "TICK", 0.002)
-    slow = ("-m", folder, "--network", "20ms")
+    slow = ("-m", folder, "--network", "8ms")
     code, out, err = puma("generate", *slow, "-p", PROMPT, "-n", 3)
     assert code == 0
     lines = err.splitlines()

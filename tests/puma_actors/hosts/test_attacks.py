@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 from attacks import IDS, A, B, D, connect, serves
-from hosts import Hosts, hosts, quiet, write_config
+from hosts import hosts, quiet, write_config
 from networks import ALL
 from ports import free_port
 from reference import save_model, save_tokenizer
@@ -24,7 +24,7 @@ from puma_actors.base.certs import issue
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.hosts.admission import Request, enter
 from puma_actors.hosts.caller import call, list_models
-from puma_actors.hosts.config import load_config
+from puma_actors.hosts.config import ClusterConfig, load_config
 from puma_actors.hosts.server import PartyServer
 from puma_actors.roles.messages import InferMessage
 from puma_actors.session.handshake import Identity, handshake
@@ -156,10 +156,10 @@ async def test_a_thousand_sessions(folder: Path, certificates: Path, model: Path
     admitted: list[Channel] = []
     turned_away: list[str] = []
 
-    async def visit(cluster: Hosts, turn: anyio.Semaphore) -> None:
+    async def visit(config: ClusterConfig, turn: anyio.Semaphore) -> None:
         async with turn:
             try:
-                found = await call(cluster.client, Role.CLIENT, D, "session", model="tiny")
+                found = await call(config, Role.CLIENT, D, "session", model="tiny")
             except Busy as error:
                 turned_away.append(str(error))
             else:
@@ -167,11 +167,11 @@ async def test_a_thousand_sessions(folder: Path, certificates: Path, model: Path
 
     async with hosts(folder, certificates, "unix") as cluster:
         await cluster.upload(model)
-        turn = anyio.Semaphore(50)
+        config, turn = cluster.client, anyio.Semaphore(50)
         async with anyio.create_task_group() as group:
             for _ in range(1000):
-                group.start_soon(visit, cluster, turn)
-        assert len(admitted) == cluster.client.limits.sessions
+                group.start_soon(visit, config, turn)
+        assert len(admitted) == config.limits.sessions
         assert len(turned_away) == 1000 - len(admitted)
         assert {"is busy (4 sessions)" in text for text in turned_away} == {True}
         for channel in admitted:

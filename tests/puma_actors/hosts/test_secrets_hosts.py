@@ -82,12 +82,14 @@ class Seen:
             for name in checkpoint.names():
                 self.weights.update(windows(checkpoint.tensor(name).tobytes()))
 
-    def check_text(self, text: str, letters: int = 1) -> None:
-        """Assert that a text (a log, an error, a traceback) holds none of it; of the prompt's words
-        those that have so many letters.
+    def check_text(self, text: str, together: int = 1) -> None:
+        """Assert that a text (a log, an error, a traceback) holds none of it; of the prompt so many
+        words that follow one another.
         """
-        for word in (word for word in PROMPT.split() if len(word) >= letters):
-            assert not re.search(rf"\b{word}\b", text), "a word of the prompt"
+        words = PROMPT.split()
+        for start in range(len(words) - together + 1):
+            piece = " ".join(words[start : start + together])
+            assert not re.search(rf"\b{piece}\b", text), "words of the prompt"
         for said in self.texts:
             assert said not in text, "an answer"
         spaced = " ".join(text.split())  # NumPy pads numbers
@@ -118,8 +120,8 @@ class Seen:
             for form in (np.array(ids, np.int64), np.array(ids, np.int32)):
                 assert form.tobytes() not in data, "token ids"
         if name not in PUBLIC_FILES:
-            # Among so many uniform bytes a short word stands by chance.
-            self.check_text(data.decode("latin-1"), letters=5)
+            # Among so many uniform bytes a short word stands by chance: two do once in 10^9 runs.
+            self.check_text(data.decode("latin-1"), together=2)
 
 
 @pytest.fixture
@@ -260,8 +262,8 @@ async def test_a_whole_run(
 
 def _plant(seen: Seen, text: str, folder: Path) -> None:
     """The negative control, with the secrets of the same run."""
-    key, word = min(seen.pair_keys), max(seen.words)
-    number = int.from_bytes(word, "little")
+    key = min(seen.pair_keys)
+    number, word = max((int.from_bytes(word, "little"), word) for word in seen.words)
     for leak in (
         PROMPT,
         *seen.texts,

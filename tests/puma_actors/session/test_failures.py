@@ -33,9 +33,11 @@ from protocols.base.lane import Lane
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.errors import LocalProtocolError, PeerFailed, RemoteProtocolError
 from puma_actors.session import port
+from puma_actors.session.handshake import Peer
 from puma_actors.session.mailbox import Flow
 from puma_actors.session.session import RoundScheduler
 from puma_actors.transports.frames import Frame, Kind
+from puma_actors.transports.memory import memory_pair
 
 
 async def test_failure_is_told_over_a_channel_that_is_never_ready() -> None:
@@ -174,6 +176,32 @@ async def test_messages_of_a_lane_are_taken_in_order() -> None:
     error = await hostile([], program)
     assert isinstance(error, LocalProtocolError)
     assert "out of order" in str(error)
+
+
+async def test_a_leaver_is_heard_to_its_end_before_it_is_missed() -> None:
+    """Its channel is closed while this side has something to send, and its goodbye is unread."""
+    left, right = memory_pair()
+    scheduler = RoundScheduler(A, [Peer(B, "b", SESSION, left, bytes(32))])
+    async with scheduler.running(), scheduler.link(1) as link:
+        for frame in (batch((1, 1)), Frame(Kind.GOODBYE, SESSION)):
+            assert right.try_send(frame)
+        await right.aclose()
+        for number in (1, 2):
+            await link.send(B, (number,), [b"late"], online=True)
+            scheduler.ports[B].flush()
+        assert bytes(await link.receive(B, (1,))) == b"abc"
+
+
+async def test_a_peer_that_hangs_up_is_missed_although_nothing_is_read() -> None:
+    left, right = memory_pair()
+    scheduler = RoundScheduler(A, [Peer(B, "b", SESSION, left, bytes(32))])
+    with pytest.raises(PeerFailed, match="evaluator-a lost evaluator-b"):
+        async with scheduler.running(), scheduler.link(1) as link:
+            await right.aclose()
+            while True:
+                await link.send(B, (1,), [b"late"], online=True)
+                scheduler.ports[B].flush()
+                await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("codec", [False, True])
