@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from models.configs.architecture import ModelConfig
 from models.configs.heads import LABELLED_HEADS
 from models.configs.names import Shape
+from models.configs.sentences import SentenceSettings
 from protocols.errors import ModelError
 
 
@@ -27,6 +28,7 @@ class Checkpoint(ABC):
     where: str
     config: ModelConfig
     nbytes: int
+    sentences: SentenceSettings | None = None
 
     _holder: ClassVar[str] = "the model"
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.checkpoints.checkpoint import Checkpoint, StoredCheckpoint
 from models.checkpoints.gguf_weights import GgufCheckpoint
 from models.configs.reading import config_of_source
+from models.configs.sentences import described_sentences, is_sentence_model, transformer_folder
 from models.files.locate import (
     SAFETENSORS_INDEX,
     Source,
@@ -107,7 +108,11 @@ def open_checkpoint(path_or_name: str | Path, *, head: str | None = None) -> Sto
     present with the right shape and in a readable storage type, and no file is cut short. Raises
     ModelError.
     """
-    source = find_source(resolve_model(path_or_name))
+    path = resolve_model(path_or_name)
+    source = find_source(transformer_folder(path))
     if source.kind == "gguf":
         return GgufCheckpoint(source, head=head)
-    return _SafetensorsCheckpoint(source, head=head)
+    opened = _SafetensorsCheckpoint(source, head=head)
+    if opened.config.head == "none" and is_sentence_model(path):
+        opened.sentences = described_sentences(path)
+    return opened

@@ -20,6 +20,7 @@ from models.configs.encoders.encoder import BertConfig, EncoderConfig, RobertaCo
 from models.configs.gguf import config_of_gguf, gguf_eos_token_ids
 from models.configs.heads import HEADS
 from models.configs.rope import RopeScaling
+from models.configs.sentences import transformer_folder
 from models.configs.validate import token_ids, unsupported
 from models.files.gguf_reader import GgufFile
 from models.files.locate import Source, find_source, read_json
@@ -84,7 +85,7 @@ def load_config(path: str | Path, *, head: str | None = None) -> ModelConfig:
     `head` overrides the one that the checkpoint names. Raises ModelError when the checkpoint is
     missing, unreadable or not supported.
     """
-    source = find_source(path)
+    source = find_source(transformer_folder(Path(path).expanduser()))
     if source.kind != "gguf":
         return config_of_source(source, head=head)
     file = GgufFile(source.file)

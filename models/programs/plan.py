@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from models.configs.architecture import ModelConfig
 from models.configs.reading import config_from_public
+from models.configs.sentences import SentenceSettings
 from protocols.drivers.ops import Ranges
 from protocols.errors import ModelError
 from protocols.functions.attention import MAX_SCORE_BITS, AttentionRange
@@ -27,6 +28,7 @@ class Parameter:
     shape: tuple[int, ...]
 
 
+_KEYS = {"config", "norms", "attention"}
 MAX_VALUE_BITS = 24
 MAX_ROPE_FRAC = 18
 MAX_VALUE_DROP = 6
@@ -46,14 +48,22 @@ _ATTENTION_BOUNDS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the parties need to run a model, and everything they learn about it."""
+    """Everything that the parties need to run a model, and everything they learn about it.
+
+    Attributes:
+        config: the architecture. ranges: exponents of its places.
+        sentences: how texts become vectors, if the model says so.
+    """
 
     config: ModelConfig
     ranges: Ranges
+    sentences: SentenceSettings | None = None
 
     def to_public(self) -> dict[str, Any]:
         """JSON types only."""
+        told = {} if self.sentences is None else {"sentences": self.sentences.to_public()}
         return {
+            **told,
             "config": self.config.to_public(),
             "norms": {name: asdict(item) for name, item in self.ranges.norms.items()},
             "attention": {name: asdict(item) for name, item in self.ranges.attention.items()},
@@ -66,8 +76,8 @@ class Plan:
         Raises:
             ModelError: something is missing, of a wrong type or out of bounds.
         """
-        if not isinstance(data, Mapping) or data.keys() != {"config", "norms", "attention"}:
-            raise ModelError("a model plan must have config, norms and attention")
+        if not isinstance(data, Mapping) or data.keys() - {"sentences"} != _KEYS:
+            raise ModelError(f"a model plan must have {', '.join(sorted(_KEYS))}")
         config = config_from_public(data["config"])
         most = 4 * config.num_layers + 8
         norms = _entries("norm", data["norms"], most, NormRange, _NORM_BOUNDS)
@@ -77,7 +87,10 @@ class Plan:
         attention = _entries(
             "attention", data["attention"], most, AttentionRange, _ATTENTION_BOUNDS
         )
-        return cls(config, Ranges(norms, attention))
+        sentences = None
+        if "sentences" in data:
+            sentences = SentenceSettings.from_public(data["sentences"])
+        return cls(config, Ranges(norms, attention), sentences)
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex; the parties compare it before they serve."""

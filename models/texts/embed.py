@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from models.configs.architecture import ModelConfig
+from models.configs.sentences import SentenceSettings
 from models.programs.program import Rows
-from models.texts.sentences import SentenceSettings
 from models.texts.task import Job, TextTask, many
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.ring import Floats
+from protocols.errors import ModelError
 
 
 class Features(TextTask):
@@ -36,6 +37,9 @@ class Features(TextTask):
 class Sentences(TextTask):
     """One vector per text. The mean over the tokens is computed and scaled on shares: the client
     learns only the vector.
+
+    Raises:
+        ModelError: the model's own settings are not supported.
     """
 
     name: ClassVar[str] = "sentence-embedding"
@@ -48,6 +52,8 @@ class Sentences(TextTask):
     ) -> None:
         super().__init__(config, tokenizer)
         self.settings = settings or SentenceSettings()
+        if self.settings.refusal:
+            raise ModelError(self.settings.refusal)
         self._cut = self.settings.max_length is not None
         if self.settings.max_length is not None:
             self.max_length = min(config.max_positions, self.settings.max_length)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from models.configs.architecture import ModelConfig
+from models.configs.sentences import SentenceSettings
 from models.texts.answer import Answer
 from models.texts.classify import Classify
 from models.texts.embed import Features, Sentences
 from models.texts.fill import FillMask
-from models.texts.sentences import SentenceSettings
 from models.texts.tag import Tag
 from models.texts.task import TextTask, check_head
 from models.tokens.tokenizer import Tokenizer

@@ -159,6 +159,7 @@ class LocalCluster(Cluster):
         )
         client = Client(options, check=check_memory)
         super().__init__(checkpoint.config, tokenizer, client, settings, links, between)
+        self.sentences = checkpoint.sentences
 
     @classmethod
     def from_pretrained(

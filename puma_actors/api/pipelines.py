@@ -25,7 +25,6 @@ import numpy as np
 from models.files.locate import demo_model_path, embedding_model_path, resolve_model
 from models.texts.generate import Prompt, read_prompts
 from models.texts.options import TaskOptions, chosen_options, sampling_options
-from models.texts.sentences import SentenceSettings, sentence_settings
 from models.texts.task import Job, canonical_task, check_checkpoint, check_head, check_model
 from models.texts.tasks import text_task
 from models.tokens.encoding import Encoding
@@ -36,7 +35,6 @@ from puma_actors.api.blocking import PrivateModel
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.options import (
     CLUSTER_OPTIONS,
-    ClusterOptions,
     PipelineOptions,
     cluster_options,
 )
@@ -69,7 +67,6 @@ class TextPipeline:
     Args:
         task: a task name of transformers, or "sentence-embedding".
         requests: requests to the model, whose tokenizer is used.
-        sentences: how "sentence-embedding" makes vectors; default: the mean, of length 1.
         batch_tokens: as `BATCH_TOKENS`.
         options: defaults for the options of every call, see the task's `job` in `models.texts`.
 
@@ -87,7 +84,6 @@ class TextPipeline:
         task: str,
         requests: Requests,
         *,
-        sentences: SentenceSettings | None = None,
         batch_tokens: int = BATCH_TOKENS,
         **options: Unpack[TaskOptions],
     ) -> None:
@@ -107,7 +103,7 @@ class TextPipeline:
         self.tokenizer = tokenizer
         self._texts = None
         if self.task != GENERATION:
-            self._texts = text_task(self.task, config, tokenizer, sentences)
+            self._texts = text_task(self.task, config, tokenizer, requests.sentences)
         self._check_options(self._defaults)
 
     def option_names(self) -> frozenset[str]:
@@ -296,28 +292,17 @@ def local_pipeline(
             raise ConfigError(
                 "tokenizer is for a model in memory: a model from a path has its own beside it"
             )
-        cluster, sentences = _opened(task, model, head, chosen)
+        path = resolve_model(model) if model is not None else _usual_model(task)
+        head = check_checkpoint(task, path, head)
+        cluster = LocalCluster.from_pretrained(path, head=head, **chosen)
     else:
         head = check_model(task, model, head)
-        cluster, sentences = LocalCluster.from_model(model, tokenizer, head=head, **chosen), None
+        cluster = LocalCluster.from_model(model, tokenizer, head=head, **chosen)
     try:
-        return TextPipeline(task, cluster, sentences=sentences, batch_tokens=batch_tokens, **given)
+        return TextPipeline(task, cluster, batch_tokens=batch_tokens, **given)
     except BaseException:
         cluster.checkpoint.close()
         raise
-
-
-def _opened(
-    task: str, model: str | PathLike[str] | None, head: str | None, options: ClusterOptions
-) -> tuple[LocalCluster, SentenceSettings | None]:
-    """A cluster for a model in files, and its sentence settings."""
-    path = resolve_model(model) if model is not None else _usual_model(task)
-    sentences = None
-    if task == "sentence-embedding":
-        sentences = sentence_settings(path)
-        path = path / sentences.folder if sentences.folder else path
-    head = check_checkpoint(task, path, head)
-    return LocalCluster.from_pretrained(path, head=head, **options), sentences
 
 
 def pipeline(

@@ -11,6 +11,7 @@ import anyio
 
 from models.configs.architecture import ModelConfig
 from models.configs.encoders.encoder import EncoderConfig
+from models.configs.sentences import SentenceSettings
 from models.owner.perplexity import log_likelihoods
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan
@@ -43,6 +44,7 @@ class Requests(ABC):
         usage: cost of the last request.
         step: the running step, if any.
         no_tokenizer: why there is no tokenizer, if there is none.
+        sentences: how texts become vectors, if the model says so.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Requests(ABC):
         self.usage = Usage()
         self.step: Step | None = None
         self.no_tokenizer = "none was passed"
+        self.sentences: SentenceSettings | None = None
         self._busy = anyio.Semaphore(1)  # not a lock: another task may close a stream
 
     @property

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import anyio
@@ -88,6 +89,7 @@ class Owner(Actor):
         self._progress("proving ranges", 0.0)
         config = self._checkpoint.config
         plan = await compute.offload(calibrate, config, parameters, self._texts)
+        plan = replace(plan, sentences=self._checkpoint.sentences)
         calibrated = time.perf_counter()
         sending = Sending(self.scheduler, plan, parameters, self._progress)
         await self._delivery.deliver(sending)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import transformers
 from tiny_models import save, tiny_model
 from tiny_texts import TEXTS, save_wordpiece
 
-from models.texts.sentences import SentenceSettings, sentence_settings
+from models.checkpoints.weights import open_checkpoint
+from models.configs.sentences import SentenceSettings, sentence_settings
+from models.programs.plan import Plan, draft_plan
+from protocols.drivers.ops import Ranges
 from protocols.errors import ConfigError, ModelError
 from puma_actors.api.pipelines import local_pipeline, pipeline
 
@@ -89,6 +93,14 @@ def test_the_first_token(plain, tmp_path, pooling):
     np.testing.assert_allclose(embedded(folder, TEXTS[0]), expected, atol=2e-3)
 
 
+def test_the_last_token(plain, tmp_path):
+    """As of Qwen3-Embedding and e5-mistral."""
+    folder = describe(plain, tmp_path / "last", pooling={"pooling_mode_lasttoken": True})
+    assert sentence_settings(folder).pooling == "last"
+    expected = unit(hidden_states(plain, TEXTS[0])[-1])
+    np.testing.assert_allclose(embedded(folder, TEXTS[0]), expected, atol=2e-3)
+
+
 def test_texts_are_cut_where_the_model_says_so(plain, tmp_path):
     folder = describe(plain, tmp_path / "cut", limits={"max_seq_length": 5, "do_lower_case": True})
     found = embedded(folder, [TEXTS[0], "the cat sat"])
@@ -114,7 +126,7 @@ def test_a_prompt_stands_before_every_text(plain, tmp_path):
 
 BAD = [
     ({"pooling": {"pooling_mode_max_tokens": True}}, "pooling 'max' is not supported"),
-    ({"pooling": {"pooling_mode_lasttoken": True}}, "pooling 'lasttoken' is not supported"),
+    ({"pooling": {"pooling_mode_weightedmean_tokens": True}}, "pooling 'weightedmean' is not"),
     (
         {"pooling": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}},
         r"pooling 'cls \+ mean'",
@@ -131,7 +143,7 @@ BAD = [
         },
         "include_prompt",
     ),
-    ({"prompts": {"default_prompt_name": "q"}}, "'q' is none of the prompts"),
+    ({"prompts": {"default_prompt_name": "q"}}, "'q' is not one of the prompts"),
 ]
 
 
@@ -162,3 +174,53 @@ def test_a_transformer_in_a_folder_of_its_own(plain, tmp_path):
     (folder / "modules.json").write_text(json.dumps(modules))
     expected = unit(hidden_states(plain, TEXTS[1]).mean(0))
     np.testing.assert_allclose(embedded(folder, TEXTS[1]), expected, atol=2e-3)
+
+
+SETTINGS = SentenceSettings("first", False, 5, True, "query: ", "")
+
+
+def test_settings_travel_in_the_plan(plain, tmp_path):
+    folder = describe(plain, tmp_path / "cls", pooling={"pooling_mode_cls_token": True})
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.sentences == SentenceSettings("first")
+        draft = draft_plan(checkpoint.config)
+    for settings in (None, SETTINGS, SentenceSettings(refusal="no")):
+        plan = replace(draft, ranges=Ranges({}, {}), sentences=settings)
+        sent = json.loads(json.dumps(plan.to_public()))
+        assert Plan.from_public(sent) == plan
+        assert ("sentences" in sent) == (settings is not None)
+        assert settings is None or plan.digest() != replace(plan, sentences=None).digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pooling", "max"),
+        ("pooling", 1),
+        ("normalize", 1),
+        ("max_length", 0),
+        ("max_length", "5"),
+        ("lower", "no"),
+        ("prompt", None),
+        ("prompt", "x" * 20_000),
+        ("refusal", 3),
+        ("unknown", 1),
+    ],
+)
+def test_settings_of_a_peer_are_checked(name, value):
+    with pytest.raises(ModelError, match="sentences: "):
+        SentenceSettings.from_public({**SETTINGS.to_public(), name: value})
+
+
+def test_settings_of_a_peer_are_a_mapping():
+    with pytest.raises(ModelError, match="sentences: must have"):
+        SentenceSettings.from_public([1])
+
+
+def test_other_heads_have_no_use_for_them(tmp_path):
+    folder = save_wordpiece(save(tiny_model("bert", "sequence-classification"), tmp_path / "made"))
+    described = describe(folder, tmp_path / "described")
+    with open_checkpoint(described) as checkpoint:
+        assert checkpoint.sentences is None
+    with open_checkpoint(described, head="none") as checkpoint:
+        assert checkpoint.sentences == SentenceSettings()

@@ -116,6 +116,15 @@ def upload(
             help="Publish the model's tokenizer to parties and clients, so that clients need none.",
         ),
     ] = True,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="What to evaluate above the model: none (for features and embed), causal-lm, "
+            "masked-lm, sequence-classification, token-classification or question-answering. "
+            "Default: what the checkpoint is made for.",
+            show_default=False,
+        ),
+    ] = None,
     insecure_no_tls: InsecureOption = False,
     as_json: JsonObjectOption = False,
 ) -> None:
@@ -126,7 +135,7 @@ def upload(
 
     config = load_config(cluster, insecure_no_tls=insecure_no_tls)
     with progress(quiet=as_json) as report:
-        seconds = anyio.run(_run_upload, config, model, name, publish_tokenizer, report)
+        seconds = anyio.run(_run_upload, config, model, name, publish_tokenizer, head, report)
     if as_json:
         print_json({"name": name, "seconds": seconds})
     else:
@@ -135,14 +144,22 @@ def upload(
 
 
 async def _run_upload(
-    config: Any, model: str, name: str, publish_tokenizer: bool, report: Any
+    config: Any, model: str, name: str, publish_tokenizer: bool, head: str | None, report: Any
 ) -> dict[str, float]:
     from models.checkpoints.weights import open_checkpoint
+    from models.configs.sentences import is_sentence_model
+    from models.files.locate import resolve_model
     from models.tokens.tokenizer import Tokenizer
     from protocols.errors import ModelError
     from puma_actors.api.remote import upload_model
+    from puma_actors.cli.output import tell
 
-    with open_checkpoint(model) as checkpoint:
+    path = resolve_model(model)
+    if head is None and is_sentence_model(path):
+        head = "none"  # as sentence-transformers opens it, whatever its class
+    with open_checkpoint(path, head=head) as checkpoint:
+        if checkpoint.sentences is not None and checkpoint.sentences.refusal:
+            tell(f"note: `puma embed` will refuse this model: {checkpoint.sentences.refusal}")
         tokenizer = None
         if publish_tokenizer:
             try:

@@ -12,7 +12,6 @@ from models.programs.head_layers import default_rows
 from models.programs.memory import footprint
 from models.programs.predict import predict, share_bytes
 from models.programs.program import Batch, Rows
-from models.texts.sentences import MODULES, sentence_settings
 from models.texts.task import tasks_of_checkpoint
 from protocols.arithmetic import lift, matmul, mul, mul3
 from protocols.base.cost import Cost
@@ -171,9 +170,9 @@ def _wanted_rows(checkpoint: StoredCheckpoint) -> Rows:
     config = checkpoint.config
     if config.head == "causal-lm":
         return "last"
-    if config.head != "none" or not (checkpoint.path.parent / MODULES).is_file():
+    settings = checkpoint.sentences
+    if settings is None or settings.refusal:
         return default_rows(config)
-    settings = sentence_settings(checkpoint.path.parent)
     return "unit" if settings.normalize and settings.pooling == "mean" else settings.pooling
 
 

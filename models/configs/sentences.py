@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, cast
 
+from models.configs.validate import check_choice, check_flag, check_size, short
 from models.files.locate import read_json
 from protocols.errors import ModelError
 
@@ -22,25 +23,59 @@ _MODES = {
 }
 
 
+Pooling = Literal["mean", "first", "last"]
+_POOLINGS = {"mean": "mean", "cls": "first", "lasttoken": "last"}
+_MAX_PROMPT = 1 << 14
+
+
 @dataclass(frozen=True, slots=True)
 class SentenceSettings:
     """Settings for the text before tokenization and for the last hidden states.
 
+    They are public: the owner publishes them in the model's plan.
+
     Attributes:
-        pooling: the mean over a text's tokens, or its first one.
+        pooling: the mean over a text's tokens, or its first or last one.
         normalize: whether vectors are scaled to length 1.
         max_length: longer texts are cut to this many tokens; None: they are refused.
         lower: whether texts are lower-cased first.
         prompt: text in front of every input.
-        folder: folder of the model itself; "" for the given one.
+        refusal: why this model cannot turn texts into vectors; "" if it can.
     """
 
-    pooling: Literal["mean", "first"] = "mean"
+    pooling: Pooling = "mean"
     normalize: bool = True
     max_length: int | None = None
     lower: bool = False
     prompt: str = ""
-    folder: str = ""
+    refusal: str = ""
+
+    def to_public(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_public(cls, data: object) -> Self:
+        """Inverse of `to_public`, for data from a peer.
+
+        Raises:
+            ModelError: something is missing, of a wrong type or out of bounds.
+        """
+        names = {each.name for each in fields(cls)}
+        if not isinstance(data, Mapping) or data.keys() != names:
+            raise ModelError(f"sentences: must have {', '.join(sorted(names))}")
+        check_choice("sentences: pooling", data["pooling"], _POOLINGS.values())
+        for name in ("normalize", "lower"):
+            check_flag(f"sentences: {name}", data[name])
+        if data["max_length"] is not None:
+            check_size("sentences: max_length", data["max_length"])
+        for name in ("prompt", "refusal"):
+            if not isinstance(data[name], str) or len(data[name]) > _MAX_PROMPT:
+                raise ModelError(
+                    f"sentences: {name}: {short(data[name])} is not a text of up to "
+                    f"{_MAX_PROMPT} characters"
+                )
+        return cls(**data)
 
 
 def sentence_settings(path: Path) -> SentenceSettings:
@@ -71,7 +106,34 @@ def sentence_settings(path: Path) -> SentenceSettings:
     prompt = _default_prompt(folder / "config_sentence_transformers.json")
     mode = _pooling(folder / pooling / "config.json", bool(prompt))
     limit, lower = _limits(folder / transformer / "sentence_bert_config.json")
-    return SentenceSettings(mode, normalize, limit, lower, prompt, transformer)
+    return SentenceSettings(mode, normalize, limit, lower, prompt)
+
+
+def described_sentences(path: Path) -> SentenceSettings:
+    """As `sentence_settings`; what is not supported becomes a `refusal`, for a model that can do
+    other tasks all the same.
+    """
+    try:
+        return sentence_settings(path)
+    except ModelError as error:
+        return SentenceSettings(refusal=str(error)[:_MAX_PROMPT])
+
+
+def is_sentence_model(path: Path) -> bool:
+    """Whether a folder, or the folder of a file, is one of sentence-transformers."""
+    return ((path if path.is_dir() else path.parent) / MODULES).is_file()
+
+
+def transformer_folder(path: Path) -> Path:
+    """Where the model itself is: `path`, or the folder in it that its `modules.json` names.
+
+    Raises:
+        ModelError: that file is damaged.
+    """
+    if not path.is_dir() or not is_sentence_model(path):
+        return path
+    kind, place = next(iter(_modules(path / MODULES)), ("", ""))
+    return path / place if kind == "Transformer" else path
 
 
 def _modules(file: Path) -> list[tuple[str, str]]:
@@ -88,7 +150,7 @@ def _modules(file: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _pooling(file: Path, prompted: bool) -> Literal["mean", "first"]:
+def _pooling(file: Path, prompted: bool) -> Pooling:
     config = read_json(file)
     modes = [name for key, name in _MODES.items() if config.get(key)]
     named = config.get("pooling_mode")
@@ -96,12 +158,11 @@ def _pooling(file: Path, prompted: bool) -> Literal["mean", "first"]:
         modes = [named]
     if prompted and not config.get("include_prompt", True):
         raise ModelError(f"{file}: include_prompt false is not supported: use a model without it")
-    if modes == ["mean"]:
-        return "mean"
-    if modes == ["cls"]:
-        return "first"
     found = " + ".join(modes) or "none"
-    raise ModelError(f"{file}: pooling {found!r} is not supported; supported: 'mean', 'cls'")
+    if found not in _POOLINGS:
+        wanted = ", ".join(map(repr, _POOLINGS))
+        raise ModelError(f"{file}: pooling {found!r} is not supported; supported: {wanted}")
+    return cast(Pooling, _POOLINGS[found])
 
 
 def _limits(file: Path) -> tuple[int | None, bool]:
