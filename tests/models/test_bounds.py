@@ -226,7 +226,7 @@ def test_rotated_entries_beside_a_power_of_two_keep_their_room():
         bits, _ = _rope_bits("layers.0", Bound(8, 1.0, frac=FRACTION_BITS), pair, 1.0)
         product = pair * turned_most(bits) * 2.0 ** (FRACTION_BITS + WEIGHT_BITS + bits)
         assert product < 2.0**61
-    with pytest.raises(RangeError, match="rotary angles where 8 are needed"):
+    with pytest.raises(RangeError, match="rotary angles, but 8 are needed"):
         _rope_bits("layers.0", Bound(8, 1.0, frac=FRACTION_BITS), 2.0**15 * 0.9999, 1.0)
 
 

@@ -131,7 +131,7 @@ BAD = [
         },
         "include_prompt",
     ),
-    ({"prompts": {"default_prompt_name": "q"}}, "'q' is none of the prompts"),
+    ({"prompts": {"default_prompt_name": "q"}}, "'q' is not one of the prompts"),
 ]
 
 

@@ -99,7 +99,7 @@ def test_other_objects(theirs, tmp_path):
         tokenizer_object=theirs.backend_tokenizer, split_special_tokens=True
     )
     for wrong, message in (
-        (1, "the tokenizer is int: give a tokenizer of transformers"),
+        (1, "the tokenizer is int: give a transformers tokenizer"),
         ("folder", "the tokenizer is str: give"),
         (theirs.backend_tokenizer, r"of the library tokenizers.*PreTrainedTokenizerFast"),
         (python, "BertTokenizerLegacy, which transformers runs in Python: load it with"),
