@@ -87,7 +87,7 @@ def test_a_tokenizer_of_this_package_comes_back():
 
 
 def slow(folder):
-    """A tokenizer that transformers runs in Python, and a folder that holds what it is made of."""
+    """A slow tokenizer, which transformers runs in Python, and a folder with its files."""
     (folder / "vocab.txt").write_text("\n".join(tiny_texts.WORDPIECES))
     (folder / "config.json").write_text('{"model_type": "bert"}')
     return transformers.BertTokenizerLegacy(str(folder / "vocab.txt"))

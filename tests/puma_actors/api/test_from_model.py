@@ -101,9 +101,7 @@ def test_wrong_objects(theirs, classifier):
     for make in (LocalCluster.from_model, PrivateModel.from_model):
         with pytest.raises(ConfigError, match="the model is int: give a transformers model"):
             make(1)
-        with pytest.raises(
-            ConfigError, match="the tokenizer is BertConfig: give a transformers tokenizer"
-        ):
+        with pytest.raises(ConfigError, match="the tokenizer is BertConfig: give a transformers"):
             make(model, model.config)
     for make in (LocalCluster.from_pretrained, PrivateModel.from_pretrained):
         with pytest.raises(ModelError, match=r"BertForSeq.* in memory goes to from_model"):
