@@ -136,7 +136,7 @@ def strike(cell: Cell, cluster: Cluster) -> None:
 
 
 def begin(cell: Cell, cluster: Cluster) -> Caller:
-    """Start a caller that stops at the cell's moment (or the role that must send something wrong)."""
+    """Start a caller that stops at the cell's moment (or the role that sends something wrong)."""
     holder = cell.where.partition("→")[0] if "→" in cell.where else Role.EVALUATOR_A
     cluster.hold(Role.CLIENT if cell.moment == "idle" else holder, cell.moment)
     caller = cluster.upload() if cell.moment in UPLOADING else cluster.generate()

@@ -31,9 +31,7 @@ SILENCE, HANDSHAKE = 5.0, 15.0
 """Seconds; short, since some faults show only when they have passed, and long enough for processes
 that share their cores with others."""
 DEADLINE = HANG
-"""Generous limit: times are measured, but whether a fault is noticed must not depend on the
-machine.
-"""
+"""Generous: times are measured, but noticing a fault must not depend on the machine."""
 MODEL, SECOND = "tiny", "second"
 IDS = [1, 3, 7]
 PROMPT, TOKENS = "I see the cat", 4
