@@ -154,7 +154,7 @@ def comparison(rows: Sequence[Result]) -> Table:
 def _model(rows: Sequence[Result]) -> Table:
     columns = (
         *("model", "phase", "median", "min .. max", "rate", "rounds", "online MB", "dealt MB"),
-        *("rounds a layer", "online MB a layer", "dealt MB a layer"),
+        *("rounds per layer", "online MB per layer", "dealt MB per layer"),
     )
     table = _table("Demo model, five roles in one process", columns)
     for result in rows:

@@ -30,7 +30,7 @@ from models.checkpoints.weights import open_checkpoint
 from puma_actors.cli import main
 from puma_actors.session import handshake
 
-# Tests press Ctrl-C. A shell has it ignored in what it starts in the background.
+# Tests press Ctrl-C. A shell makes its background processes ignore it.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -102,7 +102,7 @@ def _coins_of_a_test(request: pytest.FixtureRequest, _coins: random.Random) -> N
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no worker begins one when the others are done."""
+    """Files with slow tests come first, so that no worker starts one when the others are done."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

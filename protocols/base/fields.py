@@ -15,7 +15,7 @@ Buffer: TypeAlias = Bytes | memoryview | bytes
 
 
 class Field:
-    """One array of a message: `width` bits an element. Additive over 2^width, or XOR-shared.
+    """One array of a message: `width` bits per element. Additive over 2^width, or XOR-shared.
 
     Attributes:
         count: elements. nbytes: bytes on the wire.

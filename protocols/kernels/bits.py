@@ -135,7 +135,7 @@ def expand_products_numpy(
 
 @kernel("uint64[::1](in1, in1, in2, in2, boolean)", twin=expand_products_numpy)
 def expand_products(opened: Words, mask: Words, dealt: Words, rows: Words, leads: bool) -> Words:
-    """An evaluator's XOR shares of a `protocols.boolean.Circuit`'s outputs, one word an element.
+    """An evaluator's XOR shares of a `protocols.boolean.Circuit`'s outputs, one word per element.
 
     Args:
         opened: (n,) public words o. mask: (n,) XOR shares of r. dealt: (fields, n) XOR shares of

@@ -67,9 +67,7 @@ def _add_groups(
 
 
 def _chosen_sums(chosen: Bytes, table: Half) -> Half:
-    """(n, rows) bits, one per byte, and (rows, columns) -> (n, columns): the sum of the rows whose
-    bit is set.
-    """
+    """(n, rows) bits, one per byte, (rows, columns) -> (n, columns): sums of the chosen rows."""
     count, rows = chosen.shape
     columns = table.shape[1]
     out = np.zeros(count * columns, dtype=np.uint32)

@@ -161,9 +161,7 @@ def _width(stream: Any) -> int:
 
 
 def _column(row: str, width: int) -> int:
-    """The cursor's column after a row of text wrapped by a terminal; `width` means after the last
-    column.
-    """
+    """The cursor's column after a row of text wrapped by a terminal; `width`: past the last."""
     column = 0
     for character in row:
         if character == "\t":

@@ -268,9 +268,7 @@ class Client(Actor):
         await self._until(lambda: inference.reported(inference.taken))
 
     async def end(self, inference: Inference) -> None:
-        """Tell the parties that no more steps follow, and wait until they have dropped the
-        inference.
-        """
+        """Tell the parties that no more steps follow, and wait until they have dropped it all."""
         with anyio.CancelScope(shield=True):
             request = EndMessage(number=inference.number).header()
             for role in COMPUTING:

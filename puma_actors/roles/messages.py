@@ -98,7 +98,7 @@ class ReadyMessage(_Message):
 
 class InferMessage(_Message):
     """Evaluate sequences of these `lengths` (see `models.programs.program.Batch`), and decode up to
-    `steps` - 1 more tokens of the only one, one a step.
+    `steps` - 1 more tokens of the only one, one per step.
 
     Step k is inference number `number` + k, which no party may have seen before.
     """

@@ -35,8 +35,7 @@ from puma_actors.transports.inbox import Inbox, Sink
 CHUNK_BYTES = 256 << 10
 """Parts of large messages: at 1 Gbit/s a small frame waits 2 ms for one of them."""
 _HIGH, _LOW = 256 << 10, 64 << 10
-"""Senders wait once the first number of bytes has not reached the socket, until the second is left.
-"""
+"""Senders wait from `_HIGH` bytes not yet at the socket, until only `_LOW` are left."""
 _WHOLE = 1 << 20
 """`try_send` does not accept more than this at once."""
 _SMALL = 64 << 10

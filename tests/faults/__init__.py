@@ -1,4 +1,4 @@
-"""Roles as processes of their own on loopback, and everything that can go wrong with them.
+"""Roles as separate processes on loopback, and everything that can go wrong with them.
 
     export PYTHONPATH=tests:tests/support
     python -m faults            the whole matrix, as a table (`make test-faults`)

@@ -20,7 +20,7 @@ from faults.matrix import ALL, QUICK
 
 
 def table_of(results: list[Result]) -> Table:
-    """One row a cell; seconds until everybody had noticed, and from then to the next answer."""
+    """One row per cell; seconds until all had noticed, and from then to the next answer."""
     table = Table(box=None, caption="seconds: until noticed by all, next answer, whole cell")
     for heading in ("fault", "where", "moment", "", "noticed", "next", "total"):
         table.add_column(heading, justify="right" if heading in ("noticed", "next") else "left")

@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass
 class Result:
-    """What came of it. `problem` is empty if all was well; times in seconds."""
+    """The outcome of a cell. `problem` is empty if all went well; times in seconds."""
 
     cell: Cell
     problem: str
@@ -60,7 +60,7 @@ class Result:
 
 
 def run(cell: Cell, cluster: Cluster) -> Result:
-    """Run a cell and look at the aftermath. The cluster is usable afterwards, whatever happened."""
+    """Run a cell and check the aftermath. The cluster is usable afterwards in any case."""
     started = time.monotonic()
     result = Result(cell, "")
     marks = {role: len(party.events()) for role, party in cluster.parties.items()}
@@ -100,7 +100,7 @@ def _check_logs(cluster: Cluster, marks: dict[Role, int]) -> None:
 
 
 def restore(cluster: Cluster) -> None:
-    """After a cell that failed: every party anew, so that the next cell starts clean."""
+    """After a failed cell: restart every party, so that the next cell starts clean."""
     cluster.heal()
     for party in cluster.parties.values():
         party.process.kill()
@@ -113,7 +113,7 @@ def restore(cluster: Cluster) -> None:
 
 
 def strike(cell: Cell, cluster: Cluster) -> None:
-    """Bring a caller to the moment, strike, and see that everybody notices."""
+    """Bring a caller to the moment, apply the fault, and check that all notice."""
     marks = {role: len(party.events()) for role, party in cluster.parties.items()}
     caller = begin(cell, cluster)
     struck = time.monotonic()
@@ -136,7 +136,7 @@ def strike(cell: Cell, cluster: Cluster) -> None:
 
 
 def begin(cell: Cell, cluster: Cluster) -> Caller:
-    """Start a caller that stops at the cell's moment (or whoever is to send something wrong)."""
+    """Start a caller that stops at the cell's moment (or the role that sends something wrong)."""
     holder = cell.where.partition("→")[0] if "→" in cell.where else Role.EVALUATOR_A
     cluster.hold(Role.CLIENT if cell.moment == "idle" else holder, cell.moment)
     caller = cluster.upload() if cell.moment in UPLOADING else cluster.generate()
@@ -177,7 +177,7 @@ def harmless(cell: Cell) -> bool:
 
 
 def _suspects(cell: Cell) -> set[str]:
-    """Who may be named: one of them must be."""
+    """The roles of which a message must name one."""
     named = {part for part in cell.where.replace("→", "–").split("–") if part}
     if "caller" in named:
         named = (named - {"caller"}) | {Role.OWNER if cell.moment in UPLOADING else Role.CLIENT}

@@ -31,8 +31,7 @@ SILENCE, HANDSHAKE = 5.0, 15.0
 """Seconds; short, since some faults show only when they have passed, and long enough for processes
 that share their cores with others."""
 DEADLINE = HANG
-"""How long what was noticed took is measured; that it is noticed at all must not depend on the
-machine."""
+"""Generous: times are measured, but noticing a fault must not depend on the machine."""
 MODEL, SECOND = "tiny", "second"
 IDS = [1, 3, 7]
 PROMPT, TOKENS = "I see the cat", 4
@@ -59,7 +58,7 @@ class Caller:
 
     @property
     def lines(self) -> list[str]:
-        """Of stderr, but for progress."""
+        """Lines of stderr, except progress."""
         starts = ("error:", "busy:", "unexpected", "Traceback", "interrupted")
         return [line for line in self.errors.read_text().splitlines() if line.startswith(starts)]
 
@@ -75,7 +74,7 @@ class Party:
     started: int = 0
 
     def events(self, start: int = 0) -> list[Event]:
-        """From line `start` on. What is no JSON is an event "raw"."""
+        """Events from line `start` on. A line that is not JSON becomes an event "raw"."""
         if not self.log.exists():
             return []
         found: list[Event] = []
@@ -143,7 +142,7 @@ class Cluster:
             return await cluster.forward(IDS)
 
     def _write(self, who: str) -> Path:
-        """A role's cluster.toml: everybody else is called through a proxy."""
+        """A role's cluster.toml: all other roles are called through a proxy."""
         path = self.folder / f"{who}.toml"
         ports = {
             role: self.ways[who, role].port if (who, role) in self.ways else self.ports[role]
@@ -194,14 +193,14 @@ class Cluster:
             wait_until(lambda p=party: links(p) == 2, f"links of {party.role}")
 
     def continue_all(self) -> None:
-        """Let every process go on that stands still."""
+        """Resume every stopped process."""
         for party in self.parties.values():
             kill(party.process, signal.SIGCONT)
         if self.last is not None:
             kill(self.last.process, signal.SIGCONT)
 
     def revive(self) -> list[Role]:
-        """Start parties again that have died; who they were."""
+        """Restart parties that have died; return which ones."""
         dead = [role for role, party in self.parties.items() if not party.alive]
         for role in dead:
             self.start(role)
@@ -210,7 +209,7 @@ class Cluster:
     # -- moments ----------------------------------------------------------------------------------
 
     def hold(self, role: str, moment: str) -> None:
-        """The role will stop at a moment."""
+        """Make the role stop at a moment."""
         (self.folder / "reached").unlink(missing_ok=True)
         (self.folder / "hold").write_text(f"{role} {moment}")
 
@@ -224,7 +223,7 @@ class Cluster:
         wait_until(reached, "the moment")
 
     def release(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         (self.folder / "hold").unlink(missing_ok=True)
 
     def heal(self) -> None:
@@ -257,7 +256,7 @@ class Cluster:
             return time.monotonic() - started
 
     def at_rest(self) -> None:
-        """No party has a session any more."""
+        """Check that no party has a session any more."""
         wait_until(lambda: anyio.run(_sessions, self.client) == [0, 0, 0], "sessions end")
 
     def stored(self, name: str) -> list[Role]:

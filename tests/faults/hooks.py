@@ -62,7 +62,7 @@ class Gate:
 
 
 def wrong_bytes(what: str, session: bytes = NO_SESSION) -> bytes:
-    """What no frame should look like: "garbage", "truncated", "oversize" or "version"."""
+    """A malformed frame: "garbage", "truncated", "oversize" or "version"."""
     if what == "garbage":
         return os.urandom(256)
     if what == "oversize":

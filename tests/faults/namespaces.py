@@ -1,4 +1,4 @@
-"""Parties in network namespaces of their own, joined by veth pairs and a bridge: what is between
+"""Parties in separate network namespaces, joined by veth pairs and a bridge: what is between
 them is then a network that can be unplugged. Needs the right to make namespaces.
 """
 
@@ -157,8 +157,8 @@ def _wait_links(parties: list[Party]) -> None:
 
 
 def _wait_lost(parties: list[Party], role: Role) -> None:
-    """Until both ends of both links of a role were found dead. With a cable that is back before
-    that, an old link would be taken for one that is up, and be lost a moment later.
+    """Wait until both ends of both links of a role were found dead. With a cable that is back
+    before that, an old link would be taken for one that is up, and be lost a moment later.
     """
     for party in parties:
         left = 0 if party.role is role else 1

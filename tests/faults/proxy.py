@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts, stalls and corrupts what it carries. It sees TLS records, no frames."""
+"""A TCP proxy that cuts, stalls and corrupts its traffic. It sees TLS records, not frames."""
 
 import asyncio
 import contextlib

@@ -36,7 +36,7 @@ _MB = 1 << 20
 
 @dataclass
 class Request:
-    """One client process and what it should say."""
+    """One client process and its expected answer."""
 
     caller: Caller
     wanted: list[int]
@@ -46,7 +46,7 @@ class Request:
 
 @dataclass
 class Figures:
-    """What is printed in the end."""
+    """The figures printed at the end."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
@@ -57,7 +57,7 @@ class Figures:
 
 
 def answers(cluster: Cluster, choose: random.Random) -> dict[str, list[int]]:
-    """Prompts whose plaintext answer leaves no doubt, and that answer."""
+    """Prompts whose plaintext answer is clear-cut, and that answer."""
     found: dict[str, list[int]] = {}
     tokenizer = Tokenizer.load(cluster.model)
     with open_checkpoint(cluster.model) as checkpoint:

@@ -1,4 +1,4 @@
-"""Those who are no good from the start: wrong first words, wrong certificates, a full disk."""
+"""Callers and parties that are bad from the start: wrong messages or certificates, a full disk."""
 
 import contextlib
 import os
@@ -112,7 +112,7 @@ def _wait_closed(stranger: ssl.SSLSocket) -> None:
 
 
 def certificate_cell(kind: str, where: str) -> Cell:
-    """A certificate that is no good, shown by one side to the other."""
+    """A bad certificate, shown by one side to the other."""
     by_party = where.startswith("of dealer")
     name = {"another authority": "wrong certificate", "expired": "expired certificate"}
     return Cell(
@@ -173,7 +173,7 @@ def _call(cell: Cell, cluster: Cluster) -> None:
 
 @contextmanager
 def _impostor(context: ssl.SSLContext) -> Iterator[int]:
-    """Somebody who takes TLS connections and says nothing; its port."""
+    """A server that accepts TLS connections and stays silent; its port."""
     listening = socket.create_server(("127.0.0.1", 0))
     held: list[socket.socket] = []
 
@@ -200,7 +200,7 @@ def _impostor(context: ssl.SSLContext) -> Iterator[int]:
 
 
 def _answer_wrongly(cell: Cell, cluster: Cluster) -> None:
-    """Somebody else answers at the dealer's address; callers must notice and say so."""
+    """Another program answers at the dealer's address; callers must notice and report it."""
     if cell.fault == "wrong role":
         _divert(cell, cluster, cluster.ports[Role.EVALUATOR_B])
         return

@@ -1,4 +1,4 @@
-"""Ranges proven from weights: no input leaves them, and they are not idle."""
+"""Ranges proven from weights: no input leaves them, and they are not much too wide."""
 
 from unittest.mock import patch
 
@@ -116,7 +116,7 @@ class Watched(Plain):
 
 
 class Told(Bounds):
-    """`Bounds` that keeps what it says about each place: (largest entry, largest row)."""
+    """`Bounds` that records its bounds for each place: (largest entry, largest row)."""
 
     def __init__(self, positions: int) -> None:
         super().__init__(positions)
@@ -141,10 +141,10 @@ class Told(Bounds):
 
 
 def watch(config, values, sequences=IDS, rows=None):
-    """Run in plaintext under watch; (what was seen, what was told)."""
+    """Run in plaintext and record; returns (values seen, bounds told)."""
     rows = rows or default_rows(config)
     ids = np.concatenate([np.asarray(ids) for ids in sequences])
-    with patch.object(calibration, "probe"):  # ranges hold whatever becomes of precision
+    with patch.object(calibration, "probe"):  # ranges hold regardless of precision
         plan = calibration.calibrate(config, values)
     watched = Watched(ids, plan.ranges)
     batch = Batch(tuple(len(ids) for ids in sequences), rows)
@@ -221,12 +221,12 @@ def test_a_rotation_of_rounded_angles_stretches_no_more_than_is_said(frac):
 
 
 def test_rotated_entries_beside_a_power_of_two_keep_their_room():
-    """8 bits of angles stretch by 0.3 percent, three times what products have in hand."""
+    """8 bits of angles stretch by 0.3 percent, three times the reserve of products."""
     for pair in (2.0**14 * (1 - 1e-6), 2.0**14 * 0.997, 2.0**13 * 1.001, 2.0**14 * 0.99):
         bits, _ = _rope_bits("layers.0", Bound(8, 1.0, frac=FRACTION_BITS), pair, 1.0)
         product = pair * turned_most(bits) * 2.0 ** (FRACTION_BITS + WEIGHT_BITS + bits)
         assert product < 2.0**61
-    with pytest.raises(RangeError, match="rotary angles where 8 are needed"):
+    with pytest.raises(RangeError, match="rotary angles, but 8 are needed"):
         _rope_bits("layers.0", Bound(8, 1.0, frac=FRACTION_BITS), 2.0**15 * 0.9999, 1.0)
 
 
@@ -245,7 +245,7 @@ async def _attended(bounds, head):
 
 
 def test_a_gated_product_leaves_its_own_rounding():
-    """Nothing but what is rounded: as long as a unit an entry, after a gate that is 0."""
+    """Only roundings: a row as long as one unit per entry, after a gate that is 0."""
     zeros = np.zeros((4, 2 * 300), dtype=np.float32)
 
     async def gated(bounds):

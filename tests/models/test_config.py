@@ -199,7 +199,7 @@ def test_the_demo_model():
     ],
 )
 def test_no_setting_is_ignored_by_the_program(changes):
-    """What a configuration says changes what is shared, or what comes of the same weights."""
+    """Settings of a configuration change the shared tensors, or the result for the same weights."""
     changed = replace(SMALL, **changes)
     if parameters_of(changed) != parameters_of(SMALL):
         return

@@ -1,4 +1,4 @@
-"""What was predicted from shapes alone is what was counted."""
+"""Predictions from shapes alone match the counted cost."""
 
 from dataclasses import replace
 
@@ -105,7 +105,7 @@ def test_lanes_cost_no_rounds(tmp_path):
 
 
 def test_share_bytes_are_those_held(tmp_path):
-    """Every party holds one word an entry of a weight; of all else two."""
+    """Every party holds one word per entry of a weight, and two for everything else."""
     config = load_config(save_model(tmp_path))
     held = share_bytes(config)
     table = config.vocab_size * config.hidden_size

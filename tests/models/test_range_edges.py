@@ -61,7 +61,7 @@ def test_activations_at_their_limit(name, width):
 
 @pytest.mark.parametrize("limit", [ACTIVATION_LIMIT, OUTPUT_LIMIT])
 def test_biases_beside_a_limit_are_refused(limit):
-    """Nothing but a bias: no product leaves anything in hand."""
+    """Only a bias: no product leaves any reserve."""
     for share_of, given in ((HELD - 1e-6, True), (1 - 2.0**-22, False)):
         matrix = np.zeros((5, 3))
         matrix[4] = limit * share_of

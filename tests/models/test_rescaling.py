@@ -167,7 +167,7 @@ def test_a_tiny_table(model, factor):
 
 @pytest.mark.parametrize(("size", "row"), [(30, 1), (60, 5), (80, 10), (150, 3), (1e4, 30)])
 def test_a_neuron_that_reads_what_no_embedding_has(size, row):
-    """It says 0 to every input there is, and widens the ranges by its weights."""
+    """It gives 0 for every input, but widens the ranges by its weights."""
     config = tiny_config(tied=False)
     values = copied(random_values(config))
     values["table"][:, 5] = 0

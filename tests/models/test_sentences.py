@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers: what they say about pooling is done, or refused by name."""
+"""Folders of sentence-transformers: their pooling is applied, or refused by name."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Which token looks where: spans, positions' slopes, and the batches they come from."""
+"""Which tokens attend to which: spans, slopes of positions, and their batches."""
 
 import numpy as np
 import pytest

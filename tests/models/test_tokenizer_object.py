@@ -87,7 +87,7 @@ def test_a_tokenizer_of_this_package_comes_back():
 
 
 def slow(folder):
-    """A tokenizer that transformers runs in Python, and a folder that holds what it is made of."""
+    """A slow tokenizer, which transformers runs in Python, and a folder with its files."""
     (folder / "vocab.txt").write_text("\n".join(tiny_texts.WORDPIECES))
     (folder / "config.json").write_text('{"model_type": "bert"}')
     return transformers.BertTokenizerLegacy(str(folder / "vocab.txt"))
@@ -99,7 +99,7 @@ def test_other_objects(theirs, tmp_path):
         tokenizer_object=theirs.backend_tokenizer, split_special_tokens=True
     )
     for wrong, message in (
-        (1, "the tokenizer is int: give a tokenizer of transformers"),
+        (1, "the tokenizer is int: give a transformers tokenizer"),
         ("folder", "the tokenizer is str: give"),
         (theirs.backend_tokenizer, r"of the library tokenizers.*PreTrainedTokenizerFast"),
         (python, "BertTokenizerLegacy, which transformers runs in Python: load it with"),

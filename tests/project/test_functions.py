@@ -39,7 +39,7 @@ def branches(function: Function) -> int:
 
 
 def lines(function: Function) -> int:
-    """Without what it says of itself."""
+    """The lines of a function without its docstring."""
     first, last = function.body[0], function.end_lineno or 0
     said = 0
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):

@@ -1,4 +1,4 @@
-"""A user's module of the same name as one of our packages is named, whatever is imported first."""
+"""A user's module that hides one of our packages is named, whichever is imported first."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What an index would show of the project, and the lock that development and CI install from."""
+"""Metadata that a package index shows, and the lock that development and CI install from."""
 
 import re
 import tomllib
@@ -64,7 +64,7 @@ def test_classifiers_say_the_pythons():
 
 
 def test_what_developers_need_is_no_extra():
-    """Whoever installs the project is not offered its tests."""
+    """Users who install the project do not get its test tools."""
     assert not {"test", "dev"} & PROJECT.get("optional-dependencies", {}).keys()
 
 

@@ -1,4 +1,4 @@
-"""What is shipped: names, types, floors, and what importing it pulls in."""
+"""The package: names, types, floors, and the modules that importing it loads."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("protocols", "models", "puma_actors")
 LOWER = ("protocols", "models")
 BANNED = ("anyio", "asyncio", "msgpack", "socket", "structlog", "torch")
-"""Never loaded by the lower packages, directly or through what they import."""
+"""Never loaded by the lower packages, directly or indirectly."""
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -81,7 +81,7 @@ def test_what_programs_import(old, name):
 
 
 def test_every_dependency_is_imported():
-    """But for transformers, whose objects `from_model` takes without importing it."""
+    """Except transformers, whose objects `from_model` takes without importing it."""
     named = {re.split(r"[<>=]", line)[0] for line in project()["project"]["dependencies"]}
     imported = set()
     for path in SOURCES:
@@ -191,7 +191,7 @@ def test_a_demo_asks_what_was_given(prompt, tmp_path):
     puma = tmp_path / "bin" / "puma"
     puma.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     puma.chmod(0o755)
-    for name in ("bin/python", ".demo"):  # newer than what they are made of
+    for name in ("bin/python", ".demo"):  # newer than their sources
         (tmp_path / name).touch()
     makefile = ROOT / "Makefile"
     for way in ("argument", "environment"):

@@ -1,4 +1,4 @@
-"""Python in the README and docs runs as it stands there, but for the paths of models."""
+"""Python in the README and docs runs as printed, except for the paths of models."""
 
 import ast
 import json
@@ -19,9 +19,9 @@ PLACE = '"path/or/hub-name"'
 
 
 def run(snippet: str, models: dict[str, Path]) -> dict[str, Any]:
-    """What a snippet leaves behind that is run as a script.
+    """Run a snippet as a script; return the names it defines.
 
-    models: by a word that a statement holds; "" for all others.
+    models: model by a word in the statement; "" for all other statements.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
     for statement in ast.parse(snippet).body:

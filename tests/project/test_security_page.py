@@ -1,4 +1,4 @@
-"""What SECURITY.md says in numbers and names is what the program does."""
+"""Numbers and names in SECURITY.md match the program."""
 
 import inspect
 import re
@@ -57,7 +57,7 @@ def test_names() -> None:
 
 
 def test_options() -> None:
-    """Those that are named as remedies exist where a client needs them."""
+    """Options named as remedies exist where a client needs them."""
     parameters = inspect.signature(app.generate).parameters
     assert {"raw", "tokenizer", "cluster", "max_new_tokens"} <= set(parameters)
     for option in ("--tokenizer FOLDER", "`--raw`", "`-n 1`"):

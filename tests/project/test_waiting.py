@@ -1,4 +1,4 @@
-"""No test may depend on how fast the machine is; and the means that the others have for that."""
+"""No test may depend on the machine's speed; also tests of the tools for that."""
 
 import ast
 import asyncio
@@ -32,7 +32,7 @@ ALLOWED = {
     ("harness.py", "ask"): "between attempts; its limit is HANG",
     ("waiting.py", "until_now"): "its limit is HANG",
 }
-"""Where a time is waited for or asserted all the same, and why that is right on any machine."""
+"""Exceptions: where a time is waited for or asserted, and why that is right on any machine."""
 
 
 def _name(call: ast.expr) -> str:
@@ -83,7 +83,7 @@ def _faults(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def _found(source: str) -> Iterator[tuple[str, int, str]]:
-    """Faults by the innermost function that they stand in."""
+    """Faults by the innermost function that contains them."""
     tree = ast.parse(source)
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     for line, what in _faults(tree):

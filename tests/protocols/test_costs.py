@@ -1,4 +1,4 @@
-"""What a protocol declares is what it sends: rounds, online and offline bytes, exactly."""
+"""The declared cost of a protocol equals its traffic: rounds, online and offline bytes, exactly."""
 
 import numpy as np
 import pytest

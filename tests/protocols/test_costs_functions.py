@@ -1,4 +1,4 @@
-"""What activations, exp and maxima send, in figures."""
+"""The traffic of activations, exp and maxima, in figures."""
 
 import pytest
 from counting import same, tensor
@@ -38,7 +38,7 @@ def test_exp_part(form):
 
 @pytest.mark.parametrize(("name", "tight", "fast"), [("gelu", 1210, 760), ("silu", 2140, 820)])
 def test_the_figures_of_an_activation(name, tight, fast):
-    """Bits an element, of all parties; SecretFlow-SPU's GeLU sends 7365."""
+    """Bits per element, of all parties; SecretFlow-SPU's GeLU sends 7365."""
 
     async def program(lane, x):
         return await activate(lane, x, ACTIVATIONS[name])

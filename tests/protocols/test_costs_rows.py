@@ -1,4 +1,4 @@
-"""What norms, attention and whole models declare is what they send."""
+"""The declared costs of norms, attention and whole models equal their traffic."""
 
 from dataclasses import replace
 

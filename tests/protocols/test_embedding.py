@@ -1,4 +1,4 @@
-"""Secure embedding and what the client gets back."""
+"""Secure embedding, and the results for the client."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every kind of error says with which exit code a program ends, and what to do."""
+"""Every error class has an exit code and a remedy."""
 
 import inspect
 import re

@@ -75,7 +75,7 @@ def check(norm, length, gain=None):
     got = floats(program, share(x, RESIDUAL_BITS), *rest)
     expected = exact(x, norm) * (gain or 1.0)
     moved = x - x.mean(-1, keepdims=True) if norm.center else x
-    # An all-equal row is centred to what is left of its floats; its sum is `eps` or noise.
+    # An all-equal row is centred to its float errors; its sum is `eps` or noise.
     spread = np.sqrt((moved * moved).mean(-1, keepdims=True) + norm.eps)
     step = 2.0 ** (bounds.drop - RESIDUAL_BITS)
     relative = 2.0 ** (2 - bounds.frac) + 3e-4 + 4 * step / spread

@@ -143,7 +143,7 @@ def test_rows_of_length_one(scale):
 @pytest.mark.parametrize("center", KINDS)
 @pytest.mark.parametrize("factor", [0.0, 0.01, 1.0, 1000.0])
 def test_gain_and_shift(center, early, factor):
-    """Both orders give the same numbers; the gain's 18 bits bound what is lost in it."""
+    """Both orders give the same numbers, up to the precision of the gain's 18 bits."""
     rng = generator(3)
     x = rng.normal(size=(4, 64)) * 3 + 1
     gain, shift = rng.uniform(-1, 1, 64) * factor, rng.normal(size=64) * 10
@@ -187,7 +187,7 @@ def test_what_no_range_holds_is_refused(largest, gain):
     st.booleans(),
 )
 def test_every_range_keeps_its_products_in_the_ring(size, largest, eps, gain, center):
-    """What the protocol multiplies, at its largest, stays below 2^62."""
+    """The largest products of the protocol stay below 2^62."""
     norm = Norm(size, eps, center)
     try:
         bounds = norm_range(norm, largest, gain)

@@ -1,4 +1,4 @@
-"""What a single party sees: uniform, the same for all inputs; and a broken mask is noticed."""
+"""A single party's view is uniform and the same for all inputs; a broken mask is noticed."""
 
 import os
 
@@ -240,7 +240,7 @@ def test_a_stream_that_repeats_is_noticed(monkeypatch):
 
 
 def test_two_lanes_with_one_stream_are_noticed(monkeypatch):
-    """Two products side by side under the same masks: what is opened repeats."""
+    """Two products side by side under the same masks: the opened words repeat."""
 
     def once(variant):
         x, y = share(column(variant, 1.0, 3.0)), share(column(variant, 1.0, 3.0))
@@ -262,7 +262,7 @@ def test_two_lanes_with_one_stream_are_noticed(monkeypatch):
 
 
 def forgetful(stream):
-    """A key ring that does not remember what it opened."""
+    """A key ring that does not remember the streams it opened."""
 
     def opened_again(self, peer, path):
         self._opened.clear()

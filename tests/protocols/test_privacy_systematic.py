@@ -143,7 +143,7 @@ def test_every_bit_of_every_message(name: str) -> None:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[Words, int], Words]) -> None:
-    """Every word that anybody draws, changed alike at both ends."""
+    """Every word that any party draws, changed the same way at both ends."""
     whole = Stream.words
 
     def words(self: Stream, shape: tuple[int, ...], width: int = 64) -> Words:
@@ -224,11 +224,11 @@ def test_a_scaled_mask_that_is_opened() -> None:
 
 
 def test_a_message_that_tells_the_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Balanced whatever the input, but for one bit that is the input's."""
+    """Balanced for any input, except one bit that is the input's."""
 
     def once(variant: int) -> Any:
         async def program(lane: Lane) -> None:
-            noise = lane.draw(lane.role, (ELEMENTS,))  # nobody else knows it
+            noise = lane.draw(lane.role, (ELEMENTS,))  # no other party knows it
             if not lane.is_dealer:
                 noise[::8] ^= (noise[::8] & np.uint64(1)) ^ np.uint64(variant)
                 await lane.open([Field((ELEMENTS,))], [noise])

@@ -1,4 +1,4 @@
-"""What all parties multiply by: the same on every processor, near enough to what it stands for, and
+"""The public numbers that all parties multiply by: the same on every processor, accurate, and
 compared before an input is shared.
 """
 
@@ -90,7 +90,7 @@ PINNED = {
 
 
 def test_the_words_are_those_that_were_checked_in() -> None:
-    """Whoever changes them means to: parties of both versions refuse each other."""
+    """Changing them must be deliberate: parties of both versions refuse each other."""
     found = {"tables": _joined(table_digests())}
     found |= {name: _joined(plan_digests(plan)) for name, plan in plans().items()}
     assert found == PINNED
@@ -120,7 +120,7 @@ def held() -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def another_bit(array: Any, place: int) -> Iterator[None]:
-    """The last bit of one entry of the array is another inside."""
+    """Inside the block, the last bit of one entry of the array is flipped."""
     where = np.unravel_index(place, array.shape)
     array[where] ^= 1
     try:

@@ -20,7 +20,7 @@ ALL = (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B, Role.OWNER, Role.CLIENT)
 
 
 class Scripted(Actor):
-    """Runs a function as its `main` and keeps what it returns."""
+    """Runs a function as its `main` and keeps its result."""
 
     script: Callable[[Actor], Awaitable[Any]]
     result: Any = None

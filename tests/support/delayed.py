@@ -22,7 +22,7 @@ class DelayedListener(Listener):
 
 
 class DelayedTransport(Transport):
-    """Another transport whose connections are each a link of their own, as slow as `route`.
+    """Another transport whose connections are separate links, each as slow as `route`.
 
     Args:
         inner: what carries the frames.

@@ -109,7 +109,7 @@ def _wait_for_links(party: "subprocess.Popen[str]", log: Path) -> None:
 
 
 def _stop(party: "subprocess.Popen[str]") -> None:
-    """Ctrl-C in its terminal: for the shell and what it runs, nobody else."""
+    """Ctrl-C in its terminal: only for the shell and its processes."""
     if party.poll() is None:
         os.killpg(party.pid, signal.SIGINT)
     try:

@@ -1,4 +1,4 @@
-"""Three party servers in this process, each with a configuration and a store of its own."""
+"""Three party servers in this process, each with its own configuration and store."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -129,5 +129,5 @@ async def hosts(
 
 
 async def quiet(cluster: Hosts, sessions: int = 0) -> None:
-    """Wait until every party has so many sessions."""
+    """Wait until every party has this many sessions."""
     await until(lambda: all(s.sessions == sessions for s in cluster.servers.values()))

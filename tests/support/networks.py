@@ -109,7 +109,7 @@ async def multiplexed(
         muxes = Mux(left, "right"), Mux(right, "left")
         begun, over = asyncio.Event(), asyncio.Event()
 
-        async def serve() -> None:  # a task of its own: fixtures begin and end in different ones
+        async def serve() -> None:  # a separate task: fixtures begin and end in different ones
             async with muxes[0].running(), muxes[1].running():
                 begun.set()
                 await over.wait()
@@ -162,5 +162,5 @@ class Labelling(Channel):
 
 
 async def wait_until_quiet() -> None:
-    """Let everybody do what they can do now."""
+    """Let all tasks run as far as they can."""
     await settled(landed=True)

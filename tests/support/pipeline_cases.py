@@ -32,7 +32,7 @@ def theirs(task, folder, **options):
 
 
 def assert_same(ours, expected):
-    """Equal, with the same fields in any order, but for numbers that are not whole."""
+    """Equal, with the same fields in any order, except for fractional numbers."""
     if isinstance(expected, dict):
         assert set(ours) == set(expected)
         for key in expected:

@@ -171,7 +171,7 @@ def usual_logs() -> Iterator[logging.Logger]:
 
 
 def own_threads() -> set[threading.Thread]:
-    """Threads but for anyio's pool, whose idle workers end with the event loop."""
+    """Threads other than anyio's pool, whose idle workers end with the event loop."""
     return {t for t in threading.enumerate() if "AnyIO worker" not in t.name}
 
 

@@ -176,7 +176,7 @@ class Unready(Channel):
 
 
 class Deaf(Unready):
-    """Whoever is at the other end reads nothing."""
+    """The other end reads nothing."""
 
     async def send(self, frame: Frame) -> None:
         await asyncio.Event().wait()

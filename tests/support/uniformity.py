@@ -112,7 +112,7 @@ def check_words(words: Words, name: str) -> None:
 
 @dataclass
 class Record:
-    """What one party learned in one run: messages, sums it opened, and what it drew itself."""
+    """One party's view of one run: messages, sums it opened, and words it drew itself."""
 
     received: list[bytes] = field(default_factory=list)
     opened: list[bytes] = field(default_factory=list)
@@ -121,7 +121,7 @@ class Record:
 
 
 class _Recorded:
-    """A stream that writes down what it gives."""
+    """A stream that records its output."""
 
     def __init__(self, stream: Stream, into: list[bytes]) -> None:
         self._stream, self._into = stream, into

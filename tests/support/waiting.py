@@ -1,9 +1,9 @@
-"""How tests wait: for what they want to see, never for a time that should be enough.
+"""How tests wait: for events, never for a time that should be enough.
 
     with in_time(): ...           a limit that only a hang reaches
     await until(condition)        something becomes true; `until_now` without an event loop
     await settled()               nothing can happen any more but by a timer
-    await unless_stuck(request)   what it returns; `Stuck` if everybody waits for somebody else
+    await unless_stuck(request)   its result; raises `Stuck` if all tasks wait for each other
 
 That something does *not* happen is shown when it could have happened: after a later event, or when
 all is `settled`.
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Stuck(Exception):
-    """Nobody will go on: each waits for another."""
+    """No task can go on: each waits for another."""
 
 
 def in_time() -> AbstractContextManager[object]:
@@ -62,7 +62,7 @@ async def settled(*, landed: bool = False) -> None:
     other.
 
     Args:
-        landed: wait for what is on its way through delayed channels, too.
+        landed: also wait for frames in transit through delayed channels.
     """
     loop, quiet = asyncio.get_running_loop(), 0
     while quiet < 3:  # a turn of the loop looks at the sockets first, and then runs what is ready

@@ -148,7 +148,7 @@ async def test_secret_logits_give_the_greedy_tokens(folder, answer):
         for options in ({"temperature": 0.5}, {"repetition_penalty": 1.1}):
             with pytest.raises(ConfigError, match="secret logits"):
                 await generated(cluster, **options)
-        assert len(await cluster.forward(IDS)) == len(IDS)  # whoever asks for logits gets them
+        assert len(await cluster.forward(IDS)) == len(IDS)  # a client may request logits
 
 
 async def test_the_wire_format_changes_nothing(folder, reference, answer):

@@ -38,7 +38,7 @@ COMPUTING_AND_CLIENT = (*COMPUTING, Role.CLIENT)
 
 
 class Trouble(Exception):
-    """Not one of ours; its text is a secret."""
+    """An error that is not ours; its text is a secret."""
 
 
 async def works(folder) -> None:
@@ -164,7 +164,7 @@ async def test_a_client_that_sends_too_little(folder, monkeypatch):
 
 
 async def test_a_party_that_runs_another_program(folder, monkeypatch):
-    """One evaluator swaps once too often: the others would wait for ever, were it not told."""
+    """One evaluator swaps once too often: without a message the others would wait forever."""
     usual = party.evaluate
 
     async def program(lane, *args) -> None:

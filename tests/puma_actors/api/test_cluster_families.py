@@ -76,7 +76,7 @@ async def test_rows_that_a_head_lacks_are_refused_before_any_work(tmp_path):
     path = save(tiny_model("gpt2", "causal-lm"), tmp_path)
     async with LocalCluster.from_pretrained(path) as cluster:
         for rows in ("mean", "unit", "some"):
-            with pytest.raises(ConfigError, match=f"rows '{rows}' do not go with head"):
+            with pytest.raises(ConfigError, match=f"rows '{rows}' do not fit head"):
                 await cluster.forward([5], rows=rows)
         assert len(await cluster.forward([5])) == 1
 

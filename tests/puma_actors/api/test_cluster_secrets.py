@@ -84,8 +84,8 @@ async def test_who_sends_what_to_whom(folder, sent):
 
 
 async def test_who_holds_what(folder):
-    """The dealer two masks or their difference, an evaluator m and one mask or what it multiplies
-    by, the client nothing. All three together hold the model.
+    """The dealer holds two masks or their difference, an evaluator m and one mask, or what it
+    multiplies by, the client nothing. All three together hold the model.
     """
     async with LocalCluster.from_pretrained(folder) as cluster:
         await cluster.forward(IDS)

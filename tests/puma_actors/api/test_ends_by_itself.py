@@ -1,4 +1,4 @@
-"""Programs that never close what they made: they end all the same, and print nothing about it."""
+"""Programs that never close their models still end, and print nothing about it."""
 
 import gc
 import subprocess
@@ -110,7 +110,7 @@ def test_a_model_that_nobody_needs_ends(folder):
 
 
 def test_a_model_may_be_forgotten_in_its_own_thread(folder):
-    """A garbage collection takes place in whatever thread allocates."""
+    """Garbage collection runs in any thread that allocates."""
     model = PrivateModel.from_pretrained(folder)
     (thread,) = [each for each in threading.enumerate() if each.name == "puma-cluster"]
     held = [model]

@@ -101,12 +101,12 @@ def test_wrong_objects(theirs, classifier):
     for make in (LocalCluster.from_model, PrivateModel.from_model):
         with pytest.raises(ConfigError, match="the model is int: give a transformers model"):
             make(1)
-        with pytest.raises(ConfigError, match="the tokenizer is BertConfig: give a tokenizer"):
+        with pytest.raises(ConfigError, match="the tokenizer is BertConfig: give a transformers"):
             make(model, model.config)
     for make in (LocalCluster.from_pretrained, PrivateModel.from_pretrained):
         with pytest.raises(ModelError, match=r"BertForSeq.* in memory goes to from_model"):
             make(model)
-    with pytest.raises(ConfigError, match=r"Pipeline: give the model inside of it, its \.model"):
+    with pytest.raises(ConfigError, match=r"Pipeline: give the model inside it, its \.model"):
         pipeline("text-classification", transformers.pipeline("text-classification", classifier))
     with pytest.raises(ConfigError, match="tokenizer is for a model in memory"):
         pipeline("text-classification", classifier, tokenizer=tokenizer)

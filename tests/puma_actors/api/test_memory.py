@@ -1,4 +1,4 @@
-"""Memory: predicted from shapes, counted, and what is refused because of it."""
+"""Memory: predicted from shapes, counted, and requests refused because of it."""
 
 import tempfile
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def test_the_counted_peak_is_the_predicted_one(tokens, role):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_blocks_hold_at_every_length(role):
-    """Four times the text, less than twice the memory: what is left to grow grows with length."""
+    """Four times the text, less than twice the memory: only parts linear in the length grow."""
     found = []
     for tokens in (512, 2048):
         batch = Batch((tokens,), "last")
@@ -215,7 +215,7 @@ def short(tmp_path_factory):
 async def test_more_new_tokens_than_fit_are_treated_alike(
     folder: Path, certificates: Path, short: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Here and at a cluster an answer ends when there is no more room, which is said before."""
+    """Here and at a cluster an answer ends when the context is full, which is announced before."""
     many = SamplingConfig(max_new_tokens=100_000)
     async with LocalCluster.from_pretrained(short) as here:
         announce(here, [1, 2, 3], many)

@@ -70,8 +70,8 @@ def test_windows_are_those_of_the_guide(case):
     [
         ((1, 8, 8), "a text of 1 tokens scores nothing"),
         ((9, 1, 1), "a window of 1 tokens scores nothing"),
-        ((9, 4, 5), "stride 5 does not go with windows of 4 tokens: give 1 to 4"),
-        ((9, 4, 0), "stride 0 does not go"),
+        ((9, 4, 5), "stride 5 does not fit windows of 4 tokens: give 1 to 4"),
+        ((9, 4, 0), "stride 0 does not fit"),
     ],
 )
 def test_unusable_windows(case, message):
@@ -199,7 +199,7 @@ def test_the_table_and_its_progress(puma, folder, file):
     ("arguments", "message"),
     [
         (("--window", 65), "windows of 65 tokens do not fit the model's 64 positions"),
-        (("--window", 8, "--stride", 9), "stride 9 does not go with windows of 8 tokens"),
+        (("--window", 8, "--stride", 9), "stride 9 does not fit windows of 8 tokens"),
         (("-f", "/nowhere/text.txt"), "--file: cannot read /nowhere/text.txt: No such file"),
     ],
 )

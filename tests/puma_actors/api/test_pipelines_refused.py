@@ -1,4 +1,4 @@
-"""Pipelines: what is refused before any work, and how they begin and end."""
+"""Pipelines: refusals before any work, and how pipelines begin and end."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Certificates: who gets which, what expires, what is refused, and by whom."""
+"""Certificates: issue, expiry and refusals."""
 
 import os
 import ssl
@@ -115,7 +115,7 @@ def test_what_others_can_change_is_refused(
             with pytest.raises(ConfigError, match="can be changed by others"):
                 issue(folder, ANNA, HOSTS)
     monkeypatch.setattr(keyfiles, "_is_own_group", lambda number: True)
-    load_context(folder, dealer, server=True)  # a group with nobody else in it
+    load_context(folder, dealer, server=True)  # a group without other members
 
 
 def test_what_belongs_to_somebody_else_is_refused(

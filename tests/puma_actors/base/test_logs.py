@@ -1,4 +1,4 @@
-"""Logs: for people on a terminal, for programs elsewhere; what is said, and in which order."""
+"""Logs: readable on a terminal, JSON elsewhere; contents and order of the fields."""
 
 import io
 import json

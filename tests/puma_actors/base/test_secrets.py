@@ -165,7 +165,7 @@ async def test_errors_of_a_run(folder, seen, logs, monkeypatch):
     monkeypatch.setattr(party, "evaluate", program)
     tokens = Tokenizer.load(folder).chat(PROMPT)
     async with leaves_nothing():
-        with pytest.raises(ValueError, match=PROMPT):  # to whoever runs that party, all of it
+        with pytest.raises(ValueError, match=PROMPT):  # shown in full to the operator of that party
             async with LocalCluster.from_pretrained(folder) as cluster:
                 with pytest.raises(PeerFailed) as caught:
                     await cluster.forward(tokens)

@@ -198,7 +198,7 @@ REFUSED = [
     ("classify", [], "--text"),
     ("classify", ["-t", "a", "--top-k", "0"], "--top-k"),
     ("classify", ["-t", "a", "--lanes", "0"], "--lanes"),
-    ("fill-mask", ["-t", "the cat"], "holds no mask: write <mask>"),
+    ("fill-mask", ["-t", "the cat"], "has no mask: write <mask>"),
     ("answer", ["-q", "a", "-c", " "], "a context is empty"),
     ("answer", ["-q", "the " * 18, "-c", "the cat sat on"], "shorten the question"),
     ("classify", ["-t", "a", "--pair", " "], "'--pair': the text is empty: give some"),
@@ -231,7 +231,7 @@ def test_unusable_options(puma, no_work, folders, command, arguments, says):
 
 
 def test_a_head_for_another_command(puma, no_work, folders):
-    says = "fill-mask needs a model with head 'masked-lm', and this one has 'token-classification'"
+    says = "fill-mask needs a model with head 'masked-lm', but this one has 'token-classification'"
     refused(puma("fill-mask", "-m", folders["tag"], "-t", "[MASK]"), says)
     refused(puma("tag", "-m", folders["fill-mask"], "-t", "a"), "it can do fill-mask, feature-")
 

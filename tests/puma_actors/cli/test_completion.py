@@ -1,4 +1,4 @@
-"""What the Tab key offers in a shell, and what it costs."""
+"""Completions of the Tab key in a shell, and their speed."""
 
 import os
 import subprocess

@@ -39,7 +39,7 @@ def terminal(monkeypatch):
 
 
 def tame(text: str, *expected: str) -> None:
-    """No order to a terminal but our own styles; and what is expected, literally."""
+    """No terminal control except our own styles; and the expected text, literally."""
     plain = OWN_STYLES.sub("", text)
     assert not ORDERS.search(plain), repr(plain)
     assert expected

@@ -161,7 +161,7 @@ def on_terminal(folder, *arguments: object) -> Terminal:
     while True:
         try:
             part = os.read(ours, 1 << 16)
-        except OSError:  # everybody has closed it
+        except OSError:  # both ends are closed
             break
         if not part:
             break
@@ -236,7 +236,7 @@ def test_the_rounds_told_are_the_predicted(folder, monkeypatch):
 
 
 def test_a_prediction_beside_the_request_takes_no_longer_than_another(monkeypatch):
-    """It shares the processor with what it is about: layers that are alike are traced once. It ends
+    """It shares the processor with the request: equal layers are traced only once. It ends
     with its step.
     """
     config = tiny_config(layers=12)

@@ -18,7 +18,7 @@ from puma_actors.transports.frames import NO_SESSION, Frame, Kind
 
 
 class Wire:
-    """Hands back what was refused."""
+    """Returns the refusal."""
 
     peer_address = "there"
     refused: Frame

@@ -275,7 +275,7 @@ async def test_a_tokenizer_without_end(
 
 
 async def test_a_party_at_anothers_address(folder: Path, certificates: Path) -> None:
-    """A configuration with two addresses swapped, by mistake or by whoever answers there."""
+    """A configuration with two addresses swapped, by mistake or by the party that answers there."""
     async with hosts(folder, certificates) as cluster:
         swapped = {**cluster.addresses, A: cluster.addresses[B], B: cluster.addresses[A]}
         path = write_config(folder / "swapped.toml", swapped, certificates)

@@ -1,4 +1,4 @@
-"""cluster.toml: what it says, what the environment overrides, and what is wrong with it."""
+"""cluster.toml: its settings, overrides from the environment, and errors in it."""
 
 import re
 import tomllib

@@ -68,7 +68,7 @@ async def test_an_address_held_by_this_party(
         config = cluster.config("dealer")
         check = (await anyio.to_thread.run_sync(states, config))["address of dealer"]
         assert (check.state, "held by dealer 'dealer', which runs" in check.text) == ("ok", True)
-        # The same address in another role is somebody else's.
+        # The same address in another role belongs to another party.
         swapped = {**cluster.addresses, Role.EVALUATOR_A: cluster.addresses[Role.DEALER]}
         swapped[Role.DEALER] = cluster.addresses[Role.EVALUATOR_A]
         if scheme == "tls":

@@ -1,4 +1,4 @@
-"""A network modelled on the connections of parties on hosts of their own."""
+"""An emulated network on the connections of parties on separate hosts."""
 
 import tempfile
 from collections.abc import Iterator

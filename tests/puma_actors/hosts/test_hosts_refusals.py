@@ -1,4 +1,4 @@
-"""What will not pass by waiting is told at once, by whoever is asked; what costs is limited."""
+"""Permanent failures are reported at once, by any party; costly requests are limited."""
 
 import json
 import socket
@@ -66,7 +66,7 @@ def puma(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 def requests(**changes: str | int) -> Any:
-    """What stands in for `Request`: somebody who says something else of himself."""
+    """A replacement for `Request` that makes other claims about the caller."""
 
     def make(**content: Any) -> Request:
         return Request(**{**content, **changes})
@@ -224,7 +224,7 @@ async def test_reasons_that_stay_and_reasons_that_pass(folder: Path, certificate
         links._failures[B] = (-100.0, ConfigError("long ago"))
         with pytest.raises(Busy, match="is it running"):
             links.get(B)
-        links.failed(Role.CLIENT, ConfigError("x"))  # nobody whom it has a link to
+        links.failed(Role.CLIENT, ConfigError("x"))  # a role without a link to it
         assert Role.CLIENT not in links._failures
 
 
@@ -288,7 +288,7 @@ async def test_what_stays_is_told_rather_than_what_passes(
 async def test_one_measurement_at_a_time(
     folder: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever asks meanwhile waits a while, and is then told to come back."""
+    """Another caller waits a while, and is then told to try again later."""
     begun, go_on, running, most = anyio.Event(), anyio.Event(), 0, 0
 
     async def throughput(self: Mux, nbytes: int = 0) -> float:

@@ -97,7 +97,7 @@ async def test_a_model_that_is_loaded_again_is_verified_again(
 async def test_a_file_that_changes_under_a_loaded_model(
     folder: Path, certificates: Path, model: Path
 ) -> None:
-    """What is computed with is what was verified, whatever happens to the files."""
+    """A party computes with the verified bytes, even if the files change."""
     async with hosts(folder, certificates, "unix") as cluster:
         await cluster.upload(model)
         async with await RemoteCluster.open(cluster.client, "tiny") as remote:

@@ -56,7 +56,7 @@ def lying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Role, Change], None]:
 def processes(
     folder: Path, certificates: Path, firsts: dict[Role, str]
 ) -> Iterator[dict[Role, Party]]:
-    """Three parties, each on a processor of its own kind, which run some Python first."""
+    """Three parties on different kinds of processors, which run some Python first."""
     addresses = addresses_for("tls", folder)
     write_config(folder / "client.toml", addresses, certificates)
     started = {}

@@ -311,7 +311,7 @@ async def test_a_failure_at_the_last_steps_leaves_no_model_anywhere(
 async def test_a_party_that_is_gone_at_the_last_steps_has_no_model_when_it_is_back(
     folder: Path, certificates: Path, model: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if it were killed: nothing of what it would do at its end happens."""
+    """As if it were killed: none of its clean-up happens."""
     usual, gone = getattr(Draft, step), Role.EVALUATOR_B
 
     def die(self: Draft) -> None:

@@ -286,7 +286,7 @@ def test_a_file_that_changes_while_it_is_read(
 
 
 def test_a_store_at_the_root_of_a_disk(tmp_path: Path) -> None:
-    """Has folders that are none of its own, and that it may not even look into."""
+    """A store with foreign folders in it, some of which it cannot read."""
     (tmp_path / "store").mkdir(mode=0o700)
     (tmp_path / "store" / "lost+found").mkdir(mode=0)
     with ModelStore(tmp_path / "store", Role.DEALER) as store:

@@ -1,4 +1,4 @@
-"""The profiler: what it records, that nothing secret is in it, and that its counts are exact."""
+"""The profiler: its records contain nothing secret, and its counts are exact."""
 
 from functools import partial
 from pathlib import Path

@@ -73,13 +73,13 @@ def test_rounds_that_wait_beside_others_are_not_blamed_on_the_other_evaluator():
     (advice,) = rank(phase, PRESETS["wan"], Settings())
     assert advice.share == 0.05
     assert advice.reason == (
-        "2 in a row (7 with those beside), 14.29 ms of waiting each, where the way alone takes "
+        "2 in a row (7 with concurrent ones), 14.29 ms of waiting each, of which the latency takes "
         "20.00 ms: fewer rounds"
     )
     row.exchanges = 2
     (advice,) = rank(phase, PRESETS["wan"], Settings())
     assert advice.reason.endswith(
-        "50.00 ms of waiting each: mostly the other evaluator, which had not come so far yet"
+        "50.00 ms of waiting each: mostly for the other evaluator, which was not there yet"
     )
 
 

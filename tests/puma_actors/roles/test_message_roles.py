@@ -86,7 +86,7 @@ def tell(message: Any, *buffers: bytes) -> Request:
 
 
 def agrees(to: Role, **changes: Any) -> Script:
-    """Another party's word on what it serves."""
+    """Another party's message about what it serves."""
 
     async def script(actor: Actor) -> None:
         session = actor.scheduler.port(to).session.hex()
@@ -311,7 +311,7 @@ DISAGREEING: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", DISAGREEING)
 @pytest.mark.parametrize("role", COMPUTING)
 async def test_a_party_refuses_one_that_holds_other_numbers(name, role):
-    """Whoever speaks first, and before the client is told that anybody is ready."""
+    """In any order, and before the client is told that a party is ready."""
     changes, reason = DISAGREEING[name]
     told: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""Broken rules, failing and leaving parties: everybody learns of it, nothing hangs."""
+"""Broken rules, failing and leaving parties: all others learn of it, and nothing hangs."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -143,7 +143,7 @@ TALKATIVE = {
 async def test_who_is_answered_more_often_than_it_reads_is_given_up(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each message for an inference that has ended is answered, and nobody waits with that."""
+    """Each message for an ended inference is answered, without waiting."""
     monkeypatch.setattr(port, "_MOST_WAITING", 100)
 
     async def program(scheduler: RoundScheduler) -> None:

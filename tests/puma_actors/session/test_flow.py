@@ -154,7 +154,7 @@ async def test_dealt_and_ended_messages_free_the_window() -> None:
 
 
 async def test_early_messages_have_a_budget() -> None:
-    """For those who send more than any party of ours would."""
+    """A sender that sends more than any correct party would."""
     frames = [batch((1, number)) for number in range(2, 100)]
     error = await hostile(frames, listening, Flow(early=10_000))
     assert isinstance(error, RemoteProtocolError)
@@ -279,7 +279,7 @@ async def test_a_sender_stays_until_its_last_message_was_asked_for() -> None:
 
 async def test_offers_of_ended_inferences_are_declined() -> None:
     async def sender(lane: Lane) -> str:
-        await lane.receive_bytes(B, 1)  # from now on nobody listens there
+        await lane.receive_bytes(B, 1)  # from now on nothing listens there
         await lane.send_bytes(B, np.ones(5 * EARLY, dtype=np.uint8), online=True)
         return "sent"
 
@@ -295,7 +295,7 @@ async def test_offers_of_ended_inferences_are_declined() -> None:
 
 
 async def test_a_lane_that_gives_up_after_it_asked_blames_nobody() -> None:
-    """What was asked for comes all the same, whole or in parts, and counts nowhere."""
+    """Requested messages still arrive, whole or in parts, and count against no budget."""
     asked: list[tuple[Any, bool]] = []
     box = Mailbox(
         SMALL, lambda size: None, lambda: None, ask=lambda tag, wanted: asked.append((tag, wanted))

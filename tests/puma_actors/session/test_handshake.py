@@ -149,7 +149,7 @@ async def test_changed_hello_fails_on_both_sides(field: str) -> None:
 async def test_a_lie_about_the_program_fails_the_confirmation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Somebody in the middle makes two different builds believe that they are equal."""
+    """A man in the middle makes two different builds believe that they are equal."""
     build: ContextVar[str] = ContextVar("build")
     monkeypatch.setattr(session, "program_digest", build.get)
     (one, left), (right, two) = memory_pair(), memory_pair()
@@ -199,7 +199,7 @@ async def test_parties_with_other_tables_refuse_each_other(
 async def test_a_lie_about_the_tables_fails_the_confirmation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Somebody in the middle makes two parties believe that their tables are equal."""
+    """A man in the middle makes two parties believe that their tables are equal."""
     held: ContextVar[dict[str, str]] = ContextVar("held")
     monkeypatch.setattr(session, "table_digests", held.get)
     (one, left), (right, two) = memory_pair(), memory_pair()
@@ -224,7 +224,7 @@ async def test_a_lie_about_the_tables_fails_the_confirmation(
 
 
 async def test_a_client_has_no_tables_and_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It makes none, so that its processor is nobody's concern."""
+    """It has no tables, so its processor does not matter."""
     asked: list[None] = []
 
     def digests() -> dict[str, str]:

@@ -47,7 +47,7 @@ def test_a_negative_number_and_large_ones() -> None:
 
 
 def test_thousands_of_long_requests_leave_nothing() -> None:
-    """Two at a time, one step of 2,048 taken: what is kept does not grow with what was asked."""
+    """Two at a time, one step of 2,048 taken: memory does not grow with the requests made."""
     scheduler = RoundScheduler(Role.DEALER, [])
     steps, requests = 2048, 3000
 

@@ -176,7 +176,7 @@ async def test_a_small_frame_overtakes_the_large_ones_of_another_session(sockets
         group.start_soon(quick[0].send, frame(TWO, 0, 8))
         group.start_soon(read, bulk[1], count)
         group.start_soon(read, quick[1], 1)
-    assert got.index(TWO) < count - 6  # but for what had left already
+    assert got.index(TWO) < count - 6  # except frames already sent
 
 
 # -- back-pressure ---------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_files_with_links_of_their_own(tmp_path: Path) -> None:
     assert network.seed == 7
     assert network.route(A, B) == network.route(Role.OWNER, A) == near
     assert network.route(A, D) == network.route(D, A) == network.route(D, Role.OWNER) == far
-    # The last entry that fits holds; what it leaves out is the default's, not another entry's.
+    # The last matching entry counts; missing values come from the default, not another entry.
     last = Route(0.0005, 100e6, 0.002)
     assert network.route(D, Role.CLIENT) == network.route(Role.CLIENT, D) == last
     assert parse_network(tmp_path / "net.toml") == network
