@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
 
 import anyio
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from protocols.base.shares import Role
 from protocols.errors import (
@@ -28,6 +28,7 @@ from protocols.errors import (
 )
 from puma_actors.base.build import program_digest
 from puma_actors.base.identity import NAME_CHARS, PeerIdentity
+from puma_actors.base.strict import Strict
 from puma_actors.base.texts import TEXT_CHARS, printable, told
 from puma_actors.transports import Channel
 from puma_actors.transports.frames import NO_SESSION, Frame, Kind
@@ -58,11 +59,7 @@ def software() -> str:
         return "unknown"
 
 
-class _Words(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Request(_Words):
+class Request(Strict):
     """What a caller wants. `build`: `program_digest`; `files`: with the answer, what the owner
     published with the model; `measure`: how far the party finds the others.
     """
@@ -78,7 +75,7 @@ class Request(_Words):
     measure: bool = False
 
 
-class ModelEntry(_Words):
+class ModelEntry(Strict):
     """A model that a party holds. `problem` is empty if nothing is known to be wrong with it;
     `verified`: all of its files had the right checksum when they were last read, and have not
     changed since.
@@ -96,7 +93,7 @@ class ModelEntry(_Words):
     problem: Problem = ""
 
 
-class LinkEntry(_Words):
+class LinkEntry(Strict):
     """What a party measured to another one: seconds there and back, bytes a second."""
 
     peer: Short
@@ -105,7 +102,7 @@ class LinkEntry(_Words):
     problem: Problem = ""
 
 
-class FilePart(_Words):
+class FilePart(Strict):
     """A published file. Its content is in the answer's buffers if it was asked for."""
 
     name: Short
@@ -113,7 +110,7 @@ class FilePart(_Words):
     bytes: int = Field(ge=0)
 
 
-class Answer(_Words):
+class Answer(Strict):
     """What a party grants. `days`: until its certificate expires, if it was asked and has one."""
 
     software: Short = Field(default_factory=software)
@@ -123,9 +120,9 @@ class Answer(_Words):
     model: ModelEntry | None = None
     plan: dict[str, Any] | None = None
     tokens: int = Field(default=0, ge=0)
-    files: list[FilePart] = []
-    models: list[ModelEntry] = []
-    links: list[LinkEntry] = []
+    files: list[FilePart] = Field(default_factory=list)
+    models: list[ModelEntry] = Field(default_factory=list)
+    links: list[LinkEntry] = Field(default_factory=list)
     sessions: int = 0
     days: float | None = None
 
