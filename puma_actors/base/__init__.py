@@ -1,4 +1,4 @@
-"""What every wing stands on: tasks, threads, logs, certificates, texts from elsewhere.
+"""What every wing stands on: tasks, threads, logs, certificates, tables, texts from elsewhere.
 
 Nothing here knows a frame, a role or a model.
 """
