@@ -14,6 +14,9 @@ PROMPT ?= What is the capital of France? Answer in one sentence.
 unexport PROMPT
 export DEMO_PROMPT := $(value PROMPT)
 
+# Where tests import from, as in pyproject.toml.
+TESTS := tests:tests/support:tests/support/checkpoints:tests/support/sharing
+
 .PHONY: demo test test-faults soak lint dist-check lock bench clean
 
 demo: $(VENV)/.demo
@@ -24,10 +27,10 @@ test: $(VENV)/.test
 
 # Every role, at every moment, hit by every fault: about ten minutes.
 test-faults: $(VENV)/.test
-	@PYTHONPATH=tests:tests/support $(BIN)/python -m faults
+	@PYTHONPATH=$(TESTS) $(BIN)/python -m faults
 
 soak: $(VENV)/.test
-	@PYTHONPATH=tests:tests/support $(BIN)/python -m faults soak
+	@PYTHONPATH=$(TESTS) $(BIN)/python -m faults soak
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

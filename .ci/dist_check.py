@@ -139,7 +139,9 @@ def smoke(binaries: Path, folder: Path) -> None:
     away.mkdir()
     model = folder / "model"
     made = "import sys; from reference import save_model; save_model(sys.argv[1], seed=3)"
-    support = os.pathsep.join(str(ROOT / path) for path in (".", "tests", "tests/support"))
+    support = os.pathsep.join(
+        str(ROOT / path) for path in (".", "tests/support", "tests/support/checkpoints")
+    )
     run(sys.executable, "-c", made, model, cwd=away, PYTHONPATH=support)
     python, puma = binaries / "python", binaries / "puma"
     run(python, "-c", INSTALLED, *DATA, cwd=away)

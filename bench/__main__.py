@@ -14,20 +14,16 @@ from bench import (
     embeddings,
     errors,
     fidelity,
-    hosts,
     kernels,
     memory,
     model,
-    network,
-    overlap,
     paper,
     perplexity,
-    profiling,
     protocols,
-    resident,
 )
-from bench.harness import Benchmark, Options, Result, document, machine
-from bench.report import console, show
+from bench.runtime import hosts, network, overlap, profiling, resident
+from bench.tools.harness import Benchmark, Options, Result, document, machine
+from bench.tools.report import console, show
 from protocols.errors import ConfigError, PumaError
 from protocols.kernels import warm_up
 from puma_actors.base.logs import show_logs

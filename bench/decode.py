@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import anyio
 
-from bench.harness import Benchmark, Options, Result, Spread
+from bench.tools.harness import Benchmark, Options, Result, Spread
 from models.files.locate import demo_model_path
 from models.programs.program import Batch
 from protocols.base.lane import Settings

@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio
 import numpy as np
 
-from bench.harness import Benchmark, Errors, Options, Result, Spread
 from bench.perplexity import ESSAY
+from bench.tools.harness import Benchmark, Errors, Options, Result, Spread
 from models.checkpoints.checkpoint import Checkpoint
 from models.files.locate import demo_model_path, resolve_model
 from models.owner.calibrate import plain_run

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from bench import workloads
-from bench.harness import Benchmark, Options, Result, Spread
-from bench.reference import PAPER_ERRORS
-from bench.sharing import Reals, share
-from bench.workloads import NARROW, Workload, away_from
+from bench.tools import workloads
+from bench.tools.harness import Benchmark, Options, Result, Spread
+from bench.tools.reference import PAPER_ERRORS
+from bench.tools.sharing import Reals, share
+from bench.tools.workloads import NARROW, Workload, away_from
 from protocols.base.lane import APPROXIMATIONS, Lane, Settings
 from protocols.base.shares import SecretTensor
 from protocols.drivers.lockstep import run_parties

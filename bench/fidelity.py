@@ -11,8 +11,8 @@ import anyio
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.harness import Benchmark, Errors, Options, Result, Spread
 from bench.model import tokens_of
+from bench.tools.harness import Benchmark, Errors, Options, Result, Spread
 from models.files.locate import demo_model_path
 from protocols.base.lane import APPROXIMATIONS, Settings
 from protocols.errors import ConfigError

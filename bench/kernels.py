@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import Benchmark, Options, Result, timed
+from bench.tools.harness import Benchmark, Options, Result, timed
 from protocols.base.prf import Stream
 from protocols.base.ring import Bytes, Words
 from protocols.dpf import generate, spline_shares

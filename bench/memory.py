@@ -1,4 +1,4 @@
-"""Memory of a party: predicted from shapes, compared with the exact count (`bench.solo`)."""
+"""Memory of a party: predicted from shapes, compared with the exact count (`bench.tools.solo`)."""
 
 import os
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import Benchmark, Options, Result
-from bench.solo import peak_of
+from bench.tools.harness import Benchmark, Options, Result
+from bench.tools.solo import peak_of
 from models.configs.reading import LlamaConfig
 from models.programs.families import parameters_of
 from models.programs.inference import evaluate

@@ -12,8 +12,8 @@ from typing import Any
 
 import anyio
 
-from bench.harness import Benchmark, Options, Result, Spread
-from bench.reference import PUMA_PAPER, SPU_GPT2
+from bench.tools.harness import Benchmark, Options, Result, Spread
+from bench.tools.reference import PUMA_PAPER, SPU_GPT2
 from models.files.locate import demo_model_path
 from models.programs.plan import Plan
 from models.programs.predict import predict

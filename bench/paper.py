@@ -17,9 +17,9 @@ import anyio
 import numpy as np
 from safetensors.numpy import save_file
 
-from bench.harness import Benchmark, Errors, Options, Result, Spread
 from bench.model import peak_bytes, reset_peak
-from bench.reference import PAPER_MODELS, SPU_MODELS
+from bench.tools.harness import Benchmark, Errors, Options, Result, Spread
+from bench.tools.reference import PAPER_MODELS, SPU_MODELS
 from models.configs.architecture import ModelConfig
 from models.configs.reading import load_config
 from models.owner.calibrate import plain_run

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import numpy as np
 
-from bench.harness import Benchmark, Errors, Options, Result, Spread
+from bench.tools.harness import Benchmark, Errors, Options, Result, Spread
 from models.files.locate import demo_model_path
 from models.owner.perplexity import windows_of
 from puma_actors.api.local import LocalCluster

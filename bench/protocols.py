@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 
 import anyio
 
-from bench import workloads
-from bench.harness import Benchmark, Options, Repeats, Result
-from bench.parties import Parties, Run
-from bench.workloads import Workload
+from bench.tools import workloads
+from bench.tools.harness import Benchmark, Options, Repeats, Result
+from bench.tools.parties import Parties, Run
+from bench.tools.workloads import Workload
 from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING, Role
 

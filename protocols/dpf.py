@@ -4,9 +4,9 @@ The dealer shares the function that is `payload` at the point alpha and 0 elsewh
 draws a fresh 128-bit root, both get the same correction, and the expansions of the two parties add
 up to the function modulo 2^64. One party alone learns nothing of alpha or payload. This is the
 tree construction of Boyle, Gilboa, Ishai (CCS 2016, figure 1) over a fixed-key AES
-(see `protocols.kernels.aes` for the assumption), with two variations: seeds of 126 bits leave room
-in each block for the two control bits, and for payloads of one word two leaves share a block
-(early termination).
+(see `protocols.kernels.aes.fixed_key` for the assumption), with two variations: seeds of 126 bits
+leave room in each block for the two control bits, and for payloads of one word two leaves share a
+block (early termination).
 
 Where the payload is one bit, 128 neighbouring leaves share a block and both parties' bits differ at
 alpha alone (`generate_selectors`): the same tree with seven levels fewer.
@@ -19,8 +19,8 @@ import numpy as np
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.kernels import forest
-from protocols.kernels.aes import LEAF, LEFT, RIGHT, mmo
-from protocols.kernels.aesni import available, round_keys
+from protocols.kernels.aes.aesni import available, round_keys
+from protocols.kernels.aes.fixed_key import LEAF, LEFT, RIGHT, mmo
 from protocols.kernels.jit import Bytes, Words
 from protocols.kernels.spline import spline_shares
 from protocols.kernels.tree import (

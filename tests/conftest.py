@@ -1,5 +1,7 @@
 """Fixtures for several test files."""
 
+import io
+import logging
 import os
 import random
 import signal
@@ -132,6 +134,21 @@ def answer(reference: Any) -> list[int]:
     tokens, leads = torch_greedy(reference, IDS, 8)
     assert min(leads) > CHOICE
     return tokens
+
+
+@pytest.fixture
+def logs() -> Iterator[io.StringIO]:
+    """Everything that is logged, by this package or others, at every level."""
+    stream = io.StringIO()
+    handler, root = logging.StreamHandler(stream), logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    with usual_logs() as logger:
+        logger.setLevel(logging.DEBUG)
+        yield stream
+    root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from protocols.base.ring import Bytes, Words, bit_mask, canonical
 from protocols.errors import LocalProtocolError
-from protocols.kernels.aesni import available
-from protocols.kernels.ctr import STATE_WORDS, begin, draw
+from protocols.kernels.aes.aesni import available
+from protocols.kernels.aes.ctr import STATE_WORDS, begin, draw
 
 KEY_BYTES = 16
 _BLOCK = 16

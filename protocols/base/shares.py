@@ -5,7 +5,7 @@ Every operation here is local and linear; a product needs a round and lives in
 `protocols.arithmetic`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NoReturn
@@ -174,30 +174,20 @@ class SecretTensor:
 
 def concat(tensors: Sequence[SecretTensor], axis: int) -> SecretTensor:
     """Join sharings of one width along an axis."""
-    first = tensors[0]
-    for other in tensors[1:]:
-        first._check(other)
-    return SecretTensor(
-        first.role,
-        np.concatenate([t.a for t in tensors], axis=axis),
-        np.concatenate([t.b for t in tensors], axis=axis),
-        first.width,
-        first.frac,
-    )
+    return _joined(tensors, lambda parts: np.concatenate(parts, axis=axis))
 
 
 def stack(tensors: Sequence[SecretTensor], axis: int) -> SecretTensor:
     """Sharings of one shape side by side along a new axis."""
+    return _joined(tensors, lambda parts: np.stack(parts, axis=axis))
+
+
+def _joined(tensors: Sequence[SecretTensor], join: Callable[[list[Words]], Words]) -> SecretTensor:
     first = tensors[0]
     for other in tensors[1:]:
         first._check(other)
-    return SecretTensor(
-        first.role,
-        np.stack([t.a for t in tensors], axis=axis),
-        np.stack([t.b for t in tensors], axis=axis),
-        first.width,
-        first.frac,
-    )
+    a, b = join([t.a for t in tensors]), join([t.b for t in tensors])
+    return SecretTensor(first.role, a, b, first.width, first.frac)
 
 
 def constant(role: Role, words: Words, width: int = RING_BITS, frac: int = 0) -> SecretTensor:

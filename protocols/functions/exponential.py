@@ -34,8 +34,7 @@ _SEGMENTS = 4
 _BITS = _LOCAL_BITS + 2
 """Bits of 7 x that are read."""
 _HEAD = 0.0625
-"""Arguments range from LOWEST up to this."""
-LOWEST = _HEAD - 3 * 32 / _GAIN
+"""Arguments range from three segments below it up to this."""
 _HALF_BITS = 12  # local bits looked up in one table; the rest are looked up in another
 _UNIT_BITS = 26  # fraction bits of the tables: a product of two stays below 2^60
 _EXACT = 128  # fraction bits while the tables are computed
@@ -73,7 +72,7 @@ def exp_part_cost(count: int, form: ExpForm) -> Cost:
 
 @protocol("exp part")
 async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
-    """exp(x) with `form.frac` fraction bits over Z_2^(form.frac + 3), for LOWEST <= x < 1/16.
+    """exp(x) with `form.frac` fraction bits over Z_2^(form.frac + 3), for 1/16 - 96/7 <= x < 1/16.
 
     x has 18 fraction bits, over a ring of at least 25 bits. Outside this range the result is
     meaningless, to be selected away.

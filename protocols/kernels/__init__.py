@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
-from protocols.kernels import ctr, forest
-from protocols.kernels.aesni import available
+from protocols.kernels import forest
+from protocols.kernels.aes import ctr
+from protocols.kernels.aes.aesni import available
 from protocols.kernels.jit import MODE, kernels, sources_digest
 
 __all__ = ["cache_folder", "cached", "warm_up"]
@@ -32,7 +33,7 @@ def warm_up(progress: Callable[[str], None] | None = None) -> None:
     """
     if MODE == "numpy":
         return
-    for module in iter_modules(__path__, f"{__name__}."):
+    for module in walk_packages(__path__, f"{__name__}."):
         import_module(module.name)  # registers its kernels
     made = [k for k in kernels() if available() or k.function.__module__ not in _INSTRUCTIONS]
     doing = "loading" if cached() >= len(made) else "compiling"

@@ -6,8 +6,8 @@ twins of `tree` and `spline`, bit for bit.
 
 import numpy as np
 
-from protocols.kernels.aes import LEAF
-from protocols.kernels.aesni import GROUP_LIMIT, KEY_WORDS, make_hash
+from protocols.kernels.aes.aesni import GROUP_LIMIT, KEY_WORDS, make_hash
+from protocols.kernels.aes.fixed_key import LEAF
 from protocols.kernels.jit import Words, kernel
 from protocols.kernels.simd import make_pair_dot
 

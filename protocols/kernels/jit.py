@@ -102,8 +102,8 @@ def kernels() -> "list[Kernel]":
 
 @cache
 def sources_digest() -> str:
-    """Eight hexadecimal digits that change with any file of this package."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    """Eight hexadecimal digits that change with any file of this package and those in it."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from protocols.errors import LocalProtocolError
 from protocols.kernels import forest
-from protocols.kernels.aes import LEAF
-from protocols.kernels.aesni import available, round_keys
+from protocols.kernels.aes.aesni import available, round_keys
+from protocols.kernels.aes.fixed_key import LEAF
 from protocols.kernels.jit import Bytes, Words
 from protocols.kernels.tree import correction_words, expand_numpy, root_words
 

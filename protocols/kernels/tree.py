@@ -10,7 +10,7 @@ ones, so level l decides bit l of the leaf's number, the lowest first.
 import numpy as np
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.kernels.aes import LEAF, LEFT, RIGHT, mmo
+from protocols.kernels.aes.fixed_key import LEAF, LEFT, RIGHT, mmo
 from protocols.kernels.jit import Bytes, Words
 
 _ONE = np.uint64(1)

@@ -54,7 +54,6 @@ class Described:
     subject: str
     identity: PeerIdentity | None
     hosts: tuple[str, ...]
-    not_before: datetime
     not_after: datetime
 
     @property
@@ -314,7 +313,6 @@ def describe(path: Path) -> Described:
         certificate.subject.rfc4514_string(),
         identity,
         tuple(hosts),
-        certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
     )
 

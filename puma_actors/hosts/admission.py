@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
 
 import anyio
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from protocols.base.shares import Role
 from protocols.errors import (
@@ -28,6 +28,7 @@ from protocols.errors import (
 )
 from puma_actors.base.build import program_digest
 from puma_actors.base.identity import NAME_CHARS, PeerIdentity
+from puma_actors.base.strict import Strict
 from puma_actors.base.texts import TEXT_CHARS, printable, told
 from puma_actors.transports import Channel
 from puma_actors.transports.frames import NO_SESSION, Frame, Kind
@@ -58,11 +59,7 @@ def software() -> str:
         return "unknown"
 
 
-class _Words(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Request(_Words):
+class Request(Strict):
     """A caller's request. `build`: `program_digest`; `files`: include the files published with the
     model in the answer; `measure`: measure the party's connections to the others.
     """
@@ -78,7 +75,7 @@ class Request(_Words):
     measure: bool = False
 
 
-class ModelEntry(_Words):
+class ModelEntry(Strict):
     """A model that a party holds. `problem` is empty if no problem is known; `verified`: all its
     files had the right checksum when they were last read, and have not changed since.
     """
@@ -95,7 +92,7 @@ class ModelEntry(_Words):
     problem: Problem = ""
 
 
-class LinkEntry(_Words):
+class LinkEntry(Strict):
     """A party's measurement to another one: round trip in seconds, bytes per second."""
 
     peer: Short
@@ -104,7 +101,7 @@ class LinkEntry(_Words):
     problem: Problem = ""
 
 
-class FilePart(_Words):
+class FilePart(Strict):
     """A published file. Its content is in the answer's buffers if requested."""
 
     name: Short
@@ -112,7 +109,7 @@ class FilePart(_Words):
     bytes: int = Field(ge=0)
 
 
-class Answer(_Words):
+class Answer(Strict):
     """A party's answer. `days`: until its certificate expires, if requested and there is one."""
 
     software: Short = Field(default_factory=software)
@@ -122,9 +119,9 @@ class Answer(_Words):
     model: ModelEntry | None = None
     plan: dict[str, Any] | None = None
     tokens: int = Field(default=0, ge=0)
-    files: list[FilePart] = []
-    models: list[ModelEntry] = []
-    links: list[LinkEntry] = []
+    files: list[FilePart] = Field(default_factory=list)
+    models: list[ModelEntry] = Field(default_factory=list)
+    links: list[LinkEntry] = Field(default_factory=list)
     sessions: int = 0
     days: float | None = None
 

@@ -214,6 +214,11 @@ class Visited:
     answer: Answer | None = None
     error: PumaError | None = None
 
+    def fail(self, error: PumaError) -> None:
+        """Note why it did not answer, unless it has."""
+        if self.answer is None:
+            self.error = error
+
 
 async def visit_all(
     config: ClusterConfig, role: Role, purpose: Purpose, model: str = ""
@@ -229,12 +234,12 @@ async def visit_all(
             with naming(peer), anyio.fail_after(limit):
                 retry = min(config.timeouts.retry, _VISIT_RETRY)
                 each = await call(config, role, peer, purpose, model=model, retry=retry)
+                found[peer].answer = each.answer  # it holds, however the connection ends
                 await each.channel.aclose()
-                found[peer].answer = each.answer
         except PumaError as error:
-            found[peer].error = error
+            found[peer].fail(error)
         except TimeoutError:
-            found[peer].error = NoAnswerError(f"{peer}: no answer within {limit:g} s")
+            found[peer].fail(NoAnswerError(f"{peer}: no answer within {limit:g} s"))
 
     async with anyio.create_task_group() as group:
         for peer in COMPUTING:
@@ -265,20 +270,6 @@ async def survey_models(config: ClusterConfig, role: Role = Role.OWNER) -> Listi
         for entry in each.answer.models if each.answer else []:
             models.setdefault(entry.name, {})[peer] = entry
     return Listing(dict(sorted(models.items())), silent)
-
-
-async def list_models(
-    config: ClusterConfig, role: Role = Role.OWNER
-) -> dict[str, dict[Role, ModelEntry]]:
-    """Each party's entry for each model, by name.
-
-    Raises:
-        As `call`, if any party does not answer.
-    """
-    listing = await survey_models(config, role)
-    if listing.silent:
-        raise _weightiest([*listing.silent.values()])
-    return listing.models
 
 
 def problem_of(held: Mapping[Role, ModelEntry], silent: Collection[Role] = ()) -> str:

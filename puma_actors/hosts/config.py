@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import ConfigError
 from puma_actors.base.identity import NAME_CHARS, PeerIdentity
 from puma_actors.base.keyfiles import check_guarded
 from puma_actors.base.logs import log
+from puma_actors.base.strict import Fault, Strict, config_error, first_fault, read_toml
 from puma_actors.transports import Channel, TcpTransport, TlsTransport, Transport, UnixTransport
 from puma_actors.transports.delay.channel import delay
 from puma_actors.transports.delay.network import Network, parse_network
@@ -35,6 +36,7 @@ from puma_actors.transports.tls import Credentials
 
 PREFIX = "PUMA_CLUSTER__"
 _SCHEMES = ("tls", "unix", "tcp")
+_EXAMPLE = "`puma party --example` shows what there is"
 _STRANGER = FrameLimits(header=16 << 10, buffers=16, frame=16 << 10, string=4 << 10, items=1 << 8)
 """For the first words of a caller, who may turn out to be nobody."""
 
@@ -42,11 +44,7 @@ Seconds = Annotated[float, Field(ge=0.1, le=86400.0)]
 Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARS)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Parties(_Table):
+class Parties(Strict):
     """Where the computing parties are called."""
 
     dealer: str
@@ -58,7 +56,7 @@ class Parties(_Table):
         return addresses[COMPUTING.index(role)]
 
 
-class Timeouts(_Table):
+class Timeouts(Strict):
     """Seconds; see `puma_actors.hosts.example`."""
 
     handshake: Seconds = 10.0
@@ -69,7 +67,7 @@ class Timeouts(_Table):
     grace: Annotated[float, Field(ge=0.0, le=86400.0)] = 30.0
 
 
-class Limits(_Table):
+class Limits(Strict):
     """What one party gives away at most: sessions at once, bytes, tokens of one request."""
 
     sessions: int = Field(default=4, ge=1, le=1024)
@@ -92,7 +90,7 @@ def _party(entry: str) -> str:
     return entry
 
 
-class Allow(_Table):
+class Allow(Strict):
     """Names in certificates; None admits every one of the role. Of parties also "role/name": in
     this role alone.
     """
@@ -113,7 +111,7 @@ class Allow(_Table):
         return plain or f"{identity.role}/{identity.name}" in names
 
 
-class ClusterConfig(_Table):
+class ClusterConfig(Strict):
     """One machine's view of a cluster. `folder` is where the file lies."""
 
     parties: Parties
@@ -191,20 +189,11 @@ def load_config(
         ConfigError: it cannot be read, or a key or value in it is unusable; the text names the key
             and the file (or variable).
     """
-    try:
-        if path.exists():
-            check_guarded(path)
-        data: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {path} ({error.strerror}): `puma party --example` prints one to start "
-            "from"
-        ) from None
-    except ValueError as error:  # what is wrong with the TOML, or bytes that are not UTF-8
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+    data = read_toml(path, remedy="`puma party --example` prints one to start from")
+    check_guarded(path)
     set_here = _override(data, os.environ if environ is None else environ)
     if "folder" in data:  # known to the model, but nothing to be set
-        raise ConfigError(f"{path}: unknown key folder: `puma party --example` shows what there is")
+        raise ConfigError(f"{path}: unknown key folder: {_EXAMPLE}")
     if insecure_no_tls:
         data["insecure_no_tls"] = True
     if listen:
@@ -215,7 +204,8 @@ def load_config(
     try:
         config = ClusterConfig.model_validate({**data, "folder": path.parent})
     except ValidationError as error:
-        raise ConfigError(_explain(error, path, set_here)) from None
+        fault = first_fault(error)
+        raise config_error(fault, _origin(fault, set_here) or str(path), _EXAMPLE) from None
     _check_addresses(config, path)
     if config.between is not None:
         log.info("modelled network", network=config.between.describe())
@@ -249,20 +239,12 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(error: ValidationError, path: Path, variables: Mapping[str, str]) -> str:
-    """The first thing that is wrong, and where."""
-    first = error.errors(include_url=False)[0]
-    keys = [str(part) for part in first["loc"]]
-    place = ".".join(keys)
-    where = str(path)
-    for key, variable in variables.items():
-        if f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}."):
-            where = variable
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {place}: `puma party --example` shows what there is"
-    if first["type"] == "missing":
-        return f"{where}: {place} is missing: `puma party --example` shows where it belongs"
-    return f"{where}: {place} = {str(first['input'])[:80]!r}: {first['msg'].lower()}"
+def _origin(fault: Fault, variables: Mapping[str, str]) -> str:
+    """The variable that has set what is wrong; empty if it stands in the file."""
+    for key, variable in reversed(list(variables.items())):
+        if f"{fault.place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{fault.place}."):
+            return variable
+    return ""
 
 
 def _check_addresses(config: ClusterConfig, path: Path) -> None:

@@ -21,7 +21,8 @@ import anyio
 
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import ConfigError, PumaError
-from protocols.kernels import aesni, cache_folder, cached, simd
+from protocols.kernels import cache_folder, cached, simd
+from protocols.kernels.aes import aesni
 from protocols.kernels.jit import MODE, kernels
 from puma_actors.base.available import available_memory
 from puma_actors.base.certs import SOON_DAYS, expiring, load_context, stem

@@ -13,11 +13,12 @@ import struct
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from models.programs.program import Batch
 from protocols.base.lane import APPROXIMATIONS, Approximation, Reveal, Settings, Tree
 from protocols.errors import ConfigError, RemoteProtocolError
+from puma_actors.base.strict import Strict, first_fault
 from puma_actors.base.texts import TEXT_CHARS
 
 MAX_TOKENS = 1 << 20
@@ -25,9 +26,7 @@ MAX_SEQUENCES = 1 << 12
 _Short: TypeAlias = Annotated[str, Field(max_length=16)]
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+class _Message(Strict):
     def header(self) -> dict[str, Any]:
         """The header for the wire."""
         return self.model_dump()
@@ -239,8 +238,7 @@ def parse(header: Mapping[str, Any]) -> Any:
 
 def _first(error: ValidationError) -> str:
     """The first validation error, in one line."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    if first["type"] == "union_tag_invalid":  # pydantic's text repeats the value
+    fault = first_fault(error)
+    if fault.kind == "union_tag_invalid":  # pydantic's text repeats the value
         return "do: no such request"
-    place = ".".join(str(part) for part in first["loc"]) or "do"
-    return f"{place}: {first['msg']}"
+    return f"{fault.place or 'do'}: {fault.problem}"

@@ -1,15 +1,9 @@
 """Frames that have come through a byte stream: decoded, kept within bounds, given out in order."""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
-from typing import TypeAlias
 
-from anyio.lowlevel import checkpoint
-
-from protocols.errors import LocalProtocolError, RemoteProtocolError, TransportError
-from puma_actors.base.concurrency import Signal
-from puma_actors.transports.base import ChannelEnded
+from protocols.errors import RemoteProtocolError, TransportError
+from puma_actors.transports.frame_queue import FrameQueue, Sink
 from puma_actors.transports.frames import Decoder, Frame, Kind, Limits, State
 
 MAX_FRAMES = 64
@@ -18,8 +12,6 @@ MAX_BYTES = 4 << 20
 _SCRATCH = 256 << 10
 _DIRECT = 64 << 10
 """If a payload lacks more than this, it is read into place; else by way of the scratch buffer."""
-
-Sink: TypeAlias = Callable[[Frame], None]
 
 
 class Inbox:
@@ -30,22 +22,17 @@ class Inbox:
         heard: bytes have come since somebody set this to False.
         paused: nothing is read from the stream.
         closed_by_peer: CLOSE has come.
-        changed: any of this, or the frames, changed.
+        changed: any of this but `heard`, or the frames, changed.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.greeted = self.paused = self.closed_by_peer = False
         self.heard = True
-        self.changed = Signal()
         self._decoder = Decoder(limits)
         self._scratch = memoryview(bytearray(_SCRATCH))
         self._direct = False
-        self._frames: deque[Frame] = deque()
-        self._held = 0
-        self._sink: Sink | None = None
-        self._ended = False  # by the other side
-        self._closed = False  # by this side
-        self._error: Exception | None = None
+        self._queue = FrameQueue(eased=self._eased)
+        self.changed = self._queue.changed
         self._transport: asyncio.Transport | None = None
 
     def attach(self, transport: asyncio.Transport) -> None:
@@ -86,57 +73,35 @@ class Inbox:
             for frame in frames:
                 self._arrived(frame)
         except RemoteProtocolError as error:
-            self._fail(error)
+            self._queue.fail(error)
 
     def _arrived(self, frame: Frame) -> None:
         self.greeted = True
         if frame.kind in (Kind.END, Kind.CLOSE):
-            self._ended = True
             self.closed_by_peer |= frame.kind is Kind.CLOSE
-        elif frame.kind is not Kind.ALIVE:
-            if self._ended:
-                raise RemoteProtocolError(f"{frame.kind.name} frame after the last one")
-            if self._closed or self._error is not None:
-                return
-            if self._sink is not None:
-                self._deliver(frame)
-                return
-            self._frames.append(frame)
-            self._held += frame.weight
+            self._queue.end()
+        elif frame.kind is Kind.ALIVE:
+            self.changed.notify()
+        else:
+            self._queue.put(frame, frame.weight)
             self._pace()
-        self.changed.notify()
-
-    def _deliver(self, frame: Frame) -> None:
-        assert self._sink is not None
-        try:
-            self._sink(frame)
-        except Exception as error:  # raised by `pump`; it must not surface in asyncio
-            self._fail(error)
 
     def lost(self, error: TransportError) -> None:
         """Nothing more will come."""
-        if not self._ended:
-            self._error = self._error or error
-        self.changed.notify()
+        self._queue.lose(error)
 
-    def _fail(self, error: Exception) -> None:
-        self._error = self._error or error
-        self._drop()
-
-    def _drop(self) -> None:
-        """Take no more frames; bytes are read all the same, to see the end of the stream."""
-        self._frames.clear()
-        self._held = 0
+    def _eased(self, _size: int) -> None:
+        """After a failure, too: bytes are read all the same, to see the end of the stream."""
         self._pace()
-        self.changed.notify()
 
     def _pace(self) -> None:
         assert self._transport is not None
-        full = len(self._frames) >= MAX_FRAMES or self._held >= MAX_BYTES
+        count, held = len(self._queue), self._queue.held
+        full = count >= MAX_FRAMES or held >= MAX_BYTES
         if full and not self.paused:
             self.paused = True
             self._transport.pause_reading()
-        elif self.paused and 2 * len(self._frames) <= MAX_FRAMES and 2 * self._held <= MAX_BYTES:
+        elif self.paused and 2 * count <= MAX_FRAMES and 2 * held <= MAX_BYTES:
             self.paused = False
             self._transport.resume_reading()
 
@@ -144,44 +109,16 @@ class Inbox:
 
     def check(self) -> None:
         """Raise if no frame will come any more."""
-        if self._closed:
-            raise TransportError("this side has closed the channel")
-        if self._error is not None:
-            raise self._error
-        if self._ended:
-            raise ChannelEnded("the other side has finished")
+        self._queue.check()
 
     async def take(self) -> Frame:
         """The next frame."""
-        await checkpoint()
-        while not self._frames:
-            self.check()
-            await self.changed.wait()
-        frame = self._frames.popleft()
-        self._held -= frame.weight
-        self._pace()
-        return frame
+        return await self._queue.take()
 
     async def pump(self, sink: Sink) -> None:
         """Give every frame to `sink`; see `Channel.pump`."""
-        if self._sink is not None:
-            raise LocalProtocolError("the channel is pumped already")
-        self._sink = sink
-        try:
-            while self._frames:
-                frame = self._frames.popleft()
-                self._held -= frame.weight
-                self._deliver(frame)
-            self._pace()
-            while True:
-                self.check()
-                await self.changed.wait()
-        except ChannelEnded:
-            return
-        finally:
-            self._sink = None
+        await self._queue.pump(sink)
 
     def close(self) -> None:
         """Nothing more is taken."""
-        self._closed = True
-        self._drop()
+        self._queue.close()

@@ -9,7 +9,6 @@ happens.
 """
 
 from collections import deque
-from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
@@ -23,7 +22,8 @@ from protocols.errors import (
     RemoteProtocolError,
     TransportError,
 )
-from puma_actors.transports.base import Channel, ChannelEnded, Listener, Transport, Unreachable
+from puma_actors.transports.base import Channel, Listener, Transport, Unreachable
+from puma_actors.transports.frame_queue import FrameQueue, Sink
 from puma_actors.transports.frames import Decoder, Frame, Limits, encode
 
 MAX_FRAMES = 64
@@ -32,42 +32,28 @@ MAX_BYTES = 64 << 20
 _BACKLOG = 64
 _CODEC_CHUNK = 1 << 20
 
-Sink = Callable[[Frame], None]
-
 
 class _Pipe:
-    """One direction of a channel: frames, and who waits for them or for room."""
+    """One direction of a channel, from `sender`."""
 
-    def __init__(self, limits: Limits, codec: bool) -> None:
+    def __init__(self, limits: Limits, codec: bool, sender: str) -> None:
         self.limits = limits
         self.decoder = Decoder(limits) if codec else None
-        self.frames: deque[tuple[Frame, int]] = deque()
-        self.held = 0
-        self.sink: Sink | None = None
-        self.ended = False  # by the sender
-        self.closed = False  # by the receiver
-        self.error: Exception | None = None  # what made the receiver close
-        self.changed = anyio.Event()
+        self.queue = FrameQueue(sender)
         self.turn = anyio.Lock()
         self.sent_frames = self.sent_bytes = 0
 
-    def wake(self) -> None:
-        self.changed.set()
-        self.changed = anyio.Event()
-
-    # -- sending ----------------------------------------------------------------------------------
-
     @property
     def room(self) -> bool:
-        if self.sink is not None:
+        if self.queue.pumped:
             return True
-        return len(self.frames) < MAX_FRAMES and self.held < MAX_BYTES
+        return len(self.queue) < MAX_FRAMES and self.queue.held < MAX_BYTES
 
     def check(self) -> None:
         """Raise if frames cannot be sent (any more)."""
-        if self.ended:
+        if self.queue.ended:
             raise TransportError("this side has closed the channel")
-        if self.closed:
+        if self.queue.refusing:
             raise ConnectionLostError("the other side has closed the channel")
 
     def put(self, frame: Frame) -> None:
@@ -80,7 +66,7 @@ class _Pipe:
         try:
             frames = [got for piece in pieces for got in self.decoder.feed(piece)]
         except RemoteProtocolError as error:
-            self.fail(error)
+            self.queue.fail(error)
             return
         for got in frames:
             self._accept(got, size)
@@ -96,55 +82,7 @@ class _Pipe:
     def _accept(self, frame: Frame, size: int) -> None:
         self.sent_frames += 1
         self.sent_bytes += size
-        if self.sink is not None:
-            self._deliver(frame)
-            return
-        self.frames.append((frame, size))
-        self.held += size
-        self.wake()
-
-    def _deliver(self, frame: Frame) -> None:
-        assert self.sink is not None
-        try:
-            self.sink(frame)
-        except Exception as error:  # the receiver's failure must not surface in the sender's stack
-            self.fail(error)
-
-    # -- receiving --------------------------------------------------------------------------------
-
-    def take(self) -> Frame:
-        frame, size = self.frames.popleft()
-        self.held -= size
-        self.wake()
-        return frame
-
-    def attach(self, sink: Sink) -> None:
-        """From now on frames go straight to `sink`, those already here first."""
-        if self.sink is not None:
-            raise LocalProtocolError("the channel is pumped already")
-        self.sink = sink
-        while self.frames and self.error is None:
-            self._deliver(self.frames.popleft()[0])
-        self.held = 0
-        self.wake()
-
-    # -- the end ----------------------------------------------------------------------------------
-
-    def fail(self, error: Exception) -> None:
-        self.error = self.error or error
-        self.close()
-
-    def end(self) -> None:
-        """Nothing more is sent; what has been sent can still be read."""
-        self.ended = True
-        self.wake()
-
-    def close(self) -> None:
-        """Nothing more is read."""
-        self.closed = True
-        self.frames.clear()
-        self.held = 0
-        self.wake()
+        self.queue.put(frame, size)
 
 
 class MemoryChannel(Channel):
@@ -179,54 +117,31 @@ class MemoryChannel(Channel):
         async with pipe.turn:  # senders take turns, so that waiting ones are not overtaken
             pipe.check()
             while not pipe.room:
-                await pipe.changed.wait()
+                await pipe.queue.changed.wait()
                 pipe.check()
             pipe.put(frame)
 
     async def receive(self) -> Frame:
-        pipe = self._in
-        await checkpoint()
-        while not pipe.frames:
-            self._raise_if_over()
-            await pipe.changed.wait()
-        return pipe.take()
-
-    def _raise_if_over(self) -> None:
-        pipe = self._in
-        if pipe.error is not None:
-            raise pipe.error
-        if pipe.closed:
-            raise TransportError("this side has closed the channel")
-        if pipe.ended:
-            raise ChannelEnded(f"{self.peer_address} has finished")
+        return await self._in.queue.take()
 
     async def pump(self, sink: Sink) -> None:
-        pipe = self._in
-        try:
-            pipe.attach(sink)
-            while True:
-                self._raise_if_over()
-                await pipe.changed.wait()
-        except ChannelEnded:
-            return
-        finally:
-            pipe.sink = None
+        await self._in.queue.pump(sink)
 
     async def send_eof(self) -> None:
-        self._out.end()
+        self._out.queue.end()
         await checkpoint()
 
     async def aclose(self) -> None:
-        self._out.end()
-        self._in.close()
+        self._out.queue.end()
+        self._in.queue.close()
 
 
 def memory_pair(
     limits: Limits | None = None, *, codec: bool = False, names: tuple[str, str] = ("left", "right")
 ) -> tuple[MemoryChannel, MemoryChannel]:
     """Two ends of a channel."""
-    one, two = _Pipe(limits or Limits(), codec), _Pipe(limits or Limits(), codec)
     left, right = (f"memory://{name}" for name in names)
+    one, two = (_Pipe(limits or Limits(), codec, sender) for sender in (right, left))
     return MemoryChannel(one, two, left, right), MemoryChannel(two, one, right, left)
 
 

@@ -5,8 +5,7 @@ Frames travel with the session's id. News about the session itself are LINK fram
 (and none are taken).
 """
 
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from anyio.lowlevel import checkpoint
@@ -17,9 +16,9 @@ from protocols.errors import (
     RemoteProtocolError,
     TransportError,
 )
-from puma_actors.base.concurrency import Signal
 from puma_actors.base.texts import told
-from puma_actors.transports.base import Channel, ChannelEnded
+from puma_actors.transports.base import Channel
+from puma_actors.transports.frame_queue import FrameQueue, Sink
 from puma_actors.transports.frames import Frame, Kind
 
 if TYPE_CHECKING:
@@ -51,15 +50,10 @@ class MuxChannel(Channel):
         self.peer_identity = under.peer_identity
         self._mux = mux
         self._out = 0  # sent and not taken yet
-        self._frames: deque[Frame] = deque()
-        self._held = 0  # received and not taken yet
         self._owed = 0  # taken and not acknowledged yet
-        self._sink: Callable[[Frame], None] | None = None
-        self._changed = Signal()
-        self._eof = self._closed = False  # by this side
-        self._ended = False  # by the other side
+        self._queue = FrameQueue(eased=self._took)
+        self._eof = False  # by this side
         self._gone: TransportError | None = None  # why nothing can be sent
-        self._error: Exception | None = None  # why nothing will be received
 
     # -- called by the mux ------------------------------------------------------------------------
 
@@ -68,58 +62,38 @@ class MuxChannel(Channel):
         do, size = header.get("do"), header.get("bytes")
         if do == "window":
             if type(size) is not int or not 0 < size <= self._out:
-                self._break(RemoteProtocolError("malformed window of a session"))
+                self._queue.fail(RemoteProtocolError("malformed window of a session"))
                 return
             self._out -= size
+            self._queue.changed.notify()
         elif do in ("end", "close"):
-            self._ended = True
             if do == "close":
                 self._gone = self._gone or ConnectionLostError(_reason(header))
-                self._error = self._error or (self._gone if header.get("text") else None)
+                if header.get("text"):
+                    self._queue.lose(self._gone)
+            self._queue.end()
         else:
-            self._break(RemoteProtocolError("unknown news about a session"))
-            return
-        self._changed.notify()
+            self._queue.fail(RemoteProtocolError("unknown news about a session"))
 
     def arrived(self, frame: Frame) -> None:
         """A frame of the session."""
-        if self._closed or self._error is not None:
+        if self._queue.held > WINDOW and not self._queue.over:
+            error = RemoteProtocolError(f"{frame.kind.name} frame beyond the window")
+            self._queue.fail(error)
             return
-        self._held += window_bytes(frame)
-        if self._ended or self._held - window_bytes(frame) > WINDOW:
-            what = "after the last one" if self._ended else "beyond the window"
-            self._break(RemoteProtocolError(f"{frame.kind.name} frame {what}"))
-        elif self._sink is not None:
-            self._hand_over(self._sink, frame)
-        else:
-            self._frames.append(frame)
-            self._changed.notify()
+        try:
+            self._queue.put(frame, window_bytes(frame))
+        except RemoteProtocolError as error:  # this session cannot go on; others can
+            self._queue.fail(error)
 
     def fail(self, error: TransportError) -> None:
         """The connection is lost. What has come can still be read."""
         self._gone = self._gone or error
-        if not self._ended:
-            self._error = self._error or error
-        self._changed.notify()
+        self._queue.lose(error)
 
-    def _break(self, error: Exception) -> None:
-        """This session cannot go on; others can."""
-        self._error = self._error or error
-        self._frames.clear()
-        self._changed.notify()
-
-    def _hand_over(self, sink: Callable[[Frame], None], frame: Frame) -> None:
-        self._took(frame)
-        try:
-            sink(frame)
-        except Exception as error:  # raised by `pump`; the other sessions know nothing of it
-            self._break(error)
-
-    def _took(self, frame: Frame) -> None:
-        size = window_bytes(frame)
-        self._held -= size
+    def _took(self, size: int) -> None:
         self._owed += size
-        if 4 * self._owed >= WINDOW and not self._ended:
+        if 4 * self._owed >= WINDOW and not self._queue.ended:
             owed, self._owed = self._owed, 0
             self._mux.post(self._news({"do": "window", "bytes": owed}))
 
@@ -134,7 +108,7 @@ class MuxChannel(Channel):
             raise LocalProtocolError("a session's channel takes frames of that session alone")
 
     def _check_open(self) -> None:
-        if self._eof or self._closed:
+        if self._eof or self._queue.closed:
             raise TransportError("this side has closed the channel")
         if self._gone is not None:
             raise type(self._gone)(str(self._gone))
@@ -149,7 +123,7 @@ class MuxChannel(Channel):
     async def send(self, frame: Frame) -> None:
         self._check_sending(frame)
         while self._out > WINDOW:
-            await self._changed.wait()
+            await self._queue.changed.wait()
             self._check_open()
         self._count(frame)
         entry = self._mux.queue(frame)
@@ -172,48 +146,20 @@ class MuxChannel(Channel):
 
     # -- receiving --------------------------------------------------------------------------------
 
-    def _check_receiving(self) -> None:
-        if self._closed:
-            raise TransportError("this side has closed the channel")
-        if self._error is not None:
-            raise self._error
-        if self._ended:
-            raise ChannelEnded("the other side has finished")
-
     async def receive(self) -> Frame:
-        await checkpoint()
-        while not self._frames:
-            self._check_receiving()
-            await self._changed.wait()
-        frame = self._frames.popleft()
-        self._took(frame)
-        return frame
+        return await self._queue.take()
 
-    async def pump(self, sink: Callable[[Frame], None]) -> None:
-        if self._sink is not None:
-            raise LocalProtocolError("the channel is pumped already")
-        self._sink = sink
-        try:
-            while self._frames:
-                self._hand_over(sink, self._frames.popleft())
-            while True:
-                self._check_receiving()
-                await self._changed.wait()
-        except ChannelEnded:
-            return
-        finally:
-            self._sink = None
+    async def pump(self, sink: Sink) -> None:
+        await self._queue.pump(sink)
 
     async def aclose(self) -> None:
         await checkpoint()
-        if self._closed:
+        if self._queue.closed:
             return
-        self._closed = True
-        self._frames.clear()
+        self._queue.close()
         if self._gone is None:
             self._mux.post(self._news({"do": "close"}))
         self._mux.forget(self.session)
-        self._changed.notify()
 
 
 def _reason(header: Mapping[str, Any]) -> str:

@@ -29,8 +29,9 @@ from protocols.errors import (
 from puma_actors.base.concurrency import Signal
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.transports.base import Channel
+from puma_actors.transports.frame_queue import Sink
 from puma_actors.transports.frames import Frame, Kind, Limits, encode
-from puma_actors.transports.inbox import Inbox, Sink
+from puma_actors.transports.inbox import Inbox
 
 CHUNK_BYTES = 256 << 10
 """Parts of large messages: at 1 Gbit/s a small frame waits 2 ms for one of them."""

@@ -13,14 +13,14 @@ from secure_models import tiny_config
 
 from bench import __main__ as command
 from bench import errors as error_benchmarks
-from bench import network as network_benchmarks
 from bench import protocols as protocol_benchmarks
 from bench.fidelity import TorchModel, differences
-from bench.harness import Benchmark, Errors, Options, Repeats, Result, Spread, document
 from bench.model import layer_cost, peak_bytes
-from bench.reference import SPU
-from bench.report import console, scaled, seconds_text, show
-from bench.workloads import comparison, embedding, gelu, product, softmax
+from bench.runtime import network as network_benchmarks
+from bench.tools.harness import Benchmark, Errors, Options, Repeats, Result, Spread, document
+from bench.tools.reference import SPU
+from bench.tools.report import console, scaled, seconds_text, show
+from bench.tools.workloads import comparison, embedding, gelu, product, softmax
 from models.programs.plan import draft_plan
 from models.programs.predict import predict
 from protocols.base.cost import Cost

@@ -6,10 +6,11 @@ import anyio
 import pytest
 from reference import save_model, save_tokenizer
 
-from bench import decode, hosts, overlap, profiling
+from bench import decode
 from bench.__main__ import BENCHMARKS
-from bench.harness import Options, Result, Spread
-from bench.report import _TABLES, console, show
+from bench.runtime import hosts, overlap, profiling
+from bench.tools.harness import Options, Result, Spread
+from bench.tools.report import _TABLES, console, show
 from protocols.base.shares import Role
 from puma_actors.transports.delay.network import PRESETS, Network, Route
 

@@ -1,6 +1,6 @@
 """Roles as separate processes on loopback, and everything that can go wrong with them.
 
-    export PYTHONPATH=tests:tests/support
+    export PYTHONPATH=tests:tests/support:tests/support/checkpoints:tests/support/sharing
     python -m faults            the whole matrix, as a table (`make test-faults`)
     python -m faults soak       many clients and random kills (`make soak`)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
 
 
 def context() -> ForkServerContext:
@@ -18,7 +19,7 @@ def context() -> ForkServerContext:
     path = [
         str(ROOT),
         str(ROOT / "tests"),
-        str(ROOT / "tests" / "support"),
+        *map(str, (SUPPORT, SUPPORT / "checkpoints", SUPPORT / "sharing")),
         *filter(None, [os.environ.get("PYTHONPATH")]),
     ]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))  # read when it starts

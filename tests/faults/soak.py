@@ -1,6 +1,6 @@
 """Many clients at once, some of which are killed, and a party that is killed and comes back.
 
-    PYTHONPATH=tests:tests/support python -m faults soak [--requests 100] [--clients 10] [--seed 1]
+    python -m faults soak [--requests 100] [--clients 10] [--seed 1]     (PYTHONPATH: see `faults`)
 
 Every answer must be that of the plaintext model, or the client must have been refused cleanly: one
 line, exit code 1 or 3. Parties must not grow, nor keep connections or sessions.

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from protocols import dpf
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.kernels import aesni, spline, tree
+from protocols.kernels import spline, tree
+from protocols.kernels.aes import aesni
 
 needs_aes = pytest.mark.skipif(not aesni.available(), reason="no AES instructions here")
 ALL_SHAPES = [(v, w) for v in range(1, 7) for w in (1, 2, 3, 4, 5)]

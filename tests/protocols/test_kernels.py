@@ -18,8 +18,6 @@ import protocols.kernels
 from bench.kernels import PANEL, column_ranges
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from protocols.kernels import (
-    aesni,
-    ctr,
     elementwise,
     forest,
     jit,
@@ -30,7 +28,8 @@ from protocols.kernels import (
     warm_up,
     waves,
 )
-from protocols.kernels.aes import fixed_key, mmo
+from protocols.kernels.aes import aesni, ctr
+from protocols.kernels.aes.fixed_key import fixed_key, mmo
 
 LIMIT = settings(max_examples=40, deadline=None)
 compiled = pytest.mark.skipif(jit.MODE == "numpy", reason="nothing is compiled in this mode")

@@ -15,6 +15,8 @@ from models.checkpoints.weights import open_checkpoint
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.shares import COMPUTING, Role
 from puma_actors.api.remote import upload_model
+from puma_actors.hosts.admission import ModelEntry
+from puma_actors.hosts.caller import survey_models
 from puma_actors.hosts.config import ClusterConfig, load_config
 from puma_actors.hosts.server import PartyServer
 
@@ -41,6 +43,16 @@ def addresses_for(scheme: str, folder: Path) -> dict[Role, str]:
     return {
         role: f"{scheme}://127.0.0.1:{port}" for role, port in zip(COMPUTING, ports, strict=True)
     }
+
+
+async def list_models(
+    config: ClusterConfig, role: Role = Role.OWNER
+) -> dict[str, dict[Role, ModelEntry]]:
+    """By name, what each party holds of a model. Raises what one says that does not answer."""
+    listing = await survey_models(config, role)
+    for error in listing.silent.values():
+        raise error
+    return listing.models
 
 
 @dataclass

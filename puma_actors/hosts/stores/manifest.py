@@ -5,9 +5,10 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from protocols.errors import ConfigError, StoreError
+from puma_actors.base.strict import Strict
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -22,18 +23,14 @@ _FILE = r"^(?:[0-9]{5}\.words|seed-[12]|tokenizer\.json|tokenizer_config\.json)$
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class FileEntry(_Part):
+class FileEntry(Strict):
     """A file's size and SHA-256."""
 
     bytes: int = Field(ge=0)
     sha256: Digest
 
 
-class Manifest(_Part):
+class Manifest(Strict):
     """A stored model.
 
     Attributes:

@@ -22,17 +22,16 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from protocols.base.shares import Role
-from protocols.errors import LocalProtocolError, TransportError
+from protocols.errors import TransportError
 from puma_actors.base.concurrency import Signal
 from puma_actors.transports.base import Channel, ChannelEnded
 from puma_actors.transports.delay.alarm import Alarm
 from puma_actors.transports.delay.network import Network, Route
+from puma_actors.transports.frame_queue import FrameQueue, Sink
 from puma_actors.transports.frames import Frame, wire_bytes
 
 PIPE_BYTES = 16 << 20
@@ -82,13 +81,11 @@ class DelayedChannel(Channel):
         self.peer_identity = inner.peer_identity
         self._line = line
         self._flying: deque[tuple[float, int, Frame | Exception]] = deque()
-        self._arrived: deque[tuple[int, Frame]] = deque()
-        self._held = 0  # bytes in both
+        self._aloft = 0  # bytes of what flies
+        self._queue = FrameQueue(self.peer_address, self._eased)  # what has arrived
         self._most = line.under_way + PIPE_BYTES
-        self._sink: Callable[[Frame], None] | None = None
-        self._over: Exception | None = None  # why nothing more arrives
-        self._closed = self._ended = False  # by this side; `_ended`: for sending
-        self._changed, self._room = Signal(), Signal()
+        self._ended = False  # by this side, for sending
+        self._room = Signal()
         self._alarm = Alarm.acquire()
         self._alarmed = False
         self._reading = anyio.CancelScope()
@@ -125,7 +122,7 @@ class DelayedChannel(Channel):
         travels, frames are lost on the way, as between hosts, and the reason comes with the news.
         Otherwise a side that leaves in good order would seem to fail until its farewell arrives.
         """
-        return self._over is not None or self._ended
+        return self._queue.over or self._ended
 
     async def send_eof(self) -> None:
         self._ended = True
@@ -156,16 +153,16 @@ class DelayedChannel(Channel):
 
     def _take_in(self, frame: Frame) -> None:
         now = time.monotonic()
-        if self._over is not None:
+        if self._queue.over:
             return
         size = wire_bytes(frame)
-        self._held += size
+        self._aloft += size
         self._depart(now, size, frame)
         if self._held > self._most:
             self._reading.cancel()
 
     def _depart(self, now: float, size: int, what: Frame | Exception) -> None:
-        if self._over is not None:
+        if self._queue.over:
             return
         arrival = self._line.arrival(now, size)
         self._flying.append((arrival, size, what))
@@ -178,74 +175,42 @@ class DelayedChannel(Channel):
         now = time.monotonic()
         while self._flying and self._flying[0][0] <= now:
             _, size, what = self._flying.popleft()
-            if isinstance(what, Exception):
-                self._over = what
-            elif self._sink is None:
-                self._arrived.append((size, what))
+            self._aloft -= size
+            if isinstance(what, Frame):
+                self._queue.put(what, size)
+            elif isinstance(what, ChannelEnded):
+                self._queue.end()
             else:
-                self._consumed(size)
-                self._deliver(what)
-                continue
-            self._changed.notify()
+                self._queue.lose(what)
         self._alarmed = bool(self._flying)
         if self._flying:
             self._alarm.at(self._flying[0][0], self._land)
 
-    def _deliver(self, frame: Frame) -> None:
-        assert self._sink is not None
-        try:
-            self._sink(frame)
-        except Exception as error:  # is raised by `pump`, not in the middle of the event loop
-            self._end(error)
+    @property
+    def _held(self) -> int:
+        """Bytes on their way or not taken yet."""
+        return self._aloft + self._queue.held
 
-    def _consumed(self, size: int) -> None:
-        self._held -= size
+    def _eased(self, _size: int) -> None:
+        if self._queue.refusing:  # what is still on its way is for nobody
+            self._flying.clear()
+            self._aloft = 0
         if self._held <= self._most - PIPE_BYTES // 2:
             self._room.notify()
-
-    def _end(self, reason: Exception) -> None:
-        """Nothing more arrives; what has not been read is dropped."""
-        self._over = reason
-        self._flying.clear()
-        self._arrived.clear()
-        self._held = 0
-        self._room.notify()
-        self._changed.notify()
 
     # -- receiving --------------------------------------------------------------------------------
 
     async def receive(self) -> Frame:
-        await checkpoint()
-        while not self._arrived:
-            if self._over is not None:
-                raise self._over
-            await self._changed.wait()
-        size, frame = self._arrived.popleft()
-        self._consumed(size)
-        return frame
+        return await self._queue.take()
 
-    async def pump(self, sink: Callable[[Frame], None]) -> None:
-        if self._sink is not None:
-            raise LocalProtocolError("the channel is pumped already")
-        self._sink = sink
-        try:
-            while self._arrived:
-                size, frame = self._arrived.popleft()
-                self._consumed(size)
-                self._deliver(frame)
-            while self._over is None:
-                await self._changed.wait()
-        finally:
-            self._sink = None
-        if not isinstance(self._over, ChannelEnded):
-            raise self._over
+    async def pump(self, sink: Sink) -> None:
+        await self._queue.pump(sink)
 
     # -- the end ----------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._end(TransportError("this side has closed the channel"))
+        if not self._queue.closed:
+            self._queue.close()
             self._alarm.release()
         self._reader.cancel()
         try:

@@ -24,16 +24,16 @@ one direction. In a file:
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from protocols.base.shares import Role
 from protocols.errors import ConfigError
+from puma_actors.base.strict import Strict, config_error, first_fault, read_toml
 
 LONGEST = 10.0
 """Seconds; a longer round trip or jitter is taken for a wrong unit."""
@@ -237,10 +237,8 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
 # -- files ----------------------------------------------------------------------------------------
 
 
-class _Table(BaseModel):
+class _Table(Strict):
     """The figures in a file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     round_trip: str | None = None
     bandwidth: str | None = None
@@ -267,7 +265,7 @@ class _LinkTable(_Table):
 
 class _File(_Table):
     seed: int = Field(default=0, ge=0)
-    links: list[_LinkTable] = []
+    links: list[_LinkTable] = Field(default_factory=list)
 
 
 def read_network(path: Path) -> Network:
@@ -276,32 +274,24 @@ def read_network(path: Path) -> Network:
     Raises:
         ConfigError: it cannot be read, or a key or value in it is unusable.
     """
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"network: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:  # malformed TOML, or bytes that are not UTF-8
-        raise ConfigError(f"network: {path} is not TOML: {error}") from None
+    data = read_toml(path, "network: ")
     try:
         file = _File.model_validate(data)
         default = file.over(Route())
         links = tuple((table.ends(), table.over(default)) for table in file.links)
     except ValidationError as error:
-        raise ConfigError(f"network: {path}: {_explain(error)}") from None
+        raise _unusable(error, path) from None
     except ConfigError as error:
         raise ConfigError(f"{error} (in {path})") from None
     return Network(path.name, default, links, file.seed)
 
 
-def _explain(error: ValidationError) -> str:
-    """The first error, and what is possible."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    table = _LinkTable if first["loc"][0] == "links" and len(first["loc"]) > 1 else _File
-    keys = ", ".join(table.model_fields)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {place}: use {keys}"
-    if first["type"] == "missing":
-        return f"{place} is missing"
-    wanted = 'write figures as text with a unit ("40ms", "100mbit"), a seed as a whole number >= 0'
-    return f"{place} = {first['input']!r}: {wanted}"
+def _unusable(error: ValidationError, path: Path) -> ConfigError:
+    fault = first_fault(error)
+    table = _LinkTable if fault.keys[0] == "links" and len(fault.keys) > 1 else _File
+    return config_error(
+        fault,
+        f"network: {path}",
+        f"use {', '.join(table.model_fields)}",
+        'write figures as text with a unit ("40ms", "100mbit"), a seed as a whole number >= 0',
+    )

@@ -13,6 +13,7 @@ from waiting import until
 
 from bench.memory import WITHIN, counted, small_model
 from models.checkpoints.weights import open_checkpoint
+from models.programs import memory
 from models.programs.families import parameters_of
 from models.programs.memory import footprint
 from models.programs.plan import draft_plan
@@ -98,6 +99,18 @@ def test_a_prediction_looks_at_two_layers_and_counts_all_caches():
 
 
 # -- limits ----------------------------------------------------------------------------------------
+
+
+def test_a_shape_is_walked_through_once(monkeypatch):
+    """Every party's event loop stands still meanwhile."""
+    config, walks = small_model(), []
+    usual = memory._evaluate
+    monkeypatch.setattr(memory, "_evaluate", lambda *args: walks.append(usual(*args)))
+    footprint.cache_clear()
+    ask = [((9,), 1), ((9,), 1), ((8,), 1), ((9,), 2)]
+    needs = [footprint(config, Batch(lengths, "last"), n, dealer=True) for lengths, n in ask]
+    assert needs[0] is needs[1]
+    assert len(walks) == 1 + 1 + 2  # with steps, that of the last one is looked at too
 
 
 @pytest.fixture(scope="module")

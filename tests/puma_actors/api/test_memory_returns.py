@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from hosts import hosts, quiet
+from hosts import hosts, list_models, quiet
 from reference import save_model
 from waiting import in_time
 
@@ -17,7 +17,6 @@ from protocols.base.shares import COMPUTING, Role
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.base import compute
 from puma_actors.hosts import server
-from puma_actors.hosts.caller import list_models
 
 SCRIPT = """
 import json, sys

@@ -1,7 +1,5 @@
 """Nothing secret is printed, logged, told to peers as an error, or shown by a `repr`."""
 
-import io
-import logging
 import re
 import sys
 from dataclasses import dataclass, field
@@ -78,22 +76,6 @@ def seen(monkeypatch):
     monkeypatch.setattr(rounds.InferenceLink, "send", sending)
     monkeypatch.setattr(party.Upload, "seed", seeding)
     return found
-
-
-@pytest.fixture
-def logs():
-    """Everything that is logged, by this package or others, at every level."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    with usual_logs() as logger:
-        logger.setLevel(logging.DEBUG)
-        yield stream
-    root.removeHandler(handler)
-    root.setLevel(level)
 
 
 def clean(text: str, seen: Seen, tokens: list[int]) -> None:

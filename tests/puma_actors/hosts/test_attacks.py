@@ -2,18 +2,15 @@
 
 import shutil
 import struct
-import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
 from attacks import IDS, A, B, D, connect, serves
-from hosts import hosts, quiet, write_config
+from hosts import hosts, list_models, quiet, write_config
 from networks import ALL
 from ports import free_port
-from reference import save_model, save_tokenizer
 from waiting import in_time, until
 
 import puma_actors.hosts.receiver
@@ -23,26 +20,13 @@ from puma_actors.api.remote import RemoteCluster
 from puma_actors.base.certs import issue
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.hosts.admission import Request, enter
-from puma_actors.hosts.caller import call, list_models
+from puma_actors.hosts.caller import call
 from puma_actors.hosts.config import ClusterConfig, load_config
 from puma_actors.hosts.server import PartyServer
 from puma_actors.roles.messages import InferMessage
 from puma_actors.session.handshake import Identity, handshake
 from puma_actors.transports import Channel
 from puma_actors.transports.frames import NO_SESSION, Frame, Kind
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the paths of sockets."""
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
-
 
 # -- as somebody else ------------------------------------------------------------------------------
 

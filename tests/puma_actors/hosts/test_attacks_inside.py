@@ -1,15 +1,13 @@
 """What hostile owners and clients try once they were let in."""
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from attacks import IDS, A, Change, D, liar, serves
+from attacks import IDS, A, Change, D, serves
 from hosts import hosts, quiet
-from reference import save_model, save_tokenizer
 from waiting import Stuck, in_time, unless_stuck
 
 from models.programs.plan import Plan
@@ -19,24 +17,6 @@ from puma_actors.api.remote import RemoteCluster
 from puma_actors.roles.client import Client
 from puma_actors.roles.messages import InferMessage
 from puma_actors.roles.sending import Sending
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the paths of sockets."""
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
-
-
-@pytest.fixture
-def lying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Role, Change], None]:
-    return liar(monkeypatch)
-
 
 # -- uploads ---------------------------------------------------------------------------------------
 

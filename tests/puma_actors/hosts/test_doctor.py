@@ -1,8 +1,6 @@
 """What is found about a machine, and what would stop a run on it."""
 
 import socket
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +59,10 @@ def test_a_bound_port(config: ClusterConfig, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("scheme", ["tls", "unix"])
 async def test_an_address_held_by_this_party(
-    short: Path, certificates: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, certificates: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "_ANSWER", HANG)
-    async with hosts(short, certificates, scheme) as cluster:
+    async with hosts(folder, certificates, scheme) as cluster:
         config = cluster.config("dealer")
         check = (await anyio.to_thread.run_sync(states, config))["address of dealer"]
         assert (check.state, "held by dealer 'dealer', which runs" in check.text) == ("ok", True)
@@ -72,7 +70,7 @@ async def test_an_address_held_by_this_party(
         swapped = {**cluster.addresses, Role.EVALUATOR_A: cluster.addresses[Role.DEALER]}
         swapped[Role.DEALER] = cluster.addresses[Role.EVALUATOR_A]
         if scheme == "tls":
-            path = write_config(short / "other.toml", swapped, certificates)
+            path = write_config(folder / "other.toml", swapped, certificates)
             other = load_config(path, environ={})
             check = (await anyio.to_thread.run_sync(states, other))["address of dealer"]
             assert check.state == "problem"
@@ -122,21 +120,15 @@ def test_an_open_store_and_too_little_memory(
     assert "limits.memory" in found["memory"].text
 
 
-@pytest.fixture
-def short() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
-
-
-def test_sockets_and_unknown_hosts(config: ClusterConfig, short: Path, certificates: Path) -> None:
-    path = write_config(short / "c.toml", addresses_for("unix", short), certificates)
+def test_sockets_and_unknown_hosts(config: ClusterConfig, folder: Path, certificates: Path) -> None:
+    path = write_config(folder / "c.toml", addresses_for("unix", folder), certificates)
     found = states(load_config(path, environ={}))
     assert found["address of dealer"].state == "ok"
     assert found["address of evaluator-a"].state == "warning"
     assert "no address is tls://" in found["certificates"].text
-    gone = addresses_for("unix", short / "gone")
-    path = write_config(short / "d.toml", gone, certificates)
+    gone = addresses_for("unix", folder / "gone")
+    path = write_config(folder / "d.toml", gone, certificates)
     assert states(load_config(path, environ={}))["address of dealer"].state == "problem"
-    bad = {**addresses_for("tls", short), Role.DEALER: "tls://no.such.host.invalid:1"}
-    path = write_config(short / "e.toml", bad, certificates)
+    bad = {**addresses_for("tls", folder), Role.DEALER: "tls://no.such.host.invalid:1"}
+    path = write_config(folder / "e.toml", bad, certificates)
     assert states(load_config(path, environ={}))["address of dealer"].state == "problem"

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,12 +41,6 @@ def puma(*args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     )
     assert process.returncode == code, process.stdout + process.stderr
     return process
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
 
 
 class Party:

@@ -1,7 +1,5 @@
 """An emulated network on the connections of parties on separate hosts."""
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +25,6 @@ round_trip = "20ms"
 between = ["dealer", "*"]
 round_trip = "60ms"
 """
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the paths of sockets."""
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
 
 
 async def forward(cluster: Hosts, clock: Clock) -> tuple[np.ndarray, int, float]:

@@ -3,8 +3,6 @@
 import json
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,8 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from hosts import Hosts, hosts, quiet
+from hosts import Hosts, hosts, list_models, quiet
 from networks import make_certificates
-from reference import save_model, save_tokenizer
 from waiting import HANG, in_time, until
 
 import puma_actors.hosts.caller
@@ -29,7 +26,7 @@ from puma_actors.base.identity import PeerIdentity
 from puma_actors.cli import main
 from puma_actors.hosts import visits
 from puma_actors.hosts.admission import LinkEntry, Request
-from puma_actors.hosts.caller import call, list_models, ping_all
+from puma_actors.hosts.caller import call, ping_all
 from puma_actors.hosts.peer_links import Links
 from puma_actors.hosts.visits import watch_certificates
 from puma_actors.transports import Refused
@@ -37,18 +34,6 @@ from puma_actors.transports.multiplexer import Mux
 
 OTHER = "0" * 16
 D, A, B = COMPUTING
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the paths of sockets."""
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
 
 
 def puma(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -1,8 +1,6 @@
 """Lengths are public, and an owner chooses what makes them: what SECURITY.md says about it."""
 
 import json
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +15,6 @@ SIGNAL = (
     "{% for m in messages %}{{ m.content }} {% endfor %}"
     f"{{% if '{WORD}' in messages[0].content %}}{{{{ 'I ' * {EXTRA} }}}}{{% endif %}}"
 )
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
 
 
 async def signal(cluster: Hosts, tokenizer: Path | None, *, raw: bool) -> int:

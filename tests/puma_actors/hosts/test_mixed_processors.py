@@ -1,7 +1,6 @@
 """Parties on different machines: the right answer, or a refusal that says why before any input."""
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from attacks import Change, liar, serves
+from attacks import Change, serves
 from hosts import addresses_for, hosts, quiet, write_config
 from public_words import features
 from reference import save_model, save_tokenizer
@@ -38,18 +37,6 @@ KINDS = {
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     warm_up()  # or three processes compile at once
     return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the paths of sockets."""
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
-
-
-@pytest.fixture
-def lying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Role, Change], None]:
-    return liar(monkeypatch)
 
 
 @contextmanager

@@ -3,7 +3,6 @@ where it does not belong. Every kind of secret is also planted once, and must be
 """
 
 import io
-import logging
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,6 @@ import anyio
 import numpy as np
 import pytest
 from hosts import Hosts, hosts, quiet
-from reference import save_model, save_tokenizer, usual_logs
 
 from models.checkpoints.weights import open_checkpoint
 from models.programs.families import load_parameters, parameters_of
@@ -166,21 +164,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return found
 
 
-@pytest.fixture
-def logs() -> Iterator[io.StringIO]:
-    """Everything that is logged, by this package or others, at every level."""
-    stream = io.StringIO()
-    handler, root = logging.StreamHandler(stream), logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    with usual_logs() as logger:
-        logger.setLevel(logging.DEBUG)
-        yield stream
-    root.removeHandler(handler)
-    root.setLevel(level)
-
-
 async def generate(cluster: Hosts, seen: Seen) -> None:
     async with await RemoteCluster.open(cluster.client, "tiny") as remote:
         tokens = [token async for token in remote.generate(PROMPT, max_new_tokens=5)]
@@ -212,11 +195,6 @@ async def fail(cluster: Hosts, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> N
 
 def stored(folder: Path, role: Role) -> Iterable[Path]:
     return (path for path in (folder / f"{role}-store").rglob("*") if path.is_file())
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
 
 
 async def test_a_whole_run(

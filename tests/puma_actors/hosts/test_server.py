@@ -1,7 +1,5 @@
 """Five roles over sockets: upload, sessions, who is turned away, limits."""
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,9 @@ import anyio.lowlevel
 import numpy as np
 import pytest
 import transformers
-from hosts import hosts, quiet
+from hosts import hosts, list_models, quiet
 from networks import make_certificates
-from reference import leaves_nothing, save_model, save_tokenizer
+from reference import leaves_nothing
 from waiting import in_time
 
 from models.checkpoints.in_memory import open_model
@@ -26,32 +24,11 @@ from puma_actors.api.local import LocalCluster
 from puma_actors.api.remote import RemoteCluster, upload_model
 from puma_actors.hosts import server
 from puma_actors.hosts.admission import Request, enter
-from puma_actors.hosts.caller import call, list_models, ping_all, problem_of, remove_model
+from puma_actors.hosts.caller import call, ping_all, problem_of, remove_model
 from puma_actors.hosts.residents import session_bytes
 from puma_actors.transports.frames import Frame, Kind
 
 IDS = [1, 3, 7]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
-
-
-@pytest.fixture(scope="module")
-def wanted(model: Path) -> np.ndarray:
-    async def run() -> np.ndarray:
-        async with LocalCluster.from_pretrained(model) as cluster:
-            return await cluster.forward(IDS)
-
-    return anyio.run(run)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the paths of sockets."""
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
 
 
 @pytest.mark.parametrize("scheme", ["tls", "unix"])

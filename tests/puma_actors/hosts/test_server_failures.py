@@ -1,8 +1,6 @@
 """Five roles over sockets: failures, stores that do not fit, restarts, the end."""
 
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +9,8 @@ import anyio
 import anyio.lowlevel
 import numpy as np
 import pytest
-from hosts import hosts, quiet
-from reference import leaves_nothing, save_model, save_tokenizer
+from hosts import hosts, list_models, quiet
+from reference import leaves_nothing
 from waiting import in_time, settled, until
 
 import puma_actors.api.remote
@@ -28,35 +26,13 @@ from protocols.errors import (
     PumaError,
     StoreError,
 )
-from puma_actors.api.local import LocalCluster
 from puma_actors.api.remote import RemoteCluster
-from puma_actors.hosts.caller import call, list_models, problem_of, remove_model
+from puma_actors.hosts.caller import call, problem_of, remove_model
 from puma_actors.hosts.server import PartyServer
 from puma_actors.hosts.stores.store import Draft
 from puma_actors.session.inference import InferenceLink
 
 IDS = [1, 3, 7]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
-
-
-@pytest.fixture(scope="module")
-def wanted(model: Path) -> np.ndarray:
-    async def run() -> np.ndarray:
-        async with LocalCluster.from_pretrained(model) as cluster:
-            return await cluster.forward(IDS)
-
-    return anyio.run(run)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the paths of sockets."""
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
 
 
 # -- failures --------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ async def test_a_frame_that_waits_unread_travels_meanwhile(clock: Clock) -> None
     async with slow_pair(Route(0.2)) as (left, right):
         began = clock.now
         await left.send(frame())
-        await right._changed.wait()
+        await right._queue.changed.wait()
         assert clock.now == began + 0.1
         await right.receive()
         assert clock.now == began + 0.1
@@ -275,7 +275,7 @@ async def test_a_failing_sink_ends_the_pump_and_not_the_loop() -> None:
 async def test_malformed_frames_are_told_as_by_the_inner_channel() -> None:
     one, two = memory_pair(codec=True)
     async with DelayedChannel(two, Line(Route(0.002))) as right:
-        one._out.fail(RemoteProtocolError("not a frame"))
+        one._out.queue.fail(RemoteProtocolError("not a frame"))
         with pytest.raises(RemoteProtocolError, match="not a frame"):
             await right.receive()
 

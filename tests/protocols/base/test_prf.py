@@ -18,7 +18,7 @@ from protocols.base.shares import COMPUTING, Role
 from protocols.drivers import lockstep
 from protocols.errors import LocalProtocolError
 from protocols.functions.activations import SILU, activate
-from protocols.kernels.aesni import available
+from protocols.kernels.aes.aesni import available
 
 KEY = bytes(range(16))
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import Errors
-from bench.parties import Program
-from bench.reference import SPU, Reference
-from bench.sharing import (
+from bench.tools.harness import Errors
+from bench.tools.parties import Program
+from bench.tools.reference import SPU, Reference
+from bench.tools.sharing import (
     Reals,
     Shared,
     rebuild,

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from bench.harness import Benchmark, Options, Result, Spread
+from bench.tools.harness import Benchmark, Options, Result, Spread
 from puma_actors.base.concurrency import Signal
 from puma_actors.transports import Channel
 from puma_actors.transports.delay.channel import DelayedChannel, Line

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from protocols.kernels.aes import fixed_key
+from protocols.kernels.aes.fixed_key import fixed_key
 from protocols.kernels.jit import MODE, Words, vector_op
 from protocols.kernels.simd import builder_tools, host_features, pointer
 

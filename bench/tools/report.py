@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.harness import Result, Spread
-from bench.reference import PAPER_ERRORS, PUMA_PAPER, SPU_GPT2, SPU_SYSTEM
+from bench.tools.harness import Result, Spread
+from bench.tools.reference import PAPER_ERRORS, PUMA_PAPER, SPU_GPT2, SPU_SYSTEM
 
 _WIDTH = 170  # where the output is not a terminal
 

@@ -17,7 +17,7 @@ from models.checkpoints.weights import open_checkpoint
 from models.configs.architecture import ACTIVATIONS
 from protocols.errors import ConfigError, ModelError, PumaError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def assert_same(found, expected) -> None:

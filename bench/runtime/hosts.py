@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Benchmark, Options, Result, Spread
+from bench.tools.harness import Benchmark, Options, Result, Spread
 from models.files.locate import demo_model_path
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import PumaError

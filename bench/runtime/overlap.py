@@ -10,9 +10,9 @@ from typing import Any
 import anyio
 import numpy as np
 
-from bench.harness import Benchmark, Options, Result, Spread
-from bench.parties import Parties, Program
-from bench.sharing import share, share_weight
+from bench.tools.harness import Benchmark, Options, Result, Spread
+from bench.tools.parties import Parties, Program
+from bench.tools.sharing import share, share_weight
 from models.files.locate import demo_model_path
 from models.programs.program import Batch
 from protocols.base.lane import Lane, Settings

@@ -9,9 +9,9 @@ from pathlib import Path
 import anyio
 import numpy as np
 
-from bench.harness import Benchmark, Options, Result
-from bench.hosts import parties, write_cluster
 from bench.memory import small_model
+from bench.runtime.hosts import parties, write_cluster
+from bench.tools.harness import Benchmark, Options, Result
 from models.checkpoints.weights import open_checkpoint
 from models.configs.reading import LlamaConfig
 from models.programs.memory import footprint

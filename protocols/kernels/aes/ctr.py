@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from protocols.kernels.aesni import COUNTER_SLACK, KEY_WORDS, make_counter, make_schedule
+from protocols.kernels.aes.aesni import COUNTER_SLACK, KEY_WORDS, make_counter, make_schedule
 from protocols.kernels.jit import Words, kernel
 
 _CHUNK = 512  # words made at a time; they stay in the first-level cache

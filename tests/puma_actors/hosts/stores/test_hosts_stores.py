@@ -2,8 +2,6 @@
 
 import json
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +9,30 @@ import anyio
 import anyio.to_thread
 import numpy as np
 import pytest
-from hosts import Hosts, hosts
-from reference import save_model, save_tokenizer
-from waiting import HANG
+from hosts import Hosts, addresses_for, hosts, list_models, write_config
+from waiting import HANG, in_time
 
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import (
     ConfigError,
     ConnectError,
+    ConnectionLostError,
     StoreError,
     TransportError,
 )
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.cli import main
 from puma_actors.cli.output import stdout
-from puma_actors.hosts import visits
-from puma_actors.hosts.caller import list_models, problem_of, remove_model, survey_models
+from puma_actors.hosts import caller, visits
+from puma_actors.hosts.admission import Answer, ModelEntry
+from puma_actors.hosts.caller import Call, problem_of, remove_model, survey_models
+from puma_actors.hosts.config import load_config
 from puma_actors.hosts.stores.store import ModelStore
+from puma_actors.transports.memory import memory_pair
 
 IDS = [1, 3, 7]
 HURT = Role.EVALUATOR_A
 FILE = "00003.words"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), seed=3))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the paths of sockets."""
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +173,30 @@ async def test_removing_while_a_party_is_away(
         assert all(each.done for each in found.values())
         with pytest.raises(ConfigError, match="no party has a model 'tiny'"):
             await remove_model(cluster.client, "tiny")
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_what_a_party_has_answered_holds_however_it_hangs_up(
+    lost: bool, folder: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang_up() -> None:
+        if lost:
+            raise ConnectionLostError("the connection was lost")
+        await anyio.sleep_forever()
+
+    async def answer(config: Any, role: Role, peer: Role, *args: Any, **options: Any) -> Call:
+        channel, _ = memory_pair()
+        monkeypatch.setattr(channel, "aclose", hang_up)
+        removed = [ModelEntry(name="tiny")]
+        return Call(channel, Answer(role=str(peer), name="", models=removed), [], b"")
+
+    monkeypatch.setattr(caller, "call", answer)
+    monkeypatch.setattr(caller, "_VISIT", -HANG)  # the time is over when the answer has come
+    addresses = addresses_for("unix", folder)
+    config = load_config(write_config(folder / "c.toml", addresses, certificates), environ={})
+    with in_time():
+        found = await remove_model(config, "tiny")
+    assert [each.state for each in found.values()] == ["removed"] * 3
 
 
 async def test_removing_from_a_disk_that_cannot_be_written_to(

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.reference import Reference
+from bench.tools.reference import Reference
 from protocols.base.cost import Cost
 from puma_actors.base.compute import available_cores
 

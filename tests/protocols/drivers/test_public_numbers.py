@@ -38,7 +38,7 @@ from protocols.functions.normalize import Norm, NormRange
 from protocols.kernels.spline import signed_binomials
 from protocols.kernels.waves import roots
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # -- the same everywhere ---------------------------------------------------------------------------
 
@@ -48,9 +48,10 @@ CORES = ("Haswell", "Prescott", "Nehalem", "SkylakeX", "Zen", "Sandybridge")
 def shown(**changes: str) -> dict[str, Any]:
     """What `public_words` prints under some environment."""
     support = ROOT / "tests" / "support"
-    path = os.pathsep.join([str(ROOT), str(support)])
+    folders = (ROOT, support, support / "checkpoints", support / "sharing")
+    path = os.pathsep.join(map(str, folders))
     done = subprocess.run(
-        [sys.executable, str(support / "public_words.py")],
+        [sys.executable, str(support / "sharing" / "public_words.py")],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, **changes},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio
 
-from bench.harness import Benchmark, Options, Result, Spread
+from bench.tools.harness import Benchmark, Options, Result, Spread
 from models.files.locate import demo_model_path
 from models.programs.program import Batch
 from puma_actors.api.local import LocalCluster

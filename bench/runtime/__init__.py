@@ -1,0 +1,1 @@
+"""What the runtime takes: messages, overlap, hosts, profiles."""
