@@ -209,7 +209,8 @@ def test_names_that_mean_the_same():
 def test_the_constants_are_those_that_the_script_fits():
     for name, (held, found) in fitted().items():
         assert held.count == found.count, name
-        np.testing.assert_allclose(held.amplitudes, found.amplitudes, rtol=0, atol=1e-9)
+        says = f"{name}: paste what `python -m bench.fit` prints"
+        np.testing.assert_allclose(held.amplitudes, found.amplitudes, 0, 1e-9, err_msg=says)
         assert held.offset == pytest.approx(found.offset, abs=1e-9), name
 
 
