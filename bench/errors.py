@@ -116,7 +116,7 @@ def _benchmark(name: str, build: Callable[[bool], Iterator[Workload]]) -> Benchm
 BENCHMARKS = [
     *(
         _benchmark(name, _activation(name))
-        for name in ("gelu", "gelu_new", "quick_gelu", "silu", "relu", "tanh")
+        for name in dict.fromkeys(each.name for each in ACTIVATIONS.values())
     ),
     _benchmark("exp", _exponential),
     _benchmark("reciprocal", workloads.inverse),

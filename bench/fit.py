@@ -1,9 +1,12 @@
 """Fit the constants of the approximations: `python -m bench.fit`.
 
-Prints every sum of waves in the form used in `protocols.functions.activation_tables`. Least squares
-on Chebyshev nodes of [0, cut], which is within a factor of two of minimax.
+Prints every sum of waves in the form used in `protocols.functions.activation_tables`, with its
+largest errors. Number of waves, period and cut are read from there: start a new function with
+amplitudes of 0. Least squares on Chebyshev nodes of [0, cut], which is within a factor of two of
+minimax.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +17,26 @@ from protocols.waves import Waves
 
 _NODES = 400
 _DECIMALS = 10
+_GRID = 4001
+"""Points at which errors are taken."""
+_BEYOND = 4
+"""Errors beyond the cut are taken out to this many cuts."""
+_STEP = 1 / 8
+"""The cut may be found this much too near 0 (`Centre.cut`)."""
+_LOPSIDED = 1e-9
+"""More than rounding in float64 can make an even or odd function differ from its mirror image."""
 _CUTOFF = 1e-6
 """Directions in which the waves on [0, cut] are smaller than this are left out."""
 
 
 def fit_waves(activation: Activation, centre: Centre) -> Waves:
-    """`centre.waves` with amplitudes and offset fitted to the function's bent part."""
+    """`centre.waves` with amplitudes and offset fitted to the function's bent part.
+
+    Raises:
+        ValueError: the bent part is not even (odd, if `waves.odd`).
+    """
     waves = centre.waves
+    _check_symmetry(activation, centre)
     x = centre.cut * np.cos((np.arange(_NODES) + 0.5) * np.pi / (2 * _NODES))
     turns = np.outer(x, np.arange(1, waves.count + 1)) * (2 * np.pi / waves.period)
     columns = np.sin(turns) if waves.odd else np.hstack([np.ones((_NODES, 1)), np.cos(turns)])
@@ -28,6 +44,31 @@ def fit_waves(activation: Activation, centre: Centre) -> Waves:
     rounded = [round(float(value), _DECIMALS) for value in found]
     offset = 0.0 if waves.odd else rounded[0]
     return replace(waves, offset=offset, amplitudes=tuple(rounded[0 if waves.odd else 1 :]))
+
+
+def _check_symmetry(activation: Activation, centre: Centre) -> None:
+    x, odd = np.linspace(0, centre.cut, _GRID), centre.waves.odd
+    mirrored = bent_part(activation, -x)
+    gap = np.abs(bent_part(activation, x) - (-mirrored if odd else mirrored)).max()
+    if gap > _LOPSIDED:
+        raise ValueError(
+            f"{activation.name}: its bent part is not {'odd' if odd else 'even'} (off by "
+            f"{gap:.2g}), so {'sines' if odd else 'cosines'} alone cannot meet it, however many; "
+            "`Waves` has either cosines or sines"
+        )
+
+
+def largest_errors(activation: Activation, centre: Centre) -> tuple[float, float]:
+    """Of the waves up to the cut, and of what the function tends to from there on."""
+    x = np.linspace(-centre.cut, centre.cut, _GRID)
+    inside = np.abs(centre.waves.exact(x) - bent_part(activation, x)).max()
+    right = np.linspace(centre.cut - _STEP, _BEYOND * centre.cut, _GRID)
+    limit = right if activation.right is None else activation.right
+    beyond = max(
+        np.abs(activation.exact(right) - limit).max(),
+        np.abs(activation.exact(-right) - activation.left).max(),
+    )
+    return float(inside), float(beyond)
 
 
 def bent_part(activation: Activation, x: Reals) -> Reals:
@@ -42,18 +83,29 @@ def source(waves: Waves) -> str:
 
 def fitted() -> dict[tuple[str, str], tuple[Waves, Waves]]:
     """(activation, set) -> the waves in the source, and those fitted anew."""
-    found = {}
-    for name, activation in ACTIVATIONS.items():
+    return {
+        (activation.name, kind): (centre.waves, fit_waves(activation, centre))
+        for activation, kind, centre in centres()
+    }
+
+
+def centres() -> Iterator[tuple[Activation, str, Centre]]:
+    """Every activation that has waves, once, and both its sets."""
+    for activation in {each.name: each for each in ACTIVATIONS.values()}.values():
         for kind, centre in (("tight", activation.tight), ("fast", activation.fast)):
             if centre is not None:
-                found[name, kind] = (centre.waves, fit_waves(activation, centre))
-    return found
+                yield activation, kind, centre
 
 
 def main() -> None:
     """Print all constants."""
-    for (name, kind), (_, waves) in fitted().items():
-        print(f"{name}, {kind}: {source(waves)}")
+    for activation, kind, centre in centres():
+        waves = fit_waves(activation, centre)
+        inside, beyond = largest_errors(activation, replace(centre, waves=waves))
+        print(
+            f"{activation.name}, {kind}: off by {inside:.1e} up to its cut, {beyond:.1e} beyond\n"
+            f"    {source(waves)}"
+        )
 
 
 if __name__ == "__main__":

@@ -47,6 +47,9 @@ class Pieces:
 class Activation:
     """A function that tends to a constant on the left, and to x or a constant on the right.
 
+    Between, it is even once x / 2 is taken off (if it tends to x), or odd: `Waves` has cosines or
+    sines. It is no further from 0 than x: `models.owner.bounds` rests on it.
+
     Attributes:
         exact: the function on float64 arrays.
         left: its limit on the left.

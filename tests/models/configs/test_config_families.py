@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from reference import radians
 from tiny_models import CASES, SETTINGS, config_json
 
+from models.checkpoints import module_settings
 from models.configs.reading import (
+    ACTIVATIONS,
     BertConfig,
     DistilBertConfig,
     FalconConfig,
@@ -21,6 +23,7 @@ from models.configs.reading import (
 )
 from models.configs.reading import LlamaConfig as Llama
 from protocols.errors import ModelError
+from protocols.functions import activation_tables
 
 CLASSES: dict[str, type[ModelConfig]] = {
     "bert": BertConfig,
@@ -203,6 +206,13 @@ def test_public_round_trip_through_json(config):
     other = next(name for name in supported_families() if name != config.family)
     with pytest.raises(ModelError):
         config_from_public({**wire, "family": other})
+
+
+def test_three_tables_name_the_same_activations():
+    functions = {*activation_tables.ACTIVATIONS} - {"swish"}
+    assert {*ACTIVATIONS} == functions, "models/configs/architecture.py against activation_tables"
+    classes = {*module_settings._CLASSES}
+    assert classes == functions, "models/checkpoints/module_settings.py against activation_tables"
 
 
 def test_every_family_is_covered():

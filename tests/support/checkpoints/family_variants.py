@@ -1,5 +1,6 @@
 """Variants of every family, and what transformers computes for them."""
 
+import pytest
 import torch
 
 from models.configs.architecture import ACTIVATIONS
@@ -29,7 +30,11 @@ ACTIVATION_KEYS = {
 
 
 ACTIVATED = [
-    (model_type, {ACTIVATION_KEYS.get(model_type, "hidden_act"): name})
+    pytest.param(
+        model_type,
+        {ACTIVATION_KEYS.get(model_type, "hidden_act"): name},
+        id=f"{model_type}-{name}",
+    )
     for model_type in ("bert", "roberta", "distilbert", "gpt2", "llama", "falcon")
     for name in (*ACTIVATIONS, "swish")
 ]
