@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from protocols.functions.activation_tables import ACTIVATIONS, Activation, Centre
+from protocols.functions.activation_tables import ACTIVATIONS, SOFT, Activation, Centre
 from protocols.functions.exact import Reals
 from protocols.waves import Waves
 
@@ -43,7 +43,7 @@ def source(waves: Waves) -> str:
 def fitted() -> dict[tuple[str, str], tuple[Waves, Waves]]:
     """(activation, set) -> the waves in the source, and those fitted anew."""
     found = {}
-    for name, activation in ACTIVATIONS.items():
+    for name, activation in (*ACTIVATIONS.items(), (SOFT.name, SOFT)):
         for kind, centre in (("tight", activation.tight), ("fast", activation.fast)):
             if centre is not None:
                 found[name, kind] = (centre.waves, fit_waves(activation, centre))

@@ -24,6 +24,7 @@ from protocols.drivers.trace import run_now
 from protocols.embedding import domain_bits
 from protocols.functions.activations import ACTIVATIONS
 from protocols.functions.normalize import Norm
+from protocols.functions.softcap import Cap
 
 SHARE = 16
 """Bytes of an entry: two words."""
@@ -126,11 +127,18 @@ class Sizes:
         shift: Any = None,
         *,
         unit: bool = False,
+        residual: bool = False,
     ) -> _Sized:
         rate = self._rates.centred if norm.center else self._rates.norm
         size = prod(x.shape)
         self._took(work=rate * size, dealt=_DEALT["norm"] * size, largest=SHARE * size)
         return _Sized(x.shape)
+
+    async def scaled(self, x: Any, factor: float) -> _Sized:
+        return self._product(x, prod(x.shape), x.shape[1], self._rates.linear)
+
+    async def capped(self, x: Any, name: str, cap: Cap) -> _Sized:
+        return self._activated(x, x.shape[1], "tanh", gated=False)
 
     async def linear(self, x: Any, weight: Any, name: str) -> _Sized:
         return self._product(x, x.shape[0] * weight.shape[1], weight.shape[1], self._rates.linear)
@@ -213,7 +221,7 @@ class Sizes:
         columns = weight.shape[0 if tied else 1]
         return self._product(x, x.shape[0] * columns, columns, self._rates.output)
 
-    async def mean(self, x: Any, lengths: Sequence[int]) -> _Sized:
+    async def mean(self, x: Any, lengths: Sequence[int], *, inner: bool = False) -> _Sized:
         return self._product(x, len(lengths) * x.shape[1], x.shape[1], self._rates.output)
 
     async def argmax(self, logits: Any) -> None:
@@ -318,6 +326,9 @@ def _shallow(config: ModelConfig) -> ModelConfig:
     some: dict[str, Any] = {"num_layers": layers}
     if windows:
         some["windows"] = (max(windows, key=_reach),) * layers
+    for name in ("rotary", "local"):
+        if getattr(config, name, None):
+            some[name] = getattr(config, name)[:layers]
     return replace(config, **some)
 
 

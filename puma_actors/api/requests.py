@@ -329,7 +329,7 @@ def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
             "positions: shorten the prompt"
         )
     # RoBERTa counts positions of the other tokens alone.
-    if config.family == "roberta" and config.pad_token_id in ids:
+    if config.skipped_token is not None and config.skipped_token in ids:
         raise ConfigError(
             f"token id {config.pad_token_id} is this model's padding, which is never needed: "
             "sequences of unequal lengths go together without it"
