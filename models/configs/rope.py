@@ -50,7 +50,7 @@ _FIELDS = {
         "truncate",
         "original_max_positions",
     ),
-    "longrope": ("attention_factor", "factors"),
+    "longrope": ("attention_factor", "factors", "original_max_positions"),
 }
 _LEAST = {"factor": 1.0}
 _TINY = 2.0**-16
@@ -220,10 +220,15 @@ class Rope(NamedTuple):
 
     def context(self, positions: int) -> int:
         """Longest sequence of a model whose `max_position_embeddings` is `positions`."""
-        if self.scaling is None or self.scaling.kind != "dynamic":
-            return positions
-        assert self.scaling.factor is not None
-        return int(positions * self.scaling.factor)
+        if self.scaling is not None and self.scaling.kind == "dynamic":
+            assert self.scaling.factor is not None
+            return int(positions * self.scaling.factor)
+        if self.scaling is not None and self.scaling.kind == "longrope":
+            # Beyond the training's context it has other frequencies, and keys that are held
+            # cannot be turned again.
+            assert self.scaling.original_max_positions is not None
+            return min(positions, self.scaling.original_max_positions)
+        return positions
 
 
 def read_rope(data: Mapping[str, Any], positions: int, *, partial: bool = False) -> Rope:
@@ -335,7 +340,7 @@ def _grown(where: str, factor: float, scale: object) -> float:
 def _read_longrope(
     where: str, rope: Mapping[str, Any], positions: int, original: int
 ) -> RopeScaling:
-    """That of sequences up to the training's context: the family ends there (see `Phi3Config`)."""
+    """That of sequences up to the training's context, where `Rope.context` ends."""
     factor, given = rope.get("factor"), rope.get("attention_factor")
     factor = positions / original if factor is None else factor
     factor = number(f"{where}.factor", factor, _TINY, _MAX_FACTOR)
@@ -343,7 +348,9 @@ def _read_longrope(
         given = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     short_factor = rope.get("short_factor")
     factors = tuple(short_factor) if isinstance(short_factor, list | tuple) else short_factor
-    return RopeScaling(kind="longrope", attention_factor=given, factors=factors)
+    return RopeScaling(
+        kind="longrope", attention_factor=given, factors=factors, original_max_positions=original
+    )
 
 
 _READERS: dict[str, Callable[[str, Mapping[str, Any], int, Any], RopeScaling]] = {

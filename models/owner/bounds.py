@@ -271,15 +271,11 @@ def _positional(q: HeadBound, k: HeadBound, relative: Relative | None) -> float:
     """Largest sum of a query times a position's key and a key times a position's query."""
     if relative is None or relative.keys is None:
         return 0.0
-    keys, queries = (
-        np.linalg.norm(
-            np.asarray(rows, dtype=np.float64).reshape(-1, len(q.lengths), q.size), axis=2
-        )
-        for rows in (relative.keys, relative.queries)
-    )
-    noise = _noise(q.size)
-    most = q.lengths * (keys.max(axis=0) + noise) + k.lengths * (queries.max(axis=0) + noise)
-    return float(most.max())
+    longest = []
+    for rows in (relative.keys, relative.queries):
+        heads = np.asarray(rows, dtype=np.float64).reshape(-1, len(q.lengths), q.size)
+        longest.append(np.linalg.norm(heads, axis=2).max(axis=0) + _noise(q.size))
+    return float((q.lengths * longest[0] + k.lengths * longest[1]).max())
 
 
 def _with_spans(name: str, score: float, spans: Sequence[Span]) -> float:

@@ -172,9 +172,9 @@ def _positional(q: Floats, k: Floats, relative: Relative) -> NDArray[np.float64]
         np.asarray(rows).reshape(-1, heads, size).transpose(1, 2, 0)
         for rows in (relative.keys, relative.queries)
     )
-    added: NDArray[np.float64] = (q @ keys)[:, own, relative.index]
-    added = added + (k @ queries)[:, seen, relative.index]
-    return added
+    content: NDArray[np.float64] = (q @ keys)[:, own, relative.index]
+    position: NDArray[np.float64] = (k @ queries)[:, seen, relative.index]
+    return content + position
 
 
 def affine(

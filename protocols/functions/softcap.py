@@ -27,6 +27,7 @@ CAPPED_WIDTH = 37
 CAP_ERROR, CAP_ROUNDING = 2.0**-16, 2.0**-20
 """A result is no further off than the first, times the cap; by the second where it is not cut off.
 """
+CAP_WAVES = SOFT.tight.waves.count if SOFT.tight is not None else 0
 _CUT_FRAC = 3
 
 

@@ -182,7 +182,7 @@ def test_absent_keys_take_the_values_of_transformers(model_type):
         ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn"),
         ("falcon", {"multi_query": False, "num_kv_heads": 2}, "num_kv_heads: 2"),
         ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 3}, "num_kv_heads 3"),
-        ("falcon", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ("falcon", {"rope_parameters": {"rope_type": "ntk", "factor": 2.0}}, "'ntk'"),
         ("falcon", {"activation": "prelu"}, "hidden_act: 'prelu'"),
         ("falcon", {"n_embed": 32}, "contradicts itself"),
     ],

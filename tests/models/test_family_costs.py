@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from secure_models import family_values, infer, share_model
 from tiny_models import ENCODERS
 
+from models.configs.encoders.encoder import EncoderConfig
 from models.configs.reading import config_from_public
+from models.owner.calibrate import plain_run
 from models.programs.head_layers import default_rows
 from models.programs.memory import footprint
 from models.programs.plan import Plan
@@ -45,6 +48,19 @@ def test_costs_are_predicted_exactly(model, settings):
     found = infer(model, [IDS], settings, batches=[batch]).outcome.cost
     (step,) = predict(model.plan, batch, settings=settings)
     assert found == step.cost
+
+
+def test_decoding_with_the_cache_gives_what_the_whole_text_gives(model):
+    if isinstance(model.config, EncoderConfig):
+        return
+    chunks = [IDS[:6], IDS[6:7], IDS[7:8], IDS[8:]]
+    found = np.concatenate(infer(model, chunks).chunks)
+    expected = plain_run(model.config, model.floats, [IDS])
+    assert np.abs(found - expected).max() < 0.02
+    best = np.sort(expected)
+    clear = best[:, -1] - best[:, -2] > 0.05
+    tokens = np.concatenate(infer(model, chunks, Settings(reveal="argmax")).chunks)
+    assert (tokens == expected.argmax(axis=1))[clear].all()
 
 
 def test_a_plan_survives_the_wire(model):

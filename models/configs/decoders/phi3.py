@@ -16,11 +16,8 @@ from models.configs.windows import layer_windows
 
 @dataclass(frozen=True, kw_only=True)
 class Phi3Config(LlamaConfig):
-    """A decoder of the Phi-3 family.
-
-    A model whose context was stretched by longrope has other frequencies beyond the context of its
-    training than within it, and keys that are held cannot be turned again. So max_positions ends
-    with that context (4096 tokens of Phi-3 and Phi-4-mini), and longer texts are refused.
+    """A decoder of the Phi-3 family. With longrope, max_positions is the context of the training
+    (4096 tokens of Phi-3 and Phi-4-mini), and longer texts are refused.
     """
 
     family: ClassVar[str] = "phi3"
@@ -60,10 +57,7 @@ class Phi3Config(LlamaConfig):
         layers, positions, size = (
             fields[name] for name in ("num_layers", "max_positions", "head_dim")
         )
-        rope = cls._read_rope(data, positions)
-        if rope.scaling is not None and rope.scaling.kind == "longrope":
-            original = data["original_max_position_embeddings"]
-            fields["max_positions"] = positions = min(positions, original)
+        rope = cls._read_rope(data, data["max_position_embeddings"])
         fraction = number("partial_rotary_factor", rope.fraction, 0, 1)
         window = data.get("sliding_window")
         check_size("head_dim", size)

@@ -39,8 +39,6 @@ class SmolLm3Config(LlamaConfig):
         if kinds is None:
             slides = [window is not None and not each for each in turned]
             kinds = ["sliding_attention" if each else "full_attention" for each in slides]
-        if window is None:
-            kinds = ["full_attention"] * layers
         return {
             **fields,
             "tie_embeddings": data.get("tie_word_embeddings", True),
