@@ -21,6 +21,7 @@ from models.configs.decoders.llama import LlamaConfig
 from models.configs.decoders.opt import OptConfig
 from models.configs.decoders.phi3 import Phi3Config
 from models.configs.decoders.smollm3 import SmolLm3Config
+from models.configs.encoders.data2vec import Data2VecTextConfig
 from models.configs.encoders.deberta import DebertaV2Config
 from models.configs.encoders.distilbert import DistilBertConfig
 from models.configs.encoders.electra import ElectraConfig
@@ -38,6 +39,7 @@ __all__ = [
     "ACTIVATIONS",
     "HEADS",
     "BertConfig",
+    "Data2VecTextConfig",
     "DebertaV2Config",
     "DistilBertConfig",
     "ElectraConfig",
@@ -70,6 +72,7 @@ _FAMILIES: dict[str, type[ModelConfig]] = {
     config.family: config
     for config in (
         BertConfig,
+        Data2VecTextConfig,
         DebertaV2Config,
         DistilBertConfig,
         ElectraConfig,

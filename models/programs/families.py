@@ -30,6 +30,7 @@ def _family(module: Any) -> Family:
 
 _FAMILIES = {
     "bert": _family(bert),
+    "data2vec-text": _family(bert),
     "deberta-v2": _family(bert),
     "distilbert": _family(bert),
     "electra": _family(bert),

@@ -138,6 +138,8 @@ class Sizes:
         return self._product(x, prod(x.shape), x.shape[1], self._rates.linear)
 
     async def capped(self, x: Any, name: str, cap: Cap) -> _Sized:
+        if self._settings.reveal == "argmax":  # which does without
+            return _Sized(x.shape)
         return self._blocks(x, x.shape[1], self._cap())
 
     def _cap(self) -> tuple[float, float, float]:

@@ -31,6 +31,7 @@ TARGETS = {
     "roberta": ["value", "dense"],
     "xlm-roberta": ["query", "value", "dense"],
     "camembert": ["value", "dense"],
+    "data2vec-text": ["value", "dense"],
     "mpnet": ["q", "dense"],
     "electra": ["value", "dense", "embeddings_project"],
     "deberta-v2": ["query_proj", "key_proj", "value_proj"],

@@ -11,6 +11,7 @@ from tiny_models import CASES, SETTINGS, config_json
 
 from models.configs.reading import (
     BertConfig,
+    Data2VecTextConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
@@ -37,6 +38,7 @@ CLASSES: dict[str, type[ModelConfig]] = {
     "roberta": RobertaConfig,
     "xlm-roberta": RobertaConfig,
     "camembert": RobertaConfig,
+    "data2vec-text": Data2VecTextConfig,
     "mpnet": MpnetConfig,
     "electra": ElectraConfig,
     "distilbert": DistilBertConfig,

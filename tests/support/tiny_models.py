@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "roberta": {**_ENCODER, "type_vocab_size": 1},
     "xlm-roberta": {**_ENCODER, "type_vocab_size": 1},
     "camembert": {**_ENCODER, "type_vocab_size": 1},
+    "data2vec-text": {**_ENCODER, "type_vocab_size": 1},
     "mpnet": _ENCODER,
     "electra": {**_ENCODER, "embedding_size": 12},
     "deberta-v2": {
@@ -83,6 +84,7 @@ _PREFIX = {
     "roberta": "Roberta",
     "xlm-roberta": "XLMRoberta",
     "camembert": "Camembert",
+    "data2vec-text": "Data2VecText",
     "mpnet": "MPNet",
     "electra": "Electra",
     "deberta-v2": "DebertaV2",
@@ -116,6 +118,7 @@ ENCODERS = (
     "roberta",
     "xlm-roberta",
     "camembert",
+    "data2vec-text",
     "mpnet",
     "electra",
     "deberta-v2",
@@ -142,7 +145,16 @@ EVERY_CASE = [
     and hasattr(transformers, class_name(model_type, head))
 ]
 """Every model type with every head that it can have."""
-KIN = ("camembert", "gemma", "gemma3_text", "gpt_neox", "granite", "phi3", "smollm3")
+KIN = (
+    "camembert",
+    "data2vec-text",
+    "gemma",
+    "gemma3_text",
+    "gpt_neox",
+    "granite",
+    "phi3",
+    "smollm3",
+)
 """Model types whose layers are another's but for settings."""
 CASES = [
     (model_type, head)
