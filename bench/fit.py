@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from protocols.functions.activation_tables import ACTIVATIONS, Activation, Centre
+from protocols.functions.activation_tables import ACTIVATIONS, SOFT, Activation, Centre
 from protocols.functions.exact import Reals
 from protocols.waves import Waves
 
@@ -90,8 +90,8 @@ def fitted() -> dict[tuple[str, str], tuple[Waves, Waves]]:
 
 
 def centres() -> Iterator[tuple[Activation, str, Centre]]:
-    """Every activation that has waves, once, and both its sets."""
-    for activation in {each.name: each for each in ACTIVATIONS.values()}.values():
+    """Every function that has waves, once, and both its sets."""
+    for activation in {each.name: each for each in (*ACTIVATIONS.values(), SOFT)}.values():
         for kind, centre in (("tight", activation.tight), ("fast", activation.fast)):
             if centre is not None:
                 yield activation, kind, centre

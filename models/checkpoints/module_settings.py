@@ -35,7 +35,7 @@ def check_settings(model: Any, config: ModelConfig, where: str) -> None:
     for name, part in model.named_modules():
         kind = type(part)
         if kind.__module__ in _ACTIVATION_MODULES:
-            act = "tanh" if name.endswith(_POOLER) else config.hidden_act
+            act = "tanh" if name.endswith(_POOLER) else config.activation_of(name)
             if kind.__name__ not in _CLASSES[act]:
                 raise _differs(where, f"{name} is {kind.__name__}", f"has {act!r}")
         elif kind.__name__.endswith("Norm"):

@@ -74,6 +74,8 @@ class ModelConfig(ABC):
         family: name of the family, published with the configuration.
         model_types: `model_type` of transformers -> the start of its class names.
         heads: heads that the family can have.
+        class_heads: ends of class names with another head than in other families -> that head.
+        positional_scores: whether queries and keys are also multiplied by those of positions.
         naming: the names of the family's tensors on disk.
         neutral: settings of transformers that must be absent, null or one of the values given.
         max_positions: longest sequence, in tokens.
@@ -89,6 +91,8 @@ class ModelConfig(ABC):
     family: ClassVar[str] = ""
     model_types: ClassVar[Mapping[str, str]] = {}
     heads: ClassVar[tuple[str, ...]] = ()
+    class_heads: ClassVar[Mapping[str, str]] = {}
+    positional_scores: ClassVar[bool] = False
     naming: ClassVar[Naming]
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {}
 
@@ -146,6 +150,15 @@ class ModelConfig(ABC):
     def tied(self) -> dict[str, str]:
         """Tensors that a file may hold besides `tensors` -> the tensor that each must equal."""
         return {}
+
+    @property
+    def skipped_token(self) -> int | None:
+        """A token that positions do not count, so that a text with it would get other positions."""
+        return None
+
+    def activation_of(self, module: str) -> str:
+        """The activation of a part of transformers' model, by that part's name."""
+        return self.hidden_act
 
     def adapted(self, found: Mapping[str, Shape]) -> Self:
         """This configuration, completed from the stored tensors (by canonical name)."""
@@ -218,7 +231,8 @@ class ModelConfig(ABC):
         check_choice("model_type", model_type, cls.model_types)
         _refuse_quantised(data)
         refuse_unless_neutral(data, {**_NEUTRAL, **cls.neutral})
-        chosen = read_head(data, cls.model_types[str(model_type)], cls.heads, head)
+        name = cls.model_types[str(model_type)]
+        chosen = read_head(data, name, cls.heads, head, cls.class_heads)
         vocabulary = required(data, "vocab_size")
         values = {
             "vocab_size": vocabulary,
@@ -254,13 +268,18 @@ class DecoderConfig(ModelConfig):
 
     head: str = field(default="causal-lm")
 
+    @property
+    def head_inputs(self) -> int:
+        """Columns of what the head is given."""
+        return self.hidden_size
+
     def tied(self) -> dict[str, str]:
         if self.head != "causal-lm" or not self.tie_embeddings:
             return {}
         return {"lm_head.weight": next(iter(self._base_tensors()))}
 
     def _head_tensors(self) -> dict[str, Shape]:
-        hidden, outputs = self.hidden_size, self.num_labels
+        hidden, outputs = self.head_inputs, self.num_labels
         if self.head == "causal-lm":
             return {} if self.tie_embeddings else {"lm_head.weight": (self.vocab_size, hidden)}
         if self.head == "sequence-classification":

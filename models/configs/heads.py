@@ -40,14 +40,21 @@ _SUFFIXES = {
 
 
 def read_head(
-    data: Mapping[str, Any], class_name: str, heads: tuple[str, ...], head: str | None
+    data: Mapping[str, Any],
+    class_name: str,
+    heads: tuple[str, ...],
+    head: str | None,
+    others: Mapping[str, str],
 ) -> dict[str, Any]:
     """`head`, `num_labels`, `labels` and `problem_type` from a `config.json`.
 
-    class_name: the start of the family's class names. Without `architectures` a
+    class_name: the start of the family's class names; `others`: ends of class names with a head
+    of their own in this family. Without `architectures` a
     decoder predicts tokens and an encoder has no head. Raises ModelError.
     """
-    named = _head_of_class(data, class_name, heads, override=head is not None)
+    ends = {**_SUFFIXES, **others}
+    known = {class_name + end: head for end, head in ends.items() if head in heads}
+    named = _head_of_class(data, class_name, known, override=head is not None)
     if head is None:
         head = named
     check_choice("head", head, heads)
@@ -82,12 +89,11 @@ def check_labels(head: str, count: object, labels: object, problem_type: object)
 
 
 def _head_of_class(
-    data: Mapping[str, Any], class_name: str, heads: tuple[str, ...], *, override: bool
+    data: Mapping[str, Any], class_name: str, known: Mapping[str, str], *, override: bool
 ) -> str:
     classes = data.get("architectures")
     if not classes:
-        return "causal-lm" if "causal-lm" in heads else "none"
-    known = {class_name + suffix: head for suffix, head in _SUFFIXES.items() if head in heads}
+        return "causal-lm" if "causal-lm" in known.values() else "none"
     first = classes[0] if isinstance(classes, list) else classes
     if isinstance(first, str) and first in known:
         return known[first]

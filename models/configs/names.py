@@ -7,8 +7,8 @@ The canonical name is the one in the state dict of transformers' class with a he
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from protocols.errors import ModelError
 
@@ -28,6 +28,7 @@ class Naming:
         heads: first parts of the names outside, of all heads that transformers has for the family.
         ignored: canonical names of buffers that follow from the configuration.
         other_prefixes: written instead of `prefix` by some classes.
+        renamed: first parts of names in older versions of transformers -> the current ones.
     """
 
     prefix: str
@@ -35,12 +36,16 @@ class Naming:
     heads: frozenset[str]
     ignored: re.Pattern[str]
     other_prefixes: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def canonical(self, name: str) -> str:
         """Canonical name of a stored tensor; an unknown name is kept and refused later."""
         for old, new in _OLD_NAMES.items():
             name = name.removesuffix(old) + new if name.endswith(old) else name
         first, _, rest = name.partition(".")
+        if first in self.renamed:
+            first = self.renamed[first]
+            name = f"{first}.{rest}"
         if f"{first}." in self.other_prefixes and rest.partition(".")[0] in self.children:
             return self.prefix + rest
         return self.prefix + name if first in self.children else name

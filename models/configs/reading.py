@@ -13,10 +13,21 @@ from typing import Any
 
 from models.configs.architecture import ACTIVATIONS, ModelConfig, vocabulary_tokens
 from models.configs.decoders.falcon import FalconConfig
+from models.configs.decoders.gemma import GemmaConfig
 from models.configs.decoders.gpt2 import Gpt2Config
+from models.configs.decoders.gpt_neox import GptNeoxConfig
+from models.configs.decoders.granite import GraniteConfig
 from models.configs.decoders.llama import LlamaConfig
+from models.configs.decoders.opt import OptConfig
+from models.configs.decoders.phi3 import Phi3Config
+from models.configs.decoders.smollm3 import SmolLm3Config
+from models.configs.encoders.data2vec import Data2VecTextConfig
+from models.configs.encoders.deberta import DebertaV2Config
 from models.configs.encoders.distilbert import DistilBertConfig
+from models.configs.encoders.electra import ElectraConfig
 from models.configs.encoders.encoder import BertConfig, EncoderConfig, RobertaConfig
+from models.configs.encoders.modernbert import ModernBertConfig
+from models.configs.encoders.mpnet import MpnetConfig
 from models.configs.gguf import config_of_gguf, gguf_eos_token_ids
 from models.configs.heads import HEADS
 from models.configs.rope import RopeScaling
@@ -29,14 +40,25 @@ __all__ = [
     "ACTIVATIONS",
     "HEADS",
     "BertConfig",
+    "Data2VecTextConfig",
+    "DebertaV2Config",
     "DistilBertConfig",
+    "ElectraConfig",
     "EncoderConfig",
     "FalconConfig",
+    "GemmaConfig",
     "Gpt2Config",
+    "GptNeoxConfig",
+    "GraniteConfig",
     "LlamaConfig",
     "ModelConfig",
+    "ModernBertConfig",
+    "MpnetConfig",
+    "OptConfig",
+    "Phi3Config",
     "RobertaConfig",
     "RopeScaling",
+    "SmolLm3Config",
     "config_from_hf",
     "config_from_public",
     "config_of_gguf",
@@ -51,11 +73,22 @@ _FAMILIES: dict[str, type[ModelConfig]] = {
     config.family: config
     for config in (
         BertConfig,
+        Data2VecTextConfig,
+        DebertaV2Config,
         DistilBertConfig,
+        ElectraConfig,
         FalconConfig,
+        GemmaConfig,
         Gpt2Config,
+        GptNeoxConfig,
+        GraniteConfig,
         LlamaConfig,
+        ModernBertConfig,
+        MpnetConfig,
+        OptConfig,
+        Phi3Config,
         RobertaConfig,
+        SmolLm3Config,
     )
 }
 _MODEL_TYPES = {name: config for config in _FAMILIES.values() for name in config.model_types}

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.owner.spectral import SLACK, spectral
 from models.programs.plan import MAX_ROPE_FRAC, MAX_VALUE_DROP
 from models.programs.sharing import TABLE_LIMIT
 from protocols.arithmetic import PRODUCT_BITS
-from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS, Floats
-from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Span
-from protocols.drivers.secure import OUTPUT_LIMIT
+from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Floats
+from protocols.drivers.ops import Heads, Index, Ranges, Relative, Rotation, Span
+from protocols.drivers.secure import OUTPUT_LIMIT, OUTPUT_WIDTH, SCALE_BITS
 from protocols.errors import RangeError
 from protocols.functions.attention import MAX_SCORE_BITS, AttentionRange, spare_bits
 from protocols.functions.normalize import Norm, NormRange, longest_result, norm_range
+from protocols.functions.softcap import CAP_ERROR, Cap
 
 Vector = NDArray[np.float64]
 
@@ -31,37 +33,16 @@ HELD = 1 - 2.0**-12
 """Part of a limit that may be used: a comparison reads numbers whose last bits are shifted away,
 and they must not reach the limit even with the error of that shift. ReLU of 2^15 - 2^-18 was 0.
 """
-_SLACK = 1.001  # float32 products of a few thousand terms stay well within this factor
 ACTIVATION_ERROR = 0.08
 """Largest error of an approximation of an activation ("puma" has it: 0.0725 from SiLU)."""
 _ULP = 2.0**-17  # two units in the last of 18 fraction bits
-_SQUARINGS = 3
 MIN_ROPE_FRAC = 8
+_SCORE_WIDTH = RING_BITS - 1 - FRACTION_BITS
+"""Of the ring of a score, a product that was truncated."""
 _ENOUGH_ROPE_FRAC, _LEAST_BESIDE_VALUES = 16, 12
 """Fraction bits of angles for which large values give up some of theirs, and the fewest that they
 may leave: an angle's error is multiplied by the score.
 """
-
-
-def spectral(matrix: Floats) -> float:
-    """An upper bound on the largest singular value, too large by a factor of at most size^(1/32).
-
-    ||G||_2 <= ||G^8||_F^(1/8) for the symmetric G = W^T W (or W W^T, whichever is smaller).
-    """
-    w = np.asarray(matrix, dtype=np.float32)
-    peak = float(np.abs(w).max(initial=0.0))
-    if peak == 0.0 or not math.isfinite(peak):
-        return peak
-    w = w / np.float32(peak)
-    gram = w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
-    log = 0.0
-    for power in range(_SQUARINGS):
-        size = float(np.linalg.norm(gram))
-        gram = gram / np.float32(size)
-        log += math.log(size) / 2**power
-        gram = gram @ gram
-    log += math.log(float(np.linalg.norm(gram))) / 2**_SQUARINGS
-    return _SLACK * peak * math.exp(log / 2)
 
 
 @dataclass(frozen=True)
@@ -139,21 +120,30 @@ class Bounds:
         shift: Floats | None = None,
         *,
         unit: bool = False,
+        residual: bool = False,
     ) -> Bound:
         scale = None if gain is None else np.abs(np.asarray(gain, dtype=np.float64))
         largest = 1.0 if scale is None else float(scale.max(initial=0.0))
-        found = _named(name, norm_range, norm, _SLACK * x.length + 2.0**-10, largest)
+        found = _named(name, norm_range, norm, SLACK * x.length + 2.0**-10, largest)
         self._norms[name] = found
         offset = None if shift is None else np.asarray(shift, dtype=np.float64)
         radius = (1.0 if unit else math.sqrt(norm.size)) * (1 + 4 * 2.0**-found.frac)
         radius *= longest_result(norm, found)
-        frac = FRACTION_BITS if shift is None else RESIDUAL_BITS
+        frac = FRACTION_BITS if shift is None and not residual else RESIDUAL_BITS
         if scale is not None:  # a gain of zero leaves roundings
             scale = np.maximum(scale, 4 * _ULP)
-        result = Bound(norm.size, _SLACK * radius, scale, offset, frac)
+        result = Bound(norm.size, SLACK * radius, scale, offset, frac)
         if gain is not None:  # the gain may be multiplied by the result
             _check(name, result.entry, 2.0 ** (PRODUCT_BITS - frac - FRACTION_BITS))
         return result
+
+    async def scaled(self, x: Bound, factor: float) -> Bound:
+        _check("table", x.entry * factor, 2.0 ** (PRODUCT_BITS - x.frac - SCALE_BITS))
+        return Bound(x.size, x.length * factor * SLACK + _noise(x.size))
+
+    async def capped(self, x: Bound, name: str, cap: Cap) -> Bound:
+        _check(name, x.length, cap.limit(OUTPUT_WIDTH))
+        return Bound(x.size, cap.value * (1 + CAP_ERROR), frac=FRACTION_BITS)
 
     async def linear(self, x: Bound, weight: Floats, name: str) -> Bound:
         matrix, bias = _effective(x, weight)
@@ -221,13 +211,15 @@ class Bounds:
         score = float((q.lengths * np.repeat(k.lengths, share)).max()) * _turned(rope_frac) ** 2
         biases = [s.slopes.bias(self._positions) for s in spans if s.slopes is not None]
         score += max((float(np.abs(bias).max()) for bias in biases), default=0.0)
-        bits = max(4, math.ceil(math.log2(max(score * _SLACK, 1.0))))
+        score += max((_positional(q, k, s.relative) for s in spans), default=0.0)
+        score = _with_spans(name, score, spans)
+        bits = max(4, math.ceil(math.log2(max(score * SLACK, 1.0))))
         if bits > MAX_SCORE_BITS:
             raise RangeError(
                 f"{name}: attention scores can reach {score:.3g}, above 2^{MAX_SCORE_BITS}: the "
                 "query and key weights are too large"
             )
-        value_bits = max(0, math.ceil(math.log2(max(v.entry * _SLACK, 1.0))))
+        value_bits = max(0, math.ceil(math.log2(max(v.entry * SLACK, 1.0))))
         spare = _named(name, spare_bits, value_bits, self._positions)
         self._attention[name] = AttentionRange(bits, value_bits, rope_frac, drop)
         lengths = np.repeat(v.lengths, share)
@@ -242,11 +234,12 @@ class Bounds:
         _check(name, largest, min(OUTPUT_LIMIT, 2.0 ** (PRODUCT_BITS - x.frac - fraction)))
         return Bound(matrix.shape[1], largest)
 
-    async def mean(self, x: Bound, lengths: Sequence[int]) -> Bound:
+    async def mean(self, x: Bound, lengths: Sequence[int], *, inner: bool = False) -> Bound:
         # A sum times the inverse of its length is the only number that must fit: below
         # OUTPUT_LIMIT = 2^17, with 22 and 22 fraction bits below 2^61, where `map_public` allows
         # 2^62. Wraps before that cancel, because the inverse is an integer.
-        return self.result(x)
+        self.result(x)
+        return Bound(x.size, x.length + _noise(x.size), frac=FRACTION_BITS)
 
     def result(self, x: Bound) -> Bound:
         # 2^35 steps of 2^-18, plus two that a shift adds, in 37 bits; differences for an arg-max
@@ -272,6 +265,28 @@ class Bounds:
 
     def heads_at(self, x: HeadBound, index: Index) -> HeadBound:
         return x
+
+
+def _positional(q: HeadBound, k: HeadBound, relative: Relative | None) -> float:
+    """Largest sum of a query times a position's key and a key times a position's query."""
+    if relative is None or relative.keys is None:
+        return 0.0
+    longest = []
+    for rows in (relative.keys, relative.queries):
+        heads = np.asarray(rows, dtype=np.float64).reshape(-1, len(q.lengths), q.size)
+        longest.append(np.linalg.norm(heads, axis=2).max(axis=0) + _noise(q.size))
+    return float((q.lengths * longest[0] + k.lengths * longest[1]).max())
+
+
+def _with_spans(name: str, score: float, spans: Sequence[Span]) -> float:
+    """Largest score, with what relative positions add to it, and after its soft cap."""
+    tables = [s.relative.bias for s in spans if s.relative is not None]
+    score += max((float(np.abs(t).max()) + _ULP for t in tables if t is not None), default=0.0)
+    for span in spans:
+        if span.cap is not None:
+            _check(f"{name}: scores", score, span.cap.limit(_SCORE_WIDTH))
+            score = min(score, span.cap.value * (1 + CAP_ERROR))
+    return score
 
 
 def _effective(x: Bound, weight: Floats) -> tuple[Floats, Vector]:
@@ -303,7 +318,7 @@ def _rounded(x: Bound) -> float:
 def _entries(x: Bound, matrix: Floats, bias: Vector) -> Vector:
     """Largest size of each entry of the product of x and a matrix (see `_effective`)."""
     lengths = np.sqrt(np.einsum("ij,ij->j", matrix, matrix, dtype=np.float64))
-    sizes: Vector = _SLACK * lengths * x.radius + np.abs(bias) + _rounded(x) + _ULP
+    sizes: Vector = SLACK * lengths * x.radius + np.abs(bias) + _rounded(x) + _ULP
     return sizes
 
 

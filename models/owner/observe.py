@@ -27,12 +27,13 @@ from protocols.base.ring import RESIDUAL_BITS, WEIGHT_BITS, Floats, decode
 from protocols.base.shares import COMPUTING, EVALUATORS, Role, SecretTensor
 from protocols.drivers.lockstep import Pause, combine, run_parties
 from protocols.drivers.ops import Heads, Ranges, Rotation, Span
-from protocols.drivers.plain import Plain, affine
-from protocols.drivers.secure import OUTPUT_LIMIT, Secure
+from protocols.drivers.plain import Plain, affine, raw_scores
+from protocols.drivers.secure import OUTPUT_LIMIT, OUTPUT_WIDTH, Secure
 from protocols.drivers.trace import run_now
 from protocols.embedding import LOOKUP_BITS, request_rows
 from protocols.errors import LocalProtocolError
 from protocols.functions.normalize import Norm, NormRange, longest_centred
+from protocols.functions.softcap import Cap
 
 RESULT = "result"
 """Name of the place of the model's result for the client."""
@@ -102,6 +103,16 @@ class _Watched(_Driver):  # type: ignore[misc]
         await self._show(f"{name}.attention", y, sizes)
         return y
 
+    async def scaled(self, x: Any, factor: float) -> Any:
+        y = await super().scaled(x, factor)
+        await self._show("embedding.scaled", y, {})
+        return y
+
+    async def capped(self, x: Any, name: str, cap: Cap) -> Any:
+        y = await super().capped(x, name, cap)
+        await self._show(name, y, self._entries(x, cap.limit(OUTPUT_WIDTH)))
+        return y
+
     async def output(self, x: Any, weight: Any, name: str, *, tied: bool = False) -> Any:
         sizes = self._product(x, weight, tied=tied)
         y = await super().output(x, weight, name, tied=tied)
@@ -153,9 +164,9 @@ class PlainWatched(_Watched, Plain):
         share, largest = q.shape[0] // k.shape[0], 0.0
         for span in spans:
             keys = np.repeat(k[:, span.context], share, axis=0)
-            scores = q[:, span.rows] @ keys.transpose(0, 2, 1)
-            if span.bias is not None:
-                scores = scores + span.bias
+            scores = raw_scores(q[:, span.rows], keys, span)
+            if span.cap is not None:
+                scores = span.cap.exact(scores)
             largest = max(largest, _largest(scores[:, span.mask]))
         return {"scores": largest, "values": _largest(v)}
 

@@ -16,6 +16,7 @@ from protocols.drivers.plain import Plain, affine
 from protocols.functions.activations import ACTIVATIONS
 from protocols.functions.attention import spare_bits
 from protocols.functions.normalize import Norm, NormRange
+from protocols.functions.softcap import CAP_ROUNDING, Cap
 
 SPLINE_ERROR = 5e-5
 """Distance of a spline from its function (`protocols.spline`, `protocols.functions.elementary`)."""
@@ -112,9 +113,10 @@ class Rounded(Plain):
         shift: Floats | None = None,
         *,
         unit: bool = False,
+        residual: bool = False,
     ) -> Floats:
         if not self._enter(name):
-            return await super().norm(x, name, norm, gain, shift, unit=unit)
+            return await super().norm(x, name, norm, gain, shift, unit=unit, residual=residual)
         bounds: NormRange = self._ranges.norms[name]
         unit_step = 2.0**-RESIDUAL_BITS / norm.stretch
         moved = x - x.mean(axis=-1, keepdims=True) if norm.center else x
@@ -135,6 +137,18 @@ class Rounded(Plain):
         if gain is not None:
             y = self._noisy(y * self._nearest(gain, FRACTION_BITS), 2.0**-FRACTION_BITS)
         return y if shift is None else y + self._nearest(shift, RESIDUAL_BITS)
+
+    async def scaled(self, x: Floats, factor: float) -> Floats:
+        return self._noisy(await super().scaled(x, factor), 2.0**-RESIDUAL_BITS, self._active)
+
+    async def capped(self, x: Floats, name: str, cap: Cap) -> Floats:
+        self._enter(name)
+        return await super().capped(x, name, cap)
+
+    def bent(self, x: NDArray[np.float64], cap: Cap) -> NDArray[np.float64]:
+        if not self._active:
+            return super().bent(x, cap)
+        return np.asarray(self._shifted(cap.tightly(x), cap.value * CAP_ROUNDING))
 
     async def linear(self, x: Floats, weight: Floats, name: str) -> Floats:
         active = self._enter(name)

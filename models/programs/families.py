@@ -6,8 +6,8 @@ from typing import Any
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.architecture import ModelConfig
-from models.programs.decoders import falcon, gpt2, llama
-from models.programs.encoders import bert
+from models.programs.decoders import falcon, gpt2, llama, opt
+from models.programs.encoders import bert, modernbert
 from models.programs.folding import Matrix
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Cache
@@ -30,11 +30,22 @@ def _family(module: Any) -> Family:
 
 _FAMILIES = {
     "bert": _family(bert),
+    "data2vec-text": _family(bert),
+    "deberta-v2": _family(bert),
     "distilbert": _family(bert),
+    "electra": _family(bert),
     "falcon": _family(falcon),
+    "gemma": _family(llama),
     "gpt2": _family(gpt2),
+    "gpt_neox": _family(falcon),
+    "granite": _family(llama),
     "llama": _family(llama),
+    "modernbert": _family(modernbert),
+    "mpnet": _family(bert),
+    "opt": _family(opt),
+    "phi3": _family(llama),
     "roberta": _family(bert),
+    "smollm3": _family(llama),
 }
 
 

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.checkpoints.checkpoint import Checkpoint
-from models.configs.architecture import ModelConfig
+from models.configs.architecture import DecoderConfig, ModelConfig
+from models.configs.encoders.deberta import DebertaV2Config
+from models.configs.encoders.electra import ElectraConfig
 from models.configs.encoders.encoder import BertConfig, EncoderConfig, RobertaConfig
-from models.programs.folding import Matrix, dense, norm_of
+from models.configs.encoders.modernbert import ModernBertConfig
+from models.programs.folding import Matrix, dense
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Rows
 from protocols.drivers.ops import Ops, Parameters, Tensor
@@ -32,12 +35,14 @@ class Head:
         dense, activation: a layer before the projection (its weights' name), or "".
         norm: the LayerNorm after it, or "".
         projection: the weights' name, or "" for the embedding table.
+        columns: outputs of the dense layer; 0: as many as the hidden state has.
     """
 
     projection: str = ""
     dense: str = ""
     activation: str = ""
     norm: str = ""
+    columns: int = 0
 
 
 def head_of(config: ModelConfig) -> Head | None:
@@ -45,6 +50,8 @@ def head_of(config: ModelConfig) -> Head | None:
     head = config.head
     if head == "none":
         return None
+    if isinstance(config, ModernBertConfig):
+        return _modern_head(config)
     if head == "question-answering":
         return Head("qa_outputs")
     if not isinstance(config, EncoderConfig):
@@ -54,35 +61,46 @@ def head_of(config: ModelConfig) -> Head | None:
         return Head("" if tied else names.get(head, tagger))
     if head == "masked-lm":
         return _masked_head(config)
-    if head == "token-classification":
-        return Head("classifier")
+    return Head("classifier") if head == "token-classification" else _sequence_head(config)
+
+
+def _modern_head(config: ModernBertConfig) -> Head:
+    projection = config.decoder()[0] if config.head == "masked-lm" else "classifier"
+    tied = config.head == "masked-lm" and config.tie_embeddings
+    return Head("" if tied else projection, "head.dense", config.transform_act, "head.norm")
+
+
+def _sequence_head(config: EncoderConfig) -> Head:
     if isinstance(config, RobertaConfig):
         return Head("classifier.out_proj", "classifier.dense", "tanh")
+    if isinstance(config, DebertaV2Config):
+        return Head("classifier", "pooler.dense", config.pooler_act)
+    if isinstance(config, ElectraConfig):
+        return Head("classifier.out_proj", "classifier.dense", "gelu")
     if isinstance(config, BertConfig):
         return Head("classifier", "bert.pooler.dense", "tanh")
     return Head("classifier", "pre_classifier", "relu")
 
 
 def _masked_head(config: EncoderConfig) -> Head:
-    act, tied = config.transform_act, config.tie_embeddings
     if isinstance(config, RobertaConfig):
-        names = ("lm_head.decoder", "lm_head.dense", act, "lm_head.layer_norm")
+        names = ("lm_head.dense", "lm_head.layer_norm")
+    elif isinstance(config, ElectraConfig):
+        names = ("generator_predictions.dense", "generator_predictions.LayerNorm")
     elif isinstance(config, BertConfig):
-        name = "cls.predictions"
-        names = (
-            f"{name}.decoder",
-            f"{name}.transform.dense",
-            act,
-            f"{name}.transform.LayerNorm",
-        )
+        name = "cls.predictions.transform"
+        names = (f"{name}.dense", f"{name}.LayerNorm")
     else:
-        names = ("vocab_projector", "vocab_transform", act, "vocab_layer_norm")
-    return Head("" if tied else names[0], *names[1:])
+        names = ("vocab_transform", "vocab_layer_norm")
+    projection = "" if config.tie_embeddings else config.decoder()[0]
+    return Head(projection, names[0], config.transform_act, names[1], config.embedding_size)
 
 
 def default_rows(config: ModelConfig) -> Rows:
     """The rows that a head is meant for."""
     if config.head == "sequence-classification":
+        if isinstance(config, ModernBertConfig) and config.pooling == "mean":
+            return "mean"
         return "first" if isinstance(config, EncoderConfig) else "last"
     return "all"
 
@@ -103,14 +121,19 @@ def check_rows(config: ModelConfig, rows: str) -> None:
 def columns_of(config: ModelConfig) -> int:
     """Number of columns of a result row."""
     if config.head == "none":
-        return config.hidden_size
+        return _inputs(config)
     return config.vocab_size if config.head in _LOGITS else config.num_labels
+
+
+def _inputs(config: ModelConfig) -> int:
+    return config.head_inputs if isinstance(config, DecoderConfig) else config.hidden_size
 
 
 def table_columns(config: ModelConfig) -> int:
     """Columns of the shared embedding table: one more where it is also a head with a bias."""
     tied_bias = config.head == "masked-lm" and config.tie_embeddings
-    return config.hidden_size + tied_bias
+    columns = config.embedding_size if isinstance(config, EncoderConfig) else _inputs(config)
+    return columns + tied_bias
 
 
 async def finish(
@@ -122,16 +145,18 @@ async def finish(
         if batch.rows == "mean":
             return await ops.mean(x, batch.lengths)
         if batch.rows == "unit":
-            norm = Norm(config.hidden_size, UNIT_EPS)
+            norm = Norm(_inputs(config), UNIT_EPS)
             x = await ops.norm(ops.sums(x, batch.lengths), "unit", norm, unit=True)
         return ops.result(x)
+    if batch.rows == "mean":
+        x = await ops.mean(x, batch.lengths, inner=True)
     if head.dense:
         x = await ops.dense(x, parameters["head.dense"], "head.dense", head.activation)
     if head.norm:
         assert isinstance(config, EncoderConfig)
-        norm = Norm(config.hidden_size, config.layer_norm_eps, center=True)
-        gain, shift = parameters["head.gain"], parameters["head.shift"]
-        x = await ops.norm(x, "head.norm", norm, gain, shift)
+        norm = Norm(head.columns or config.hidden_size, config.layer_norm_eps, center=True)
+        shifts = [parameters["head.shift"]] if "head.shift" in parameters else []
+        x = await ops.norm(x, "head.norm", norm, parameters["head.gain"], *shifts)
     if not head.projection:
         return await ops.output(x, parameters["table"], "head", tied=True)
     return await ops.output(x, parameters["head"], "head")
@@ -139,17 +164,21 @@ async def finish(
 
 def task_parameters(config: ModelConfig) -> dict[str, Parameter]:
     """Kinds and shapes of the head's weights, in upload order."""
-    head, hidden, wanted = head_of(config), config.hidden_size, {}
+    head, hidden, wanted = head_of(config), _inputs(config), {}
     if head is None:
         return {}
+    columns = head.columns or hidden
     if head.dense:
-        wanted["head.dense"] = Parameter("weight", (hidden + 1, hidden))
+        wanted["head.dense"] = Parameter(
+            "weight", (hidden + _has_bias(config, head.dense), columns)
+        )
     if head.norm:
-        wanted["head.gain"] = Parameter("gain", (hidden,))
-        wanted["head.shift"] = Parameter("rows", (hidden,))
+        wanted["head.gain"] = Parameter("gain", (columns,))
+        if _has_bias(config, head.norm):
+            wanted["head.shift"] = Parameter("rows", (columns,))
     if head.projection:
-        bias = f"{head.projection}.bias" in config.tensors() or config.head == "masked-lm"
-        wanted["head"] = Parameter("weight", (hidden + bias, columns_of(config)))
+        bias = _has_bias(config, head.projection) or config.head == "masked-lm"
+        wanted["head"] = Parameter("weight", (columns + bias, columns_of(config)))
     return wanted
 
 
@@ -162,14 +191,18 @@ def task_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
     if head.dense:
         yield "head.dense", dense(checkpoint, head.dense)
     if head.norm:
-        gain, shift = norm_of(checkpoint, head.norm)
-        yield "head.gain", gain
-        yield "head.shift", shift
+        yield "head.gain", checkpoint.tensor(f"{head.norm}.weight")
+        if _has_bias(config, head.norm):
+            yield "head.shift", checkpoint.tensor(f"{head.norm}.bias")
     if head.projection and config.head == "masked-lm":
         weight = checkpoint.tensor(f"{head.projection}.weight").T
         yield "head", np.concatenate([weight, _vocabulary_bias(checkpoint)[None]])
     elif head.projection:
         yield "head", dense(checkpoint, head.projection)
+
+
+def _has_bias(config: ModelConfig, name: str) -> bool:
+    return f"{name}.bias" in config.tensors()
 
 
 def table_of(checkpoint: Checkpoint, name: str) -> Matrix:
@@ -181,6 +214,6 @@ def table_of(checkpoint: Checkpoint, name: str) -> Matrix:
 
 
 def _vocabulary_bias(checkpoint: Checkpoint) -> Matrix:
-    names = ("cls.predictions.bias", "lm_head.bias", "vocab_projector.bias")
-    found = [name for name in names if name in checkpoint.names()]
-    return checkpoint.tensor(found[0])
+    config = checkpoint.config
+    assert isinstance(config, EncoderConfig)
+    return checkpoint.tensor(config.decoder()[1])

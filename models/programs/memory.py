@@ -25,6 +25,7 @@ from protocols.drivers.trace import run_now
 from protocols.embedding import domain_bits
 from protocols.functions.activations import ACTIVATIONS
 from protocols.functions.normalize import Norm
+from protocols.functions.softcap import CAP_WAVES, Cap
 
 SHARE = 16
 """Bytes per entry: two words."""
@@ -127,11 +128,26 @@ class Sizes:
         shift: Any = None,
         *,
         unit: bool = False,
+        residual: bool = False,
     ) -> _Sized:
         rate = self._rates.centred if norm.center else self._rates.norm
         size = prod(x.shape)
         self._took(work=rate * size, dealt=_DEALT["norm"] * size, largest=SHARE * size)
         return _Sized(x.shape)
+
+    async def scaled(self, x: Any, factor: float) -> _Sized:
+        return self._product(x, prod(x.shape), x.shape[1], self._rates.linear)
+
+    async def capped(self, x: Any, name: str, cap: Cap) -> _Sized:
+        if self._settings.reveal == "argmax":  # which does without
+            return _Sized(x.shape)
+        return self._blocks(x, x.shape[1], self._cap())
+
+    def _cap(self) -> tuple[float, float, float]:
+        """Of a soft cap: bytes an entry, dealt, and of the largest message."""
+        count, rates = CAP_WAVES, self._rates
+        work = max(rates.centre + rates.wave * count, rates.sign)
+        return work, _DEALT["centre"] + _DEALT_WAVE * count, max(_LARGEST, _LARGEST_WAVE * count)
 
     async def linear(self, x: Any, weight: Any, name: str) -> _Sized:
         return self._product(x, x.shape[0] * weight.shape[1], weight.shape[1], self._rates.linear)
@@ -150,6 +166,10 @@ class Sizes:
         rate, dealt, largest = self._activation(activation)
         if gated:
             rate, dealt = rate + self._rates.gated, dealt + 26
+        return self._blocks(x, columns, (rate, dealt, largest))
+
+    def _blocks(self, x: Any, columns: int, costs: tuple[float, float, float]) -> _Sized:
+        rate, dealt, largest = costs
         entries = ACTIVATION_ENTRIES * columns
         blocks = row_blocks(x.shape[0], entries, self._settings.block)
         most = columns * max(block.stop - block.start for block in blocks)
@@ -195,9 +215,7 @@ class Sizes:
         runs = [pieces[run] for run in waves([scores for scores, _ in pieces], most)]
         if self._dealer:  # which runs one piece after another
             runs = [[piece] for piece in pieces]
-        rate = self._rates.attend
-        if self._dealer and self._settings.tree == "traffic":
-            rate = _TRAFFIC_ATTEND
+        rate, dealt, largest = self._score_costs(spans)
         work = max(sum(rate * scores + _MASK * mask for scores, mask in run) for run in runs)
         masks = sum(span.mask.nbytes for span in spans)
         result, scores = _Sized((rows, heads * size)), sum(scores for scores, _ in pieces)
@@ -205,16 +223,23 @@ class Sizes:
         self._took(
             q,
             work=max(work, masks + 3 * result.bytes),
-            dealt=_DEALT["attend"] * scores,
-            largest=_LARGEST * max(scores for scores, _ in pieces),
+            dealt=dealt * scores,
+            largest=largest * max(scores for scores, _ in pieces),
         )
         return result
+
+    def _score_costs(self, spans: Sequence[Span]) -> tuple[float, float, float]:
+        """Of a score: bytes an entry, dealt, and of the largest message."""
+        bent = self._cap() if any(span.cap is not None for span in spans) else (0.0, 0.0, 0.0)
+        traffic = self._dealer and self._settings.tree == "traffic"
+        rate = _TRAFFIC_ATTEND if traffic else self._rates.attend
+        return max(rate, bent[0]), _DEALT["attend"] + bent[1], max(_LARGEST, bent[2])
 
     async def output(self, x: Any, weight: Any, name: str, *, tied: bool = False) -> _Sized:
         columns = weight.shape[0 if tied else 1]
         return self._product(x, x.shape[0] * columns, columns, self._rates.output)
 
-    async def mean(self, x: Any, lengths: Sequence[int]) -> _Sized:
+    async def mean(self, x: Any, lengths: Sequence[int], *, inner: bool = False) -> _Sized:
         return self._product(x, len(lengths) * x.shape[1], x.shape[1], self._rates.output)
 
     async def argmax(self, logits: Any) -> None:
@@ -323,6 +348,9 @@ def _shallow(config: ModelConfig) -> ModelConfig:
     some: dict[str, Any] = {"num_layers": layers}
     if windows:
         some["windows"] = (max(windows, key=_reach),) * layers
+    for name in ("rotary", "local"):
+        if getattr(config, name, None):
+            some[name] = getattr(config, name)[:layers]
     return replace(config, **some)
 
 

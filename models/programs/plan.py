@@ -15,13 +15,14 @@ from protocols.functions.attention import MAX_SCORE_BITS, AttentionRange
 from protocols.functions.normalize import MAX_ROOT_FRAC, MIN_ROOT_FRAC, NormRange
 
 T = TypeVar("T")
-Kind = Literal["table", "weight", "gain", "rows"]
+Kind = Literal["table", "weight", "gain", "rows", "relative"]
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """A tensor to be shared: an embedding table, a matrix (inputs, outputs), a norm's gain, or
-    one or more rows that are added to the residual stream.
+    one or more rows that are added to the residual stream, or what relative positions add to
+    scores.
     """
 
     kind: Kind
@@ -79,7 +80,7 @@ class Plan:
         if not isinstance(data, Mapping) or data.keys() - {"sentences"} != _KEYS:
             raise ModelError(f"a model plan must have {', '.join(sorted(_KEYS))}")
         config = config_from_public(data["config"])
-        most = 4 * config.num_layers + 8
+        most = 6 * config.num_layers + 8
         norms = _entries("norm", data["norms"], most, NormRange, _NORM_BOUNDS)
         for name, item in norms.items():
             if item.low >= item.high:

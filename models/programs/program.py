@@ -8,8 +8,9 @@ import numpy as np
 
 from protocols.base.precise import cosines
 from protocols.base.ring import Words
-from protocols.drivers.ops import Index, Mask, Ops, Rotation, Slopes, Span, Tensor
+from protocols.drivers.ops import Index, Mask, Ops, Relative, Rotation, Slopes, Span, Tensor
 from protocols.errors import ConfigError
+from protocols.functions.softcap import Cap
 
 Rows = Literal["all", "last", "first", "mean", "unit"]
 """Results for every token, for each sequence's last or first one, or for the mean of its last
@@ -90,6 +91,8 @@ def spans_of(
     wanted: Index | None = None,
     window: int | None = None,
     slopes: Slopes | None = None,
+    relative: Callable[[Index], Relative] | None = None,
+    cap: Cap | None = None,
 ) -> list[Span]:
     """Attention of tokens to their own sequence.
 
@@ -97,8 +100,10 @@ def spans_of(
         start: tokens of the (only) sequence that are already in the cache.
         causal: a token attends to itself and those before it; otherwise to all.
         wanted: places of the query tokens (default: all).
-        window: a token sees at most this many tokens back, itself included.
-        slopes: see `Span`.
+        window: a token sees at most this many tokens back, itself included; without `causal` at
+            most as many ahead, too.
+        slopes, cap: see `Span`.
+        relative: what the distances of keys from queries, (queries, context), add to the scores.
     """
     spans, row, first = [], 0, 0
     for size in batch.lengths:
@@ -110,8 +115,11 @@ def spans_of(
         mask: Mask = seen <= own if causal else np.ones((len(own), len(seen)), dtype=np.bool_)
         if window is not None:
             mask &= seen > own - window
+            if not causal:
+                mask &= seen < own + window
         rows = slice(row, row + len(asking))
-        spans.append(Span(rows, slice(first, first + start + size), mask, slopes))
+        added = None if relative is None else relative(seen - own)
+        spans.append(Span(rows, slice(first, first + start + size), mask, slopes, added, cap))
         row, first = row + len(asking), first + size
     return spans
 

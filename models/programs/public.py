@@ -2,25 +2,29 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from models.configs.decoders.falcon import FalconConfig
 from models.configs.decoders.llama import LlamaConfig
+from models.configs.encoders.modernbert import ModernBertConfig
 from models.programs.families import forward, parameters_of
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan
 from models.programs.program import Batch, Cache
 from protocols.base.precise import cosines
 from protocols.base.ring import FRACTION_BITS, encode
+from protocols.drivers.attending import bias_words
 from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Slopes, Span
-from protocols.drivers.public import Number, digest, spline_words
-from protocols.drivers.secure import bias_words
+from protocols.drivers.public import Number, cap_words, digest, spline_words
+from protocols.drivers.secure import scale_word
 from protocols.drivers.trace import run_now
 from protocols.errors import LocalProtocolError
 from protocols.functions.elementary import gained_spline, power_spline
 from protocols.functions.normalize import Norm
+from protocols.functions.softcap import Cap
 
 _MOST_BIASES = 4096
 """Positions whose biases go into the digest; the others come from the same slopes."""
@@ -46,6 +50,8 @@ def plan_digests(plan: Plan) -> dict[str, str]:
         "powers": digest(_powers(places.gains)),
         "rotary": digest(_rotary(plan) if places.rotates else ()),
         "biases": digest(_biases(places.slopes, config.max_positions)),
+        "factors": digest(places.factors),
+        "caps": digest(word for cap in sorted(places.caps) for word in cap_words(Cap(cap))),
     }
 
 
@@ -59,11 +65,13 @@ def _powers(gains: set[float]) -> Iterator[Number]:
 
 def _rotary(plan: Plan) -> Iterator[Number]:
     config = plan.config
-    assert isinstance(config, LlamaConfig | FalconConfig)
+    assert isinstance(config, LlamaConfig | FalconConfig | ModernBertConfig)
     last = config.max_positions
     steps = np.uint64(1) << np.arange(last.bit_length(), dtype=np.uint64)
-    for length in sorted({1, 1 + last // 2, last}):  # one kind of scaling depends on it
-        turns = config.turns(length)
+    kinds = ("global",) if isinstance(config, FalconConfig) else config.rotary_kinds()
+    lengths = sorted({1, 1 + last // 2, last})  # one kind of scaling depends on it
+    for length, kind in product(lengths, kinds):
+        turns = config.turns(length, kind)
         yield turns
         for part in cosines(steps[:, None] * turns):
             yield encode(part, FRACTION_BITS)
@@ -81,6 +89,8 @@ class _Places:
         self._ranges = ranges
         self.norms: list[Number] = []
         self.gains: set[float] = set()  # of inverse roots
+        self.factors: list[Number] = []
+        self.caps: set[float] = set()
         self.rotates = False
         self.slopes: Slopes | None = None
 
@@ -96,12 +106,19 @@ class _Places:
         shift: Any = None,
         *,
         unit: bool = False,
+        residual: bool = False,
     ) -> None:
         bounds = self._ranges.norms.get(name)
         if bounds is None:
             raise LocalProtocolError(f"{name} has no range: the owner must publish one")
         self.norms.append(bounds.eps_word(norm))
         self.gains.add(1.0 if unit else math.sqrt(norm.size))
+
+    async def scaled(self, x: None, factor: float) -> None:
+        self.factors.append(scale_word(factor))
+
+    async def capped(self, x: None, name: str, cap: Cap) -> None:
+        self.caps.add(cap.value)
 
     async def linear(self, x: None, weight: Any, name: str) -> None:
         return None
@@ -129,11 +146,12 @@ class _Places:
 
     async def attention(self, q: None, k: None, v: None, name: str, spans: Sequence[Span]) -> None:
         self.slopes = spans[0].slopes
+        self.caps |= {span.cap.value for span in spans if span.cap is not None}
 
     async def output(self, x: None, weight: Any, name: str, *, tied: bool = False) -> None:
         return None
 
-    async def mean(self, x: None, lengths: Sequence[int]) -> None:
+    async def mean(self, x: None, lengths: Sequence[int], *, inner: bool = False) -> None:
         return None
 
     def result(self, x: None) -> None:

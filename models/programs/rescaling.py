@@ -71,7 +71,8 @@ def _heads(config: ModelConfig, qkv: Matrix, output: Matrix) -> None:
         queries = slice(head * share * size, (head + 1) * share * size)
         key = slice((heads.query + head) * size, (heads.query + head + 1) * size)
         value = slice(turned + head * size, turned + (head + 1) * size)
-        if not getattr(config, "qk_norm", False):  # such a norm divides the lengths out
+        # Not where a norm divides the lengths out, or where positions are multiplied, too.
+        if not getattr(config, "qk_norm", False) and not config.positional_scores:
             _move(qkv[:, queries], qkv[:, key], qkv[:, queries].T, qkv[:, key].T)
         _move(qkv[:, value], output[queries], qkv[:, value].T, output[queries])
 

@@ -33,6 +33,7 @@ _FRACTIONS: dict[Kind, int] = {
     "weight": WEIGHT_BITS,
     "gain": FRACTION_BITS,
     "rows": RESIDUAL_BITS,
+    "relative": FRACTION_BITS,
 }
 
 

@@ -35,6 +35,7 @@ from protocols.base.shares import Role, SecretTensor
 from protocols.drivers.ops import Heads, Ranges, Rotation
 from protocols.drivers.secure import Secure
 from protocols.functions.normalize import Norm
+from protocols.functions.softcap import Cap
 from protocols.linear import Weight
 
 T = TypeVar("T")
@@ -201,8 +202,16 @@ class Observed(Secure):
         shift: SecretTensor | None = None,
         *,
         unit: bool = False,
+        residual: bool = False,
     ) -> Task:
-        return self._at(name, super().norm(x, name, norm, gain, shift, unit=unit))
+        asked = super().norm(x, name, norm, gain, shift, unit=unit, residual=residual)
+        return self._at(name, asked)
+
+    def scaled(self, x: Any, factor: float) -> Task:
+        return self._at("embedding", super().scaled(x, factor))
+
+    def capped(self, x: Any, name: str, cap: Cap) -> Task:
+        return self._at(name, super().capped(x, name, cap))
 
     def linear(self, x: Any, weight: Any, name: str) -> Task:
         return self._at(name, super().linear(x, weight, name))
@@ -232,8 +241,8 @@ class Observed(Secure):
     def output(self, x: Any, weight: Any, name: str, *, tied: bool = False) -> Task:
         return self._at(name, super().output(x, weight, name, tied=tied))
 
-    def mean(self, x: Any, lengths: Sequence[int]) -> Task:
-        return self._at("mean", super().mean(x, lengths))
+    def mean(self, x: Any, lengths: Sequence[int], *, inner: bool = False) -> Task:
+        return self._at("mean", super().mean(x, lengths, inner=inner))
 
     def argmax(self, logits: Any) -> Task:
         return self._at("argmax", super().argmax(logits))

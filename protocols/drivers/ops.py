@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from protocols.functions.attention import AttentionRange
 from protocols.functions.normalize import Norm, NormRange
+from protocols.functions.softcap import Cap
 
 Tensor: TypeAlias = Any
 """A secret tensor, a float array or a bound, depending on the driver."""
@@ -70,12 +71,16 @@ class Span:
         rows: of the queries. context: of the keys and values.
         mask: (queries, context), True where a query may look.
         slopes: how much each position adds to each head's scores, or None.
+        relative: what the distance between two tokens adds to their scores, or None.
+        cap: the soft cap of scores, or None.
     """
 
     rows: slice
     context: slice
     mask: Mask
     slopes: "Slopes | None" = None
+    relative: "Relative | None" = None
+    cap: Cap | None = None
 
     @property
     def bias(self) -> NDArray[np.float64] | None:
@@ -96,6 +101,24 @@ class Slopes:
         """(heads, 1, context)."""
         steps = _bfloat16(self.slopes)[:, None, None] * np.arange(context)
         return _bfloat16(steps) * self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """What the distance of two tokens, of which the places are public, adds to their scores by
+    secret weights.
+
+    Attributes:
+        index: (queries, context), the row of each pair.
+        bias: (rows, heads) that are added, or None.
+        keys, queries: (rows, hidden) that a query and a key are multiplied by, head by head, both
+            or none.
+    """
+
+    index: Index
+    bias: Tensor | None = None
+    keys: Tensor | None = None
+    queries: Tensor | None = None
 
 
 def _bfloat16(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -131,8 +154,17 @@ class Ops(Protocol):
         shift: Any = None,
         *,
         unit: bool = False,
+        residual: bool = False,
     ) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) times gain plus shift; `unit` for rows of length 1."""
+        """x / sqrt(mean(x^2) + eps) times gain plus shift; `unit` for rows of length 1, `residual`
+        for a result that is added to the residual stream.
+        """
+
+    async def scaled(self, x: Tensor, factor: float) -> Tensor:
+        """x of the residual stream times a public factor (see `scale_word`)."""
+
+    async def capped(self, x: Tensor, name: str, cap: Cap) -> Tensor:
+        """What `output` gave, bent by a soft cap, for the client."""
 
     async def linear(self, x: Tensor, weight: Any, name: str) -> Tensor:
         """x @ W, for the residual stream."""
@@ -165,8 +197,8 @@ class Ops(Protocol):
     async def output(self, x: Tensor, weight: Any, name: str, *, tied: bool = False) -> Tensor:
         """x @ W for the client (`tied`: x @ table^T)."""
 
-    async def mean(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Mean row of each run of `lengths` rows, for the client."""
+    async def mean(self, x: Tensor, lengths: Sequence[int], *, inner: bool = False) -> Tensor:
+        """Mean row of each run of `lengths` rows, for the client, or for an `inner` layer."""
 
     def result(self, x: Tensor) -> Tensor:
         """x itself, for the client."""

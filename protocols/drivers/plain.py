@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.base.ring import Floats
-from protocols.drivers.ops import Heads, Index, Rotation, Span, rotate
+from protocols.drivers.ops import Heads, Index, Relative, Rotation, Span, rotate
 from protocols.functions.activations import ACTIVATIONS
 from protocols.functions.normalize import Norm
+from protocols.functions.softcap import Cap
 
 Record = Callable[[str, Floats], None]
 
@@ -41,6 +42,7 @@ class Plain:
         shift: Floats | None = None,
         *,
         unit: bool = False,
+        residual: bool = False,
     ) -> Floats:
         if norm.center:
             x = x - x.mean(axis=-1, keepdims=True)
@@ -48,6 +50,12 @@ class Plain:
         y = x / np.sqrt((mean_square + norm.eps) * (norm.size if unit else 1))
         y = y if gain is None else y * gain
         return self._seen(name, y if shift is None else y + shift)
+
+    async def scaled(self, x: Floats, factor: float) -> Floats:
+        return np.asarray(x * factor)
+
+    async def capped(self, x: Floats, name: str, cap: Cap) -> Floats:
+        return self._seen(name, self.bent(np.asarray(x, dtype=np.float64), cap))
 
     async def linear(self, x: Floats, weight: Floats, name: str) -> Floats:
         return self._seen(name, self.product(x, weight))
@@ -92,9 +100,9 @@ class Plain:
         keys, values = np.repeat(k, share, axis=0), np.repeat(v, share, axis=0)
         parts = []
         for span in spans:
-            scores = q[:, span.rows] @ keys[:, span.context].transpose(0, 2, 1)
-            if span.bias is not None:
-                scores = scores + span.bias
+            scores = raw_scores(q[:, span.rows], keys[:, span.context], span)
+            if span.cap is not None:
+                scores = self.bent(scores, span.cap)
             scores = np.where(span.mask, scores, -np.inf)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             weights /= weights.sum(axis=-1, keepdims=True)
@@ -105,7 +113,7 @@ class Plain:
     async def output(self, x: Floats, weight: Floats, name: str, *, tied: bool = False) -> Floats:
         return self._seen(name, self.product(x, weight.T if tied else weight))
 
-    async def mean(self, x: Floats, lengths: Sequence[int]) -> Floats:
+    async def mean(self, x: Floats, lengths: Sequence[int], *, inner: bool = False) -> Floats:
         return np.asarray(self.sums(x, lengths) / np.asarray(lengths)[:, None])
 
     def result(self, x: Floats) -> Floats:
@@ -135,10 +143,38 @@ class Plain:
         """Apply an activation function; `name` is the place."""
         return ACTIVATIONS[activation].exact(np.asarray(x, dtype=np.float64))
 
+    def bent(self, x: NDArray[np.float64], cap: Cap) -> NDArray[np.float64]:
+        """A soft cap."""
+        return cap.exact(x)
+
     def _seen(self, name: str, value: Any) -> Floats:
         result: Floats = np.asarray(value)
         self._record(name, result)
         return result
+
+
+def raw_scores(q: Floats, k: Floats, span: Span) -> NDArray[np.float64]:
+    """Scores before a soft cap: (heads, T, size) queries against as many heads of keys."""
+    scores: NDArray[np.float64] = q @ k.transpose(0, 2, 1)
+    if span.bias is not None:
+        scores = scores + span.bias
+    if span.relative is not None and span.relative.bias is not None:
+        scores = scores + span.relative.bias[span.relative.index].transpose(2, 0, 1)
+    if span.relative is not None and span.relative.keys is not None:
+        scores = scores + _positional(q, k, span.relative)
+    return scores
+
+
+def _positional(q: Floats, k: Floats, relative: Relative) -> NDArray[np.float64]:
+    heads, asked, size = q.shape
+    own, seen = np.arange(asked)[:, None], np.arange(k.shape[1])
+    keys, queries = (
+        np.asarray(rows).reshape(-1, heads, size).transpose(1, 2, 0)
+        for rows in (relative.keys, relative.queries)
+    )
+    content: NDArray[np.float64] = (q @ keys)[:, own, relative.index]
+    position: NDArray[np.float64] = (k @ queries)[:, seen, relative.index]
+    return content + position
 
 
 def affine(

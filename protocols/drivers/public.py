@@ -11,11 +11,12 @@ from hashlib import sha256
 import numpy as np
 
 from protocols.base.precise import cosine_table
-from protocols.base.ring import Words
+from protocols.base.ring import FRACTION_BITS, Words
 from protocols.drivers.secure import inverse_lengths
 from protocols.functions.activations import ACTIVATIONS, Activation, piece_words
 from protocols.functions.elementary import power_spline
 from protocols.functions.exponential import factor_tables
+from protocols.functions.softcap import Cap
 from protocols.kernels.spline import signed_binomials
 from protocols.kernels.waves import Ints, roots
 from protocols.spline import Spline
@@ -72,6 +73,13 @@ def spline_words(spline: Spline) -> Iterator[Number]:
     """All words of a spline that the parties compute with."""
     yield spline.tables
     yield from (spline.segment_bits, spline.local_bits, spline.frac, spline.scale)
+
+
+def cap_words(cap: Cap) -> Iterator[Number]:
+    """All that the parties compute a soft cap with."""
+    yield from _wave_words(cap.waves, FRACTION_BITS + cap.power)
+    yield roots(cap.waves.bits)
+    yield round(cap.value * 2**FRACTION_BITS)
 
 
 def _base_splines() -> Iterator[Number]:

@@ -6,21 +6,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from protocols.arithmetic import lift, map_public, matmul, mul
+from protocols.arithmetic import lift, map_public, mul
 from protocols.base.blocks import ACTIVATION_ENTRIES, Piece, in_blocks, score_pieces, waves
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
 from protocols.base.shares import SecretTensor, concat, constant, stack
 from protocols.compare import maximum
-from protocols.drivers.ops import Heads, Index, Mask, Ranges, Rotation, Span, rotate
+from protocols.drivers.attending import Added, attend_piece
+from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Span, rotate
 from protocols.drivers.trace import traced_once
 from protocols.embedding import embed
 from protocols.errors import LocalProtocolError
 from protocols.functions.activations import ACTIVATIONS, activate
-from protocols.functions.attention import AttentionRange, attend
 from protocols.functions.normalize import Norm, normalize, truncated
+from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
 
 OUTPUT_WIDTH = 37
@@ -31,6 +31,8 @@ ARGMAX_FRAC = 13
 ARGMAX_WIDTH = 32
 """Logits are compared in steps of 2^-13, as far apart as `OUTPUT_LIMIT` lets them be."""
 _MEAN_FRAC = 22
+SCALE_BITS = 16
+"""Fraction bits of a public factor."""
 
 
 class Secure:
@@ -54,6 +56,7 @@ class Secure:
         shift: SecretTensor | None = None,
         *,
         unit: bool = False,
+        residual: bool = False,
     ) -> SecretTensor:
         """With a shift the result has the residual stream's fraction bits, which the shift has."""
         return await normalize(
@@ -63,9 +66,16 @@ class Secure:
             _range(self._ranges.norms, name),
             gain=gain,
             shift=shift,
-            frac=FRACTION_BITS if shift is None else RESIDUAL_BITS,
+            frac=FRACTION_BITS if shift is None and not residual else RESIDUAL_BITS,
             unit=unit,
         )
+
+    async def scaled(self, x: SecretTensor, factor: float) -> SecretTensor:
+        word = scale_word(factor)
+        product = await map_public(
+            self.lane, x, lambda words: words * word, shift=SCALE_BITS, frac=x.frac
+        )
+        return await lift(self.lane, product)
 
     async def linear(self, x: SecretTensor, weight: Weight, name: str) -> SecretTensor:
         product = await linear(self.lane, _with_one(x, weight.shape[0]), weight, frac=RESIDUAL_BITS)
@@ -203,11 +213,14 @@ class Secure:
         async def attend_job(span: Span, lo: int, hi: int, at: Piece, lane: Lane) -> SecretTensor:
             heads, rows = slice(lo * share, hi * share), _within(span.rows, at.rows)
             seen = _within(span.context, at.columns)
-            bias = None if span.bias is None else span.bias[heads, :, at.columns]
+            added = Added.of(span, heads, at, q.shape[2])
             mask = span.mask[at.rows, at.columns]
             qkv = q[heads, rows], k[lo:hi, seen], v[lo:hi, seen]
-            key = (*map(_kind, qkv), mask.tobytes() if lane.tracing else b"", bounds)
-            return await traced_once(lane, key, lambda s: _attend(s, *qkv, mask, bias, bounds))
+            seen_by = mask.tobytes() if lane.tracing else b""
+            key = (*map(_kind, qkv), seen_by, bounds, added.kind)
+            return await traced_once(
+                lane, key, lambda s: attend_piece(s, *qkv, mask, added, bounds)
+            )
 
         sizes = [piece.size((hi - lo) * share) for _, lo, hi, piece in jobs]
         found: list[SecretTensor] = []
@@ -224,14 +237,26 @@ class Secure:
         product = table_product if tied else linear
         return (await product(self.lane, _with_one(x, depth), weight)).narrow(OUTPUT_WIDTH)
 
-    async def mean(self, x: SecretTensor, lengths: Sequence[int]) -> SecretTensor:
+    async def capped(self, x: SecretTensor, name: str, cap: Cap) -> SecretTensor:
+        if self.lane.settings.reveal == "argmax":  # the largest stays the largest
+            return x
+
+        async def block(rows: SecretTensor) -> SecretTensor:
+            key = (*_kind(rows), cap)
+            return await traced_once(self.lane, key, lambda lane: softcap(lane, rows, cap))
+
+        return await in_blocks(self.lane, x, ACTIVATION_ENTRIES * x.shape[1], block)
+
+    async def mean(
+        self, x: SecretTensor, lengths: Sequence[int], *, inner: bool = False
+    ) -> SecretTensor:
         inverse = inverse_lengths(lengths)[:, None]
         total = self.sums(x, lengths)
         shift = total.frac + _MEAN_FRAC - FRACTION_BITS
         mean = await map_public(
             self.lane, total, lambda words: words * inverse, shift=shift, frac=FRACTION_BITS
         )
-        return mean.narrow(OUTPUT_WIDTH)
+        return await lift(self.lane, mean) if inner else mean.narrow(OUTPUT_WIDTH)
 
     def result(self, x: SecretTensor) -> SecretTensor:
         return x.drop(x.frac - FRACTION_BITS).narrow(OUTPUT_WIDTH)
@@ -253,7 +278,10 @@ class Secure:
     # -- local -------------------------------------------------------------------------------------
 
     def add(self, x: SecretTensor, y: SecretTensor) -> SecretTensor:
-        return x + y
+        if x.frac == y.frac:
+            return x + y
+        frac = max(x.frac, y.frac)
+        return x.scale_up(frac - x.frac) + y.scale_up(frac - y.frac)
 
     def sums(self, x: SecretTensor, lengths: Sequence[int]) -> SecretTensor:
         ends = np.cumsum(lengths)
@@ -290,15 +318,15 @@ class _Turn:
         return np.concatenate([turned, rest], axis=1).reshape(words.shape)
 
 
+def scale_word(factor: float) -> np.uint64:
+    """A public factor with `SCALE_BITS` fraction bits."""
+    return np.uint64(round(factor * 2**SCALE_BITS))
+
+
 def inverse_lengths(lengths: Sequence[int]) -> Words:
     """1 / length with 22 fraction bits, to the nearest."""
     sizes = np.asarray(lengths, dtype=np.uint64)
     return (np.uint64(1 << _MEAN_FRAC) + sizes // np.uint64(2)) // sizes
-
-
-def bias_words(bias: NDArray[np.float64]) -> Words:
-    """The words added to scores: one float64 rounding of exact numbers, the same everywhere."""
-    return encode(bias, FRACTION_BITS)
 
 
 def _range(ranges: Any, name: str) -> Any:
@@ -338,24 +366,3 @@ def _within(whole: slice, part: slice) -> slice:
 
 def _split(joint: SecretTensor, size: int) -> SecretTensor:
     return joint.reshape(joint.shape[0], -1, size)
-
-
-async def _attend(
-    lane: Lane,
-    q: SecretTensor,
-    k: SecretTensor,
-    v: SecretTensor,
-    mask: Mask,
-    bias: Any,
-    bounds: AttentionRange,
-) -> SecretTensor:
-    """(H, T, C) queries against (G, L, C) keys and values: (H, T, C)."""
-    groups, tokens, size = k.shape[0], q.shape[1], q.shape[2]
-    share = q.shape[0] // groups
-    stacked = q.reshape(groups, share * tokens, size)
-    scores = await matmul(lane, stacked, k.transpose(0, 2, 1), FRACTION_BITS)
-    if bias is not None:
-        words = np.repeat(bias_words(bias), tokens, axis=1)
-        scores = scores.add_public(words.reshape(groups, share * tokens, -1))
-    context = await attend(lane, scores, v, np.tile(mask, (share, 1)), bounds)
-    return context.reshape(q.shape[0], tokens, size)

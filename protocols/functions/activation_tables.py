@@ -307,6 +307,50 @@ TANH = Activation(
         ),
     ),
 )
+SOFT = Activation(
+    "soft cap",
+    exact.tanh,
+    left=-1.0,
+    right=1.0,
+    tight=Centre(
+        Waves(
+            gain=1,
+            bits=22,
+            dealt=22,
+            public=22,
+            amplitudes=(
+                1.2272488003,
+                -0.0539508045,
+                0.3176584782,
+                -0.0649596044,
+                0.1310208204,
+                -0.0500533215,
+                0.0613977101,
+                -0.0314812861,
+                0.0298058336,
+                -0.0173269186,
+                0.014069649,
+                -0.0084631969,
+                0.0061587874,
+                -0.0036319701,
+                0.002399932,
+                -0.0013335037,
+                0.0007955345,
+                -0.0003992477,
+                0.0002099991,
+                -8.88559e-05,
+                3.90392e-05,
+                -1.16057e-05,
+                3.7183e-06,
+                -5.85e-08,
+            ),
+            odd=True,
+        ),
+        cut=6.5,
+        frac=18,
+    ),
+)
+"""A finer tanh for soft caps, which multiply by up to a thousand what it is off."""
 RELU = Activation("relu", exact.relu)
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -332,7 +332,7 @@ def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
             "positions: shorten the prompt"
         )
     # RoBERTa only counts positions of the other tokens.
-    if config.family == "roberta" and config.pad_token_id in ids:
+    if config.skipped_token is not None and config.skipped_token in ids:
         raise ConfigError(
             f"token id {config.pad_token_id} is this model's padding, which is never needed: "
             "sequences of different lengths can be batched without it"

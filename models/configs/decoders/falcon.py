@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from models.configs.architecture import (
     FULL_ATTENTION,
     DecoderConfig,
@@ -16,7 +18,7 @@ from models.configs.architecture import (
 )
 from models.configs.decoders.llama import check_rotary, head_size
 from models.configs.names import Naming, Shape
-from models.configs.rope import RopeScaling, read_rope, rotary_turns
+from models.configs.rope import Rope, RopeScaling, read_rope, rotary_turns
 from models.configs.validate import check_divides, check_flag, check_size, number, required
 from protocols.base.ring import Words
 from protocols.errors import ModelError
@@ -41,7 +43,13 @@ class FalconConfig(DecoderConfig):
         bias: the matrices of the layers have biases.
         alibi: scores get a bias that grows with the position, instead of rotary positions.
         rope_scaling: None for the plain frequencies of rope_theta.
+        rotary_dim: entries of a head that are rotated, the first; None: all.
     """
+
+    table: ClassVar[str] = "transformer.word_embeddings"
+    layer: ClassVar[str] = "transformer.h"
+    attention: ClassVar[str] = "self_attention"
+    last_norm: ClassVar[str] = "transformer.ln_f"
 
     family: ClassVar[str] = "falcon"
     model_types: ClassVar[Mapping[str, str]] = {"falcon": "Falcon"}
@@ -69,6 +77,7 @@ class FalconConfig(DecoderConfig):
     bias: bool = False
     alibi: bool = False
     rope_scaling: RopeScaling | None = None
+    rotary_dim: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,10 +88,13 @@ class FalconConfig(DecoderConfig):
             check_flag(name, getattr(self, name))
         check_divides("num_heads", self.num_heads, "hidden_size", self.hidden_size)
         check_divides("num_kv_heads", self.num_kv_heads, "num_heads", self.num_heads)
-        check_rotary(2 if self.alibi else self.head_dim, self.rope_scaling)
+        if not self.alibi:
+            check_rotary(self.head_dim, self.rope_scaling, self.rotary_dim)
         self._check_layout()
 
     def _check_layout(self) -> None:
+        if self.rotary_dim is not None:
+            raise ModelError("rotary_dim: must be null in this family")
         if self.alibi and self.rope_scaling is not None:
             raise ModelError("alibi: has no rotary positions, so rope_scaling must be null")
         most = 2 if self.new_decoder_architecture else 1
@@ -103,11 +115,17 @@ class FalconConfig(DecoderConfig):
         """Entries of an attention head."""
         return self.hidden_size // self.num_heads
 
-    def turns(self, length: int) -> Words:
+    def turns(self, length: int, kind: str = "global") -> Words:
         """Angles per position, (head_dim // 2,), in 2^-64 of a turn, in a sequence of `length`
-        tokens so far.
+        tokens so far. All layers are of one kind.
         """
-        return rotary_turns(self.rope_theta, self.head_dim, self.rope_scaling, length)
+        found = rotary_turns(self.rope_theta, self.rotated, self.rope_scaling, length)
+        return np.pad(found, (0, (self.head_dim - self.rotated) // 2))
+
+    @property
+    def rotated(self) -> int:
+        """Entries of a head that are rotated."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     def norm_names(self) -> tuple[str, ...]:
         """Names of a layer's LayerNorms: the attention's, and the MLP's if it has its own."""
@@ -150,22 +168,20 @@ class FalconConfig(DecoderConfig):
         positions = data.get("max_position_embeddings", 2048)
         check_size("max_position_embeddings", positions)
         alibi = data.get("alibi", False)
-        theta, scaling = (10000.0, None) if alibi else read_rope(data, positions)
-        if scaling is not None and scaling.kind == "dynamic":
-            positions = int(positions * scaling.factor)
+        rope = Rope(10000.0, None) if alibi else read_rope(data, positions)
         return {
             "hidden_size": hidden,
             "intermediate_size": data.get("ffn_hidden_size", 4 * hidden),
             "num_layers": required(data, "num_hidden_layers"),
             "num_heads": heads,
-            "max_positions": positions,
+            "max_positions": rope.context(positions),
             "hidden_act": activation(data.get("activation", "gelu")),
             "layer_norm_eps": data.get("layer_norm_epsilon", 1e-5),
             "tie_embeddings": data.get("tie_word_embeddings", True),
             "bias": data.get("bias", False),
             "alibi": alibi,
-            "rope_theta": theta,
-            "rope_scaling": scaling,
+            "rope_theta": rope.theta,
+            "rope_scaling": rope.scaling,
             **_layout(data, heads),
         }
 

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from models.configs.architecture import DecoderConfig, activation, linear
 from models.configs.names import Naming, Shape
-from models.configs.rope import RopeScaling, read_rope, rotary_turns
+from models.configs.rope import Rope, RopeScaling, read_rope, rotary_turns
 from models.configs.validate import (
+    check_choice,
     check_divides,
     check_flag,
     check_size,
@@ -18,12 +21,15 @@ from models.configs.validate import (
     refuse_unless_neutral,
     required,
     short,
-    unsupported,
 )
+from models.configs.windows import read_windows
 from protocols.base.ring import Words
 from protocols.errors import ModelError
+from protocols.functions.softcap import MAX_POWER
 
-_MAX_WINDOW = 1 << 24
+_MAX_SCALE = 2.0**16
+ROTARY = ("global", "local", "none")
+"""What a layer may do with queries and keys."""
 # Defaults of transformers' configuration classes, for absent keys.
 _DEFAULTS: dict[str, dict[str, object]] = {
     "llama": {"max_position_embeddings": 2048},
@@ -48,6 +54,20 @@ _DEFAULTS: dict[str, dict[str, object]] = {
 }
 
 
+_RANGES = {
+    "rms_norm_eps": (0, 1),
+    "rope_theta": (1, 1e12),
+    "local_rope_theta": (1, 1e12),
+    "score_scale": (0, _MAX_SCALE),
+    "embedding_scale": (2.0**-10, _MAX_SCALE),
+    "residual_scale": (0, _MAX_SCALE),
+    "logits_scale": (0, _MAX_SCALE),
+    "score_cap": (1, 2.0**MAX_POWER),
+    "logits_cap": (1, 2.0**MAX_POWER),
+}
+_REQUIRED = ("rms_norm_eps", "rope_theta", "embedding_scale", "residual_scale", "logits_scale")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(DecoderConfig):
     """A decoder of the LLaMA family: RMSNorm, rotary positions, grouped queries, gated MLP.
@@ -60,8 +80,17 @@ class LlamaConfig(DecoderConfig):
         windows: for each layer, the number of positions that a token attends to, itself and the
             ones before it, or None for all; None when no layer is limited below max_positions.
         rope_scaling: None for the plain frequencies of rope_theta.
+        rotary_dim: entries of a head that are rotated, the first; None: all.
+        rotary: for each layer one of `ROTARY`: rotated by rope_theta with rope_scaling, by
+            local_rope_theta, or not at all; None: all alike.
+        post_norms: each block's result passes a norm before it is added to the residual stream.
+        score_scale: what queries are multiplied by; None: 1 / sqrt(head_dim).
+        embedding_scale, residual_scale, logits_scale: what the embedding, each block's result and
+            the logits are multiplied by.
+        score_cap, logits_cap: soft caps, c tanh(x / c) (Gemma 2).
     """
 
+    gain_offset: ClassVar[float] = 0.0  # added to the gains of all norms
     family: ClassVar[str] = "llama"
     model_types: ClassVar[Mapping[str, str]] = {
         "llama": "Llama",
@@ -120,16 +149,38 @@ class LlamaConfig(DecoderConfig):
     qk_norm: bool = False
     windows: tuple[int | None, ...] | None = None
     rope_scaling: RopeScaling | None = None
+    rotary_dim: int | None = None
+    rotary: tuple[str, ...] | None = None
+    local_rope_theta: float | None = None
+    post_norms: bool = False
+    score_scale: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
+    score_cap: float | None = None
+    logits_cap: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "rms_norm_eps", number("rms_norm_eps", self.rms_norm_eps, 0, 1))
-        object.__setattr__(self, "rope_theta", number("rope_theta", self.rope_theta, 1, 1e12))
-        for name in ("qkv_bias", "output_bias", "mlp_bias", "qk_norm"):
+        for name, (low, high) in _RANGES.items():
+            if name in _REQUIRED or getattr(self, name) is not None:
+                object.__setattr__(self, name, number(name, getattr(self, name), low, high))
+        for name in ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "post_norms"):
             check_flag(name, getattr(self, name))
         check_divides("num_kv_heads", self.num_kv_heads, "num_heads", self.num_heads)
-        check_rotary(self.head_dim, self.rope_scaling)
+        check_rotary(self.head_dim, self.rope_scaling, self.rotary_dim)
         self._check_windows()
+        self._check_rotary()
+
+    def _check_rotary(self) -> None:
+        if self.rotary is None:
+            return
+        if not isinstance(self.rotary, tuple) or len(self.rotary) != self.num_layers:
+            raise ModelError(f"rotary: {short(self.rotary)} has no entry for each layer")
+        for kind in self.rotary:
+            check_choice("rotary", kind, ROTARY)
+        if "local" in self.rotary and self.local_rope_theta is None:
+            raise ModelError("local_rope_theta: None, but there are layers that turn by it")
 
     def _check_windows(self) -> None:
         if self.windows is None:
@@ -138,13 +189,54 @@ class LlamaConfig(DecoderConfig):
             raise ModelError(f"windows: {short(self.windows)} has no entry for each layer")
         for window in self.windows:
             if window is not None:
-                check_size("windows", window, _MAX_WINDOW)
+                check_size("windows", window)
 
-    def turns(self, length: int) -> Words:
+    @property
+    def rotated(self) -> int:
+        """Entries of a head that are rotated."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def query_scale(self) -> float:
+        """What queries are multiplied by, but for what rotary positions and soft caps ask for."""
+        return self.head_dim**-0.5 if self.score_scale is None else self.score_scale
+
+    def turns(self, length: int, kind: str = "global") -> Words:
         """Angles per position, (head_dim // 2,), in 2^-64 of a turn, in a sequence of `length`
-        tokens so far.
+        tokens so far, in the layers of a kind. Entries that are not rotated have zeros.
         """
-        return rotary_turns(self.rope_theta, self.head_dim, self.rope_scaling, length)
+        theta, scaling = self.rope_theta, self.rope_scaling
+        if kind == "local":
+            assert self.local_rope_theta is not None
+            theta, scaling = self.local_rope_theta, None
+        found = rotary_turns(theta, self.rotated, scaling, length)
+        return np.pad(found, (0, (self.head_dim - self.rotated) // 2))
+
+    def rotary_of(self, layer: int) -> str:
+        """What a layer, from 0, does with queries and keys: one of `ROTARY`."""
+        return "global" if self.rotary is None else self.rotary[layer]
+
+    def window_of(self, layer: int) -> int | None:
+        """How far a token sees in a layer, from 0; None for all."""
+        return None if self.windows is None else self.windows[layer]
+
+    def rotary_kinds(self) -> tuple[str, ...]:
+        """Which angles there are."""
+        return tuple(sorted({*(self.rotary or ("global",))} - {"none"}))
+
+    def part_names(self) -> dict[str, tuple[str, ...]]:
+        """Parts of a layer -> names of their tensors, without `.weight`."""
+        names: dict[str, tuple[str, ...]] = {
+            "attention_norm": ("input_layernorm",),
+            "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "output": ("self_attn.o_proj",),
+            "mlp_norm": ("post_attention_layernorm",),
+            "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+            "down": ("mlp.down_proj",),
+        }
+        if self.qk_norm:
+            names.update(q_norm=("self_attn.q_norm",), k_norm=("self_attn.k_norm",))
+        return names
 
     def _base_tensors(self) -> dict[str, Shape]:
         hidden = self.hidden_size
@@ -182,14 +274,28 @@ class LlamaConfig(DecoderConfig):
     def _read_hf(cls, data: Mapping[str, Any]) -> dict[str, Any]:
         model_type = str(data["model_type"])
         data = {**_DEFAULTS[model_type], **data}
+        fields = cls._read_common(data)
+        layers, positions = fields["num_layers"], fields["max_positions"]
+        return {
+            **fields,
+            "qk_norm": model_type == "qwen3",
+            "windows": read_windows(model_type, data, layers, positions),
+            **_biases(model_type, data),
+        }
+
+    @classmethod
+    def _read_rope(cls, data: Mapping[str, Any], positions: int) -> Rope:
+        return read_rope(data, positions)
+
+    @classmethod
+    def _read_common(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What all model types of this family and its relatives call alike."""
         layers, heads = required(data, "num_hidden_layers"), required(data, "num_attention_heads")
         hidden, kv_heads = required(data, "hidden_size"), data.get("num_key_value_heads")
         check_size("num_hidden_layers", layers)
         positions = required(data, "max_position_embeddings")
         check_size("max_position_embeddings", positions)
-        theta, scaling = read_rope(data, positions)
-        if scaling is not None and scaling.kind == "dynamic":
-            positions = int(positions * scaling.factor)
+        rope = cls._read_rope(data, positions)
         return {
             "hidden_size": hidden,
             "intermediate_size": required(data, "intermediate_size"),
@@ -198,14 +304,11 @@ class LlamaConfig(DecoderConfig):
             "num_kv_heads": heads if kv_heads is None else kv_heads,
             "head_dim": head_size(hidden, heads, data.get("head_dim")),
             "rms_norm_eps": data.get("rms_norm_eps", 1e-6),
-            "rope_theta": theta,
-            "rope_scaling": scaling,
-            "max_positions": positions,
+            "rope_theta": rope.theta,
+            "rope_scaling": rope.scaling,
+            "max_positions": rope.context(positions),
             "tie_embeddings": data.get("tie_word_embeddings", False),
             "hidden_act": activation(data.get("hidden_act", "silu")),
-            "qk_norm": model_type == "qwen3",
-            "windows": _windows(model_type, data, layers, positions),
-            **_biases(model_type, data),
         }
 
 
@@ -220,16 +323,26 @@ def head_size(hidden: object, heads: object, given: object = None) -> Any:
     return hidden // heads
 
 
-def check_rotary(head_dim: int, scaling: object) -> None:
-    """Raise ModelError unless heads of this size can be rotated with this scaling."""
-    if head_dim % 2:
-        raise ModelError(f"head_dim {head_dim} is odd; rotary positions need it even")
+def check_rotary(head_dim: int, scaling: object, rotated: int | None = None) -> None:
+    """Raise ModelError unless heads of this size can be rotated with this scaling, in their first
+    `rotated` entries alone if that is given.
+    """
+    if rotated is not None:
+        check_size("rotary_dim", rotated, head_dim, least=2)
+    for name, size in (("head_dim", head_dim), ("rotary_dim", rotated or 2)):
+        if size % 2:
+            raise ModelError(f"{name} {size} is odd; rotary positions need it even")
     if scaling is None:
         return
     if not isinstance(scaling, RopeScaling):
         raise ModelError(f"rope_scaling: {short(scaling)} is not a rotary scaling or null")
-    if scaling.kind == "dynamic" and head_dim == 2:
+    size = head_dim if rotated is None else rotated
+    if scaling.kind == "dynamic" and size == 2:
         raise ModelError("head_dim 2 is too small for rope_scaling of kind 'dynamic'")
+    if scaling.factors is not None and len(scaling.factors) != size // 2:
+        raise ModelError(
+            f"rope_scaling.factors: {len(scaling.factors)} numbers where {size} entries are rotated"
+        )
 
 
 def _biases(model_type: str, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,39 +358,3 @@ def _biases(model_type: str, data: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     mlp = data.get("mlp_bias", False) if model_type == "llama" else False
     return {"qkv_bias": attention, "output_bias": attention, "mlp_bias": mlp}
-
-
-def _windows(
-    model_type: str, data: Mapping[str, Any], layers: int, positions: int
-) -> tuple[int | None, ...] | None:
-    """Sliding windows, one per layer; None when no window is shorter than the context."""
-    window: Any = data.get("sliding_window")
-    if model_type.startswith("qwen") and not data.get("use_sliding_window", False):
-        window = None
-    if window is not None:
-        check_size("sliding_window", window, _MAX_WINDOW)
-        if window >= positions:  # full attention
-            return None
-        if model_type == "llama":
-            raise unsupported("sliding_window", window, "null (full attention) for 'llama'")
-    kinds = _layer_types(model_type, data, layers, window)
-    if window is None or "sliding_attention" not in kinds:
-        return None
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _layer_types(
-    model_type: str, data: Mapping[str, Any], layers: int, window: int | None
-) -> list[str]:
-    first = required(data, "max_window_layers") if "max_window_layers" in data else 0
-    check_size("max_window_layers", first, _MAX_WINDOW, least=0)
-    sliding = "full_attention" if window is None else "sliding_attention"
-    default = ["full_attention" if i < first else sliding for i in range(layers)]
-    kinds = data.get("layer_types")
-    if kinds is None:
-        return default
-    allowed = {"full_attention", sliding}
-    same = isinstance(kinds, list) and len(kinds) == layers and all(k in allowed for k in kinds)
-    if not same or (not model_type.startswith("qwen") and kinds != default):
-        raise unsupported("layer_types", kinds, f"for each layer one of {sorted(allowed)}")
-    return list(kinds)

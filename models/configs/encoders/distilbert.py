@@ -51,6 +51,9 @@ class DistilBertConfig(EncoderConfig):
         if self.pooler or self.layer_norm_eps != 1e-12:
             raise ModelError("pooler, layer_norm_eps: must be false and 1e-12 in this family")
 
+    def decoder(self) -> tuple[str, str]:
+        return "vocab_projector", "vocab_projector.bias"
+
     def tied(self) -> dict[str, str]:
         return self._tied_head("vocab_projector")
 
@@ -78,7 +81,7 @@ class DistilBertConfig(EncoderConfig):
             return {
                 **linear("vocab_transform", hidden, hidden),
                 **layer_norm("vocab_layer_norm", hidden),
-                **self._vocabulary_tensors("vocab_projector", "vocab_projector.bias"),
+                **self._vocabulary_tensors(*self.decoder()),
             }
         if self.head == "sequence-classification":
             return {

@@ -1,4 +1,4 @@
-"""The encoders: BERT, RoBERTa (with XLM-RoBERTa) and DistilBERT, a LayerNorm after each block."""
+"""The encoders: BERT and RoBERTa (with CamemBERT and XLM-RoBERTa), a LayerNorm after each block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_TOKEN_TYPES = 1 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(ModelConfig):
-    """The common part of the three families of encoders.
+    """The common part of the families of encoders.
 
     Attributes:
         type_vocab_size: rows of the table of token types; 0 without one (DistilBERT).
@@ -63,12 +63,21 @@ class EncoderConfig(ModelConfig):
         return self.hidden_size // self.num_heads
 
     @property
+    def embedding_size(self) -> int:
+        """Columns of the embedding table."""
+        return self.hidden_size
+
+    @property
     def transform_act(self) -> str:
         """Activation inside the head for masked tokens."""
         return self.hidden_act
 
+    def decoder(self) -> tuple[str, str]:
+        """Names of the last layer of the head for masked tokens, and of its bias."""
+        return "cls.predictions.decoder", "cls.predictions.bias"
+
     def _embedding_tensors(self) -> dict[str, Shape]:
-        hidden, name = self.hidden_size, f"{self.naming.prefix}embeddings"
+        hidden, name = self.embedding_size, f"{self.naming.prefix}embeddings"
         shapes: dict[str, Shape] = {
             f"{name}.word_embeddings.weight": (self.vocab_size, hidden),
             f"{name}.position_embeddings.weight": (
@@ -84,7 +93,7 @@ class EncoderConfig(ModelConfig):
         """The last layer of a head for masked tokens; its weight is absent when it is tied."""
         shapes: dict[str, Shape] = {bias: (self.vocab_size,)}
         if not self.tie_embeddings:
-            shapes[f"{decoder}.weight"] = (self.vocab_size, self.hidden_size)
+            shapes[f"{decoder}.weight"] = (self.vocab_size, self.embedding_size)
         return shapes
 
     def _tied_head(self, decoder: str) -> dict[str, str]:
@@ -97,6 +106,7 @@ class EncoderConfig(ModelConfig):
 class BertConfig(EncoderConfig):
     """An encoder of the BERT family."""
 
+    typed: ClassVar[bool] = True  # there is a table of token types
     family: ClassVar[str] = "bert"
     model_types: ClassVar[Mapping[str, str]] = {"bert": "Bert"}
     naming: ClassVar[Naming] = Naming(
@@ -111,7 +121,8 @@ class BertConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("type_vocab_size", self.type_vocab_size, _MAX_TOKEN_TYPES)
+        types = _MAX_TOKEN_TYPES if self.typed else 0
+        check_size("type_vocab_size", self.type_vocab_size, types, least=int(self.typed))
         wanted = self.head in self._pooled_heads()
         if self.head != "none" and self.pooler != wanted:
             raise ModelError(f"pooler: must be {str(wanted).lower()} with head {self.head!r}")
@@ -129,7 +140,7 @@ class BertConfig(EncoderConfig):
     def tied(self) -> dict[str, str]:
         if self.head != "masked-lm":
             return {}
-        decoder, bias = self._decoder()
+        decoder, bias = self.decoder()
         return {**self._tied_head(decoder), f"{decoder}.bias": bias}
 
     def adapted(self, found: Mapping[str, Shape]) -> Self:
@@ -147,12 +158,9 @@ class BertConfig(EncoderConfig):
         unused = not self.pooler and name.startswith(f"{self.naming.prefix}pooler.dense.")
         return unused or super().is_ignored(name)
 
-    def _decoder(self) -> tuple[str, str]:
-        return "cls.predictions.decoder", "cls.predictions.bias"
-
-    def _base_tensors(self) -> dict[str, Shape]:
-        hidden, inner, prefix = self.hidden_size, self.intermediate_size, self.naming.prefix
-        layer: dict[str, Shape] = {
+    def _layer_tensors(self) -> dict[str, Shape]:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
             **linear("attention.self.query", hidden, hidden),
             **linear("attention.self.key", hidden, hidden),
             **linear("attention.self.value", hidden, hidden),
@@ -162,6 +170,9 @@ class BertConfig(EncoderConfig):
             **linear("output.dense", hidden, inner),
             **layer_norm("output.LayerNorm", hidden),
         }
+
+    def _base_tensors(self) -> dict[str, Shape]:
+        hidden, prefix, layer = self.hidden_size, self.naming.prefix, self._layer_tensors()
         shapes = self._embedding_tensors()
         for i in range(self.num_layers):
             name = f"{prefix}encoder.layer.{i}"
@@ -184,7 +195,7 @@ class BertConfig(EncoderConfig):
         return {
             **linear(f"{name}.dense", hidden, hidden),
             **layer_norm(f"{name}.LayerNorm", hidden),
-            **self._vocabulary_tensors(*self._decoder()),
+            **self._vocabulary_tensors(*self.decoder()),
         }
 
     @classmethod
@@ -211,7 +222,11 @@ class RobertaConfig(BertConfig):
     """
 
     family: ClassVar[str] = "roberta"
-    model_types: ClassVar[Mapping[str, str]] = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+    model_types: ClassVar[Mapping[str, str]] = {
+        "camembert": "Camembert",
+        "roberta": "Roberta",
+        "xlm-roberta": "XLMRoberta",
+    }
     naming: ClassVar[Naming] = Naming(
         prefix="roberta.",
         children=frozenset({"embeddings", "encoder", "pooler"}),
@@ -225,6 +240,10 @@ class RobertaConfig(BertConfig):
         return self.pad_token_id + 1
 
     @property
+    def skipped_token(self) -> int | None:
+        return self.pad_token_id
+
+    @property
     def transform_act(self) -> str:
         return "gelu"  # whatever hidden_act is
 
@@ -232,7 +251,7 @@ class RobertaConfig(BertConfig):
     def _pooled_heads(cls) -> tuple[str, ...]:
         return ()
 
-    def _decoder(self) -> tuple[str, str]:
+    def decoder(self) -> tuple[str, str]:
         return "lm_head.decoder", "lm_head.bias"
 
     def _head_tensors(self) -> dict[str, Shape]:
@@ -249,7 +268,7 @@ class RobertaConfig(BertConfig):
         return {
             **linear("lm_head.dense", hidden, hidden),
             **layer_norm("lm_head.layer_norm", hidden),
-            **self._vocabulary_tensors(*self._decoder()),
+            **self._vocabulary_tensors(*self.decoder()),
         }
 
     @classmethod

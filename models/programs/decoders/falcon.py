@@ -1,4 +1,4 @@
-"""The Falcon family as a program over `Ops`.
+"""The Falcon family, and GPT-NeoX, as a program over `Ops`.
 
 Attention and MLP side by side (7B, 40B) or one after the other (RW), one or two norms per layer,
 rotary positions or ALiBi; one key head, a few, or as many as query heads.
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.decoders.falcon import FalconConfig
+from models.configs.rope import rotary_order
 from models.programs.folding import Matrix, dense, folded, norm_of
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter
@@ -95,22 +96,23 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
     """The float matrices to be shared, in the order of `parameters_of`."""
     config = checkpoint.config
     assert isinstance(config, FalconConfig)
-    yield "table", checkpoint.tensor("transformer.word_embeddings.weight")
+    yield "table", checkpoint.tensor(f"{config.table}.weight")
     for i in range(config.num_layers):
-        source, name = f"transformer.h.{i}", f"layers.{i}"
+        source, name = f"{config.layer}.{i}", f"layers.{i}"
+        attention = f"{source}.{config.attention}"
         norms = [norm_of(checkpoint, f"{source}.{norm}") for norm in config.norm_names()]
-        fused = dense(checkpoint, f"{source}.self_attention.query_key_value")
+        fused = dense(checkpoint, f"{attention}.query_key_value")
         queries = config.num_heads * config.head_dim
         joint = fused[:, _order(config)]
         bias = joint[config.hidden_size] if config.bias else None
         qkv = folded(joint[: config.hidden_size], bias, *norms[0])
-        qkv[:, :queries] *= config.head_dim**-0.5
+        qkv[:, :queries] *= np.tile(_query_factors(config), config.num_heads)
         yield f"{name}.qkv", qkv
-        yield f"{name}.output", dense(checkpoint, f"{source}.self_attention.dense")
+        yield f"{name}.output", dense(checkpoint, f"{attention}.dense")
         gain, shift = norms[-1]
         yield f"{name}.up", dense(checkpoint, f"{source}.mlp.dense_h_to_4h", gain=gain, shift=shift)
         yield f"{name}.down", dense(checkpoint, f"{source}.mlp.dense_4h_to_h")
-    gain, shift = norm_of(checkpoint, "transformer.ln_f")
+    gain, shift = norm_of(checkpoint, config.last_norm)
     yield "norm.gain", gain
     yield "norm.shift", shift
     yield from task_weights(checkpoint)
@@ -121,5 +123,16 @@ def _order(config: FalconConfig) -> NDArray[np.int64]:
     share = config.num_heads // config.num_kv_heads
     blocks = np.arange(config.num_kv_heads * (share + 2)).reshape(config.num_kv_heads, share + 2)
     heads = np.concatenate([blocks[:, :share].reshape(-1), blocks[:, share], blocks[:, share + 1]])
-    size = config.head_dim
-    return (heads[:, None] * size + np.arange(size)).reshape(-1)
+    size, turned = config.head_dim, config.num_heads + config.num_kv_heads
+    entries = np.tile(np.arange(size), (len(heads), 1))
+    entries[:turned] = rotary_order(size, config.rotated)
+    return (heads[:, None] * size + entries).reshape(-1)
+
+
+def _query_factors(config: FalconConfig) -> Matrix:
+    """What each entry of a query is multiplied by, in the order in which they are shared."""
+    factors = np.full(config.head_dim, config.head_dim**-0.5)
+    if config.rope_scaling is not None:  # queries and keys are each multiplied by it
+        turned = rotary_order(config.head_dim, config.rotated) < config.rotated
+        factors[turned] *= (config.rope_scaling.attention_factor or 1.0) ** 2
+    return factors.astype(np.float32)

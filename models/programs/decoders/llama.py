@@ -2,21 +2,27 @@
 
 RMSNorm, rotary positions, grouped-query attention, a gated MLP, tied or separate head. SmolLM2,
 LLaMA 1 to 3, TinyLlama, Mistral (sliding window), Qwen2 (biases) and Qwen3 (normalised queries and
-keys) are configurations of it.
+keys) are configurations of it; so are Gemma (scaled embedding, norms behind blocks, soft caps,
+two kinds of rotary positions), Phi-3 (fused projections), Granite (multipliers) and SmolLM3 (layers
+without positions).
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.decoders.llama import LlamaConfig
+from models.configs.rope import rotary_order
 from models.programs.folding import Matrix, dense
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Cache, rotation_of, spans_of
-from protocols.drivers.ops import Heads, Ops, Parameters, Tensor
+from protocols.drivers.ops import Heads, Ops, Parameters, Rotation, Tensor
 from protocols.functions.normalize import Norm
+from protocols.functions.softcap import Cap
 
 
 def heads_of(config: LlamaConfig) -> Heads:
@@ -31,12 +37,22 @@ async def forward(
     start, hidden, heads = cache.length, config.hidden_size, heads_of(config)
     norm = Norm(hidden, config.rms_norm_eps)
     head_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
-    turn = rotation_of(config.turns, batch, start)
-    windows = config.windows or (None,) * config.num_layers
+    turns: dict[str, Rotation | None] = {
+        kind: rotation_of(partial(config.turns, kind=kind), batch, start)
+        for kind in config.rotary_kinds()
+    }
+    cap = None if config.score_cap is None else Cap(config.score_cap)
+
+    async def added(x: Tensor, y: Tensor, name: str) -> Tensor:
+        if config.post_norms:
+            y = await ops.norm(y, name, norm, parameters[name], residual=True)
+        return ops.add(x, y)
 
     x = await ops.embed(parameters["table"], batch.tokens, hidden)  # (tokens, hidden)
+    if config.embedding_scale != 1:
+        x = await ops.scaled(x, config.embedding_scale)
     for i in range(config.num_layers):
-        name = f"layers.{i}"
+        name, turn = f"layers.{i}", turns.get(config.rotary_of(i))
         gains = (parameters[f"{name}.q_norm"], parameters[f"{name}.k_norm"]) if head_norm else None
         y = await ops.norm(x, f"{name}.attention_norm", norm)
         q, k, v = await ops.project(
@@ -47,16 +63,22 @@ async def forward(
         if i == config.num_layers - 1 and batch.rows in ("last", "first"):
             wanted = batch.wanted  # the other rows are not used
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
-        spans = spans_of(batch, start, causal=True, wanted=wanted, window=windows[i])
+        window = config.window_of(i)
+        spans = spans_of(batch, start, causal=True, wanted=wanted, window=window, cap=cap)
         y = await ops.attention(q, k, v, name, spans)  # (tokens, query heads * size)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.output"], f"{name}.output"))
+        y = await ops.linear(y, parameters[f"{name}.output"], f"{name}.output")
+        x = await added(x, y, f"{name}.output_norm")
         y = await ops.norm(x, f"{name}.mlp_norm", norm)
         y = await ops.gated(y, parameters[f"{name}.gate_up"], f"{name}.gate_up", config.hidden_act)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.down"], f"{name}.down"))
+        y = await ops.linear(y, parameters[f"{name}.down"], f"{name}.down")
+        x = await added(x, y, f"{name}.down_norm")
     cache.length += batch.tokens
 
     x = await ops.norm(x, "norm", norm, parameters["norm"])
-    return await finish(ops, config, parameters, x, batch)
+    logits = await finish(ops, config, parameters, x, batch)
+    if config.logits_cap is None or config.head != "causal-lm":
+        return logits
+    return await ops.capped(logits, "head.cap", Cap(config.logits_cap))
 
 
 def parameters_of(config: LlamaConfig) -> dict[str, Parameter]:
@@ -73,6 +95,8 @@ def parameters_of(config: LlamaConfig) -> dict[str, Parameter]:
         }
         if config.qk_norm:
             layer["q_norm"] = layer["k_norm"] = Parameter("gain", (heads.size,))
+        if config.post_norms:
+            layer["output_norm"] = layer["down_norm"] = Parameter("gain", (hidden,))
         wanted.update({f"layers.{i}.{name}": parameter for name, parameter in layer.items()})
     return {**wanted, "norm": Parameter("gain", (hidden,)), **task_parameters(config)}
 
@@ -81,30 +105,64 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
     """The float matrices to be shared, in the order of `parameters_of`."""
     config = checkpoint.config
     assert isinstance(config, LlamaConfig)
-    queries = config.num_heads * config.head_dim
     yield "table", checkpoint.tensor("model.embed_tokens.weight")
     for i in range(config.num_layers):
-        source, name = f"model.layers.{i}", f"layers.{i}"
-        attention, mlp = f"{source}.self_attn", f"{source}.mlp"
-        gain = checkpoint.tensor(f"{source}.input_layernorm.weight")
-        names = [f"{attention}.{part}_proj" for part in ("q", "k", "v")]
-        qkv = dense(checkpoint, names, gain=gain)
-        scale = config.head_dim**-0.5
-        if not config.qk_norm:
-            qkv[:, :queries] *= scale
-        yield f"{name}.qkv", qkv
-        yield f"{name}.output", dense(checkpoint, f"{attention}.o_proj")
-        gain = checkpoint.tensor(f"{source}.post_attention_layernorm.weight")
-        yield (
-            f"{name}.gate_up",
-            dense(checkpoint, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], gain=gain),
-        )
-        yield f"{name}.down", dense(checkpoint, f"{mlp}.down_proj")
-        if config.qk_norm:
-            yield (
-                f"{name}.q_norm",
-                checkpoint.tensor(f"{attention}.q_norm.weight") * np.float32(scale),
-            )
-            yield f"{name}.k_norm", checkpoint.tensor(f"{attention}.k_norm.weight")
-    yield "norm", checkpoint.tensor("model.norm.weight")
+        for name, matrix in _layer(checkpoint, config, i):
+            yield f"layers.{i}.{name}", matrix
+    gain = _gain(checkpoint, config, "model.norm")
+    if config.head == "causal-lm":
+        gain = gain * np.float32(config.logits_scale * _cap_factor(config.logits_cap))
+    yield "norm", gain
     yield from task_weights(checkpoint)
+
+
+def _layer(checkpoint: Checkpoint, config: LlamaConfig, i: int) -> Iterator[tuple[str, Matrix]]:
+    source, names = f"model.layers.{i}", config.part_names()
+    stored = {part: [f"{source}.{name}" for name in given] for part, given in names.items()}
+    gains = {part: _gain(checkpoint, config, stored[part][0]) for part in stored if "norm" in part}
+    order, factors = _rotary_layout(config, i)
+    queries, rotated = config.num_heads, config.num_heads + config.num_kv_heads
+
+    qkv = dense(checkpoint, stored["qkv"], gain=gains["attention_norm"])
+    heads = qkv.reshape(len(qkv), -1, config.head_dim)
+    if config.rotated != config.head_dim:
+        heads[:, :rotated] = heads[:, :rotated][:, :, order]
+    if not config.qk_norm:
+        heads[:, :queries] *= factors
+    yield "qkv", qkv
+    yield "output", _scaled(dense(checkpoint, stored["output"]), config.residual_scale)
+    yield "gate_up", dense(checkpoint, stored["gate_up"], gain=gains["mlp_norm"])
+    yield "down", _scaled(dense(checkpoint, stored["down"]), config.residual_scale)
+    if config.qk_norm:
+        yield "q_norm", gains["q_norm"][order] * factors
+        yield "k_norm", gains["k_norm"][order]
+    if config.post_norms:
+        yield "output_norm", gains["output_norm"]
+        yield "down_norm", gains["down_norm"]
+
+
+def _rotary_layout(config: LlamaConfig, i: int) -> tuple[NDArray[np.int64], Matrix]:
+    """A layer's entries of a head in the order in which they are shared, and what each of them is
+    multiplied by in queries.
+    """
+    order = rotary_order(config.head_dim, config.rotated)
+    factors = np.full(config.head_dim, config.query_scale * _cap_factor(config.score_cap))
+    if config.rotary_of(i) == "global" and config.rope_scaling is not None:
+        # Both queries and keys are to be multiplied by it once they are turned.
+        factors[order < config.rotated] *= (config.rope_scaling.attention_factor or 1.0) ** 2
+    return order, factors.astype(np.float32)
+
+
+def _scaled(matrix: Matrix, factor: float) -> Matrix:
+    if factor != 1:
+        matrix *= np.float32(factor)
+    return matrix
+
+
+def _cap_factor(cap: float | None) -> float:
+    """What a soft cap wants its argument to be multiplied by."""
+    return 1.0 if cap is None else Cap(cap).factor
+
+
+def _gain(checkpoint: Checkpoint, config: LlamaConfig, name: str) -> Matrix:
+    return checkpoint.tensor(f"{name}.weight") + np.float32(config.gain_offset)

@@ -300,7 +300,7 @@ def test_the_installed_sentence_encoder(tmp_path):
             np.testing.assert_array_equal(checkpoint.tensor(f"bert.{name}"), stored[name])
 
 
-@pytest.mark.parametrize("model_type", ["mamba", "t5", "gemma2", "mixtral", None])
+@pytest.mark.parametrize("model_type", ["mamba", "t5", "gemma3", "mixtral", None])
 def test_other_model_types_are_refused_with_the_list(tmp_path, model_type):
     save(tiny_model("llama", "causal-lm"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -196,6 +196,13 @@ def test_the_demo_model():
         {"qk_norm": True},
         {"windows": (8, None)},
         {"rope_scaling": RopeScaling(kind="linear", factor=2.0)},
+        {"rotary_dim": 2},
+        {"rotary": ("none", "global")},
+        {"rotary": ("local", "global"), "local_rope_theta": 3.0},
+        {"post_norms": True},
+        {"embedding_scale": 3.0},
+        {"score_cap": 1.0},
+        {"logits_cap": 1.0},
     ],
 )
 def test_no_setting_is_ignored_by_the_program(changes):

@@ -11,13 +11,14 @@ from secure_models import family_values, random_values, tiny_config
 from tiny_models import CASES, SETTINGS
 
 from models.owner import calibrate as calibration
-from models.owner.bounds import Bound, Bounds, HeadBound, _rope_bits, _turned, spectral
+from models.owner.bounds import Bound, Bounds, HeadBound, _rope_bits, _turned
+from models.owner.spectral import spectral
 from models.programs.families import forward
 from models.programs.head_layers import default_rows
 from models.programs.program import Batch, Cache
-from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS
+from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS
 from protocols.drivers.ops import Ranges
-from protocols.drivers.plain import Plain
+from protocols.drivers.plain import Plain, raw_scores
 from protocols.drivers.trace import run_now
 from protocols.errors import RangeError
 from protocols.functions.normalize import Norm
@@ -79,7 +80,7 @@ class Watched(Plain):
         found = self.sizes.get(name, (0.0, 0.0))
         self.sizes[name] = (max(found[0], entry), max(found[1], length))
 
-    async def norm(self, x, name, norm: Norm, gain=None, shift=None, *, unit=False):
+    async def norm(self, x, name, norm: Norm, gain=None, shift=None, **how):
         bounds = self.ranges.norms[name]
         step = 2.0 ** (RESIDUAL_BITS - bounds.drop)
         moved = (x - x.mean(-1, keepdims=True)) * norm.stretch if norm.center else x
@@ -88,7 +89,7 @@ class Watched(Plain):
         assert total.max() < 4.0**bounds.high, name
         if gain is not None and bounds.early:
             assert np.abs(moved * gain).max() * 2.0 ** (RESIDUAL_BITS + FRACTION_BITS) < 2.0**62
-        y = await super().norm(x, name, norm, gain, shift, unit=unit)
+        y = await super().norm(x, name, norm, gain, shift, **how)
         assert np.abs(y).max() * 2.0 ** (RESIDUAL_BITS + FRACTION_BITS) < 2.0**62, name
         self.seen.add(name)
         return y
@@ -107,8 +108,10 @@ class Watched(Plain):
         bounds = self.ranges.attention[name]
         keys = np.repeat(k, q.shape[0] // k.shape[0], axis=0)
         for span in spans:
-            scores = q[:, span.rows] @ keys[:, span.context].transpose(0, 2, 1)
-            scores = scores if span.bias is None else scores + span.bias
+            scores = raw_scores(q[:, span.rows], keys[:, span.context], span)
+            if span.cap is not None:
+                assert np.abs(scores).max() < span.cap.limit(RING_BITS - 1 - FRACTION_BITS), name
+                scores = span.cap.exact(scores)
             assert np.abs(scores).max() < 2.0**bounds.score_bits, name
         assert np.abs(v).max() < 2.0**bounds.value_bits, name
         self.seen.add(name)

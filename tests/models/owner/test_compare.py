@@ -63,7 +63,11 @@ def shared(llama):
         ("qwen3", "causal-lm"),
         ("gpt2", "sequence-classification"),
         ("falcon", "causal-lm"),
+        ("gemma2", "causal-lm"),
         ("bert", "none"),
+        ("deberta-v2", "none"),
+        ("modernbert", "none"),
+        ("mpnet", "none"),
         ("distilbert", "masked-lm"),
     ],
 )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import save_model
 from secure_models import family_values, infer_batch, random_values, share_model, tiny_config
-from tiny_models import ENCODERS, SETTINGS
+from tiny_models import ENCODERS, KIN, SETTINGS
 
 from models.owner.bounds import Bounds
 from models.owner.calibrate import calibrate, plain_run
@@ -35,7 +35,10 @@ def head_of(model_type):
     return "masked-lm" if model_type in ENCODERS else "causal-lm"
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+TRIED = [name for name in SETTINGS if name not in (*KIN, "electra", "modernbert", "mpnet", "opt")]
+
+
+@pytest.fixture(scope="module", params=TRIED)
 def model(request, tmp_path_factory):
     name = request.param
     return family_values(name, head_of(name), tmp_path_factory.mktemp("model"))

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from family_variants import ACTIVATED, TEXTS, VARIANTS, outputs
-from tiny_models import CASES, ENCODERS, save, tiny_model
+from family_variants import ACTIVATED, ENCODED, TEXTS, VARIANTS, outputs
+from tiny_models import ENCODERS, EVERY_CASE, save, tiny_model
 
 from models.checkpoints.weights import open_checkpoint
 from models.owner.calibrate import plain_run
@@ -22,7 +22,7 @@ def opened(model, folder):
     return checkpoint, values
 
 
-@pytest.mark.parametrize(("model_type", "head"), CASES)
+@pytest.mark.parametrize(("model_type", "head"), EVERY_CASE)
 def test_a_batch_is_what_transformers_computes_one_by_one(model_type, head, tmp_path):
     model = tiny_model(model_type, head)
     checkpoint, values = opened(model, tmp_path)
@@ -42,6 +42,19 @@ def test_every_setting_that_changes_the_function(model_type, changes, tmp_path):
     with checkpoint:
         found = plain_run(checkpoint.config, values, [ids])
     expected = outputs(model, "causal-lm", ids)
+    np.testing.assert_allclose(found, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(("model_type", "changes"), ENCODED)
+def test_every_setting_of_an_encoder(model_type, changes, tmp_path):
+    head = "sequence-classification"
+    model = tiny_model(model_type, head, **changes)
+    checkpoint, values = opened(model, tmp_path)
+    texts = [[5, 9, 30, 2, 17, 22, 8, 11, 38, 21, 6, 14], [12]]
+    with checkpoint:
+        config = checkpoint.config
+        found = plain_run(config, values, texts, default_rows(config))
+    expected = np.concatenate([outputs(model, head, ids) for ids in texts])
     np.testing.assert_allclose(found, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
 
 

@@ -81,12 +81,22 @@ def test_fewer_instructions_and_other_threads_make_the_same_words(here: dict[str
 PINNED = {
     "tables": "36ed94c23d08ffad 09c6650443b6f78f bbc11b3647f3a645 "
     "b71cbec74a21b708 3095624e0a138d67 a02329365d6acb04",
-    "plain": "e3b0c44298fc1c14 70b8f61f806f59fd a40b6b1473507b1a bee3c9d2a749320a",
-    "linear": "e3b0c44298fc1c14 70b8f61f806f59fd a40b6b1473507b1a 7db5b7e7cf000ead",
-    "dynamic": "e3b0c44298fc1c14 70b8f61f806f59fd a40b6b1473507b1a b2c86758e8d8308a",
-    "llama3": "e3b0c44298fc1c14 70b8f61f806f59fd a40b6b1473507b1a b3868557169a1419",
-    "normed": "e3b0c44298fc1c14 e1cb542b3b21c3e6 67af4fa622787d31 bee3c9d2a749320a",
-    "alibi": "8e185b3ddcc119e6 f913167d7cb32e9a a40b6b1473507b1a e3b0c44298fc1c14",
+    "plain": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
+    "70b8f61f806f59fd a40b6b1473507b1a bee3c9d2a749320a",
+    "linear": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
+    "70b8f61f806f59fd a40b6b1473507b1a 7db5b7e7cf000ead",
+    "dynamic": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
+    "70b8f61f806f59fd a40b6b1473507b1a b2c86758e8d8308a",
+    "yarn": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
+    "70b8f61f806f59fd a40b6b1473507b1a 3921e0766da6988e",
+    "llama3": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
+    "70b8f61f806f59fd a40b6b1473507b1a b3868557169a1419",
+    "gemma": "e3b0c44298fc1c14 cee8cec9743f4d20 0cbea7dcfe2f4c2c "
+    "70b8f61f806f59fd a40b6b1473507b1a 0ac8a4dc6d718c63",
+    "normed": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
+    "e1cb542b3b21c3e6 67af4fa622787d31 bee3c9d2a749320a",
+    "alibi": "8e185b3ddcc119e6 e3b0c44298fc1c14 e3b0c44298fc1c14 "
+    "f913167d7cb32e9a a40b6b1473507b1a e3b0c44298fc1c14",
 }
 
 
@@ -158,6 +168,10 @@ def test_any_number_of_a_plan_changes_its_digest(data: st.DataObject) -> None:
         ("plain", {"rms_norm_eps": 1.001e-5}, ["norms"]),
         ("plain", {"rope_theta": 10001.0}, ["rotary"]),
         ("plain", {"hidden_size": 25}, ["norms", "powers"]),
+        ("gemma", {"score_cap": 49.0}, ["caps"]),
+        ("gemma", {"embedding_scale": 5.0}, ["factors"]),
+        ("gemma", {"local_rope_theta": 78.0}, ["rotary"]),
+        ("yarn", {"rope_theta": 10001.0}, ["rotary"]),
         ("alibi", {"num_heads": 2, "num_kv_heads": 2}, ["biases"]),
     ],
 )

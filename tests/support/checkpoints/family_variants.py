@@ -25,6 +25,10 @@ ACTIVATION_KEYS = {
     "distilbert": "activation",
     "gpt2": "activation_function",
     "falcon": "activation",
+    "opt": "activation_function",
+    "gemma2": "hidden_activation",
+    "gemma3_text": "hidden_activation",
+    "modernbert": "hidden_activation",
 }
 """Where it is not `hidden_act`."""
 
@@ -48,6 +52,24 @@ STRETCHED = {
 """A sequence soon outgrows the training's context, from where on the frequencies change."""
 
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e2,
+    "factor": 4.0,
+    "original_max_position_embeddings": 5,
+}
+SCALES = {"mscale_all_dim": 1.2}
+LONGROPE = {
+    "max_position_embeddings": 40,
+    "original_max_position_embeddings": 16,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 0.5,
+        "short_factor": [1.1, 1.3],
+        "long_factor": [2.0, 3.0],
+    },
+}
 VARIANTS = [
     ("llama", STRETCHED),
     ("falcon", STRETCHED),
@@ -78,4 +100,28 @@ VARIANTS = [
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
     ("falcon", {"multi_query": False, "bias": True}),
+    ("falcon", {"rope_parameters": YARN}),
+    ("qwen3", {"rope_parameters": YARN}),
+    ("llama", {"rope_parameters": {**YARN, "truncate": False, "mscale": 0.7, **SCALES}}),
+    ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}),
+    ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention"]}),
+    ("phi3", {"sliding_window": 3}),
+    ("phi3", LONGROPE),
+    ("granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    ("smollm3", {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 3}),
+    ("opt", {"do_layer_norm_before": False}),
+    ("opt", {"word_embed_proj_dim": 16, "_remove_final_layer_norm": True}),
+    ("gpt_neox", {"use_parallel_residual": False}),
 ]
+ENCODED = [
+    ("electra", {"embedding_size": 16}),
+    ("modernbert", {"classifier_pooling": "mean", "classifier_activation": "relu"}),
+    ("modernbert", {"layer_types": ["sliding_attention", "full_attention"]}),
+    ("deberta-v2", {"position_buckets": -1, "share_att_key": False, "norm_rel_ebd": "none"}),
+    (
+        "deberta-v2",
+        {"max_relative_positions": 12, "position_buckets": 4, "pooler_hidden_act": "tanh"},
+    ),
+]
+"""Encoders with settings that change the function."""

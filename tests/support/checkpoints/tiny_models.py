@@ -24,10 +24,29 @@ _ENCODER = {
 }
 _LLAMA = {**_ENCODER, "num_key_value_heads": 2}
 _FALCON = {name: value for name, value in _ENCODER.items() if name != "intermediate_size"}
+_HALF = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+}
+_SPECIAL = {"cls_token_id": 3, "sep_token_id": 4}
+_GRANITE = {"attention_multiplier": 0.3, "logits_scaling": 2.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "bert": _ENCODER,
     "roberta": {**_ENCODER, "type_vocab_size": 1},
     "xlm-roberta": {**_ENCODER, "type_vocab_size": 1},
+    "camembert": {**_ENCODER, "type_vocab_size": 1},
+    "data2vec-text": {**_ENCODER, "type_vocab_size": 1},
+    "mpnet": _ENCODER,
+    "electra": {**_ENCODER, "embedding_size": 12},
+    "deberta-v2": {
+        **_ENCODER,
+        "relative_attention": True,
+        "position_biased_input": False,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 6,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+    },
+    "modernbert": {**_ENCODER, "local_attention": 4, "global_attn_every_n_layers": 2, **_SPECIAL},
     "distilbert": {
         **TOKENS,
         "vocab_size": 40,
@@ -51,11 +70,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qwen2": _LLAMA,
     "qwen3": {**_LLAMA, "head_dim": 8},
     "falcon": _FALCON,
+    "gpt_neox": {**_ENCODER, "num_attention_heads": 2, **_HALF},
+    "opt": {**_ENCODER, "ffn_dim": 24, "word_embed_proj_dim": 12},
+    "gemma": {**_LLAMA, "head_dim": 8},
+    "gemma2": {**_LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4},
+    "gemma3_text": {**_LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4},
+    "phi3": {**_LLAMA, "num_attention_heads": 2, "num_key_value_heads": 1, **_HALF},
+    "granite": {**_LLAMA, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, **_GRANITE},
+    "smollm3": {**_LLAMA, "no_rope_layer_interval": 2},
 }
 _PREFIX = {
     "bert": "Bert",
     "roberta": "Roberta",
     "xlm-roberta": "XLMRoberta",
+    "camembert": "Camembert",
+    "data2vec-text": "Data2VecText",
+    "mpnet": "MPNet",
+    "electra": "Electra",
+    "deberta-v2": "DebertaV2",
+    "modernbert": "ModernBert",
     "distilbert": "DistilBert",
     "gpt2": "GPT2",
     "llama": "Llama",
@@ -63,6 +96,14 @@ _PREFIX = {
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
     "falcon": "Falcon",
+    "gpt_neox": "GPTNeoX",
+    "opt": "OPT",
+    "gemma": "Gemma",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3Text",
+    "phi3": "Phi3",
+    "granite": "Granite",
+    "smollm3": "SmolLM3",
 }
 _SUFFIX = {
     "none": "Model",
@@ -72,21 +113,60 @@ _SUFFIX = {
     "token-classification": "ForTokenClassification",
     "question-answering": "ForQuestionAnswering",
 }
-ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert")
+ENCODERS = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "data2vec-text",
+    "mpnet",
+    "electra",
+    "deberta-v2",
+    "modernbert",
+    "distilbert",
+)
 DECODERS = tuple(name for name in SETTINGS if name not in ENCODERS)
-CASES = [
+
+
+def class_name(model_type: str, head: str) -> str:
+    """What a class of transformers would be called."""
+    suffix = "LMHeadModel" if (model_type, head) == ("gpt2", "causal-lm") else _SUFFIX[head]
+    prefix = _PREFIX[model_type]
+    if (model_type, head) == ("gemma3_text", "causal-lm"):
+        prefix = "Gemma3"
+    return prefix + suffix
+
+
+EVERY_CASE = [
     (model_type, head)
     for model_type in SETTINGS
     for head in _SUFFIX
     if head != ("causal-lm" if model_type in ENCODERS else "masked-lm")
+    and hasattr(transformers, class_name(model_type, head))
 ]
 """Every model type with every head that it can have."""
+KIN = (
+    "camembert",
+    "data2vec-text",
+    "gemma",
+    "gemma3_text",
+    "gpt_neox",
+    "granite",
+    "phi3",
+    "smollm3",
+)
+"""Model types whose layers are another's but for settings."""
+CASES = [
+    (model_type, head)
+    for model_type, head in EVERY_CASE
+    if model_type not in KIN or head in ("causal-lm", "masked-lm")
+]
+"""The same, for suites that take a while: of kin the head over the vocabulary alone."""
 
 
 def class_of(model_type: str, head: str) -> Any:
     """The class of transformers."""
-    suffix = "LMHeadModel" if (model_type, head) == ("gpt2", "causal-lm") else _SUFFIX[head]
-    return getattr(transformers, _PREFIX[model_type] + suffix)
+    return getattr(transformers, class_name(model_type, head))
 
 
 def config_json(model_type: str, head: str = "none", /, **changes: Any) -> dict[str, Any]:

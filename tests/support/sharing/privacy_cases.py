@@ -24,9 +24,11 @@ from protocols.compare import less, maximum
 from protocols.drivers.lockstep import deal, run_parties
 from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate
 from protocols.functions.attention import AttentionRange, attend
+from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.elementary import exp_negative, power_spline, reciprocal, rsqrt
 from protocols.functions.exponential import TIGHT, exp_part
 from protocols.functions.normalize import Norm, norm_range, normalize
+from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
 from protocols.selection import Term, select
 
@@ -147,6 +149,14 @@ async def attention(lane, scores, values):
     )
 
 
+async def soft_cap(lane, x):
+    return await softcap(lane, x, Cap(5.0))
+
+
+async def disentangled(lane, q, k, keys, queries):
+    return await disentangled_scores(lane, q, k, keys, queries, np.zeros((1, 1), dtype=np.int64))
+
+
 async def wide_attention(lane, scores, values):
     return await attend(
         lane, scores, values, np.ones((1, 2), dtype=np.bool_), AttentionRange(23, 6, 0)
@@ -190,6 +200,8 @@ def inputs_of(name, variant):
         "gelu": lambda: (gelu, [share(x, width=44)]),
         "tanh": lambda: (tanh, [share(x, width=44)]),
         "relu": lambda: (relu, [share(x, width=44)]),
+        "soft cap": lambda: (soft_cap, [share(x, width=44)]),
+        "disentangled": lambda: (disentangled, [share(pair[:, None, :])] * 4),
         "waves": lambda: (cosines, [share(x, width=44)]),
         "exp part": lambda: (exp_alone, [share(x, width=32)]),
         "rms_norm": lambda: (norm, [share(np.tile(x[:, None], (1, 4)) + 0.1, 22)]),
@@ -211,9 +223,9 @@ def inputs_of(name, variant):
 NAMES = [
     "mul", "mul by one bit", "square_sum", "mul3", "mul3 broadcast", "matmul", "poly", "lift",
     "less", "less exactly", "select", "select of three", "and", "maximum", "spline", "exp", "rsqrt",
-    "reciprocal", "silu", "gelu", "tanh", "relu", "waves", "exp part", "rms_norm", "layer_norm",
-    "layer_norm, late gain", "layer_norm, tiny eps", "map_public", "attention", "wide attention",
-    "linear", "table_product",
+    "reciprocal", "silu", "gelu", "tanh", "relu", "soft cap", "disentangled", "waves", "exp part",
+    "rms_norm", "layer_norm", "layer_norm, late gain", "layer_norm, tiny eps", "map_public",
+    "attention", "wide attention", "linear", "table_product",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)

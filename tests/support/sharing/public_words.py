@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 
@@ -12,10 +13,11 @@ from models.programs.program import Batch, rotation_of
 from models.programs.public import plan_digests
 from protocols.base.precise import inverse_root
 from protocols.base.ring import encode
+from protocols.drivers.attending import bias_words
 from protocols.drivers.ops import Slopes
 from protocols.drivers.public import table_digests
-from protocols.drivers.secure import bias_words
 from protocols.functions.elementary import gained_spline
+from protocols.functions.softcap import Cap
 
 _SIZES = {
     "vocab_size": 5,
@@ -37,6 +39,15 @@ _SCALINGS = {
     "plain": None,
     "linear": RopeScaling(kind="linear", factor=3.0),
     "dynamic": RopeScaling(kind="dynamic", factor=2.0, original_max_positions=512),
+    "yarn": RopeScaling(
+        kind="yarn",
+        factor=8.0,
+        attention_factor=1.2,
+        beta_fast=32.0,
+        beta_slow=1.0,
+        truncate=True,
+        original_max_positions=512,
+    ),
     "llama3": RopeScaling(
         kind="llama3",
         factor=8.0,
@@ -60,6 +71,14 @@ def configs() -> dict[str, LlamaConfig | FalconConfig]:
         name: LlamaConfig(**_LLAMA, rope_scaling=scaling)  # type: ignore[arg-type]
         for name, scaling in _SCALINGS.items()
     }
+    found["gemma"] = LlamaConfig(
+        **_LLAMA,  # type: ignore[arg-type]
+        embedding_scale=24**0.5,
+        score_cap=50.0,
+        logits_cap=30.0,
+        rotary=("local", "none"),
+        local_rope_theta=77.0,
+    )
     found["normed"] = LlamaConfig(**_LLAMA, qk_norm=True)  # type: ignore[arg-type]
     found["alibi"] = FalconConfig(
         **_SIZES,  # type: ignore[arg-type]
@@ -91,9 +110,12 @@ def words() -> dict[str, list[int]]:
             found[f"x^-{halves}/2 over {size}"] = spline.tables.reshape(-1).tolist()
     for name, config in configs().items():
         if name != "alibi":
-            turn = rotation_of(config.turns, Batch((700,)), 11)
+            kind = "local" if name == "gemma" else "global"
+            turn = rotation_of(partial(config.turns, kind=kind), Batch((700,)), 11)
             both = np.concatenate([encode(turn.cos, 18), encode(turn.sin, 18)])
             found[f"rotary, {name}"] = both.reshape(-1).tolist()
+    for cap in (1.0, 30.0, 50.0, 999.5):
+        found[f"cap, {cap}"] = Cap(cap).waves.weights.tolist()
     for heads in (4, 71):
         slopes = Slopes(alibi_slopes(heads), inverse_root(64))
         found[f"alibi, {heads}"] = bias_words(slopes.bias(300)).reshape(-1).tolist()

@@ -1,0 +1,65 @@
+"""Which layers see a window of the text, as a `config.json` has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.configs.validate import check_choice, check_size, required, unsupported
+
+
+def layer_windows(
+    kinds: object, layers: int, window: Any, positions: int
+) -> tuple[int | None, ...] | None:
+    """Sliding windows from `layer_types`, a layer each; None when none is shorter than the context
+    of so many positions. Raises ModelError.
+    """
+    allowed = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list | tuple) or len(kinds) != layers:
+        raise unsupported("layer_types", kinds, "one of " + ", ".join(allowed) + " for each layer")
+    for kind in kinds:
+        check_choice("layer_types", kind, allowed)
+    if "sliding_attention" not in kinds:
+        return None
+    check_size("sliding_window", window)
+    if window >= positions:
+        return None
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def read_windows(
+    model_type: str, data: Mapping[str, Any], layers: int, positions: int
+) -> tuple[int | None, ...] | None:
+    """Sliding windows of LLaMA, Mistral and Qwen, a layer each; None when no window is shorter than
+    the context. Raises ModelError.
+    """
+    window: Any = data.get("sliding_window")
+    if model_type.startswith("qwen") and not data.get("use_sliding_window", False):
+        window = None
+    if window is not None:
+        check_size("sliding_window", window)
+        if window >= positions:  # full attention
+            return None
+        if model_type == "llama":
+            raise unsupported("sliding_window", window, "null (full attention) for 'llama'")
+    kinds = _layer_types(model_type, data, layers, window)
+    if window is None or "sliding_attention" not in kinds:
+        return None
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _layer_types(
+    model_type: str, data: Mapping[str, Any], layers: int, window: int | None
+) -> list[str]:
+    first = required(data, "max_window_layers") if "max_window_layers" in data else 0
+    check_size("max_window_layers", first, least=0)
+    sliding = "full_attention" if window is None else "sliding_attention"
+    default = ["full_attention" if i < first else sliding for i in range(layers)]
+    kinds = data.get("layer_types")
+    if kinds is None:
+        return default
+    allowed = {"full_attention", sliding}
+    same = isinstance(kinds, list) and len(kinds) == layers and all(k in allowed for k in kinds)
+    if not same or (not model_type.startswith("qwen") and kinds != default):
+        raise unsupported("layer_types", kinds, f"for each layer one of {sorted(allowed)}")
+    return list(kinds)
