@@ -13,7 +13,7 @@ from models.configs.names import Naming
 
 @dataclass(frozen=True, kw_only=True)
 class Data2VecTextConfig(RobertaConfig):
-    """An encoder of the data2vec family, of which the model for texts computes what RoBERTa does."""
+    """An encoder of the data2vec family, whose model for texts computes what RoBERTa does."""
 
     family: ClassVar[str] = "data2vec-text"
     model_types: ClassVar[Mapping[str, str]] = {"data2vec-text": "Data2VecText"}
