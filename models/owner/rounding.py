@@ -4,6 +4,7 @@ The noise comes from a fixed hash, so every machine draws the same.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -195,7 +196,7 @@ class Rounded(Plain):
         self, q: Floats, k: Floats, v: Floats, name: str, spans: Sequence[Span]
     ) -> Floats:
         active = self._enter(f"{name}.attention")
-        y = await super().attention(q, k, v, name, spans)
+        y = await super().attention(q, k, v, name, [self._tabled(span) for span in spans])
         if not active:
             return y
         spare = spare_bits(self._ranges.attention[name].value_bits, v.shape[1])
@@ -203,6 +204,17 @@ class Rounded(Plain):
         size = size.reshape(-1)
         step = _EXP_ERROR * size + 2.0 ** (spare - FRACTION_BITS)
         return self._noisy(y, step + SPLINE_ERROR * np.abs(y))
+
+    def _tabled(self, span: Span) -> Span:
+        """With the weights of relative positions as they are shared."""
+        if span.relative is None:
+            return span
+        tables = {
+            name: self._nearest(value, FRACTION_BITS)
+            for name in ("bias", "keys", "queries")
+            if (value := getattr(span.relative, name)) is not None
+        }
+        return replace(span, relative=replace(span.relative, **tables))
 
     async def output(self, x: Floats, weight: Floats, name: str, *, tied: bool = False) -> Floats:
         active = self._enter(name)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from family_variants import ACTIVATED, ENCODED, TEXTS, VARIANTS, outputs
+from family_variants import ACTIVATED, ENCODED, READ, TEXTS, VARIANTS, outputs
 from tiny_models import ENCODERS, EVERY_CASE, save, tiny_model
 
 from models.checkpoints.weights import open_checkpoint
@@ -34,7 +34,7 @@ def test_a_batch_is_what_transformers_computes_one_by_one(model_type, head, tmp_
     np.testing.assert_allclose(found, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
 
 
-@pytest.mark.parametrize(("model_type", "changes"), VARIANTS)
+@pytest.mark.parametrize(("model_type", "changes"), [*VARIANTS, *READ])
 def test_every_setting_that_changes_the_function(model_type, changes, tmp_path):
     model = tiny_model(model_type, "causal-lm", **changes)
     checkpoint, values = opened(model, tmp_path)

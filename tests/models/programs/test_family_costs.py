@@ -25,11 +25,8 @@ NEW = {
     "deberta-v2": {},
     "modernbert": {"classifier_pooling": "mean"},
     "opt": {},
-    "gpt_neox": {},
     "gemma2": {},
     "gemma3_text": {},
-    "phi3": {},
-    "granite": {},
     "smollm3": {},
 }
 

@@ -100,20 +100,23 @@ VARIANTS = [
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
     ("falcon", {"multi_query": False, "bias": True}),
+    ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}),
+    ("opt", {"do_layer_norm_before": False}),
+]
+READ = [
     ("falcon", {"rope_parameters": YARN}),
     ("qwen3", {"rope_parameters": YARN}),
     ("llama", {"rope_parameters": {**YARN, "truncate": False, "mscale": 0.7, **SCALES}}),
-    ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}),
     ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
     ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention"]}),
     ("phi3", {"sliding_window": 3}),
     ("phi3", LONGROPE),
     ("granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     ("smollm3", {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 3}),
-    ("opt", {"do_layer_norm_before": False}),
     ("opt", {"word_embed_proj_dim": 16, "_remove_final_layer_norm": True}),
     ("gpt_neox", {"use_parallel_residual": False}),
 ]
+"""Settings that change what is read or folded in, and nothing of what the parties do."""
 ENCODED = [
     ("electra", {"embedding_size": 16}),
     ("modernbert", {"classifier_pooling": "mean", "classifier_activation": "relu"}),
