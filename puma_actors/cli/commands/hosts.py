@@ -142,7 +142,7 @@ async def _run_upload(
     from protocols.errors import ModelError
     from puma_actors.api.remote import upload_model
 
-    with open_checkpoint(model) as checkpoint:
+    with open_checkpoint(model, progress=report) as checkpoint:
         tokenizer = None
         if publish_tokenizer:
             try:
