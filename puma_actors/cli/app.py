@@ -18,7 +18,7 @@ from protocols.errors import (
     Busy,
     PumaError,
 )
-from puma_actors.cli.commands import certs, hosts, models, text_commands
+from puma_actors.cli.commands import certs, convert, hosts, models, text_commands
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import (
     Choice,
@@ -288,7 +288,7 @@ def profile(
 
 # What people try first stands first in the help.
 text_commands.register(app)
-for command in (hosts.party, hosts.upload, hosts.ping, hosts.doctor):
+for command in (convert.convert, hosts.party, hosts.upload, hosts.ping, hosts.doctor):
     app.command()(command)
 app.add_typer(models.app, name="models")
 app.add_typer(certs.app, name="certs")
