@@ -17,7 +17,7 @@ from models.configs.architecture import ModelConfig
 from models.configs.gguf import check_architecture
 from models.configs.reading import config_from_hf
 from models.files.hub_listing import HubFile, HubName, Selection, choose, parse_hub_name
-from models.files.locate import local_path, read_json, shards_of_index
+from models.files.locate import base_of_adapter, local_path, read_json, shards_of_index
 from protocols.errors import ModelError
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def resolve_model(
 ) -> Path:
     """The path of a model: an existing one as it is, or that of what was fetched from the hub.
 
+    If it is an adapter whose base model is on the hub, that is fetched, too.
+
     A name is `owner/repo`, `owner/repo:Q4_K_M` (the GGUF file with that part in its name) or
     `owner/repo/file.gguf`.
 
@@ -56,12 +58,18 @@ def resolve_model(
             names the files that could be meant.
     """
     path = local_path(path_or_name)
-    if path is not None:
-        return path
-    name = parse_hub_name(str(path_or_name))
-    if name is None:
-        raise ModelError(f"{path_or_name}: no such file or folder; give the path of a model")
-    return _Repository(name, progress).fetch(head, accept)
+    if path is None:
+        name = parse_hub_name(str(path_or_name))
+        if name is None:
+            raise ModelError(f"{path_or_name}: no such file or folder; give the path of a model")
+        path = _Repository(name, progress).fetch(head, accept)
+    base = base_of_adapter(path.parent if path.is_file() else path)
+    if base is not None and local_path(base) is None and (name := parse_hub_name(base)):
+        try:
+            _Repository(name, progress).fetch(None, None)  # it is found in the cache from now on
+        except ModelError as error:
+            raise ModelError(f"{path}: an adapter whose base model is missing: {error}") from error
+    return path
 
 
 class _Repository:

@@ -5,14 +5,19 @@ Files are memory-mapped: opening one reads its header, and `tensor` reads what i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.checkpoints.adapters import LowRank, open_adapter
 from models.checkpoints.checkpoint import Checkpoint, StoredCheckpoint
 from models.checkpoints.gguf_weights import GgufCheckpoint
 from models.checkpoints.hub import Progress, resolve_model
+from models.configs.architecture import ModelConfig
+from models.configs.names import Shape
 from models.configs.reading import config_of_source
 from models.files.locate import (
     SAFETENSORS_INDEX,
@@ -34,6 +39,7 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
         super().__init__(source.file)
         config = config_of_source(source, head=head)
         self._files: list[SafetensorsFile] = []
+        self._added: dict[str, LowRank] = {}
         owner: dict[str, SafetensorsFile] = {}
         try:
             for file in _shards(source):
@@ -43,9 +49,13 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
             # Canonical name -> file and name there.
             names = config.naming.stored_names(owner)
             self._places = {name: (owner[stored], stored) for name, stored in names.items()}
+            self._share_tied(config)
+            if source.adapter is not None:
+                config = self._adapt(config, source.adapter)
             found = {n: file.tensors[stored].shape for n, (file, stored) in self._places.items()}
             self.config = config.adapted(found)
             self._check_tensors(found)
+            self._check_added(found)
             self._check_stored()
         except BaseException:
             self.close()
@@ -59,7 +69,46 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
 
     def _read(self, name: str) -> NDArray[np.float32]:
         file, stored = self._places[name]
-        return file.tensor(stored)
+        values = file.tensor(stored)
+        if name in self._added:
+            values += self._added[name].values()
+        return values
+
+    def _share_tied(self, config: ModelConfig) -> None:
+        """A weight of two names may be stored under either one."""
+        for name, source in config.tied().items():
+            if source not in self._places and name in self._places:
+                self._places[source] = self._places[name]
+            elif not config.tie_embeddings and name not in self._places and source in self._places:
+                raise ModelError(
+                    f"{self.path}: tensor {name} is missing, and tie_word_embeddings is false, so "
+                    f"that {source} does not stand for it: set it to true if that is meant"
+                )
+
+    def _adapt(self, config: ModelConfig, folder: Path) -> ModelConfig:
+        """Put an adapter's tensors in place. One on the head or the embedding alone makes them two,
+        whatever `tie_word_embeddings` says.
+        """
+        adapter = open_adapter(folder, config.naming)
+        self._files.append(adapter.file)
+        weights = {n: source for n, source in config.tied().items() if n.endswith(".weight")}
+        if not adapter.touched().isdisjoint({*weights, *weights.values()}):
+            for name, source in weights.items():
+                self._places[name] = self._places[source]
+            config = replace(config, tie_embeddings=False)
+        self._places.update({n: (adapter.file, own) for n, own in adapter.replaced.items()})
+        self._added = adapter.added
+        return config
+
+    def _check_added(self, found: Mapping[str, Shape]) -> None:
+        for name, low in self._added.items():
+            if self.config.naming.is_of_other_head(name, self.names()):
+                continue
+            if found.get(name) != low.shape:
+                raise ModelError(
+                    f"{low.file.path}: the adapter of {name} has shape {low.shape}, and the model "
+                    f"{found.get(name) or 'no such weight'}"
+                )
 
     def _check_stored(self) -> None:
         """Storage types can be read, and a tied weight that is stored all the same is a copy."""
@@ -106,5 +155,7 @@ def open_checkpoint(
     """
     source = find_source(resolve_model(path_or_name, head=head, progress=progress))
     if source.kind == "gguf":
+        if source.adapter is not None:
+            raise ModelError(f"{source.adapter}: an adapter of a GGUF file is not supported")
         return GgufCheckpoint(source, head=head)
     return _SafetensorsCheckpoint(source, head=head)

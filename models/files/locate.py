@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -17,16 +18,27 @@ SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+_NAME_BASE = f"set base_model_name_or_path in {ADAPTER_CONFIG} to the folder of the base model"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
 class Source:
-    """`file` is a .gguf, a .safetensors or an index of shards; `folder` is where it lies."""
+    """`file` is a .gguf, a .safetensors or an index of shards; `folder` is where it lies; `adapter`
+    is the folder of an adapter that belongs to it, the same one or another.
+    """
 
     kind: Literal["gguf", "safetensors"]
     file: Path
     folder: Path
+    adapter: Path | None = None
+
+    @property
+    def texts(self) -> Path:
+        """The folder of the tokenizer: an adapter may have its own."""
+        own = self.adapter
+        named = ("tokenizer_config.json", "tokenizer.json")
+        return own if own and any((own / name).is_file() for name in named) else self.folder
 
 
 def find_source(path: str | Path) -> Source:
@@ -34,8 +46,62 @@ def find_source(path: str | Path) -> Source:
     path = Path(path).expanduser()
     if not path.exists():
         raise ModelError(f"{path}: no such file or folder; give the path of a model")
-    if path.is_file():
-        return _source_of_file(path)
+    if path.is_file() and path.name != ADAPTER:
+        source = _source_of_file(path)
+        return source if source.kind == "gguf" else _with_adapter(source)
+    folder = path.parent if path.is_file() else path
+    if (base := base_of_adapter(folder)) is not None:
+        return replace(_source_of_folder(_base_folder(folder, base)), adapter=folder)
+    return _with_adapter(_source_of_folder(folder))
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The name or path of the model that an adapter without one beside it is for; None if the
+    folder is something else. Raises ModelError when the adapter names none.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    _check_adapter(folder)
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base.strip():
+        raise ModelError(f"{folder}: an adapter that does not name its base model: {_NAME_BASE}")
+    return base
+
+
+def _base_folder(folder: Path, base: str) -> Path:
+    """Where the base of an adapter lies: a path, or in the cache of a hub's names."""
+    path = Path(base).expanduser()
+    if path.exists():  # an adapter in there has no part in this, in transformers neither
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{folder}: its base model {base} has no config.json: {_NAME_BASE}")
+        return path
+    found: object = None
+    with suppress(ValueError):  # it cannot be a name on the hub
+        # Imported here: it takes a while, and few models are adapters.
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(base, "config.json")
+    if not isinstance(found, str):
+        raise ModelError(f"{folder}: its base model {base!r} is not on this machine: {_NAME_BASE}")
+    return Path(found).parent
+
+
+def _with_adapter(source: Source) -> Source:
+    if not (source.folder / ADAPTER_CONFIG).is_file():
+        return source
+    _check_adapter(source.folder)
+    return replace(source, adapter=source.folder)
+
+
+def _check_adapter(folder: Path) -> None:
+    if not (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"{folder}: has {ADAPTER_CONFIG} and no {ADAPTER}; load the adapter with PEFT and save "
+            "it again, or remove the settings if the model is meant without it"
+        )
+
+
+def _source_of_folder(path: Path) -> Source:
     for name in (SAFETENSORS, SAFETENSORS_INDEX):
         if (path / name).is_file():
             return Source("safetensors", path / name, path)
