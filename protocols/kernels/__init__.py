@@ -1,28 +1,23 @@
 """Arithmetic kernels in Numba, each with a plain NumPy twin of the same signature."""
 
-import os
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 
 from protocols.kernels import ctr, forest
 from protocols.kernels.aesni import available
 from protocols.kernels.jit import MODE, kernels, sources_digest
+from protocols.kernels.places import CacheWarning, Place, place
 
-__all__ = ["cache_folder", "cached", "warm_up"]
+__all__ = ["CacheWarning", "Place", "cached", "place", "warm_up"]
 
 _INSTRUCTIONS = (ctr.__name__, forest.__name__)
 
 
-def cache_folder() -> Path:
-    """Where Numba keeps compiled kernels, unless it may not write beside the sources."""
-    return Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent)
-
-
 def cached() -> int:
-    """How many kernels of these sources lie in the on-disk cache."""
-    return len(list(cache_folder().rglob(f"*{sources_digest()}*.nbi")))
+    """How many kernels of these sources lie in the on-disk cache. Raises ConfigError."""
+    folder = place().folder
+    return len(list(folder.rglob(f"*{sources_digest()}*.nbi"))) if folder else 0
 
 
 def warm_up(progress: Callable[[str], None] | None = None) -> None:
