@@ -16,14 +16,17 @@ from models.checkpoints.adapters import LowRank, open_adapter
 from models.checkpoints.checkpoint import Checkpoint, StoredCheckpoint
 from models.checkpoints.gguf_weights import GgufCheckpoint
 from models.checkpoints.hub import Progress, resolve_model
+from models.checkpoints.quantised.wrapping import TensorFile, wrap
 from models.configs.architecture import ModelConfig
 from models.configs.names import Shape
+from models.configs.quantisation import quantisation_of
 from models.configs.reading import config_of_source
 from models.files.locate import (
     SAFETENSORS_INDEX,
     Source,
     demo_model_path,
     find_source,
+    read_json,
     shards_of_index,
 )
 from models.files.safetensors_reader import SafetensorsFile
@@ -46,9 +49,13 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
                 opened = SafetensorsFile(file)
                 self._files.append(opened)
                 owner.update(dict.fromkeys(opened.tensors, opened))
+            files: Mapping[str, TensorFile] = owner
+            quantisation = quantisation_of(read_json(source.folder / "config.json"))
+            if quantisation is not None:
+                files = wrap(owner, quantisation, config.naming)
             # Canonical name -> file and name there.
-            names = config.naming.stored_names(owner)
-            self._places = {name: (owner[stored], stored) for name, stored in names.items()}
+            names = config.naming.stored_names(files)
+            self._places = {name: (files[stored], stored) for name, stored in names.items()}
             self._share_tied(config)
             if source.adapter is not None:
                 config = self._adapt(config, source.adapter)
