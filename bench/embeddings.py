@@ -12,7 +12,8 @@ import numpy as np
 from bench.perplexity import ESSAY
 from bench.tools.harness import Benchmark, Errors, Options, Result, Spread
 from models.checkpoints.checkpoint import Checkpoint
-from models.files.locate import demo_model_path, resolve_model
+from models.checkpoints.hub import resolve_model
+from models.files.locate import demo_model_path
 from models.owner.calibrate import plain_run
 from models.programs.families import load_parameters
 from protocols.base.lane import APPROXIMATIONS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -83,7 +84,7 @@ class Checkpoint(ABC):
             if name not in found:
                 raise ModelError(
                     f"{self.where}: tensor {name} is missing, expected shape {shape}"
-                    f"{self._other_heads(found)}"
+                    f"{self._because(name, found)}"
                 )
             if found[name] != shape:
                 raise ModelError(
@@ -98,6 +99,21 @@ class Checkpoint(ABC):
                     f"with the settings in its configuration and head {config.head!r}; adapters, "
                     "experts and further biases are not supported"
                 )
+
+    def _because(self, name: str, found: Mapping[str, Shape]) -> str:
+        """The end of a message: why a tensor may be missing, if that can be seen."""
+        if any(".lora_" in other for other in found):
+            return (
+                f"; {self._holder} holds adapters of PEFT that are unmerged: save what "
+                "model.merge_and_unload() returns, or the adapter alone with save_pretrained"
+            )
+        config = self.config
+        if not config.tie_embeddings and name in replace(config, tie_embeddings=True).tied():
+            return (
+                " (tie_word_embeddings is false, and transformers would make it up; set it to true "
+                f"in config.json if the embedding is meant){self._other_heads(found)}"
+            )
+        return self._other_heads(found)
 
     def _other_heads(self, found: Mapping[str, Shape]) -> str:
         """The end of a message: the heads whose weights are all present."""

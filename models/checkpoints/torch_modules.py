@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.checkpoints.lora import Values, low_rank
 from models.configs.names import Shape
 from protocols.errors import ModelError
 
 Module = Any
 """A `torch.nn.Module`."""
-Values = NDArray[np.float32]
 
 SAVE_IT = (
     "if the plain model is meant, save it with save_pretrained(FOLDER) and use "
@@ -44,8 +43,7 @@ class Addend:
 
     def values(self) -> Values:
         """The values in float32, like the weight that they are added to."""
-        product = (read(self.left) @ read(self.right)) * np.float32(self.scale)
-        return product.T if self.transposed else product
+        return low_rank(read(self.left), read(self.right), self.scale, transposed=self.transposed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,8 +200,8 @@ def _chosen(wrapper: Module) -> Module:
 
 
 def _addends(module: Module, where: str, name: str) -> tuple[Addend, ...]:
-    """What the active adapters of a LoRA layer add to its weight (https://arxiv.org/abs/2106.09685;
-    the scale is PEFT's own, with rsLoRA's if it is used).
+    """What the active adapters of a LoRA layer add to its weight; the scale is PEFT's own, with
+    rsLoRA's if it is used.
     """
     found = []
     for adapter in module.active_adapters:

@@ -5,13 +5,21 @@ Files are memory-mapped: opening one reads its header, and `tensor` reads a sing
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.checkpoints.adapters import LowRank, open_adapter
 from models.checkpoints.checkpoint import Checkpoint, StoredCheckpoint
 from models.checkpoints.gguf_weights import GgufCheckpoint
+from models.checkpoints.hub import Progress, resolve_model
+from models.checkpoints.quantised.wrapping import TensorFile, wrap
+from models.configs.architecture import ModelConfig
+from models.configs.names import Shape
+from models.configs.quantisation import quantisation_of
 from models.configs.reading import config_of_source
 from models.configs.sentences import described_sentences, is_sentence_model, transformer_folder
 from models.files.locate import (
@@ -20,7 +28,7 @@ from models.files.locate import (
     demo_model_path,
     find_source,
     read_json,
-    resolve_model,
+    shards_of_index,
 )
 from models.files.safetensors_reader import SafetensorsFile
 from protocols.errors import ModelError
@@ -35,18 +43,27 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
         super().__init__(source.file)
         config = config_of_source(source, head=head)
         self._files: list[SafetensorsFile] = []
+        self._added: dict[str, LowRank] = {}
         owner: dict[str, SafetensorsFile] = {}
         try:
             for file in _shards(source):
                 opened = SafetensorsFile(file)
                 self._files.append(opened)
                 owner.update(dict.fromkeys(opened.tensors, opened))
+            files: Mapping[str, TensorFile] = owner
+            quantisation = quantisation_of(read_json(source.folder / "config.json"))
+            if quantisation is not None:
+                files = wrap(owner, quantisation, config.naming)
             # Canonical name -> file and name there.
-            names = config.naming.stored_names(owner)
-            self._places = {name: (owner[stored], stored) for name, stored in names.items()}
+            names = config.naming.stored_names(files)
+            self._places = {name: (files[stored], stored) for name, stored in names.items()}
+            self._share_tied(config)
+            if source.adapter is not None:
+                config = self._adapt(config, source.adapter)
             found = {n: file.tensors[stored].shape for n, (file, stored) in self._places.items()}
             self.config = config.adapted(found)
             self._check_tensors(found)
+            self._check_added(found)
             self._check_stored()
         except BaseException:
             self.close()
@@ -60,7 +77,46 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
 
     def _read(self, name: str) -> NDArray[np.float32]:
         file, stored = self._places[name]
-        return file.tensor(stored)
+        values = file.tensor(stored)
+        if name in self._added:
+            values += self._added[name].values()
+        return values
+
+    def _share_tied(self, config: ModelConfig) -> None:
+        """A weight of two names may be stored under either one."""
+        for name, source in config.tied().items():
+            if source not in self._places and name in self._places:
+                self._places[source] = self._places[name]
+            elif not config.tie_embeddings and name not in self._places and source in self._places:
+                raise ModelError(
+                    f"{self.path}: tensor {name} is missing, and tie_word_embeddings is false, so "
+                    f"that {source} does not stand for it: set it to true if that is meant"
+                )
+
+    def _adapt(self, config: ModelConfig, folder: Path) -> ModelConfig:
+        """Put an adapter's tensors in place. One on the head or the embedding alone makes them two,
+        whatever `tie_word_embeddings` says.
+        """
+        adapter = open_adapter(folder, config.naming)
+        self._files.append(adapter.file)
+        weights = {n: source for n, source in config.tied().items() if n.endswith(".weight")}
+        if not adapter.touched().isdisjoint({*weights, *weights.values()}):
+            for name, source in weights.items():
+                self._places[name] = self._places[source]
+            config = replace(config, tie_embeddings=False)
+        self._places.update({n: (adapter.file, own) for n, own in adapter.replaced.items()})
+        self._added = adapter.added
+        return config
+
+    def _check_added(self, found: Mapping[str, Shape]) -> None:
+        for name, low in self._added.items():
+            if self.config.naming.is_of_other_head(name, self.names()):
+                continue
+            if found.get(name) != low.shape:
+                raise ModelError(
+                    f"{low.file.path}: the adapter of {name} has shape {low.shape}, and the model "
+                    f"{found.get(name) or 'no such weight'}"
+                )
 
     def _check_stored(self) -> None:
         """Check that storage types can be read, and that stored tied weights are copies."""
@@ -87,30 +143,29 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
 def _shards(source: Source) -> list[Path]:
     if source.file.name != SAFETENSORS_INDEX:
         return [source.file]
-    weight_map = read_json(source.file).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{source.file}: has no 'weight_map'; download it again")
-    names = sorted({str(name) for name in weight_map.values()})
+    names = shards_of_index(source.file)
     for name in names:
-        # An index from the hub must not point outside its folder.
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{source.file}: {name!r} is not the name of a shard")
         if not (source.folder / name).is_file():
             raise ModelError(f"{source.file}: shard {name} is missing; download it")
     return [source.folder / name for name in names]
 
 
-def open_checkpoint(path_or_name: str | Path, *, head: str | None = None) -> StoredCheckpoint:
+def open_checkpoint(
+    path_or_name: str | Path, *, head: str | None = None, progress: Progress | None = None
+) -> StoredCheckpoint:
     """Open a folder, a .safetensors or .gguf file, or a name on the Hugging Face hub.
 
     `head`, one of `models.configs.heads.HEADS`, overrides the one that the checkpoint names.
+    `progress` is called while a model is downloaded from the hub.
     Everything except the values is checked here: the architecture is supported, every weight is
     present with the right shape and in a readable storage type, and no file is cut short. Raises
     ModelError.
     """
-    path = resolve_model(path_or_name)
+    path = resolve_model(path_or_name, head=head, progress=progress)
     source = find_source(transformer_folder(path))
     if source.kind == "gguf":
+        if source.adapter is not None:
+            raise ModelError(f"{source.adapter}: an adapter of a GGUF file is not supported")
         return GgufCheckpoint(source, head=head)
     opened = _SafetensorsCheckpoint(source, head=head)
     if opened.config.head == "none" and is_sentence_model(path):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from models.configs.heads import check_labels, read_head
 from models.configs.names import Naming, Shape
+from models.configs.quantisation import quantisation_of
 from models.configs.validate import (
     check_choice,
     check_flag,
@@ -21,7 +22,6 @@ from models.configs.validate import (
     required,
     short,
     token_ids,
-    unsupported,
 )
 from protocols.errors import ModelError
 
@@ -229,7 +229,7 @@ class ModelConfig(ABC):
         """
         model_type = data.get("model_type")
         check_choice("model_type", model_type, cls.model_types)
-        _refuse_quantised(data)
+        quantisation_of(data)  # refused unless it can be undone
         refuse_unless_neutral(data, {**_NEUTRAL, **cls.neutral})
         name = cls.model_types[str(model_type)]
         chosen = read_head(data, name, cls.heads, head, cls.class_heads)
@@ -324,10 +324,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return value.to_public() if hasattr(value, "to_public") else value
-
-
-def _refuse_quantised(data: Mapping[str, Any]) -> None:
-    method = data.get("quantization_config")
-    if method:
-        method = method.get("quant_method") if isinstance(method, Mapping) else method
-        raise unsupported("quantization_config", method, "weights in float32, float16, bfloat16")

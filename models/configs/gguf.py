@@ -57,6 +57,13 @@ def llama_of_gguf(
     )
 
 
+def check_architecture(name: object) -> None:
+    """Raise ModelError unless GGUF files of that `general.architecture` can be read."""
+    if name != LlamaConfig.family:
+        wanted = f"{LlamaConfig.family} (other models from a folder with safetensors)"
+        raise unsupported("general.architecture", name, wanted)
+
+
 def gguf_eos_token_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
     """Ids that end a text or a turn, as the metadata of a GGUF file names them."""
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -65,10 +72,7 @@ def gguf_eos_token_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _refuse_unsupported(metadata: Mapping[str, Any]) -> None:
-    architecture = metadata.get("general.architecture")
-    if architecture != LlamaConfig.family:
-        wanted = f"{LlamaConfig.family} (other models from a folder with safetensors)"
-        raise unsupported("general.architecture", architecture, wanted)
+    check_architecture(metadata.get("general.architecture"))
     if metadata.get("llama.expert_count"):
         raise unsupported("llama.expert_count", metadata["llama.expert_count"], "0 (dense)")
     scaling = metadata.get("llama.rope.scaling.type", "none")

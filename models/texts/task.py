@@ -135,6 +135,11 @@ def check_checkpoint(task: str, path: Path, head: str | None = None) -> str:
     return _head_for(task, head, partial(load_config, path), str(path))
 
 
+def check_config(task: str, config: ModelConfig, where: object) -> None:
+    """Raises ModelError: no checkpoint of that configuration can do the task."""
+    _head_for(task, None, lambda head: config, str(where))
+
+
 def check_model(task: str, model: object, head: str | None = None) -> str:
     """As `check_checkpoint`, for a model in memory (see `models.checkpoints.in_memory`)."""
     return _head_for(task, head, partial(config_of_model, model), "this model")

@@ -85,7 +85,7 @@ class Tokenizer:
                 raise
             return cls.from_folder(folder)  # clients have no weights
         if source.kind == "safetensors":
-            return cls.from_folder(source.folder)
+            return cls.from_folder(source.texts)
         file = GgufFile(source.file)
         try:
             return cls.from_gguf(file.metadata)

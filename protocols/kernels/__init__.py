@@ -1,29 +1,24 @@
 """Arithmetic kernels in Numba, each with a plain NumPy twin of the same signature."""
 
-import os
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from pkgutil import walk_packages
 
 from protocols.kernels import forest
 from protocols.kernels.aes import ctr
 from protocols.kernels.aes.aesni import available
 from protocols.kernels.jit import MODE, kernels, sources_digest
+from protocols.kernels.places import CacheWarning, Place, place
 
-__all__ = ["cache_folder", "cached", "warm_up"]
+__all__ = ["CacheWarning", "Place", "cached", "place", "warm_up"]
 
 _INSTRUCTIONS = (ctr.__name__, forest.__name__)
 
 
-def cache_folder() -> Path:
-    """Where Numba keeps compiled kernels, unless it cannot write beside the sources."""
-    return Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent)
-
-
 def cached() -> int:
-    """The number of kernels of these sources in the on-disk cache."""
-    return len(list(cache_folder().rglob(f"*{sources_digest()}*.nbi")))
+    """The number of kernels of these sources in the on-disk cache. Raises ConfigError."""
+    folder = place().folder
+    return len(list(folder.rglob(f"*{sources_digest()}*.nbi"))) if folder else 0
 
 
 def warm_up(progress: Callable[[str], None] | None = None) -> None:

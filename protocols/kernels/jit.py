@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.errors import ConfigError
+from protocols.kernels.places import caching
 
 Words: TypeAlias = NDArray[np.uint64]
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -131,5 +132,6 @@ def _compile(function: FunctionType, signature: str | None) -> Callable[..., Any
         scope[f"in{rank}_32"] = types.Array(types.uint32, rank, "C", readonly=True)
         scope[f"in{rank}_8"] = types.Array(types.uint8, rank, "C", readonly=True)
     parsed = eval(signature, {"__builtins__": {}}, scope)  # noqa: S307 - our own literals only
-    made: Callable[..., Any] = njit(parsed, nogil=True, cache=True)(ready)
+    with caching() as possible:
+        made: Callable[..., Any] = njit(parsed, nogil=True, cache=possible)(ready)
     return made

@@ -178,7 +178,8 @@ class LocalCluster(Cluster):
         Raises:
             ModelError: it cannot be read or is not supported.
         """
-        checkpoint = open_checkpoint(path_or_name, head=head)
+        progress = options.get("progress")
+        checkpoint = open_checkpoint(path_or_name, head=head, progress=progress)
         tokenizer, reason = None, ""
         try:
             tokenizer = Tokenizer.load(checkpoint.path)

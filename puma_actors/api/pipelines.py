@@ -22,10 +22,21 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from models.files.locate import demo_model_path, embedding_model_path, resolve_model
+from models.checkpoints.hub import resolve_model
+from models.configs.architecture import ModelConfig
+from models.configs.sentences import sentence_settings
+from models.files.locate import demo_model_path, embedding_model_path
 from models.texts.generate import Prompt, read_prompts
 from models.texts.options import TaskOptions, chosen_options, sampling_options
-from models.texts.task import Job, canonical_task, check_checkpoint, check_head, check_model
+from models.texts.task import (
+    TASK_HEADS,
+    Job,
+    canonical_task,
+    check_checkpoint,
+    check_config,
+    check_head,
+    check_model,
+)
 from models.texts.tasks import text_task
 from models.tokens.encoding import Encoding
 from models.tokens.sampling import SamplingConfig
@@ -35,6 +46,7 @@ from puma_actors.api.blocking import PrivateModel
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.options import (
     CLUSTER_OPTIONS,
+    ClusterOptions,
     PipelineOptions,
     cluster_options,
 )
@@ -292,9 +304,7 @@ def local_pipeline(
             raise ConfigError(
                 "tokenizer is for a model in memory: a model from a path has its own beside it"
             )
-        path = resolve_model(model) if model is not None else _usual_model(task)
-        head = check_checkpoint(task, path, head)
-        cluster = LocalCluster.from_pretrained(path, head=head, **chosen)
+        cluster = _opened(task, model, head, chosen)
     else:
         head = check_model(task, model, head)
         cluster = LocalCluster.from_model(model, tokenizer, head=head, **chosen)
@@ -303,6 +313,25 @@ def local_pipeline(
     except BaseException:
         cluster.checkpoint.close()
         raise
+
+
+def _opened(
+    task: str, model: str | PathLike[str] | None, head: str | None, options: ClusterOptions
+) -> LocalCluster:
+    """A cluster for a model in files, or on the hub."""
+
+    def accept(folder: Path, config: ModelConfig) -> None:
+        if task == "sentence-embedding":
+            sentence_settings(folder)
+        check_config(task, config, model)
+
+    if model is None:
+        path = _usual_model(task)
+    else:
+        asked = "none" if head is None and TASK_HEADS[task] == "none" else head
+        path = resolve_model(model, head=asked, accept=accept, progress=options.get("progress"))
+    head = check_checkpoint(task, path, head)
+    return LocalCluster.from_pretrained(path, head=head, **options)
 
 
 def pipeline(

@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from protocols.errors import (
     Busy,
     PumaError,
 )
-from puma_actors.cli.commands import certs, hosts, models, text_commands
+from puma_actors.cli.commands import certs, convert, hosts, models, text_commands
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import (
     Choice,
@@ -288,7 +289,7 @@ def profile(
 
 # The commands that people try first come first in the help.
 text_commands.register(app)
-for command in (hosts.party, hosts.upload, hosts.ping, hosts.doctor):
+for command in (convert.convert, hosts.party, hosts.upload, hosts.ping, hosts.doctor):
     app.command()(command)
 app.add_typer(models.app, name="models")
 app.add_typer(certs.app, name="certs")
@@ -299,6 +300,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy insid
 def main() -> None:
     """Entry point: an error gives one clear line and its class's exit code; 1 for a bug."""
     prepare_streams()
+    _show_warnings()
     try:
         code = app(standalone_mode=len(sys.argv) < 2)
     except _UsageError as error:
@@ -323,6 +325,19 @@ def main() -> None:
             _fail("interrupted", EXIT_INTERRUPTED)
         if isinstance(code, int) and code:  # from `typer.Exit`
             sys.exit(code)
+
+
+def _show_warnings() -> None:
+    """Those of this program as one line, without a place in its sources."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
+        if category.__module__.startswith("protocols."):
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show
 
 
 def _refused(error: OSError) -> str:

@@ -21,9 +21,10 @@ import anyio
 
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import ConfigError, PumaError
-from protocols.kernels import cache_folder, cached, simd
+from protocols.kernels import cached, place, simd
 from protocols.kernels.aes import aesni
 from protocols.kernels.jit import MODE, kernels
+from protocols.kernels.places import ASKED
 from puma_actors.base.available import available_memory
 from puma_actors.base.certs import SOON_DAYS, expiring, load_context, stem
 from puma_actors.base.compute import available_cores
@@ -82,11 +83,25 @@ def _kernels() -> Iterator[Check]:
     yield Check("vectors", "ok" if bits == 512 else "warning", f"{bits} bits (512 is fastest)")
     aes = aesni.available()
     yield Check("AES", "ok" if aes else "warning", "in hardware" if aes else "in software: slow")
-    if made := cached():
-        yield Check("compiled kernels", "ok", f"{made} of about {len(kernels()) or made} cached")
-    else:
-        text = f"none in {cache_folder()}: the first start compiles them, which takes about 20 s"
-        yield Check("compiled kernels", "warning", text)
+    yield _compiled()
+
+
+def _compiled() -> Check:
+    name = "compiled kernels"
+    try:
+        where, made = place(), cached()
+    except ConfigError as error:
+        return Check(name, "problem", str(error))
+    if where.folder is None:
+        text = (
+            "cannot be kept: neither the installation nor a cache folder of the user's can be "
+            f"written to, and every start compiles them (about 20 s): set {ASKED} to a folder"
+        )
+        return Check(name, "warning", text)
+    if made:
+        return Check(name, "ok", f"{made} of about {len(kernels()) or made} in {where.folder}")
+    text = f"none in {where.folder}: the first start compiles them, which takes about 20 s"
+    return Check(name, "warning", text)
 
 
 def _memory(config: ClusterConfig | None) -> Iterator[Check]:

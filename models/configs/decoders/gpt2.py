@@ -38,6 +38,7 @@ class Gpt2Config(DecoderConfig):
         heads=frozenset({"lm_head", "score", "classifier", "qa_outputs", "multiple_choice_head"}),
         # Causal masks, which old checkpoints contain.
         ignored=re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias"),
+        transposed=re.compile(r"transformer\.h\.\d+\.(attn|mlp)\.c_\w+\.weight"),
     )
 
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = FULL_ATTENTION

@@ -37,7 +37,7 @@ def run_compare(
         raise ConfigError(f"--threshold {threshold:g}: give a number above 0, such as 0.01")
     given = [parse_ids(text) for text in input_ids]
     path = demo_model_path() if model is None else model
-    with progress(quiet=as_json) as report, open_checkpoint(path) as opened:
+    with progress(quiet=as_json) as report, open_checkpoint(path, progress=report) as opened:
         sequences = [*_encoded(opened, texts), *given]
         for ids in sequences:
             check_ids(opened.config, ids)

@@ -146,15 +146,15 @@ def upload(
 async def _run_upload(
     config: Any, model: str, name: str, publish_tokenizer: bool, head: str | None, report: Any
 ) -> dict[str, float]:
+    from models.checkpoints.hub import resolve_model
     from models.checkpoints.weights import open_checkpoint
     from models.configs.sentences import is_sentence_model
-    from models.files.locate import resolve_model
     from models.tokens.tokenizer import Tokenizer
     from protocols.errors import ModelError
     from puma_actors.api.remote import upload_model
     from puma_actors.cli.output import tell
 
-    path = resolve_model(model)
+    path = resolve_model(model, head=head, progress=report)
     if head is None and is_sentence_model(path):
         head = "none"  # as sentence-transformers opens it, whatever its class
     with open_checkpoint(path, head=head) as checkpoint:

@@ -7,7 +7,6 @@ import numpy as np
 from rich.table import Table as RichTable
 
 from models.checkpoints.weights import StoredCheckpoint, demo_model_path, open_checkpoint
-from models.files.locate import resolve_model
 from models.programs.head_layers import default_rows
 from models.programs.memory import footprint
 from models.programs.predict import predict, share_bytes
@@ -28,7 +27,7 @@ from protocols.functions.elementary import exp_negative, reciprocal, rsqrt
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.linear import Table
 from protocols.selection import Term, select
-from puma_actors.cli.output import amount, print_json, say, stdout
+from puma_actors.cli.output import amount, print_json, progress, say, stdout
 
 COUNT = 8000
 """Elements a protocol is traced with; a multiple of 8, so that bits fill bytes."""
@@ -145,9 +144,10 @@ def run_inspect(
     path: str | None, prompt: int | None, decode: int, settings: Settings, *, as_json: bool
 ) -> None:
     """Print whether a model is supported, and its predicted cost."""
-    found = resolve_model(path) if path is not None else demo_model_path()
+    found = demo_model_path() if path is None else path
     try:
-        checkpoint = open_checkpoint(found)
+        with progress(quiet=as_json) as report:
+            checkpoint = open_checkpoint(found, progress=report)
     except ModelError as error:
         if as_json:
             print_json({"model": str(found), "supported": False, "reason": str(error)})
@@ -158,11 +158,11 @@ def run_inspect(
         if prompt is None:
             prompt = max(1, min(USUAL_PROMPT, checkpoint.config.max_positions - decode))
         _check_lengths(checkpoint, prompt, decode)
-        report = _report(checkpoint, _wanted_rows(checkpoint), prompt, decode, settings)
+        facts = _report(checkpoint, _wanted_rows(checkpoint), prompt, decode, settings)
     if as_json:
-        print_json(report)
+        print_json(facts)
     else:
-        _print_report(report)
+        _print_report(facts)
 
 
 def _wanted_rows(checkpoint: StoredCheckpoint) -> Rows:

@@ -162,7 +162,7 @@ def test_absent_keys_take_the_values_of_transformers(model_type):
         ("bert", {"per_layer_config": {"0": {"hidden_act": "relu"}}}, "per_layer_config"),
         ("bert", {"hidden_act": "gelu_10"}, "hidden_act: 'gelu_10'"),
         ("bert", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
-        ("bert", {"quantization_config": {"quant_method": "awq"}}, "'awq'"),
+        ("bert", {"quantization_config": {"quant_method": "hqq"}}, "'hqq'"),
         ("bert", {"num_attention_heads": 3}, "num_heads 3 does not divide hidden_size 16"),
         ("bert", {"type_vocab_size": 0}, "type_vocab_size"),
         ("bert", {"architectures": ["JinaBertForMaskedLM"]}, "JinaBertForMaskedLM"),

@@ -211,7 +211,7 @@ def rope(**values):
         ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
         ("qwen2", {"layer_types": ["full_attention"]}, "layer_types"),
         ("qwen3", {"layer_types": ["chunked_attention"] * 2}, "layer_types"),
-        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "'gptq'"),
+        ("llama", {"quantization_config": {"quant_method": "eetq"}}, "'eetq'"),
         ("mistral", {"attention_bias": True}, "attention_bias"),
         ("qwen2", {"mlp_bias": True}, "mlp_bias"),
         ("llama", {"num_local_experts": 8}, "num_local_experts: 8"),

@@ -1,0 +1,264 @@
+"""A name on the Hugging Face hub, and which of the files there are one model.
+
+Only what is computed here is fetched: a hub repository often holds the same weights several times,
+in other formats, precisions and quantisations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from models.files.locate import ADAPTER, ADAPTER_CONFIG, PICKLES, SAFETENSORS, SAFETENSORS_INDEX
+from protocols.errors import ModelError
+
+MAX_SETTINGS = 256_000_000
+"""Bytes of a file that is no weights; the largest known `tokenizer.json` has 34 MB."""
+
+_PREFIX = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/")
+_NAME = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?P<file>/[^:]+)?(?::(?P<tag>[\w.-]+))?"
+)
+_WEIGHTS = (".gguf", ".safetensors")
+_OTHER_WEIGHTS = (*PICKLES, ".onnx", ".h5", ".msgpack", ".ot", ".mlmodel", ".tflite", ".xml")
+_SETTINGS = (".json", ".jinja")
+_SKIPPED = (".index.json", "trainer_state.json")
+_TOKENIZERS = frozenset(
+    (
+        *("vocab.txt", "merges.txt", "dict.txt", "bpe.codes"),
+        *("tokenizer.model", "spiece.model", "spm.model"),
+        *("sentencepiece.bpe.model", "sentencepiece.model"),
+    )
+)
+_TEMPLATES = "additional_chat_templates"
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_PROJECTOR = "mmproj"  # of images into embeddings: it lies beside many models of texts
+_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """`repo`; of it the file `file`, or the one GGUF whose name has the part `tag`."""
+
+    repo: str
+    file: str = ""
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository; its size in bytes, if it is known."""
+
+    path: str
+    size: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path} ({_amount(self.size)})" if self.size is not None else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to fetch: settings first, weights when those are accepted.
+
+    Attributes:
+        opened: the path to open, within the repository; "" is the repository itself.
+        config: path of the `config.json`; "" where the weights hold the configuration.
+        settings: small files, the configuration and an index of shards among them.
+        weights: of one model; without the shards that `index` names.
+        index: path of an index of shards, or "".
+    """
+
+    opened: str
+    config: str
+    settings: tuple[HubFile, ...]
+    weights: tuple[HubFile, ...]
+    index: str = ""
+
+
+def parse_hub_name(text: str) -> HubName | None:
+    """What a text names on the hub, or None if it cannot be a name there.
+
+    `owner/repo`, `repo`, `owner/repo:Q4_K_M`, `owner/repo/file.gguf`, each also behind
+    `https://huggingface.co/` or `hf.co/`.
+    """
+    address = _PREFIX.match(text)
+    found = _NAME.fullmatch(text[address.end() :] if address else text)
+    if found is None:
+        return None
+    repo, file = found["repo"], (found["file"] or "")[1:]
+    if repo.endswith((*PICKLES, *_WEIGHTS)) or ".." in repo:
+        return None
+    if file and (found["tag"] or not _is_inside(file) or not _is_weights(file)):
+        return None
+    return HubName(repo, file, found["tag"] or "")
+
+
+def choose(name: HubName, files: Sequence[HubFile], modules: Sequence[str] = ()) -> Selection:
+    """The one set of weights that a name means, and the settings that go with it.
+
+    Args:
+        modules: folders that a `modules.json` names, the one of the model first; none without it.
+
+    Raises:
+        ModelError: nothing that can be read, or several GGUF files and none is named.
+    """
+    held = {file.path: file for file in files if _is_inside(file.path)}
+    if name.file:
+        return _named(name, held)
+    ggufs = [file for file in held.values() if _is_gguf(file.path)]
+    if name.tag:
+        return _gguf(name, [f for f in ggufs if _has_tag(f.path, name.tag)], ggufs)
+    folder = f"{modules[0]}/" if modules and modules[0] else ""
+    extra = tuple(held[path] for path in _of_modules(modules[1:]) if path in held)
+    adapter = _adapter(folder, held)
+    settings = _settings(held, (folder, *(f"{each}/" if each else "" for each in modules)))
+    if f"{folder}{SAFETENSORS}" in held:
+        weights = (held[f"{folder}{SAFETENSORS}"], *adapter, *extra)
+        return Selection("", _config(name, folder, held), settings, weights)
+    if (index := f"{folder}{SAFETENSORS_INDEX}") in held:
+        config = _config(name, folder, held)
+        return Selection("", config, (*settings, held[index]), (*adapter, *extra), index)
+    if adapter:
+        return Selection("", "", settings, adapter)
+    if ggufs:
+        return _gguf(name, ggufs, ggufs)
+    raise _nothing(name, held)
+
+
+def _adapter(folder: str, held: dict[str, HubFile]) -> tuple[HubFile, ...]:
+    weights = held.get(f"{folder}{ADAPTER}")
+    return (weights,) if weights and f"{folder}{ADAPTER_CONFIG}" in held else ()
+
+
+def _named(name: HubName, held: dict[str, HubFile]) -> Selection:
+    path = name.file
+    if path not in held:
+        raise ModelError(f"{name.repo} has no file {path}; it has {_listed(held, path)}")
+    if path.endswith(PICKLES):
+        raise _nothing(name, {path: held[path]})
+    if path.endswith(".gguf"):
+        return _gguf(name, [held[path]], [held[path]])
+    folder = path[: path.rfind("/") + 1]
+    config = _config(name, folder, held)
+    return Selection(path, config, _settings(held, (folder,)), (held[path],))
+
+
+def _config(name: HubName, folder: str, held: dict[str, HubFile]) -> str:
+    path = f"{folder}config.json"
+    if path not in held:
+        raise ModelError(f"{name.repo} has no {path}: its weights alone do not tell what they are")
+    return path
+
+
+def _gguf(name: HubName, found: list[HubFile], all_of_them: list[HubFile]) -> Selection:
+    if not all_of_them:
+        raise ModelError(f"{name.repo} holds no GGUF file, and {name.tag!r} names one of several")
+    if len(found) != 1:
+        missing = f", and none whose name has {name.tag!r}" if name.tag and not found else ""
+        some = found or all_of_them
+        raise ModelError(
+            f"{name.repo} holds {len(some)} GGUF files{missing}; nothing was fetched. Name one, "
+            f"as {name.repo}:{_tag_of(some[0].path)} or {name.repo}/{some[0].path}: "
+            f"{_shortened(some)}"
+        )
+    if _PART.search(found[0].path):
+        raise ModelError(
+            f"{name.repo}: {found[0]} is part of a split GGUF; download the parts and join them "
+            "with `llama-gguf-split --merge`, or name one that is whole"
+        )
+    return Selection(found[0].path, "", (), (found[0],))
+
+
+def _nothing(name: HubName, held: dict[str, HubFile]) -> ModelError:
+    """Why none of the files is a model; pickles are those that can be helped."""
+    others = [file for file in held.values() if file.path.endswith((*_WEIGHTS, *_OTHER_WEIGHTS))]
+    pickled = [file for file in others if file.path.endswith(PICKLES)]
+    if pickled:
+        return ModelError(
+            f"{name.repo} holds pickled weights only ({_shortened(pickled)}), which can run code "
+            "when read and are refused; nothing was fetched. Where you trust them, "
+            f"`puma convert {name.repo} FOLDER` writes them as safetensors"
+        )
+    wanted = f"expected {SAFETENSORS}, {SAFETENSORS_INDEX} or a .gguf file"
+    has = f"; it has {_shortened(others)}" if others else ""
+    named = next((f.path for f in others if f.path.endswith(".safetensors")), "")
+    remedy = f": if that is the model, name it, {name.repo}/{named}" if named else ""
+    return ModelError(f"{name.repo} holds no model that can be read: {wanted}{has}{remedy}")
+
+
+def _settings(held: dict[str, HubFile], folders: Iterable[str]) -> tuple[HubFile, ...]:
+    """Small files in some folders (each ends in "/", but the repository itself). Raises
+    ModelError for one that is too large for what it is called.
+    """
+    wanted = {*folders, ""}
+    found = [
+        file for path, file in held.items() if _folder(path) in wanted and _is_setting(path)
+    ] + [file for path, file in held.items() if path.startswith(f"{_TEMPLATES}/")]
+    for file in found:
+        if (file.size or 0) > MAX_SETTINGS:
+            raise ModelError(f"{file} is larger than a file of settings may be: {MAX_SETTINGS}")
+    return tuple(found)
+
+
+def _is_setting(path: str) -> bool:
+    name = PurePosixPath(path).name
+    return name in _TOKENIZERS or (name.endswith(_SETTINGS) and not name.endswith(_SKIPPED))
+
+
+def _of_modules(folders: Sequence[str]) -> list[str]:
+    """Weights of what comes after the model in sentence-transformers."""
+    return [f"{folder}/{SAFETENSORS}" for folder in folders if folder]
+
+
+def _is_inside(path: str) -> bool:
+    parts = path.split("/")
+    return all(part not in ("", ".", "..") for part in parts) and "\\" not in path
+
+
+def _is_weights(path: str) -> bool:
+    return path.endswith((*_WEIGHTS, *PICKLES))
+
+
+def _is_gguf(path: str) -> bool:
+    """Whether it may be a model; of a split one, the first part stands for all."""
+    name = PurePosixPath(path).name
+    part = _PART.search(name)
+    first = part is None or name[part.start() :].startswith("-00001-")
+    return name.endswith(".gguf") and first and not name.lower().startswith(_PROJECTOR)
+
+
+def _has_tag(path: str, tag: str) -> bool:
+    """Whether the name has the tag as a word of its own: Q4_K is no part of Q4_K_M."""
+    name = PurePosixPath(path).name
+    word = rf"(?<![A-Za-z0-9]){re.escape(tag)}(?![A-Za-z0-9_])"
+    return tag in (name, name.removesuffix(".gguf")) or bool(re.search(word, name, re.IGNORECASE))
+
+
+def _tag_of(path: str) -> str:
+    """What to write behind the colon: the kind of quantisation in the name, or the whole name."""
+    name = PurePosixPath(path).name
+    found = re.search(r"(?<![A-Za-z0-9])(I?Q\d\w*|B?F(16|32))(?=[.-])", name, re.IGNORECASE)
+    return found[0] if found else name
+
+
+def _folder(path: str) -> str:
+    return path[: path.rfind("/") + 1]
+
+
+def _listed(held: dict[str, HubFile], like: str) -> str:
+    suffix = PurePosixPath(like).suffix
+    return _shortened([f for f in held.values() if f.path.endswith(suffix)]) or f"no {suffix}"
+
+
+def _shortened(files: Sequence[HubFile]) -> str:
+    shown = ", ".join(map(str, files[:_SHOWN]))
+    return shown if len(files) <= _SHOWN else f"{shown} and {len(files) - _SHOWN} more"
+
+
+def _amount(size: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} B"

@@ -1,0 +1,178 @@
+"""A pickled checkpoint written as safetensors: what `puma convert` runs, in a Python with torch.
+
+    python conversion.py FOLDER OUT
+
+FOLDER may be a name on the hub. This file is run as a script and imports nothing of this project,
+so that any environment with transformers and torch will do. Nothing but tensors is unpickled. The
+last line on standard output is a JSON object: what was written, or an `error`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+_WEIGHTS = "pytorch_model.bin"
+_INDEX = "pytorch_model.bin.index.json"
+_SAFETENSORS = "model.safetensors"
+_SETTINGS = (".json", ".txt", ".model", ".jinja", ".codes")
+_FETCHED = [f"*{suffix}" for suffix in _SETTINGS] + ["pytorch_model*.bin", f"*/{_WEIGHTS}"]
+_SKIPPED = ["onnx/*", "openvino/*", "original/*", "checkpoint-*"]
+_SHOWN = 6
+
+
+class RefusedError(Exception):
+    """It cannot be converted; the text says why."""
+
+
+def main(folder: str, out: str) -> dict[str, Any]:
+    """Convert; what there is to say about it. Raises RefusedError."""
+    missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
+    if missing:
+        raise RefusedError(f"{' and '.join(missing)} missing")
+    source = Path(folder) if Path(folder).is_dir() else _fetched(folder)
+    place = _place_of_model(source)
+    _check_weights(source / place)
+    target = Path(out)
+    parts = target.with_name(f".{target.name}.part")
+    shutil.rmtree(parts, ignore_errors=True)
+    try:
+        _copy_settings(source, parts)
+        facts = _convert_model(source / place, parts / place)
+        facts["tokenizer"] = _convert_tokenizer(source / place, parts / place)
+        for module in sorted(source.glob(f"*/{_WEIGHTS}")):
+            if module.parent != source / place:
+                _convert_tensors(module, parts / module.parent.name / _SAFETENSORS)
+        parts.rename(target)
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+    return {**facts, "written": str(target)}
+
+
+def _fetched(name: str) -> Path:
+    hub = importlib.import_module("huggingface_hub")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_SKIPPED))
+    except Exception as error:  # of the HTTP client, whose class differs between versions
+        raise RefusedError(f"{name} is no folder, and not on the hub ({_line(error)})") from error
+
+
+def _place_of_model(source: Path) -> str:
+    """The folder of the model itself; sentence-transformers may have one of its own for it."""
+    if not (source / "config.json").is_file() and (source / "modules.json").is_file():
+        place = str(json.loads((source / "modules.json").read_bytes())[0]["path"])
+        if (source / place).resolve().is_relative_to(source.resolve()):
+            return place
+    return ""
+
+
+def _check_weights(folder: Path) -> None:
+    for name in (_SAFETENSORS, f"{_SAFETENSORS}.index.json"):
+        if (folder / name).is_file():
+            raise RefusedError(f"{folder} has {name}: there is nothing to convert")
+    if not any((folder / name).is_file() for name in (_WEIGHTS, _INDEX)):
+        raise RefusedError(
+            f"{folder} has no {_WEIGHTS} and no {_INDEX}: what else torch has saved, transformers "
+            "does not read either; if it is a state dict, give it that name"
+        )
+
+
+def _copy_settings(source: Path, target: Path) -> None:
+    """All small files as they are, in subfolders too; some are written anew afterwards."""
+    target.mkdir(parents=True)
+    for file in source.rglob("*"):
+        inside = file.relative_to(source)
+        hidden = any(part.startswith((".", "checkpoint-")) for part in inside.parts)
+        wanted = file.name.endswith(_SETTINGS) and not file.name.endswith(".index.json")
+        if file.is_file() and wanted and not hidden:
+            (target / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / inside)
+
+
+def _convert_model(folder: Path, target: Path) -> dict[str, Any]:
+    """By the class that the configuration names: another would leave weights out, or make some
+    up.
+    """
+    transformers = importlib.import_module("transformers")
+    data = json.loads((folder / "config.json").read_bytes())
+    named = data.get("architectures") or []
+    if not named:
+        raise RefusedError(
+            f"{folder / 'config.json'} names no class: add the one that the model was made with, "
+            'such as "architectures": ["BertForMaskedLM"]'
+        )
+    kind = getattr(transformers, named[0], None)
+    if kind is None or not hasattr(kind, "from_pretrained"):
+        raise RefusedError(f"{named[0]}, the model's class, is not one of transformers")
+    model, info = kind.from_pretrained(
+        folder,
+        weights_only=True,
+        use_safetensors=False,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        dtype="auto",
+    )
+    made_up = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"])))
+    if made_up:
+        raise RefusedError(
+            f"{folder} lacks weights of {named[0]}, which would be random: {_some(made_up)}"
+        )
+    model.save_pretrained(target)
+    left = sorted(map(str, info["unexpected_keys"]))
+    return {"class": named[0], "left_out": left}
+
+
+def _convert_tokenizer(folder: Path, target: Path) -> str:
+    """Written as transformers loads it; empty if done, or why not."""
+    transformers = importlib.import_module("transformers")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        files = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
+        if not any((folder / name).is_file() for name in files):
+            return f"{folder} has none of {', '.join(files)}"  # transformers makes an empty one
+        tokenizer.save_pretrained(target)
+    except Exception as error:  # of many classes, for there may be no tokenizer at all
+        return _line(error)
+    return ""
+
+
+def _convert_tensors(file: Path, target: Path) -> None:
+    """The weights of a small module, under their names."""
+    torch = importlib.import_module("torch")
+    save_file = importlib.import_module("safetensors.torch").save_file
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target)
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).split("\n")), "")[:300] or type(error).__name__
+
+
+if __name__ == "__main__":
+    # The folder of a script stands first in the path: its files must not hide anybody's modules.
+    sys.path[:] = [
+        each for each in sys.path if Path(each or ".").resolve() != Path(__file__).parent
+    ]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        said = main(*sys.argv[1:])
+    except RefusedError as refused:
+        said = {"error": str(refused)}
+    except Exception as failed:
+        said = {"error": f"{type(failed).__name__}: {_line(failed)}"}
+    print(json.dumps(said))
