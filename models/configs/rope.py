@@ -23,7 +23,10 @@ _FIELDS = {
     "linear": ("factor",),
     "dynamic": ("factor", "original_max_positions"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_positions"),
+    "longrope": ("attention_factor", "factors"),
 }
+_READ = ("default", "linear", "dynamic", "llama3")  # from a config.json
+_MAX_FACTORS = 1 << 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +37,21 @@ class RopeScaling:
 
     Attributes:
         kind: `linear` (all frequencies divided by factor), `dynamic` (a base that grows once the
-            sequence is longer than original_max_positions) or `llama3` (low frequencies divided,
-            high ones kept, a smooth transition between).
+            sequence is longer than original_max_positions), `llama3` (low frequencies divided,
+            high ones kept, a smooth transition between) or `longrope` (each frequency divided by
+            a factor of its own).
         original_max_positions: context of the training, in tokens.
+        attention_factor: what rotated queries and keys are multiplied by: 1.
+        factors: a number for each frequency.
     """
 
     kind: str
-    factor: float
+    factor: float | None = None
     low_freq_factor: float | None = None
     high_freq_factor: float | None = None
     original_max_positions: int | None = None
+    attention_factor: float | None = None
+    factors: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_choice("rope_scaling.kind", self.kind, _FIELDS)
@@ -56,10 +64,14 @@ class RopeScaling:
                     raise ModelError(f"rope_scaling of kind {self.kind!r} has no {field.name}")
             elif field.name == "original_max_positions":
                 check_size("rope_scaling.original_max_positions", value, _MAX_POSITIONS)
+            elif field.name == "factors":
+                object.__setattr__(self, "factors", _factors(value))
             else:
                 low = 1.0 if field.name == "factor" else 2.0**-16
                 value = number(f"rope_scaling.{field.name}", value, low, _MAX_FACTOR)
                 object.__setattr__(self, field.name, value)
+        if self.attention_factor not in (None, 1.0):
+            raise unsupported("rope_scaling.attention_factor", self.attention_factor, "1.0")
         if self.kind == "llama3" and not self.high_freq_factor > self.low_freq_factor:  # type: ignore[operator]
             raise ModelError("rope_scaling: high_freq_factor must be above low_freq_factor")
 
@@ -72,7 +84,14 @@ class RopeScaling:
         """Inverse of `to_public`, for data from a peer. Raises ModelError."""
         if not isinstance(data, Mapping) or data.keys() != {f.name for f in fields(cls)}:
             raise ModelError(f"rope_scaling: {short(data)} is not a rotary scaling or null")
-        return cls(**data)
+        factors = data["factors"]
+        return cls(**{**data, "factors": tuple(factors) if isinstance(factors, list) else factors})
+
+
+def _factors(value: object) -> tuple[float, ...]:
+    if not isinstance(value, tuple) or not 0 < len(value) <= _MAX_FACTORS:
+        raise ModelError(f"rope_scaling.factors: {short(value)} is not a list of numbers")
+    return tuple(number("rope_scaling.factors", each, 2.0**-16, _MAX_FACTOR) for each in value)
 
 
 def rotary_turns(theta: float, size: int, scaling: RopeScaling | None, length: int) -> Words:
@@ -104,7 +123,7 @@ def _turns(theta: float, size: int, scaling: RopeScaling | None, length: int) ->
 def _rates(theta: Decimal, size: int, scaling: RopeScaling | None, length: int) -> list[Decimal]:
     """Radians per position."""
     if scaling is not None and scaling.kind == "dynamic":
-        assert scaling.original_max_positions is not None
+        assert scaling.original_max_positions is not None and scaling.factor is not None
         original, factor = scaling.original_max_positions, Decimal(scaling.factor)
         ratio = Decimal(length) / original
         grown = factor * ratio - (factor - 1)
@@ -113,6 +132,10 @@ def _rates(theta: Decimal, size: int, scaling: RopeScaling | None, length: int) 
     rates = [(-log * i / size).exp() for i in range(0, size, 2)]
     if scaling is None or scaling.kind == "dynamic":
         return rates
+    if scaling.kind == "longrope":
+        assert scaling.factors is not None
+        return [r / Decimal(f) for r, f in zip(rates, scaling.factors, strict=True)]
+    assert scaling.factor is not None
     if scaling.kind == "linear":
         return [rate / Decimal(scaling.factor) for rate in rates]
     return [_llama3(rate, scaling) for rate in rates]
@@ -120,7 +143,7 @@ def _rates(theta: Decimal, size: int, scaling: RopeScaling | None, length: int) 
 
 def _llama3(rate: Decimal, scaling: RopeScaling) -> Decimal:
     assert scaling.low_freq_factor is not None and scaling.high_freq_factor is not None
-    assert scaling.original_max_positions is not None
+    assert scaling.original_max_positions is not None and scaling.factor is not None
     low, high = Decimal(scaling.low_freq_factor), Decimal(scaling.high_freq_factor)
     turns = scaling.original_max_positions * rate / (2 * PI)  # in the training's context
     kept = min(max((turns - low) / (high - low), Decimal(0)), Decimal(1))
@@ -148,7 +171,7 @@ def _scaling(
 ) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     original = rope.get("original_max_position_embeddings")
-    check_choice(f"{where}.rope_type", kind, ("default", *_FIELDS))
+    check_choice(f"{where}.rope_type", kind, _READ)
     known = {*_FIELDS.get(kind, ()), "original_max_position_embeddings", *_COMMON_KEYS}
     for name in rope.keys() - known:
         if rope[name] not in (None, 1):

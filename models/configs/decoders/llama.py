@@ -231,6 +231,11 @@ def check_rotary(head_dim: int, scaling: object) -> None:
         raise ModelError(f"rope_scaling: {short(scaling)} is not a rotary scaling or null")
     if scaling.kind == "dynamic" and head_dim == 2:
         raise ModelError("head_dim 2 is too small for rope_scaling of kind 'dynamic'")
+    if scaling.factors is not None and len(scaling.factors) != head_dim // 2:
+        raise ModelError(
+            f"rope_scaling.factors: {len(scaling.factors)} numbers where {head_dim} entries are "
+            "rotated"
+        )
 
 
 def _biases(model_type: str, data: Mapping[str, Any]) -> dict[str, Any]:
