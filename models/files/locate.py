@@ -19,7 +19,7 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Never a pickle, never code; the folders hold copies of the weights in other formats.
-_HUB_FILES = ["*.safetensors", "*.json", "*.gguf", "*.jinja"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.gguf", "*.jinja", "vocab.txt", "merges.txt", "*.model"]
 _HUB_SKIPPED = ["original/*", "onnx/*", "openvino/*"]
 
 

@@ -14,6 +14,7 @@ from puma_actors.api.local import LocalCluster
 from puma_actors.api.options import ClusterOptions
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.api.requests import Requests
+from puma_actors.cli.notice import warn
 from puma_actors.cli.output import progress
 from puma_actors.cli.where import Where
 from puma_actors.hosts.config import load_config
@@ -109,6 +110,7 @@ async def _enter(
 ) -> None:
     try:
         check(found)
+        warn(found.tokenizer)
     except BaseException:
         if isinstance(found, RemoteCluster):
             await found.aclose()

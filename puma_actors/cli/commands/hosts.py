@@ -141,6 +141,7 @@ async def _run_upload(
     from models.tokens.tokenizer import Tokenizer
     from protocols.errors import ModelError
     from puma_actors.api.remote import upload_model
+    from puma_actors.cli.notice import warn
 
     with open_checkpoint(model) as checkpoint:
         tokenizer = None
@@ -149,6 +150,7 @@ async def _run_upload(
                 tokenizer = Tokenizer.load(checkpoint.path)
             except ModelError as error:
                 raise ConfigError(f"{error} (or upload with --no-tokenizer)") from None
+            warn(tokenizer)
         return await upload_model(config, checkpoint, name, tokenizer=tokenizer, progress=report)
 
 
