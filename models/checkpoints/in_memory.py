@@ -152,7 +152,7 @@ def _config(model: Module, head: str | None) -> ModelConfig:
     data.pop("quantization_config", None)
     generation: Any = getattr(model, "generation_config", None)
     if generation is None or not model.can_generate():  # it is not saved then
-        return config_from_hf(data, {}, head=head)
+        return config_from_hf(data, None, head=head)
     return config_from_hf(data, json.loads(generation.to_json_string()), head=head)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
+from models.configs.generation import GenerationSettings
 from models.configs.heads import check_labels, read_head
 from models.configs.names import Naming, Shape
 from models.configs.validate import (
@@ -84,6 +85,7 @@ class ModelConfig(ABC):
         num_labels: outputs of the head; 0 when it has none or has the vocabulary.
         labels: their names, or empty when the model does not name them.
         problem_type: of a sequence classification, as transformers knows it, or None.
+        generation: what the model says of the choice of tokens, or None.
     """
 
     family: ClassVar[str] = ""
@@ -107,6 +109,7 @@ class ModelConfig(ABC):
     num_labels: int = 0
     labels: tuple[str, ...] = ()
     problem_type: str | None = None
+    generation: GenerationSettings | None = None
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.name in _LIMITS):
@@ -115,6 +118,8 @@ class ModelConfig(ABC):
         check_flag("tie_embeddings", self.tie_embeddings)
         self._check_tokens()
         check_choice("head", self.head, self.heads)
+        if not isinstance(self.generation, GenerationSettings | None):
+            raise ModelError(f"generation: {short(self.generation)} is not a description or null")
         check_labels(self.head, self.num_labels, self.labels, self.problem_type)
 
     def _check_tokens(self) -> None:
@@ -205,6 +210,8 @@ class ModelConfig(ABC):
     @classmethod
     def _value_from_public(cls, name: str, value: object) -> Any:
         """The value of a field; what is of a wrong type stays so, for the constructor to refuse."""
+        if name == "generation" and value is not None:
+            return GenerationSettings.from_public(value)
         return tuple(value) if isinstance(value, list) else value
 
     @classmethod

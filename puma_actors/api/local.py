@@ -144,7 +144,7 @@ class LocalCluster(Requests):
         except BaseException:
             checkpoint.close()
             raise
-        cluster._no_tokenizer = reason
+        cluster.no_tokenizer = reason
         return cluster
 
     @classmethod

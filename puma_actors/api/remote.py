@@ -90,7 +90,7 @@ class RemoteCluster(Requests):
         self.session = calls[Role.DEALER].session.hex()
         self._cluster = cluster
         self._calls = calls
-        self._no_tokenizer = "none was published with the model: pass --tokenizer"
+        self.no_tokenizer = "none was published with the model: pass --tokenizer"
         self._group: TaskGroup | None = None
         self._leaving = anyio.CancelScope()  # in good order
         self._scope = anyio.CancelScope()  # in a hurry
