@@ -46,7 +46,9 @@ def parts_of_folder(folder: Path) -> tuple[bytes, dict[str, Any], str | None]:
             "transformers' AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
         )
     _check_complete(folder)
-    found = _here(folder) if "transformers" in sys.modules else _elsewhere(folder)
+    # A program that Python is built into may not know where its interpreter is.
+    here = "transformers" in sys.modules or not sys.executable
+    found = _here(folder) if here else _elsewhere(folder)
     return found["tokenizer"].encode(), found["config"], found["template"]
 
 

@@ -110,20 +110,24 @@ def settings_of_model(
             "or sampling=SamplingConfig(...)"
         )
     values: dict[str, Any] = dict(settings.values)
-    draws = bool(values.pop("do_sample", False))
     if "stop_strings" in values:
         stop = values.pop("stop_strings")
         values["stop"] = (stop,) if isinstance(stop, str) else stop
+    draws = bool(values.pop("do_sample", False))
     if draw is None:
         draw = options["temperature"] > 0 if "temperature" in options else draws
-    if not draw:
-        values = {name: value for name, value in values.items() if name not in SAMPLING}
-    else:
-        values.setdefault("temperature", 1.0)
-        if draws:
-            values.setdefault("top_k", _USUAL_TOP_K)
+    values = _for_draw(values, draws) if draw else _for_best(values)
     usual = {field.name: field.default for field in fields(SamplingConfig)}
     return {k: v for k, v in values.items() if k not in options and v != usual[k]}
+
+
+def _for_best(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in SAMPLING}
+
+
+def _for_draw(values: Mapping[str, Any], draws: bool) -> dict[str, Any]:
+    """draws: the model itself says that tokens are drawn."""
+    return {"temperature": 1.0, **({"top_k": _USUAL_TOP_K} if draws else {}), **values}
 
 
 def _is_number(value: object) -> bool:
