@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 from transformers import AutoTokenizer
 
+from models.tokens.folder_tokenizer import WHOLE
 from models.tokens.tokenizer_object import parts_of_object
 from protocols.errors import ConfigError, ModelError
 
@@ -46,15 +47,23 @@ def convert(folder: Path) -> dict[str, Any]:
     except Exception as error:
         raise _unreadable(error, folder) from None
     kind = type(found).__name__
-    _check_files(folder, kind, getattr(type(found), "vocab_files_names", {}))
     try:
         data, config, template = parts_of_object(found)
     except ConfigError as error:
         raise ModelError(f"{folder}: {error}") from None
+    _check_files(folder, kind, getattr(type(found), "vocab_files_names", {}))
     backend = tokenizers.Tokenizer.from_buffer(data)
     backend.no_truncation()
     backend.no_padding()
-    _check_probes(folder, found, backend, kind)
+    try:
+        same = all(_same(found, backend, text, pair) for text, pair in _probes(found))
+    except Exception as error:  # the library raises bare Exception
+        raise _unreadable(error, folder) from None
+    if not same:
+        raise ModelError(
+            f"{folder}: {kind} of transformers does more in Python than its tokenizer.json says, "
+            "which is not supported: give token ids"
+        )
     return {"tokenizer": data.decode(), "config": config, "template": template}
 
 
@@ -71,7 +80,7 @@ def _unreadable(error: Exception, folder: Path) -> ModelError:
 def _check_files(folder: Path, kind: str, names: dict[str, str]) -> None:
     """Without its files a class makes up a tokenizer of a few tokens, and says nothing."""
     needed = [name for key, name in names.items() if key != "tokenizer_file"]
-    if any((folder / name).is_file() for name in ("tokenizer.json", *_ANY_CLASS)):
+    if any((folder / name).is_file() for name in _ANY_CLASS) or any(folder.glob(WHOLE)):
         return
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
@@ -82,17 +91,17 @@ def _check_files(folder: Path, kind: str, names: dict[str, str]) -> None:
         )
 
 
-def _check_probes(folder: Path, found: Any, backend: tokenizers.Tokenizer, kind: str) -> None:
-    """Raise ModelError where a class does in Python what its fast form does not."""
+def _probes(found: Any) -> list[tuple[str, str | None]]:
     special = "".join(f"{token} x{token}" for token in list(found.all_special_tokens)[:16])
-    for text, pair in (*_PROBES, (f"a{special} b", None)):
-        theirs = found(text, pair, return_token_type_ids=True)
-        ours = backend.encode(text, pair)
-        if ours.ids != theirs["input_ids"] or ours.type_ids != theirs["token_type_ids"]:
-            raise ModelError(
-                f"{folder}: {kind} of transformers does more in Python than its tokenizer.json "
-                "says, which is not supported: give token ids"
-            )
+    return [*_PROBES, (f"a{special} b", None)]
+
+
+def _same(found: Any, backend: tokenizers.Tokenizer, text: str, pair: str | None) -> bool:
+    """Whether a class does no more in Python than its fast form."""
+    theirs = found(text, pair, return_token_type_ids=True)
+    ours = backend.encode(text, pair)
+    ids, types = list(theirs["input_ids"]), list(theirs["token_type_ids"])
+    return bool(ours.ids == ids and ours.type_ids == types)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 
 from protocols.errors import ModelError
 
-FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json")
-PATTERNS = ("*.model", "*.tiktoken")
+WHOLE = "tokenizer.*json"
+"""`tokenizer.json`, also one for certain versions of transformers, as tokenizer.4.0.0.json is."""
+FILES = ("vocab.txt", "vocab.json", "tekken.json")
+PATTERNS = (WHOLE, "*.model", "*.tiktoken")
 """Names of files that hold a vocabulary; everything else only says how to use it."""
 _READERS = ("sentencepiece", "google.protobuf")
 
@@ -58,7 +60,9 @@ def _check_complete(folder: Path) -> None:
     What transformers reads a SentencePiece model with is an extra, since hardly any folder has one
     without a `tokenizer.json`.
     """
-    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "tekken.json")):
+    if any((folder / name).is_file() for name in ("vocab.txt", "tekken.json")):
+        return
+    if any(folder.glob(WHOLE)):
         return
     if (folder / "vocab.json").is_file():
         if not (folder / "merges.txt").is_file():

@@ -122,12 +122,26 @@ REFUSED = {
         },
         "BertTokenizerLegacy",
     ),
+    "in Python, of more files": (
+        {
+            **FOLDERS["vocab.txt"],
+            "tokenizer_config.json": {"tokenizer_class": "BertJapaneseTokenizer"},
+        },
+        "BertJapaneseTokenizer, which transformers runs in Python",
+    ),
     "own code": (
         {
             "vocab.txt": "[UNK]\na",
             "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["x.X", None]}},
         },
         "the folder contains custom code",
+    ),
+    "no token for what is unknown": (
+        {
+            "tokenizer.json": FOLDERS["json gpt2"]["tokenizer.json"],
+            "config.json": {"model_type": "mpnet"},
+        },
+        r"cannot be read as a tokenizer \(transformers says Exception: WordPiece error: Missing",
     ),
     "splitting special tokens": (
         {

@@ -144,6 +144,8 @@ def folders() -> dict[str, Files]:
             **_of("bert"),
         },
         "vocab.txt distilbert": {**_vocab_txt(), **_of("distilbert")},
+        "vocab.txt mpnet": {**_vocab_txt(), **_of("mpnet")},
+        "vocab.txt electra": {**_vocab_txt(), **_of("electra")},
         "vocab.txt by class": _vocab_txt(tokenizer_class="BertTokenizer", do_lower_case=False),
         "vocab.txt limits": {**_vocab_txt(model_max_length=12), **_of("bert")},
         "vocab.txt added_tokens.json": {
@@ -170,6 +172,8 @@ def folders() -> dict[str, Files]:
         },
         "merges roberta": {**_vocab_merges(), **_of("roberta")},
         "merges roberta prefix": {**_vocab_merges(add_prefix_space=True), **_of("roberta")},
+        "merges opt": {**_vocab_merges(), **_of("opt")},
+        "merges gpt_neox": {**_vocab_merges(), **_of("gpt_neox")},
         "merges qwen2": {**_vocab_merges(), **_of("qwen2")},
         "merges llama by class": {**_vocab_merges(tokenizer_class="GPT2Tokenizer"), **_of("llama")},
         "merges added": {
@@ -195,6 +199,9 @@ def folders() -> dict[str, Files]:
             **_model("unigram", "sentencepiece.bpe.model"),
             **_of("camembert"),
         },
+        "model gemma": {**_model("bpe"), **_of("gemma")},
+        "model deberta-v2": {**_model("unigram", "spm.model"), **_of("deberta-v2")},
+        "model phi3": {**_model("bpe"), **_of("phi3")},
         # tokenizer.json is not the whole
         "json bert": {**_whole(wordpiece), **_of("bert")},
         "json bert cased": {**_whole(wordpiece, do_lower_case=False), **_of("bert")},
@@ -249,6 +256,14 @@ def folders() -> dict[str, Files]:
             **_of("llama"),
         },
         "json roberta": {**_whole(byte_level), **_of("roberta")},
+        "json of a version": {
+            "tokenizer.4.0.0.json": _json(byte_level()),
+            "tokenizer_config.json": {
+                "fast_tokenizer_files": ["tokenizer.4.0.0.json"],
+                "tokenizer_class": _CAT,
+            },
+            **_of("llama"),
+        },
         "json alone": _whole(wordpiece, tokenizer_class=_CAT, unk_token="[UNK]"),
         "json custom token": {
             **_whole(byte_level, tokenizer_class=_CAT, image_token="<new>", eos_token="</s>"),
