@@ -1,9 +1,9 @@
 """A folder's tokenizer as transformers' AutoTokenizer makes it, turned into plain data.
 
 Which of the files in a folder count, and what each of their settings does, depends on the class
-that transformers chooses, and has changed over the years: nothing but its own code knows. Importing
-this module imports transformers, and torch if that is installed: see
-`models.tokens.folder_tokenizer` for who does so.
+that transformers chooses, and has changed over the years: nothing but its own code knows. `convert`
+imports transformers, and with it torch if that is installed: see `models.tokens.folder_tokenizer`
+for who calls it where.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from transformers import AutoTokenizer
 
 from models.tokens.folder_tokenizer import WHOLE
 from models.tokens.tokenizer_object import parts_of_object
@@ -39,10 +39,9 @@ def convert(folder: Path) -> dict[str, Any]:
         ModelError: transformers has no tokenizer for the folder, or one that is more than its fast
             form.
     """
+    auto: Any = import_module("transformers").AutoTokenizer
     try:
-        found = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        found = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     # What a damaged or an incomplete folder makes it raise is of every kind.
     except Exception as error:
         raise _unreadable(error, folder) from None
