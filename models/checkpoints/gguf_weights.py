@@ -1,49 +1,95 @@
-"""Weights of a GGUF file of architecture `llama`, under their canonical names."""
+"""Weights of a GGUF file under their canonical names, for every architecture that is read."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoints.checkpoint import StoredCheckpoint
 from models.configs.decoders.llama import LlamaConfig
-from models.configs.gguf import config_of_gguf
+from models.configs.gguf import ROPE_FREQS, config_of_gguf
 from models.files.gguf_reader import GgufFile
 from models.files.locate import Source
 
-# GGUF name -> Hugging Face name, outside and inside `blk.{i}.`
-_GGUF_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+Values = NDArray[np.float32]
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
+
+
+def _as_stored(config: Any, name: str, values: Values) -> Values:
+    return values
+
+
+def _llama_rows(config: LlamaConfig, name: str, values: Values) -> Values:
+    """llama.cpp reorders queries and keys of LLaMA so that its kernels find pairs side by side."""
+    if ".q_proj." in name:
+        return _half_rotation(values, config.num_heads)
+    if ".k_proj." in name:
+        return _half_rotation(values, config.num_kv_heads)
+    return values
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an architecture stores its weights.
+
+    Attributes:
+        top: GGUF name -> Hugging Face name outside of the layers, without `.weight`.
+        layer: the same inside of `blk.{i}.`.
+        restore: from the configuration, a Hugging Face name and the values under it, the values
+            that Hugging Face has.
+    """
+
+    top: Mapping[str, str]
+    layer: Mapping[str, str]
+    restore: Callable[[Any, str, Values], Values] = _as_stored
+
+    def hf_name(self, name: str) -> str:
+        """Hugging Face's name of a tensor; an unknown one stays and is refused later."""
+        if (block := _BLOCK.fullmatch(name)) and block[2] in self.layer:
+            return f"model.layers.{int(block[1])}.{self.layer[block[2]]}.{block[3]}"
+        base, dot, kind = name.rpartition(".")
+        return f"{self.top[base]}{dot}{kind}" if base in self.top else name
+
+
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
-_GGUF_LAYER = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
+LAYOUTS = {
+    "llama": Layout(_TOP, _LAYER, _llama_rows),
+    "mistral": Layout(_TOP, _LAYER, _llama_rows),
+    "qwen2": Layout(_TOP, _LAYER),
+    "qwen3": Layout(_TOP, _LAYER),
 }
-_GGUF_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+"""Architecture -> its layout, for those that `models.configs.gguf` reads."""
 
 
 class GgufCheckpoint(StoredCheckpoint):
-    """One GGUF file of architecture `llama`. Raises ModelError as `open_checkpoint` does."""
-
-    config: LlamaConfig
+    """One GGUF file. Raises ModelError as `open_checkpoint` does."""
 
     def __init__(self, source: Source, *, head: str | None = None) -> None:
         super().__init__(source.file)
         self._file = GgufFile(source.file)
         try:
             self.config = config_of_gguf(self._file, head=head)
-            self._stored = {_hf_name(name): name for name in self._file.tensors}
+            self._layout = LAYOUTS[self._file.metadata["general.architecture"]]
+            names = [name for name in self._file.tensors if name != ROPE_FREQS]
+            self._stored = {self._layout.hf_name(name): name for name in names}
             shapes = {hf: self._file.tensors[name].shape for hf, name in self._stored.items()}
             self._check_tensors(shapes)
             for name in self.names():
@@ -56,26 +102,16 @@ class GgufCheckpoint(StoredCheckpoint):
     def close(self) -> None:
         self._file.close()
 
-    def _read(self, name: str) -> NDArray[np.float32]:
+    def _read(self, name: str) -> Values:
         values = self._file.tensor(self._stored[name])
-        if name.endswith("q_proj.weight"):
-            return _half_rotation(values, self.config.num_heads)
-        if name.endswith("k_proj.weight"):
-            return _half_rotation(values, self.config.num_kv_heads)
-        return values
+        return self._layout.restore(self.config, name, values)
 
 
-def _hf_name(name: str) -> str:
-    """Hugging Face's name of a GGUF tensor; an unknown name is kept and refused later."""
-    if (block := _GGUF_BLOCK.fullmatch(name)) and block[2] in _GGUF_LAYER:
-        return f"model.layers.{int(block[1])}.{_GGUF_LAYER[block[2]]}"
-    return _GGUF_TOP.get(name, name)
+def _half_rotation(rows: Values, heads: int) -> Values:
+    """Undo llama.cpp's order of query and key rows, (pair, half), to Hugging Face's (half, pair).
 
-
-def _half_rotation(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Reorder query and key rows from llama.cpp's (pair, half) to Hugging Face's (half, pair).
-
-    rows: (heads * head_dim, in features); the same rows are returned, reordered within each head.
+    rows: (heads * head_dim, in features), or a bias; the same rows come back, reordered within each
+    head.
     """
-    pairs = rows.reshape(heads, -1, 2, rows.shape[1])
+    pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)

@@ -151,8 +151,8 @@ def _config(model: Module, head: str | None) -> ModelConfig:
     # A model that was dequantised on loading (GGUF too) keeps this; modules and tensors tell more.
     data.pop("quantization_config", None)
     generation: Any = getattr(model, "generation_config", None)
-    if generation is None or not model.can_generate():  # it is not saved in that case
-        return config_from_hf(data, {}, head=head)
+    if generation is None or not model.can_generate():  # it is not saved then
+        return config_from_hf(data, None, head=head)
     return config_from_hf(data, json.loads(generation.to_json_string()), head=head)
 
 

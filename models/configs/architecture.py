@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
+from models.configs.generation import GenerationSettings
 from models.configs.heads import check_labels, read_head
 from models.configs.names import Naming, Shape
 from models.configs.quantisation import quantisation_of
@@ -86,6 +87,7 @@ class ModelConfig(ABC):
         num_labels: outputs of the head; 0 when there is no head or its outputs are the vocabulary.
         labels: their names, or empty when the model does not name them.
         problem_type: kind of a sequence classification in transformers' terms, or None.
+        generation: the model's own settings for the choice of tokens, or None.
     """
 
     family: ClassVar[str] = ""
@@ -111,6 +113,7 @@ class ModelConfig(ABC):
     num_labels: int = 0
     labels: tuple[str, ...] = ()
     problem_type: str | None = None
+    generation: GenerationSettings | None = None
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.name in _LIMITS):
@@ -119,6 +122,8 @@ class ModelConfig(ABC):
         check_flag("tie_embeddings", self.tie_embeddings)
         self._check_tokens()
         check_choice("head", self.head, self.heads)
+        if not isinstance(self.generation, GenerationSettings | None):
+            raise ModelError(f"generation: {short(self.generation)} is not a description or null")
         check_labels(self.head, self.num_labels, self.labels, self.problem_type)
 
     def _check_tokens(self) -> None:
@@ -218,6 +223,8 @@ class ModelConfig(ABC):
     @classmethod
     def _value_from_public(cls, name: str, value: object) -> Any:
         """The value of a field; a wrong type is passed on for the constructor to refuse."""
+        if name == "generation" and value is not None:
+            return GenerationSettings.from_public(value)
         return tuple(value) if isinstance(value, list) else value
 
     @classmethod

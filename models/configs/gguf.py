@@ -1,67 +1,184 @@
-"""The configuration of a GGUF file of architecture `llama`, from its metadata."""
+"""The configuration of a GGUF file, from its metadata, for every architecture that is read.
+
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A new architecture is an entry of
+`_READERS` here, and one of `LAYOUTS` in `models.checkpoints.gguf_weights`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from models.configs.architecture import ModelConfig
 from models.configs.decoders.llama import LlamaConfig
+from models.configs.rope import RopeScaling
 from models.configs.validate import check_choice, check_size, required, unsupported
 from models.files.gguf_reader import GgufFile
+from protocols.errors import ModelError
 
+ROPE_FREQS = "rope_freqs.weight"
+"""A tensor that belongs to the configuration: what each rotary frequency is divided by."""
 _HEADS = ("causal-lm", "none")
+# What changes the function where it is there and has another value; keys follow the architecture.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "expert_count": (0,),
+    "attention.causal": (True,),
+    "attention.scale": (),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "embedding_scale": (1,),
+    "residual_scale": (1,),
+    "logit_scale": (1,),
+    "rope.scale_linear": (0, 1),
+    "rope.scaling.attn_factor": (1,),
+    "attention.temperature_scale": (),
+}
 
 
-def config_of_gguf(file: GgufFile, *, head: str | None = None) -> LlamaConfig:
+@dataclass(frozen=True)
+class GgufHeader:
+    """What is known of a file before any weight is read.
+
+    Attributes:
+        architecture: of llama.cpp, with which the keys begin.
+        tensors: names of all tensors.
+        freqs: values of `ROPE_FREQS`, or None without it.
+    """
+
+    architecture: str
+    metadata: Mapping[str, Any]
+    tensors: Collection[str]
+    freqs: tuple[float, ...] | None = None
+
+    def key(self, name: str) -> str:
+        """A key of the architecture in full."""
+        return f"{self.architecture}.{name}"
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A setting of the architecture, or the default."""
+        return self.metadata.get(self.key(name), default)
+
+    def required(self, name: str) -> Any:
+        """A setting of the architecture. Raises ModelError where it is missing."""
+        return required(self.metadata, self.key(name))
+
+    def has_layer_tensor(self, name: str) -> bool:
+        """Whether the first layer has a tensor of that name."""
+        return f"blk.0.{name}" in self.tensors
+
+
+def config_of_gguf(file: GgufFile, *, head: str | None = None) -> ModelConfig:
     """The configuration of an open GGUF file. Raises ModelError."""
-    return llama_of_gguf(
-        file.metadata, tie_embeddings="output.weight" not in file.tensors, head=head
-    )
+    freqs = None
+    if (entry := file.tensors.get(ROPE_FREQS)) is not None:
+        if len(entry.shape) != 1 or entry.shape[0] > 1 << 10:
+            raise ModelError(f"{file.path}: {ROPE_FREQS} of shape {entry.shape} is no list")
+        freqs = tuple(float(value) for value in file.tensor(ROPE_FREQS))
+    return config_of_metadata(file.metadata, file.tensors, freqs=freqs, head=head)
 
 
-def llama_of_gguf(
-    metadata: Mapping[str, Any], *, tie_embeddings: bool, head: str | None = None
-) -> LlamaConfig:
-    """From GGUF metadata. `tie_embeddings`: the file has no tensor `output.weight`.
+def config_of_metadata(
+    metadata: Mapping[str, Any],
+    tensors: Collection[str],
+    *,
+    freqs: tuple[float, ...] | None = None,
+    head: str | None = None,
+) -> ModelConfig:
+    """From GGUF metadata, the names of the tensors, and the values of `ROPE_FREQS`.
 
     Raises ModelError for a missing key and for every setting that would change the function
     computed and is not supported.
     """
-    _refuse_unsupported(metadata)
+    architecture = metadata.get("general.architecture")
+    check_architecture(architecture)
+    header = GgufHeader(str(architecture), metadata, tensors, freqs)
+    for name, values in _NEUTRAL.items():
+        value = header.get(name)
+        if value is not None and value not in values:
+            wanted = " or ".join(repr(v).lower() for v in values) or "none"
+            raise unsupported(header.key(name), value, wanted)
     head = "causal-lm" if head is None else head
     check_choice("head", head, _HEADS)
-    heads = required(metadata, "llama.attention.head_count")
-    hidden = required(metadata, "llama.embedding_length")
-    check_size("llama.attention.head_count", heads)
-    check_size("llama.embedding_length", hidden)
-    head_dim = metadata.get("llama.attention.key_length", hidden // heads)
-    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
-        if metadata.get(key, head_dim) != head_dim:
-            raise unsupported(key, metadata[key], f"the head size {head_dim}")
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    return _READERS[header.architecture](header, head)
+
+
+def check_architecture(name: object) -> None:
+    """Raise ModelError unless GGUF files of that `general.architecture` can be read."""
+    if not isinstance(name, str) or name not in _READERS:
+        wanted = f"{', '.join(_READERS)} (other models from a folder with safetensors)"
+        raise unsupported("general.architecture", name, wanted)
+
+
+def _llama(header: GgufHeader, head: str) -> LlamaConfig:
+    """LLaMA, Mistral, Qwen2, Qwen3: one family, told apart by the tensors that are there."""
+    heads, hidden = header.required("attention.head_count"), header.required("embedding_length")
+    check_size(header.key("attention.head_count"), heads)
+    check_size(header.key("embedding_length"), hidden)
+    head_dim = header.get("attention.key_length", hidden // heads)
+    for name in ("rope.dimension_count", "attention.value_length"):
+        if header.get(name, head_dim) != head_dim:
+            raise unsupported(header.key(name), header.get(name), f"the head size {head_dim}")
+    window, context = header.get("attention.sliding_window"), header.required("context_length")
+    if window and not _at_least(window, context):
+        key = header.key("attention.sliding_window")
+        raise unsupported(key, window, "none (full attention)")
+    metadata = header.metadata
     return LlamaConfig(
-        vocab_size=metadata.get("llama.vocab_size", len(tokens)),
+        vocab_size=header.get("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
         hidden_size=hidden,
-        intermediate_size=required(metadata, "llama.feed_forward_length"),
-        num_layers=required(metadata, "llama.block_count"),
+        intermediate_size=header.required("feed_forward_length"),
+        num_layers=header.required("block_count"),
         num_heads=heads,
-        num_kv_heads=metadata.get("llama.attention.head_count_kv", heads),
+        num_kv_heads=header.get("attention.head_count_kv", heads),
         head_dim=head_dim,
-        rms_norm_eps=required(metadata, "llama.attention.layer_norm_rms_epsilon"),
-        rope_theta=metadata.get("llama.rope.freq_base", 10000.0),
-        max_positions=required(metadata, "llama.context_length"),
-        tie_embeddings=tie_embeddings,
+        rms_norm_eps=header.required("attention.layer_norm_rms_epsilon"),
+        rope_theta=header.get("rope.freq_base", 10000.0),
+        rope_scaling=_rope_scaling(header),
+        max_positions=context,
+        tie_embeddings="output.weight" not in header.tensors,
+        qkv_bias=header.has_layer_tensor("attn_q.bias"),
+        output_bias=header.has_layer_tensor("attn_output.bias"),
+        mlp_bias=header.has_layer_tensor("ffn_up.bias"),
+        qk_norm=header.has_layer_tensor("attn_q_norm.weight"),
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_ids=gguf_eos_token_ids(metadata),
         head=head,
     )
 
 
-def check_architecture(name: object) -> None:
-    """Raise ModelError unless GGUF files of that `general.architecture` can be read."""
-    if name != LlamaConfig.family:
-        wanted = f"{LlamaConfig.family} (other models from a folder with safetensors)"
-        raise unsupported("general.architecture", name, wanted)
+_READERS: dict[str, Callable[[GgufHeader, str], ModelConfig]] = {
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen2": _llama,
+    "qwen3": _llama,
+}
+
+
+def _rope_scaling(header: GgufHeader) -> RopeScaling | None:
+    """From the metadata, or from the frequencies that LLaMA 3.1 and later store beside the weights
+    (https://github.com/ggml-org/llama.cpp/pull/8676).
+    """
+    kind, factor = header.get("rope.scaling.type", "none"), header.get("rope.scaling.factor")
+    check_choice(header.key("rope.scaling.type"), kind, ("none", "linear"))
+    if kind == "none" and factor not in (None, 0, 1):
+        raise unsupported(header.key("rope.scaling.factor"), factor, "1.0 without a type")
+    if header.freqs is not None:
+        if kind != "none":
+            raise unsupported(header.key("rope.scaling.type"), kind, f"'none' with {ROPE_FREQS}")
+        if all(value == 1 for value in header.freqs):
+            return None
+        return RopeScaling(
+            kind="longrope",
+            attention_factor=1.0,
+            factors=header.freqs,
+            original_max_positions=header.required("context_length"),
+        )
+    if kind == "none":
+        return None
+    if factor is None:
+        raise unsupported(header.key("rope.scaling.factor"), factor, "a number for type 'linear'")
+    return RopeScaling(kind="linear", factor=factor)
 
 
 def gguf_eos_token_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
@@ -69,21 +186,6 @@ def gguf_eos_token_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
     found = (metadata.get(f"tokenizer.ggml.{name}") for name in names)
     return tuple(dict.fromkeys(token for token in found if token is not None))
-
-
-def _refuse_unsupported(metadata: Mapping[str, Any]) -> None:
-    check_architecture(metadata.get("general.architecture"))
-    if metadata.get("llama.expert_count"):
-        raise unsupported("llama.expert_count", metadata["llama.expert_count"], "0 (dense)")
-    scaling = metadata.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise unsupported("llama.rope.scaling.type", scaling, "'none'")
-    for key in ("llama.rope.scaling.factor", "llama.rope.scale_linear"):
-        if metadata.get(key, 1.0) not in (0, 1):
-            raise unsupported(key, metadata[key], "1.0")
-    window = metadata.get("llama.attention.sliding_window")
-    if window and not _at_least(window, metadata.get("llama.context_length")):
-        raise unsupported("llama.attention.sliding_window", window, "none (full attention)")
 
 
 def _at_least(value: object, least: object) -> bool:

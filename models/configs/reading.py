@@ -28,6 +28,7 @@ from models.configs.encoders.electra import ElectraConfig
 from models.configs.encoders.encoder import BertConfig, EncoderConfig, RobertaConfig
 from models.configs.encoders.modernbert import ModernBertConfig
 from models.configs.encoders.mpnet import MpnetConfig
+from models.configs.generation import read_generation
 from models.configs.gguf import config_of_gguf, gguf_eos_token_ids
 from models.configs.heads import HEADS
 from models.configs.rope import RopeScaling
@@ -146,21 +147,27 @@ def config_of_source(source: Source, *, head: str | None = None) -> ModelConfig:
     generation = source.folder / "generation_config.json"
     return config_from_hf(
         read_json(source.folder / "config.json"),
-        read_json(generation) if generation.is_file() else {},
+        read_json(generation) if generation.is_file() else None,
         head=head,
     )
 
 
 def config_from_hf(
-    data: Mapping[str, Any], generation: Mapping[str, Any], *, head: str | None = None
+    data: Mapping[str, Any], generation: Mapping[str, Any] | None, *, head: str | None = None
 ) -> ModelConfig:
     """The configuration in what transformers writes into `config.json` and
-    `generation_config.json` (empty if there is none). Raises ModelError.
+    `generation_config.json` (None if there is none). Raises ModelError.
     """
     model_type = data.get("model_type")
     if not isinstance(model_type, str) or model_type not in _MODEL_TYPES:
         raise unsupported("model_type", model_type, ", ".join(supported_model_types()))
     config = _MODEL_TYPES[model_type].from_hf(data, head=head)
     # Only here do chat models name the token that ends a turn.
-    extra = vocabulary_tokens(token_ids(generation.get("eos_token_id")), config.vocab_size)
-    return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *extra))))
+    extra = token_ids((generation or {}).get("eos_token_id"))
+    extra = vocabulary_tokens(extra, config.vocab_size)
+    ends = tuple(dict.fromkeys((*config.eos_token_ids, *extra)))
+    settings = None
+    if config.head == "causal-lm":  # older checkpoints have only the one file
+        endless = not ends and "eos_token_id" in data
+        settings = read_generation(data if generation is None else generation, endless=endless)
+    return replace(config, eos_token_ids=ends, generation=settings)

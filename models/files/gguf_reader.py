@@ -40,10 +40,12 @@ _SCALARS = {
     12: "d",
 }
 _MAX_DIMS = 4
-_SUPPORTED = {
-    GGMLQuantizationType[name]
-    for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
-}
+# All that the library dequantises (older ones of it lack the last), and two that take a line here.
+_NAMES = (
+    "F64 F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ1_S IQ1_M IQ2_XXS "
+    "IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4 NVFP4"
+)
+_SUPPORTED = {kind for kind in GGMLQuantizationType if kind.name in _NAMES.split()}
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,19 @@ class GgufTensor:
     kind: GGMLQuantizationType
     offset: int
     nbytes: int
+
+
+def _dequantized(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[Any]:
+    """Values of rows of blocks: (..., bytes of a row) to (..., numbers of a row)."""
+    if kind == GGMLQuantizationType.F64:
+        return rows.view(np.float64)
+    if kind == GGMLQuantizationType.Q8_K:  # a float32 scale, 256 bytes, and sums of them
+        blocks = rows.reshape(-1, GGML_QUANT_SIZES[kind][1])
+        scales = np.ascontiguousarray(blocks[:, :4]).view(np.float32)
+        values = scales * blocks[:, 4:260].view(np.int8).astype(np.float32)
+        return values.reshape(*rows.shape[:-1], -1)
+    found: NDArray[Any] = dequantize(rows, kind)
+    return found
 
 
 class GgufFile:
@@ -99,9 +114,8 @@ class GgufFile:
         entry = self.tensors[name]
         raw = np.frombuffer(self._map[entry.offset : entry.offset + entry.nbytes], dtype=np.uint8)
         rows = raw.reshape(*entry.shape[:-1], -1)
-        values = dequantize(rows, entry.kind)
-        # Float32 comes back as a read-only view of the bytes; any other type is already a new
-        # array.
+        values = _dequantized(rows, entry.kind)
+        # Float32 comes back as a read-only view of the bytes; anything else is new already.
         return np.require(values, np.float32, ["C", "W"]).reshape(entry.shape)
 
     def _read_header(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TypedDict, cast
 
-from models.tokens.sampling import SamplingOptions
+from models.tokens.sampling_config import Biases, SamplingOptions, Words
 
 
 class TaskOptions(TypedDict, total=False):
@@ -15,7 +15,21 @@ class TaskOptions(TypedDict, total=False):
     max_new_tokens: int
     temperature: float
     top_p: float
+    min_p: float
+    typical_p: float
+    epsilon_cutoff: float
+    eta_cutoff: float
     repetition_penalty: float
+    no_repeat_ngram_size: int
+    bad_words_ids: Words
+    sequence_bias: Biases
+    suppress_tokens: tuple[int, ...]
+    begin_suppress_tokens: tuple[int, ...]
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | tuple[int, ...] | None
+    min_length: int
+    min_new_tokens: int
+    exponential_decay_length_penalty: tuple[int, float] | None
     seed: int | None
     stop: tuple[str, ...]
     do_sample: bool | None

@@ -20,9 +20,9 @@ class Encoding:
 
     Attributes:
         ids: token ids.
-        types: token types as the tokenizer gives them.
-        offsets: first character and the one after the last, in the text that `texts` names.
-        special: whether the tokenizer added the token, such as a begin token.
+        types: token types as the tokenizer gives them; all 0 where it does not.
+        offsets: first character and the one behind the last, in the text that `texts` names.
+        special: whether the tokenizer added the token, as it does with a begin token.
         words: number of the word in its text, or None.
         texts: 0 for the first text, 1 for the second, None for added tokens.
     """
@@ -35,11 +35,11 @@ class Encoding:
     texts: tuple[int | None, ...]
 
     @classmethod
-    def of(cls, encoded: tokenizers.Encoding) -> Encoding:
-        """From the library's `Encoding`."""
+    def of(cls, encoded: tokenizers.Encoding, *, types: bool = True) -> Encoding:
+        """From the library's own; `types`: with its token types, which are 0 otherwise."""
         return cls(
             tuple(encoded.ids),
-            tuple(encoded.type_ids),
+            tuple(encoded.type_ids) if types else (0,) * len(encoded.ids),
             tuple(encoded.offsets),
             tuple(bool(flag) for flag in encoded.special_tokens_mask),
             tuple(encoded.word_ids),

@@ -1,8 +1,7 @@
 """A `tokenizers` tokenizer from the metadata of a GGUF file.
 
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer; the splitting rules
-behind `tokenizer.ggml.pre` are those of llama.cpp's `llama-vocab.cpp`, expressed with the
-pre-tokenizers of the original `tokenizer.json` files.
+behind `tokenizer.ggml.pre` are in `models.tokens.gguf_splits`.
 """
 
 from __future__ import annotations
@@ -11,22 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from models.tokens.gguf_splits import UNNAMED, WARNING, split_named
 from protocols.errors import ModelError
 
 _KEY = "tokenizer.ggml."
 _TYPE_UNKNOWN, _TYPE_CONTROL, _TYPE_USER = 2, 3, 4
 _SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _SPACE = "\u2581"  # SentencePiece writes a space as this block
-
-_GPT2 = ("gpt-2", "gpt2", "olmo", "jais", "mpt")
-_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
-_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
@@ -49,42 +41,32 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[st
             "'llama' (SentencePiece BPE)"
         )
     _add_tokens(tokenizer, tokens, metadata.get(f"{_KEY}token_type", ()))
-    default_bos = kind == "llama" or metadata.get(f"{_KEY}pre") in _LLAMA3
-    if metadata.get(f"{_KEY}add_bos_token", default_bos):
-        _prepend_begin(tokenizer, special)
+    begins = kind == "llama" or split_named(metadata.get(f"{_KEY}pre")).begins
+    begins = bool(metadata.get(f"{_KEY}add_bos_token", begins))
+    ends = bool(metadata.get(f"{_KEY}add_eos_token", False))
+    if begins or ends:
+        _surround(tokenizer, special, begins=begins, ends=ends)
     return tokenizer, special
 
 
+def warning_of_gguf(metadata: Mapping[str, Any]) -> str | None:
+    """What may be wrong with the tokenizer of a file, in a sentence for the user."""
+    byte_level = metadata.get(f"{_KEY}model") == "gpt2"
+    return WARNING if byte_level and metadata.get(f"{_KEY}pre") in UNNAMED else None
+
+
 def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer:
-    pre = metadata.get(f"{_KEY}pre", "gpt-2")
+    split = split_named(metadata.get(f"{_KEY}pre"))
     merges = metadata.get(f"{_KEY}merges")
     if not isinstance(merges, list):
         raise ModelError("the GGUF file has no merges (tokenizer.ggml.merges is missing)")
-    prefix = bool(metadata.get(f"{_KEY}add_space_prefix", False))
-    split: pre_tokenizers.PreTokenizer
-    if pre in _GPT2:
-        split = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    elif pre in _DIGITS:
-        # transformers' GGUF reader drops the digits step, which changes e.g. "a  1"; the
-        # model was trained with it.
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        split = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=prefix)])
-    elif pre in _LLAMA3:
-        words = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated")
-        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
-        split = pre_tokenizers.Sequence([words, bytes_only])
-    else:
-        known = ", ".join(sorted((*_GPT2, *_DIGITS, *_LLAMA3)))
-        raise ModelError(
-            f"tokenizer.ggml.pre: {pre!r} is not supported; supported: {known}; use the model's "
-            "safetensors folder with its tokenizer.json"
-        )
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs = [_merge(pair) for pair in merges]
     with _fitting():
-        model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre in _LLAMA3)
+        model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=split.whole_first)
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = split
+    prefix = bool(metadata.get(f"{_KEY}add_space_prefix", False))
+    tokenizer.pre_tokenizer = split.pre_tokenizer(prefix=prefix)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -161,14 +143,21 @@ def _special_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[
     return found
 
 
-def _prepend_begin(tokenizer: Tokenizer, special: Mapping[str, str]) -> None:
-    begin = special.get("bos_token")
-    if begin is None:
-        raise ModelError("tokenizer.ggml.bos_token_id is missing, but a begin token is wanted")
+def _surround(
+    tokenizer: Tokenizer, special: Mapping[str, str], *, begins: bool, ends: bool
+) -> None:
+    """Put a begin token in front of a text, an end token behind it."""
+    parts = {"bos_token": begins, "eos_token": ends}
+    for name, wanted in parts.items():
+        if wanted and name not in special:
+            raise ModelError(f"{_KEY}{_SPECIALS[name]}_token_id is missing though it is wanted")
+    begin = f"{special['bos_token']} " if begins else ""
+    end = f" {special['eos_token']}" if ends else ""
+    used = {special[name] for name, wanted in parts.items() if wanted}
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A",
-        pair=f"{begin} $A {begin} $B",
-        special_tokens=[(begin, tokenizer.token_to_id(begin))],
+        single=f"{begin}$A{end}",
+        pair=f"{begin}$A{end} {begin}$B{end}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in used],
     )
 
 

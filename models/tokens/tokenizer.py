@@ -1,7 +1,7 @@
 """Text to token ids and back, with the model's chat template.
 
-Read from `tokenizer.json` or from the metadata of a GGUF file. Text never leaves the client; the
-parties only get shares of ids.
+Made by transformers from the files of a folder, or read from the metadata of a GGUF file. Text
+never leaves the client; what the parties get are shares of ids.
 """
 
 from __future__ import annotations
@@ -16,38 +16,31 @@ import tokenizers
 
 from models.configs.gguf import gguf_eos_token_ids
 from models.files.gguf_reader import GgufFile
-from models.files.locate import find_source, read_json
+from models.files.locate import find_source
 from models.tokens.chat_template import render_chat
 from models.tokens.encoding import Encoding
-from models.tokens.gguf_tokenizer import tokenizer_from_gguf
-from models.tokens.tokenizer_object import parts_of_object
+from models.tokens.folder_tokenizer import has_tokenizer, parts_of_folder
+from models.tokens.gguf_tokenizer import tokenizer_from_gguf, warning_of_gguf
+from models.tokens.tokenizer_object import INPUTS, LIMIT, parts_of_object
 from protocols.errors import ConfigError, ModelError
 
 Message = Mapping[str, Any]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_SPECIAL_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
-# transformers writes a huge number if a tokenizer has no limit.
+# transformers writes a huge number where a tokenizer has no limit.
 _NO_LIMIT = 1 << 40
-_LIMIT = "model_max_length"
-_ENDS = "eos_token_ids"
+_TYPES = "token_type_ids"
+_ENDS, _WARNING = "eos_token_ids", "warning"
 
 
 class Tokenizer:
     """A tokenizer with its special tokens and chat template.
 
-    `eos_token_ids` are the ids that end a text according to the tokenizer; the configuration may
-    name more. `note` is a sentence for the user, or None. `max_length` is the longest input that
-    the tokenizer was saved for, or None.
+    `eos_token_ids` are the ids that end a text as far as the tokenizer knows; the configuration
+    may name more. `note` is a sentence for the user, or None. `max_length` is the longest input
+    that the tokenizer was saved for, or None. `gives_types`: the model is told which text of a pair
+    a token is of; otherwise all tokens are of type 0. `warning` says what may be wrong, or is None.
     """
 
     def __init__(
@@ -58,9 +51,13 @@ class Tokenizer:
         eos_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
         max_length: int | None = None,
+        gives_types: bool = True,
+        warning: str | None = None,
     ) -> None:
         self._backend = backend
         self.max_length = max_length
+        self.gives_types = gives_types
+        self.warning = warning
         self._special = dict(special_tokens)
         self.eos_token_ids = tuple(eos_token_ids)
         self.chat_template = chat_template
@@ -81,7 +78,7 @@ class Tokenizer:
             source = find_source(path)
         except ModelError:
             folder = Path(path).expanduser()
-            if not (folder / "tokenizer.json").is_file():
+            if not folder.is_dir() or not has_tokenizer(folder):
                 raise
             return cls.from_folder(folder)  # clients have no weights
         if source.kind == "safetensors":
@@ -92,22 +89,28 @@ class Tokenizer:
         finally:
             file.close()
 
+    @staticmethod
+    def is_at(path: str | Path) -> bool:
+        """Whether `load` finds something to read, usable or not. Raises ModelError for a path at
+        which there is no model.
+        """
+        source = find_source(path)
+        if source.kind == "safetensors":
+            return has_tokenizer(source.folder)
+        file = GgufFile(source.file)
+        try:
+            return bool(file.metadata.get("tokenizer.ggml.tokens"))
+        finally:
+            file.close()
+
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """From `tokenizer.json` and, if they exist, `tokenizer_config.json` and
-        `chat_template.jinja` in `folder`. Raises ModelError.
+        """The tokenizer that transformers' AutoTokenizer makes of a folder: of `tokenizer.json`, or
+        of `vocab.txt`, `vocab.json` with `merges.txt`, `tokenizer.model`; with all the settings
+        beside them. Raises ModelError.
         """
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise ModelError(
-                f"{file}: missing; save the tokenizer beside the weights with transformers' "
-                "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
-            )
-        config = _read_optional(folder / "tokenizer_config.json")
-        template = _folder_template(folder, config)
-        # Older tokenizers name some of their tokens only here.
-        named = {**_read_optional(folder / "special_tokens_map.json"), **config}
-        return cls._from_parts(str(file), file.read_bytes(), named, template)
+        data, config, template = parts_of_folder(folder)
+        return cls._from_parts(str(folder), data, config, template)
 
     @classmethod
     def from_object(cls, tokenizer: object) -> Tokenizer:
@@ -118,7 +121,7 @@ class Tokenizer:
         """
         if isinstance(tokenizer, Tokenizer):
             return tokenizer
-        data, config, template = parts_of_object(tokenizer, (*_SPECIAL_NAMES, _LIMIT))
+        data, config, template = parts_of_object(tokenizer)
         return cls._from_parts("the tokenizer", data, config, template)
 
     @classmethod
@@ -140,6 +143,7 @@ class Tokenizer:
             eos_token_ids=() if eos is None else (eos,),
             chat_template=template,
             max_length=_length_limit(config),
+            gives_types=_TYPES in config.get(INPUTS, [_TYPES]),
         )
 
     def to_files(self) -> dict[str, bytes]:
@@ -147,8 +151,10 @@ class Tokenizer:
         config = {
             **self._special,
             "chat_template": self.chat_template,
-            _LIMIT: self.max_length,
+            LIMIT: self.max_length,
+            INPUTS: ["input_ids", *([_TYPES] if self.gives_types else [])],
             _ENDS: list(self.eos_token_ids),
+            **({} if self.warning is None else {_WARNING: self.warning}),
         }
         return {
             "tokenizer.json": self._backend.to_str().encode(),
@@ -171,6 +177,7 @@ class Tokenizer:
         made = cls._from_parts(
             "the published tokenizer", data, config, template if isinstance(template, str) else None
         )
+        made.warning = warning if isinstance(warning := config.get(_WARNING), str) else None
         made.eos_token_ids = tuple(dict.fromkeys((*made.eos_token_ids, *ends)))
         return made
 
@@ -183,6 +190,7 @@ class Tokenizer:
             special_tokens=special,
             eos_token_ids=gguf_eos_token_ids(metadata),
             chat_template=metadata.get("tokenizer.chat_template"),
+            warning=warning_of_gguf(metadata),
         )
 
     @property
@@ -201,7 +209,8 @@ class Tokenizer:
 
         special_tokens: add those that the model expects around its input.
         """
-        return Encoding.of(self._encoded(text, pair, special_tokens=special_tokens))
+        encoded = self._encoded(text, pair, special_tokens=special_tokens)
+        return Encoding.of(encoded, types=self.gives_types)
 
     def _encoded(
         self, text: str, pair: str | None = None, *, special_tokens: bool = True
@@ -319,31 +328,13 @@ class TokenStream:
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """Names and texts of the special tokens that templates refer to."""
-    found = {}
-    for name in _SPECIAL_NAMES:
-        token = config.get(name)
-        if isinstance(token, Mapping):  # a serialised AddedToken
-            token = token.get("content")
-        if isinstance(token, str):
-            found[name] = token
-    return found
-
-
-def _read_optional(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+    return {
+        name: token
+        for name, token in config.items()
+        if name.endswith("_token") and isinstance(token, str)
+    }
 
 
 def _length_limit(config: Mapping[str, Any]) -> int | None:
-    limit = config.get(_LIMIT)
+    limit = config.get(LIMIT)
     return limit if type(limit) is int and 0 < limit < _NO_LIMIT else None
-
-
-def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named templates; transformers takes "default"
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
 
 from protocols.errors import ConfigError
 
+LIMIT = "model_max_length"
+INPUTS = "model_input_names"
 
-def parts_of_object(
-    tokenizer: object, names: Iterable[str]
-) -> tuple[bytes, dict[str, object], str | None]:
-    """What `save_pretrained` would write: `tokenizer.json`, the settings `names` as in
-    `tokenizer_config.json`, and the chat template. Nothing is changed.
+
+def parts_of_object(tokenizer: object) -> tuple[bytes, dict[str, object], str | None]:
+    """What `save_pretrained` would write: `tokenizer.json`, the special tokens, the length limit
+    and the model's inputs as `tokenizer_config.json` has them, and the template for chats. Nothing
+    is changed.
 
     Raises ConfigError for anything but a fast transformers tokenizer.
     """
@@ -26,16 +28,16 @@ def parts_of_object(
         raise ConfigError(
             "the tokenizer has split_special_tokens=True, which is not supported: set it to False"
         )
-    config = {name: _plain(getattr(found, name, None)) for name in names}
+    config: dict[str, object] = {
+        name: str(token)
+        for name, token in found.special_tokens_map.items()
+        if name.endswith("_token")
+    }
+    config |= {LIMIT: found.model_max_length, INPUTS: list(found.model_input_names)}
     template = found.chat_template
     if isinstance(template, Mapping):  # several named templates; transformers takes "default"
         template = template.get("default")
     return backend.to_str().encode(), config, template
-
-
-def _plain(value: object) -> object:
-    """An AddedToken as its text."""
-    return value if isinstance(value, str | int | None) else str(value)
 
 
 def _remedy(found: Any) -> str:

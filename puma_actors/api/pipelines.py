@@ -110,7 +110,8 @@ class TextPipeline:
         if tokenizer is None:
             raise ModelError(
                 "the model has no tokenizer, and a pipeline takes text: put the model's "
-                "tokenizer.json beside its weights, or give tokenizer=... with a model in memory"
+                "tokenizer.json beside its weights, or give tokenizer=... with a model in memory "
+                f"({requests.no_tokenizer})"
             )
         self.tokenizer = tokenizer
         self._texts = None
@@ -205,11 +206,9 @@ class TextPipeline:
     ) -> tuple[list[tuple[Prompt, list[int]]], bool, SamplingConfig, bool]:
         prompts, single = read_prompts(inputs)
         chosen, do_sample = sampling_options(options), options.get("do_sample")
-        if do_sample:
-            chosen.setdefault("temperature", 1.0)
-        elif do_sample is False:
+        if do_sample is False:
             chosen["temperature"] = 0.0
-        sampling = SamplingConfig(**chosen)
+        sampling = self.requests.sampling(chosen, draw=do_sample)
         self.requests.check_sampling(sampling)
         encoded = [(prompt, prompt.ids(self.tokenizer)) for prompt in prompts]
         for _, ids in encoded:
@@ -217,7 +216,7 @@ class TextPipeline:
         return encoded, single, sampling, options.get("return_full_text", True)
 
     async def _generate(self, inputs: Any, options: TaskOptions) -> Any:
-        """Generate for one prompt after the other; greedy unless a temperature is given."""
+        """Greedy unless a temperature is given or the model's own. Prompts one after the other."""
         encoded, single, sampling, full = self._prompts(inputs, options)
         self.usage = Usage()
         found = []

@@ -17,7 +17,13 @@ from models.programs.head_layers import default_rows
 from models.programs.plan import Plan
 from models.programs.predict import predict
 from models.programs.program import Batch, Rows
-from models.tokens.sampling import Sampler, SamplingConfig, SamplingOptions, StopWatcher
+from models.tokens.sampling import (
+    Sampler,
+    SamplingConfig,
+    SamplingOptions,
+    StopWatcher,
+    settings_of_model,
+)
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.cost import Cost
 from protocols.base.lane import Settings
@@ -205,13 +211,32 @@ class Requests(ABC):
             raise ConfigError(
                 f"a model with head {self.config.head!r} generates no text: it needs 'causal-lm'"
             )
-        if self.settings.reveal == "argmax" and (
-            sampling.temperature > 0 or sampling.repetition_penalty != 1
-        ):
+        if self.settings.reveal == "argmax" and (needing := sampling.of_logits()):
             raise ConfigError(
                 "with secret logits only the best token is revealed: use temperature 0 and no "
-                "repetition penalty"
+                f"repetition penalty or other change of the logits (now: {', '.join(needing)}; "
+                "options not given come from the model's generation_config.json)"
             )
+
+    def of_model(self, options: SamplingOptions, *, draw: bool | None = None) -> dict[str, Any]:
+        """What the model itself says of the choice of tokens, by field of a `SamplingConfig`,
+        beside options that were given. See `models.tokens.sampling_config.settings_of_model`.
+        """
+        return settings_of_model(self.config.generation, options, draw=draw)
+
+    def sampling(self, options: SamplingOptions, *, draw: bool | None = None) -> SamplingConfig:
+        """The options, and what the model says where they say nothing.
+
+        draw: as transformers' `do_sample`. Raises ConfigError for an option that there is not, a
+        value that is not usable, or settings of the model that are not supported.
+        """
+        known = SamplingConfig.__dataclass_fields__
+        if odd := sorted(options.keys() - known.keys()):
+            raise ConfigError(
+                f"generate has no option {odd[0]!r}: it has {', '.join(sorted(known))}"
+            )
+        given = SamplingConfig(**options)
+        return replace(given, **self.of_model(options, draw=draw))
 
     async def generate(
         self,
@@ -226,16 +251,26 @@ class Requests(ABC):
 
         Args:
             prompt: text, or token ids.
-            sampling: a `SamplingConfig`; or give its fields as keywords (`max_new_tokens=32`,
-                `temperature=0.7`, ...).
+            sampling: taken as it is; or its fields as keywords (`max_new_tokens=32`,
+                `temperature=0.7`, ...), beside which the model's own settings are used.
             raw: do not apply the chat template.
         """
-        sampling = _sampling(sampling, options)
+        sampling = self._chosen(sampling, options)
         self.check_sampling(sampling)
         ids = self.encode(prompt, raw=raw)
         async with self._busy, aclosing(self._tokens(ids, sampling)) as tokens:
             async for token in tokens:
                 yield token
+
+    def _chosen(self, sampling: SamplingConfig | None, options: SamplingOptions) -> SamplingConfig:
+        """What was given, in one of the two ways. Raises ConfigError: both ways at once."""
+        if sampling is None:
+            return self.sampling(options)
+        if options or not isinstance(sampling, SamplingConfig):
+            raise ConfigError(
+                "sampling: give a SamplingConfig, or its fields as keywords, not both"
+            )
+        return sampling
 
     async def _tokens(
         self, ids: list[int], sampling: SamplingConfig
@@ -245,11 +280,10 @@ class Requests(ABC):
         # Request at least one, so that a prompt that does not fit is refused with a clear message.
         steps = min(sampling.max_new_tokens, max(1, self.most_new_tokens(len(ids))))
         inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings)
-        sampler, watcher = Sampler(sampling), StopWatcher(sampling.stop)
         stream = self.tokenizer.stream() if self.tokenizer is not None else None
-        ends = set(self.plan.config.eos_token_ids)
-        if self.tokenizer is not None:
-            ends |= set(self.tokenizer.eos_token_ids)
+        ends = self._ends()
+        sampler = Sampler(sampling, prompt=len(ids), ends=ends)
+        watcher = StopWatcher(sampling.stop)
         given = ids
         try:
             for _ in range(steps):
@@ -276,6 +310,15 @@ class Requests(ABC):
                 yield Token(None, rest)
         finally:
             await self._finish(inference)
+
+    def _ends(self) -> set[int]:
+        """Tokens that end a text. The tokenizer may name one that the model does not; not where the
+        model is said to have none, which transformers follows.
+        """
+        config = self.plan.config
+        if self.tokenizer is None or (config.generation is not None and config.generation.endless):
+            return set(config.eos_token_ids)
+        return {*config.eos_token_ids, *self.tokenizer.eos_token_ids}
 
     def most_new_tokens(self, prompt: int) -> int:
         """New tokens that fit after a prompt of `prompt` tokens, by the model's positions and the
@@ -346,22 +389,6 @@ def check_logits(config: ModelConfig) -> None:
             f"a model with head {config.head!r} predicts no next tokens: likelihoods and "
             "perplexity need head 'causal-lm'"
         )
-
-
-def _sampling(sampling: SamplingConfig | None, options: SamplingOptions) -> SamplingConfig:
-    """The sampling settings, given in one of the two ways.
-
-    Raises:
-        ConfigError: both ways at once, or an unknown option.
-    """
-    known = SamplingConfig.__dataclass_fields__
-    if odd := sorted(options.keys() - known.keys()):
-        raise ConfigError(f"generate has no option {odd[0]!r}: it has {', '.join(sorted(known))}")
-    if sampling is None:
-        return SamplingConfig(**options)
-    if options or not isinstance(sampling, SamplingConfig):
-        raise ConfigError("sampling: give a SamplingConfig, or its fields as keywords, not both")
-    return sampling
 
 
 def _known_costs(inference: Inference) -> list[Cost]:

@@ -81,10 +81,23 @@ def generate(
     model: ModelOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1)] = 64,
     raw: Annotated[bool, typer.Option("--raw", help="Skip the chat template.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 takes the best token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among this many best tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample within this probability mass.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1: none.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the best token. Default: the model's own, or 0.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample among so many best tokens; 0: all.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample within this probability mass.")
+    ] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1: none.")] = None,
+    ignore_generation_config: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-generation-config",
+            help="Take no settings from the model: the best token, unless options say otherwise.",
+        ),
+    ] = False,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="Make sampling repeatable.")] = None,
     secret_logits: Annotated[
@@ -99,20 +112,29 @@ def generate(
     """Answer a prompt privately, with all roles in this process or with remote parties."""
     refuse_unsupported(None if where.cluster else model)
     from models.tokens.sampling import SamplingConfig
-    from puma_actors.cli.commands.generate import run_generate
+    from puma_actors.cli.commands.generate import chosen_sampling, run_generate
     from puma_actors.cli.settings import settings_of
 
-    sampling = SamplingConfig(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop) if stop else None,
+        "seed": seed,
+    }
+    options = chosen_sampling(max_new_tokens, given)
+    sampling = SamplingConfig(**options)  # unusable values are told before the model is read
     settings = settings_of(choice, secret_logits=secret_logits)
-    run_generate(model, prompt, sampling, settings, where=where, raw=raw, as_json=as_json)
+    run_generate(
+        model,
+        prompt,
+        sampling if ignore_generation_config else options,
+        settings,
+        where=where,
+        raw=raw,
+        as_json=as_json,
+    )
 
 
 @app.command()

@@ -1,17 +1,40 @@
 """Notes on the cost of a request, before it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from models.configs.validate import short
 from models.tokens.sampling import SamplingConfig
+from models.tokens.tokenizer import Tokenizer
 from puma_actors.api.requests import Requests
+from puma_actors.base.texts import printable
 from puma_actors.cli.output import amount, tell
 
 LONG = 200
 """Prompts of this many tokens or more get a note: the cost grows with the square of the length."""
 
 
-def announce(requests: Requests, ids: Sequence[int], sampling: SamplingConfig) -> None:
-    """Print notes on stderr: fewer new tokens fit than requested; a long prompt is expensive."""
+def warn(tokenizer: Tokenizer | None) -> None:
+    """On stderr, what may be wrong with a tokenizer."""
+    if tokenizer is not None and tokenizer.warning is not None:
+        tell(f"warning: {printable(tokenizer.warning)}")
+
+
+def announce(
+    requests: Requests,
+    ids: Sequence[int],
+    sampling: SamplingConfig,
+    of_model: Mapping[str, Any] | None = None,
+) -> None:
+    """Notes on stderr: fewer new tokens fit than were asked for; a long prompt is dear; what of
+    the sampling is the model's own.
+    """
+    if of_model:
+        said = ", ".join(f"{name} {short(value)}" for name, value in of_model.items())
+        tell(
+            f"note: the model's generation_config.json says {printable(said)}: options win over "
+            "it, and --ignore-generation-config takes nothing from it"
+        )
     most = requests.most_new_tokens(len(ids))
     if 0 < most < sampling.max_new_tokens:
         tell(

@@ -15,6 +15,7 @@ from puma_actors.api.local import LocalCluster
 from puma_actors.api.options import ClusterOptions
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.api.requests import Requests
+from puma_actors.cli.notice import warn
 from puma_actors.cli.output import progress
 from puma_actors.cli.where import Where
 from puma_actors.hosts.config import load_config
@@ -108,6 +109,7 @@ async def _open_remote(
 async def _enter(found: Cluster, check: Callable[[Cluster], None]) -> None:
     try:
         check(found)
+        warn(found.tokenizer)
     except BaseException:
         await found.aclose()
         raise

@@ -1,11 +1,13 @@
 """`puma generate` and `puma forward`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import anyio
 import numpy as np
 
-from models.tokens.sampling import SamplingConfig
+from models.tokens.sampling import SamplingConfig, SamplingOptions
 from protocols.base.lane import Settings
 from protocols.errors import ConfigError
 from puma_actors.api.life import Cluster
@@ -21,17 +23,20 @@ from puma_actors.cli.where import Where
 def run_generate(
     model: str | None,
     prompt: str,
-    sampling: SamplingConfig,
+    choice: SamplingConfig | SamplingOptions,
     settings: Settings,
     *,
     where: Where,
     raw: bool,
     as_json: bool,
 ) -> None:
-    """Load, share, answer, and print the cost."""
+    """Load, share, answer, and print the cost.
+
+    choice: how tokens are chosen; the model's own settings fill in missing options.
+    """
 
     def check(cluster: Cluster) -> None:
-        cluster.check_sampling(sampling)
+        cluster.check_sampling(_sampling(cluster, choice))
         cluster.encode(prompt, raw=raw)
         if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
             tell(f"note: {printable(cluster.tokenizer.note)}")
@@ -39,14 +44,28 @@ def run_generate(
     async def run() -> None:
         async with open_requests(model, settings, where, check=check, quiet=as_json) as cluster:
             ids = cluster.encode(prompt, raw=raw)
-            announce(cluster, ids, sampling)
+            sampling = _sampling(cluster, choice)
+            told = {} if isinstance(choice, SamplingConfig) else cluster.of_model(choice)
+            announce(cluster, ids, sampling, told)
             text = await _stream(cluster, ids, sampling, quiet=as_json)
         if as_json:
-            print_json({"text": text, **usage_report(cluster, cluster.usage)})
+            report = usage_report(cluster, cluster.usage)
+            source = {"from_generation_config": told} if told else {}
+            print_json({"text": text, **report, **source})
         else:
             print_summary(cluster, cluster.usage, stopped=True)
 
     anyio.run(run)
+
+
+def chosen_sampling(max_new_tokens: int, given: Mapping[str, Any]) -> SamplingOptions:
+    """Options of the command line without those that were not given."""
+    options = {name: value for name, value in given.items() if value is not None}
+    return cast(SamplingOptions, {"max_new_tokens": max_new_tokens, **options})
+
+
+def _sampling(cluster: Cluster, choice: SamplingConfig | SamplingOptions) -> SamplingConfig:
+    return choice if isinstance(choice, SamplingConfig) else cluster.sampling(choice)
 
 
 async def _stream(

@@ -152,6 +152,7 @@ async def _run_upload(
     from models.tokens.tokenizer import Tokenizer
     from protocols.errors import ModelError
     from puma_actors.api.remote import upload_model
+    from puma_actors.cli.notice import warn
     from puma_actors.cli.output import tell
 
     path = resolve_model(model, head=head, progress=report)
@@ -166,6 +167,7 @@ async def _run_upload(
                 tokenizer = Tokenizer.load(checkpoint.path)
             except ModelError as error:
                 raise ConfigError(f"{error} (or upload with --no-tokenizer)") from None
+            warn(tokenizer)
         return await upload_model(config, checkpoint, name, tokenizer=tokenizer, progress=report)
 
 

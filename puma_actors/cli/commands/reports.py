@@ -12,6 +12,7 @@ from models.programs.memory import footprint
 from models.programs.predict import predict, share_bytes
 from models.programs.program import Batch, Rows
 from models.texts.task import tasks_of_checkpoint
+from models.tokens.tokenizer import Tokenizer
 from protocols.arithmetic import lift, matmul, mul, mul3
 from protocols.base.cost import Cost
 from protocols.base.lane import Lane, Settings
@@ -27,6 +28,7 @@ from protocols.functions.elementary import exp_negative, reciprocal, rsqrt
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.linear import Table
 from protocols.selection import Term, select
+from puma_actors.cli.notice import warn
 from puma_actors.cli.output import amount, print_json, progress, say, stdout
 
 COUNT = 8000
@@ -148,6 +150,7 @@ def run_inspect(
     try:
         with progress(quiet=as_json) as report:
             checkpoint = open_checkpoint(found, progress=report)
+        lacking = _lacking(checkpoint)
     except ModelError as error:
         if as_json:
             print_json({"model": str(found), "supported": False, "reason": str(error)})
@@ -159,10 +162,32 @@ def run_inspect(
             prompt = max(1, min(USUAL_PROMPT, checkpoint.config.max_positions - decode))
         _check_lengths(checkpoint, prompt, decode)
         facts = _report(checkpoint, _wanted_rows(checkpoint), prompt, decode, settings)
+    if lacking is not None:
+        facts.update({"supported": False, "reason": lacking})
     if as_json:
         print_json(facts)
     else:
         _print_report(facts)
+
+
+def _lacking(checkpoint: StoredCheckpoint) -> str | None:
+    """Why no task can run though the weights are supported; None: they can.
+
+    Raises:
+        ModelError: the tokenizer is there, and of no use.
+    """
+    try:
+        if not Tokenizer.is_at(checkpoint.path):
+            return (
+                "it has no tokenizer, so no text can be given, token ids alone: save the tokenizer "
+                "beside the weights with transformers' "
+                "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
+            )
+        warn(Tokenizer.load(checkpoint.path))
+    except BaseException:
+        checkpoint.close()
+        raise
+    return None
 
 
 def _wanted_rows(checkpoint: StoredCheckpoint) -> Rows:
@@ -239,10 +264,12 @@ def _fact(value: Any) -> str:
 
 def _print_report(report: dict[str, Any]) -> None:
     public = report["architecture"]
-    say((report["model"], "bold"), ": supported")
+    reason = report.get("reason")
+    say((report["model"], "bold"), ": supported" if reason is None else f": {reason}")
     facts = RichTable(box=None, pad_edge=False, show_header=False)
     facts.add_row("parameters", f"{report['parameters']:,}")
-    facts.add_row("tasks", ", ".join(report["tasks"]))
+    tasks = "tasks" if reason is None else "tasks, with a tokenizer"
+    facts.add_row(tasks, ", ".join(report["tasks"]))
     for name, value in public.items():
         facts.add_row(name, _fact(value))
     stdout.print(facts)

@@ -166,14 +166,11 @@ def test_malformed_gguf(tmp_path, data, says):
 def test_gguf_of_another_kind_is_refused(tmp_path):
     path = tmp_path / "m.gguf"
     model = quantisable_llama(num_hidden_layers=1)
-    write_gguf(path, model, arch="qwen2")
-    with pytest.raises(ModelError, match=r"general\.architecture: 'qwen2'.*llama"):
+    write_gguf(path, model, arch="bloom")
+    with pytest.raises(ModelError, match=r"general\.architecture: 'bloom'.*llama"):
         open_checkpoint(path)
-    write_gguf(path, model, Kind.Q5_0)
-    with pytest.raises(ModelError, match="Q5_0, which is not supported"):
-        open_checkpoint(path)
-    write_gguf(path, model, extra=[("rope_freqs.weight", np.ones(32, np.float32))])
-    with pytest.raises(ModelError, match=r"rope_freqs\.weight is not part"):
+    write_gguf(path, model, extra=[("rope_freqs.weight", 2 * np.ones(30, np.float32))])
+    with pytest.raises(ModelError, match=r"factors: 30 numbers where"):
         open_checkpoint(path)
     write_gguf(path, model, rope_scaling_type=gguf.RopeScalingType.LINEAR)
     with pytest.raises(ModelError, match="'linear'"):

@@ -192,8 +192,8 @@ def test_no_template_means_plain_text_and_a_note(tmp_path):
 
 
 def test_template_sources_and_special_tokens(tmp_path):
-    named = """{"eos_token": {"content": "END"}, "bos_token": "BEGIN", "chat_template":
-        [{"name": "tool", "template": "x"},
+    named = """{"eos_token": {"__type": "AddedToken", "content": "END"}, "bos_token": "BEGIN",
+        "chat_template": [{"name": "tool", "template": "x"},
          {"name": "default", "template": "{{ eos_token }} hi"}]}"""
     assert small_folder(tmp_path, named).chat("you") == [1, 2]
     assert small_folder(tmp_path, named).eos_token_ids == (1,)
@@ -331,7 +331,7 @@ def test_splitting_rules_and_begin_token():
     [
         ("model", "bert", "'bert' is not supported; supported: 'gpt2'"),
         ("model", None, "None is not supported"),
-        ("pre", "tekken", r"'tekken' is not supported; supported: .*smollm.*tokenizer\.json"),
+        ("pre", "superbpe", r"'superbpe' is not supported; supported: .*smollm.*tokenizer\.json"),
         ("tokens", None, "has no tokenizer"),
         ("merges", None, "has no merges"),
         ("merges", ["ab"], "not a pair"),

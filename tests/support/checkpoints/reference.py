@@ -73,7 +73,8 @@ def save_tokenizer(folder: Path, *, template: str | None = TEMPLATE) -> Path:
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="."))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    settings = {"chat_template": template, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 

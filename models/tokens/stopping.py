@@ -1,0 +1,46 @@
+"""Detection of stop strings in a text that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopWatcher:
+    """Passes text on up to the first stop string, which may be spread over several pieces.
+
+    Text that could be the beginning of a stop string is held back. Where two would match, the one
+    that ends first counts, so the result does not depend on how the text was cut.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stops = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """Take a piece; return what is safe to show. After a stop string, always empty."""
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            return self._release(min(found)[1])
+        return self._release(len(self._held) - self._pending())
+
+    def finish(self) -> str:
+        """What was held back, when the text has ended without a stop string."""
+        return "" if self.stopped else self._release(len(self._held))
+
+    def _release(self, count: int) -> str:
+        text, self._held = self._held[:count], self._held[count:]
+        return text
+
+    def _pending(self) -> int:
+        """Length of the longest end of the text held that begins a stop string."""
+        longest = max((len(s) - 1 for s in self._stops), default=0)
+        for size in range(min(longest, len(self._held)), 0, -1):
+            tail = self._held[-size:]
+            if any(s.startswith(tail) for s in self._stops):
+                return size
+        return 0
