@@ -213,12 +213,12 @@ class Bounds:
         score += max((float(np.abs(bias).max()) for bias in biases), default=0.0)
         score += max((_positional(q, k, s.relative) for s in spans), default=0.0)
         score = _with_spans(name, score, spans)
-        bits = max(4, math.ceil(math.log2(max(score * SLACK, 1.0))))
-        if bits > MAX_SCORE_BITS:
+        if not score * SLACK <= 2.0**MAX_SCORE_BITS:
             raise RangeError(
                 f"{name}: attention scores can reach {score:.3g}, above 2^{MAX_SCORE_BITS}: the "
                 "query and key weights are too large"
             )
+        bits = max(4, math.ceil(math.log2(max(score * SLACK, 1.0))))
         value_bits = max(0, math.ceil(math.log2(max(v.entry * SLACK, 1.0))))
         spare = _named(name, spare_bits, value_bits, self._positions)
         self._attention[name] = AttentionRange(bits, value_bits, rope_frac, drop)

@@ -209,7 +209,7 @@ class Rounded(Plain):
         """With the weights of relative positions as they are shared."""
         if span.relative is None:
             return span
-        tables = {
+        tables: dict[str, Any] = {
             name: self._nearest(value, FRACTION_BITS)
             for name in ("bias", "keys", "queries")
             if (value := getattr(span.relative, name)) is not None

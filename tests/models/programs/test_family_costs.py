@@ -9,7 +9,8 @@ from tiny_models import ENCODERS
 
 from models.configs.encoders.encoder import EncoderConfig
 from models.configs.reading import config_from_public
-from models.owner.calibrate import plain_run
+from models.owner.calibrate import calibrate, plain_run
+from models.programs.families import parameters_of
 from models.programs.head_layers import default_rows
 from models.programs.memory import footprint
 from models.programs.plan import Plan
@@ -17,6 +18,7 @@ from models.programs.predict import predict
 from models.programs.program import Batch
 from models.programs.public import plan_digests
 from protocols.base.lane import Settings
+from protocols.errors import RangeError
 
 IDS = [5, 9, 30, 2, 17, 22, 8, 11, 38]
 NEW = {
@@ -65,6 +67,16 @@ def test_a_plan_survives_the_wire(model):
     assert plan == model.plan
     assert config_from_public(plan.config.to_public()) == model.config
     assert plan_digests(plan) == plan_digests(model.plan)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan, 1e9])
+def test_weights_of_positions_that_are_no_numbers_are_refused_at_their_place(model, bad):
+    kinds = {name: each.kind for name, each in parameters_of(model.config).items()}
+    for name in (name for name, kind in kinds.items() if kind == "relative"):
+        spoiled = {**model.floats, name: model.floats[name].copy()}
+        spoiled[name][-1, -1] = bad
+        with pytest.raises(RangeError, match=r"^layers\.\d: attention scores can reach"):
+            calibrate(model.config, spoiled)
 
 
 def test_memory_is_foreseen(model):
