@@ -24,6 +24,7 @@ from models.configs.validate import (
     short,
     token_ids,
 )
+from models.files.locate import SAFETENSORS, SAFETENSORS_INDEX
 from protocols.errors import ModelError
 
 ACTIVATIONS = (
@@ -60,6 +61,8 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "is_causal": (True,),
     "attention_chunk_size": (),
     "per_layer_config": ({},),
+    # transformers reads this file in place of the usual ones.
+    "transformers_weights": (SAFETENSORS, SAFETENSORS_INDEX),
 }
 FULL_ATTENTION: dict[str, tuple[object, ...]] = {"layer_types": (), "sliding_window": ()}
 """Neutral settings of the families without windows: every token sees all that its mask allows."""

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from models.files.locate import ADAPTER, ADAPTER_CONFIG, PICKLES, SAFETENSORS, SAFETENSORS_INDEX
+from models.files.locate import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    PICKLES,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    amount,
+)
 from protocols.errors import ModelError
 
 MAX_SETTINGS = 256_000_000
@@ -55,7 +62,7 @@ class HubFile:
     size: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.path} ({_amount(self.size)})" if self.size is not None else self.path
+        return f"{self.path} ({amount(self.size)})" if self.size is not None else self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +118,27 @@ def choose(name: HubName, files: Sequence[HubFile], modules: Sequence[str] = ())
     if name.tag:
         return _gguf(name, [f for f in ggufs if _has_tag(f.path, name.tag)], ggufs)
     folder = f"{modules[0]}/" if modules and modules[0] else ""
+    if (found := _in_folder(name, held, folder, modules)) is not None:
+        return found
+    if ggufs:
+        return _gguf(name, ggufs, ggufs)
+    raise _nothing(name, held)
+
+
+def _in_folder(
+    name: HubName, held: dict[str, HubFile], folder: str, modules: Sequence[str]
+) -> Selection | None:
+    """A model of safetensors and its adapter, or an adapter alone; None if there is neither."""
     extra = tuple(held[path] for path in _of_modules(modules[1:]) if path in held)
     adapter = _adapter(folder, held)
-    settings = _settings(held, (folder, *(f"{each}/" if each else "" for each in modules)))
+    settings = _settings(held, (folder, *(f"{each}/" for each in modules if each)))
     if f"{folder}{SAFETENSORS}" in held:
         weights = (held[f"{folder}{SAFETENSORS}"], *adapter, *extra)
         return Selection("", _config(name, folder, held), settings, weights)
     if (index := f"{folder}{SAFETENSORS_INDEX}") in held:
         config = _config(name, folder, held)
         return Selection("", config, (*settings, held[index]), (*adapter, *extra), index)
-    if adapter:
-        return Selection("", "", settings, adapter)
-    if ggufs:
-        return _gguf(name, ggufs, ggufs)
-    raise _nothing(name, held)
+    return Selection("", "", settings, adapter) if adapter else None
 
 
 def _adapter(folder: str, held: dict[str, HubFile]) -> tuple[HubFile, ...]:
@@ -255,10 +269,3 @@ def _listed(held: dict[str, HubFile], like: str) -> str:
 def _shortened(files: Sequence[HubFile]) -> str:
     shown = ", ".join(map(str, files[:_SHOWN]))
     return shown if len(files) <= _SHOWN else f"{shown} and {len(files) - _SHOWN} more"
-
-
-def _amount(size: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"

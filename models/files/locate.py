@@ -107,7 +107,7 @@ def _source_of_folder(path: Path) -> Source:
             return Source("safetensors", path / name, path)
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) > 1:
-        names = ", ".join(file.name for file in ggufs[:4])
+        names = ", ".join(f"{file.name} ({amount(file.stat().st_size)})" for file in ggufs[:40])
         raise ModelError(f"{path}: holds {len(ggufs)} GGUF files ({names}); give the path of one")
     if ggufs:
         return Source("gguf", ggufs[0], path)
@@ -214,3 +214,11 @@ def _pickled(file: Path) -> ModelError:
         f"{file}: pickled checkpoints can run code when read and are refused; where you trust it, "
         f"`puma convert {folder} NEW_FOLDER` writes it as safetensors, with its tokenizer"
     )
+
+
+def amount(size: int) -> str:
+    """Bytes for people: 1.5 MB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} B"

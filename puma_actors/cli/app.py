@@ -5,7 +5,7 @@ import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from pydantic import ValidationError
@@ -353,11 +353,18 @@ def _show_warnings() -> None:
     """Those of this program as one line, without a place in its sources."""
     usual = warnings.showwarning
 
-    def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if category.__module__.startswith("protocols."):
             print(f"warning: {message}", file=sys.stderr, flush=True)
         else:
-            usual(message, category, *place, **more)
+            usual(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show
 

@@ -133,3 +133,11 @@ def test_an_unmerged_model_of_peft_is_named(tmp_path):
 
     with pytest.raises(ModelError, match=r"unmerged.*merge_and_unload\(\)"):
         open_checkpoint(written(tmp_path, model, wrap))
+
+
+def test_weights_that_the_configuration_names_elsewhere_are_refused(tmp_path):
+    """transformers would read that file, and not the one of the usual name."""
+    model = tiny_model("llama", "causal-lm")
+    written(tmp_path, model, lambda tensors: None, transformers_weights="others.safetensors")
+    with pytest.raises(ModelError, match="transformers_weights"):
+        open_checkpoint(tmp_path)
