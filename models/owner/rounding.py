@@ -207,14 +207,13 @@ class Rounded(Plain):
 
     def _tabled(self, span: Span) -> Span:
         """With the weights of relative positions as they are shared."""
-        if span.relative is None:
+        if (held := span.relative) is None:
             return span
-        tables: dict[str, Any] = {
-            name: self._nearest(value, FRACTION_BITS)
-            for name in ("bias", "keys", "queries")
-            if (value := getattr(span.relative, name)) is not None
-        }
-        return replace(span, relative=replace(span.relative, **tables))
+        bias, keys, queries = (
+            None if value is None else self._nearest(value, FRACTION_BITS)
+            for value in (held.bias, held.keys, held.queries)
+        )
+        return replace(span, relative=replace(held, bias=bias, keys=keys, queries=queries))
 
     async def output(self, x: Floats, weight: Floats, name: str, *, tied: bool = False) -> Floats:
         active = self._enter(name)
