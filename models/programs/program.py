@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from models.configs.validate import short
 from protocols.base.precise import cosines
 from protocols.base.ring import Words
 from protocols.drivers.ops import Index, Mask, Ops, Relative, Rotation, Slopes, Span, Tensor
@@ -36,6 +37,9 @@ class Batch:
     types: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.rows not in get_args(Rows):
+            known = ", ".join(get_args(Rows))
+            raise ConfigError(f"rows: {short(self.rows)} is not known: use one of {known}")
         if not self.lengths or min(self.lengths) < 1:
             raise ConfigError("an input is empty: give at least one token")
         if self.types is not None and len(self.types) != self.tokens:

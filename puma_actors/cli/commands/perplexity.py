@@ -88,7 +88,7 @@ def _told(kind: str, report: Progress) -> Told:
 
 def _print(found: Perplexities, settings: Settings) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "perplexity", "seconds per window", "rounds", "online", "dealt ahead"):
+    for name in ("", "perplexity", "s per window", "rounds", "online", "dealt ahead"):
         table.add_column(name, justify="left" if not name else "right")
     count, cost = len(found.windows), found.mean_cost
     seconds = f"{sum(found.plain.seconds) / count:.2f}"
