@@ -7,6 +7,7 @@ import pytest
 
 from bench import fit
 from protocols.functions.activation_tables import ACTIVATIONS, GELU, SILU, TANH, Activation, Centre
+from protocols.functions.softcap import SOFT
 
 
 def centre_of(activation: Activation, **changes: object) -> Centre:
@@ -53,7 +54,9 @@ def test_every_function_is_printed_once_with_its_errors(
     fit.main()
     printed = capsys.readouterr().out.splitlines()
     titles, constants = printed[::2], printed[1::2]
-    names = {each.name for each in ACTIVATIONS.values() if each.tight is not None}
-    assert sorted(title.split(",")[0] for title in titles) == sorted([*names, *names])
+    functions = {each.name: each for each in (*ACTIVATIONS.values(), SOFT)}
+    sets = [(name, each.tight, each.fast) for name, each in functions.items()]
+    names = [name for name, *held in sets for centre in held if centre is not None]
+    assert sorted(title.split(",")[0] for title in titles) == sorted(names)
     assert titles[0] == "gelu, tight: off by 9.2e-06 up to its cut, 9.4e-05 beyond"
     assert all(line.startswith("    amplitudes=(") for line in constants)

@@ -55,7 +55,10 @@ COVERED = {
     "embedding, a token of 49152 x 576": ["embedding"],
     "reveal to the client": ["reveal"],
 }
-BESIDE = ["poly", "tanh", "relu", "map_public", "linear", "table_product"]
+BESIDE = [
+    *("poly", "tanh", "relu", "map_public", "linear", "table_product"),
+    *("disentangled", "soft cap"),
+]
 """Protocols that the command does not list."""
 
 

@@ -128,7 +128,7 @@ def test_an_unsupported_model_is_refused_before_anything_heavy_is_imported(comma
     (tmp_path / "model.safetensors").touch()
     line = [sys.executable, "-c", _FRESH, *command.split(), str(tmp_path)]
     found = subprocess.run(line, capture_output=True, text=True, check=False)
-    refused((found.returncode, found.stdout, found.stderr), "'t5'", "supported: bert, distilbert")
+    refused((found.returncode, found.stdout, found.stderr), "'t5'", "supported: bert, camembert")
 
 
 GENERATE = {

@@ -24,7 +24,7 @@ from models.programs.predict import predict
 from models.programs.program import Batch
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.lane import Settings
-from protocols.drivers import secure
+from protocols.drivers import attending
 from puma_actors.api.usage import Step
 from puma_actors.cli import following, progress, screen
 from puma_actors.cli.output import amount
@@ -243,14 +243,14 @@ def test_a_prediction_beside_the_request_takes_no_longer_than_another(monkeypatc
     step = Step(0, Batch((5,), "last"), 1, 0, Settings(), 0.0)
     requests = SimpleNamespace(step=step, plan=draft_plan(config))
     attended = 0
-    attend = secure.attend
+    attend = attending.attend
 
     def counted(*args):
         nonlocal attended
         attended += 1
         return attend(*args)
 
-    monkeypatch.setattr(secure, "attend", counted)
+    monkeypatch.setattr(attending, "attend", counted)
     expected = predict(config, step.batch)[0].cost
     alone, attended = attended, 0
     found = following.Following(requests)

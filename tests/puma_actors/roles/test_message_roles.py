@@ -298,7 +298,7 @@ async def test_a_client_must_end_what_was_refused(role, ends):
 
 
 DISAGREEING: dict[str, tuple[dict[str, Any], str]] = {
-    "tables": ({"tables": {}}, "'s public tables differ from this side's: biases, norms, powers,"),
+    "tables": ({"tables": {}}, "'s public tables differ from this side's: biases, caps, factors,"),
     "one table": (
         {"tables": {**plan_digests(PLAN), "powers": "0" * 16}},
         "'s public tables differ from this side's: powers: install the same versions",

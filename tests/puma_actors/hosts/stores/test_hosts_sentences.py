@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +35,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     return save_wordpiece(save(tiny_model("bert", "none"), folder))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the paths of sockets."""
-    with tempfile.TemporaryDirectory(prefix="puma-") as path:
-        yield Path(path)
 
 
 def described(plain: Path, folder: Path, **shape: Any) -> Path:
