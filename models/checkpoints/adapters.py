@@ -1,7 +1,7 @@
-"""A LoRA adapter in files as PEFT writes them: what it adds to weights, and which it replaces.
+"""Read a LoRA adapter from PEFT's files: the terms it adds to weights, and the weights it replaces.
 
-`adapter_config.json` and `adapter_model.safetensors` lie beside the model, or alone. What is more
-than a sum is refused by name, for the answers would be those of another model.
+`adapter_config.json` and `adapter_model.safetensors` are in the model's folder, or in another one.
+Settings that need more than a sum are refused by name, because the answers would be wrong.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _LOW_RANK = re.compile(
 )
 _OWN = re.compile(r"(.+?)(\.base_layer)?\.(weight|bias)")
 _MAX_RANK = 1 << 14
-# Settings of LoraConfig that do not change what the stored tensors mean, and those read below.
-# Any other that is set is refused: PEFT gets new ones with every version.
+# Settings of LoraConfig that do not change the meaning of the stored tensors, and those read below.
+# Any other setting with a value is refused: new versions of PEFT add more.
 _HARMLESS = frozenset(
     {
         *("alpha_pattern", "lora_alpha", "r", "rank_pattern", "use_rslora", "peft_type"),
@@ -39,13 +39,13 @@ _HARMLESS = frozenset(
         *("target_modules", "task_type"),
     }
 )
-# Others change the weights below the adapter when it is made: `pissa`, `olora`, `loftq`, ...
+# Other values change the base weights when the adapter is created: `pissa`, `olora`, `loftq`, ...
 _INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """What is added to one weight; see `models.checkpoints.lora.low_rank`."""
+    """The term that is added to one weight; see `models.checkpoints.lora.low_rank`."""
 
     file: SafetensorsFile
     left: str
@@ -55,12 +55,12 @@ class LowRank:
 
     @property
     def shape(self) -> Shape:
-        """Of the sum, and so of the weight."""
+        """The shape of the term, which is that of the weight."""
         shape = (self.file.tensors[self.left].shape[0], self.file.tensors[self.right].shape[1])
         return shape[::-1] if self.transposed else shape
 
     def values(self) -> Values:
-        """In float32."""
+        """The term in float32."""
         left, right = self.file.tensor(self.left), self.file.tensor(self.right)
         return low_rank(left, right, self.scale, transposed=self.transposed)
 
@@ -74,22 +74,24 @@ class _Pair:
 
 @dataclass(slots=True)
 class Adapter:
-    """`added` and `replaced` by canonical names of weights; the latter names tensors of `file`."""
+    """An adapter. `added` and `replaced` use canonical names of weights as keys; the values of
+    `replaced` are names of tensors in `file`.
+    """
 
     file: SafetensorsFile
     added: dict[str, LowRank] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict)
 
     def touched(self) -> set[str]:
-        """Names of all weights that it changes."""
+        """The names of all weights that the adapter changes."""
         return {*self.added, *self.replaced}
 
 
 def open_adapter(folder: Path, naming: Naming) -> Adapter:
-    """The adapter in a folder, for a model of that naming; `file` is for the caller to close.
+    """Open the adapter in a folder, for a model with this naming. The caller must close its `file`.
 
-    Raises ModelError for anything but LoRA, for tensors that are no part of a sum, and for ranks
-    that are not those of its settings.
+    Raises ModelError for anything but LoRA, for tensors that are not part of a LoRA sum, and for
+    ranks that differ from the settings.
     """
     settings = read_json(folder / ADAPTER_CONFIG)
     _check_settings(settings, folder / ADAPTER_CONFIG)
@@ -171,7 +173,7 @@ def _low_rank(
 
 
 def _of_module(settings: Mapping[str, Any], patterns: str, usual: str, module: str) -> object:
-    """A setting of one module: that of the first pattern that its name ends with, as in PEFT."""
+    """A setting of one module. As in PEFT, the first pattern that its name ends with is used."""
     own = settings.get(patterns) or {}
     if not isinstance(own, Mapping):
         raise ModelError(f"{patterns}: {short(own)} is not a mapping")
@@ -182,4 +184,4 @@ def _of_module(settings: Mapping[str, Any], patterns: str, usual: str, module: s
             raise ModelError(f"{patterns}: {short(pattern)} is no pattern ({error})") from None
         if found:
             return value
-    return settings.get(usual, 8)  # PEFT's own default of both
+    return settings.get(usual, 8)  # PEFT's default for both

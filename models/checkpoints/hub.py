@@ -1,8 +1,8 @@
-"""Where a model lies: a path as it is, or what one name on the Hugging Face hub means.
+"""Find a model by its path, or fetch it by its name on the Hugging Face hub.
 
-The files of a repository are listed, its settings are fetched and judged, and only then one set of
-weights. What `huggingface_hub` has in its cache is not fetched again, and is all there is when the
-hub cannot be reached.
+The files of a repository are listed, its settings are fetched and checked, and only then one set of
+weights is fetched. Files in the cache of `huggingface_hub` are not fetched again; when the hub
+cannot be reached, only they are used.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Accept = Callable[[Path, ModelConfig], None]
-"""Takes a folder that holds the settings and not yet the weights, and its configuration; raises
-ModelError to leave the weights where they are."""
+"""Called with a folder that holds the settings but not yet the weights, and with the configuration.
+Raises ModelError to prevent the download of the weights."""
 Progress = Callable[[str, float], None]
-"""Takes what is going on, and which part of it is done (0 to 1)."""
+"""Called with what is being done and the fraction done (0 to 1)."""
 
 _MODULES = "modules.json"
 _SECONDS = 10.0
-"""How long the hub may take to begin an answer."""
+"""Seconds that the hub may take to begin an answer."""
 
 
 def resolve_model(
@@ -41,21 +41,21 @@ def resolve_model(
     accept: Accept | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The path of a model: an existing one as it is, or that of what was fetched from the hub.
+    """The path of a model: an existing path unchanged, or the path of what the hub gave.
 
-    If it is an adapter whose base model is on the hub, that is fetched, too.
+    If it is an adapter whose base model is on the hub, the base model is fetched, too.
 
     A name is `owner/repo`, `owner/repo:Q4_K_M` (the GGUF file with that part in its name) or
     `owner/repo/file.gguf`.
 
     Args:
-        head: overrides the one of the model's configuration.
-        accept: judges a model of the hub before its weights are fetched.
-        progress: told while they are; without it, `huggingface_hub` shows its own bars.
+        head: overrides the head in the model's configuration.
+        accept: checks a model on the hub before its weights are fetched.
+        progress: called during the download; without it, `huggingface_hub` shows its own bars.
 
     Raises:
-        ModelError: there is no such path, or nothing on the hub that is supported; the message
-            names the files that could be meant.
+        ModelError: there is no such path, and nothing supported on the hub; the message names the
+            files that could be meant.
     """
     path = local_path(path_or_name)
     if path is None:
@@ -66,17 +66,17 @@ def resolve_model(
     base = base_of_adapter(path.parent if path.is_file() else path)
     if base is not None and local_path(base) is None and (name := parse_hub_name(base)):
         try:
-            _Repository(name, progress).fetch(None, None)  # it is found in the cache from now on
+            _Repository(name, progress).fetch(None, None)  # later it is found in the cache
         except ModelError as error:
             raise ModelError(f"{path}: an adapter whose base model is missing: {error}") from error
     return path
 
 
 class _Repository:
-    """One repository, or what the cache has of it."""
+    """A repository on the hub, or the part of it that is in the cache."""
 
     def __init__(self, name: HubName, progress: Progress | None) -> None:
-        # Imported here: it takes a while, and most runs read a local file.
+        # Imported here: this takes a while, and most runs read a local file.
         from huggingface_hub import HfApi
 
         self.name = name
@@ -89,7 +89,7 @@ class _Repository:
         self._total = 0
 
     def fetch(self, head: str | None, accept: Accept | None) -> Path:
-        """Settings, a decision, then weights; the path to open."""
+        """Fetch the settings, check them, then fetch the weights. Returns the path to open."""
         files = self._listing()
         chosen = choose(self.name, files, self._modules(files))
         self._total = sum(file.size or 0 for file in (*chosen.settings, *chosen.weights))
@@ -103,7 +103,7 @@ class _Repository:
         return self._place(chosen.opened) if chosen.opened else self._folder()
 
     def _config(self, chosen: Selection, head: str | None) -> ModelConfig:
-        """What is fetched first. Raises ModelError if it is not supported."""
+        """Fetch and read the configuration. Raises ModelError if it is not supported."""
         place = PurePosixPath(chosen.config)
         generation = str(place.with_name("generation_config.json"))
         for file in chosen.settings:
@@ -117,14 +117,14 @@ class _Repository:
             raise ModelError(f"{self.name.repo}: {error}; its weights were not fetched") from None
 
     def _listing(self) -> list[HubFile]:
-        """All files, with sizes; those in the cache if the hub does not answer."""
+        """List all files, with sizes; only those in the cache if the hub does not answer."""
         try:
             info = self._api.model_info(self.name.repo, files_metadata=True, timeout=_SECONDS)
             files = [HubFile(each.rfilename, each.size) for each in info.siblings or ()]
             if any(file.size is None for file in files):
                 tree = self._api.list_repo_tree(self.name.repo, recursive=True, revision=info.sha)
                 files = [HubFile(e.path, e.size) for e in tree if hasattr(e, "size")]
-        # The library passes on errors of its HTTP client, whose class changed between versions.
+        # The library passes on errors from its HTTP client, whose class differs between versions.
         except Exception as error:
             if not (files := self._listing_of_cache()):
                 raise _unreachable(self.name, error) from error
@@ -136,7 +136,7 @@ class _Repository:
         return files
 
     def _is_gguf_alone(self, files: Sequence[HubFile]) -> bool:
-        """Whether the hub's facts about a GGUF file are about what will be opened."""
+        """Whether the hub's facts about a GGUF file apply to the file that will be opened."""
         named = self.name.tag or self.name.file.endswith(".gguf")
         return bool(named) or not any(file.path.endswith(".safetensors") for file in files)
 
@@ -160,7 +160,7 @@ class _Repository:
         return []
 
     def _modules(self, files: Sequence[HubFile]) -> tuple[str, ...]:
-        """Folders of the parts of a model of sentence-transformers."""
+        """Folders of the parts of a sentence-transformers model."""
         if self.name.file or self.name.tag or not any(f.path == _MODULES for f in files):
             return ()
         self._get(next(file for file in files if file.path == _MODULES))
@@ -191,7 +191,7 @@ class _Repository:
         return self._folder() / path
 
     def _get(self, file: HubFile) -> None:
-        """Fetch a file, unless the cache has it. All are of the commit of the first."""
+        """Fetch a file, unless it is cached. All files are from the commit of the first."""
         if self._cached or file.path in self._got:
             return
         first = self._snapshot is None
@@ -210,13 +210,13 @@ class _Repository:
         self._told += file.size or 0
 
     def _bar(self, file: HubFile) -> type[Any] | None:
-        """A class that `huggingface_hub` makes its progress bars of."""
+        """The class that `huggingface_hub` uses for its progress bars; None: its own."""
         if self._progress is None:
             return None
         report, before, total = self._progress, self._told, self._total
 
         class Bar:
-            """As much of a bar of tqdm as is used for one file."""
+            """The part of a tqdm bar that is used for one file."""
 
             def __init__(self, *_args: object, initial: float = 0, **_settings: object) -> None:
                 self.n, self.total = initial, file.size
@@ -230,13 +230,13 @@ class _Repository:
                 return self
 
             def __exit__(self, *_error: object) -> None:
-                """Nothing is held."""
+                """Do nothing: there is nothing to release."""
 
             def __getattr__(self, name: str) -> Callable[..., None]:
                 return lambda *_args, **_settings: None
 
             def update_transfer(self, _count: float) -> None:
-                """What came over the network is less than what was written, if it was packed."""
+                """Do nothing: compressed transfers are smaller than the bytes written."""
 
         return Bar
 

@@ -1,4 +1,4 @@
-"""What low-rank adapters add to weights, wherever they lie."""
+"""Compute what a low-rank adapter adds to a weight, from a file or in memory."""
 
 from __future__ import annotations
 

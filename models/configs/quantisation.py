@@ -1,7 +1,7 @@
-"""How the weights of a checkpoint are quantised, as `quantization_config` says it.
+"""Read from `quantization_config` how the weights of a checkpoint are quantised.
 
-Only what turns stored numbers back into weights counts here: what a quantised model does to its
-activations when it runs is left out.
+Only settings for turning stored numbers back into weights are read. Those for quantised activations
+are ignored.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _SUPPORTED = (
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """A method, and for packed numbers how many bits each has.
+    """A quantisation method, and the number of bits of each packed number.
 
     Attributes:
-        plus_one: zero points are stored less one, as the first version of GPTQ's files does.
+        plus_one: whether zero points are stored minus one, as in the first version of GPTQ's files.
     """
 
     method: Literal["gptq", "awq", "bitsandbytes", "fp8"]
@@ -34,8 +34,8 @@ class Quantisation:
 
 
 def quantisation_of(data: Mapping[str, Any]) -> Quantisation | None:
-    """From a `config.json`; None if nothing is quantised. Raises ModelError for methods and
-    formats that are not read.
+    """The quantisation in a `config.json`; None if nothing is quantised. Raises ModelError for
+    methods and formats that are not supported.
     """
     settings = data.get("quantization_config")
     if not settings:

@@ -1,7 +1,7 @@
-"""A name on the Hugging Face hub, and which of the files there are one model.
+"""Parse a name on the Hugging Face hub, and choose the files there that make up one model.
 
-Only what is computed here is fetched: a hub repository often holds the same weights several times,
-in other formats, precisions and quantisations.
+Only the files chosen here are fetched: a hub repository often holds the same weights several times,
+in different formats, precisions and quantisations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.files.locate import (
 from protocols.errors import ModelError
 
 MAX_SETTINGS = 256_000_000
-"""Bytes of a file that is no weights; the largest known `tokenizer.json` has 34 MB."""
+"""Maximum bytes of a file other than weights; the largest known `tokenizer.json` has 34 MB."""
 
 _PREFIX = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/")
 _NAME = re.compile(
@@ -41,13 +41,13 @@ _TOKENIZERS = frozenset(
 )
 _TEMPLATES = "additional_chat_templates"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-_PROJECTOR = "mmproj"  # of images into embeddings: it lies beside many models of texts
+_PROJECTOR = "mmproj"  # turns images into embeddings; many text models come with one
 _SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """`repo`; of it the file `file`, or the one GGUF whose name has the part `tag`."""
+    """A repository, and in it the file `file`, or the GGUF file with `tag` in its name."""
 
     repo: str
     file: str = ""
@@ -56,7 +56,7 @@ class HubName:
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a repository; its size in bytes, if it is known."""
+    """A file of a repository, with its size in bytes, if known."""
 
     path: str
     size: int | None = None
@@ -67,14 +67,14 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to fetch: settings first, weights when those are accepted.
+    """The files to fetch: settings first, then weights if the settings are accepted.
 
     Attributes:
         opened: the path to open, within the repository; "" is the repository itself.
-        config: path of the `config.json`; "" where the weights hold the configuration.
-        settings: small files, the configuration and an index of shards among them.
-        weights: of one model; without the shards that `index` names.
-        index: path of an index of shards, or "".
+        config: the path of the `config.json`; "" if there is none to read first.
+        settings: small files, including the configuration and an index of shards.
+        weights: the weights of one model, without the shards that `index` names.
+        index: the path of an index of shards, or "".
     """
 
     opened: str
@@ -85,9 +85,9 @@ class Selection:
 
 
 def parse_hub_name(text: str) -> HubName | None:
-    """What a text names on the hub, or None if it cannot be a name there.
+    """Parse a name on the hub; None if the text cannot be one.
 
-    `owner/repo`, `repo`, `owner/repo:Q4_K_M`, `owner/repo/file.gguf`, each also behind
+    Names are `owner/repo`, `repo`, `owner/repo:Q4_K_M` or `owner/repo/file.gguf`, optionally after
     `https://huggingface.co/` or `hf.co/`.
     """
     address = _PREFIX.match(text)
@@ -103,13 +103,13 @@ def parse_hub_name(text: str) -> HubName | None:
 
 
 def choose(name: HubName, files: Sequence[HubFile], modules: Sequence[str] = ()) -> Selection:
-    """The one set of weights that a name means, and the settings that go with it.
+    """Choose the one set of weights that a name means, and its settings.
 
     Args:
-        modules: folders that a `modules.json` names, the one of the model first; none without it.
+        modules: the folders that a `modules.json` names, the model's folder first, if there is one.
 
     Raises:
-        ModelError: nothing that can be read, or several GGUF files and none is named.
+        ModelError: nothing can be read, or there are several GGUF files and none is named.
     """
     held = {file.path: file for file in files if _is_inside(file.path)}
     if name.file:
@@ -128,7 +128,7 @@ def choose(name: HubName, files: Sequence[HubFile], modules: Sequence[str] = ())
 def _in_folder(
     name: HubName, held: dict[str, HubFile], folder: str, modules: Sequence[str]
 ) -> Selection | None:
-    """A model of safetensors and its adapter, or an adapter alone; None if there is neither."""
+    """A model in safetensors and its adapter, or an adapter alone; None if there is neither."""
     extra = tuple(held[path] for path in _of_modules(modules[1:]) if path in held)
     adapter = _adapter(folder, held)
     settings = _settings(held, (folder, *(f"{each}/" for each in modules if each)))
@@ -186,7 +186,7 @@ def _gguf(name: HubName, found: list[HubFile], all_of_them: list[HubFile]) -> Se
 
 
 def _nothing(name: HubName, held: dict[str, HubFile]) -> ModelError:
-    """Why none of the files is a model; pickles are those that can be helped."""
+    """The error that explains why no file is a model. For pickles it suggests a conversion."""
     others = [file for file in held.values() if file.path.endswith((*_WEIGHTS, *_OTHER_WEIGHTS))]
     pickled = [file for file in others if file.path.endswith(PICKLES)]
     if pickled:
@@ -203,8 +203,8 @@ def _nothing(name: HubName, held: dict[str, HubFile]) -> ModelError:
 
 
 def _settings(held: dict[str, HubFile], folders: Iterable[str]) -> tuple[HubFile, ...]:
-    """Small files in some folders (each ends in "/", but the repository itself). Raises
-    ModelError for one that is too large for what it is called.
+    """The small files in some folders (names end in "/"; "" is the repository itself). Raises
+    ModelError for a file that is too large for settings.
     """
     wanted = {*folders, ""}
     found = [
@@ -222,7 +222,7 @@ def _is_setting(path: str) -> bool:
 
 
 def _of_modules(folders: Sequence[str]) -> list[str]:
-    """Weights of what comes after the model in sentence-transformers."""
+    """The weights of the sentence-transformers modules that follow the model."""
     return [f"{folder}/{SAFETENSORS}" for folder in folders if folder]
 
 
@@ -236,7 +236,7 @@ def _is_weights(path: str) -> bool:
 
 
 def _is_gguf(path: str) -> bool:
-    """Whether it may be a model; of a split one, the first part stands for all."""
+    """Whether a file may be a GGUF model; of a split model, only the first part counts."""
     name = PurePosixPath(path).name
     part = _PART.search(name)
     first = part is None or name[part.start() :].startswith("-00001-")
@@ -244,14 +244,14 @@ def _is_gguf(path: str) -> bool:
 
 
 def _has_tag(path: str, tag: str) -> bool:
-    """Whether the name has the tag as a word of its own: Q4_K is no part of Q4_K_M."""
+    """Whether the name contains the tag as a whole word: Q4_K does not match Q4_K_M."""
     name = PurePosixPath(path).name
     word = rf"(?<![A-Za-z0-9]){re.escape(tag)}(?![A-Za-z0-9_])"
     return tag in (name, name.removesuffix(".gguf")) or bool(re.search(word, name, re.IGNORECASE))
 
 
 def _tag_of(path: str) -> str:
-    """What to write behind the colon: the kind of quantisation in the name, or the whole name."""
+    """The text to write after the colon: the quantisation in the name, or the whole name."""
     name = PurePosixPath(path).name
     found = re.search(r"(?<![A-Za-z0-9])(I?Q\d\w*|B?F(16|32))(?=[.-])", name, re.IGNORECASE)
     return found[0] if found else name

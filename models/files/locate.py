@@ -24,8 +24,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclass(frozen=True)
 class Source:
-    """`file` is a .gguf, a .safetensors or an index of shards; `folder` contains it; `adapter`
-    is the folder of its adapter, the same one or another.
+    """The files of a model. `file` is a .gguf, a .safetensors or an index of shards; `folder`
+    contains it; `adapter` is the folder of its adapter, which may be the same one.
     """
 
     kind: Literal["gguf", "safetensors"]
@@ -35,14 +35,14 @@ class Source:
 
     @property
     def texts(self) -> Path:
-        """The folder of the tokenizer: an adapter may have its own."""
+        """The folder of the tokenizer; an adapter may bring its own."""
         own = self.adapter
         named = ("tokenizer_config.json", "tokenizer.json")
         return own if own and any((own / name).is_file() for name in named) else self.folder
 
 
 def find_source(path: str | Path) -> Source:
-    """The weights at `path`, a folder or a file. Raises ModelError when there are none."""
+    """Find the weights at `path`, a folder or a file. Raises ModelError when there are none."""
     path = Path(path).expanduser()
     if not path.exists():
         raise ModelError(f"{path}: no such file or folder; give the path of a model")
@@ -56,8 +56,8 @@ def find_source(path: str | Path) -> Source:
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """The name or path of the model that an adapter without one beside it is for; None if the
-    folder is something else. Raises ModelError when the adapter names none.
+    """The name or path of an adapter's base model, if the folder holds an adapter without a model;
+    otherwise None. Raises ModelError when the adapter names no base model.
     """
     if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
         return None
@@ -69,15 +69,15 @@ def base_of_adapter(folder: Path) -> str | None:
 
 
 def _base_folder(folder: Path, base: str) -> Path:
-    """Where the base of an adapter lies: a path, or in the cache of a hub's names."""
+    """The folder of an adapter's base model, given as a path or as a hub name that is cached."""
     path = Path(base).expanduser()
-    if path.exists():  # an adapter in there has no part in this, in transformers neither
+    if path.exists():  # an adapter in that folder is ignored, as in transformers
         if not (path / "config.json").is_file():
             raise ModelError(f"{folder}: its base model {base} has no config.json: {_NAME_BASE}")
         return path
     found: object = None
     with suppress(ValueError):  # it cannot be a name on the hub
-        # Imported here: it takes a while, and few models are adapters.
+        # Imported here: this takes a while, and few models are adapters.
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(base, "config.json")
@@ -120,9 +120,9 @@ def _source_of_folder(path: Path) -> Source:
 
 
 def local_path(path_or_name: str | PathLike[str]) -> Path | None:
-    """An existing path unchanged; None for what may be a name on the hub instead.
+    """Return an existing path, with `~` expanded; None for what may be a name on the hub instead.
 
-    Raises ModelError when it is neither text nor a path, or empty.
+    Raises ModelError when it is neither text nor a path, or is empty.
     """
     if not isinstance(path_or_name, str | PathLike):
         kind = type(path_or_name).__name__
@@ -171,7 +171,7 @@ def _package_folders(package: str) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ModelError when it is missing or not an object."""
+    """Read the JSON object in a file. Raises ModelError when it is missing or not an object."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -184,9 +184,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def shards_of_index(index: Path) -> list[str]:
-    """Names of the files that an index of shards names, sorted.
+    """The sorted names of the files in an index of shards.
 
-    Raises ModelError for one that leads out of its folder: an index may come from the hub.
+    Raises ModelError for a name that leads out of the folder: an index may come from the hub.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -217,7 +217,7 @@ def _pickled(file: Path) -> ModelError:
 
 
 def amount(size: int) -> str:
-    """Bytes for people: 1.5 MB."""
+    """Format a number of bytes for people: 1.5 MB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"

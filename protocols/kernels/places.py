@@ -1,8 +1,9 @@
-"""Where compiled kernels are kept between runs.
+"""Choose the folder that keeps compiled kernels between runs.
 
-The first of these that can be written to: PUMA_CACHE_DIR, NUMBA_CACHE_DIR, beside the sources, the
-user's cache folder, a temporary folder that is removed at the end. Numba runs what it finds there:
-in a folder that may be shared, a subfolder is used that nobody else can write to.
+The first of these that is writable is used: PUMA_CACHE_DIR, NUMBA_CACHE_DIR, the folder of the
+sources, the user's cache folder, a temporary folder that is removed at the end. Numba runs the code
+that it finds there, so PUMA_CACHE_DIR and the user's cache folder get a subfolder that other users
+cannot write to.
 """
 
 import atexit
@@ -31,7 +32,7 @@ class CacheWarning(RuntimeWarning):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`folder` is None for a temporary one that is made when it is needed."""
+    """A folder for kernels; `folder` is None for a temporary one, which is created when needed."""
 
     kind: Literal["asked", "beside", "user", "temporary"]
     folder: Path | None
@@ -61,7 +62,7 @@ def place() -> Place:
 
 @contextmanager
 def caching() -> Iterator[bool]:
-    """Numba's settings while it makes a function that is to be cached; whether it can be at all."""
+    """Set Numba's cache folder while it creates a function. Yields whether it can be cached."""
     import numba
 
     chosen = place()
@@ -79,10 +80,10 @@ def caching() -> Iterator[bool]:
 
 
 def _unusable(folder: Path) -> str | None:
-    """Why nothing can be written to a folder, which is made if it is missing."""
+    """The reason why a folder is not writable, or None. A missing folder is created."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # As Numba does: rights alone do not tell what a file system allows.
+        # As Numba does: permissions alone do not tell what a file system allows.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         return f"{folder} cannot be written to ({error.strerror}); name a folder that can"
@@ -90,7 +91,7 @@ def _unusable(folder: Path) -> str | None:
 
 
 def _shared(folder: Path) -> str | None:
-    """Why others could write what would be run here."""
+    """The reason why other users could write code that would be run here, or None."""
     status = folder.lstat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022 or not S_ISDIR(status.st_mode):
         return f"{folder} is not this user's alone, and what lies there is run; remove it"
@@ -109,7 +110,7 @@ def _user_folder() -> Path | None:
 
 @cache
 def _temporary() -> Path | None:
-    """Private, and gone when the process ends; None where not even that can be written."""
+    """A private folder that is removed when the process ends; None if it cannot be created."""
     owner = os.getpid()
     why = f"no folder for compiled kernels can be written to: set {ASKED} to one; until then"
     try:

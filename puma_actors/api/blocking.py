@@ -22,8 +22,8 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
     with PrivateModel.from_pretrained(path) as model:
         print(model.generate("What is ...", max_new_tokens=32))
 
-    Outside `with`, `close` ends it. Without `close` it ends with its last reference, or with the
-    interpreter.
+    Without `with`, end it with `close`. Otherwise it ends when its last reference goes away or the
+    interpreter exits.
     """
 
     def __init__(self, cluster: LocalCluster) -> None:
@@ -41,7 +41,7 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
     def from_pretrained(
         cls, path_or_name: str | Path, *, head: str | None = None, **options: Unpack[ClusterOptions]
     ) -> Self:
-        """As `LocalCluster.from_pretrained`, and ready when it returns."""
+        """Like `LocalCluster.from_pretrained`; the model is ready when it returns."""
         return cls(LocalCluster.from_pretrained(path_or_name, head=head, **options))
 
     @classmethod
@@ -53,7 +53,7 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         head: str | None = None,
         **options: Unpack[ClusterOptions],
     ) -> Self:
-        """As `LocalCluster.from_model`, and ready when it returns."""
+        """Like `LocalCluster.from_model`; the model is ready when it returns."""
         return cls(LocalCluster.from_model(model, tokenizer, head=head, **options))
 
     @property
@@ -79,7 +79,7 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         rows: Rows | None = None,
         types: Sequence[int] | None = None,
     ) -> Floats:
-        """As `LocalCluster.forward`."""
+        """Like `LocalCluster.forward`."""
 
         async def run() -> Floats:
             return await self.cluster.forward(input_ids, rows=rows, types=types)
@@ -106,7 +106,7 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
         raw: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Token]:
-        """As `LocalCluster.generate`."""
+        """Stream tokens like `LocalCluster.generate`."""
         tokens = self.cluster.generate(prompt, sampling, raw=raw, **options)
 
         async def following() -> Token | None:

@@ -1,5 +1,5 @@
-"""The life of a cluster: entered once, asked, left once. It is the same wherever the parties run;
-what differs is how the client is linked to them, which is for `Links`.
+"""The life of a cluster: entered once, used, left once. It is the same wherever the parties run.
+`Links` covers the difference: how the client connects to them.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,49 +21,50 @@ from puma_actors.transports.delay.network import Network
 
 
 class Links(Protocol):
-    """How a client gets to its parties, and what else runs in this process for it."""
+    """Connects a client to its parties, and names the actors that run beside it in this process."""
 
     @property
     def actors(self) -> Sequence[Actor]:
-        """Run beside the client, from when all are connected until the end."""
+        """The actors that run beside the client, from the time all are connected until the end."""
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What each part of the start took, by name."""
+        """How many seconds each part of the start took, by name."""
 
     @property
     def once(self) -> str:
-        """What those are told who enter a second time."""
+        """The error message for entering a second time."""
 
     async def connect(self, client: Client) -> None:
         """Attach the peers of the client and of all `actors`.
 
         Raises:
-            PumaError: that failed; `aclose` follows.
+            PumaError: it failed; the caller then calls `aclose`.
         """
 
     async def settle(self) -> None:
-        """The client may ask from now on: wait for what is to be known before. Cancelled when an
-        actor fails.
+        """Wait for whatever must be finished before the first request. Called when the client can
+        make requests; cancelled when an actor fails.
         """
 
     async def aclose(self) -> None:
-        """Let go of everything, connected or not."""
+        """Release everything, connected or not."""
 
 
 class Cluster(Requests):
-    """Requests that are taken between entering and leaving. A cluster that is not entered must be
-    closed with `aclose`.
+    """Accepts requests between entering and leaving. A cluster that is not entered must be closed
+    with `aclose`.
 
     Args:
-        links: to the parties. The others are those of `Requests`.
+        links: the links to the parties. The other arguments are those of `Requests`.
+        network: see the attribute.
 
     Attributes:
-        network: what is modelled between the client and the parties; None: nothing.
-        seconds: what each part of the start took, by name.
+        network: the network emulated between the client and the parties, if any.
+        seconds: how many seconds each part of the start took, by name.
 
-    Raises (from entering, leaving and requests): PeerFailed if a party died; what an actor in this
-        process failed with, when it is left.
+    Raises (from entering, leaving and requests): PeerFailed if a party died. Leaving raises the
+        error of an actor in this process that failed.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Cluster(Requests):
         await self._life.end(error)
 
     async def aclose(self) -> None:
-        """Close what was opened, if the cluster is not to be entered."""
+        """Close what was opened, if the cluster will not be entered."""
         await self._links.aclose()
 
 
@@ -110,7 +111,7 @@ class _Life:
     """All actors of this process, from their connections to their end.
 
     Attributes:
-        running: between the two.
+        running: whether the actors are connected and have not ended.
     """
 
     def __init__(self, client: Client, links: Links) -> None:
@@ -119,11 +120,11 @@ class _Life:
         self._links = links
         self._group = anyio.create_task_group()
         self._starting = anyio.CancelScope()
-        self._leaving = anyio.CancelScope()  # in good order
+        self._leaving = anyio.CancelScope()  # without an error
         self._failures: dict[Role, Exception] = {}  # the first one first
 
     async def begin(self) -> None:
-        """Returns when requests can be made; nothing is left running if it raises."""
+        """Start all actors; return when requests can be made. An error leaves nothing running."""
         try:
             await self._links.connect(self._client)
         except BaseException:
@@ -145,10 +146,10 @@ class _Life:
             raise
 
     async def end(self, error: BaseException | None) -> None:
-        """End all actors; if one of them failed first, raise what it failed with.
+        """End all actors; if one of them failed first, raise its error.
 
         Args:
-            error: because of which it ends.
+            error: the reason for the end, if it is an error.
         """
         self.running = False
         if error is None and not self._failures:
@@ -166,7 +167,7 @@ class _Life:
             raise cause
 
     def _cause(self) -> Exception | None:
-        """Of the end: what an actor failed with by itself; else the news that the client had."""
+        """The reason for the end: an actor's own failure, or else what the client heard of one."""
         for failure in self._failures.values():
             if not isinstance(failure, PeerFailed):
                 return failure
@@ -175,7 +176,7 @@ class _Life:
     async def _supervise(self, role: Role, main: Callable[[], Awaitable[None]]) -> None:
         try:
             await main()
-        except Exception as error:  # told to the others by the actor, and raised by `end`
+        except Exception as error:  # the actor notifies the others; `end` raises it
             self._failures[role] = error
             self._starting.cancel()
 

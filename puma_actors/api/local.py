@@ -40,15 +40,15 @@ __all__ = ["LocalCluster", "Token", "Usage"]
 
 
 async def check_memory(plan: Plan, batch: Batch, steps: int, settings: Settings | None) -> None:
-    """Raises ConfigError: a request needs more memory than is there for all three parties, which
-    share this process.
+    """Check that there is enough memory for a request at all three parties, which share this
+    process. Raises ConfigError if not.
     """
     needs = (
         footprint(plan.config, batch, steps, settings, dealer=role.is_dealer) for role in COMPUTING
     )
     need = sum(each.total for each in needs)
     if need > available_memory():
-        await give_back()  # what earlier requests left
+        await give_back()  # memory that earlier requests left
     if need > (free := available_memory()):
         raise ConfigError(
             f"{batch.tokens} tokens need about {need // 1_000_000:,} MB of memory for the "
@@ -58,10 +58,10 @@ async def check_memory(plan: Plan, batch: Batch, steps: int, settings: Settings 
 
 
 class LocalLinks:
-    """`Links` to parties in this process, to which its owner shares a model first. The checkpoint
-    is closed with them.
+    """`Links` to parties in this process. The owner shares the model with them first. Closing the
+    links closes the checkpoint.
 
-    Args: as `LocalCluster`; address: of `connect_all`.
+    Args: as for `LocalCluster`; address: as for `connect_all`.
     """
 
     once = "a cluster runs once: make a new one"
@@ -86,7 +86,7 @@ class LocalLinks:
         self._progress = progress
 
     async def connect(self, client: Client) -> None:
-        """Compile what is missing, then let every two shake hands."""
+        """Compile missing kernels, then connect every two actors and shake hands."""
         started = time.perf_counter()
         await anyio.to_thread.run_sync(warm_up, lambda line: self._progress(line, 0.0))
         self.seconds["kernels"] = time.perf_counter() - started
@@ -94,12 +94,12 @@ class LocalLinks:
         await connect_all(actors, self._address, network=self._network)
 
     async def settle(self) -> None:
-        """Wait until the owner, too, knows that the parties have the model."""
+        """Wait until the owner also knows that the parties have the model."""
         await self._owner.delivered.wait()
         self.seconds.update(self._owner.seconds)
 
     async def aclose(self) -> None:
-        """Close the checkpoint, and give free memory back to the system."""
+        """Close the checkpoint, and return free memory to the system."""
         self._checkpoint.close()
         await give_back()
 
@@ -112,15 +112,15 @@ class LocalCluster(Cluster):
         tokenizer: None if the model has none; then only token ids can be given.
         settings: approximation set, comparison tree, lanes.
         codec: force every frame through the wire format instead of passing it by reference.
-        network: what to put between the roles: a preset ("wan"), a text or a file as for
-            `parse_network`; None: nothing. The upload of the shares goes through it too.
-        address: where each role listens, as for `connect_all`; default: in memory. With a network's
-            address frames go through sockets, and `codec` has no meaning.
-        texts: token ids of texts on which the owner tries the model's precision before it is
-            shared, beside made-up tokens.
-        recorder: notes what happens on every lane (see `puma_actors.profiling.profile`); None:
-            nobody does.
-        progress: told about compiling, loading and sharing.
+        network: the network to emulate between the roles: a preset ("wan"), a text or a file as
+            for `parse_network`; None: none. The upload of the shares goes through it too.
+        address: where each role listens, as for `connect_all`; default: in memory. With a network
+            address, frames go through sockets and `codec` has no effect.
+        texts: token ids of texts on which the owner tests the model's precision before sharing
+            it, in addition to made-up tokens.
+        recorder: records what happens on every lane, if given (see
+            `puma_actors.profiling.profile`).
+        progress: called while compiling, loading and sharing.
 
     Raises (from any method): ConfigError for unusable arguments; PeerFailed if an actor died.
     """
@@ -176,7 +176,7 @@ class LocalCluster(Cluster):
                 checkpoint was made for).
 
         Raises:
-            ModelError: it cannot be read or is not supported.
+            ModelError: the model cannot be read or is not supported.
         """
         progress = options.get("progress")
         checkpoint = open_checkpoint(path_or_name, head=head, progress=progress)
@@ -202,18 +202,19 @@ class LocalCluster(Cluster):
         head: str | None = None,
         **options: Unpack[ClusterOptions],
     ) -> Self:
-        """A cluster for a model of transformers that is in memory, with or without LoRA of PEFT.
+        """A cluster for a transformers model in memory, with or without a PEFT LoRA adapter.
 
         Neither is changed. The weights are read when the cluster is entered, tensor by tensor.
 
         Args:
             model: see `models.checkpoints.in_memory.open_model`.
-            tokenizer: of transformers, or a `models.tokens.tokenizer.Tokenizer`; None: only token
-                ids can be given.
+            tokenizer: one of transformers, or a `models.tokens.tokenizer.Tokenizer`; None: only
+                token ids can be given.
             head: what to evaluate above the model (default: what its class is made for).
 
         Raises:
-            ConfigError: they are something else. ModelError: the model is not supported.
+            ConfigError: the model or tokenizer is of another kind. ModelError: the model is not
+            supported.
         """
         known = None if tokenizer is None else Tokenizer.from_object(tokenizer)
         checkpoint = open_model(model, head=head)
@@ -224,7 +225,7 @@ class LocalCluster(Cluster):
             raise
 
     def observe(self, recorder: Recorder | None) -> None:
-        """From the next request on, `recorder` notes what happens on its lanes; None: nobody."""
+        """From the next request on, record what happens on its lanes; None: do not record."""
         for actor in (self.client, *self._parties):
             actor.observe(recorder)
 

@@ -1,12 +1,12 @@
-"""Models on three parties elsewhere: asking them, and uploading to them.
+"""Use models on three remote parties, and upload models to them.
 
     cluster = await RemoteCluster.open(config, "llama")     admitted by all three; plan, tokenizer
-    async with cluster:                                     keys agreed; then as `LocalCluster`
+    async with cluster:                                     keys agreed; then like `LocalCluster`
         logits = await cluster.forward([1, 2, 3])
     await upload_model(config, checkpoint, "llama")
 
-An opened cluster that is not entered must be closed with `aclose`. A session that has failed
-is over: to try again, open a new one, which has a new id and new keys.
+An opened cluster that is not entered must be closed with `aclose`. A failed session is over:
+to try again, open a new one, which has a new id and new keys.
 """
 
 import hashlib
@@ -35,10 +35,10 @@ __all__ = ["RemoteCluster", "upload_model"]
 
 
 class RemoteLinks:
-    """`Links` to parties elsewhere that have granted a session.
+    """`Links` to remote parties that have granted a session.
 
     Args:
-        calls: as from `call_all`; they are hung up at the end.
+        calls: the connections, from `call_all`; they are closed at the end.
     """
 
     once = "a session runs once: open a new one"
@@ -56,7 +56,7 @@ class RemoteLinks:
         client.attach(await shake_hands(self._cluster, Role.CLIENT, self._calls))
 
     async def settle(self) -> None:
-        """The parties have agreed with each other, too."""
+        """Record the time taken: by now the parties have agreed with each other, too."""
         self.seconds["connect"] = anyio.current_time() - self._started
 
     async def aclose(self) -> None:
@@ -65,11 +65,11 @@ class RemoteLinks:
 
 
 class RemoteCluster(Cluster):
-    """See the module's text. Made by `open`.
+    """See the module docstring. Create one with `open`.
 
     Attributes:
-        model: its name at the parties. session: the session's id, in hex.
-        seconds: what opening and connecting took.
+        model: the model's name at the parties. session: the session's id, in hex.
+        seconds: how many seconds opening and connecting took.
 
     Raises (from any method): ConfigError for unusable arguments; PeerFailed if a party died.
     """
@@ -107,12 +107,12 @@ class RemoteCluster(Cluster):
         """Ask all three parties for a session on a model; returns when all have it loaded.
 
         Args:
-            tokenizer: where one lies, or one of transformers in memory; default: what the owner
-                published with the model.
+            tokenizer: the path of one, or a transformers tokenizer in memory; default: the one
+                that the owner published with the model.
 
         Raises:
-            Busy: a party has no place now. ConfigError: one refuses, or they hold different shares.
-            TransportError: one cannot be reached.
+            Busy: a party is full now. ConfigError: a party refuses, or the parties hold different
+            shares. TransportError: a party cannot be reached.
         """
         started = anyio.current_time()
         own = None if tokenizer is None else _own_tokenizer(tokenizer)
@@ -135,7 +135,7 @@ def _agreed(calls: Mapping[Role, Call]) -> tuple[Plan, int]:
     """The plan that all three parties announce, and the largest request that all allow.
 
     Raises:
-        ConfigError: they hold shares that do not belong together.
+        ConfigError: the parties hold shares that do not belong together.
         RemoteProtocolError: an answer is unusable.
     """
     entries = {peer: each.answer.model for peer, each in calls.items()}
@@ -155,7 +155,7 @@ def _agreed(calls: Mapping[Role, Call]) -> tuple[Plan, int]:
 
 
 def _published(calls: Mapping[Role, Call]) -> Tokenizer | None:
-    """The tokenizer that the owner published, which all three parties must have alike."""
+    """The tokenizer that the owner published; all three parties must have the same one."""
     parts = {tuple((p.name, p.sha256) for p in each.answer.files) for each in calls.values()}
     if len(parts) != 1:
         raise ConfigError(

@@ -38,7 +38,7 @@ __all__ = ["Requests", "Step", "Token", "Usage", "check_ids", "check_logits"]
 
 
 class Requests(ABC):
-    """Requests of one client to one model. One at a time; others wait.
+    """Requests of one client to one model. One runs at a time; others wait.
 
     Args:
         config: the model's architecture.
@@ -56,7 +56,7 @@ class Requests(ABC):
     def __init__(
         self, config: ModelConfig, tokenizer: Tokenizer | None, client: Client, settings: Settings
     ) -> None:
-        infer_message(0, Batch((1,)), 1, settings)  # refuse unusable ones early
+        infer_message(0, Batch((1,)), 1, settings)  # refuse unusable settings early
         self.config = config
         self.tokenizer = tokenizer
         self.client = client
@@ -84,8 +84,8 @@ class Requests(ABC):
         return self.client.plan
 
     def predict(self, batch: Batch | int, decode: int = 0) -> list[Cost]:
-        """The cost of a request, from shapes alone: the batch (or a prompt of that many tokens),
-        then each decoded token.
+        """Predict the cost of a request from shapes alone: first the batch (or a prompt of that
+        many tokens), then each decoded token.
         """
         first = batch if isinstance(batch, Batch) else Batch((whole(batch, "a length"),), "last")
         steps = predict(self.plan, first, whole(decode, "decode"), self.settings)
@@ -198,7 +198,7 @@ class Requests(ABC):
         return self.tokenizer
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """As `check_ids` of this module, for this model."""
+        """Check ids as the module's `check_ids` does, for this model."""
         check_ids(self.config, ids)
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
@@ -219,16 +219,16 @@ class Requests(ABC):
             )
 
     def of_model(self, options: SamplingOptions, *, draw: bool | None = None) -> dict[str, Any]:
-        """What the model itself says of the choice of tokens, by field of a `SamplingConfig`,
-        beside options that were given. See `models.tokens.sampling_config.settings_of_model`.
+        """The model's own sampling settings, by field of a `SamplingConfig`, for options that were
+        not given. See `models.tokens.sampling_config.settings_of_model`.
         """
         return settings_of_model(self.config.generation, options, draw=draw)
 
     def sampling(self, options: SamplingOptions, *, draw: bool | None = None) -> SamplingConfig:
-        """The options, and what the model says where they say nothing.
+        """The given options, completed by the model's own settings.
 
-        draw: as transformers' `do_sample`. Raises ConfigError for an option that there is not, a
-        value that is not usable, or settings of the model that are not supported.
+        draw: like transformers' `do_sample`. Raises ConfigError for an unknown option, an unusable
+        value, or settings of the model that are not supported.
         """
         known = SamplingConfig.__dataclass_fields__
         if odd := sorted(options.keys() - known.keys()):
@@ -246,13 +246,14 @@ class Requests(ABC):
         raw: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> AsyncGenerator[Token, None]:
-        """Stream tokens. `usage` holds the cost, updated after every token. If more are requested
-        than fit, locally or at remote parties, the answer ends when the context is full.
+        """Stream tokens. `usage` holds the cost, updated after every token. If more tokens are
+        requested than fit, locally or at remote parties, the answer ends when the context is full.
 
         Args:
             prompt: text, or token ids.
-            sampling: taken as it is; or its fields as keywords (`max_new_tokens=32`,
-                `temperature=0.7`, ...), beside which the model's own settings are used.
+            sampling: used unchanged. Its fields can be given as keywords instead
+                (`max_new_tokens=32`, `temperature=0.7`, ...); the model's own settings then fill in
+                the rest.
             raw: do not apply the chat template.
         """
         sampling = self._chosen(sampling, options)
@@ -263,7 +264,7 @@ class Requests(ABC):
                 yield token
 
     def _chosen(self, sampling: SamplingConfig | None, options: SamplingOptions) -> SamplingConfig:
-        """What was given, in one of the two ways. Raises ConfigError: both ways at once."""
+        """The sampling that was given, in either way. Raises ConfigError if both were used."""
         if sampling is None:
             return self.sampling(options)
         if options or not isinstance(sampling, SamplingConfig):
@@ -312,8 +313,8 @@ class Requests(ABC):
             await self._finish(inference)
 
     def _ends(self) -> set[int]:
-        """Tokens that end a text. The tokenizer may name one that the model does not; not where the
-        model is said to have none, which transformers follows.
+        """Tokens that end a text. The tokenizer may add some to the model's own, unless the model's
+        settings say that it has none; transformers follows that too.
         """
         config = self.plan.config
         if self.tokenizer is None or (config.generation is not None and config.generation.endless):
@@ -328,7 +329,7 @@ class Requests(ABC):
         return (positions if tokens is None else min(positions, tokens)) - prompt + 1
 
     def limit_text(self) -> str:
-        """The limit behind `most_new_tokens`, as a readable text."""
+        """Describe the limit behind `most_new_tokens`."""
         positions, tokens = self.config.max_positions, self.client.tokens
         if tokens is not None and tokens < positions:
             return f"the parties take {tokens} tokens at a time (limits.inference_tokens)"

@@ -1,4 +1,4 @@
-"""Tables that are checked before anything acts on them: our own files, and messages of others.
+"""Tables that are checked before use: our own files, and messages from others.
 
 class Limits(Strict): ...                          a table: its keys, their types and bounds
 data = read_toml(path, "network: ")                ConfigError if it cannot be read
@@ -20,23 +20,21 @@ _SHOWN = 80
 
 
 class Strict(BaseModel):
-    """A table without unknown keys, whose values have the very types that are declared. It cannot
-    be changed.
-    """
+    """An immutable table that accepts only declared keys, with values of exactly their types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with one value of a table.
+    """A fault in one value of a table.
 
     Attributes:
-        keys: the way to it, keys and numbers of entries. place: the same, joined by dots.
-        kind: pydantic's name for it.
-        value: it, as it stands in Python, cut to 80 characters.
-        problem: pydantic's words, which may quote a value only if `kind` is "union_tag_invalid" or
-            a validator of ours does.
+        keys: the path to the value: keys and numbers of entries. place: the same, joined by dots.
+        kind: pydantic's name for the fault.
+        value: the value's `repr`, cut to 80 characters.
+        problem: pydantic's message; it can quote a value only if `kind` is "union_tag_invalid" or
+            one of our validators does so.
     """
 
     keys: tuple[str, ...]
@@ -50,19 +48,19 @@ class Fault:
 
 
 def first_fault(error: ValidationError) -> Fault:
-    """Of all that pydantic found."""
+    """The first fault that pydantic found."""
     first = error.errors(include_url=False)[0]
     keys = tuple(str(part) for part in first["loc"])
     return Fault(keys, first["type"], repr(first["input"])[:_SHOWN], first["msg"])
 
 
 def config_error(fault: Fault, where: str, keys: str, values: str = "") -> ConfigError:
-    """The error that tells people about a fault.
+    """The error that describes a fault to the user.
 
     Args:
-        where: the file (or what else it stands in).
-        keys: what to do about a key that is unknown or missing.
-        values: what to do about a value; default: what pydantic says of it.
+        where: the file, or another place that the table came from.
+        keys: what to do about an unknown or missing key.
+        values: what to do about a bad value; default: pydantic's message.
     """
     if fault.kind == "extra_forbidden":
         return ConfigError(f"{where}: unknown key {fault.place}: {keys}")
@@ -73,18 +71,18 @@ def config_error(fault: Fault, where: str, keys: str, values: str = "") -> Confi
 
 
 def read_toml(path: Path, about: str = "", remedy: str = "") -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Read the tables of a TOML file.
 
     Args:
-        about: what stands before the text of an error. remedy: for a file that cannot be read.
+        about: a prefix for error messages. remedy: what to do if the file cannot be read.
 
     Raises:
-        ConfigError: it cannot be read, or is not TOML.
+        ConfigError: the file cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         then = f": {remedy}" if remedy else ""
         raise ConfigError(f"{about}cannot read {path} ({error.strerror}){then}") from None
-    except ValueError as error:  # what is wrong with the TOML, or bytes that are not UTF-8
+    except ValueError as error:  # invalid TOML, or bytes that are not UTF-8
         raise ConfigError(f"{about}{path} is not TOML: {error}") from None

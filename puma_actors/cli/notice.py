@@ -1,4 +1,4 @@
-"""Notes on the cost of a request, before it runs."""
+"""Notes about a request, such as its cost, before it runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ LONG = 200
 
 
 def warn(tokenizer: Tokenizer | None) -> None:
-    """On stderr, what may be wrong with a tokenizer."""
+    """Print a tokenizer's warning to stderr, if it has one."""
     if tokenizer is not None and tokenizer.warning is not None:
         tell(f"warning: {printable(tokenizer.warning)}")
 
@@ -26,8 +26,8 @@ def announce(
     sampling: SamplingConfig,
     of_model: Mapping[str, Any] | None = None,
 ) -> None:
-    """Notes on stderr: fewer new tokens fit than were asked for; a long prompt is dear; what of
-    the sampling is the model's own.
+    """Print notes to stderr: which sampling settings come from the model, that fewer new tokens fit
+    than were requested, and what a long prompt costs.
     """
     if of_model:
         said = ", ".join(f"{name} {short(value)}" for name, value in of_model.items())

@@ -1,4 +1,4 @@
-"""Calls of an owner or a client to the three parties.
+"""Calls from an owner or a client to the three parties.
 
 calls = await call_all(config, Role.CLIENT, "session", model="llama")
 calls[Role.DEALER].answer, .buffers, .channel
@@ -68,7 +68,7 @@ async def call(
         retry: seconds to keep trying while there is no answer; default: as configured.
 
     Raises:
-        Busy: the party is full now. ConfigError: it refuses with a reason; or its version,
+        Busy: the party is full now. ConfigError: it refuses for some reason; or its version,
         certificate or name is wrong. TransportError: it cannot be reached. RemoteProtocolError: it
         breaks the rules.
     """
@@ -129,8 +129,8 @@ async def call_all(
         files: ask the dealer for the published files.
 
     Raises:
-        As `call`, for a party that refuses or cannot be reached: if several do at about the same
-        time, one whose reason is permanent.
+        As `call`, for a party that refuses or cannot be reached. If several fail at about the same
+        time, a permanent reason comes first.
     """
     session = os.urandom(SESSION_BYTES)
     found: dict[Role, Call] = {}
@@ -223,7 +223,7 @@ class Visited:
 async def visit_all(
     config: ClusterConfig, role: Role, purpose: Purpose, model: str = ""
 ) -> dict[Role, Visited]:
-    """Ask each party for something that it answers at once. A party that does not answer neither
+    """Send each party a request that it answers at once. A party that does not answer neither
     blocks the others nor makes the caller wait long.
     """
     found = {peer: Visited(peer) for peer in COMPUTING}
@@ -338,7 +338,7 @@ async def discard_model(config: ClusterConfig, name: str) -> None:
 
 @dataclass
 class Pinged:
-    """Measurements of a party from here, and its measurements of the others."""
+    """Measurements of a party, made from here, and its own measurements of the others."""
 
     peer: Role
     address: str

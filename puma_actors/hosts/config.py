@@ -1,14 +1,14 @@
-"""Who the parties are and how this machine takes part: cluster.toml.
+"""cluster.toml: who the parties are, and how this machine takes part.
 
     config = load_config(Path("cluster.toml"))         ConfigError names the key and the file
-    config.parties[Role.DEALER]                        where the dealer is called
+    config.parties[Role.DEALER]                        the dealer's address
     config.transport(address, role)                    with this machine's certificate for the role
     config.identity(role)                              the name under which it takes part
-    config.behind(channel, sender=..., receiver=...)   as slow as `network` asks
+    config.behind(channel, sender=..., receiver=...)   as slow as `network` says
 
-`puma_actors.hosts.example` is a commented file. Every key can be given in the environment: the path
-to it in capitals after `PUMA_CLUSTER__`, joined by two underscores, `_` for `-`:
-`PUMA_CLUSTER__TIMEOUTS__SILENCE=5`. Values are TOML; what is not is taken as text.
+`puma_actors.hosts.example` has a commented file. Every key can also be set in the environment:
+`PUMA_CLUSTER__`, then the path to the key in capitals, joined by two underscores, with `_` for `-`:
+`PUMA_CLUSTER__TIMEOUTS__SILENCE=5`. Values are TOML; anything else is taken as text.
 """
 
 import os
@@ -38,14 +38,14 @@ PREFIX = "PUMA_CLUSTER__"
 _SCHEMES = ("tls", "unix", "tcp")
 _EXAMPLE = "`puma party --example` shows what there is"
 _STRANGER = FrameLimits(header=16 << 10, buffers=16, frame=16 << 10, string=4 << 10, items=1 << 8)
-"""For the first words of a caller, who may turn out to be nobody."""
+"""Limits for a caller's first frames, before it is known who it is."""
 
 Seconds = Annotated[float, Field(ge=0.1, le=86400.0)]
 Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARS)]
 
 
 class Parties(Strict):
-    """Where the computing parties are called."""
+    """The addresses of the computing parties."""
 
     dealer: str
     evaluator_a: str = Field(alias="evaluator-a")
@@ -68,7 +68,7 @@ class Timeouts(Strict):
 
 
 class Limits(Strict):
-    """What one party gives away at most: sessions at once, bytes, tokens of one request."""
+    """The most that one party provides: sessions at once, bytes of memory, tokens at a time."""
 
     sessions: int = Field(default=4, ge=1, le=1024)
     memory: int = Field(default=8_000_000_000, ge=1 << 20)
@@ -91,8 +91,8 @@ def _party(entry: str) -> str:
 
 
 class Allow(Strict):
-    """Names in certificates; None admits every one of the role. Of parties also "role/name": in
-    this role alone.
+    """Names in certificates that are admitted; None admits every name. An entry of `parties` may
+    also be "role/name", which admits the name in this role only.
     """
 
     clients: list[Name] | None = None
@@ -100,7 +100,7 @@ class Allow(Strict):
     parties: list[Annotated[str, AfterValidator(_party)]] | None = None
 
     def admits(self, identity: PeerIdentity) -> bool:
-        """Whether somebody may take part."""
+        """Whether the holder of an identity may take part."""
         lists = {Role.CLIENT: self.clients, Role.OWNER: self.owners}
         names = lists.get(identity.role, self.parties)
         if names is None:
@@ -112,7 +112,7 @@ class Allow(Strict):
 
 
 class ClusterConfig(Strict):
-    """One machine's view of a cluster. `folder` is where the file lies."""
+    """One machine's view of a cluster. `folder` is the folder of the file."""
 
     parties: Parties
     name: str = Field(default="", max_length=NAME_CHARS)
@@ -127,30 +127,30 @@ class ClusterConfig(Strict):
     folder: Path = Field(default=Path(), exclude=True)
 
     def identity(self, role: Role) -> PeerIdentity:
-        """Under which this machine takes part in a role."""
+        """The identity under which this machine takes part in a role."""
         return PeerIdentity(role, self.name or str(role))
 
     def path(self, name: str) -> Path:
-        """A path of the file, which may be relative to it."""
+        """Resolve a path from the file, which may be relative to the file's folder."""
         return self.folder / Path(name).expanduser()
 
     def listens(self, role: Role) -> str:
-        """Where a party listens."""
+        """The address at which a party listens."""
         return self.listen or self.parties[role]
 
     @cached_property
     def between(self) -> Network | None:
-        """What is modelled between this machine and the others; None: nothing.
+        """The network emulated between this machine and the others, if any.
 
         Raises:
-            ConfigError: `network` cannot be understood.
+            ConfigError: `network` is not valid.
         """
         if self.network.lower().endswith(".toml"):
             return parse_network(self.path(self.network))
         return parse_network(self.network or None)
 
     def behind(self, channel: Channel, *, sender: Role, receiver: Role) -> Channel:
-        """This machine's end of a connection: what comes in is as late as `network` asks."""
+        """This machine's end of a connection, with incoming frames delayed as `network` says."""
         if self.between is None:
             return channel
         return delay(channel, self.between, sender=sender, receiver=receiver)
@@ -181,18 +181,18 @@ def load_config(
     """Read a cluster.toml.
 
     Args:
-        insecure_no_tls, listen, network: as if the file said so; a network's file is looked for
-            where this process is.
-        environ: overrides; default: the process's environment.
+        insecure_no_tls, listen, network: override the file; the path of a network file is relative
+            to the current folder.
+        environ: variables that override the file; default: the process's environment.
 
     Raises:
-        ConfigError: it cannot be read, or a key or value in it is unusable; the text names the key
+        ConfigError: the file cannot be read, or a key or value is unusable; the text names the key
             and the file (or variable).
     """
     data = read_toml(path, remedy="`puma party --example` prints one to start from")
     check_guarded(path)
     set_here = _override(data, os.environ if environ is None else environ)
-    if "folder" in data:  # known to the model, but nothing to be set
+    if "folder" in data:  # a field of the model, but not a key to set
         raise ConfigError(f"{path}: unknown key folder: {_EXAMPLE}")
     if insecure_no_tls:
         data["insecure_no_tls"] = True
@@ -213,7 +213,7 @@ def load_config(
 
 
 def _override(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
-    """Put the environment's values into `data`; the variables by the keys they set."""
+    """Put the environment's values into `data`. Returns the variables by the keys they set."""
     found = {}
     for variable in sorted(environ):
         if not variable.startswith(PREFIX):
@@ -240,7 +240,7 @@ def _value(text: str) -> Any:
 
 
 def _origin(fault: Fault, variables: Mapping[str, str]) -> str:
-    """The variable that has set what is wrong; empty if it stands in the file."""
+    """The variable that set the faulty value; empty if it is in the file."""
     for key, variable in reversed(list(variables.items())):
         if f"{fault.place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{fault.place}."):
             return variable

@@ -1,4 +1,4 @@
-"""A party that takes a model into its store: nobody keeps it unless all three can."""
+"""A party that receives a model for its store. All three parties keep it, or none does."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ from puma_actors.roles.upload import Upload
 
 
 class OnDisk:
-    """A `Destination`: writes an upload to a draft as it comes, one tensor after another.
+    """A `Destination` that writes an upload to a draft as it arrives, one tensor after another.
 
     Args:
         memory: bytes that the party may use.
@@ -53,7 +53,7 @@ class OnDisk:
         self._draft.write(seed_file(which), seed)
 
     def words(self, number: int, at: int, size: int, data: memoryview) -> None:
-        """As `Destination`; a tensor must not come before one that it follows."""
+        """As `Destination`; tensors must come in order."""
         if number < self._number:
             raise RemoteProtocolError(f"tensor {number} came after tensor {self._number}")
         self._number = number
@@ -61,10 +61,10 @@ class OnDisk:
 
 
 class Receiver(Actor):
-    """Takes one model from its owner. Its draft is published everywhere or gone when it ends.
+    """Receives one model from its owner. At the end its draft is either kept or removed.
 
     Args:
-        memory: bytes that the party may use; what it could never load is refused at once.
+        memory: bytes that the party may use; a model that could never be loaded is refused at once.
     """
 
     def __init__(
@@ -139,5 +139,5 @@ class Receiver(Actor):
         await self.scheduler.send_control(Role.OWNER, ready)
 
     async def _disk(self, function: Callable[..., object], *args: Any) -> None:
-        """Off the event loop: sessions go on meanwhile."""
+        """Run a function off the event loop, so that sessions go on meanwhile."""
         await self.scheduler.compute.offload(function, *args)

@@ -1,4 +1,4 @@
-"""A session of a client on a stored model: which requests it may make, and when it is over.
+"""A client's session on a stored model: which requests it may make, and when it ends.
 
 limits = ServingLimits(tokens, idle, memory, room)
 with RequestLimits(role, limits, window) as admission:
@@ -26,12 +26,13 @@ from puma_actors.session.session import Wire
 
 @dataclass(frozen=True, slots=True)
 class ServingLimits:
-    """Tokens of the requests that run at a time; seconds that a session may go without a request,
-    a step or, in the middle of one, a message.
+    """Limits of a session.
 
     Attributes:
-        memory: bytes that were set aside for the session.
-        room: sets more aside for a request, see `Residents.for_request`; None: nobody counts.
+        tokens: the total of the requests that run at a time.
+        idle: seconds that may pass without a request, a step or, during a step, a message.
+        memory: bytes that are reserved for the session.
+        room: reserves more for a request, see `Residents.for_request`; None: memory is not counted.
     """
 
     tokens: int
@@ -41,11 +42,11 @@ class ServingLimits:
 
 
 class RequestLimits:
-    """An `Admission` by the tokens and the memory of all requests of a session together. What is
-    still set aside when its block ends is given back.
+    """An `Admission` that limits the tokens and memory of all requests of a session together.
+    Memory that is still reserved when its block ends is released.
 
     Args:
-        role: of the party, whose memory is counted.
+        role: the role of the party whose memory is counted.
         window: bytes that may be dealt ahead, as in the party's `Flow`.
     """
 
@@ -53,8 +54,8 @@ class RequestLimits:
         self._role = role
         self._limits = limits
         self._window = window
-        self._tokens: dict[int, int] = {}  # of the requests that run, by their number
-        self._needs: dict[int, int] = {}  # and their bytes
+        self._tokens: dict[int, int] = {}  # of running requests, by number
+        self._needs: dict[int, int] = {}  # bytes that they need
         self._rooms: dict[int, ExitStack] = {}
 
     def __enter__(self) -> Self:
@@ -77,7 +78,7 @@ class RequestLimits:
         self._tokens[request.number] = _tokens(request)
 
     def _set_aside(self, request: InferMessage, plan: Plan) -> None:
-        """Memory for a request beyond what the session has."""
+        """Reserve the memory that a request needs beyond the session's."""
         if self._limits.room is None:
             return
         need = footprint(
@@ -103,18 +104,18 @@ class RequestLimits:
 
 
 def _tokens(request: InferMessage) -> int:
-    """That a request reads and writes."""
+    """The number of tokens that a request reads and writes."""
     return sum(request.lengths) + request.steps - 1
 
 
 async def serve(party: Party, idle: float) -> None:
-    """Run a party that is connected until its client closes the session.
+    """Run a connected party until its client closes the session.
 
     Args:
         idle: seconds, as in `ServingLimits`.
 
     Raises:
-        PeerFailed: the client left without a word, or another actor failed.
+        PeerFailed: the client left without closing the session, or another actor failed.
         RemoteProtocolError: the session was idle for too long.
     """
     async with party:
@@ -130,16 +131,16 @@ async def serve(party: Party, idle: float) -> None:
 
 
 async def _watch_client(party: Party) -> None:
-    """A client that leaves without closing the session must not keep its place."""
+    """End the session if the client leaves without closing it: it must not keep its place."""
     await party.scheduler.wait_left(Role.CLIENT)
-    await anyio.sleep(party.scheduler.flow.grace)  # its last request may wait to be read
+    await anyio.sleep(party.scheduler.flow.grace)  # its last request may still be unread
     raise PeerFailed("the client left without closing the session")
 
 
 async def _watch_time(party: Party, idle: float) -> None:
-    """A client that has gone to sleep must not keep its place either, although its process lives.
-    A step may take as long as it likes: evaluators that compute exchange messages, and stop when
-    the client's part is missing. The dealer, far ahead of them, leaves that to them.
+    """End the session if the client stays idle, although its process lives: it must not keep its
+    place. A step may take any time: evaluators that compute exchange messages, and stop when the
+    client's part is missing. The dealer is far ahead of them and leaves this to them.
     """
     seen, sent = -1, party.scheduler.wire
     while party.activity != seen or _busy(party, sent):
@@ -149,5 +150,5 @@ async def _watch_time(party: Party, idle: float) -> None:
 
 
 def _busy(party: Party, sent: Wire) -> bool:
-    """A step has gone on since `sent`, as far as this party can tell."""
+    """Whether a step has made progress since `sent`, as far as this party can tell."""
     return party.busy if party.role.is_dealer else party.scheduler.wire != sent

@@ -1,4 +1,4 @@
-"""An owner's model for the stores of three parties elsewhere: all of them keep it, or none.
+"""Upload an owner's model to the stores of three remote parties: all of them keep it, or none does.
 
 seconds = await upload_model(config, checkpoint, "llama")
 """
@@ -22,16 +22,16 @@ from puma_actors.roles.sending import Sending
 
 
 class ForStores:
-    """A `Delivery` to parties that keep what they get. Each writes everything to its disk first;
-    when all have, they make it a model of their stores; and when all have done that, they are told
-    to keep it. A party that is not told, or is gone before it could note it, takes its model away
-    again, so that none has one that others lack.
+    """A `Delivery` to parties that store the model. Each party first writes everything to its disk.
+    When all have done so, they publish it in their stores. When all have done that, the owner
+    tells them to keep it. A party that does not get this message, or goes away before it can record
+    it, removes its model again, so that no party has a model that others lack.
 
     Args:
-        files: what is published with the model, by name.
+        files: the files to publish with the model, by name.
 
     Attributes:
-        committing: some party may have made it a model already.
+        committing: whether some party may already have published it in its store.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -60,20 +60,20 @@ async def upload_model(
     compute: Compute | None = None,
     progress: Progress = ignore_progress,
 ) -> dict[str, float]:
-    """Share a model's weights with the parties' stores; all of them keep it, or none.
+    """Share a model's weights with the parties' stores; all of them keep it, or none does.
 
     Args:
-        checkpoint: an open one, of a file (`open_checkpoint`) or of a model in memory
+        checkpoint: an open checkpoint of a file (`open_checkpoint`) or of a model in memory
             (`open_model`).
-        texts: token ids of texts on which precision is tried, beside made-up tokens.
-        tokenizer: published with the model, so that clients need none of their own; a `Tokenizer`,
-            or one of transformers in memory.
+        texts: token ids of texts on which precision is tested, in addition to made-up tokens.
+        tokenizer: published with the model, so that clients need no copy; a `Tokenizer`, or a
+            transformers tokenizer in memory.
 
     Returns:
         Seconds for loading, calibrating and sharing.
 
     Raises:
-        ConfigError: a party refuses. Busy: it has no place now. PeerFailed: it failed, and why.
+        ConfigError: a party refuses. Busy: it is full now. PeerFailed: it failed, with the reason.
     """
     check_opened(checkpoint)
     files = {} if tokenizer is None else Tokenizer.from_object(tokenizer).to_files()
@@ -94,7 +94,7 @@ async def upload_model(
         await owner.run()
     except BaseException:
         await hang_up(calls)
-        if delivery.committing:  # some may have made it a model already
+        if delivery.committing:  # some may have published it already
             with anyio.CancelScope(shield=True):
                 await discard_model(config, name)
         raise

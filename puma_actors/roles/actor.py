@@ -5,9 +5,9 @@
             role, header, buffers = await self.scheduler.control()
             ...
     actors = [Evaluator(Role.EVALUATOR_A), ...]
-    await connect_all(actors)                         handshakes between every two of them; then
+    await connect_all(actors)                         handshakes between every two; then
     await actor.run()                                 `main` with the receive loops around it
-    async with actor: ...                             or the same around other code, without `main`
+    async with actor: ...                             the same around other code, without `main`
 
 When `main` (or the block) raises or is cancelled, all other actors are notified and fail with
 `PeerFailed`. When it returns, the actor says goodbye and closes its channels. In both cases no
@@ -184,7 +184,7 @@ class _Meeting:
     """Connects every two of the actors and shakes hands. Arguments: see `connect_all`.
 
     Attributes:
-        peers: by role of one actor, then of the other: the second as the first has met it.
+        peers: by the role of one actor, then of another: the second, as a peer of the first.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class _Meeting:
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await channel.aclose()
-            await checkpoint_if_cancelled()  # if so, the error came from that
+            await checkpoint_if_cancelled()  # if cancelled, the error came from that
             raise
 
 

@@ -1,4 +1,4 @@
-"""The client: shares token ids, learns logits (or only the next token), and nothing else."""
+"""The client: it shares token ids and learns logits (or only the next token), nothing else."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class Inference:
     """A chain of steps that share a cache.
 
     Attributes:
-        number: number of the first step. batch: the batch of that step. steps: most steps.
+        number: number of the first step. batch: the batch of that step. steps: maximum number.
         taken: steps done so far.
         costs: cost of each step for all parties together, as far as they have reported.
         refusal: the reason why a party does not take part, if any.
@@ -103,8 +103,8 @@ class Client(Actor):
 
     Args:
         plan: the model's plan, if the parties have sent it already; None: the owner sends it.
-        tokens: most tokens that the parties take at a time, prompts and answers; None: no limit.
-        check: called before each request; raises an error to refuse it.
+        tokens: how many tokens the parties accept at a time, prompts and answers; None: no limit.
+        check: called before each request; it raises an error to refuse it.
 
     Attributes:
         plan: the model's plan, once it is known.
@@ -268,7 +268,7 @@ class Client(Actor):
         await self._until(lambda: inference.reported(inference.taken))
 
     async def end(self, inference: Inference) -> None:
-        """Tell the parties that no more steps follow, and wait until they have dropped it all."""
+        """Tell the parties that no more steps follow, and wait until they have forgotten it."""
         with anyio.CancelScope(shield=True):
             request = EndMessage(number=inference.number).header()
             for role in COMPUTING:

@@ -20,11 +20,11 @@ __all__ = ["Owner", "Progress", "check_opened", "ignore_progress"]
 
 
 def ignore_progress(what: str, fraction: float) -> None:
-    """A `Progress` that tells nobody."""
+    """A `Progress` that does nothing."""
 
 
 def check_opened(checkpoint: object) -> None:
-    """Raise ConfigError for what may be a model, but is no open checkpoint."""
+    """Raise ConfigError for anything but an open checkpoint, such as a model."""
     if not isinstance(checkpoint, Checkpoint):
         raise ConfigError(
             f"the checkpoint is {type(checkpoint).__name__}: use from_model(model) for a model in "
@@ -37,14 +37,14 @@ class Owner(Actor):
 
     Args:
         checkpoint: the model.
-        texts: token ids of texts on which precision is tried, beside made-up tokens (see
+        texts: token ids of texts on which precision is tested, in addition to made-up tokens (see
             `models.owner.probe`).
-        progress: told about loading and sharing.
-        delivery: how the parties get the model; None: for this session.
+        progress: called while loading and sharing.
+        delivery: how the parties get the model; None: for this session only.
 
     Attributes:
-        seconds: what loading, calibrating and sharing took.
-        delivered: set when the parties have the model, and `seconds` are known.
+        seconds: how many seconds loading, calibrating and sharing took.
+        delivered: set when the parties have the model and `seconds` is known.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Owner(Actor):
         texts: Sequence[Sequence[int]] = (),
         progress: Progress = ignore_progress,
     ) -> Self:
-        """The owner of a model of transformers that is in memory, see
-        `models.checkpoints.in_memory.open_model`. Raises ConfigError, ModelError.
+        """The owner of a transformers model in memory; see
+        `models.checkpoints.in_memory.open_model`. Raises ConfigError or ModelError.
         """
         return cls(open_model(model, head=head), options, texts=texts, progress=progress)
 

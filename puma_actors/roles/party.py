@@ -44,32 +44,32 @@ from puma_actors.roles.messages import (
 from puma_actors.roles.upload import InMemory, Model, Upload
 
 DEALER_LEAD = 2
-"""Steps that the dealer begins before the client's input to the first of them has come."""
+"""Steps that the dealer may begin before the client's input to the first of them has arrived."""
 MOST_REFUSED = 64
-"""Requests that were refused and that the client has not ended. They count against no limit of
-tokens or memory, and each takes a task.
+"""How many refused requests the client may leave open. They do not count toward the limits of
+tokens and memory, but each takes a task.
 """
 
 
 class Admission(Protocol):
-    """Which requests a party takes, beyond what the model sets as limits."""
+    """Decides which requests a party accepts, beyond the model's own limits."""
 
     def check(self, request: InferMessage) -> None:
-        """Look at a request before it is compared with the model.
+        """Check a request before it is compared with the model.
 
         Raises:
-            RemoteProtocolError: no honest client asks for this; the session ends.
+            RemoteProtocolError: no honest client makes this request; the session ends.
         """
 
     def admit(self, request: InferMessage, plan: Plan) -> None:
-        """Take a request that has been checked and fits the model.
+        """Accept a request that has been checked and fits the model.
 
         Raises:
-            Busy, ConfigError: the party takes no part in it, now or ever; the session goes on.
+            Busy, ConfigError: the party refuses it, for now or forever; the session goes on.
         """
 
     def release(self, number: int) -> None:
-        """The request of this number, which was admitted, has ended."""
+        """Note that the admitted request with this number has ended."""
 
 
 class AdmitAll:
@@ -89,14 +89,14 @@ class Party(Actor):
     """The dealer or an evaluator. Serves until the client closes the session.
 
     An inference is a chain of steps that share a cache of keys and values. The dealer's steps need
-    no input but for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
+    no input except for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
 
     Args:
-        model: what it serves, whose parameters it does not change; None: its owner uploads one.
-        admission: which requests it takes; None: all that fit the model.
+        model: the model to serve, whose parameters are not changed; None: the owner uploads one.
+        admission: decides which requests to accept; None: all that fit the model.
 
     Attributes:
-        activity: counts what the client has sent, and what was reported to it.
+        activity: counts the client's messages and the reports to it.
     """
 
     def __init__(
@@ -113,16 +113,16 @@ class Party(Actor):
         self._arriving: tuple[Upload, InMemory] | None = None
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
-        self._origin = ""  # the id of the upload, of a model that was there before the session
+        self._origin = ""  # upload id of a model that was here before the session
         if model is not None:
             self._plan, self._origin = model.plan, model.upload
             self._parameters.update(model.parameters)
         self._running_inferences: dict[int, anyio.CancelScope] = {}
-        self._refused: set[int] = set()  # of these
-        self._lanes: dict[int, Lane] = {}  # of the steps that run
-        self._unused = 0  # the least number that no inference has taken
+        self._refused: set[int] = set()  # the refused ones among these
+        self._lanes: dict[int, Lane] = {}  # of running steps
+        self._unused = 0  # the lowest number that no inference has used
         self._mine: AgreeMessage | None = None
-        self._heard: dict[Role, AgreeMessage] = {}  # what the others said of themselves
+        self._heard: dict[Role, AgreeMessage] = {}  # the other parties' announcements
         self._ready = False
 
     @property
@@ -139,7 +139,7 @@ class Party(Actor):
             root = unwrap(errors)
             raise root from root.__cause__
         finally:
-            self._parameters.clear()  # gigabytes, which must not wait for a garbage collection
+            self._parameters.clear()  # gigabytes: do not wait for garbage collection
 
     async def _serve(self) -> None:
         async with anyio.create_task_group() as group:
@@ -159,8 +159,8 @@ class Party(Actor):
     # -- what the parties must agree on -----------------------------------------------------------
 
     async def _announce(self, plan: Plan, upload: str) -> None:
-        """Tell the other parties what this one serves. When they have said the same, it is ready:
-        what they would compute with other shares or other public numbers is noise.
+        """Tell the other parties which model this one serves. It is ready when they have announced
+        the same: with other shares or public numbers, they would compute noise.
         """
         tables = await self.scheduler.compute.offload(plan_digests, plan)
         self._mine = AgreeMessage(digest=plan.digest(), upload=upload, tables=tables)
@@ -235,7 +235,7 @@ class Party(Actor):
                 raise RemoteProtocolError("the client asked before the parties agreed on the model")
             if message.number < self._unused:
                 raise RemoteProtocolError(f"inference {message.number} is not new")
-            # Skipped numbers are good for nothing any more.
+            # Skipped numbers cannot be used any more.
             self.scheduler.end(self._unused, message.number)
             try:
                 self._admission.check(message)
@@ -261,7 +261,7 @@ class Party(Actor):
             raise RemoteProtocolError(f"the client may not send a {message.do!r} request")
 
     async def _refuse(self, message: InferMessage, error: PumaError) -> None:
-        """Take no part, until the client has told the others to end it too."""
+        """Refuse a request, and wait until the client ends it, as it does at the other parties."""
         log.warning("request refused", role=str(self.role), reason=str(error))
         with self._running_inferences[message.number]:
             self._forget(message)
@@ -272,7 +272,7 @@ class Party(Actor):
         await self._ended(message)
 
     def _forget(self, message: InferMessage) -> None:
-        """With what was dealt for steps that nobody wanted."""
+        """Forget a request, and what was dealt for steps that were not taken."""
         self.scheduler.end(message.number, message.number + message.steps)
 
     async def _ended(self, message: InferMessage) -> None:
@@ -283,7 +283,7 @@ class Party(Actor):
         await self.scheduler.send_control(Role.CLIENT, ended)
 
     async def _infer(self, message: InferMessage, plan: Plan) -> None:
-        """All steps, then wait for the client's `end`, which may also come at any time before."""
+        """Run all steps, then wait for the client's `end`, which may also come earlier."""
         with self._running_inferences[message.number]:
             cache = Cache.empty(plan.config.num_layers)
             lead = anyio.Semaphore(DEALER_LEAD if self.role.is_dealer else 1)
@@ -306,7 +306,7 @@ class Party(Actor):
         done: anyio.Event,
         lead: anyio.Semaphore,
     ) -> None:
-        """One step; `done` is set when the next may begin, `lead` released when all is over."""
+        """Run one step. `done` is set when the next may begin; `lead` is released at the end."""
         number, settings = message.number + step, message.settings()
         batch = message.batch() if step == 0 else Batch((1,), "last")
         link = self.scheduler.link(number, settings, message.binding())
@@ -317,7 +317,7 @@ class Party(Actor):
                 done.set()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), contextlib.suppress(PumaError):
-                await self._report(number, lane)  # what was dealt ahead was sent all the same
+                await self._report(number, lane)  # what was dealt ahead was sent anyway
             raise
         finally:
             del self._lanes[number]
@@ -325,7 +325,7 @@ class Party(Actor):
         lead.release()
 
     def rounds(self, number: int) -> int:
-        """Rounds that a step which runs has been through, on its longest chain."""
+        """Rounds that a running step has completed, on its longest chain."""
         lane = self._lanes.get(number)
         return 0 if lane is None else lane.clock
 
@@ -343,7 +343,7 @@ class Party(Actor):
 
 
 def _check_request(message: InferMessage, plan: Plan) -> None:
-    """Raises RemoteProtocolError: the model has no answer to this, which an honest client knows."""
+    """Raise RemoteProtocolError if the model has no answer to this; an honest client knows that."""
     batch, config = message.batch(), plan.config
     if max(batch.lengths) + message.steps - 1 > config.max_positions:
         raise RemoteProtocolError(

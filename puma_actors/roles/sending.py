@@ -1,8 +1,8 @@
-"""A model on its way from the owner to the parties: the plan, two seeds, masked tensors.
+"""Send a model from the owner to the parties: the plan, two seeds, masked tensors.
 
 sending = Sending(scheduler, plan, parameters, progress)
-await sending.model()            to all of them
-await sending.accepted()         until each of them has said that it is ready
+await sending.model()            to all parties
+await sending.accepted()         until each party has reported that it is ready
 """
 
 import os
@@ -32,25 +32,25 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction done (0 to 1)."""
 
 CHUNK_BYTES = 512 << 20
-"""A larger tensor travels in several messages."""
+"""A larger tensor is sent in several messages."""
 FRAME_OVERHEAD = 64
-"""Bytes of a frame that are left for its header."""
+"""Bytes of a frame that are reserved for its header."""
 
 
 class Message(Protocol):
-    """What can be sent as a control message, see `puma_actors.roles.messages`."""
+    """A message that can be sent as a control message; see `puma_actors.roles.messages`."""
 
     def header(self) -> dict[str, Any]:
-        """Its fields."""
+        """The message's fields."""
 
 
 class Sending:
-    """See the module's text.
+    """See the module docstring.
 
     Args:
-        scheduler: the owner's.
-        parameters: matrices by canonical name; each is taken out when it has been masked.
-        progress: told about sharing.
+        scheduler: the owner's scheduler.
+        parameters: matrices by canonical name; each is removed when it is masked.
+        progress: called while sharing.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Sending:
             await self.scheduler.send_control(role, message.header(), buffers)
 
     async def model(self) -> None:
-        """Send the plan to everybody, and to each party its shares."""
+        """Send the plan to all peers, and to each party its shares."""
         announcement = PlanMessage(plan=self.plan.to_public(), digest=self.plan.digest()).header()
         for role in self.scheduler.ports:
             await self.scheduler.send_control(role, announcement)
@@ -82,7 +82,7 @@ class Sending:
                 await self.scheduler.send_control(role, header, [seed])
         wanted = parameters_of(self.plan.config)
         for number, (name, parameter) in enumerate(wanted.items()):
-            matrix = self._parameters.pop(name)  # freed as we go
+            matrix = self._parameters.pop(name)  # so that memory is freed along the way
             mask = partial(mask_parameter, name, number, parameter.kind, matrix, seeds)
             await self.tensor(number, await self.scheduler.compute.offload(mask))
             self._progress("sharing the weights", (number + 1) / len(wanted))
@@ -102,10 +102,10 @@ class Sending:
                 await self.scheduler.send_control(evaluator, header, [buffer])
 
     async def accepted(self) -> None:
-        """Wait until all parties have said once more that they are ready.
+        """Wait until each party has reported once more that it is ready.
 
         Raises:
-            RemoteProtocolError: one says something else.
+            RemoteProtocolError: a party sends something else.
         """
         waiting = set(COMPUTING)
         while waiting:
@@ -114,21 +114,21 @@ class Sending:
             waiting.discard(role)
 
     def check_ready(self, role: Role, header: Mapping[str, Any]) -> None:
-        """Raises RemoteProtocolError: a party has not accepted this very model."""
+        """Raise RemoteProtocolError unless a party's message accepts exactly this model."""
         message = parse(header)
         if not isinstance(message, ReadyMessage) or message.digest != self.plan.digest():
             raise RemoteProtocolError(f"{role} did not accept the model that was sent")
 
 
 class Delivery(Protocol):
-    """What is sent to the parties, and when it is done."""
+    """Decides what is sent to the parties, and when the delivery is complete."""
 
     async def deliver(self, sending: Sending) -> None:
-        """Returns when all parties have what they need."""
+        """Send it. Returns when all parties have what they need."""
 
 
 class ForSession:
-    """The model alone, which the parties keep for this session."""
+    """Sends the model alone; the parties keep it for this session."""
 
     async def deliver(self, sending: Sending) -> None:
         """As `Delivery`."""

@@ -1,10 +1,10 @@
-"""A model's shares at a computing party: as they arrive from the owner, and complete.
+"""A model's shares at a computing party, while they arrive from the owner and when complete.
 
-kept = InMemory(role)                        or whatever else is a `Destination`
-upload = Upload(role, plan_message, kept)    checks all that follows against the plan
+kept = InMemory(role)                        or any other `Destination`
+upload = Upload(role, plan_message, kept)    checks everything that follows against the plan
 upload.seed(1, buffers), upload.tensor(message, buffers), ...
 upload.check_complete()
-kept.hold(number, parameter)                 what the party computes with
+kept.hold(number, parameter)                 the form that the party computes with
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ from puma_actors.roles.messages import PlanMessage, TensorMessage
 
 @dataclass(frozen=True)
 class Model:
-    """What a party serves.
+    """A model that a party serves.
 
     Attributes:
-        parameters: what it computes with, by canonical name.
+        parameters: the shares it computes with, by canonical name.
         upload: the id of the owner's upload, in hex: shares of two uploads do not fit together.
     """
 
@@ -40,24 +40,24 @@ class Model:
 
 
 class Destination(Protocol):
-    """Where the shares of one upload are kept. What it is given has been checked."""
+    """A place that keeps the shares of one upload. Its input has been checked."""
 
     def check_size(self, plan: Plan) -> None:
-        """Before anything as large as the plan is made.
+        """Check the plan's size, before anything of that size is allocated.
 
         Raises:
-            RemoteProtocolError: it is too large to be kept here.
+            RemoteProtocolError: the model is too large to be kept here.
         """
 
     def seed(self, which: int, seed: memoryview) -> None:
-        """Seed 1 or 2, of `SEED_BYTES` bytes."""
+        """Keep seed 1 or 2, of `SEED_BYTES` bytes."""
 
     def words(self, number: int, at: int, size: int, data: memoryview) -> None:
-        """Words `at` and following of tensor `number`, which has `size` words of 8 bytes."""
+        """Keep the words from `at` on of tensor `number`, which has `size` words of 8 bytes."""
 
 
 class InMemory:
-    """Keeps an upload in memory, of any size, until its tensors are held."""
+    """Keeps an upload of any size in memory, until `hold` has taken its tensors."""
 
     def __init__(self, role: Role) -> None:
         self._role = role
@@ -75,13 +75,15 @@ class InMemory:
         """As `Destination`."""
         words = np.frombuffer(data, dtype="<u8").astype(np.uint64, copy=False)
         if len(words) == size:
-            self._masked[number] = words  # whole: kept as it came
+            self._masked[number] = words  # the whole tensor: keep it as it came
         else:
             whole = self._masked.setdefault(number, np.empty(size, np.uint64))
             whole[at : at + len(words)] = words
 
     def hold(self, number: int, parameter: Parameter) -> Any:
-        """What the party computes with for tensor `number`; once, when everything has come."""
+        """The form of tensor `number` that the party computes with. Call it once for each tensor,
+        when everything has arrived.
+        """
         m = None
         if not self._role.is_dealer:
             m = self._masked.pop(number).reshape(parameter.shape)
@@ -91,17 +93,17 @@ class InMemory:
 class Upload:
     """The shares of a model as they arrive.
 
-    Raises RemoteProtocolError from every method where the owner strays from the plan.
+    Every method raises RemoteProtocolError when the owner strays from the plan.
 
     Args:
-        destination: keeps what has come.
+        destination: keeps what has arrived.
     """
 
     def __init__(self, role: Role, message: PlanMessage, destination: Destination) -> None:
         try:
             self.plan = Plan.from_public(message.plan)
             destination.check_size(self.plan)
-            predict(self.plan, Batch((1,), default_rows(self.plan.config)))  # asks for each range
+            predict(self.plan, Batch((1,), default_rows(self.plan.config)))  # looks up each range
         except (ModelError, LocalProtocolError) as error:
             raise RemoteProtocolError(f"the owner's plan is unusable: {error}") from None
         self.digest = self.plan.digest()
@@ -109,12 +111,12 @@ class Upload:
             raise RemoteProtocolError("the owner's plan does not have the digest it announced")
         self._role = role
         self._destination = destination
-        self._seeds: set[int] = set()  # that have come
+        self._seeds: set[int] = set()  # those that have arrived
         self._wanted = list(parameters_of(self.plan.config).items())
         self._filled: dict[int, int] = {}
 
     def seed(self, which: int, buffers: Sequence[memoryview]) -> None:
-        """One of the seeds, of which an evaluator may have but its own."""
+        """Take one of the seeds. An evaluator may have only its own."""
         if which not in seeds_of(self._role) or which in self._seeds:
             raise RemoteProtocolError(f"seed {which} is not for {self._role}, or came twice")
         if len(buffers) != 1 or buffers[0].nbytes != SEED_BYTES:
@@ -123,7 +125,7 @@ class Upload:
         self._destination.seed(which, buffers[0])
 
     def tensor(self, message: TensorMessage, buffers: Sequence[memoryview]) -> None:
-        """Rows of a masked tensor, in order."""
+        """Take rows of a masked tensor, in order."""
         if self._role.is_dealer or message.number >= len(self._wanted):
             raise RemoteProtocolError(f"tensor {message.number} is not expected here")
         name, parameter = self._wanted[message.number]
@@ -139,7 +141,7 @@ class Upload:
         self._filled[message.number] = filled + message.rows
 
     def check_complete(self) -> None:
-        """Everything has come that this party is to have."""
+        """Check that everything this party should have has arrived."""
         if len(self._seeds) != (2 if self._role.is_dealer else 1):
             raise RemoteProtocolError("a seed is missing")
         for number, (name, parameter) in enumerate(self._wanted):
@@ -148,6 +150,6 @@ class Upload:
 
 
 def _matrix(parameter: Parameter) -> tuple[int, int]:
-    """Rows and columns of a tensor; a vector is sent as one entry a row."""
+    """Rows and columns of a tensor; a vector is sent as one entry per row."""
     shape = parameter.shape
     return shape[0], shape[1] if len(shape) > 1 else 1

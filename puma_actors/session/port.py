@@ -1,10 +1,10 @@
-"""The way to one peer: everything sent in one turn of the event loop leaves as one frame.
+"""The connection to one peer: everything sent in one turn of the event loop leaves as one frame.
 
     port.put(tag, payload, dealt)   queue a message; True if the caller should let others run
     port.post(frame)                send a frame after everything queued
     await port.drained()            wait while the channel is too slow
-    await port.write()              run by the scheduler: sends frames that could not be sent at
-    once await port.finish()             send the rest, while time allows
+    await port.write()              run by the scheduler: send frames that could not be sent before
+    await port.finish()             send the rest, while time allows
 
 The flush is a callback for the next turn of the loop, not a task: by then the messages of all lanes
 that are ready in this turn are in the batch, and a round costs no task switches besides those of
@@ -76,8 +76,8 @@ class Port:
 
     Args:
         own: this party's role.
-        peer: from the handshake.
-        flow: sizes.
+        peer: the peer, from the handshake.
+        flow: sizes of windows, batches and messages.
         lost: called when the channel breaks.
         check: raises if the session, or this peer, has failed.
     """
@@ -239,8 +239,8 @@ class Port:
         self._answer(Frame(Kind.ASK, self.session, tag, {"wanted": wanted}))
 
     def _answer(self, frame: Frame) -> None:
-        """Send a frame that the peer has caused: no task waits here while the peer reads nothing,
-        and it may cause such frames as often as it likes.
+        """Send a frame that the peer has caused. No task waits here while the peer reads nothing,
+        and the peer can cause any number of such frames, so the queue is limited.
         """
         if len(self._urgent) < _MOST_WAITING:
             self._emit(frame)
@@ -248,7 +248,7 @@ class Port:
             self._lost(self, RemoteProtocolError("it causes more answers than it reads"))
 
     def asked(self, tag: Tag, wanted: bool) -> None:
-        """The peer requests an offered message, or says that it never will.
+        """Handle the peer's request for an offered message, or its notice that it will not need it.
 
         Raises:
             RemoteProtocolError: there is no such offer.
@@ -324,8 +324,8 @@ class Port:
             self.room.notify()
 
     def _unsent(self, error: PumaError) -> None:
-        """A frame could not be sent. If the peer is gone, whoever reads from it tells, once all
-        that it said before has been read: goodbye, perhaps, or why it failed.
+        """Handle a frame that could not be sent. If the peer is gone, the task that reads from it
+        reports that, after reading all earlier frames: perhaps a goodbye, or why it failed.
         """
         self._gone = isinstance(error, TransportError)
         self._drop()

@@ -1,15 +1,15 @@
-"""Frames that have come and wait until this side takes them: the receiving end of every channel.
+"""A queue of received frames that wait to be taken: the receiving end of every channel.
 
-    queue.put(frame, size)      from the carrier: behind all earlier ones
-    queue.end()                 the other side has finished: nothing comes after what is here
-    queue.lose(error)           the connection is lost: nothing comes after what is here
-    queue.fail(error)           nothing here can be used: what waits is dropped
+    queue.put(frame, size)      the carrier appends a frame
+    queue.end()                 the other side has finished: no more frames will come
+    queue.lose(error)           the connection is lost: no more frames will come
+    queue.fail(error)           the queue cannot be used any more: waiting frames are dropped
     await queue.take()          the next frame
-    await queue.pump(sink)      every frame to a function, until the other side has ended
-    queue.close()               by this side: what waits is dropped
+    await queue.pump(sink)      pass every frame to a function, until the other side has ended
+    queue.close()               this side closes: waiting frames are dropped
 
-A queue never refuses a frame for its size: the carrier reads `held` (or counts what `eased` tells
-it) and stops its sender in its own way.
+A queue never refuses a frame because of its size. The carrier reads `held` (or adds up the sizes
+passed to `eased`), and slows down its sender in its own way.
 """
 
 from collections import deque
@@ -27,22 +27,22 @@ Sink: TypeAlias = Callable[[Frame], None]
 
 
 def _nothing(size: int) -> None:
-    """For carriers that need not know what was taken."""
+    """The default for carriers that do not need to know how much was taken."""
 
 
 class FrameQueue:
-    """See the module's text.
+    """See the module docstring.
 
     Args:
-        peer: who sends, for the text of `ChannelEnded`.
-        eased: called when there is more room, with the bytes that this side has taken: before a
-            sink gets their frame, and with 0 after frames were dropped.
+        peer: the sender's name, for the text of `ChannelEnded`.
+        eased: called when there is more room, with the number of bytes that this side has taken:
+            before a sink gets the frame, and with 0 after frames were dropped.
 
     Attributes:
         held: bytes that wait.
-        closed: by this side.
-        ended: the other side has finished.
-        changed: frames came or were taken, or any of this changed.
+        closed: whether this side has closed.
+        ended: whether the other side has finished.
+        changed: notified when frames come or are taken, or when any of these states changes.
     """
 
     def __init__(
@@ -55,34 +55,35 @@ class FrameQueue:
         self._eased = eased
         self._frames: deque[tuple[Frame, int]] = deque()
         self._sink: Sink | None = None
-        self._broken: Exception | None = None  # why nothing here can be used
-        self._lost: Exception | None = None  # why nothing comes after what is here
+        self._broken: Exception | None = None  # why the queue cannot be used
+        self._lost: Exception | None = None  # why no more frames come
 
     def __len__(self) -> int:
         return len(self._frames)
 
     @property
     def pumped(self) -> bool:
-        """Frames go straight to a function."""
+        """Whether frames go straight to a function."""
         return self._sink is not None
 
     @property
     def refusing(self) -> bool:
-        """What comes is dropped: this side has closed, or failed."""
+        """Whether new frames are dropped, because this side has closed or failed."""
         return self.closed or self._broken is not None
 
     @property
     def over(self) -> bool:
-        """Nothing more comes."""
+        """Whether no more frames will come."""
         return self.refusing or self.ended or self._lost is not None
 
     # -- from the carrier -------------------------------------------------------------------------
 
     def put(self, frame: Frame, size: int) -> None:
-        """A frame that counts for `size` bytes. Dropped if nothing can come any more.
+        """Append a frame that counts as `size` bytes. It is dropped if the queue has failed, is
+        closed or has lost its connection.
 
         Raises:
-            RemoteProtocolError: the other side had said that it has finished.
+            RemoteProtocolError: the other side had already finished.
         """
         if self.refusing or self._lost is not None:
             return
@@ -96,24 +97,28 @@ class FrameQueue:
         self.changed.notify()
 
     def end(self) -> None:
-        """The other side has finished; what has come can still be taken."""
+        """Note that the other side has finished. Frames in the queue can still be taken."""
         self.ended = True
         self.changed.notify()
 
     def lose(self, error: Exception) -> None:
-        """Nothing more comes, unless all has come; what is here can still be taken."""
+        """Note that the connection is lost, unless the other side has finished. Frames in the queue
+        can still be taken.
+        """
         if not self.ended:
             self._lost = self._lost or error
         self.changed.notify()
 
     def fail(self, error: Exception) -> None:
-        """Drop everything; whoever takes gets `error`, or what came first: a failure, `close`."""
+        """Drop everything. From now on `take` raises `error`, unless the queue failed or was closed
+        before.
+        """
         if not self.closed:
             self._broken = self._broken or error
         self._drop()
 
     def close(self) -> None:
-        """Nothing more is taken."""
+        """Drop everything; this side takes no more frames."""
         self.closed = True
         self._drop()
 
@@ -126,11 +131,12 @@ class FrameQueue:
     # -- to the program ---------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise if no frame comes any more.
+        """Raise if no more frames will come.
 
         Raises:
             ChannelEnded: the other side has finished.
-            TransportError: this side has closed the channel; what `fail` or `lose` were told.
+            TransportError: this side has closed the channel.
+            Exception: the error passed to `fail` or `lose`.
         """
         if self._broken is not None:
             raise self._broken
@@ -142,7 +148,7 @@ class FrameQueue:
             raise ChannelEnded(f"{self._peer} has finished")
 
     async def take(self) -> Frame:
-        """The next frame; a cancelled call takes none. Raises what `check` raises."""
+        """Take the next frame; a cancelled call takes none. Raises what `check` raises."""
         await checkpoint()
         while not self._frames:
             self.check()
@@ -153,12 +159,11 @@ class FrameQueue:
         return frame
 
     async def pump(self, sink: Sink) -> None:
-        """Give every frame to `sink`, at once while this runs; return when the other side has
-        ended.
+        """Pass every frame to `sink` as soon as it comes; return when the other side has ended.
 
         Raises:
             LocalProtocolError: it is pumped already.
-            Exception: what `check` or `sink` raise; what `sink` raises is a failure (see `fail`).
+            Exception: what `check` or `sink` raises; an error of `sink` is a failure (see `fail`).
         """
         if self._sink is not None:
             raise LocalProtocolError("the channel is pumped already")
@@ -184,5 +189,5 @@ class FrameQueue:
         self._eased(size)
         try:
             sink(frame)
-        except Exception as error:  # raised by `pump`; it must not surface where frames come from
+        except Exception as error:  # `pump` raises it; the carrier must not see it
             self.fail(error)

@@ -1,4 +1,4 @@
-"""Frames that have come through a byte stream: decoded, kept within bounds, given out in order."""
+"""Frames received from a byte stream: decoded, kept within limits, handed out in order."""
 
 import asyncio
 
@@ -8,21 +8,22 @@ from puma_actors.transports.frames import Decoder, Frame, Kind, Limits, State
 
 MAX_FRAMES = 64
 MAX_BYTES = 4 << 20
-"""Nothing more is read from the stream while so much waits to be taken."""
+"""Nothing more is read from the stream while this much waits to be taken."""
 _SCRATCH = 256 << 10
 _DIRECT = 64 << 10
-"""If a payload lacks more than this, it is read into place; else by way of the scratch buffer."""
+"""If more bytes of a payload are missing, they are read directly into it, otherwise into the
+scratch buffer."""
 
 
 class Inbox:
     """The receiving half of a `StreamChannel`.
 
     Attributes:
-        greeted: a frame has come.
-        heard: bytes have come since somebody set this to False.
-        paused: nothing is read from the stream.
-        closed_by_peer: CLOSE has come.
-        changed: any of this but `heard`, or the frames, changed.
+        greeted: whether a frame has come.
+        heard: whether bytes have come since this was last set to False.
+        paused: whether reading from the stream is paused.
+        closed_by_peer: whether CLOSE has come.
+        changed: notified when the frames or any of these except `heard` change.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -36,18 +37,18 @@ class Inbox:
         self._transport: asyncio.Transport | None = None
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """Where to pause and resume reading."""
+        """Set the transport whose reading is paused and resumed."""
         self._transport = transport
 
     def widen(self, limits: Limits) -> None:
-        """Other limits, for frames that begin from now on."""
+        """Set other limits for frames that begin from now on."""
         self._decoder.limits = limits
 
     # -- from the stream --------------------------------------------------------------------------
 
     @property
     def inside_frame(self) -> bool:
-        """The bytes so far end inside a frame."""
+        """Whether the bytes so far end inside a frame."""
         try:
             self._decoder.finish()
         except RemoteProtocolError:
@@ -55,13 +56,13 @@ class Inbox:
         return False
 
     def buffer(self) -> memoryview:
-        """Where the next bytes are to go."""
+        """The memory into which the next bytes are to be written."""
         space = self._decoder.space(_DIRECT)
         self._direct = space is not None
         return self._scratch if space is None else space
 
     def received(self, size: int) -> None:
-        """So many bytes have been written to `buffer`."""
+        """Process `size` bytes that have been written to `buffer`."""
         self.heard = True
         if self._decoder.state is State.BROKEN:
             return
@@ -87,11 +88,11 @@ class Inbox:
             self._pace()
 
     def lost(self, error: TransportError) -> None:
-        """Nothing more will come."""
+        """Note that the connection is lost: nothing more will come."""
         self._queue.lose(error)
 
     def _eased(self, _size: int) -> None:
-        """After a failure, too: bytes are read all the same, to see the end of the stream."""
+        """Read on if there is room, even after a failure, to see the end of the stream."""
         self._pace()
 
     def _pace(self) -> None:
@@ -112,13 +113,13 @@ class Inbox:
         self._queue.check()
 
     async def take(self) -> Frame:
-        """The next frame."""
+        """Take the next frame."""
         return await self._queue.take()
 
     async def pump(self, sink: Sink) -> None:
-        """Give every frame to `sink`; see `Channel.pump`."""
+        """Pass every frame to `sink`; see `Channel.pump`."""
         await self._queue.pump(sink)
 
     def close(self) -> None:
-        """Nothing more is taken."""
+        """Drop all frames; this side takes no more."""
         self._queue.close()

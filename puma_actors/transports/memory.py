@@ -1,8 +1,8 @@
-"""`memory://name`: actors in one process and one event loop.
+"""`memory://name`: channels between actors in one process and one event loop.
 
-Frames pass by reference, buffers and all, so the receiver sees the very memory that was sent: a
-buffer must not be written to once it has been sent. With `memory://name?codec=1` (on either side)
-each frame goes through `encode` and `Decoder` instead, as it would over a network.
+Frames and their buffers pass by reference, so the receiver sees the memory that was sent: do not
+write to a buffer after it has been sent. With `memory://name?codec=1` (on either side) each frame
+goes through `encode` and `Decoder` instead, as over a network.
 
 When the receiver pumps, `send` calls its sink directly; nothing is buffered and no task switch
 happens.
@@ -28,13 +28,13 @@ from puma_actors.transports.frames import Decoder, Frame, Limits, encode
 
 MAX_FRAMES = 64
 MAX_BYTES = 64 << 20
-"""A pipe takes frames while it holds fewer than this many, and fewer than this many bytes."""
+"""A pipe accepts frames while it holds fewer than `MAX_FRAMES` frames and `MAX_BYTES` bytes."""
 _BACKLOG = 64
 _CODEC_CHUNK = 1 << 20
 
 
 class _Pipe:
-    """One direction of a channel, from `sender`."""
+    """One direction of a channel; `sender` is the address of the sending end."""
 
     def __init__(self, limits: Limits, codec: bool, sender: str) -> None:
         self.limits = limits
@@ -139,7 +139,7 @@ class MemoryChannel(Channel):
 def memory_pair(
     limits: Limits | None = None, *, codec: bool = False, names: tuple[str, str] = ("left", "right")
 ) -> tuple[MemoryChannel, MemoryChannel]:
-    """Two ends of a channel."""
+    """Create the two ends of a channel."""
     left, right = (f"memory://{name}" for name in names)
     one, two = (_Pipe(limits or Limits(), codec, sender) for sender in (right, left))
     return MemoryChannel(one, two, left, right), MemoryChannel(two, one, right, left)
@@ -157,7 +157,7 @@ class MemoryListener(Listener):
         self.closed = False
 
     def offer(self, channel: MemoryChannel) -> None:
-        """A connection for `accept`."""
+        """Queue a connection for `accept`."""
         if len(self._waiting) >= _BACKLOG:
             raise ConnectError(f"{self.address} has {_BACKLOG} connections waiting: try later")
         self._waiting.append(channel)
@@ -188,7 +188,7 @@ _listeners: dict[str, MemoryListener] = {}
 
 
 class MemoryTransport(Transport):
-    """See the module's text. `codec=True` has the effect of `?codec=1` in every address."""
+    """See the module docstring. `codec=True` has the effect of `?codec=1` in every address."""
 
     def __init__(self, *, codec: bool = False, limits: Limits | None = None) -> None:
         self._codec = codec

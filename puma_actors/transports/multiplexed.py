@@ -1,8 +1,8 @@
-"""One session's channel on a connection that it shares with others; made by `multiplexer.Mux`.
+"""A session's channel on a connection shared with other sessions; `multiplexer.Mux` creates it.
 
-Frames travel with the session's id. News about the session itself are LINK frames:
-`window` (so many bytes were taken by the reader), `end` (no more frames from here) and `close`
-(and none are taken).
+Frames carry the session's id. News about the session itself is sent in LINK frames: `window` (the
+number of bytes that the reader has taken), `end` (this side sends no more frames) and `close`
+(this side neither sends nor takes any more).
 """
 
 from collections.abc import Mapping
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from puma_actors.transports.multiplexer import Mux
 
 WINDOW = 8 << 20
-"""Bytes of a session on the way or unread; at 40 ms there and back this allows 200 MB/s."""
+"""Bytes of a session in transit or unread; with a round trip of 40 ms this allows 200 MB/s."""
 _OVERHEAD = 256
-"""What a frame counts for beside its buffers."""
+"""Bytes that a frame counts in addition to its buffers."""
 
 
 def window_bytes(frame: Frame) -> int:
-    """What a frame takes of the window, and of its session's turn to send."""
+    """How many bytes of the window, and of its session's turn to send, a frame uses."""
     return frame.nbytes + _OVERHEAD
 
 
 class MuxChannel(Channel):
-    """See the module's text, and `Channel`.
+    """See the module docstring, and `Channel`.
 
     Attributes:
         session: its id; only frames of this session can be sent.
@@ -49,16 +49,16 @@ class MuxChannel(Channel):
         self.frame_bytes, self.chunk_bytes = under.frame_bytes, under.chunk_bytes
         self.peer_identity = under.peer_identity
         self._mux = mux
-        self._out = 0  # sent and not taken yet
-        self._owed = 0  # taken and not acknowledged yet
+        self._out = 0  # sent, but not taken yet
+        self._owed = 0  # taken, but not acknowledged yet
         self._queue = FrameQueue(eased=self._took)
-        self._eof = False  # by this side
+        self._eof = False  # sent by this side
         self._gone: TransportError | None = None  # why nothing can be sent
 
     # -- called by the mux ------------------------------------------------------------------------
 
     def told(self, header: Mapping[str, Any]) -> None:
-        """News about the session from the other end."""
+        """Handle news about the session from the other end."""
         do, size = header.get("do"), header.get("bytes")
         if do == "window":
             if type(size) is not int or not 0 < size <= self._out:
@@ -76,18 +76,18 @@ class MuxChannel(Channel):
             self._queue.fail(RemoteProtocolError("unknown news about a session"))
 
     def arrived(self, frame: Frame) -> None:
-        """A frame of the session."""
+        """Take in a frame of the session."""
         if self._queue.held > WINDOW and not self._queue.over:
             error = RemoteProtocolError(f"{frame.kind.name} frame beyond the window")
             self._queue.fail(error)
             return
         try:
             self._queue.put(frame, window_bytes(frame))
-        except RemoteProtocolError as error:  # this session cannot go on; others can
+        except RemoteProtocolError as error:  # only this session cannot go on
             self._queue.fail(error)
 
     def fail(self, error: TransportError) -> None:
-        """The connection is lost. What has come can still be read."""
+        """Note that the connection is lost. Frames that have arrived can still be read."""
         self._gone = self._gone or error
         self._queue.lose(error)
 
@@ -130,7 +130,7 @@ class MuxChannel(Channel):
         try:
             await entry.settled()
         finally:
-            if not entry.taken:  # cancelled in the queue: it will not leave
+            if not entry.taken:  # cancelled in the queue: it will not be sent
                 self._out -= window_bytes(frame)
 
     def _count(self, frame: Frame) -> None:

@@ -1,6 +1,8 @@
-"""bitsandbytes: 4 bits are an entry of a table times the largest number of their block
-(https://arxiv.org/abs/2305.14314), 8 bits times the largest of their row over 127
-(https://arxiv.org/abs/2208.07339).
+"""Read weights quantised by bitsandbytes.
+
+4 bits select an entry of a table, multiplied by the largest number of the block
+(https://arxiv.org/abs/2305.14314). 8-bit numbers are multiplied by the largest number of the row
+and divided by 127 (https://arxiv.org/abs/2208.07339).
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ _FOUR_BITS = ("nf4", "fp4")
 
 
 def of_bitsandbytes(end: str, parts: Parts) -> Packed | None:
-    """The weight that a tensor is the last part of, if it is one."""
+    """The quantised weight to which a tensor of scales (`SCB`) or of 4-bit state belongs; None for
+    other tensors.
+    """
     if end == "SCB":
         return _EightBits(parts)
     if not end.startswith("bitsandbytes__"):
@@ -80,7 +84,7 @@ class _FourBits(Packed):
         return values.reshape(self.shape)
 
     def _largest(self) -> Values:
-        """Of every block; these may be quantised again."""
+        """The largest number of every block; these numbers may be quantised themselves."""
         parts = self.parts
         if parts.entry("weight.absmax").dtype != "U8":
             return parts.floats("weight.absmax").reshape(-1)

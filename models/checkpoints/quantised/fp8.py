@@ -1,4 +1,4 @@
-"""FP8: numbers of e4m3 (https://arxiv.org/abs/2209.05433), times the scale of their block."""
+"""Read FP8 weights: e4m3 numbers (https://arxiv.org/abs/2209.05433) times a scale per block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.checkpoints.quantised.parts import Packed, Parts
 
 @cache
 def e4m3() -> Values:
-    """Values of all bytes: sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities."""
+    """The values of all bytes: sign, 4 exponent bits (bias 7), 3 mantissa bits; no infinities."""
     codes = np.arange(256)
     exponent, mantissa = (codes >> 3) & 15, codes & 7
     size = np.where(exponent > 0, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa / 8 / 64)

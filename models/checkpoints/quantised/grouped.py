@@ -1,6 +1,8 @@
-"""GPTQ (https://arxiv.org/abs/2210.17323) and AWQ (https://arxiv.org/abs/2306.00978):
-scale[group] * (q - zero[group]) by groups of inputs. GPTQ packs q along the inputs, AWQ along the
-outputs in the order of its kernels.
+"""Read weights quantised by GPTQ (https://arxiv.org/abs/2210.17323) or AWQ
+(https://arxiv.org/abs/2306.00978).
+
+A weight is scale[group] * (q - zero[group]), with groups of inputs. GPTQ packs q along the inputs,
+AWQ packs it along the outputs, in the order that its kernels use.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 def _unpack(words: NDArray[Any], bits: int, axis: int) -> NDArray[np.int32]:
-    """Numbers of so many bits, the lowest first, along an axis of a matrix."""
+    """Unpack numbers of `bits` bits, the lowest bits first, along an axis of a matrix."""
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     shape = (1, -1, 1) if axis == 0 else (1, 1, -1)
     unsigned = np.expand_dims(words.view(np.uint32), axis + 1)
@@ -32,7 +34,7 @@ def _unpack(words: NDArray[Any], bits: int, axis: int) -> NDArray[np.int32]:
 
 
 class _Grouped(Packed):
-    """Scales and zero points by groups of inputs."""
+    """A weight with scales and zero points for groups of inputs."""
 
     ends: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -74,11 +76,11 @@ class _Grouped(Packed):
 
     @abstractmethod
     def _numbers(self) -> NDArray[np.int32]:
-        """(inputs, outputs)."""
+        """The unpacked numbers q: (inputs, outputs)."""
 
     @abstractmethod
     def _zeros(self) -> NDArray[np.int32]:
-        """(groups, at least the outputs)."""
+        """The zero points: (groups, outputs or more)."""
 
 
 class Gptq(_Grouped):
@@ -89,7 +91,7 @@ class Gptq(_Grouped):
         found = _unpack(self.parts.whole("qzeros", "I32"), self.how.bits, 1)
         if not self.how.plus_one:
             return found
-        # Some kernels take it for 0, some for one more than the largest, some carry it over.
+        # Kernels differ here: some read 0, some read the largest plus one, some let it carry over.
         if (found[:, : self.shape[0]] == (1 << self.how.bits) - 1).any():
             raise self.parts.misfit("a zero point of -1 means another thing to every program")
         return found + 1

@@ -1,4 +1,4 @@
-"""A weight that is stored as several tensors: packed whole numbers, scales, zero points."""
+"""A quantised weight, stored as several tensors: packed integers, scales, zero points."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CODES = {"I32": "<i4", "I8": "i1", "U8": "u1", "F8_E4M3": "u1"}
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Tensors of one module."""
+    """The tensors of one module."""
 
     owner: Mapping[str, SafetensorsFile]
     module: str
@@ -35,7 +35,7 @@ class Parts:
         return self.owner[name].tensors[name]
 
     def whole(self, end: str, *dtypes: str) -> NDArray[Any]:
-        """Whole numbers, or the bytes of others."""
+        """A tensor of integers, or the raw bytes of FP8 numbers."""
         entry, name = self.entry(end), f"{self.module}.{end}"
         if entry.dtype not in dtypes:
             raise ModelError(f"{name[:80]} is stored as {entry.dtype}, not {' or '.join(dtypes)}")
@@ -45,7 +45,7 @@ class Parts:
         return found.reshape(entry.shape)
 
     def check_floats(self, *ends: str) -> None:
-        """Raise ModelError unless they are there, of a type that can be read."""
+        """Raise ModelError unless these tensors exist and have a type that can be read."""
         for end in ends:
             self.entry(end)
             self.owner[f"{self.module}.{end}"].check(f"{self.module}.{end}")
@@ -58,7 +58,7 @@ class Parts:
 
 
 class Packed(ABC):
-    """One weight in parts: `shape` as (outputs, inputs)."""
+    """One weight in parts; `shape` is (outputs, inputs)."""
 
     ends: tuple[str, ...]
     shape: Shape
@@ -76,4 +76,4 @@ class Packed(ABC):
 
     @abstractmethod
     def values(self) -> Values:
-        """In float32, fresh and C-contiguous."""
+        """The weight as a new, C-contiguous float32 array."""

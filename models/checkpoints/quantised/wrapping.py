@@ -1,4 +1,4 @@
-"""Files whose quantised weights look like any others."""
+"""Wrap files with quantised weights, so that these can be read like all other weights."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from protocols.errors import ModelError
 
 
 class TensorFile(Protocol):
-    """What a checkpoint reads its tensors from."""
+    """The interface through which a checkpoint reads its tensors."""
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """By name."""
+        """The tensors by name."""
 
     def check(self, name: str) -> None:
-        """Raise ModelError unless it can be read."""
+        """Raise ModelError unless the tensor can be read."""
 
     def tensor(self, name: str) -> Values:
-        """In float32, fresh."""
+        """The tensor as a new float32 array."""
 
     def raw(self, name: str) -> bytes:
-        """As it is stored."""
+        """The tensor's bytes as stored."""
 
 
 def wrap(
     owner: Mapping[str, SafetensorsFile], quantisation: Quantisation, naming: Naming
 ) -> dict[str, TensorFile]:
-    """The file of each tensor, with the quantised ones under the names of the weights that they
-    make up. Raises ModelError for parts that are missing or do not fit.
+    """The file of each tensor, by name. One entry with the weight's name replaces the parts of a
+    quantised weight. Raises ModelError for parts that are missing or do not fit.
     """
     kinds: dict[str, Callable[[str, Parts], Packed | None]] = {
         "gptq": lambda end, parts: Gptq(parts, quantisation) if end == "qweight" else None,
@@ -65,7 +65,7 @@ def wrap(
 
 @dataclass(frozen=True, slots=True)
 class _Single:
-    """A file of one tensor that is computed."""
+    """A file with one tensor, which is computed from its parts."""
 
     name: str
     packed: Packed
@@ -75,7 +75,7 @@ class _Single:
         return {self.name: StoredTensor(self.packed.shape, "F32", 0, self.packed.nbytes)}
 
     def check(self, name: str) -> None:
-        """It was checked when it was made."""
+        """Do nothing: the tensor was checked when it was created."""
 
     def tensor(self, name: str) -> Values:
         return self.packed.values()

@@ -1,10 +1,10 @@
-"""A pickled checkpoint written as safetensors: what `puma convert` runs, in a Python with torch.
+"""Write a pickled checkpoint as safetensors. `puma convert` runs this in a Python with torch.
 
     python conversion.py FOLDER OUT
 
-FOLDER may be a name on the hub. This file is run as a script and imports nothing of this project,
-so that any environment with transformers and torch will do. Nothing but tensors is unpickled. The
-last line on standard output is a JSON object: what was written, or an `error`.
+FOLDER may be a name on the hub. This file is run as a script and imports nothing from this project,
+so any environment with transformers and torch will do. Only tensors are unpickled. The last line on
+standard output is a JSON object: a report of what was written, or an `error`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SHOWN = 6
 
 
 class RefusedError(Exception):
-    """It cannot be converted; the text says why."""
+    """The checkpoint cannot be converted; the text gives the reason."""
 
 
 def main(folder: str, out: str) -> dict[str, Any]:
-    """Convert; what there is to say about it. Raises RefusedError."""
+    """Convert a checkpoint; return a report. Raises RefusedError."""
     missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
     if missing:
         raise RefusedError(f"{' and '.join(missing)} missing")
@@ -59,12 +59,12 @@ def _fetched(name: str) -> Path:
     hub = importlib.import_module("huggingface_hub")
     try:
         return Path(hub.snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_SKIPPED))
-    except Exception as error:  # of the HTTP client, whose class differs between versions
+    except Exception as error:  # from the HTTP client; its class differs between versions
         raise RefusedError(f"{name} is no folder, and not on the hub ({_line(error)})") from error
 
 
 def _place_of_model(source: Path) -> str:
-    """The folder of the model itself; sentence-transformers may have one of its own for it."""
+    """The folder of the model itself; sentence-transformers may put it in a subfolder."""
     if not (source / "config.json").is_file() and (source / "modules.json").is_file():
         place = str(json.loads((source / "modules.json").read_bytes())[0]["path"])
         if (source / place).resolve().is_relative_to(source.resolve()):
@@ -84,7 +84,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def _copy_settings(source: Path, target: Path) -> None:
-    """All small files as they are, in subfolders too; some are written anew afterwards."""
+    """Copy all small files unchanged, including subfolders; some are rewritten afterwards."""
     target.mkdir(parents=True)
     for file in source.rglob("*"):
         inside = file.relative_to(source)
@@ -96,8 +96,8 @@ def _copy_settings(source: Path, target: Path) -> None:
 
 
 def _convert_model(folder: Path, target: Path) -> dict[str, Any]:
-    """By the class that the configuration names: another would leave weights out, or make some
-    up.
+    """Convert the weights with the class that the configuration names. Another class would leave
+    weights out, or make some up.
     """
     transformers = importlib.import_module("transformers")
     data = json.loads((folder / "config.json").read_bytes())
@@ -130,7 +130,7 @@ def _convert_model(folder: Path, target: Path) -> dict[str, Any]:
 
 
 def _convert_tokenizer(folder: Path, target: Path) -> str:
-    """Written as transformers loads it; empty if done, or why not."""
+    """Write the tokenizer as transformers loads it. Returns the reason if it cannot, or ""."""
     transformers = importlib.import_module("transformers")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -140,13 +140,13 @@ def _convert_tokenizer(folder: Path, target: Path) -> str:
         if not any((folder / name).is_file() for name in files):
             return f"{folder} has none of {', '.join(files)}"  # transformers makes an empty one
         tokenizer.save_pretrained(target)
-    except Exception as error:  # of many classes, for there may be no tokenizer at all
+    except Exception as error:  # of many classes: there may be no tokenizer at all
         return _line(error)
     return ""
 
 
 def _convert_tensors(file: Path, target: Path) -> None:
-    """The weights of a small module, under their names."""
+    """Convert the weights of a small module, without renaming them."""
     torch = importlib.import_module("torch")
     save_file = importlib.import_module("safetensors.torch").save_file
     tensors = torch.load(file, map_location="cpu", weights_only=True)
@@ -164,7 +164,7 @@ def _line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    # The folder of a script stands first in the path: its files must not hide anybody's modules.
+    # Python puts the script's folder first in the path: its files must not hide other modules.
     sys.path[:] = [
         each for each in sys.path if Path(each or ".").resolve() != Path(__file__).parent
     ]

@@ -1,4 +1,4 @@
-"""`puma convert`: a pickled checkpoint as safetensors, where torch is."""
+"""`puma convert`: write a pickled checkpoint as safetensors, with a Python that has torch."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def _interpreter(python: Path | None) -> str:
 
 
 def _run(interpreter: str, folder: str, out: Path) -> dict[str, Any]:
-    """What the script says. Its progress goes to standard error as it is."""
+    """Run the script; return its report. Its progress goes to standard error unchanged."""
     done = subprocess.run(  # noqa: S603 - the user's own interpreter
         [interpreter, str(_SCRIPT), folder, str(out)], stdout=subprocess.PIPE, text=True
     )
@@ -90,7 +90,7 @@ def _run(interpreter: str, folder: str, out: Path) -> dict[str, Any]:
 
 
 def _judged(out: Path) -> str:
-    """Why the result cannot be run, or nothing."""
+    """The reason why the result cannot be run here; empty if it can."""
     from models.checkpoints.weights import open_checkpoint
 
     try:

@@ -1,1 +1,1 @@
-"""A party's shares of models on its disk: files, manifests and checksums. It knows no network."""
+"""A party's shares of models on its disk: files, manifests and checksums. Uses no network."""

@@ -1,8 +1,8 @@
 """Check the files of a store against the sizes and checksums in its manifest.
 
     found = Checksums()
-    data = found.read(path, entry)          a whole file, whose checksum was right while reading
-    found.check(path, entry)                the same without keeping it
+    data = found.read(path, entry)          a whole file, checked while it is read
+    found.check(path, entry)                the same without keeping the data
     found.state(path, entry)                True, False, or None: unknown for the current file
 
 A party computes with exactly the bytes that were compared: a file is read once, hashed while it is

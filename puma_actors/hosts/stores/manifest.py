@@ -1,4 +1,4 @@
-"""What lies in a stored model's folder: a checked description, and its wire and disk forms."""
+"""The manifest of a stored model's folder: a checked description, and the names of the files."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from puma_actors.base.strict import Strict
 FORMAT = 1
 MANIFEST = "manifest.json"
 PUBLIC_FILES = ("tokenizer.json", "tokenizer_config.json")
-"""What an owner may publish beside a model."""
+"""Files that an owner may publish with a model."""
 PUBLIC_BYTES = 48 << 20
-"""All of it together."""
+"""The most bytes of all published files together."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FILE = r"^(?:[0-9]{5}\.words|seed-[12]|tokenizer\.json|tokenizer_config\.json)$"
@@ -49,17 +49,17 @@ class Manifest(Strict):
     files: dict[Annotated[str, Field(pattern=_FILE)], FileEntry]
 
     def to_json(self) -> bytes:
-        """With a checksum over everything else."""
+        """The manifest as JSON, with a checksum over everything else."""
         content = self.model_dump()
         text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, sort_keys=True)
         return text.encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "Manifest":
-        """Inverse of `to_json`.
+        """Read a manifest; the inverse of `to_json`.
 
         Raises:
-            StoreError: damaged, or of another format.
+            StoreError: it is damaged, or of another format.
         """
         try:
             content = json.loads(data)
@@ -87,10 +87,10 @@ def is_name(name: str) -> bool:
 
 
 def check_name(name: str) -> str:
-    """The name of a model.
+    """Return the name of a model after checking it.
 
     Raises:
-        ConfigError: it cannot be the name of a folder everywhere.
+        ConfigError: it is not a valid folder name everywhere.
     """
     if not is_name(name):
         raise ConfigError(
@@ -101,10 +101,10 @@ def check_name(name: str) -> str:
 
 
 def words_file(number: int) -> str:
-    """The file of a masked tensor."""
+    """The file name of a masked tensor."""
     return f"{number:05}.words"
 
 
 def seed_file(which: int) -> str:
-    """The file of a seed."""
+    """The file name of a seed."""
     return f"seed-{which}"

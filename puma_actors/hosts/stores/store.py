@@ -3,8 +3,8 @@
     with ModelStore(folder, role) as store:              one process at a time
         draft = store.draft("llama", upload)             a folder that is not a model yet
         draft.write("00000.words", buffer)               in pieces, in order
-        draft.finish(plan)                               everything on disk, with a manifest
-        draft.publish()                                  one rename: from now on the model exists
+        draft.finish(plan)                               flush everything, and write a manifest
+        draft.publish()                                  one rename: now the model exists
         draft.keep()                                     the others have it too: make it permanent
         stored = store.read("llama", verify=True)        plan, seeds, tensors
         store.remove("llama")
@@ -13,7 +13,7 @@
     STORE/NAME/00000.words ...    at an evaluator: the masked tensors, little-endian uint64
     STORE/NAME/seed-1, seed-2     the seeds that the party knows
     STORE/NAME/tokenizer.json     published by the owner
-    STORE/NAME/pending            until every party is known to have the model
+    STORE/NAME/pending            present until every party is known to have the model
 
 Folders have mode 0700, files 0600. A model that was not made permanent, because the owner or this
 process went away, is removed when noticed or at the next start: the owner uploads again. Every
@@ -116,7 +116,7 @@ class ModelStore:
             os.close(self._lock)
             self._lock = -1
 
-    # -- what is there ----------------------------------------------------------------------------
+    # -- reading ----------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
         """All models, including damaged ones; other folders, like lost+found, are ignored."""
@@ -181,12 +181,12 @@ class ModelStore:
         return Stored(folder, manifest, plan, self.checksums, partial(self.reading, name))
 
     def inspect(self, name: str, seconds: float = 0.0) -> tuple[Stored, bool]:
-        """Open a model; also return whether all its files, unchanged since, had the right checksum
-        when they were last read.
+        """Open a model, and tell whether all its files are known to be good: their checksums were
+        right when they were last read, and they have not changed since.
 
         Args:
-            seconds: time limit for reading files whose state is unknown; a started file is read to
-                its end.
+            seconds: time limit for reading files whose state is unknown; once begun, a file is read
+                to its end.
 
         Raises:
             StoreError: as `read`, or a file is known or found to be damaged.
@@ -210,7 +210,7 @@ class ModelStore:
         """Remove a model; False if there was none. Sessions that have it loaded can continue.
 
         Raises:
-            StoreError: it is still there; or it is no longer served, but its files are still there.
+            StoreError: it could not be removed; or it is no longer served, but its files remain.
         """
         if name not in self:
             return False
@@ -236,7 +236,7 @@ class ModelStore:
         """Start storing a model.
 
         Raises:
-            StoreError: there is already one of this name, or the disk does not accept it.
+            StoreError: there is already a model of this name, or it cannot be written to disk.
         """
         if name in self:
             raise StoreNameError(

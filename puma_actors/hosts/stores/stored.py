@@ -20,7 +20,7 @@ from puma_actors.hosts.stores.manifest import PUBLIC_FILES, Manifest, seed_file,
 
 @dataclass(frozen=True)
 class Stored:
-    """A model on disk. Reads check the data: StoreError if it differs from what was stored."""
+    """A model on disk. Reading checks the data: StoreError if it differs from what was stored."""
 
     folder: Path
     manifest: Manifest

@@ -1,21 +1,22 @@
-"""Any network in a box: a channel that is as slow as asked, around any other channel.
+"""Emulate a network: a channel around any other channel that is as slow as required.
 
     channel = delay(channel, network, sender=peer, receiver=mine)      at both ends
 
-Each end delays what comes in, so both ends must be wrapped. A frame of `size` bytes on the wire
-(also where it passes by reference) that is sent at `now` over one direction of a link
+Each end delays incoming frames, so both ends must be wrapped. A frame that is sent at `now` over
+one direction of a link, and has `size` bytes on the wire (or would have, if passed by reference),
 
     departs   at max(now, when the link is free) + size / bandwidth; then the link is free again
-    arrives   at departure + latency + jitter, and never before the frame in front of it
+    arrives   at departure + latency + jitter, and never before the previous frame
 
-so that a large frame holds up what is behind it, whatever lane that belongs to. What comes below
-frames (TLS, TCP and IP headers, lost packets, slow start) is not modelled.
+so a large frame delays all frames behind it, on any lane. Layers below frames (TLS, TCP and IP
+headers, lost packets, slow start) are not modelled.
 
-Sending is the inner channel's own, with its errors and limits: a frame leaves for the inner channel
-at once and waits at the receiving end for its time. A direction holds as much as is under way at
-full speed, and `PIPE_BYTES` more; then nothing more is taken from the inner channel, which holds
-its senders back in its own way. The end of the stream and a broken connection travel like a frame
-without content. Closing drops what has not arrived at this end yet, as between hosts.
+Sending is left to the inner channel, with its errors and limits: a frame is sent on the inner
+channel at once, and waits at the receiving end for its time. A direction holds the bytes that are
+under way at full speed, and `PIPE_BYTES` more. Beyond that, nothing more is taken from the inner
+channel, which slows its senders down in its own way. The end of the stream and a broken connection
+are delayed like a frame without content. Closing drops what has not arrived at this end yet, as
+between hosts.
 """
 
 import asyncio
@@ -35,16 +36,16 @@ from puma_actors.transports.frame_queue import FrameQueue, Sink
 from puma_actors.transports.frames import Frame, wire_bytes
 
 PIPE_BYTES = 16 << 20
-"""What a direction of a link holds beyond bandwidth times delay: the buffers of a fast sender. It
-reads on when half of this is free, so that it seldom stops and never runs dry."""
+"""Bytes that a direction of a link holds beyond bandwidth times delay: a fast sender's buffers.
+Reading resumes when half of this is free, so that it seldom stops and never runs dry."""
 
 
 class Line:
-    """One direction of a link: says when frames arrive. All channels on one link share it.
+    """One direction of a link: computes when frames arrive.
 
     Args:
         route: latency, bandwidth and jitter.
-        seed: of the jitter; equal seeds give equal draws.
+        seed: seed of the jitter; equal seeds give equal draws.
     """
 
     def __init__(self, route: Route, seed: str = "") -> None:
@@ -54,7 +55,7 @@ class Line:
         self._free = self._last = 0.0
 
     def arrival(self, now: float, size: int) -> float:
-        """When `size` bytes arrive that are sent `now`, after all earlier ones. Seconds."""
+        """The time in seconds when `size` bytes sent at `now` arrive, after all earlier ones."""
         self._free = max(now, self._free) + size * self._byte
         jitter = self._random.random() * self.route.jitter / 2
         self._last = max(self._last, self._free + self.route.latency + jitter)
@@ -62,14 +63,14 @@ class Line:
 
     @property
     def under_way(self) -> int:
-        """Bytes that are on their way at full speed."""
+        """Bytes that are under way at full speed."""
         delay = self.route.latency + self.route.jitter / 2
         return int(delay / self._byte) if self._byte else 0
 
 
 class DelayedChannel(Channel):
-    """One end of a channel; what comes in arrives as late as `line` says. To be made, used and
-    closed in one event loop; a task of its own reads from the inner channel until then.
+    """One end of a channel, whose incoming frames arrive as late as `line` says. Create, use and
+    close it in one event loop; a task reads from the inner channel until it is closed.
     """
 
     def __init__(self, inner: Channel, line: Line) -> None:
@@ -81,7 +82,7 @@ class DelayedChannel(Channel):
         self.peer_identity = inner.peer_identity
         self._line = line
         self._flying: deque[tuple[float, int, Frame | Exception]] = deque()
-        self._aloft = 0  # bytes of what flies
+        self._aloft = 0  # bytes of the flying frames
         self._queue = FrameQueue(self.peer_address, self._eased)  # what has arrived
         self._most = line.under_way + PIPE_BYTES
         self._ended = False  # by this side, for sending
@@ -118,9 +119,10 @@ class DelayedChannel(Channel):
 
     @property
     def _informed(self) -> bool:
-        """This side may know that nothing can be sent. While the news that the other side is gone
-        travels, frames are lost on the way, as between hosts, and the reason comes with the news.
-        Otherwise a side that leaves in good order would seem to fail until its farewell arrives.
+        """Whether this side may already know that nothing can be sent. While the news that the
+        other side is gone is under way, frames are lost, as between hosts, and the reason comes
+        with the news. Otherwise a side that leaves properly would seem to fail until its goodbye
+        arrives.
         """
         return self._queue.over or self._ended
 
@@ -131,7 +133,7 @@ class DelayedChannel(Channel):
     # -- what comes in ----------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        """Move everything from the inner channel to `_flying`, the reason for its end as well."""
+        """Move everything from the inner channel to `_flying`, including the reason for its end."""
         end: Exception
         try:
             while not await self._read_until_full():
@@ -143,8 +145,8 @@ class DelayedChannel(Channel):
         self._depart(time.monotonic(), 0, end)
 
     async def _read_until_full(self) -> bool:
-        """True when the inner channel has ended. It pumps, so that a frame's time counts from the
-        moment it was sent, even if the loop is busy then.
+        """Read until this end is full (False) or the inner channel has ended (True). It pumps, so
+        a frame's time counts from the moment it was sent, even if the loop is busy then.
         """
         with anyio.CancelScope() as self._reading:
             await self.inner.pump(self._take_in)
@@ -171,7 +173,7 @@ class DelayedChannel(Channel):
             self._alarm.at(arrival, self._land)
 
     def _land(self) -> None:
-        """Hand over everything whose time has come."""
+        """Deliver everything whose time has come."""
         now = time.monotonic()
         while self._flying and self._flying[0][0] <= now:
             _, size, what = self._flying.popleft()
@@ -188,11 +190,11 @@ class DelayedChannel(Channel):
 
     @property
     def _held(self) -> int:
-        """Bytes on their way or not taken yet."""
+        """Bytes that are under way or not taken yet."""
         return self._aloft + self._queue.held
 
     def _eased(self, _size: int) -> None:
-        if self._queue.refusing:  # what is still on its way is for nobody
+        if self._queue.refusing:  # nothing under way will be used
             self._flying.clear()
             self._aloft = 0
         if self._held <= self._most - PIPE_BYTES // 2:
@@ -221,6 +223,6 @@ class DelayedChannel(Channel):
 
 
 def delay(channel: Channel, network: Network, *, sender: Role, receiver: Role) -> DelayedChannel:
-    """The receiver's end of a channel, as slow as the network is from the sender to here."""
+    """Wrap the receiver's end of a channel, to be as slow as the network from the sender."""
     route = network.route(sender, receiver)
     return DelayedChannel(channel, Line(route, f"{network.seed}/{sender}/{receiver}"))
