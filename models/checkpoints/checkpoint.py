@@ -21,9 +21,9 @@ from protocols.errors import ModelError
 
 
 class Checkpoint(ABC):
-    """Weights and configuration of one model; a context manager that closes what it reads.
+    """Weights and configuration of one model; a context manager that closes its files.
 
-    `where` is its name in messages, `nbytes` the size of the weights as stored.
+    `where` is the checkpoint's name in messages, `nbytes` the size of the weights as stored.
     """
 
     where: str
@@ -38,10 +38,10 @@ class Checkpoint(ABC):
         return self.config.tensors()
 
     def names(self) -> tuple[str, ...]:
-        """Canonical names of all weights: those of transformers' class with the head.
+        """Canonical names of all weights: the names in transformers' class with the head.
 
-        A head that is tied to the embedding table is absent. The names do not depend on whether
-        the file holds the bare model.
+        A head that is tied to the embedding table is left out. The names are the same if the file
+        holds the bare model.
         """
         return tuple(self._shapes)
 
@@ -54,7 +54,7 @@ class Checkpoint(ABC):
     def tensor(self, name: str) -> NDArray[np.float32]:
         """A weight as a fresh C-contiguous float32 array of `shape(name)`; safe in threads.
 
-        Raises ModelError when the name is unknown or a value is NaN or infinite.
+        Raises ModelError if the name is unknown or a value is NaN or infinite.
         """
         shape = self.shape(name)
         values = self._read(name)
@@ -74,10 +74,10 @@ class Checkpoint(ABC):
         """Read the weight `name`, whose existence and shape were checked on opening."""
 
     def _check_tensors(self, found: Mapping[str, Shape]) -> None:
-        """Raise ModelError unless all weights of the configuration are there.
+        """Raise ModelError unless all weights of the configuration are present.
 
-        Other tensors may only be buffers, copies of tied weights or unused heads: a bias or an
-        adapter that is silently left out would change the answers.
+        Other tensors may only be buffers, copies of tied weights or unused heads: to ignore a bias
+        or an adapter silently would change the answers.
         """
         expected, config, tied = self._shapes, self.config, self.config.tied()
         for name, shape in expected.items():
@@ -101,7 +101,7 @@ class Checkpoint(ABC):
                 )
 
     def _because(self, name: str, found: Mapping[str, Shape]) -> str:
-        """The end of a message: why a tensor may be missing, if that can be seen."""
+        """The end of an error message: a likely reason why a tensor is missing."""
         if any(".lora_" in other for other in found):
             return (
                 f"; {self._holder} holds adapters of PEFT that are unmerged: save what "
@@ -116,7 +116,7 @@ class Checkpoint(ABC):
         return self._other_heads(found)
 
     def _other_heads(self, found: Mapping[str, Shape]) -> str:
-        """The end of a message: the heads whose weights are all present."""
+        """The end of an error message: the heads whose weights are all present."""
         heads = [head for head in self.config.heads if self._has_head(head, found)]
         return f"; {self._holder} has the weights of head: {', '.join(heads)}" if heads else ""
 
@@ -138,7 +138,7 @@ class Checkpoint(ABC):
 
 
 class StoredCheckpoint(Checkpoint):
-    """A checkpoint in files. `path` is the file that was opened; the tokenizer is beside it."""
+    """A checkpoint in files. `path` is the opened file; the tokenizer is in the same folder."""
 
     path: Path
 

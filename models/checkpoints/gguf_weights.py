@@ -1,4 +1,4 @@
-"""Weights of a GGUF file under their canonical names, for every architecture that is read."""
+"""Weights of a GGUF file under their canonical names, for every supported architecture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _as_stored(config: Any, name: str, values: Values) -> Values:
 
 
 def _llama_rows(config: LlamaConfig, name: str, values: Values) -> Values:
-    """llama.cpp reorders queries and keys of LLaMA so that its kernels find pairs side by side."""
+    """Undo llama.cpp's order of LLaMA's queries and keys, in which pairs are next to each other."""
     if ".q_proj." in name:
         return _half_rotation(values, config.num_heads)
     if ".k_proj." in name:
@@ -38,10 +38,10 @@ class Layout:
     """How an architecture stores its weights.
 
     Attributes:
-        top: GGUF name -> Hugging Face name outside of the layers, without `.weight`.
-        layer: the same inside of `blk.{i}.`.
-        restore: from the configuration, a Hugging Face name and the values under it, the values
-            that Hugging Face has.
+        top: GGUF name -> Hugging Face name of tensors outside the layers, without `.weight`.
+        layer: the same for tensors inside `blk.{i}.`.
+        restore: takes the configuration, a Hugging Face name and the stored values, and returns
+            the values in Hugging Face's order.
     """
 
     top: Mapping[str, str]
@@ -49,7 +49,7 @@ class Layout:
     restore: Callable[[Any, str, Values], Values] = _as_stored
 
     def hf_name(self, name: str) -> str:
-        """Hugging Face's name of a tensor; an unknown one stays and is refused later."""
+        """The Hugging Face name of a tensor; an unknown name is kept and refused later."""
         if (block := _BLOCK.fullmatch(name)) and block[2] in self.layer:
             return f"model.layers.{int(block[1])}.{self.layer[block[2]]}.{block[3]}"
         base, dot, kind = name.rpartition(".")
@@ -76,7 +76,7 @@ LAYOUTS = {
     "qwen2": Layout(_TOP, _LAYER),
     "qwen3": Layout(_TOP, _LAYER),
 }
-"""Architecture -> its layout, for those that `models.configs.gguf` reads."""
+"""Architecture -> its layout, for the architectures that `models.configs.gguf` reads."""
 
 
 class GgufCheckpoint(StoredCheckpoint):
@@ -108,10 +108,10 @@ class GgufCheckpoint(StoredCheckpoint):
 
 
 def _half_rotation(rows: Values, heads: int) -> Values:
-    """Undo llama.cpp's order of query and key rows, (pair, half), to Hugging Face's (half, pair).
+    """Change llama.cpp's order of query and key rows, (pair, half), to Hugging Face's (half, pair).
 
-    rows: (heads * head_dim, in features), or a bias; the same rows come back, reordered within each
-    head.
+    rows: (heads * head_dim, in features), or a bias. The result has the same rows, reordered within
+    each head.
     """
     pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)

@@ -37,7 +37,7 @@ __all__ = ["Checkpoint", "StoredCheckpoint", "demo_model_path", "open_checkpoint
 
 
 class _SafetensorsCheckpoint(StoredCheckpoint):
-    """One file, or the shards that an index names."""
+    """A safetensors checkpoint: one file, or the shards that an index names."""
 
     def __init__(self, source: Source, *, head: str | None = None) -> None:
         super().__init__(source.file)
@@ -54,7 +54,7 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
             quantisation = quantisation_of(read_json(source.folder / "config.json"))
             if quantisation is not None:
                 files = wrap(owner, quantisation, config.naming)
-            # Canonical name -> file and name there.
+            # Canonical name -> file and the name in it.
             names = config.naming.stored_names(files)
             self._places = {name: (files[stored], stored) for name, stored in names.items()}
             self._share_tied(config)
@@ -83,7 +83,7 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
         return values
 
     def _share_tied(self, config: ModelConfig) -> None:
-        """A weight of two names may be stored under either one."""
+        """Find tied weights, which may be stored under either of their names."""
         for name, source in config.tied().items():
             if source not in self._places and name in self._places:
                 self._places[source] = self._places[name]
@@ -94,8 +94,9 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
                 )
 
     def _adapt(self, config: ModelConfig, folder: Path) -> ModelConfig:
-        """Put an adapter's tensors in place. One on the head or the embedding alone makes them two,
-        whatever `tie_word_embeddings` says.
+        """Apply an adapter's tensors.
+
+        An adapter of the head or of the embedding unties them, whatever `tie_word_embeddings` says.
         """
         adapter = open_adapter(folder, config.naming)
         self._files.append(adapter.file)
@@ -119,7 +120,7 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
                 )
 
     def _check_stored(self) -> None:
-        """Check that storage types can be read, and that stored tied weights are copies."""
+        """Check that storage types can be read and that stored tied weights are equal."""
         for name in self.names():
             file, stored = self._places[name]
             file.check(stored)
@@ -155,11 +156,10 @@ def open_checkpoint(
 ) -> StoredCheckpoint:
     """Open a folder, a .safetensors or .gguf file, or a name on the Hugging Face hub.
 
-    `head`, one of `models.configs.heads.HEADS`, overrides the one that the checkpoint names.
-    `progress` is called while a model is downloaded from the hub.
-    Everything except the values is checked here: the architecture is supported, every weight is
-    present with the right shape and in a readable storage type, and no file is cut short. Raises
-    ModelError.
+    `head`, one of `models.configs.heads.HEADS`, overrides the head that the checkpoint names.
+    `progress` is called while a model is downloaded from the hub. Everything except the values is
+    checked here: the architecture is supported, every weight is present with the right shape and in
+    a readable storage type, and no file is cut short. Raises ModelError.
     """
     path = resolve_model(path_or_name, head=head, progress=progress)
     source = find_source(transformer_folder(path))

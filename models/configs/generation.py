@@ -1,7 +1,7 @@
-"""What a model's `generation_config.json` says about the choice of tokens.
+"""Settings in a model's `generation_config.json` that affect the choice of tokens.
 
-It is public, and part of the configuration that is published with a model: who asks a cluster gets
-the answers that the model's makers meant, as whoever runs it at home does.
+They are public and are published with the model's configuration. So clients of a cluster get
+answers chosen as the model's makers intended, like users who run the model locally.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLING = (
     "epsilon_cutoff",
     "eta_cutoff",
 )
-"""Settings without effect unless tokens are drawn."""
+"""Settings that have an effect only if tokens are sampled."""
 APPLIED = (
     *SAMPLING,
     "do_sample",
@@ -42,9 +42,12 @@ APPLIED = (
     "exponential_decay_length_penalty",
     "stop_strings",
 )
-"""Settings that the client applies. Those in neither list change no token (caches, outputs, what
-only beams or assistants use), or are asked for with every request (`max_new_tokens`)."""
-# Setting -> values with which it does nothing; absent and null are the same.
+"""Settings that the client applies.
+
+Settings that are neither here nor in `_REFUSED` do not change any token (caches, outputs, options
+of beam search or assistants), or are part of every request (`max_new_tokens`).
+"""
+# Unsupported setting -> values with which it has no effect, like absent and null.
 _REFUSED: dict[str, tuple[object, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -69,13 +72,14 @@ _MAX_TEXT = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class GenerationSettings:
-    """Raises ModelError on construction when a value is of a type that no setting has.
+    """The generation settings of a model. Raises ModelError on construction.
 
     Attributes:
-        values: name and value of each setting of `APPLIED` that is there. Lists are tuples; whether
-            a value is usable is found out by who applies it.
-        refused: what is there and not supported, as "num_beams: 4".
-        endless: the model is said to have no end token, so the tokenizer's ends no text either.
+        values: name and value of each setting of `APPLIED` that is present, with lists as tuples.
+            Whether a value is usable is checked when it is applied.
+        refused: unsupported settings and values that are present, such as "num_beams: 4".
+        endless: the model declares no end token, so the tokenizer's end token does not end a text
+            either.
     """
 
     values: tuple[tuple[str, Setting], ...] = ()
@@ -94,7 +98,7 @@ class GenerationSettings:
         check_flag("generation: endless", self.endless)
 
     def to_public(self) -> dict[str, Any]:
-        """JSON types only."""
+        """The settings as JSON types."""
         values = {name: _listed(value) for name, value in self.values}
         return {"values": values, "refused": list(self.refused), "endless": self.endless}
 
@@ -111,9 +115,9 @@ class GenerationSettings:
 
 
 def read_generation(data: Mapping[str, Any], *, endless: bool = False) -> GenerationSettings | None:
-    """From a `generation_config.json`, or a `config.json` of the time before there was one.
+    """Read the settings from a `generation_config.json`, or from an older `config.json`.
 
-    None: it says nothing of tokens.
+    Returns None if it has none that matter here.
     """
     values, refused = [], []
     for name in APPLIED:

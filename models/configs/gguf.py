@@ -1,7 +1,7 @@
-"""The configuration of a GGUF file, from its metadata, for every architecture that is read.
+"""The configuration of a GGUF file, from its metadata, for every supported architecture.
 
-Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A new architecture is an entry of
-`_READERS` here, and one of `LAYOUTS` in `models.checkpoints.gguf_weights`.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A new architecture needs an entry
+in `_READERS` here and one in `LAYOUTS` in `models.checkpoints.gguf_weights`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from models.files.gguf_reader import GgufFile
 from protocols.errors import ModelError
 
 ROPE_FREQS = "rope_freqs.weight"
-"""A tensor that belongs to the configuration: what each rotary frequency is divided by."""
+"""A tensor that belongs to the configuration: the divisor of each rotary frequency."""
 _HEADS = ("causal-lm", "none")
-# What changes the function where it is there and has another value; keys follow the architecture.
+# Settings that change the function unless they are absent or have one of these values. The keys
+# are without the name of the architecture.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "expert_count": (0,),
     "attention.causal": (True,),
@@ -38,12 +39,12 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What is known of a file before any weight is read.
+    """The parts of a file that its configuration is read from.
 
     Attributes:
-        architecture: of llama.cpp, with which the keys begin.
+        architecture: its name in llama.cpp, with which the keys begin.
         tensors: names of all tensors.
-        freqs: values of `ROPE_FREQS`, or None without it.
+        freqs: values of `ROPE_FREQS`, or None if the file does not have it.
     """
 
     architecture: str
@@ -52,19 +53,19 @@ class GgufHeader:
     freqs: tuple[float, ...] | None = None
 
     def key(self, name: str) -> str:
-        """A key of the architecture in full."""
+        """The full key of a setting of the architecture."""
         return f"{self.architecture}.{name}"
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A setting of the architecture, or the default."""
+        """A setting of the architecture, or the default if it is absent."""
         return self.metadata.get(self.key(name), default)
 
     def required(self, name: str) -> Any:
-        """A setting of the architecture. Raises ModelError where it is missing."""
+        """A setting of the architecture. Raises ModelError if it is missing."""
         return required(self.metadata, self.key(name))
 
     def has_layer_tensor(self, name: str) -> bool:
-        """Whether the first layer has a tensor of that name."""
+        """Whether the first layer has a tensor with this name."""
         return f"blk.0.{name}" in self.tensors
 
 
@@ -85,10 +86,10 @@ def config_of_metadata(
     freqs: tuple[float, ...] | None = None,
     head: str | None = None,
 ) -> ModelConfig:
-    """From GGUF metadata, the names of the tensors, and the values of `ROPE_FREQS`.
+    """The configuration from GGUF metadata, tensor names and the values of `ROPE_FREQS`.
 
-    Raises ModelError for a missing key and for every setting that would change the function
-    computed and is not supported.
+    Raises ModelError for a missing key and for every unsupported setting that would change the
+    function.
     """
     architecture = metadata.get("general.architecture")
     check_architecture(architecture)
@@ -104,14 +105,14 @@ def config_of_metadata(
 
 
 def check_architecture(name: object) -> None:
-    """Raise ModelError unless GGUF files of that `general.architecture` can be read."""
+    """Raise ModelError unless GGUF files with this `general.architecture` are supported."""
     if not isinstance(name, str) or name not in _READERS:
         wanted = f"{', '.join(_READERS)} (other models from a folder with safetensors)"
         raise unsupported("general.architecture", name, wanted)
 
 
 def _llama(header: GgufHeader, head: str) -> LlamaConfig:
-    """LLaMA, Mistral, Qwen2, Qwen3: one family, told apart by the tensors that are there."""
+    """LLaMA, Mistral, Qwen2 and Qwen3: one family; the tensors present show the differences."""
     heads, hidden = header.required("attention.head_count"), header.required("embedding_length")
     check_size(header.key("attention.head_count"), heads)
     check_size(header.key("embedding_length"), hidden)
@@ -156,8 +157,9 @@ _READERS: dict[str, Callable[[GgufHeader, str], ModelConfig]] = {
 
 
 def _rope_scaling(header: GgufHeader) -> RopeScaling | None:
-    """From the metadata, or from the frequencies that LLaMA 3.1 and later store beside the weights
-    (https://github.com/ggml-org/llama.cpp/pull/8676).
+    """The rotary scaling, from the metadata or from the values of `ROPE_FREQS`.
+
+    LLaMA 3.1 and later have that tensor (https://github.com/ggml-org/llama.cpp/pull/8676).
     """
     kind, factor = header.get("rope.scaling.type", "none"), header.get("rope.scaling.factor")
     check_choice(header.key("rope.scaling.type"), kind, ("none", "linear"))
@@ -182,7 +184,7 @@ def _rope_scaling(header: GgufHeader) -> RopeScaling | None:
 
 
 def gguf_eos_token_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    """Ids that end a text or a turn, as the metadata of a GGUF file names them."""
+    """Ids of the tokens that end a text or a turn, from the metadata of a GGUF file."""
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
     found = (metadata.get(f"tokenizer.ggml.{name}") for name in names)
     return tuple(dict.fromkeys(token for token in found if token is not None))

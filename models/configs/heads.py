@@ -1,4 +1,4 @@
-"""The head of a model: which one, how many outputs, and their names."""
+"""The head of a model: its kind, the number of its outputs, and their names."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ HEADS = (
     "token-classification",
     "question-answering",
 )
-"""`none` is the base model: the last hidden state."""
+"""Kinds of heads. `none` is the base model, whose output is the last hidden state."""
 LABELLED_HEADS = ("sequence-classification", "token-classification", "question-answering")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 MAX_LABELS = 1 << 14
 
-# Names of labels are for display. Longer ones are cut, and more text than this is left out, so
-# that a configuration stays small enough to publish.
+# Label names are only for display. Longer names are cut, and all are dropped if their total length
+# exceeds the second limit, so that a configuration stays small enough to publish.
 _MAX_LABEL_CHARACTERS = 200
 _MAX_LABELS_CHARACTERS = 1 << 16
-# How the names of transformers' classes end, after the name of the family.
+# End of the name of a transformers class, after the family's name -> head.
 _SUFFIXES = {
     "Model": "none",
     "ForCausalLM": "causal-lm",
     "LMHeadModel": "causal-lm",
     "ForMaskedLM": "masked-lm",
-    # Its second head, which predicts whether one sentence follows another, is left out.
+    # The second head, which predicts whether one sentence follows another, is not used.
     "ForPreTraining": "masked-lm",
     "ForSequenceClassification": "sequence-classification",
     "ForTokenClassification": "token-classification",
@@ -46,11 +46,11 @@ def read_head(
     head: str | None,
     others: Mapping[str, str],
 ) -> dict[str, Any]:
-    """`head`, `num_labels`, `labels` and `problem_type` from a `config.json`.
+    """Read `head`, `num_labels`, `labels` and `problem_type` from a `config.json`.
 
-    class_name: the start of the family's class names; `others`: ends of class names with a head
-    of their own in this family. Without `architectures` a
-    decoder predicts tokens and an encoder has no head. Raises ModelError.
+    class_name: the start of the family's class names; others: end of a class name -> its head,
+    where this family differs from the usual ones. Without `architectures`, a decoder predicts
+    tokens and an encoder has no head. Raises ModelError.
     """
     ends = {**_SUFFIXES, **others}
     known = {class_name + end: head for end, head in ends.items() if head in heads}
@@ -58,7 +58,7 @@ def read_head(
     if head is None:
         head = named
     check_choice("head", head, heads)
-    if head == "question-answering":  # scores of the first and the last token of the answer
+    if head == "question-answering":  # scores for the first and the last token of the answer
         return {"head": head, "num_labels": 2}
     if head not in LABELLED_HEADS:
         return {"head": head}
@@ -97,7 +97,7 @@ def _head_of_class(
     first = classes[0] if isinstance(classes, list) else classes
     if isinstance(first, str) and first in known:
         return known[first]
-    # `head` may override another head of the same family; another family has another function.
+    # `head` may override another head of the same family. Another family computes another function.
     if override and isinstance(first, str) and first.startswith(class_name):
         return "none"
     model_type = short(data.get("model_type"))
@@ -105,7 +105,7 @@ def _head_of_class(
 
 
 def _read_labels(data: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """Number of labels and their names; transformers assumes two where neither is given."""
+    """The number of labels and their names; if neither is given, transformers assumes two."""
     names, count = data.get("id2label"), data.get("num_labels")
     if names is None:
         count = 2 if count is None else count

@@ -14,12 +14,12 @@ from protocols.errors import ModelError
 
 Shape = tuple[int, ...]
 
-# What training puts around a model and leaves in the names: torch.compile (around parts, too), its
-# parallel wrappers, and PEFT.
+# Wrappers used in training leave these prefixes in the names: torch's parallel wrappers, PEFT and
+# torch.compile, which may also wrap parts of a model.
 _WRAPPERS = ("module.", "base_model.model.")
 _COMPILED = "_orig_mod."
 
-# Checkpoints converted from TensorFlow, such as bert-base-uncased, kept its names.
+# Checkpoints converted from TensorFlow, such as bert-base-uncased, still use its names.
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -28,11 +28,12 @@ class Naming:
     """The names of a family's tensors on disk.
 
     Attributes:
-        prefix: of the base model in a class with a head, with its dot.
-        children: first parts of the names inside the base model.
-        heads: first parts of the names outside, of all heads that transformers has for the family.
+        prefix: prefix of the base model in a class with a head, with the dot.
+        children: first parts of names inside the base model.
+        heads: first parts of names outside the base model, for all heads that transformers has for
+            the family.
         ignored: canonical names of buffers that follow from the configuration.
-        other_prefixes: written instead of `prefix` by some classes.
+        other_prefixes: prefixes that some classes use instead of `prefix`.
         renamed: first parts of names in older versions of transformers -> the current ones.
         transposed: canonical names of matrices that are stored as (inputs, outputs).
     """
@@ -46,11 +47,11 @@ class Naming:
     transposed: re.Pattern[str] | None = None
 
     def is_transposed(self, name: str) -> bool:
-        """Whether a matrix, by canonical name, is stored as (inputs, outputs)."""
+        """Whether the matrix with this canonical name is stored as (inputs, outputs)."""
         return self.transposed is not None and self.transposed.fullmatch(name) is not None
 
     def canonical(self, name: str) -> str:
-        """Canonical name of a stored tensor; an unknown name is kept and refused later."""
+        """The canonical name of a stored tensor; an unknown name is kept and refused later."""
         name = name.replace(_COMPILED, "")
         while name.startswith(_WRAPPERS):
             name = name.removeprefix(_WRAPPERS[0]).removeprefix(_WRAPPERS[1])
@@ -65,7 +66,7 @@ class Naming:
         return self.prefix + name if first in self.children else name
 
     def stored_names(self, stored: Iterable[str]) -> dict[str, str]:
-        """Canonical name -> stored name. Raises ModelError when two stored names mean the same."""
+        """Canonical name -> stored name. Raises ModelError if two stored names mean the same."""
         found: dict[str, str] = {}
         for name in stored:
             canonical = self.canonical(name)
@@ -76,6 +77,6 @@ class Naming:
         return found
 
     def is_of_other_head(self, name: str, used: Iterable[str]) -> bool:
-        """Whether a tensor belongs to a head that none of the tensors `used` belongs to."""
+        """Whether a tensor belongs to a head to which no tensor in `used` belongs."""
         first = name.partition(".")[0]
         return first in self.heads and first not in {n.partition(".")[0] for n in used}

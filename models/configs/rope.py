@@ -1,4 +1,4 @@
-"""Rotary positions: their base and scaling, read from a `config.json`, and their angles."""
+"""Rotary positions: base and scaling, read from a `config.json`, and the angles."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ _MAX_FACTORS = 1 << 9
 class RopeScaling:
     """How rotary frequencies are stretched for contexts longer than in training.
 
-    A field that the kind does not have is None. Raises ModelError on construction.
+    Fields that a kind does not use are None. Raises ModelError on construction.
 
     Attributes:
         kind: `linear` (all frequencies divided by factor), `dynamic` (a base that grows once the
             sequence is longer than original_max_positions), `llama3` (low frequencies divided,
-            high ones kept, a smooth transition between), `yarn` (the same by the number of turns
-            within the training context; arXiv 2309.00071) or `longrope` (each frequency divided by
-            its own factor; arXiv 2402.13753).
+            high ones kept, a smooth transition between), `yarn` (the same with a transition that
+            is linear in the index of the frequency; arXiv 2309.00071) or `longrope` (each frequency
+            divided by a separate factor; arXiv 2402.13753).
         original_max_positions: context length in training, in tokens.
-        attention_factor: factor of rotated queries and keys.
-        factors: one number per frequency.
+        attention_factor: factor on rotated queries and keys.
+        factors: one divisor per frequency.
     """
 
     kind: str
@@ -100,7 +100,7 @@ class RopeScaling:
             raise ModelError("rope_scaling: high_freq_factor must be above low_freq_factor")
 
     def to_public(self) -> dict[str, Any]:
-        """JSON types only."""
+        """The scaling as JSON types."""
         return asdict(self)
 
     @classmethod
@@ -113,7 +113,7 @@ class RopeScaling:
 
 
 def _checked(name: str, value: object) -> Any:
-    """A setting of a scaling that must be there. Raises ModelError."""
+    """Check and return a required setting of a scaling. Raises ModelError."""
     where = f"rope_scaling.{name}"
     if name == "truncate":
         check_flag(where, value)
@@ -131,13 +131,13 @@ def _checked(name: str, value: object) -> Any:
 def rotary_turns(theta: float, size: int, scaling: RopeScaling | None, length: int) -> Words:
     """Angle per position of each pair of entries of a head, in 2^-64 of a turn: (size // 2,).
 
-    Multiplied by a position, modulo 2^64, it gives the angle there, off by at most position * 2^-65
-    of a turn: both evaluators get the same (see `protocols.base.precise`).
+    The product with a position, modulo 2^64, is the angle at that position, off by at most
+    position * 2^-65 of a turn. Both evaluators get the same words (see `protocols.base.precise`).
 
-    length: tokens of the sequence so far, on which the kind `dynamic` depends. The formulas are
-    those of transformers' `modeling_rope_utils`.
+    length: number of tokens in the sequence so far; only the kind `dynamic` depends on it. The
+    formulas are those of transformers' `modeling_rope_utils`.
     """
-    least = 0  # all shorter sequences have the same angles
+    least = 0  # only `dynamic` depends on the length, and only beyond the training context
     if scaling is not None and scaling.kind == "dynamic":
         least = max(length, scaling.original_max_positions or 0)
     return _turns(theta, size, scaling, least)
@@ -155,7 +155,7 @@ def _turns(theta: float, size: int, scaling: RopeScaling | None, length: int) ->
 
 
 def _rates(theta: Decimal, size: int, scaling: RopeScaling | None, length: int) -> list[Decimal]:
-    """Radians per position."""
+    """Angle per position of each pair of entries, in radians."""
     if scaling is not None and scaling.kind == "dynamic":
         assert scaling.original_max_positions is not None and scaling.factor is not None
         original, factor = scaling.original_max_positions, Decimal(scaling.factor)
@@ -183,7 +183,7 @@ def _yarn(rates: list[Decimal], log: Decimal, size: int, scaling: RopeScaling) -
     original = scaling.original_max_positions
 
     def entry(turns: float) -> Decimal:
-        """The entry that makes so many turns in the training's context."""
+        """Index of the frequency that makes this many turns in the training context."""
         return size * (original / (Decimal(turns) * 2 * PI)).ln() / (2 * log)
 
     low, high = entry(scaling.beta_fast), entry(scaling.beta_slow)
@@ -207,11 +207,11 @@ def _llama3(rate: Decimal, scaling: RopeScaling) -> Decimal:
 
 
 class Rope(NamedTuple):
-    """Rotary positions as a `config.json` has them.
+    """Rotary positions as a `config.json` describes them.
 
     Attributes:
         theta: base of the frequencies.
-        fraction: part of a head's entries that is rotated.
+        fraction: fraction of a head's entries that are rotated.
     """
 
     theta: Any
@@ -219,32 +219,33 @@ class Rope(NamedTuple):
     fraction: Any = 1.0
 
     def context(self, positions: int) -> int:
-        """Longest sequence of a model whose `max_position_embeddings` is `positions`."""
+        """The longest sequence of a model whose `max_position_embeddings` is `positions`."""
         if self.scaling is not None and self.scaling.kind == "dynamic":
             assert self.scaling.factor is not None
             return int(positions * self.scaling.factor)
         if self.scaling is not None and self.scaling.kind == "longrope":
-            # Beyond the training's context it has other frequencies, and keys that are held
-            # cannot be turned again.
+            # Beyond the training context the frequencies change, and keys in the cache cannot be
+            # rotated again.
             assert self.scaling.original_max_positions is not None
             return min(positions, self.scaling.original_max_positions)
         return positions
 
 
 def read_rope(data: Mapping[str, Any], positions: int, *, partial: bool = False) -> Rope:
-    """Base of the frequencies and their scaling from a `config.json`.
+    """Read the base of the frequencies and their scaling from a `config.json`.
 
     transformers 5 writes `rope_parameters`; earlier versions wrote `rope_theta` and `rope_scaling`.
-    positions: the configuration's `max_position_embeddings`; partial: the family may rotate a part
-    of a head. Raises ModelError for kinds that are not supported.
+    positions: the configuration's `max_position_embeddings`; partial: the family may rotate only
+    part of a head. Raises ModelError for unsupported kinds.
     """
     where = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
     return _rope(data, where, _flat(where, data.get(where) or {}), positions, partial)
 
 
 def read_layer_ropes(data: Mapping[str, Any], positions: int) -> tuple[Rope, Rope]:
-    """Rotary positions of layers with full attention, and of those with a sliding window, each
-    with its own base (Gemma 3). Raises ModelError.
+    """Read the rotary positions of full-attention layers and of sliding-window layers.
+
+    The two kinds of layers have separate bases (Gemma 3, ModernBERT). Raises ModelError.
     """
     given = data.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
@@ -263,8 +264,10 @@ def read_layer_ropes(data: Mapping[str, Any], positions: int) -> tuple[Rope, Rop
 
 
 def rotary_order(size: int, rotated: int) -> NDArray[np.int64]:
-    """Entries of a head of which the first `rotated` are rotated, in the order in which pairs that
-    turn together are half a head apart; the others are pairs that do not turn.
+    """An order of a head's entries in which the two entries of each pair are half a head apart.
+
+    The first `rotated` entries of the head form pairs that are rotated; the others form pairs that
+    are not.
     """
     entries, half, rest = np.arange(size), rotated // 2, (size - rotated) // 2
     first = [entries[:half], entries[rotated : rotated + rest]]
@@ -287,7 +290,7 @@ def _scaling(
     data: Mapping[str, Any], where: str, rope: Mapping[str, Any], positions: int
 ) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    kind = "longrope" if kind == "su" else kind  # its first name
+    kind = "longrope" if kind == "su" else kind  # its former name
     original = rope.get("original_max_position_embeddings")
     check_choice(f"{where}.rope_type", kind, ("default", *_FIELDS))
     known = {*_FIELDS.get(kind, ()), *_EXTRA_KEYS.get(kind, ()), *_COMMON_KEYS}
@@ -300,7 +303,7 @@ def _scaling(
         name = f"{where}.original_max_position_embeddings"
         raise unsupported(name, original, f"max_position_embeddings {positions} for kind 'dynamic'")
     if kind in ("llama3", "yarn", "longrope"):
-        # Where transformers looks for it, in order of precedence.
+        # The places where transformers looks for it, in order of precedence.
         found = (data.get("original_max_position_embeddings"), original, positions)
         original = next(value for value in found if value is not None)
     if kind in _READERS:
@@ -340,7 +343,7 @@ def _grown(where: str, factor: float, scale: object) -> float:
 def _read_longrope(
     where: str, rope: Mapping[str, Any], positions: int, original: int
 ) -> RopeScaling:
-    """That of sequences up to the training's context, where `Rope.context` ends."""
+    """The scaling for sequences up to the training context; `Rope.context` allows no others."""
     factor, given = rope.get("factor"), rope.get("attention_factor")
     factor = positions / original if factor is None else factor
     factor = number(f"{where}.factor", factor, _TINY, _MAX_FACTOR)
@@ -360,7 +363,7 @@ _READERS: dict[str, Callable[[str, Mapping[str, Any], int, Any], RopeScaling]] =
 
 
 def _flat(where: str, rope: object) -> Mapping[str, Any]:
-    """The parameters as one mapping, even if they are repeated for each type of layer."""
+    """The parameters as one mapping; they may be repeated for each type of layer."""
     if not isinstance(rope, Mapping):
         raise unsupported(where, rope, "a mapping with rope_type")
     nested = [value for value in rope.values() if isinstance(value, Mapping)]

@@ -1,4 +1,4 @@
-"""How a sentence-transformers model turns a text's hidden states into one vector."""
+"""Settings of sentence-transformers models: how a text's hidden states become one vector."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ class SentenceSettings:
     They are public: the owner publishes them in the model's plan.
 
     Attributes:
-        pooling: the mean over a text's tokens, or its first or last one.
+        pooling: the mean over a text's tokens, or the first or last token.
         normalize: whether vectors are scaled to length 1.
-        max_length: longer texts are cut to this many tokens; None: they are refused.
+        max_length: longer texts are cut to this many tokens; None: texts that are too long for the
+            model are refused.
         lower: whether texts are lower-cased first.
-        prompt: text in front of every input.
+        prompt: text that is put before every input.
         refusal: why this model cannot turn texts into vectors; "" if it can.
     """
 
@@ -51,7 +52,7 @@ class SentenceSettings:
     refusal: str = ""
 
     def to_public(self) -> dict[str, Any]:
-        """JSON types only."""
+        """The settings as JSON types."""
         return asdict(self)
 
     @classmethod
@@ -79,11 +80,12 @@ class SentenceSettings:
 
 
 def sentence_settings(path: Path) -> SentenceSettings:
-    """The settings of a model's folder, or of a file in it; without a `modules.json` the default, a
-    mean of length 1.
+    """Read the settings from a model's folder, or from the folder of a file.
+
+    Without a `modules.json`, they are the defaults: the mean, scaled to length 1.
 
     Raises:
-        ModelError: a part or a kind of pooling that is not supported.
+        ModelError: a module or the kind of pooling is not supported.
     """
     folder = path if path.is_dir() else path.parent
     if not (folder / MODULES).is_file():
@@ -110,8 +112,9 @@ def sentence_settings(path: Path) -> SentenceSettings:
 
 
 def described_sentences(path: Path) -> SentenceSettings:
-    """As `sentence_settings`; what is not supported becomes a `refusal`, for a model that can do
-    other tasks all the same.
+    """Like `sentence_settings`, but an unsupported setting becomes a `refusal`.
+
+    Such a model can still do other tasks.
     """
     try:
         return sentence_settings(path)
@@ -120,15 +123,15 @@ def described_sentences(path: Path) -> SentenceSettings:
 
 
 def is_sentence_model(path: Path) -> bool:
-    """Whether a folder, or the folder of a file, is one of sentence-transformers."""
+    """Whether a folder, or the folder of a file, has a sentence-transformers model."""
     return ((path if path.is_dir() else path.parent) / MODULES).is_file()
 
 
 def transformer_folder(path: Path) -> Path:
-    """Where the model itself is: `path`, or the folder in it that its `modules.json` names.
+    """The folder of the model itself: `path`, or the one inside it that `modules.json` names.
 
     Raises:
-        ModelError: that file is damaged.
+        ModelError: `modules.json` is damaged.
     """
     if not path.is_dir() or not is_sentence_model(path):
         return path
@@ -137,14 +140,14 @@ def transformer_folder(path: Path) -> Path:
 
 
 def _modules(file: Path) -> list[tuple[str, str]]:
-    """Class and folder of every part, in order."""
+    """Class and folder of every module, in order."""
     try:
         entries = json.loads(file.read_bytes())
         found = [(str(e["type"]).rpartition(".")[2], str(e.get("path", ""))) for e in entries]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: cannot be read as a list of modules ({error})") from None
     for _, place in found:
-        # A description from the hub must not point outside its folder.
+        # A file from the hub must not point outside its folder.
         if Path(place).name != place:
             raise ModelError(f"{file}: {place[:80]!r} is not the name of a folder beside it")
     return found
@@ -166,7 +169,7 @@ def _pooling(file: Path, prompted: bool) -> Pooling:
 
 
 def _limits(file: Path) -> tuple[int | None, bool]:
-    """Longest input, and whether it is lower-cased."""
+    """The longest input in tokens, or None, and whether inputs are lower-cased."""
     config: Mapping[str, Any] = read_json(file) if file.is_file() else {}
     limit = config.get("max_seq_length")
     if limit is not None and (type(limit) is not int or limit < 1):

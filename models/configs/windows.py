@@ -1,4 +1,4 @@
-"""Which layers see a window of the text, as a `config.json` has it."""
+"""The sliding windows of a model's layers, read from a `config.json`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from models.configs.validate import check_choice, check_size, required, unsuppor
 def layer_windows(
     kinds: object, layers: int, window: Any, positions: int
 ) -> tuple[int | None, ...] | None:
-    """Sliding windows from `layer_types`, a layer each; None when none is shorter than the context
-    of so many positions. Raises ModelError.
+    """The sliding window of each layer, from `layer_types`.
+
+    None when no layer has a window shorter than the context of `positions` tokens. Raises
+    ModelError.
     """
     allowed = ("full_attention", "sliding_attention")
     if not isinstance(kinds, list | tuple) or len(kinds) != layers:
@@ -30,8 +32,9 @@ def layer_windows(
 def read_windows(
     model_type: str, data: Mapping[str, Any], layers: int, positions: int
 ) -> tuple[int | None, ...] | None:
-    """Sliding windows of LLaMA, Mistral and Qwen, a layer each; None when no window is shorter than
-    the context. Raises ModelError.
+    """The sliding window of each layer of LLaMA, Mistral and Qwen models.
+
+    None when no layer has a window shorter than the context. Raises ModelError.
     """
     window: Any = data.get("sliding_window")
     if model_type.startswith("qwen") and not data.get("use_sliding_window", False):

@@ -1,8 +1,8 @@
-"""Header of a GGUF file, read with every length checked; tensor data stays on disk.
+"""Reads the header of a GGUF file and checks every length in it; tensor data stays on disk.
 
-The `gguf` library's own reader builds several NumPy views per metadata element, which takes seconds
-for a vocabulary, and fails with an IndexError on a truncated file. This one takes a tenth of a
-second and reports what is wrong. The library still does the dequantisation.
+The reader of the `gguf` library builds several NumPy views per metadata element, which takes
+seconds for a vocabulary, and fails with an IndexError on a truncated file. This one takes a tenth
+of a second and reports what is wrong. The library still does the dequantisation.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3).
 """
@@ -40,7 +40,7 @@ _SCALARS = {
     12: "d",
 }
 _MAX_DIMS = 4
-# All that the library dequantises (older ones of it lack the last), and two that take a line here.
+# The types that the library dequantises (old versions lack the last), and two decoded here.
 _NAMES = (
     "F64 F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ1_S IQ1_M IQ2_XXS "
     "IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4 NVFP4"
@@ -50,7 +50,7 @@ _SUPPORTED = {kind for kind in GGMLQuantizationType if kind.name in _NAMES.split
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Place of a tensor. `shape` is in NumPy order (rows first), `offset` from the file start."""
+    """A stored tensor. `shape` is in NumPy order (rows first), `offset` from the file start."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,10 +60,10 @@ class GgufTensor:
 
 
 def _dequantized(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[Any]:
-    """Values of rows of blocks: (..., bytes of a row) to (..., numbers of a row)."""
+    """Decode rows of blocks: (..., bytes of a row) to (..., numbers of a row)."""
     if kind == GGMLQuantizationType.F64:
         return rows.view(np.float64)
-    if kind == GGMLQuantizationType.Q8_K:  # a float32 scale, 256 bytes, and sums of them
+    if kind == GGMLQuantizationType.Q8_K:  # a float32 scale, 256 signed bytes, and sums of these
         blocks = rows.reshape(-1, GGML_QUANT_SIZES[kind][1])
         scales = np.ascontiguousarray(blocks[:, :4]).view(np.float32)
         values = scales * blocks[:, 4:260].view(np.int8).astype(np.float32)
@@ -75,7 +75,7 @@ def _dequantized(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray
 class GgufFile:
     """`metadata` (plain Python values) and `tensors` of one file, memory-mapped until `close`.
 
-    Raises ModelError when the file is truncated, malformed, split or of an unknown version.
+    Raises ModelError if the file is truncated, malformed, split or of an unknown version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,7 +109,7 @@ class GgufFile:
             )
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """The tensor in float32, fresh, writable, C-contiguous. Raises ModelError, KeyError."""
+        """A tensor as a new, writable, C-contiguous float32 array. Raises ModelError, KeyError."""
         self.check(name)
         entry = self.tensors[name]
         raw = np.frombuffer(self._map[entry.offset : entry.offset + entry.nbytes], dtype=np.uint8)

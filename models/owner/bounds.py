@@ -1,9 +1,9 @@
 """`Ops` on bounds: the ranges that a model's secure run needs, proven from its weights.
 
-A row that comes out of a norm has a known length for any input; every later step can stretch it by
-no more than its weights allow, plus the errors of the secure run's approximations and roundings. So
-each range below holds for every possible input, and nothing has to be measured. A model that cannot
-be represented is refused, with the name of the place.
+The result of a norm has a known length for any input. Every later step can stretch it by no more
+than its weights allow, plus the errors of the secure run's approximations and roundings. So each
+range holds for every possible input, and nothing has to be measured. A model whose values do not
+fit is refused with the name of the place.
 """
 
 import math
@@ -30,18 +30,19 @@ Vector = NDArray[np.float64]
 
 ACTIVATION_LIMIT = 2.0**15
 HELD = 1 - 2.0**-12
-"""Part of a limit that may be used: a comparison reads numbers whose last bits are shifted away,
-and they must not reach the limit even with the error of that shift. ReLU of 2^15 - 2^-18 was 0.
+"""The part of a limit that may be used. Comparisons read numbers whose last bits are shifted away,
+and these must not reach the limit even with the error of that shift. Without this margin, ReLU of
+2^15 - 2^-18 was 0.
 """
 ACTIVATION_ERROR = 0.08
-"""Largest error of an approximation of an activation ("puma" has it: 0.0725 from SiLU)."""
+"""A bound on the error of an approximated activation (the largest is 0.0725: SiLU in "puma")."""
 _ULP = 2.0**-17  # two units in the last of 18 fraction bits
 MIN_ROPE_FRAC = 8
 _SCORE_WIDTH = RING_BITS - 1 - FRACTION_BITS
-"""Of the ring of a score, a product that was truncated."""
+"""Bits of the ring of a score, which is a truncated product."""
 _ENOUGH_ROPE_FRAC, _LEAST_BESIDE_VALUES = 16, 12
-"""Fraction bits of angles for which large values give up some of theirs, and the fewest that they
-may leave: an angle's error is multiplied by the score.
+"""Large values give up fraction bits until angles have the first number of bits; angles must keep
+at least the second. The error of an angle is multiplied by the score.
 """
 
 
@@ -50,7 +51,7 @@ class Bound:
     """Rows x = scale * z + shift with |z| <= radius (Euclidean) and elementwise scale.
 
     Attributes:
-        size: features of a row.
+        size: number of features of a row.
         scale: (features,) sizes of the factors, or None for ones.
         shift: (features,), or None for zeros.
         frac: fraction bits in the secure run at this place.
@@ -80,7 +81,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class HeadBound:
-    """Lengths of each head's rows of `size` entries, and the largest entry."""
+    """Bounds on the length of each head's rows, of `size` entries, and on the largest entry."""
 
     size: int
     lengths: Vector
@@ -102,7 +103,7 @@ class Bounds:
 
     @property
     def ranges(self) -> Ranges:
-        """The ranges that the program has needed so far."""
+        """The ranges of the places that the program has reached so far."""
         return Ranges(dict(self._norms), dict(self._attention))
 
     async def embed(self, table: Floats, count: int, columns: int) -> Bound:
@@ -130,7 +131,7 @@ class Bounds:
         radius = (1.0 if unit else math.sqrt(norm.size)) * (1 + 4 * 2.0**-found.frac)
         radius *= longest_result(norm, found)
         frac = FRACTION_BITS if shift is None and not residual else RESIDUAL_BITS
-        if scale is not None:  # a gain of zero leaves roundings
+        if scale is not None:  # roundings remain even where the gain is zero
             scale = np.maximum(scale, 4 * _ULP)
         result = Bound(norm.size, SLACK * radius, scale, offset, frac)
         if gain is not None:  # the gain may be multiplied by the result
@@ -153,7 +154,7 @@ class Bounds:
     async def dense(self, x: Bound, weight: Floats, name: str, activation: str) -> Bound:
         matrix, bias = _effective(x, weight)
         _check(name, float(_entries(x, matrix, bias).max()), ACTIVATION_LIMIT)
-        # No activation is further from 0 than its argument, but its approximation may be.
+        # An activation is never further from 0 than its argument, but its approximation may be.
         size = matrix.shape[1]
         length = _length(x, matrix, bias) + math.sqrt(size) * ACTIVATION_ERROR
         return Bound(size, length, frac=FRACTION_BITS)
@@ -165,7 +166,7 @@ class Bounds:
         gate, up = sizes[:half] + ACTIVATION_ERROR, sizes[half:]
         _check(name, float(sizes.max()), ACTIVATION_LIMIT)
         _check(name, float((gate * up).max()), 2.0 ** (PRODUCT_BITS - 2 * FRACTION_BITS))
-        # The product is rounded once more, after the gate's factors of at least its error.
+        # The product is rounded once more; the gate's factors are at least ACTIVATION_ERROR.
         length = _length(x, matrix[:, half:], bias[half:]) + _noise(half) / ACTIVATION_ERROR
         return Bound(half, length, gate, None, FRACTION_BITS)
 
@@ -235,9 +236,9 @@ class Bounds:
         return Bound(matrix.shape[1], largest)
 
     async def mean(self, x: Bound, lengths: Sequence[int], *, inner: bool = False) -> Bound:
-        # A sum times the inverse of its length is the only number that must fit: below
-        # OUTPUT_LIMIT = 2^17, with 22 and 22 fraction bits below 2^61, where `map_public` allows
-        # 2^62. Wraps before that cancel, because the inverse is an integer.
+        # Only the sum times the inverse length must fit. It is below OUTPUT_LIMIT = 2^17, so with
+        # 22 + 22 fraction bits below 2^61, and `map_public` allows 2^62. Earlier wraps cancel
+        # because the inverse is an integer.
         self.result(x)
         return Bound(x.size, x.length + _noise(x.size), frac=FRACTION_BITS)
 
@@ -268,7 +269,7 @@ class Bounds:
 
 
 def _positional(q: HeadBound, k: HeadBound, relative: Relative | None) -> float:
-    """Largest sum of a query times a position's key and a key times a position's query."""
+    """The largest sum of query times position key and key times position query."""
     if relative is None or relative.keys is None:
         return 0.0
     longest = []
@@ -279,7 +280,7 @@ def _positional(q: HeadBound, k: HeadBound, relative: Relative | None) -> float:
 
 
 def _with_spans(name: str, score: float, spans: Sequence[Span]) -> float:
-    """Largest score, with what relative positions add to it, and after its soft cap."""
+    """The largest score after relative positions are added and the soft cap is applied."""
     tables = [s.relative.bias for s in spans if s.relative is not None]
     score += max((float(np.abs(t).max()) + _ULP for t in tables if t is not None), default=0.0)
     for span in spans:
@@ -290,7 +291,7 @@ def _with_spans(name: str, score: float, spans: Sequence[Span]) -> float:
 
 
 def _effective(x: Bound, weight: Floats) -> tuple[Floats, Vector]:
-    """The matrix and bias as they meet z, where x = scale * z + shift."""
+    """The matrix and bias as they apply to z, where x = scale * z + shift."""
     matrix = np.asarray(weight[: x.size], dtype=np.float32)
     bias = np.zeros(matrix.shape[1])
     if x.size < weight.shape[0]:
@@ -303,12 +304,12 @@ def _effective(x: Bound, weight: Floats) -> tuple[Floats, Vector]:
 
 
 def _noise(size: int) -> float:
-    """Length of the longest row of `size` roundings."""
+    """The largest length of a row of `size` rounding errors."""
     return math.sqrt(size) * _ULP
 
 
 def _rounded(x: Bound) -> float:
-    """How far the rounding of a column's weights can move its entry: they are shared with
+    """How far the rounding of a column's weights can move its entry. Weights are shared with
     WEIGHT_BITS fraction bits (tables with more).
     """
     across = math.sqrt(x.size) if x.scale is None else float(np.linalg.norm(x.scale))
@@ -336,8 +337,8 @@ def _heads(x: Bound, matrix: Floats, bias: Vector, size: int) -> Vector:
 
 
 def _turned(frac: int) -> float:
-    """The factor by which a rotation can stretch: sines and cosines rounded to `frac` fraction bits
-    (0: no rotation) are each off by up to 2^-(frac + 1).
+    """The factor by which a rotation can stretch a row. Sines and cosines rounded to `frac`
+    fraction bits (0: no rotation) are each off by up to 2^-(frac + 1).
     """
     return 1.0 + 2.0**-frac if frac > 0 else 1.0
 
@@ -349,8 +350,9 @@ def _pairs(sizes: Vector, size: int) -> float:
 
 
 def _rope_bits(name: str, x: Bound, pair: float, value: float) -> tuple[int, int]:
-    """Fraction bits of rotary angles, and the bits that values up to `value` give up for them,
-    where rotated entries stay below `pair`.
+    """Fraction bits of rotary angles, and the number of bits that values give up for them.
+
+    Rotated entries are at most `pair`, values at most `value`.
     """
     turned, held = (
         PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(max(size, 1.0)))
@@ -372,8 +374,8 @@ def _rope_bits(name: str, x: Bound, pair: float, value: float) -> tuple[int, int
 
 
 def product_limit(frac: int) -> float:
-    """The limit on products of a weight and an input with `frac` fraction bits: below 2^61 as
-    integers, since twice the product is computed (`protocols.arithmetic`).
+    """The limit on products of a weight and an input with `frac` fraction bits. As integers they
+    must be below 2^61, since twice the product is computed (`protocols.arithmetic`).
     """
     return 2.0 ** (PRODUCT_BITS - frac - WEIGHT_BITS)
 

@@ -1,6 +1,6 @@
-"""The effect of fixed point: `Plain` with the secure run's roundings and approximations.
+"""The effect of fixed-point numbers: `Plain` with the secure run's roundings and approximations.
 
-The noise comes from a fixed hash, so every machine draws the same.
+The noise comes from a fixed hash, so it is the same on every machine.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from protocols.functions.normalize import Norm, NormRange
 from protocols.functions.softcap import CAP_ROUNDING, Cap
 
 SPLINE_ERROR = 5e-5
-"""Distance of a spline from its function (`protocols.spline`, `protocols.functions.elementary`)."""
+"""Error of a spline (`protocols.spline`, `protocols.functions.elementary`)."""
 _EXP_ERROR = 2.0**-15
-"""Error of a numerator, including that of its score."""
+"""Error of a softmax numerator, including the error of its score."""
 _ACTIVATION_ROUNDING = 2.0**-16
-"""Error besides that of the approximation itself."""
-_CHUNK = 1 << 16  # weights are rounded in chunks that stay in the cache
+"""Error in addition to that of the approximation itself."""
+_CHUNK = 1 << 16  # weights are rounded in chunks that fit the processor's cache
 
 
 def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
@@ -40,15 +40,16 @@ def noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
 
 
 class Rounded(Plain):
-    """`Plain` with noise of one unit in the last place wherever the secure run truncates, and with
-    the secure run's weights, tables and approximations.
+    """`Plain` with the secure run's rounding noise, weights, tables and approximations.
+
+    The noise is one unit in the last place wherever the secure run truncates.
 
     Args:
         seed: different seeds give different noise.
         places: the number of places that are rounded, in the order of the program; None: all.
 
     Attributes:
-        places: names of the places so far.
+        places: names of the places reached so far.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Rounded(Plain):
         return self._active
 
     def _shifted(self, x: Floats, step: Any) -> Floats:
-        """Noise of shifted shares: even a 0 comes out up to a step off."""
+        """Add the noise of shifting shares: even a 0 comes out up to a step off."""
         return np.asarray(x + step * noise(np.shape(x), next(self._seeds)))
 
     def _noisy(self, x: Floats, step: Any, active: bool = True) -> Floats:
-        """Noise of truncation: a 0 stays 0."""
+        """Add the noise of truncation: a 0 stays 0."""
         return self._shifted(x, step * (x != 0)) if active else x
 
     def _nearest(self, x: Floats, frac: int) -> Floats:
@@ -121,7 +122,7 @@ class Rounded(Plain):
         bounds: NormRange = self._ranges.norms[name]
         unit_step = 2.0**-RESIDUAL_BITS / norm.stretch
         moved = x - x.mean(axis=-1, keepdims=True) if norm.center else x
-        live = np.abs(moved).max(axis=-1, keepdims=True) > 2.0**-40  # else float errors only
+        live = np.abs(moved).max(axis=-1, keepdims=True) > 2.0**-40  # otherwise only float errors
         moved = np.where(live, moved, 0.0)
         coarse = moved
         if norm.extra + bounds.drop:
@@ -206,7 +207,7 @@ class Rounded(Plain):
         return self._noisy(y, step + SPLINE_ERROR * np.abs(y))
 
     def _tabled(self, span: Span) -> Span:
-        """With the weights of relative positions as they are shared."""
+        """The span with relative position weights rounded as they are when shared."""
         if (held := span.relative) is None:
             return span
         bias, keys, queries = (

@@ -1,4 +1,4 @@
-"""By how much a matrix can stretch a vector."""
+"""A bound on how much a matrix can stretch a vector."""
 
 import math
 
@@ -7,12 +7,12 @@ import numpy as np
 from protocols.base.ring import Floats
 
 SLACK = 1.001
-"""Float32 products of a few thousand terms stay well within it."""
+"""A factor that covers float32 errors: products of a few thousand terms stay well within it."""
 _SQUARINGS = 3
 
 
 def spectral(matrix: Floats) -> float:
-    """An upper bound of the largest singular value, at most size^(1/32) above it.
+    """An upper bound on the largest singular value, too large by a factor of at most size^(1/32).
 
     ||G||_2 <= ||G^8||_F^(1/8) for the symmetric G = W^T W (or W W^T, whichever is smaller).
     """

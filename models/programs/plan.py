@@ -1,4 +1,4 @@
-"""The plan that the owner publishes besides a model's architecture: exponents, never a weight."""
+"""The plan that the owner publishes for a model: architecture and exponents, never a weight."""
 
 import hashlib
 import json
@@ -20,9 +20,10 @@ Kind = Literal["table", "weight", "gain", "rows", "relative"]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A tensor to be shared: an embedding table, a matrix (inputs, outputs), a norm's gain, or
-    one or more rows that are added to the residual stream, or what relative positions add to
-    scores.
+    """A tensor to be shared.
+
+    Its kind is `table` (an embedding table), `weight` (a matrix (inputs, outputs)), `gain` (of a
+    norm), `rows` (added to the residual stream) or `relative` (weights of relative positions).
     """
 
     kind: Kind
@@ -52,8 +53,9 @@ class Plan:
     """Everything that the parties need to run a model, and everything they learn about it.
 
     Attributes:
-        config: the architecture. ranges: exponents of its places.
-        sentences: how texts become vectors, if the model says so.
+        config: the architecture.
+        ranges: the exponents of each place in the program.
+        sentences: how texts become vectors, if the model has such settings.
     """
 
     config: ModelConfig
@@ -61,7 +63,7 @@ class Plan:
     sentences: SentenceSettings | None = None
 
     def to_public(self) -> dict[str, Any]:
-        """JSON types only."""
+        """The plan as JSON types."""
         told = {} if self.sentences is None else {"sentences": self.sentences.to_public()}
         return {
             **told,

@@ -1,4 +1,4 @@
-"""The public shape of one evaluation: which tokens, where, and which rows of the result."""
+"""The public shape of one evaluation: its tokens, their positions and the rows of the result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ from protocols.errors import ConfigError
 from protocols.functions.softcap import Cap
 
 Rows = Literal["all", "last", "first", "mean", "unit"]
-"""Results for every token, for each sequence's last or first one, or for the mean of its last
-hidden states (`unit`: scaled to length 1).
+"""Which results to compute: for every token, for each sequence's last or first token, or for the
+mean of its last hidden states (`unit`: that mean scaled to length 1).
 """
 
 
@@ -23,11 +23,11 @@ hidden states (`unit`: scaled to length 1).
 class Batch:
     """Public facts about an input: nothing here depends on the tokens themselves.
 
-    Sequences follow each other without padding: a batch costs what its tokens cost, and no sequence
-    can change another's result.
+    Sequences follow each other without padding, which would cost extra. No sequence can change the
+    result of another one.
 
     Attributes:
-        lengths: tokens of each sequence.
+        lengths: number of tokens of each sequence.
         rows: which results are wanted.
         types: token types (0 or 1 for the second text of a pair), or None for zeros.
     """
@@ -52,7 +52,7 @@ class Batch:
 
     @property
     def wanted(self) -> Index:
-        """Places of the tokens whose last hidden states are needed."""
+        """Indices of the tokens whose last hidden states are needed."""
         ends = np.cumsum(self.lengths)
         if self.rows == "last":
             return ends - 1
@@ -101,13 +101,13 @@ def spans_of(
     """Attention of tokens to their own sequence.
 
     Args:
-        start: tokens of the (only) sequence that are already in the cache.
+        start: number of tokens of the (only) sequence that are already in the cache.
         causal: a token attends to itself and those before it; otherwise to all.
-        wanted: places of the query tokens (default: all).
-        window: a token sees at most this many tokens back, itself included; without `causal` at
-            most as many ahead, too.
+        wanted: indices of the query tokens (default: all).
+        window: a token sees at most this many tokens back, including itself; without `causal`, also
+            at most this many ahead.
         slopes, cap: see `Span`.
-        relative: what the distances of keys from queries, (queries, context), add to the scores.
+        relative: maps distances, key minus query, (queries, context), to what they add to scores.
     """
     spans, row, first = [], 0, 0
     for size in batch.lengths:
@@ -132,9 +132,9 @@ def rotation_of(turns: Callable[[int], Words], batch: Batch, start: int) -> Rota
     """Rotary angles of every token.
 
     Args:
-        turns: number of tokens in the sequence -> (head size / 2,) angles per position, in 2^-64 of
-            a turn.
-        start: tokens of the (only) sequence that are already in the cache.
+        turns: number of tokens in the sequence -> angles per position, (head size / 2,), in 2^-64
+            of a turn.
+        start: number of tokens of the (only) sequence that are already in the cache.
     """
     steps = [
         np.arange(start, start + size, dtype=np.uint64)[:, None] * turns(start + size)

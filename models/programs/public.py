@@ -1,4 +1,4 @@
-"""Digests of the public numbers that a plan uses besides those common to all models."""
+"""Digests of the public numbers that a plan uses in addition to those common to all models."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -27,14 +27,14 @@ from protocols.functions.normalize import Norm
 from protocols.functions.softcap import Cap
 
 _MOST_BIASES = 4096
-"""Positions whose biases go into the digest; the others come from the same slopes."""
+"""Number of positions whose biases go into the digest; the others follow from the same slopes."""
 
 
 def plan_digests(plan: Plan) -> dict[str, str]:
-    """Digests by the name of the numbers (see `protocols.drivers.public`).
+    """Digests of the public numbers, by their name (see `protocols.drivers.public`).
 
-    For rotary angles, one position and the words at every power of two are digested; all others
-    follow from these in integers.
+    For rotary positions, the digest covers the angles per position and the words at every power of
+    two. All other angles follow from these by integer arithmetic.
 
     Raises:
         LocalProtocolError: the plan lacks a range.
@@ -69,7 +69,7 @@ def _rotary(plan: Plan) -> Iterator[Number]:
     last = config.max_positions
     steps = np.uint64(1) << np.arange(last.bit_length(), dtype=np.uint64)
     kinds = ("global",) if isinstance(config, FalconConfig) else config.rotary_kinds()
-    lengths = sorted({1, 1 + last // 2, last})  # one kind of scaling depends on it
+    lengths = sorted({1, 1 + last // 2, last})  # one kind of scaling depends on the length
     for length, kind in product(lengths, kinds):
         turns = config.turns(length, kind)
         yield turns
@@ -83,7 +83,7 @@ def _biases(slopes: Slopes | None, positions: int) -> Iterator[Number]:
 
 
 class _Places:
-    """`Ops` that evaluates nothing but records the public numbers of every place."""
+    """`Ops` that computes nothing and records the public numbers of every place."""
 
     def __init__(self, ranges: Ranges) -> None:
         self._ranges = ranges

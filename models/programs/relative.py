@@ -1,7 +1,7 @@
-"""Rows of distances between tokens: what a relative position's secret weights are looked up by.
+"""Table rows for distances between tokens, to look up the secret weights of relative positions.
 
-Places are public, and so are these. transformers finds them by logarithms in float32; here are the
-whole numbers that come of it, the same on every machine.
+Positions are public, so the rows are public too. transformers computes the rows with float32
+logarithms. Here they are computed exactly, so that they are the same on every machine.
 """
 
 from decimal import ROUND_FLOOR, Decimal, localcontext
@@ -14,12 +14,14 @@ from protocols.base.precise import PRECISE
 from protocols.drivers.ops import Index
 
 _HALF, _EXACT, _STEPS = 16, 8, 7
-"""MPNet's: 16 classes a direction, 8 of them of one distance each."""
+"""MPNet's constants: 16 classes per direction, 8 of them with a single distance each."""
 
 
 def distance_buckets(distance: Index) -> Index:
-    """MPNet's class of each distance, key less query: of those behind a query 0 to 15, of those
-    ahead of it 16 to 31. From 8 tokens on, classes are a factor of sqrt(2) wide.
+    """MPNet's class of each distance (key position minus query position).
+
+    Keys before the query, or at it, have the classes 0 to 15, keys after it 16 to 31. From a
+    distance of 8 on, each class spans a factor of sqrt(2).
     """
     size = np.abs(distance)
     # 8 2^(j/2) <= n for whole n and j
@@ -30,9 +32,10 @@ def distance_buckets(distance: Index) -> Index:
 
 
 def log_rows(distance: Index, buckets: int, reach: int) -> Index:
-    """DeBERTa's row of each distance, key less query, in a table of 2 buckets rows (2 reach, if
-    there are no buckets). Distances up to half the buckets have a row each; longer ones share rows
-    of which each is for a factor.
+    """DeBERTa's row of each distance (key position minus query position).
+
+    The table has 2 * buckets rows, or 2 * reach rows if `buckets` is 0. Distances up to half the
+    buckets have one row each. Each row for longer distances spans a constant factor.
     """
     span, size = buckets or reach, np.abs(distance)
     if buckets:
@@ -45,11 +48,12 @@ def log_rows(distance: Index, buckets: int, reach: int) -> Index:
 
 @lru_cache(maxsize=16)
 def _log_edges(middle: int, reach: int) -> tuple[int, ...]:
-    """The last distance of each row behind those of one distance, but for the last row: middle
-    times ((reach - 1) / middle)^(c / (middle - 1)) for c = 1, 2 .., rounded down.
+    """The last distance of each row with several distances, except for the last row.
+
+    These are middle * ((reach - 1) / middle)^(c / (middle - 1)) for c = 1, 2 .., rounded down.
     """
     with localcontext(PRECISE):
         log = (Decimal(reach - 1) / middle).ln() / (middle - 1)
         exact = [middle * (log * step).exp() for step in range(1, 2 * middle)]
-        tiny = Decimal(10) ** -40  # a whole number that came out below itself
+        tiny = Decimal(10) ** -40  # for whole numbers that came out slightly too small
         return tuple(int((edge + tiny).to_integral_value(ROUND_FLOOR)) for edge in exact)

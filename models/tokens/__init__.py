@@ -1,1 +1,1 @@
-"""Text and token ids: tokenizers, chat templates, the choice of the next token."""
+"""Text and token ids: tokenizers, chat templates and the choice of the next token."""

@@ -1,9 +1,8 @@
-"""A folder's tokenizer as transformers' AutoTokenizer makes it, turned into plain data.
+"""Loads a folder's tokenizer with transformers' AutoTokenizer and turns it into plain data.
 
-Which of the files in a folder count, and what each of their settings does, depends on the class
-that transformers chooses, and has changed over the years: nothing but its own code knows. `convert`
-imports transformers, and with it torch if that is installed: see `models.tokens.folder_tokenizer`
-for who calls it where.
+Which files in a folder count, and what each setting does, depends on the class that transformers
+chooses and on its version, so its own code is used. `convert` imports transformers, and with it
+torch if that is installed. `models.tokens.folder_tokenizer` decides in which process it runs.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from models.tokens.folder_tokenizer import WHOLE
 from models.tokens.tokenizer_object import parts_of_object
 from protocols.errors import ConfigError, ModelError
 
-# transformers takes these for any class that knows `tokenizer.json`.
+# transformers accepts these files for any class that can read `tokenizer.json`.
 _ANY_CLASS = ("tokenizer.model", "tiktoken.model", "tekken.json")
-# What classes treat differently: cases, accents, spaces, digits, special tokens, scripts.
+# Classes treat these differently: case, accents, spaces, digits, special tokens, scripts.
 _PROBES: tuple[tuple[str, str | None], ...] = (
     ("Hello, World! It's a TEST; they've 1234567890 reasons.", None),
     ("  two  spaces\tand\n\n lines ", None),
@@ -33,16 +32,16 @@ _PROBES: tuple[tuple[str, str | None], ...] = (
 
 
 def convert(folder: Path) -> dict[str, Any]:
-    """What `parts_of_object` finds in the folder's tokenizer, as JSON types.
+    """Load the folder's tokenizer and return what `parts_of_object` finds in it, as JSON types.
 
     Raises:
-        ModelError: transformers has no tokenizer for the folder, or one that is more than its fast
-            form.
+        ModelError: transformers has no tokenizer for the folder, or its tokenizer does more than
+            its fast form.
     """
     auto: Any = import_module("transformers").AutoTokenizer
     try:
         found = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    # What a damaged or an incomplete folder makes it raise is of every kind.
+    # A damaged or incomplete folder can raise any kind of exception here.
     except Exception as error:
         raise _unreadable(error, folder) from None
     kind = type(found).__name__
@@ -77,7 +76,7 @@ def _unreadable(error: Exception, folder: Path) -> ModelError:
 
 
 def _check_files(folder: Path, kind: str, names: dict[str, str]) -> None:
-    """Without its files a class makes up a tokenizer of a few tokens, and says nothing."""
+    """Raise ModelError if files are missing: a class then silently makes up a few tokens."""
     needed = [name for key, name in names.items() if key != "tokenizer_file"]
     if any((folder / name).is_file() for name in _ANY_CLASS) or any(folder.glob(WHOLE)):
         return
@@ -96,7 +95,7 @@ def _probes(found: Any) -> list[tuple[str, str | None]]:
 
 
 def _same(found: Any, backend: tokenizers.Tokenizer, text: str, pair: str | None) -> bool:
-    """Whether a class does no more in Python than its fast form."""
+    """Whether a tokenizer gives the same result for a text as its fast form."""
     theirs = found(text, pair, return_token_type_ids=True)
     ours = backend.encode(text, pair)
     ids, types = list(theirs["input_ids"]), list(theirs["token_type_ids"])
@@ -105,7 +104,7 @@ def _same(found: Any, backend: tokenizers.Tokenizer, text: str, pair: str | None
 
 def main(arguments: Sequence[str]) -> None:
     """Print the parts of the tokenizer in a folder, or `{"error": TEXT}`, as one JSON object."""
-    out, sys.stdout = sys.stdout, sys.stderr  # whatever the libraries print
+    out, sys.stdout = sys.stdout, sys.stderr  # the libraries may print to stdout
     try:
         found = convert(Path(arguments[0]))
     except ModelError as error:

@@ -32,7 +32,7 @@ class _Generation(Extension):
 def render_chat(
     template: str, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, str]
 ) -> str:
-    """The text of a chat, up to the start of the model's answer.
+    """Render the text of a chat, up to the start of the model's answer.
 
     special_tokens: `bos_token`, `eos_token` and so on, as variables for the template. Raises
     ModelError when the template is faulty or rejects the messages.

@@ -1,4 +1,4 @@
-"""Tokens of a text, or of a pair of texts, and their places in the text."""
+"""The tokens of a text, or of a pair of texts, and their positions in the text."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Encoding:
-    """Every field has one entry per token. Never padded. It has no repr: tokens are secret.
+    """The tokens of a text or of a pair, never padded.
+
+    Every field has one entry per token. There is no repr because tokens are secret.
 
     Attributes:
         ids: token ids.
-        types: token types as the tokenizer gives them; all 0 where it does not.
-        offsets: first character and the one behind the last, in the text that `texts` names.
-        special: whether the tokenizer added the token, as it does with a begin token.
-        words: number of the word in its text, or None.
+        types: token types from the tokenizer; all 0 if it gives none.
+        offsets: first character and the one after the last, in the text that `texts` names.
+        special: whether the tokenizer added the token, such as a begin token.
+        words: index of the word in its text, or None.
         texts: 0 for the first text, 1 for the second, None for added tokens.
     """
 
@@ -36,7 +38,7 @@ class Encoding:
 
     @classmethod
     def of(cls, encoded: tokenizers.Encoding, *, types: bool = True) -> Encoding:
-        """From the library's own; `types`: with its token types, which are 0 otherwise."""
+        """Convert the library's encoding; without `types`, all token types are 0."""
         return cls(
             tuple(encoded.ids),
             tuple(encoded.type_ids) if types else (0,) * len(encoded.ids),
@@ -50,11 +52,11 @@ class Encoding:
         return len(self.ids)
 
     def places(self, text: int) -> list[int]:
-        """The places of a text's tokens."""
+        """Indices of the tokens of a text (0 or 1)."""
         return [place for place, number in enumerate(self.texts) if number == text]
 
     def word_span(self, place: int) -> tuple[int, int]:
-        """Characters of the whole word that a token belongs to; its own if it has no word."""
+        """Characters of the word that a token belongs to; of the token itself if it has no word."""
         word, text = self.words[place], self.texts[place]
         if word is None or text is None:
             return self.offsets[place]
@@ -66,7 +68,7 @@ class Encoding:
         return min(span[0] for span in spans), max(span[1] for span in spans)
 
     def shortened(self, limit: int) -> Encoding:
-        """At most `limit` tokens: the texts are cut at their ends, the longer one first.
+        """Cut to at most `limit` tokens: texts are cut at their ends, the longer one first.
 
         Raises:
             ConfigError: the limit leaves no room for text.
@@ -81,14 +83,15 @@ class Encoding:
         return self._without({*first[sizes[0] :], *second[sizes[1] :]})
 
     def windows(self, limit: int, overlap: int, text: int = 1) -> list[Encoding]:
-        """Encodings of at most `limit` tokens that slide over one text; all contain the other
-        tokens.
+        """Split one text into overlapping encodings of at most `limit` tokens.
 
-        overlap: tokens of the text that a window shares with the previous one.
+        Each of them also contains all tokens outside that text.
+
+        overlap: number of the text's tokens that a window shares with the previous one.
 
         Raises:
             ConfigError: the tokens common to all windows leave room for no more than `overlap`
-            tokens.
+                tokens of the text.
         """
         places = self.places(text)
         size = limit - (len(self) - len(places))
@@ -129,7 +132,7 @@ def check_length(encoding: Encoding | Sequence[int], limit: int, *, remedy: str)
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Tokens kept of two texts, divided as in the tokenizers library."""
+    """How many tokens of two texts to keep, divided as in the tokenizers library."""
     short, long = sorted((first, second))
     long = max(short, room - short) if short <= room else short
     if short + long > room:

@@ -1,7 +1,8 @@
-"""The tokenizer of a folder, made by transformers without letting torch into this process.
+"""The tokenizer of a folder, made by transformers without importing torch in this process.
 
-Where a program has imported transformers already, that is used. Otherwise another Python process
-does it, in which torch cannot be imported: it takes a second or two, and this process stays small.
+If the program has already imported transformers, that is used. Otherwise a separate Python process
+in which torch cannot be imported does the work. It takes a second or two, and this process stays
+small.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any
 from protocols.errors import ModelError
 
 WHOLE = "tokenizer.*json"
-"""`tokenizer.json`, also one for certain versions of transformers, as tokenizer.4.0.0.json is."""
+"""`tokenizer.json`, or a variant for one version of transformers, such as tokenizer.4.0.0.json."""
 FILES = ("vocab.txt", "vocab.json", "tekken.json")
 PATTERNS = (WHOLE, "*.model", "*.tiktoken")
-"""Names of files that hold a vocabulary; everything else only says how to use it."""
+"""Names of files that hold a vocabulary; all other files only say how to use it."""
 _READERS = ("sentencepiece", "google.protobuf")
 
 _CHILD = (
@@ -30,17 +31,17 @@ _CHILD = (
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a vocabulary of any kind."""
+    """Whether a folder has a vocabulary of any kind."""
     return any((folder / name).is_file() for name in FILES) or any(
         file.is_file() for pattern in PATTERNS for file in folder.glob(pattern)
     )
 
 
 def parts_of_folder(folder: Path) -> tuple[bytes, dict[str, Any], str | None]:
-    """What `models.tokens.tokenizer_object.parts_of_object` finds in the folder's tokenizer.
+    """The folder's tokenizer as `models.tokens.tokenizer_object.parts_of_object` returns it.
 
     Raises:
-        ModelError: there is none, it is damaged, or more than a `tokenizer.json` can hold.
+        ModelError: there is no tokenizer, it is damaged, or a `tokenizer.json` cannot express it.
     """
     if not has_tokenizer(folder):
         raise ModelError(
@@ -48,17 +49,17 @@ def parts_of_folder(folder: Path) -> tuple[bytes, dict[str, Any], str | None]:
             "transformers' AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)"
         )
     _check_complete(folder)
-    # A program that Python is built into may not know where its interpreter is.
+    # A program that embeds Python may not know the path of an interpreter.
     here = "transformers" in sys.modules or not sys.executable
     found = _here(folder) if here else _elsewhere(folder)
     return found["tokenizer"].encode(), found["config"], found["template"]
 
 
 def _check_complete(folder: Path) -> None:
-    """Raise ModelError naming what is missing, in the folder or in this installation.
+    """Raise ModelError that names what is missing, in the folder or in this installation.
 
-    What transformers reads a SentencePiece model with is an extra, since hardly any folder has one
-    without a `tokenizer.json`.
+    The libraries with which transformers reads a SentencePiece model are an optional extra, since
+    hardly any folder has such a model without a `tokenizer.json`.
     """
     if any((folder / name).is_file() for name in ("vocab.txt", "tekken.json")):
         return
@@ -84,7 +85,7 @@ def _check_complete(folder: Path) -> None:
 def _spec(name: str) -> object:
     try:
         return importlib.util.find_spec(name)
-    except (ModuleNotFoundError, ValueError):  # a package above it is missing
+    except (ModuleNotFoundError, ValueError):  # its parent package is missing
         return None
 
 
@@ -101,7 +102,7 @@ def _elsewhere(folder: Path) -> dict[str, Any]:
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    # Our own interpreter and our own code; -P: nothing is imported from the working directory.
+    # This interpreter and this code; -P: nothing is imported from the working directory.
     command = [sys.executable, "-P", "-c", _CHILD, str(folder.absolute())]
     ended = subprocess.run(command, capture_output=True, env=environment, check=False)  # noqa: S603
     try:

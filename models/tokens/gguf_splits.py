@@ -1,7 +1,7 @@
-"""How texts are split before a byte-level BPE merges, by `tokenizer.ggml.pre` of a GGUF file.
+"""Rules for splitting texts before byte-level BPE, by `tokenizer.ggml.pre` of a GGUF file.
 
-The names and what they stand for are those of llama.cpp's `llama-vocab.cpp`; the patterns are the
-ones of the `tokenizer.json` files that the vocabularies come from.
+The names and their meanings are those of llama.cpp's `llama-vocab.cpp`. The patterns come from the
+`tokenizer.json` files of the original vocabularies.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _GPT4O = (
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A way to split.
+    """A rule for splitting texts.
 
     Attributes:
-        pattern: what stays together; None: GPT-2's own, built into the library.
-        digits: every digit is first split off.
+        pattern: matches the pieces that stay together; None: GPT-2's, built into the library.
+        digits: every digit is split off first.
         whole_first: a word that is in the vocabulary is one token, whatever the merges say.
-        begins: a begin token is put in front where the file does not say.
+        begins: texts get a begin token if the file does not say whether they do.
     """
 
     pattern: str | None = None
@@ -52,7 +52,7 @@ class Split:
     begins: bool = False
 
     def pre_tokenizer(self, *, prefix: bool) -> pre_tokenizers.PreTokenizer:
-        """As the tokenizers library has it; `prefix`: a space in front of a text."""
+        """The rule for the tokenizers library; `prefix`: put a space before a text."""
         steps: list[pre_tokenizers.PreTokenizer] = []
         if self.digits:
             # transformers' GGUF reader drops this step, which changes e.g. "a  1"; the models were
@@ -88,7 +88,7 @@ _NAMES: Sequence[tuple[Split, str]] = (
 )
 SPLITS = {name: split for split, names in _NAMES for name in names.split()}
 UNNAMED = (None, "default")
-"""What a file says whose converter did not know the kind."""
+"""Values in files whose converter did not know the rule."""
 WARNING = (
     "the GGUF file does not name its pre-tokenizer (tokenizer.ggml.pre): texts are split as GPT-2 "
     "splits them, and if the model was trained with another rule its answers are worse: convert it "
@@ -97,10 +97,10 @@ WARNING = (
 
 
 def split_named(name: object) -> Split:
-    """The way to split of that name; GPT-2's for one of `UNNAMED`.
+    """The rule with this name; GPT-2's for one of `UNNAMED`.
 
     Raises:
-        ModelError: it is not known.
+        ModelError: the name is not known.
     """
     if name in UNNAMED:
         return DEFAULT

@@ -1,7 +1,7 @@
 """A `tokenizers` tokenizer from the metadata of a GGUF file.
 
-Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer; the splitting rules
-behind `tokenizer.ggml.pre` are in `models.tokens.gguf_splits`.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer. The splitting rules
+for `tokenizer.ggml.pre` are in `models.tokens.gguf_splits`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from protocols.errors import ModelError
 _KEY = "tokenizer.ggml."
 _TYPE_UNKNOWN, _TYPE_CONTROL, _TYPE_USER = 2, 3, 4
 _SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-_SPACE = "\u2581"  # SentencePiece writes a space as this block
+_SPACE = "\u2581"  # SentencePiece writes spaces as this character
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
     """The tokenizer and its special tokens by name (`bos_token`, `eos_token`, ...).
 
-    Raises ModelError when the metadata are incomplete or of an unsupported kind.
+    Raises ModelError if the metadata is incomplete or of an unsupported kind.
     """
     kind = metadata.get(f"{_KEY}model")
     tokens = metadata.get(f"{_KEY}tokens")
@@ -50,7 +50,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[st
 
 
 def warning_of_gguf(metadata: Mapping[str, Any]) -> str | None:
-    """What may be wrong with the tokenizer of a file, in a sentence for the user."""
+    """A sentence for the user about a possible fault in a file's tokenizer, or None."""
     byte_level = metadata.get(f"{_KEY}model") == "gpt2"
     return WARNING if byte_level and metadata.get(f"{_KEY}pre") in UNNAMED else None
 
@@ -100,7 +100,7 @@ def _sentencepiece(
 
 
 def merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """BPE merges, best first, of a SentencePiece vocabulary that stores only scores.
+    """BPE merges, best first, for a SentencePiece vocabulary that has only scores.
 
     SentencePiece joins the adjacent pair whose union has the highest score, so each way to split a
     token into two known ones is a merge with the token's rank.
@@ -111,7 +111,7 @@ def merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> lis
             left, right = token[:cut], token[cut:]
             if left in vocab and right in vocab:
                 ranked.append((scores[index], left, right))
-    # The longer left part first, as in transformers' conversion; stable otherwise.
+    # Of equal scores, longer left parts come first, as in transformers' conversion; else stable.
     ranked.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)
     return [(left, right) for _, left, right in ranked]
 
@@ -146,7 +146,7 @@ def _special_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[
 def _surround(
     tokenizer: Tokenizer, special: Mapping[str, str], *, begins: bool, ends: bool
 ) -> None:
-    """Put a begin token in front of a text, an end token behind it."""
+    """Add a begin token before a text and an end token after it, as requested."""
     parts = {"bos_token": begins, "eos_token": ends}
     for name, wanted in parts.items():
         if wanted and name not in special:

@@ -1,7 +1,7 @@
-"""Changes of the scores of the next token, as transformers' logits processors make them.
+"""Changes to the scores of the next token, as in transformers' logits processors.
 
-Pure functions: scores are (vocabulary,) in float64; what is ruled out becomes -inf. Ids outside of
-the vocabulary have no effect unless it is said otherwise.
+Pure functions on scores of shape (vocabulary,) in float64. Tokens that are ruled out get -inf. Ids
+outside the vocabulary have no effect unless a function says otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Words = Iterable[tuple[int, ...]]
 
 
 def softmax(scores: Floats) -> Floats:
-    """Probabilities of the scores; -inf gets 0. scores: (n,) with one finite value at least."""
+    """Probabilities of the scores; -inf gives 0. scores: (n,) with at least one finite value."""
     weights: Floats = np.exp(scores - scores.max())
     weights /= weights.sum()
     return weights
@@ -40,9 +40,9 @@ def bias_sequences(
 
 
 def penalize(scores: Floats, previous_ids: Sequence[int], penalty: float) -> Floats:
-    """Divide positive and multiply negative scores of ids that occurred by `penalty`.
+    """For ids that have occurred, divide positive scores and multiply negative ones by `penalty`.
 
-    scores: (vocabulary,). Raises ConfigError when an id is outside of the vocabulary.
+    scores: (vocabulary,). Raises ConfigError if an id is outside the vocabulary.
     """
     if penalty == 1 or not len(previous_ids):
         return scores
@@ -57,7 +57,7 @@ def penalize(scores: Floats, previous_ids: Sequence[int], penalty: float) -> Flo
 
 
 def forbid_ngrams(scores: Floats, ids: Sequence[int], size: int) -> Floats:
-    """Rule out what would repeat a run of `size` tokens; 0: nothing."""
+    """Rule out tokens that would repeat a run of `size` tokens; 0: rule out none."""
     if size < 1 or len(ids) + 1 < size:
         return scores
     end = tuple(ids[len(ids) + 1 - size :])
@@ -66,15 +66,16 @@ def forbid_ngrams(scores: Floats, ids: Sequence[int], size: int) -> Floats:
 
 
 def forbid_words(scores: Floats, ids: Sequence[int], words: Words, ends: Iterable[int]) -> Floats:
-    """Rule out the last token of each word whose other tokens have just occurred; a word that is
-    an end token alone is allowed.
+    """Rule out the last token of each word whose other tokens have just occurred.
+
+    A word that is a single end token has no effect.
     """
     single = {(end,) for end in ends}
     return bias_sequences(scores, ids, [(word, -np.inf) for word in words if word not in single])
 
 
 def suppress(scores: Floats, tokens: Iterable[int]) -> Floats:
-    """Rule these tokens out."""
+    """Rule out these tokens."""
     chosen = [token for token in tokens if 0 <= token < scores.size]
     result = scores.copy()
     result[chosen] = -np.inf
@@ -82,7 +83,7 @@ def suppress(scores: Floats, tokens: Iterable[int]) -> Floats:
 
 
 def force(scores: Floats, tokens: Sequence[int]) -> Floats:
-    """Rule out all other tokens; raises ConfigError where none of these is in the vocabulary."""
+    """Rule out all other tokens. Raises ConfigError if none of these is in the vocabulary."""
     chosen = [token for token in tokens if 0 <= token < scores.size]
     if not chosen:
         raise ConfigError(f"a forced token, {tokens}, is not in the vocabulary of {scores.size}")
@@ -92,7 +93,7 @@ def force(scores: Floats, tokens: Sequence[int]) -> Floats:
 
 
 def raise_ends(scores: Floats, ends: Iterable[int], factor: float, steps: int) -> Floats:
-    """Make the end likelier by the magnitude of its score times `factor` ** steps - 1."""
+    """Raise the score of each end token by its magnitude times (`factor` ** `steps` - 1)."""
     chosen = [end for end in ends if 0 <= end < scores.size and np.isfinite(scores[end])]
     result = scores.copy()
     result[chosen] += np.abs(scores[chosen]) * (factor**steps - 1)
@@ -103,7 +104,7 @@ def raise_ends(scores: Floats, ends: Iterable[int], factor: float, steps: int) -
 
 
 def keep_top_k(scores: Floats, count: int) -> Floats:
-    """The `count` best, and all that tie with the last of them; 0: all."""
+    """Keep the `count` best tokens and all that tie with the last of them; 0: keep all."""
     if not 0 < count < scores.size:
         return scores
     least = np.partition(scores, -count)[-count]
@@ -111,11 +112,11 @@ def keep_top_k(scores: Floats, count: int) -> Floats:
 
 
 def keep_top_p(scores: Floats, mass: float) -> Floats:
-    """The best that together reach `mass`; of ties at the edge the last ones by id."""
+    """Keep the best tokens that together reach `mass`; of ties at the edge, the highest ids."""
     if mass >= 1:
         return scores
     order = np.argsort(scores, kind="stable")
-    # From the least likely on, drop what together stays within 1 - mass; never the last.
+    # Drop the least likely tokens while their sum is at most 1 - mass; never drop the best one.
     drop = np.cumsum(softmax(scores[order])) <= 1 - mass
     drop[-1] = False
     result = scores.copy()
@@ -124,13 +125,16 @@ def keep_top_p(scores: Floats, mass: float) -> Floats:
 
 
 def keep_min_p(scores: Floats, share: float) -> Floats:
-    """What is at least `share` times as likely as the best."""
+    """Keep the tokens that are at least `share` times as likely as the best one."""
     chances = softmax(scores)
     return _without(scores, chances < share * chances.max())
 
 
 def keep_typical(scores: Floats, mass: float) -> Floats:
-    """What is closest to the expected surprise and reaches `mass` (https://arxiv.org/abs/2202.00666)."""
+    """Keep the tokens closest to the expected surprise that together reach `mass`.
+
+    See https://arxiv.org/abs/2202.00666.
+    """
     if mass >= 1:
         return scores
     chances = softmax(scores)
@@ -144,12 +148,12 @@ def keep_typical(scores: Floats, mass: float) -> Floats:
 
 
 def keep_epsilon(scores: Floats, least: float) -> Floats:
-    """What is at least as likely as `least`, and the best (https://arxiv.org/abs/2210.15191)."""
+    """Keep tokens of probability `least` or more, and the best (arxiv.org/abs/2210.15191)."""
     return _without(scores, softmax(scores) < least) if least > 0 else scores
 
 
 def keep_eta(scores: Floats, least: float) -> Floats:
-    """The same with a limit that follows the entropy (https://arxiv.org/abs/2210.15191)."""
+    """Like `keep_epsilon`, but the limit depends on the entropy (arxiv.org/abs/2210.15191)."""
     if least <= 0:
         return scores
     chances = softmax(scores)
@@ -158,7 +162,7 @@ def keep_eta(scores: Floats, least: float) -> Floats:
 
 
 def _surprise(chances: Floats) -> tuple[Floats, float]:
-    """-log of each probability (inf for 0), and its mean."""
+    """-log of each probability (inf for 0), and the entropy, which is their mean."""
     surprise = np.full_like(chances, np.inf)
     there = chances > 0
     surprise[there] = -np.log(chances[there])
@@ -166,5 +170,5 @@ def _surprise(chances: Floats) -> tuple[Floats, float]:
 
 
 def _without(scores: Floats, dropped: NDArray[np.bool_]) -> Floats:
-    """The best stay in any case."""
+    """Rule out the dropped tokens, but never the best ones."""
     return np.where(dropped & (scores < scores.max()), -np.inf, scores)

@@ -1,7 +1,7 @@
-"""Choice of the next token by the client.
+"""The client's choice of the next token.
 
-Pure functions of logits that the client was sent. The semantics, including ties and the order of
-the steps, are those of transformers' logits processors.
+Everything here is computed from logits that the client received. The semantics, including ties and
+the order of the steps, are those of transformers' logits processors.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Sampler:
     With a seed, the same logits give the same tokens on every machine with IEEE doubles.
 
     Args:
-        prompt: number of tokens in front of the first that is chosen.
+        prompt: number of tokens in the prompt.
         ends: ids that end a text.
     """
 
@@ -62,18 +62,18 @@ class Sampler:
         self.config = config
         self._prompt = prompt
         self._ends = tuple(ends)
-        # Harmless: this draw only decides what the client itself gets to read. It masks nothing,
-        # no party depends on it, and it must be repeatable with a seed.
+        # An insecure generator is fine: the draw only decides what the client reads. It masks
+        # nothing, no party depends on it, and it must be repeatable with a seed.
         self._random = (
             random.SystemRandom() if config.seed is None else random.Random(config.seed)  # noqa: S311
         )
 
     def next(self, logits: ArrayLike, previous_ids: Sequence[int]) -> int:
-        """The next token's id.
+        """Choose the next token and return its id.
 
-        logits: (vocabulary,); previous_ids: prompt and answer so far. Raises RangeError when a
-        logit is NaN, ConfigError when a previous id is not in the vocabulary, or when the settings
-        rule out every token of a draw.
+        logits: (vocabulary,); previous_ids: prompt and answer so far. Raises RangeError if a logit
+        is NaN or +inf. Raises ConfigError if a previous id is not in the vocabulary, or if the
+        settings rule out every token when sampling.
         """
         scores = self._processed(_as_scores(logits), previous_ids)
         if self.config.temperature == 0:
@@ -83,7 +83,7 @@ class Sampler:
         return self._draw(softmax(filter_logits(scores, self.config)))
 
     def _processed(self, scores: Floats, ids: Sequence[int]) -> Floats:
-        """After the steps that also greedy decoding has, in the order of transformers."""
+        """Scores after the steps that greedy decoding also has, in transformers' order."""
         config, ends = self.config, self._ends
         if config.sequence_bias:
             scores = bias_sequences(scores, ids, config.sequence_bias)
@@ -106,7 +106,7 @@ class Sampler:
         return scores
 
     def _least(self) -> int:
-        """Tokens, with the prompt's, before which no text may end."""
+        """Number of tokens, including the prompt, before which a text must not end."""
         config = self.config
         new = config.min_new_tokens
         return self._prompt + new if new else config.min_length
@@ -129,10 +129,10 @@ class Sampler:
 
 
 def filter_logits(scores: Floats, config: SamplingConfig) -> Floats:
-    """Temperature and what follows it; what is ruled out becomes -inf. temperature must not be 0.
+    """Apply the temperature, which must not be 0, and the steps after it.
 
-    scores: (vocabulary,). Ties at the k-th score are all kept; of ties at the edge of top-p the
-    last ones by id are kept.
+    scores: (vocabulary,); tokens that are ruled out get -inf. Ties at the k-th score are all kept;
+    of ties at the edge of top-p, the highest ids are kept.
     """
     scores = (scores - scores.max()) / config.temperature  # a tiny temperature must not overflow
     scores = keep_top_k(scores, config.top_k)

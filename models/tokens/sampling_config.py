@@ -1,4 +1,4 @@
-"""How tokens are to be chosen: what a request says, and what the model itself says."""
+"""Settings for choosing tokens, from a request and from the model itself."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from protocols.errors import ConfigError
 
 Words = tuple[tuple[int, ...], ...]
 Biases = tuple[tuple[tuple[int, ...], float], ...]
-_USUAL_TOP_K = 50  # of transformers, where a model that draws does not say
+_USUAL_TOP_K = 50  # transformers' default for a model that samples without setting it
 _OF_REQUEST = ("seed", "stop", "max_new_tokens")
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to choose tokens and when to stop. Raises ConfigError naming an unusable value.
+    """How to choose tokens and when to stop. Raises ConfigError that names an unusable value.
 
-    temperature 0 is greedy decoding, for which the settings from top_k to eta_cutoff do nothing.
-    The names are those of transformers' `GenerationConfig`; the defaults switch each step off.
+    Temperature 0 is greedy decoding; then the settings from top_k to eta_cutoff have no effect.
+    The names are those of transformers' `GenerationConfig`; the defaults turn each step off.
     """
 
     temperature: float = 0.0
@@ -56,7 +56,7 @@ class SamplingConfig:
                 raise ConfigError(f"{name}: {_shown(value)} is not usable; it must be {wanted}")
 
     def of_logits(self) -> list[str]:
-        """Names of what is set and needs all logits, not the best token alone."""
+        """Names of the settings in use that need all logits, not only the best token."""
         greedy = self.temperature == 0
         return [
             field.name
@@ -96,10 +96,10 @@ class SamplingOptions(TypedDict, total=False):
 def settings_of_model(
     settings: GenerationSettings | None, options: Mapping[str, Any], *, draw: bool | None = None
 ) -> dict[str, Any]:
-    """What the model itself says of the fields of a `SamplingConfig` that are not in `options`.
+    """The model's own settings for the fields of a `SamplingConfig` that are not in `options`.
 
-    draw: whether tokens are drawn (`do_sample` of transformers); None: as the options' temperature
-    says, or else as the model does. Raises ConfigError for a setting that is not supported.
+    draw: whether tokens are sampled (`do_sample` in transformers); None: decided by the options'
+    temperature, or else by the model. Raises ConfigError for an unsupported setting.
     """
     if settings is None:
         return {"temperature": 1.0} if draw and "temperature" not in options else {}
@@ -126,7 +126,7 @@ def _for_best(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _for_draw(values: Mapping[str, Any], draws: bool) -> dict[str, Any]:
-    """draws: the model itself says that tokens are drawn."""
+    """The values for sampling; `draws`: the model's own settings turn sampling on."""
     return {"temperature": 1.0, **({"top_k": _USUAL_TOP_K} if draws else {}), **values}
 
 
@@ -139,7 +139,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples, at every depth."""
+    """Turn lists into tuples, at every depth."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
@@ -206,4 +206,4 @@ _CHECKS: dict[str, Check] = {
     ),
     "max_new_tokens": (lambda v: _is_whole(v) and v >= 1, "a whole number >= 1"),
 }
-"""Field -> whether a value of it is usable, and what is."""
+"""Field -> a check of its value, and a description of usable values."""

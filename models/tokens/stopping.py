@@ -1,4 +1,4 @@
-"""Detection of stop strings in a text that grows."""
+"""Detection of stop strings in a growing text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 class StopWatcher:
-    """Passes text on up to the first stop string, which may be spread over several pieces.
+    """Passes text on up to the first stop string, which may span several pieces.
 
-    Text that could be the beginning of a stop string is held back. Where two would match, the one
-    that ends first counts, so the result does not depend on how the text was cut.
+    Text that could be the start of a stop string is held back. If two would match, the one that
+    ends first counts, so the result does not depend on how the text was cut.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ class StopWatcher:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Take a piece; return what is safe to show. After a stop string, always empty."""
+        """Take a piece; return the text that is safe to show (always "" after a stop string)."""
         if self.stopped:
             return ""
         self._held += text
@@ -29,7 +29,7 @@ class StopWatcher:
         return self._release(len(self._held) - self._pending())
 
     def finish(self) -> str:
-        """What was held back, when the text has ended without a stop string."""
+        """Return the text held back, once the text has ended without a stop string."""
         return "" if self.stopped else self._release(len(self._held))
 
     def _release(self, count: int) -> str:
@@ -37,7 +37,7 @@ class StopWatcher:
         return text
 
     def _pending(self) -> int:
-        """Length of the longest end of the text held that begins a stop string."""
+        """Length of the longest suffix of the held text that begins a stop string."""
         longest = max((len(s) - 1 for s in self._stops), default=0)
         for size in range(min(longest, len(self._held)), 0, -1):
             tail = self._held[-size:]

@@ -1,7 +1,7 @@
-"""Text to token ids and back, with the model's chat template.
+"""Converts text to token ids and back, and applies the model's chat template.
 
-Made by transformers from the files of a folder, or read from the metadata of a GGUF file. Text
-never leaves the client; what the parties get are shares of ids.
+A tokenizer is made by transformers from the files of a folder, or read from the metadata of a GGUF
+file. Text never leaves the client; the parties only get shares of ids.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Tokenizer:
 
     `eos_token_ids` are the ids that end a text as far as the tokenizer knows; the configuration
     may name more. `note` is a sentence for the user, or None. `max_length` is the longest input
-    that the tokenizer was saved for, or None. `gives_types`: the model is told which text of a pair
-    a token is of; otherwise all tokens are of type 0. `warning` says what may be wrong, or is None.
+    that the tokenizer was saved for, or None. `gives_types`: tokens have a type for each text of a
+    pair; otherwise all types are 0. `warning` describes a possible fault, or is None.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer at `path`: beside the weights, inside their file, or alone in a folder.
+        """Load the tokenizer at `path`: next to the weights, in their file, or alone in a folder.
 
-        Raises ModelError when it is missing, damaged or of an unsupported kind.
+        Raises ModelError if it is missing, damaged or of an unsupported kind.
         """
         try:
             source = find_source(path)
@@ -91,8 +91,9 @@ class Tokenizer:
 
     @staticmethod
     def is_at(path: str | Path) -> bool:
-        """Whether `load` finds something to read, usable or not. Raises ModelError for a path at
-        which there is no model.
+        """Whether `load` finds a tokenizer, usable or not.
+
+        Raises ModelError if there is no model at the path.
         """
         source = find_source(path)
         if source.kind == "safetensors":
@@ -105,19 +106,20 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """The tokenizer that transformers' AutoTokenizer makes of a folder: of `tokenizer.json`, or
-        of `vocab.txt`, `vocab.json` with `merges.txt`, `tokenizer.model`; with all the settings
-        beside them. Raises ModelError.
+        """The tokenizer that transformers' AutoTokenizer makes from a folder.
+
+        It is made from `tokenizer.json`, or from `vocab.txt`, `vocab.json` with `merges.txt`, or
+        `tokenizer.model`, with all settings in the folder. Raises ModelError.
         """
         data, config, template = parts_of_folder(folder)
         return cls._from_parts(str(folder), data, config, template)
 
     @classmethod
     def from_object(cls, tokenizer: object) -> Tokenizer:
-        """From a transformers tokenizer in memory, which is not changed; a `Tokenizer` is returned
-        itself. Later changes to the object have no effect here.
+        """Convert a transformers tokenizer in memory; a `Tokenizer` is returned as it is.
 
-        Raises ConfigError for anything else, and for a slow tokenizer (written in Python).
+        The object is not changed, and later changes to it have no effect here. Raises ConfigError
+        for any other object, and for a slow tokenizer (written in Python).
         """
         if isinstance(tokenizer, Tokenizer):
             return tokenizer
@@ -183,7 +185,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
-        """From the metadata of a GGUF file. Raises ModelError."""
+        """Read the tokenizer from the metadata of a GGUF file. Raises ModelError."""
         backend, special = tokenizer_from_gguf(metadata)
         return cls(
             backend,
@@ -195,7 +197,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
+        """Number of tokens, including added ones."""
         return self._backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
@@ -205,9 +207,9 @@ class Tokenizer:
     def encode_text(
         self, text: str, pair: str | None = None, *, special_tokens: bool = True
     ) -> Encoding:
-        """The tokens of a text, or of a pair, with their places; not cut to any length.
+        """The tokens of a text or of a pair, with their positions, at any length.
 
-        special_tokens: add those that the model expects around its input.
+        special_tokens: add the special tokens that the model expects around its input.
         """
         encoded = self._encoded(text, pair, special_tokens=special_tokens)
         return Encoding.of(encoded, types=self.gives_types)
@@ -215,7 +217,7 @@ class Tokenizer:
     def _encoded(
         self, text: str, pair: str | None = None, *, special_tokens: bool = True
     ) -> tokenizers.Encoding:
-        """Raise ConfigError for a text that came from bytes that are not UTF-8."""
+        """Encode a text or a pair. Raises ConfigError for a text that is not valid UTF-8."""
         try:
             (text + (pair or "")).encode()
         except UnicodeEncodeError:
@@ -223,31 +225,31 @@ class Tokenizer:
         return self._backend.encode(text, pair, add_special_tokens=special_tokens)
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
-        """Text of `ids`, by default without special tokens; U+FFFD for invalid UTF-8."""
+        """The text of `ids`, by default without special tokens; U+FFFD for invalid UTF-8."""
         return self._backend.decode(list(ids), skip_special_tokens=not special_tokens)
 
     # -- single tokens -----------------------------------------------------------------------------
 
     def special_token(self, name: str) -> str | None:
-        """Text of the special token of that name ("mask_token"), or None."""
+        """The text of the special token with this name ("mask_token"), or None."""
         return self._special.get(name)
 
     def special_id(self, name: str) -> int | None:
-        """Id of the special token of that name, or None."""
+        """The id of the special token with this name, or None."""
         token = self._special.get(name)
         return None if token is None else self.id_of(token)
 
     def id_of(self, token: str) -> int | None:
-        """Id of a token by its spelling in the vocabulary, or None."""
+        """The id of a token by its spelling in the vocabulary, or None."""
         found: int | None = self._backend.token_to_id(token)
         return found
 
     def token_of(self, token: int) -> str:
-        """Spelling of a token in the vocabulary; "" for an unknown id."""
+        """The spelling of a token in the vocabulary; "" for an unknown id."""
         return self._backend.id_to_token(token) or ""
 
     def join(self, tokens: Sequence[str]) -> str:
-        """Text of tokens given by their spelling."""
+        """The text of tokens given by their spelling."""
         decoder = self._backend.decoder
         return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
 
@@ -259,10 +261,10 @@ class Tokenizer:
     # -- chats and streams -------------------------------------------------------------------------
 
     def chat(self, text_or_messages: str | Sequence[Message]) -> list[int]:
-        """Ids of a chat, ready for the model's answer.
+        """Token ids of a chat, up to the start of the model's answer.
 
         A string is one user message. Without a template the text is encoded unchanged (see `note`).
-        Raises ModelError when the template rejects the messages.
+        Raises ModelError if the template rejects the messages.
         """
         if isinstance(text_or_messages, str):
             messages: list[Message] = [{"role": "user", "content": text_or_messages}]
@@ -281,8 +283,8 @@ class Tokenizer:
     def ends_open(self, token: int) -> bool:
         """Whether the text of a run that ends in `token` may still change.
 
-        Byte tokens of SentencePiece models are decoded in runs: one bad byte turns the whole run
-        into U+FFFD.
+        Byte tokens of SentencePiece models are decoded in runs: one invalid byte turns the whole
+        run into U+FFFD.
         """
         piece = self._backend.id_to_token(token) if self._byte_fallback else None
         return piece is not None and _BYTE_TOKEN.fullmatch(piece) is not None
@@ -293,10 +295,10 @@ class Tokenizer:
 
 
 class TokenStream:
-    """Text of a growing list of ids, piece by piece.
+    """Decodes a growing list of ids piece by piece.
 
-    The pieces of `push` and the rest of `finish`, joined, are exactly `decode` of all ids. A piece
-    never ends within a character.
+    The pieces from `push` and the rest from `finish`, joined, are exactly `decode` of all ids. A
+    piece never ends within a character.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -317,7 +319,7 @@ class TokenStream:
         return self._advance(text)
 
     def finish(self) -> str:
-        """The text held back, with U+FFFD for characters that were never finished."""
+        """Return the text held back, with U+FFFD for characters that were never completed."""
         return self._advance(self._tokenizer.decode(self._ids))
 
     def _advance(self, text: str) -> str:

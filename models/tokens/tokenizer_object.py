@@ -1,4 +1,4 @@
-"""Read a transformers tokenizer that the user made; the library is not imported."""
+"""Reads a transformers tokenizer that the user made, without importing the library."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ INPUTS = "model_input_names"
 
 
 def parts_of_object(tokenizer: object) -> tuple[bytes, dict[str, object], str | None]:
-    """What `save_pretrained` would write: `tokenizer.json`, the special tokens, the length limit
-    and the model's inputs as `tokenizer_config.json` has them, and the template for chats. Nothing
-    is changed.
+    """The parts of a tokenizer that `save_pretrained` would write. The object is not changed.
 
-    Raises ConfigError for anything but a fast transformers tokenizer.
+    They are `tokenizer.json`; the special tokens, the length limit and the model's inputs as in
+    `tokenizer_config.json`; and the chat template. Raises ConfigError for anything but a fast
+    transformers tokenizer.
     """
     found: Any = tokenizer
     backend = getattr(found, "backend_tokenizer", None)
@@ -41,7 +41,7 @@ def parts_of_object(tokenizer: object) -> tuple[bytes, dict[str, object], str | 
 
 
 def _remedy(found: Any) -> str:
-    """The end of a message: what to pass instead of the object."""
+    """The end of an error message: what to pass instead of the object."""
     if isinstance(found, tokenizers.Tokenizer):
         return (
             " of the library tokenizers, which does not name its special tokens: give "

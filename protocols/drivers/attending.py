@@ -1,4 +1,4 @@
-"""A piece of attention on shares: scores, what is added to them, and what they weigh."""
+"""A piece of attention on shares: scores, terms added to them, and the weighted values."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -18,17 +18,20 @@ from protocols.functions.softcap import Cap, softcap
 
 
 def bias_words(bias: NDArray[np.float64]) -> Words:
-    """What is added to scores: one float64 rounding of exact numbers, the same everywhere."""
+    """Biases of scores as ring words: one float64 rounding, the same on every machine."""
     return encode(bias, FRACTION_BITS)
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What becomes of the scores (heads, T, L) of a piece beside the products.
+    """Terms added to a piece's scores (heads, T, L), and their soft cap.
 
     Attributes:
-        public: (heads, 1, L) words, or None. bias: (heads, T, L) shares, or None.
-        positional: keys and queries of positions, (heads, R, size), and the row of each pair.
+        public: (heads, 1, L) words to add, or None.
+        bias: (heads, T, L) shares to add, or None.
+        cap: the soft cap of scores, or None.
+        positional: keys and queries of positions, (heads, R, size), and the row of each pair; or
+            None.
     """
 
     public: Words | None
@@ -47,11 +50,11 @@ class Added:
 
     @property
     def kind(self) -> Hashable:
-        """What costs may depend on."""
+        """The properties that the cost may depend on."""
         return self.public is None, self.bias is None, self.cap, self.positional is None
 
     async def to(self, lane: Lane, scores: SecretTensor) -> SecretTensor:
-        """The scores with all that."""
+        """The scores with biases added and the soft cap applied."""
         if self.public is not None:
             scores = scores.add_public(self.public)
         if self.bias is not None:
@@ -80,7 +83,7 @@ async def attend_piece(
     added: Added,
     bounds: AttentionRange,
 ) -> SecretTensor:
-    """(H, T, C) queries against (G, L, C) keys and values: (H, T, C)."""
+    """Attention of (H, T, C) queries to (G, L, C) keys and values: (H, T, C)."""
     groups, tokens, size = k.shape[0], q.shape[1], q.shape[2]
     share = q.shape[0] // groups
     if added.positional is not None:

@@ -1,9 +1,9 @@
-"""The operations that models are written in.
+"""The operations that models are built from.
 
-A model is one async function over `Ops`, with three evaluations: `protocols.drivers.secure.Secure`
-on shares (over a tracing lane it predicts the cost), `protocols.drivers.plain.Plain` in floating
-point, and `models.owner.bounds.Bounds` on bounds of rows, which finds the ranges that the owner
-publishes.
+A model is one async function over `Ops`. It can be evaluated in three ways:
+`protocols.drivers.secure.Secure` works on shares (over a tracing lane it predicts the cost),
+`protocols.drivers.plain.Plain` in floating point, and `models.owner.bounds.Bounds` on bounds of
+rows, to find the ranges that the owner publishes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Heads:
     """Shape of grouped-query attention.
 
     Attributes:
-        query, key: numbers of heads; query heads are a multiple of key heads.
+        query, key: numbers of heads; the first is a multiple of the second.
         size: entries per head.
     """
 
@@ -49,7 +49,7 @@ class Rotation:
     """RoPE at some positions (RoFormer, arXiv 2104.09864), half-rotation layout.
 
     Attributes:
-        cos, sin: (T, size), the two halves of a row alike; from `protocols.base.precise.cosines`.
+        cos, sin: (T, size), the halves of a row are equal; from `protocols.base.precise.cosines`.
     """
 
     cos: NDArray[np.float64]
@@ -68,8 +68,9 @@ class Span:
     """The attention of one sequence: its query rows and its context rows.
 
     Attributes:
-        rows: of the queries. context: of the keys and values.
-        mask: (queries, context), True where a query may look.
+        rows: rows of the queries.
+        context: rows of the keys and values.
+        mask: (queries, context), True where a query may attend.
         slopes: how much each position adds to each head's scores, or None.
         relative: what the distance between two tokens adds to their scores, or None.
         cap: the soft cap of scores, or None.
@@ -90,29 +91,30 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Slopes:
-    """ALiBi (arXiv 2108.12409) as transformers computes it: slope times position, both rounded to
-    bfloat16, then scaled like the scores.
+    """ALiBi (arXiv 2108.12409) as transformers computes it.
+
+    The bias is slope times position, with the slope and the product rounded to bfloat16, and then
+    scaled like the scores.
     """
 
     slopes: NDArray[np.float64]
     scale: float
 
     def bias(self, context: int) -> NDArray[np.float64]:
-        """(heads, 1, context)."""
+        """The biases of the first `context` positions: (heads, 1, context)."""
         steps = _bfloat16(self.slopes)[:, None, None] * np.arange(context)
         return _bfloat16(steps) * self.scale
 
 
 @dataclass(frozen=True, slots=True)
 class Relative:
-    """What the distance of two tokens, of which the places are public, adds to their scores by
-    secret weights.
+    """Secret weights that add to the scores of two tokens, by their public distance.
 
     Attributes:
-        index: (queries, context), the row of each pair.
-        bias: (rows, heads) that are added, or None.
-        keys, queries: (rows, hidden) that a query and a key are multiplied by, head by head, both
-            or none.
+        index: (queries, context), the row of weights for each pair.
+        bias: (rows, heads), added to the scores, or None.
+        keys, queries: (rows, hidden), or None for both. Head by head, queries are multiplied by
+            `keys` and keys by `queries`.
     """
 
     index: Index
@@ -122,7 +124,7 @@ class Relative:
 
 
 def _bfloat16(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rounded to 8 significant bits, halves to even."""
+    """Round to 8 significant bits, ties to even."""
     words = np.asarray(values, dtype=np.float32).view(np.uint32)
     odd = (words >> np.uint32(16)) & np.uint32(1)
     rounded = (words + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
@@ -138,12 +140,14 @@ class Ranges:
 
 
 class Ops(Protocol):
-    """Every operation a model may use. Activations are (tokens, features); a weight that ends in a
-    bias has one more row than its input has features. Names say where in the model, for the ranges.
+    """Every operation a model may use.
+
+    Activations are (tokens, features). A weight that ends in a bias has one more row than its input
+    has features. `name` is the place in the model, used to look up ranges.
     """
 
     async def embed(self, table: Any, count: int, columns: int) -> Tensor:
-        """The first columns of the table's rows at the `count` secret input ids."""
+        """The first `columns` columns of the table's rows for the `count` secret input ids."""
 
     async def norm(
         self,
@@ -156,15 +160,16 @@ class Ops(Protocol):
         unit: bool = False,
         residual: bool = False,
     ) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) times gain plus shift; `unit` for rows of length 1, `residual`
-        for a result that is added to the residual stream.
+        """x / sqrt(mean(x^2) + eps) times gain plus shift.
+
+        `unit`: scale rows to length 1; `residual`: the result is added to the residual stream.
         """
 
     async def scaled(self, x: Tensor, factor: float) -> Tensor:
-        """x of the residual stream times a public factor (see `scale_word`)."""
+        """x, in the residual stream, times a public factor (see `scale_word`)."""
 
     async def capped(self, x: Tensor, name: str, cap: Cap) -> Tensor:
-        """What `output` gave, bent by a soft cap, for the client."""
+        """Apply a soft cap to the result of `output`, for the client."""
 
     async def linear(self, x: Tensor, weight: Any, name: str) -> Tensor:
         """x @ W, for the residual stream."""
@@ -185,20 +190,21 @@ class Ops(Protocol):
         norm: Norm | None = None,
         gains: tuple[Any, Any] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (query heads, T, size), keys and values (key heads, T, size). The first two are
-        normalised head by head (with `norm` and `gains`), then rotated.
+        """Queries (query heads, T, size), keys and values (key heads, T, size).
+
+        Queries and keys are normalised head by head (with `norm` and `gains`), then rotated.
         """
 
     async def attention(
         self, q: Tensor, k: Tensor, v: Tensor, name: str, spans: Sequence[Span]
     ) -> Tensor:
-        """softmax(q k^T + bias) v for each span, heads side by side: (T, query heads * size)."""
+        """softmax(q k^T + bias) v for each span, heads concatenated: (T, query heads * size)."""
 
     async def output(self, x: Tensor, weight: Any, name: str, *, tied: bool = False) -> Tensor:
         """x @ W for the client (`tied`: x @ table^T)."""
 
     async def mean(self, x: Tensor, lengths: Sequence[int], *, inner: bool = False) -> Tensor:
-        """Mean row of each run of `lengths` rows, for the client, or for an `inner` layer."""
+        """Mean of each run of `lengths` rows, for the client or, with `inner`, for a layer."""
 
     def result(self, x: Tensor) -> Tensor:
         """x itself, for the client."""
@@ -213,7 +219,7 @@ class Ops(Protocol):
         """Join along the axis of positions (axis 1)."""
 
     def take(self, x: Tensor, index: Index) -> Tensor:
-        """Rows of x at public places."""
+        """Rows of x at public indices."""
 
     def heads_at(self, x: Tensor, index: Index) -> Tensor:
-        """(heads, T, size) at public places along T."""
+        """Entries of x (heads, T, size) at public indices along T."""

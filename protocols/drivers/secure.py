@@ -1,4 +1,4 @@
-"""`Ops` on shares: evaluates models under MPC, or predicts their cost over a tracing lane."""
+"""`Ops` on shares: evaluates models under MPC, or predicts their cost on a tracing lane."""
 
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
@@ -24,12 +24,12 @@ from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
 
 OUTPUT_WIDTH = 37
-"""Bits of a result for the client, 18 of them fraction bits."""
+"""Bits of a result for the client; 18 of them are fraction bits."""
 OUTPUT_LIMIT = 2.0**17
 """Results must stay below this."""
 ARGMAX_FRAC = 13
 ARGMAX_WIDTH = 32
-"""Logits are compared in steps of 2^-13, as far apart as `OUTPUT_LIMIT` lets them be."""
+"""Logits are compared in steps of 2^-13: 32 bits hold all differences below 2 `OUTPUT_LIMIT`."""
 _MEAN_FRAC = 22
 SCALE_BITS = 16
 """Fraction bits of a public factor."""
@@ -58,7 +58,7 @@ class Secure:
         unit: bool = False,
         residual: bool = False,
     ) -> SecretTensor:
-        """With a shift the result has the residual stream's fraction bits, which the shift has."""
+        """With a shift, the result has the fraction bits of the shift and the residual stream."""
         return await normalize(
             self.lane,
             x.scale_up(RESIDUAL_BITS - x.frac),
@@ -113,7 +113,7 @@ class Secure:
         activation: str,
         block: Callable[[Lane, SecretTensor], Coroutine[Any, Any, SecretTensor]],
     ) -> SecretTensor:
-        """An activation with this many columns, in blocks of rows."""
+        """Compute an activation with this many columns, in blocks of rows."""
 
         async def once(rows: SecretTensor) -> SecretTensor:
             key = (*_kind(rows), weight.shape, weight.frac, columns, activation)
@@ -164,7 +164,7 @@ class Secure:
         norm: Norm,
         gains: tuple[SecretTensor, SecretTensor],
     ) -> SecretTensor:
-        """(T, heads, size) with queries and keys normalised, then turned (Qwen3)."""
+        """(T, heads, size) with queries and keys normalised, then rotated (Qwen3)."""
         wide = await lift(self.lane, await linear(self.lane, x, weight, frac=RESIDUAL_BITS))
         split = _split(wide, heads.size)
         query, rotated = heads.query, heads.query + heads.key
@@ -186,7 +186,7 @@ class Secure:
             result = await map_public(lane, flat, turn, shift=turn.frac, frac=flat.frac)
             return (await lift(lane, result)).reshape(*normed.shape)
 
-        async def widened(lane: Lane) -> SecretTensor:  # zeros stay zeros, as later norms need
+        async def widened(lane: Lane) -> SecretTensor:  # zeros stay zeros, which later norms need
             return await truncated(lane, values, values.frac - FRACTION_BITS)
 
         return concat(list(await self.lane.both(turned, widened)), axis=1)
@@ -199,8 +199,10 @@ class Secure:
         name: str,
         spans: Sequence[Span],
     ) -> SecretTensor:
-        """Sequences, and groups of key heads within each, run on separate lanes, as long as they
-        fit `Settings.block` together; longer texts are cut into blocks of rows.
+        """Attention on separate lanes for each sequence and each group of its key heads.
+
+        Lanes run together as long as they fit `Settings.block`; longer texts are cut into blocks of
+        rows.
         """
         bounds = _range(self._ranges.attention, name)
         groups = min(self.lane.settings.lanes, k.shape[0])
@@ -238,7 +240,7 @@ class Secure:
         return (await product(self.lane, _with_one(x, depth), weight)).narrow(OUTPUT_WIDTH)
 
     async def capped(self, x: SecretTensor, name: str, cap: Cap) -> SecretTensor:
-        if self.lane.settings.reveal == "argmax":  # the largest stays the largest
+        if self.lane.settings.reveal == "argmax":  # a soft cap keeps the largest logit the largest
             return x
 
         async def block(rows: SecretTensor) -> SecretTensor:
@@ -289,8 +291,8 @@ class Secure:
         return stack(runs, axis=0)
 
     def append(self, past: SecretTensor | None, new: SecretTensor) -> SecretTensor:
-        # The new keys or values are views of an array that also holds the queries: a copy frees
-        # those.
+        # The new keys or values are views of an array that also holds the queries; after a copy
+        # that array can be freed.
         return new.copy() if past is None else concat([past, new], axis=1)
 
     def take(self, x: SecretTensor, index: Index) -> SecretTensor:
@@ -301,8 +303,9 @@ class Secure:
 
 
 class _Turn:
-    """RoPE as a linear map on ring words (T, columns): heads beyond the first `rotated` are only
-    scaled, by `drop` bits less than the others.
+    """RoPE as a linear map on ring words (T, columns).
+
+    Heads after the first `rotated` are only scaled, by `drop` bits less than the others.
     """
 
     def __init__(
@@ -324,7 +327,7 @@ def scale_word(factor: float) -> np.uint64:
 
 
 def inverse_lengths(lengths: Sequence[int]) -> Words:
-    """1 / length with 22 fraction bits, to the nearest."""
+    """1 / length with 22 fraction bits, rounded to nearest."""
     sizes = np.asarray(lengths, dtype=np.uint64)
     return (np.uint64(1 << _MEAN_FRAC) + sizes // np.uint64(2)) // sizes
 
@@ -337,7 +340,7 @@ def _range(ranges: Any, name: str) -> Any:
 
 
 def _with_one(x: SecretTensor, rows: int) -> SecretTensor:
-    """x with a column of ones, for the bias in the weight's last row, if the weight has one."""
+    """x with a column of ones for the bias in the weight's last row, if the weight has a bias."""
     if rows == x.shape[1]:
         return x
     ones = np.full((x.shape[0], 1), 1 << x.frac, dtype=np.uint64)
@@ -345,13 +348,15 @@ def _with_one(x: SecretTensor, rows: int) -> SecretTensor:
 
 
 def _kind(x: SecretTensor) -> tuple[tuple[int, ...], int, int]:
-    """The properties of x that costs may depend on."""
+    """The properties of x that the cost may depend on."""
     return x.shape, x.width, x.frac
 
 
 def _rejoined(parts: Sequence[SecretTensor], cuts: Sequence[int], groups: int) -> SecretTensor:
-    """The heads of all sequences, with those of a row side by side: (rows, columns). Parts are
-    ordered by sequence, group of heads, and block of rows; `cuts` gives the numbers of blocks.
+    """Join the parts of all sequences, with the heads of a row concatenated: (rows, columns).
+
+    Parts are ordered by sequence, group of heads and block of rows; `cuts` has the number of blocks
+    of each group.
     """
     rest = iter(parts)
     done = [concat(list(itertools.islice(rest, count)), axis=1) for count in cuts]

@@ -1,8 +1,8 @@
-"""Scores of disentangled attention (DeBERTa, arXiv 2006.03654): contents with contents, and either
-with positions.
+"""Scores of disentangled attention (DeBERTa, arXiv 2006.03654).
 
-A position's key and query are weights. Which of them a pair of tokens meets is public, so that the
-three products are added up before the one exchange that a product takes.
+A score adds three products: query with key, query with a position's key, and key with a position's
+query. Keys and queries of positions are weights. Which of them a pair of tokens uses is public, so
+the three products are summed locally before the one exchange that a product takes.
 """
 
 import numpy as np
@@ -29,12 +29,13 @@ async def disentangled_scores(
     """q_i k_j + q_i keys_r + k_j queries_r for r = index[i, j], with 18 fraction bits.
 
     Args:
-        q, k: (heads, T, size) and (heads, L, size). keys, queries: (heads, R, size).
-        index: (T, L).
+        q, k: (heads, T, size) and (heads, L, size).
+        keys, queries: (heads, R, size), of positions.
+        index: (T, L), the row of each pair.
 
-    All have 18 fraction bits and are over Z_2^64; the sum stays below 2^(61 - 36).
+    All tensors have 18 fraction bits and are over Z_2^64; the sum must be below 2^(61 - 36).
 
-    Cost: that of the product of q and k alone.
+    Cost: the same as for the product of q and k alone.
     """
     if {t.width for t in (q, k, keys, queries)} != {q.width}:
         raise LocalProtocolError("disentangled attention was given tensors over different rings")
@@ -64,6 +65,6 @@ def _size(x: SecretTensor) -> int:
 
 
 def _product(x: SecretTensor, y: SecretTensor) -> Words:
-    """This party's part of twice x y^T."""
+    """This party's part of 2 x y^T."""
     turned = y.transpose(0, 2, 1)
     return np.asarray(batched_matmul(left_factor(x), right_factor(turned)))

@@ -1,7 +1,8 @@
-"""A soft cap, cap tanh(x / cap): what some models bend attention scores and logits with.
+"""The soft cap, cap tanh(x / cap), which some models apply to attention scores and logits.
 
-It is evaluated at x / 2^p for the least 2^p that is no less than the cap, so that all caps share
-one set of waves; whoever makes x multiplies it by 2^p / cap, which is between 1 and 2.
+It is evaluated at x / 2^p, where 2^p is the least power of two that is not below the cap, so that
+all caps share one set of waves. The weights that produce x are multiplied by 2^p / cap, which is
+between 1 and 2.
 """
 
 import math
@@ -21,12 +22,11 @@ from protocols.selection import Term, select
 from protocols.waves import Waves, evaluate
 
 MAX_POWER = 10
-"""Caps reach up to 2^10."""
+"""Caps are at most 2^10."""
 CAPPED_WIDTH = 37
-"""Bits of the ring of a result: enough for a soft maximum over them, and for a client."""
+"""Bits of the ring of a result: enough for a softmax over results, and for a client."""
 CAP_ERROR, CAP_ROUNDING = 2.0**-16, 2.0**-20
-"""A result is no further off than the first, times the cap; by the second where it is not cut off.
-"""
+"""Bounds on a result's error, each times the cap: in general, and where it is not cut off."""
 CAP_WAVES = SOFT.tight.waves.count if SOFT.tight is not None else 0
 _CUT_FRAC = 3
 
@@ -45,13 +45,14 @@ class Cap:
 
     @property
     def factor(self) -> float:
-        """2^power / cap, which x is multiplied by before."""
+        """2^power / cap, by which x must already be multiplied."""
         return 2.0**self.power / self.value
 
     @property
     def waves(self) -> Waves:
-        """Those of cap / 2^power tanh(x / 2^power). One product of floats each: the same on every
-        machine.
+        """The waves of cap / 2^power tanh(x / 2^power).
+
+        Each amplitude is a single product of floats, so it is the same on every machine.
         """
         assert SOFT.tight is not None
         base, ratio = SOFT.tight.waves, self.value / 2.0**self.power
@@ -59,16 +60,16 @@ class Cap:
         return replace(base, bits=base.bits + self.power, amplitudes=amplitudes)
 
     def exact(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """In floating point."""
+        """The soft cap in floating point."""
         bent: NDArray[np.float64] = self.value * np.tanh(x / 2.0**self.power)
         return bent
 
     def tightly(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What is computed on shares, but for rounding."""
+        """The function that is computed on shares, except for rounding."""
         return np.asarray(self.value * SOFT.tightly(x / 2.0**self.power))
 
     def limit(self, width: int) -> float:
-        """What |x| must stay below, in a ring of so many bits, for its cut-off to be found."""
+        """The limit on |x| in a ring of `width` bits, for the cut-off to work."""
         shift, digits = _window(self, width)
         return 2.0 ** (shift + DIGIT_BITS * digits - 2 - FRACTION_BITS)
 
@@ -82,14 +83,14 @@ def _window(cap: Cap, width: int) -> tuple[int, int]:
 async def softcap(lane: Lane, x: SecretTensor, cap: Cap) -> SecretTensor:
     """cap tanh(x / 2^power) for x with 18 fraction bits, over Z_2^37 with as many.
 
-    |x| stays below `Cap.limit` of its ring.
+    |x| must be below `Cap.limit` of its ring.
 
     Cost: 3 rounds with 5 digits to compare, 4 with more.
     """
     waves, frac = cap.waves, FRACTION_BITS + cap.power
     assert SOFT.tight is not None
     cut, step = SOFT.tight.cut * 2.0**cap.power, 2.0 ** (cap.power - _CUT_FRAC)
-    # What is just below a threshold may count as not below it: as inside, on the left.
+    # A value just below a threshold may count as not below it; on the left it is then inside.
     thresholds = [round((bound) * 2**x.frac) for bound in (step - cut, cut)]
     shift, digits = _window(cap, x.width)
     bent, below = await lane.both(
@@ -98,14 +99,14 @@ async def softcap(lane: Lane, x: SecretTensor, cap: Cap) -> SecretTensor:
     )
     most = round(cap.value * 2**FRACTION_BITS)
     right, left = (_everywhere(x, word, frac) for word in (most, -most))
-    # With c_low = [x < low cut] and c_high = [x < high cut]: right + c_high (y - right) - c_low (y
-    # - left).
+    # With c_low = [x < low cut] and c_high = [x < high cut]:
+    # right + c_high (y - right) - c_low (y - left).
     terms = [Term((below[..., 1],), bent - right), Term((below[..., 0],), left - bent)]
     chosen = await select(lane, terms, width=CAPPED_WIDTH, frac=frac, shape=x.shape)
     return (chosen + right).reinterpret(FRACTION_BITS)
 
 
 def _everywhere(x: SecretTensor, word: int, frac: int) -> SecretTensor:
-    """A number of 18 fraction bits, as the waves have it: divided by a power of two."""
+    """A constant whose `word` has 18 fraction bits, divided by a power of two like the waves."""
     words = np.full(x.shape, word % 2**64, dtype=np.uint64)
     return constant(x.role, words, CAPPED_WIDTH, frac)

@@ -1,1 +1,1 @@
-"""Configurations of the decoders: causal attention, one file a family."""
+"""Configurations of the decoders: causal attention, one file per family."""

@@ -37,13 +37,12 @@ class FalconConfig(DecoderConfig):
 
     Attributes:
         parallel_attn: attention and MLP read the same residual, and both are added to it.
-        parallel_norms: norms of a parallel layer: 1 (`input_layernorm`) or 2 (`ln_attn`,
-            `ln_mlp`). 0 where the layer is sequential (`input_layernorm`,
-            `post_attention_layernorm`).
+        parallel_norms: number of norms in a parallel layer: 1 (`input_layernorm`) or 2 (`ln_attn`,
+            `ln_mlp`). 0 in a sequential layer (`input_layernorm`, `post_attention_layernorm`).
         bias: the matrices of the layers have biases.
         alibi: scores get a bias that grows with the position, instead of rotary positions.
         rope_scaling: None for the plain frequencies of rope_theta.
-        rotary_dim: entries of a head that are rotated, the first; None: all.
+        rotary_dim: how many of a head's entries, from the first, are rotated; None: all.
     """
 
     table: ClassVar[str] = "transformer.word_embeddings"
@@ -112,23 +111,24 @@ class FalconConfig(DecoderConfig):
 
     @property
     def head_dim(self) -> int:
-        """Entries of an attention head."""
+        """Number of entries of an attention head."""
         return self.hidden_size // self.num_heads
 
     def turns(self, length: int, kind: str = "global") -> Words:
-        """Angles per position, (head_dim // 2,), in 2^-64 of a turn, in a sequence of `length`
-        tokens so far. All layers are of one kind.
+        """Rotary angles per position, (head_dim // 2,), in units of 2^-64 of a turn.
+
+        `length` is the number of tokens in the sequence so far. All layers have the same angles.
         """
         found = rotary_turns(self.rope_theta, self.rotated, self.rope_scaling, length)
         return np.pad(found, (0, (self.head_dim - self.rotated) // 2))
 
     @property
     def rotated(self) -> int:
-        """Entries of a head that are rotated."""
+        """Number of entries of a head that are rotated."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     def norm_names(self) -> tuple[str, ...]:
-        """Names of a layer's LayerNorms: the attention's, and the MLP's if it has its own."""
+        """Names of a layer's LayerNorms: the attention's, then the MLP's if it is separate."""
         if not self.parallel_attn:
             return "input_layernorm", "post_attention_layernorm"
         return ("ln_attn", "ln_mlp") if self.parallel_norms == 2 else ("input_layernorm",)
@@ -158,7 +158,7 @@ class FalconConfig(DecoderConfig):
 
     @classmethod
     def _read_hf(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        # Absent and null mean the same for every one of these keys.
+        # For all of these keys, null means the same as absent.
         data = {name: value for name, value in data.items() if value is not None}
         hidden, heads = (
             required(data, "hidden_size", "n_embed"),
@@ -187,7 +187,7 @@ class FalconConfig(DecoderConfig):
 
 
 def _layout(data: Mapping[str, Any], heads: int) -> dict[str, Any]:
-    """Heads and norms, derived as in transformers' class from settings that depend on another."""
+    """Heads and norms, derived as in transformers' class from settings that affect each other."""
     new, parallel = data.get("new_decoder_architecture", False), data.get("parallel_attn", True)
     check_flag("new_decoder_architecture", new)
     check_flag("parallel_attn", parallel)

@@ -1,8 +1,8 @@
 """Gemma, Gemma 2 and Gemma 3 (its text models): LLaMA with a scaled embedding and gains of 1 + w.
 
-Gemma 2 and 3 have a norm before and behind each block, and layers that see a window of the text
-between those that see all of it. Gemma 2 bends scores and logits by soft caps; Gemma 3 normalises
-queries and keys, and turns them faster in layers with a window.
+Gemma 2 and 3 have a norm before and after each block, and mix layers with a sliding window and
+layers with full attention. Gemma 2 applies soft caps to scores and logits. Gemma 3 normalises
+queries and keys, and its sliding-window layers have a separate rotary base.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.configs.windows import layer_windows
 from protocols.errors import ModelError
 
 _KINDS = ("sliding_attention", "full_attention")
-# Where a key is absent, the value that transformers' configuration class would take.
+# Defaults of transformers' configuration classes, for absent keys.
 _DEFAULTS: dict[str, dict[str, object]] = {
     "gemma": {"max_position_embeddings": 8192, "num_key_value_heads": 16},
     "gemma2": {
@@ -100,7 +100,7 @@ class GemmaConfig(LlamaConfig):
         fields["qkv_bias"] = fields["output_bias"] = data.get("attention_bias", False)
         if model_type == "gemma":
             act = data.get("hidden_act", "gelu_pytorch_tanh")
-            # "gelu" was written for what is meant by the other name, and transformers reads it so.
+            # Files say "gelu" but mean the tanh approximation; transformers reads it that way.
             act = "gelu_pytorch_tanh" if act == "gelu" else activation(act)
             return {**fields, "hidden_act": act}
         act = activation(data.get("hidden_activation", "gelu_pytorch_tanh"))
@@ -123,7 +123,7 @@ class GemmaConfig(LlamaConfig):
 
 
 def _layers(model_type: str, data: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs from layer to layer, and what comes of it in Gemma 2 and Gemma 3."""
+    """Windows per layer, and the score cap (Gemma 2) or norms and rotary kinds (Gemma 3)."""
     layers, positions = fields["num_layers"], required(data, "max_position_embeddings")
     every = 2 if model_type == "gemma2" else data.get("sliding_window_pattern", 6)
     check_size("sliding_window_pattern", every)

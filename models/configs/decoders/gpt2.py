@@ -21,13 +21,13 @@ from models.configs.validate import check_divides, check_flag, check_size, numbe
 class Gpt2Config(DecoderConfig):
     """A decoder of the GPT-2 family.
 
-    Its matrices are stored as (inputs, outputs), unlike those of every other family; the outputs
-    of `attn.c_attn` are all queries, then all keys, then all values, each in order of the heads.
+    Its matrices are stored as (inputs, outputs), unlike in every other family. The outputs of
+    `attn.c_attn` are all queries, then all keys, then all values, each in the order of the heads.
 
     Attributes:
         scale_attn_weights: scores are divided by sqrt(head_dim).
-        scale_attn_by_inverse_layer_idx: those of layer i, counted from 0, are also divided by i +
-            1.
+        scale_attn_by_inverse_layer_idx: the scores of layer i, counted from 0, are also divided
+            by i + 1.
     """
 
     family: ClassVar[str] = "gpt2"
@@ -36,7 +36,7 @@ class Gpt2Config(DecoderConfig):
         prefix="transformer.",
         children=frozenset({"wte", "wpe", "h", "ln_f"}),
         heads=frozenset({"lm_head", "score", "classifier", "qa_outputs", "multiple_choice_head"}),
-        # Causal masks, which old checkpoints contain.
+        # Causal masks that old checkpoints contain.
         ignored=re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias"),
         transposed=re.compile(r"transformer\.h\.\d+\.(attn|mlp)\.c_\w+\.weight"),
     )
@@ -57,7 +57,7 @@ class Gpt2Config(DecoderConfig):
 
     @property
     def head_dim(self) -> int:
-        """Entries of an attention head."""
+        """Number of entries of an attention head."""
         return self.hidden_size // self.num_heads
 
     def attention_scale(self, layer: int) -> float:

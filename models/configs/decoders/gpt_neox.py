@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: Falcon's layers with two norms and rotary positions in part of a head."""
+"""GPT-NeoX and Pythia: Falcon's layers with two norms and partly rotated heads."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from protocols.errors import ModelError
 
 @dataclass(frozen=True, kw_only=True)
 class GptNeoxConfig(FalconConfig):
-    """A decoder of the GPT-NeoX family: as many keys as queries, biases everywhere, and two norms,
-    whose blocks stand side by side (`parallel_attn`) or one behind the other.
+    """A decoder of the GPT-NeoX family.
+
+    It has as many key heads as query heads, biases everywhere and two norms per layer. Attention
+    and MLP run in parallel (`parallel_attn`) or one after the other.
     """
 
     family: ClassVar[str] = "gpt_neox"
@@ -75,13 +77,13 @@ class GptNeoxConfig(FalconConfig):
 
     @classmethod
     def _read_hf(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        # Absent and null mean the same for every one of these keys.
+        # For all of these keys, null means the same as absent.
         data = {name: value for name, value in data.items() if value is not None}
         hidden, heads = required(data, "hidden_size"), required(data, "num_attention_heads")
         size = head_size(hidden, heads)
         positions = data.get("max_position_embeddings", 2048)
         check_size("max_position_embeddings", positions)
-        # Its names of old for the base of the frequencies and the part that is rotated.
+        # Older names of the frequencies' base and of the rotated fraction.
         names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
         older = {name: data[old] for name, old in names.items() if old in data}
         rope = read_rope({"partial_rotary_factor": 0.25, **data, **older}, positions, partial=True)

@@ -1,4 +1,4 @@
-"""Granite: LLaMA with multipliers at the embedding, the scores, the blocks and the logits."""
+"""Granite: LLaMA with multipliers on the embedding, the scores, the blocks and the logits."""
 
 from __future__ import annotations
 

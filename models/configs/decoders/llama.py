@@ -29,7 +29,7 @@ from protocols.functions.softcap import MAX_POWER
 
 _MAX_SCALE = 2.0**16
 ROTARY = ("global", "local", "none")
-"""What a layer may do with queries and keys."""
+"""Kinds of rotation that a layer may apply to queries and keys."""
 # Defaults of transformers' configuration classes, for absent keys.
 _DEFAULTS: dict[str, dict[str, object]] = {
     "llama": {"max_position_embeddings": 2048},
@@ -74,19 +74,20 @@ class LlamaConfig(DecoderConfig):
 
     Attributes:
         qkv_bias: the projections to queries, keys and values have a bias (Qwen2).
-        output_bias: the projection after the attention has a bias.
+        output_bias: the output projection of the attention has a bias.
         mlp_bias: the three projections of the MLP have biases.
-        qk_norm: each head's query and key pass an RMSNorm before the rotation (Qwen3).
-        windows: for each layer, the number of positions that a token attends to, itself and the
-            ones before it, or None for all; None when no layer is limited below max_positions.
+        qk_norm: each head's query and key go through an RMSNorm before the rotation (Qwen3).
+        windows: for each layer, the number of positions that a token attends to (itself and those
+            before it), or None for all; None when no layer is limited below max_positions.
         rope_scaling: None for the plain frequencies of rope_theta.
-        rotary_dim: entries of a head that are rotated, the first; None: all.
+        rotary_dim: how many of a head's entries, from the first, are rotated; None: all.
         rotary: for each layer one of `ROTARY`: rotated by rope_theta with rope_scaling, by
-            local_rope_theta, or not at all; None: all alike.
-        post_norms: each block's result passes a norm before it is added to the residual stream.
-        score_scale: what queries are multiplied by; None: 1 / sqrt(head_dim).
-        embedding_scale, residual_scale, logits_scale: what the embedding, each block's result and
-            the logits are multiplied by.
+            local_rope_theta, or not at all; None: "global" in all layers.
+        post_norms: each block's result goes through a norm before it is added to the residual
+            stream.
+        score_scale: factor on queries; None: 1 / sqrt(head_dim).
+        embedding_scale, residual_scale, logits_scale: factors on the embedding, on each block's
+            result and on the logits.
         score_cap, logits_cap: soft caps, c tanh(x / c) (Gemma 2).
     """
 
@@ -112,7 +113,7 @@ class LlamaConfig(DecoderConfig):
         "num_local_experts": (0,),
         "n_routed_experts": (0,),
         "moe_intermediate_size": (),
-        # Granite, MiniCPM, Cohere, Gemma and similar models saved under a name of this family.
+        # Granite, MiniCPM, Cohere, Gemma and similar models saved with a model type of this family.
         "embedding_multiplier": (1,),
         "residual_multiplier": (1,),
         "attention_multiplier": (),
@@ -193,17 +194,19 @@ class LlamaConfig(DecoderConfig):
 
     @property
     def rotated(self) -> int:
-        """Entries of a head that are rotated."""
+        """Number of entries of a head that are rotated."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
     def query_scale(self) -> float:
-        """What queries are multiplied by, but for what rotary positions and soft caps ask for."""
+        """The factor on queries, without the factors for rotary positions and soft caps."""
         return self.head_dim**-0.5 if self.score_scale is None else self.score_scale
 
     def turns(self, length: int, kind: str = "global") -> Words:
-        """Angles per position, (head_dim // 2,), in 2^-64 of a turn, in a sequence of `length`
-        tokens so far, in the layers of a kind. Entries that are not rotated have zeros.
+        """Rotary angles per position, (head_dim // 2,), in units of 2^-64 of a turn.
+
+        `length` is the number of tokens in the sequence so far, `kind` the kind of the layers.
+        Entries that are not rotated have the angle 0.
         """
         theta, scaling = self.rope_theta, self.rope_scaling
         if kind == "local":
@@ -213,19 +216,19 @@ class LlamaConfig(DecoderConfig):
         return np.pad(found, (0, (self.head_dim - self.rotated) // 2))
 
     def rotary_of(self, layer: int) -> str:
-        """What a layer, from 0, does with queries and keys: one of `ROTARY`."""
+        """The kind of rotation in a layer, counted from 0: one of `ROTARY`."""
         return "global" if self.rotary is None else self.rotary[layer]
 
     def window_of(self, layer: int) -> int | None:
-        """How far a token sees in a layer, from 0; None for all."""
+        """The window of a layer, counted from 0; None: it sees all tokens."""
         return None if self.windows is None else self.windows[layer]
 
     def rotary_kinds(self) -> tuple[str, ...]:
-        """Which angles there are."""
+        """The kinds of rotary angles that the layers use."""
         return tuple(sorted({*(self.rotary or ("global",))} - {"none"}))
 
     def part_names(self) -> dict[str, tuple[str, ...]]:
-        """Parts of a layer -> names of their tensors, without `.weight`."""
+        """Part of a layer -> names of its tensors, without `.weight`."""
         names: dict[str, tuple[str, ...]] = {
             "attention_norm": ("input_layernorm",),
             "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -289,7 +292,7 @@ class LlamaConfig(DecoderConfig):
 
     @classmethod
     def _read_common(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        """What all model types of this family and its relatives call alike."""
+        """Fields whose keys are the same in all model types of this family and related ones."""
         layers, heads = required(data, "num_hidden_layers"), required(data, "num_attention_heads")
         hidden, kv_heads = required(data, "hidden_size"), data.get("num_key_value_heads")
         check_size("num_hidden_layers", layers)
@@ -313,7 +316,7 @@ class LlamaConfig(DecoderConfig):
 
 
 def head_size(hidden: object, heads: object, given: object = None) -> Any:
-    """Entries of an attention head: `given`, or the heads' share of the hidden state."""
+    """Number of entries of a head: `given`, or the hidden size divided by the number of heads."""
     if given is not None:
         return given
     check_size("hidden_size", hidden)
@@ -324,8 +327,9 @@ def head_size(hidden: object, heads: object, given: object = None) -> Any:
 
 
 def check_rotary(head_dim: int, scaling: object, rotated: int | None = None) -> None:
-    """Raise ModelError unless heads of this size can be rotated with this scaling, in their first
-    `rotated` entries alone if that is given.
+    """Raise ModelError unless heads of this size can be rotated with this scaling.
+
+    rotated: number of entries, from the first, that are rotated; None: all.
     """
     if rotated is not None:
         check_size("rotary_dim", rotated, head_dim, least=2)
@@ -352,7 +356,7 @@ def _biases(model_type: str, data: Mapping[str, Any]) -> dict[str, Any]:
     if model_type != "llama":
         refuse_unless_neutral(data, {"mlp_bias": (False,)})
     attention = data.get("attention_bias", False)
-    if model_type == "qwen2":  # a constant of its class
+    if model_type == "qwen2":  # constants of its class
         return {"qkv_bias": True, "output_bias": False}
     if model_type == "mistral":
         return {}

@@ -20,7 +20,7 @@ from models.configs.validate import check_divides, check_flag, check_size, requi
 
 _MAX_SIZE = 1 << 16
 FIRST_POSITION = 2
-"""Row of the position table that belongs to the first token: a constant of transformers' class."""
+"""Row of the position table for the first token: a constant of transformers' class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class OptConfig(DecoderConfig):
     """A decoder of the OPT family.
 
     Attributes:
-        embedding_columns: columns of the embedding table and inputs of the heads; where they are
-            not hidden_size, a linear map leads there and another one back.
-        norm_first: norms stand before the blocks (all sizes but 350M), else behind them.
-        final_norm: a norm follows the last layer, if norms stand first.
+        embedding_columns: columns of the embedding table and inputs of the heads. If this is not
+            hidden_size, one linear map converts to hidden_size and another one back.
+        norm_first: norms come before the blocks (all sizes but 350M), otherwise after them.
+        final_norm: a norm follows the last layer; it has no effect without norm_first.
     """
 
     family: ClassVar[str] = "opt"
@@ -53,7 +53,7 @@ class OptConfig(DecoderConfig):
         "layer_norm_elementwise_affine": (True,),
         **FULL_ATTENTION,
     }
-    layer_norm_eps: ClassVar[float] = 1e-5  # torch's
+    layer_norm_eps: ClassVar[float] = 1e-5  # torch's default
 
     embedding_columns: int
     norm_first: bool = True
@@ -68,7 +68,7 @@ class OptConfig(DecoderConfig):
 
     @property
     def head_dim(self) -> int:
-        """Entries of an attention head."""
+        """Number of entries of an attention head."""
         return self.hidden_size // self.num_heads
 
     @property
@@ -77,12 +77,12 @@ class OptConfig(DecoderConfig):
 
     @property
     def projects(self) -> bool:
-        """Whether the embedding has another width than the hidden state."""
+        """Whether the embedding and the hidden state have different widths."""
         return self.embedding_columns != self.hidden_size
 
     @property
     def ends_in_norm(self) -> bool:
-        """Whether there is a norm behind the last layer."""
+        """Whether there is a norm after the last layer."""
         return self.norm_first and self.final_norm
 
     def _base_tensors(self) -> dict[str, Shape]:

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4: LLaMA with fused projections, longrope, and heads of which a part is rotated."""
+"""Phi-3 and Phi-4: LLaMA with fused projections, longrope and partly rotated heads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from models.configs.windows import layer_windows
 
 @dataclass(frozen=True, kw_only=True)
 class Phi3Config(LlamaConfig):
-    """A decoder of the Phi-3 family. With longrope, max_positions is the context of the training
-    (4096 tokens of Phi-3 and Phi-4-mini), and longer texts are refused.
+    """A decoder of the Phi-3 family.
+
+    With longrope, max_positions is the training context (4096 tokens for Phi-3 and Phi-4-mini),
+    and longer texts are refused.
     """
 
     family: ClassVar[str] = "phi3"
@@ -74,7 +76,7 @@ class Phi3Config(LlamaConfig):
 
 
 def _renamed(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With longrope under its present name: "yarn" stood for it in this family too."""
+    """The settings with longrope under its current name; older files call it "yarn"."""
     for where in ("rope_scaling", "rope_parameters"):
         rope = data.get(where)
         if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) == "yarn":

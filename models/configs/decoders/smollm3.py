@@ -1,4 +1,4 @@
-"""SmolLM3: LLaMA with layers whose queries and keys are not rotated."""
+"""SmolLM3: LLaMA in which some layers do not rotate queries and keys."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SmolLm3Config(LlamaConfig):
 
 
 def _turned(data: Mapping[str, Any], layers: int) -> list[int]:
-    """Whether each layer is rotated: 1 in `no_rope_layers`, whatever its name."""
+    """Whether each layer is rotated; despite its name, `no_rope_layers` has 1 for such layers."""
     given = data.get("no_rope_layers")
     if given is None:
         interval = data.get("no_rope_layer_interval", 4)

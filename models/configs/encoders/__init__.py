@@ -1,1 +1,1 @@
-"""Configurations of the encoders: every token sees all others, one file a family."""
+"""Configurations of the encoders: every token sees all others, one file per family."""

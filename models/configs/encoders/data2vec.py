@@ -13,7 +13,7 @@ from models.configs.names import Naming
 
 @dataclass(frozen=True, kw_only=True)
 class Data2VecTextConfig(RobertaConfig):
-    """An encoder of the data2vec family; its model for texts computes what RoBERTa does."""
+    """An encoder of the data2vec family. The text model computes the same function as RoBERTa."""
 
     family: ClassVar[str] = "data2vec-text"
     model_types: ClassVar[Mapping[str, str]] = {"data2vec-text": "Data2VecText"}

@@ -1,4 +1,4 @@
-"""DeBERTa-v2 and v3: BERT's encoder with disentangled attention in place of learned positions."""
+"""DeBERTa-v2 and v3: BERT's encoder with disentangled attention instead of learned positions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class DebertaV2Config(BertConfig):
     """An encoder of the DeBERTa-v2 family. Scores are divided by sqrt(3 head_dim).
 
     Attributes:
-        buckets: the table of positions has so many rows a direction. Half of them are for one
-            distance each, the others for longer ones by their logarithm, up to `reach`; 0: each
-            distance up to `reach` has its own.
-        reach: the distance that the last row is for.
-        shared: queries and keys of positions are made by the projections of contents.
-        normed: positions pass a LayerNorm first.
-        pooler_act: of the dense layer before the classifier of sequences.
+        buckets: rows of the position table per direction. Half of them have one distance each;
+            the others cover longer distances up to `reach`, spaced by their logarithm. 0: each
+            distance up to `reach` has a row.
+        reach: the distance of the last row.
+        shared: queries and keys of positions use the projections of the contents.
+        normed: the position table goes through a LayerNorm first.
+        pooler_act: activation of the dense layer before the sequence classifier.
     """
 
     typed: ClassVar[bool] = False
@@ -40,7 +40,8 @@ class DebertaV2Config(BertConfig):
         heads=frozenset(
             {"cls", "classifier", "qa_outputs", "pooler", "lm_predictions", "mask_predictions"}
         ),
-        # The last one is in files whose model does without it (`position_biased_input`).
+        # Some files hold the last one although their model does not use it
+        # (`position_biased_input` is false).
         ignored=re.compile(r"deberta\.embeddings\.(position_ids|position_embeddings\.weight)"),
     )
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
@@ -70,12 +71,12 @@ class DebertaV2Config(BertConfig):
 
     @property
     def rows(self) -> int:
-        """Of the table of positions."""
+        """Number of rows of the position table."""
         return 2 * (self.buckets or self.reach)
 
     @property
     def score_scale(self) -> float:
-        """What contents and positions are multiplied by in queries."""
+        """The factor on the queries of contents and of positions."""
         return float((3 * self.head_dim) ** -0.5)
 
     @classmethod
@@ -144,7 +145,7 @@ class DebertaV2Config(BertConfig):
 
 
 def _refuse(data: Mapping[str, Any], hidden: object, heads: object) -> None:
-    """Raise ModelError for what makes another function, absent keys among it."""
+    """Raise ModelError for settings, given or default, that would change the function."""
     _check_kinds(data.get("pos_att_type"))
     size = hidden // heads if type(hidden) is int and type(heads) is int and heads else None
     for name, default, wanted in (

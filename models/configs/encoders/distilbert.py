@@ -1,4 +1,4 @@
-"""The DistilBERT family: BERT without token types and pooler, under other names."""
+"""The DistilBERT family: BERT without token types or a pooler, and with other tensor names."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from protocols.errors import ModelError
 class DistilBertConfig(EncoderConfig):
     """An encoder of the DistilBERT family.
 
-    Its classifier is a dense layer, ReLU and a projection of the first token. Sinusoidal positions
-    are stored like learned ones.
+    Its classifier applies a dense layer, ReLU and a projection to the first token. Sinusoidal
+    positions are stored like learned ones.
     """
 
     family: ClassVar[str] = "distilbert"
@@ -45,7 +45,7 @@ class DistilBertConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # The class of transformers fixes all of these.
+        # Constants of transformers' class.
         check_size("type_vocab_size", self.type_vocab_size, 0, least=0)
         check_size("position_offset", self.position_offset, 0, least=0)
         if self.pooler or self.layer_norm_eps != 1e-12:

@@ -17,14 +17,14 @@ _MAX_SIZE = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class ElectraConfig(BertConfig):
-    """An encoder of the ELECTRA family: generator, discriminator, or what was trained of them.
+    """An encoder of the ELECTRA family: a generator, a discriminator, or a fine-tuned model.
 
-    A discriminator as it was trained (`ElectraForPreTraining`) is read as a base model: its head
-    tells replaced tokens from others, which no task here asks for.
+    A pre-trained discriminator (`ElectraForPreTraining`) is read as a base model: its head detects
+    replaced tokens, which no task here needs.
 
     Attributes:
-        embedding_columns: columns of the embedding tables; where they are not hidden_size, a
-            linear layer follows their LayerNorm.
+        embedding_columns: columns of the embedding tables. If this is not hidden_size, a linear
+            layer follows their LayerNorm.
     """
 
     family: ClassVar[str] = "electra"

@@ -1,4 +1,4 @@
-"""The encoders: BERT and RoBERTa (with CamemBERT and XLM-RoBERTa), a LayerNorm after each block."""
+"""The encoders BERT and RoBERTa (with CamemBERT and XLM-RoBERTa): LayerNorm after each block."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MAX_TOKEN_TYPES = 1 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(ModelConfig):
-    """The common part of the families of encoders.
+    """The fields and tensors that all encoder families share.
 
     Attributes:
-        type_vocab_size: rows of the table of token types; 0 without one (DistilBERT).
+        type_vocab_size: rows of the token type table; 0 if there is none (DistilBERT).
         position_offset: row of the position table for the first token. The table has
             max_positions + position_offset rows.
-        pooler: the first token's last hidden state passes a dense layer and tanh: before a BERT
-            classifier, and beside the hidden states where the checkpoint of a base model has it.
+        pooler: the first token's last hidden state goes through a dense layer and tanh. BERT
+            classifiers have a pooler, and so do base models whose checkpoint contains one.
     """
 
     heads: ClassVar[tuple[str, ...]] = (
@@ -59,17 +59,17 @@ class EncoderConfig(ModelConfig):
 
     @property
     def head_dim(self) -> int:
-        """Entries of an attention head."""
+        """Number of entries of an attention head."""
         return self.hidden_size // self.num_heads
 
     @property
     def embedding_size(self) -> int:
-        """Columns of the embedding table."""
+        """Number of columns of the embedding table."""
         return self.hidden_size
 
     @property
     def transform_act(self) -> str:
-        """Activation inside the head for masked tokens."""
+        """The activation inside the head for masked tokens."""
         return self.hidden_act
 
     def decoder(self) -> tuple[str, str]:
@@ -106,7 +106,7 @@ class EncoderConfig(ModelConfig):
 class BertConfig(EncoderConfig):
     """An encoder of the BERT family."""
 
-    typed: ClassVar[bool] = True  # there is a table of token types
+    typed: ClassVar[bool] = True  # there is a token type table
     family: ClassVar[str] = "bert"
     model_types: ClassVar[Mapping[str, str]] = {"bert": "Bert"}
     naming: ClassVar[Naming] = Naming(
@@ -215,10 +215,10 @@ class BertConfig(EncoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RobertaConfig(BertConfig):
-    """An encoder of the RoBERTa family: BERT with other names, positions and heads.
+    """An encoder of the RoBERTa family: BERT with other tensor names, positions and heads.
 
-    Positions count from pad_token_id + 1, and only tokens other than the padding count; its
-    classifier is a dense layer, tanh and a projection of the first token.
+    Positions are numbered from pad_token_id + 1, and padding tokens are not counted. The
+    classifier applies a dense layer, tanh and a projection to the first token.
     """
 
     family: ClassVar[str] = "roberta"

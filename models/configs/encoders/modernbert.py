@@ -1,4 +1,4 @@
-"""ModernBERT: norms before blocks, gated MLPs, rotary positions, layers that see a window."""
+"""ModernBERT: norms before blocks, gated MLPs, rotary positions, some sliding-window layers."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ _KINDS = ("full_attention", "sliding_attention")
 
 @dataclass(frozen=True, kw_only=True)
 class ModernBertConfig(EncoderConfig):
-    """An encoder of the ModernBERT family, without biases but in the last layer of its heads.
+    """An encoder of the ModernBERT family. Only the last layers of its heads have biases.
 
     Attributes:
-        windows: for each layer, how far a token sees on either side, itself included, or None for
-            the whole text. Layers with a window turn by local_rope_theta, the others by rope_theta.
-        local: for each layer, whether it turns by local_rope_theta.
-        pooling: what a classifier of sequences reads: the first token, or the mean of all.
+        windows: for each layer, how many tokens a token sees on either side, itself included, or
+            None for the whole text; None when no layer is limited.
+        local: for each layer, whether it is rotated by local_rope_theta (sliding-window layers)
+            and not by rope_theta.
+        pooling: input of the sequence classifier: the first token, or the mean of all.
         classifier_act: the activation inside every head.
     """
 
@@ -94,12 +95,12 @@ class ModernBertConfig(EncoderConfig):
         return self.classifier_act if module.startswith("head.") else self.hidden_act
 
     def turns(self, length: int, kind: str = "global") -> Words:
-        """Angles per position, (head_dim // 2,), in 2^-64 of a turn, of the layers of a kind."""
+        """Rotary angles per position of a kind of layer, (head_dim // 2,), in 2^-64 of a turn."""
         theta = self.local_rope_theta if kind == "local" else self.rope_theta
         return np.asarray(rotary_turns(theta, self.head_dim, None, length))
 
     def rotary_kinds(self) -> tuple[str, ...]:
-        """Which angles there are."""
+        """The kinds of rotary angles that the layers use."""
         return tuple(sorted({("global", "local")[each] for each in self.local}))
 
     def decoder(self) -> tuple[str, str]:
@@ -118,7 +119,7 @@ class ModernBertConfig(EncoderConfig):
         }
         for i in range(self.num_layers):
             name = f"model.layers.{i}"
-            if i:  # the first layer reads the embedding, which is normalised
+            if i:  # the first layer reads the normalised embedding
                 shapes[f"{name}.attn_norm.weight"] = (hidden,)
             shapes.update(linear(f"{name}.attn.Wqkv", 3 * hidden, hidden, bias=False))
             shapes.update(linear(f"{name}.attn.Wo", hidden, hidden, bias=False))

@@ -1,4 +1,4 @@
-"""MPNet: RoBERTa's encoder with scores that depend on how far two tokens are apart."""
+"""MPNet: RoBERTa's encoder with scores that depend on the distance between two tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.configs.validate import check_size
 
 _PADDING = 1
 BUCKETS = 32
-"""Classes of distances that have a bias each: a constant of transformers' class."""
+"""Number of distance classes, each with a bias: a constant of transformers' class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class MpnetConfig(RobertaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # The class counts positions from behind token 1, whatever the padding is called.
+        # transformers' class uses padding id 1 for positions, whatever pad_token_id says.
         check_size("pad_token_id", self.pad_token_id, _PADDING, least=_PADDING)
 
     def _layer_tensors(self) -> dict[str, Shape]:

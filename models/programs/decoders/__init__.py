@@ -1,1 +1,1 @@
-"""Programs of the decoders, one file a family: each token sees those before it."""
+"""Programs of the decoders, one file per family: each token sees those before it."""

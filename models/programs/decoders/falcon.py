@@ -1,7 +1,7 @@
-"""The Falcon family, and GPT-NeoX, as a program over `Ops`.
+"""The Falcon and GPT-NeoX families as a program over `Ops`.
 
-Attention and MLP side by side (7B, 40B) or one after the other (RW), one or two norms per layer,
-rotary positions or ALiBi; one key head, a few, or as many as query heads.
+Attention and MLP in parallel (7B, 40B) or one after the other (RW), one or two norms per layer,
+rotary positions or ALiBi, and one key head, a few, or as many as query heads.
 """
 
 from collections.abc import Iterator
@@ -29,8 +29,10 @@ def heads_of(config: FalconConfig) -> Heads:
 
 
 def alibi_slopes(count: int) -> NDArray[np.float64]:
-    """Slope of each head: a geometric sequence, and every other one of a finer sequence for the
-    heads beyond a power of two (ALiBi, arXiv 2108.12409, section 3).
+    """The slope of each head (ALiBi, arXiv 2108.12409, section 3).
+
+    The slopes of the first 2^n heads, for the largest n, are a geometric sequence. Further heads
+    have every other value of a sequence that is twice as long.
     """
     power = 1 << (count.bit_length() - 1)
 
@@ -130,9 +132,9 @@ def _order(config: FalconConfig) -> NDArray[np.int64]:
 
 
 def _query_factors(config: FalconConfig) -> Matrix:
-    """What each entry of a query is multiplied by, in the order in which they are shared."""
+    """The factor on each entry of a query, in the order in which the entries are shared."""
     factors = np.full(config.head_dim, config.head_dim**-0.5)
-    if config.rope_scaling is not None:  # queries and keys are each multiplied by it
+    if config.rope_scaling is not None:  # a factor on both queries and keys
         turned = rotary_order(config.head_dim, config.rotated) < config.rotated
         factors[turned] *= (config.rope_scaling.attention_factor or 1.0) ** 2
     return factors.astype(np.float32)

@@ -2,8 +2,8 @@
 
 RMSNorm, rotary positions, grouped-query attention, a gated MLP, tied or separate head. SmolLM2,
 LLaMA 1 to 3, TinyLlama, Mistral (sliding window), Qwen2 (biases) and Qwen3 (normalised queries and
-keys) are configurations of it; so are Gemma (scaled embedding, norms behind blocks, soft caps,
-two kinds of rotary positions), Phi-3 (fused projections), Granite (multipliers) and SmolLM3 (layers
+keys) are configurations of it. So are Gemma (scaled embedding, norms after blocks, soft caps, two
+kinds of rotary positions), Phi-3 (fused projections), Granite (multipliers) and SmolLM3 (layers
 without positions).
 """
 
@@ -142,13 +142,11 @@ def _layer(checkpoint: Checkpoint, config: LlamaConfig, i: int) -> Iterator[tupl
 
 
 def _rotary_layout(config: LlamaConfig, i: int) -> tuple[NDArray[np.int64], Matrix]:
-    """A layer's entries of a head in the order in which they are shared, and what each of them is
-    multiplied by in queries.
-    """
+    """The order in which a layer's head entries are shared, and the factor on each in queries."""
     order = rotary_order(config.head_dim, config.rotated)
     factors = np.full(config.head_dim, config.query_scale * _cap_factor(config.score_cap))
     if config.rotary_of(i) == "global" and config.rope_scaling is not None:
-        # Both queries and keys are to be multiplied by it once they are turned.
+        # A factor on both rotated queries and rotated keys; here queries get both.
         factors[order < config.rotated] *= (config.rope_scaling.attention_factor or 1.0) ** 2
     return order, factors.astype(np.float32)
 
@@ -160,7 +158,7 @@ def _scaled(matrix: Matrix, factor: float) -> Matrix:
 
 
 def _cap_factor(cap: float | None) -> float:
-    """What a soft cap wants its argument to be multiplied by."""
+    """The factor on the argument of a soft cap."""
     return 1.0 if cap is None else Cap(cap).factor
 
 

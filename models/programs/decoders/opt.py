@@ -1,4 +1,4 @@
-"""The OPT family as a program over `Ops`: learned positions, LayerNorm before or behind blocks."""
+"""The OPT family as a program over `Ops`: learned positions, LayerNorm before or after blocks."""
 
 from collections.abc import Iterator
 
@@ -37,7 +37,7 @@ async def forward(
         k, v = cache.extend(ops, i, k, v)  # (heads, context, size)
         wanted = None
         if i == config.num_layers - 1 and batch.rows in ("first", "last"):
-            wanted = batch.wanted  # the other rows have no reader
+            wanted = batch.wanted  # the other rows are not used
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         spans = spans_of(batch, start, causal=True, wanted=wanted)
         y = await ops.attention(q, k, v, name, spans)  # (tokens, hidden)
@@ -60,7 +60,7 @@ def _norm_parameters(name: str, size: int) -> dict[str, Parameter]:
 
 
 def parameters_of(config: OptConfig) -> dict[str, Parameter]:
-    """Name -> kind and shape of everything that is shared, in upload order."""
+    """Name -> kind and shape of every shared tensor, in upload order."""
     hidden, inner, columns = (
         config.hidden_size,
         config.intermediate_size,

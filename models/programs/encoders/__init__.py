@@ -1,1 +1,1 @@
-"""Programs of the encoders, one file a family: every token sees all others."""
+"""Programs of the encoders, one file per family: every token sees all others."""

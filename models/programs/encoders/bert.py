@@ -71,7 +71,7 @@ async def forward(
 def relative_of(
     config: EncoderConfig, parameters: Parameters, layer: str
 ) -> Callable[[Index], Relative] | None:
-    """What distances add to a layer's scores, where they do."""
+    """A function from distances to what they add to a layer's scores; None if that is nothing."""
     if isinstance(config, DebertaV2Config):
         keys, queries = (
             parameters[f"{layer}.position_keys"],
@@ -194,7 +194,7 @@ def _score_scale(config: EncoderConfig) -> float:
 def _positional(
     checkpoint: Checkpoint, config: DebertaV2Config, layer: str, name: str
 ) -> Iterator[tuple[str, Matrix]]:
-    """Keys and queries of positions: a layer's projections of a table that all layers share."""
+    """Keys and queries of positions: a layer's projections of the table that all layers share."""
     rows = checkpoint.tensor("deberta.encoder.rel_embeddings.weight").astype(np.float64)
     if config.normed:
         gain, shift = norm_of(checkpoint, "deberta.encoder.LayerNorm")

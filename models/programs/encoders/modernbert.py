@@ -41,7 +41,7 @@ async def forward(
         q, k, v = await ops.project(y, parameters[f"{name}.qkv"], name, heads, turn)
         wanted = None
         if i == config.num_layers - 1 and batch.rows in ("first", "last"):
-            wanted = batch.wanted  # the other rows have no reader
+            wanted = batch.wanted  # the other rows are not used
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         spans = spans_of(batch, causal=False, wanted=wanted, window=windows[i])
         y = await ops.attention(q, k, v, name, spans)
@@ -55,7 +55,7 @@ async def forward(
 
 
 def parameters_of(config: ModernBertConfig) -> dict[str, Parameter]:
-    """Name -> kind and shape of everything that is shared, in upload order."""
+    """Name -> kind and shape of every shared tensor, in upload order."""
     hidden, inner = config.hidden_size, config.intermediate_size
     wanted = {
         "table": Parameter("table", (config.vocab_size, table_columns(config))),
