@@ -37,9 +37,9 @@ class Batch:
     types: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.rows not in get_args(Rows):
+        if not isinstance(self.rows, str):
             known = ", ".join(get_args(Rows))
-            raise ConfigError(f"rows: {short(self.rows)} is not known: use one of {known}")
+            raise ConfigError(f"rows: {short(self.rows)} is not a name: use one of {known}")
         if not self.lengths or min(self.lengths) < 1:
             raise ConfigError("an input is empty: give at least one token")
         if self.types is not None and len(self.types) != self.tokens:
