@@ -1,37 +1,17 @@
 """Options of the tasks on texts, typed so that mypy checks them from the call to the task."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict, cast
+from typing import cast
 
-from models.tokens.sampling_config import Biases, SamplingOptions, Words
+from models.tokens.sampling_config import ChoiceOptions, SamplingOptions
 
 
-class TaskOptions(TypedDict, total=False):
+class TaskOptions(ChoiceOptions, total=False):
     """Options of all tasks together; a task's `job` says which ones it takes. A call with an option
     that its task does not take is refused immediately.
     """
 
-    # text-generation: see `SamplingConfig`
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    min_p: float
-    typical_p: float
-    epsilon_cutoff: float
-    eta_cutoff: float
-    repetition_penalty: float
-    no_repeat_ngram_size: int
-    bad_words_ids: Words
-    sequence_bias: Biases
-    suppress_tokens: tuple[int, ...]
-    begin_suppress_tokens: tuple[int, ...]
-    forced_bos_token_id: int | None
-    forced_eos_token_id: int | tuple[int, ...] | None
-    min_length: int
-    min_new_tokens: int
-    exponential_decay_length_penalty: tuple[int, float] | None
-    seed: int | None
-    stop: tuple[str, ...]
+    # text-generation, beside the fields of `SamplingConfig`
     do_sample: bool | None
     return_full_text: bool
 

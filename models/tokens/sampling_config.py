@@ -67,11 +67,12 @@ class SamplingConfig:
         ]
 
 
-class SamplingOptions(TypedDict, total=False):
-    """The fields of a `SamplingConfig`, as keywords."""
+class ChoiceOptions(TypedDict, total=False):
+    """The fields of a `SamplingConfig`, as keywords; all except `top_k`, which also means something
+    else to some tasks.
+    """
 
     temperature: float
-    top_k: int
     top_p: float
     min_p: float
     typical_p: float
@@ -91,6 +92,12 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     stop: tuple[str, ...]
     max_new_tokens: int
+
+
+class SamplingOptions(ChoiceOptions, total=False):
+    """The fields of a `SamplingConfig`, as keywords."""
+
+    top_k: int
 
 
 def settings_of_model(
