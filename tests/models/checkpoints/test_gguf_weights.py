@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Kind
+from gguf_files import writer_of
 from tiny_models import assert_same_weights, quantisable_llama, state
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -59,15 +60,7 @@ def random_blocks(shape: tuple[int, int], kind: Kind, rng) -> np.ndarray:
 def write_gguf(path, model, kind: Kind = Kind.F32, arch="llama", extra=(), **settings):
     """Write `model` with its matrices stored as `kind`; return the weights to expect back."""
     config, rng = model.config, np.random.default_rng(1)
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_context_length(config.max_position_embeddings)
+    writer = writer_of(path, config, arch)
     writer.add_custom_alignment(64)
     for key, value in settings.items():
         getattr(writer, f"add_{key}")(value)

@@ -39,9 +39,8 @@ def permuted(values: np.ndarray, heads: int) -> np.ndarray:
     return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
 
 
-def write(path, model, architecture: str, *, freqs=None, settings=None):
-    """As llama.cpp's converter writes a model of transformers."""
-    config = model.config
+def writer_of(path, config, architecture: str) -> gguf.GGUFWriter:
+    """A writer that has the sizes of transformers' configuration."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_vocab_size(config.vocab_size)
     writer.add_embedding_length(config.hidden_size)
@@ -51,6 +50,13 @@ def write(path, model, architecture: str, *, freqs=None, settings=None):
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_context_length(config.max_position_embeddings)
+    return writer
+
+
+def write(path, model, architecture: str, *, freqs=None, settings=None):
+    """As llama.cpp's converter writes a model of transformers."""
+    config = model.config
+    writer = writer_of(path, config, architecture)
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
