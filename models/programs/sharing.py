@@ -32,6 +32,8 @@ _SEEDS: Mapping[Role, tuple[int, ...]] = {
 
 TABLE_LIMIT = 2.0 ** (LOOKUP_BITS - 2 - RESIDUAL_BITS)
 """Limit on the size of an embedding table's entries."""
+STREAMED: frozenset[Kind] = frozenset({"weight", "table"})
+"""Kinds of tensors whose factor can be made while it is used."""
 _FRACTIONS: dict[Kind, int] = {
     "table": RESIDUAL_BITS,
     "weight": WEIGHT_BITS,

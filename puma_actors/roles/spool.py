@@ -24,7 +24,7 @@ import numpy as np
 
 from models.programs.families import parameters_of
 from models.programs.plan import Parameter, Plan
-from models.programs.sharing import hold_parameter, stream_parameter
+from models.programs.sharing import STREAMED, hold_parameter, stream_parameter
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
@@ -190,7 +190,7 @@ class Spooled:
     def hold(self, number: int, parameter: Parameter) -> Any:
         """As `Kept`."""
         masked = None if self._role.is_dealer else self._spool.words(number)
-        if parameter.kind in ("weight", "table"):
+        if parameter.kind in STREAMED:
             return stream_parameter(self._role, number, parameter, masked, self._seeds)
         m = None
         if masked is not None:
