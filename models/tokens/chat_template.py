@@ -81,7 +81,7 @@ class _Generation(Extension):
 class _Dict:
     """`dict` of templates, without the attributes of Python's."""
 
-    def __call__(self, *arguments: Any, **entries: Any) -> dict[Any, Any]:
+    def __call__(self, *arguments: Any, **entries: object) -> dict[Any, Any]:
         return dict(*arguments, **entries)
 
     def fromkeys(self, *arguments: Any) -> dict[Any, Any]:
@@ -91,7 +91,7 @@ class _Dict:
 class _Namespace(Namespace):
     """`namespace` of templates, without names that Python uses itself."""
 
-    def __init__(*arguments: Any, **entries: Any) -> None:
+    def __init__(*arguments: Any, **entries: object) -> None:
         self, *rest = arguments
         found = dict(*rest, **entries)
         for name in found:

@@ -169,21 +169,26 @@ def read_options(options: Mapping[str, Any]) -> Asked:
     given.pop("generation_config", None)
     for name, value in sorted(given.items()):
         _check_name(name, value)
-    fields = {name: value for name, value in given.items() if name in _FIELDS}
-    untempered = "temperature" in fields and fields["temperature"] is None
-    for name in ("temperature", "max_new_tokens"):
-        if fields.get(name, 0) is None:
-            del fields[name]
-    fields = {name: _FIELDS[name].default if v is None else v for name, v in fields.items()}
-    if isinstance(bias := fields.get("sequence_bias"), Mapping):
-        fields["sequence_bias"] = tuple((tuple(ids), value) for ids, value in bias.items())
-    if (stop := given.get("stop_strings")) is not None:
-        if fields.get("stop"):
-            raise ConfigError("stop and stop_strings are the same: give one of them")
-        fields["stop"] = (stop,) if isinstance(stop, str) else stop
+    fields, untempered = _fields(given), given.get("temperature", 0) is None
     ends = _ids(given["eos_token_id"]) if "eos_token_id" in given else None
     undone = frozenset(given.keys() & _REFUSED.keys())
     return Asked(fields, _draw(given, fields), _length(given), ends, untempered, undone)
+
+
+def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `SamplingConfig` that are given, in its terms."""
+    found = {name: value for name, value in given.items() if name in _FIELDS}
+    for name in ("temperature", "max_new_tokens"):
+        if found.get(name, 0) is None:
+            del found[name]
+    found = {name: _FIELDS[name].default if v is None else v for name, v in found.items()}
+    if isinstance(bias := found.get("sequence_bias"), Mapping):
+        found["sequence_bias"] = tuple((tuple(ids), value) for ids, value in bias.items())
+    if (stop := given.get("stop_strings")) is not None:
+        if found.get("stop"):
+            raise ConfigError("stop and stop_strings are the same: give one of them")
+        found["stop"] = (stop,) if isinstance(stop, str) else stop
+    return found
 
 
 def _draw(given: Mapping[str, Any], fields: dict[str, Any]) -> bool | None:

@@ -33,23 +33,28 @@ def encode_prompt(
     """
     if not isinstance(raw, bool):
         raise ConfigError(f"raw is {type(raw).__name__}: give True or False")
-    chosen = [name for name, value in options.items() if value is not None]
-    if raw and chosen:
-        raise ConfigError(f"{chosen[0]} is for the chat template, which raw leaves out: not both")
-    chat = _messages(prompt)
-    if chat is None and not isinstance(prompt, str):
-        if chosen:
-            raise ConfigError(f"{chosen[0]} is for a text or a chat, and token ids were given")
+    chat = prompt if isinstance(prompt, str) else _messages(prompt)
+    _check_options(options, raw=raw, ids=chat is None)
+    if chat is None:
         return token_ids(_row(prompt), _WANTED)
-    if chat is None and not prompt.strip():
+    if isinstance(chat, str) and not chat.strip():
         raise ConfigError("the prompt is empty: give some text")
     if tokenizer is None:
         raise ConfigError(f"no tokenizer, so only token ids can be given ({missing})")
-    if raw:
-        if chat is not None:
-            raise ConfigError("a chat needs the chat template, which raw leaves out: give a text")
-        return tokenizer.encode(prompt)
-    return tokenizer.chat(prompt if chat is None else chat, **options)
+    if not raw:
+        return tokenizer.chat(chat, **options)
+    if not isinstance(chat, str):
+        raise ConfigError("a chat needs the chat template, which raw leaves out: give a text")
+    return tokenizer.encode(chat)
+
+
+def _check_options(options: ChatOptions, *, raw: bool, ids: bool) -> None:
+    """Raise ConfigError if options of the chat template are given where none is used."""
+    for name in [name for name, value in options.items() if value is not None]:
+        if raw:
+            raise ConfigError(f"{name} is for the chat template, which raw leaves out: not both")
+        if ids:
+            raise ConfigError(f"{name} is for a text or a chat, and token ids were given")
 
 
 def _messages(prompt: Any) -> list[Message] | None:

@@ -1,8 +1,7 @@
 """`puma generate` and `puma forward`."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import anyio
 import numpy as np
@@ -63,12 +62,6 @@ def run_generate(
             print_summary(cluster, cluster.usage, stopped=True)
 
     anyio.run(run)
-
-
-def chosen_sampling(max_new_tokens: int, given: Mapping[str, Any]) -> SamplingOptions:
-    """Options of the command line without those that were not given."""
-    options = {name: value for name, value in given.items() if value is not None}
-    return cast(SamplingOptions, {"max_new_tokens": max_new_tokens, **options})
 
 
 def _sampling(cluster: Cluster, choice: SamplingConfig | SamplingOptions) -> SamplingConfig:
