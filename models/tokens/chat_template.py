@@ -236,7 +236,8 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         return {_plain(key, depth + 1): _plain(each, depth + 1) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each, depth + 1) for each in value]
+        copy = [_plain(each, depth + 1) for each in value]
+        return copy if isinstance(value, list) else tuple(copy)
     raise ConfigError(
         f"a chat or a template's variable holds {type(value).__name__}: give strings, numbers, "
         "lists and dictionaries"

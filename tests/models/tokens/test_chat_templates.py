@@ -162,6 +162,7 @@ def test_a_model_without_a_template(tmp_path):
         "{{ n.x }}{{ namespace({'a': 2}, b=3).a }}{{ dict(a=1) }}{{ dict.fromkeys([1], 2) }}",
         "{% for m in messages %}\n  {% if loop.first %}\n  a\n  {% continue %}{% endif %}\n"
         "b{% endfor %}{{ strftime_now('%') }}",
+        "{% for m in messages %}{{ m }}{{ m.extra }}{% endfor %}"
         "{{ messages[0]['content'] | tojson(indent=2) }}{{ 'é' | tojson(ensure_ascii=true) }}",
     ],
 )
