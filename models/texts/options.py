@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from models.tokens.requested import GenerateOptions
+from models.texts.requested import GenerateOptions
 from models.tokens.sampling_config import ChoiceOptions
 
 

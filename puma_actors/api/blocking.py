@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from models.programs.program import Rows
-from models.tokens.requested import GenerateOptions
+from models.texts.requested import GenerateOptions
 from models.tokens.sampling import SamplingConfig
 from protocols.base.ring import Floats
 from protocols.errors import ConfigError

@@ -28,6 +28,7 @@ from models.configs.sentences import sentence_settings
 from models.files.locate import demo_model_path, embedding_model_path
 from models.texts.generate import Prompt, read_prompts
 from models.texts.options import TaskOptions, chosen_options, generate_options
+from models.texts.requested import OPTIONS, read_options
 from models.texts.task import (
     TASK_HEADS,
     Job,
@@ -39,7 +40,6 @@ from models.texts.task import (
 )
 from models.texts.tasks import text_task
 from models.tokens.encoding import Encoding
-from models.tokens.requested import OPTIONS, read_options
 from protocols.base.ring import Floats
 from protocols.errors import ConfigError, ModelError
 from puma_actors.api.blocking import PrivateModel

@@ -17,8 +17,8 @@ from models.programs.head_layers import default_rows
 from models.programs.plan import Plan
 from models.programs.predict import predict
 from models.programs.program import Batch, Rows
+from models.texts.requested import GenerateOptions, read_options, split_options
 from models.tokens.chat_template import ChatOptions
-from models.tokens.requested import GenerateOptions, read_options, split_options
 from models.tokens.sampling import (
     Sampler,
     SamplingConfig,
@@ -253,7 +253,7 @@ class Requests(ABC):
                 (`max_new_tokens=32`, `temperature=0.7`, ...); the model's own settings then fill in
                 the rest.
             raw: do not apply the chat template.
-            options: see `models.tokens.requested.GenerateOptions`.
+            options: see `models.texts.requested.GenerateOptions`.
 
         Raises:
             ConfigError: an unusable prompt, or an option that is not supported or not known.

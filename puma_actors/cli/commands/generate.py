@@ -6,8 +6,8 @@ from typing import cast
 import anyio
 import numpy as np
 
+from models.texts.requested import GenerateOptions
 from models.tokens.chat_template import ChatOptions
-from models.tokens.requested import GenerateOptions
 from models.tokens.sampling import SamplingConfig, SamplingOptions
 from protocols.base.lane import Settings
 from protocols.errors import ConfigError

@@ -11,9 +11,9 @@ from models.texts.classify import Classify
 from models.texts.embed import Features, Sentences
 from models.texts.fill import FillMask
 from models.texts.options import TaskOptions, chosen_options, generate_options
+from models.texts.requested import GenerateOptions
 from models.texts.tag import Tag
 from models.tokens.chat_template import ChatOptions
-from models.tokens.requested import GenerateOptions
 from models.tokens.sampling import SamplingConfig, SamplingOptions
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.options import (

@@ -7,7 +7,7 @@ import transformers
 from transformers import GenerationConfig
 
 from models.configs.generation import read_generation
-from models.tokens.requested import OPTIONS, read_options
+from models.texts.requested import OPTIONS, read_options
 from models.tokens.sampling import SamplingConfig
 from protocols.errors import ConfigError
 
