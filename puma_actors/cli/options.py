@@ -76,6 +76,81 @@ InsecureOption = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow tcp://: no encryption or authentication.")
 ]
 
+TextOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        "-t",
+        help="The text; - reads it from stdin. Arguments show in lists of processes.",
+        show_default=False,
+    ),
+]
+TextFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Read the text from a file (UTF-8), without the line break at its end.",
+        show_default=False,
+    ),
+]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        "-p",
+        help="The prompt for the model; - reads it from stdin. Arguments show in lists of "
+        "processes.",
+        show_default=False,
+    ),
+]
+SystemOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A system prompt, for the chat template; - reads it from stdin.", show_default=False
+    ),
+]
+TemplateArgOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="A variable of the chat template, such as enable_thinking=false (JSON, or else text); "
+        "repeatable.",
+        show_default=False,
+    ),
+]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="One of the model's chat templates, or a file with one. Default: 'default'.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextChoice:
+    """A text, in one of two ways. For commands decorated with `spread`."""
+
+    text: TextOption = None
+    text_file: TextFileOption = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptChoice:
+    """A prompt, in one of two ways. For commands decorated with `spread`."""
+
+    prompt: PromptOption = None
+    prompt_file: TextFileOption = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatChoice:
+    """How a prompt becomes a chat. For commands decorated with `spread`."""
+
+    system: SystemOption = None
+    template_arg: TemplateArgOption = None
+    chat_template: ChatTemplateOption = None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:

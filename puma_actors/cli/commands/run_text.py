@@ -16,6 +16,7 @@ from puma_actors.api.life import Cluster
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.pipelines import TextPipeline, local_pipeline
 from puma_actors.api.requests import Requests
+from puma_actors.cli.commands.reading import Reader
 from puma_actors.cli.following import Following
 from puma_actors.cli.output import print_json, progress, say, stdout
 from puma_actors.cli.progress import Reporter
@@ -93,25 +94,17 @@ def _cluster(pipe: TextPipeline) -> Cluster:
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
-    """The texts of the command line, then the lines of a file.
+    """The texts of the command line, then the lines of a file; - stands for standard input.
 
     Raises:
-        ConfigError: the file cannot be read, or there are no texts.
+        ConfigError: one cannot be read or is empty, or there are no texts.
     """
-    found = list(texts)
+    reader = Reader()
+    found = [reader.text("--text", text) for text in texts]
     if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigError(f"--file: cannot read {file}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"--file: {file} is not UTF-8 text: convert it") from None
-        found += [line for line in lines if line.strip()]
+        found += reader.lines("--file", file)
     if not found:
         raise ConfigError("nothing to embed: give --text or --file")
-    for text in found:
-        if not text.strip():
-            raise ConfigError("--text: a text is empty: give some text")
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from puma_actors.cli.early import refuse_unsupported
-from puma_actors.cli.options import JsonOption, RunChoice
+from puma_actors.cli.options import JsonOption, RunChoice, TextChoice, TextFileOption
 from puma_actors.cli.spread import spread
 from puma_actors.cli.where import Where
 
@@ -36,24 +36,22 @@ EmbeddingModelOption = Annotated[
         show_default=False,
     ),
 ]
-
-
-def _given(value: str | None) -> str | None:
-    if value is not None and not value.strip():
-        raise typer.BadParameter("the text is empty: give some")
-    return value
-
-
-TextOption = Annotated[str, typer.Option("--text", "-t", callback=_given, help="The text.")]
 TruncateOption = Annotated[
     bool, typer.Option("--truncate", help="Cut a text that is too long, instead of refusing it.")
 ]
 
 
 def embed(
-    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="Repeatable.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", "-t", help="A text; - reads one from stdin. Repeatable."),
+    ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Texts, one per line (UTF-8); empty lines are skipped.")
+        Path | None,
+        typer.Option(
+            help="Texts, one per line (UTF-8; - for stdin); empty lines are skipped. Unlike "
+            "arguments, they do not show in lists of processes."
+        ),
     ] = None,
     model: EmbeddingModelOption = None,
     truncate: TruncateOption = False,
@@ -85,19 +83,20 @@ def embed(
 
 
 def classify(
-    text: TextOption,
+    *,
+    given: TextChoice,
     model: RequiredModelOption,
     pair: Annotated[
         str | None,
         typer.Option(
-            callback=_given, help="A second text, for models that take pairs.", show_default=False
+            help="A second text, for models that take pairs; - reads it from stdin.",
+            show_default=False,
         ),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Labels to show; default: all.", show_default=False)
     ] = None,
     truncate: TruncateOption = False,
-    *,
     choice: RunChoice,
     where: Where,
     as_json: JsonOption = False,
@@ -108,14 +107,18 @@ def classify(
         labels can apply at once. The number of a regression is shown unchanged.
     """
     refuse_unsupported(None if where.cluster else model)
+    from puma_actors.cli.commands.reading import Reader
     from puma_actors.cli.commands.run_text import run_text, show_rows
     from puma_actors.cli.settings import settings_of
 
-    given: Any = text if pair is None else {"text": text, "text_pair": pair}
+    reader = Reader()
+    text = reader.one("--text", given.text, "--text-file", given.text_file)
+    pair = None if pair is None else reader.text("--pair", pair)
+    inputs: Any = text if pair is None else {"text": text, "text_pair": pair}
     run_text(
         "text-classification",
         model,
-        lambda pipe: given,
+        lambda pipe: inputs,
         lambda labels: show_rows(labels, {"label": "label", "score": "score"}),
         settings=settings_of(choice),
         where=where,
@@ -125,30 +128,26 @@ def classify(
 
 
 def fill_mask(
-    text: Annotated[
-        str,
-        typer.Option(
-            "--text",
-            "-t",
-            help="A text with one or more mask tokens of the model, [MASK] or <mask>.",
-        ),
-    ],
+    *,
+    given: TextChoice,
     model: RequiredModelOption,
     top_k: Annotated[int, typer.Option(min=1, help="Tokens to show for each mask.")] = 5,
     truncate: TruncateOption = False,
-    *,
     choice: RunChoice,
     where: Where,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the token behind a mask privately (head: masked-lm).
 
-    The parties do not learn where the mask is.
+    The text has one or more mask tokens of the model, [MASK] or <mask>. The parties do
+    not learn where they are.
     """
     refuse_unsupported(None if where.cluster else model)
+    from puma_actors.cli.commands.reading import Reader
     from puma_actors.cli.commands.run_text import run_text, show_masks, with_mask
     from puma_actors.cli.settings import settings_of
 
+    text = Reader().one("--text", given.text, "--text-file", given.text_file)
     run_text(
         "fill-mask",
         model,
@@ -162,14 +161,21 @@ def fill_mask(
 
 
 def answer(
-    question: Annotated[str, typer.Option("--question", "-q", help="What to look for.")],
-    context: Annotated[
-        str,
-        typer.Option(
-            "--context", "-c", help="The text with the answer; a long one is read in windows."
-        ),
-    ],
     model: RequiredModelOption,
+    question: Annotated[
+        str,
+        typer.Option("--question", "-q", help="What to look for; - reads it from stdin."),
+    ],
+    context: Annotated[
+        str | None,
+        typer.Option(
+            "--context",
+            "-c",
+            help="The text with the answer; - reads it from stdin. A long one is read in windows.",
+            show_default=False,
+        ),
+    ] = None,
+    context_file: TextFileOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="Answers to show.")] = 1,
     *,
     choice: RunChoice,
@@ -181,14 +187,18 @@ def answer(
     "start" and "end" count the context's characters.
     """
     refuse_unsupported(None if where.cluster else model)
+    from puma_actors.cli.commands.reading import Reader
     from puma_actors.cli.commands.run_text import run_text, show_rows
     from puma_actors.cli.settings import settings_of
 
+    reader = Reader()
+    asked = reader.text("--question", question)
+    found_in = reader.one("--context", context, "--context-file", context_file)
     columns = {name: name for name in ("answer", "score", "start", "end")}
     run_text(
         "question-answering",
         model,
-        lambda pipe: {"question": question, "context": context},
+        lambda pipe: {"question": asked, "context": found_in},
         lambda found: show_rows(found if isinstance(found, list) else [found], columns),
         settings=settings_of(choice),
         where=where,
@@ -198,7 +208,8 @@ def answer(
 
 
 def tag(
-    text: TextOption,
+    *,
+    given: TextChoice,
     model: RequiredModelOption,
     aggregation: Annotated[
         Aggregation,
@@ -208,7 +219,6 @@ def tag(
         ),
     ] = Aggregation.SIMPLE,
     truncate: TruncateOption = False,
-    *,
     choice: RunChoice,
     where: Where,
     as_json: JsonOption = False,
@@ -218,11 +228,13 @@ def tag(
     Words with the label "O" are left out. "start" and "end" count characters.
     """
     refuse_unsupported(None if where.cluster else model)
+    from puma_actors.cli.commands.reading import Reader
     from puma_actors.cli.commands.run_text import run_text, show_rows
     from puma_actors.cli.settings import settings_of
 
     label = "entity" if aggregation is Aggregation.NONE else "entity_group"
     columns = {"word": "word", label: "label", "score": "score", "start": "start", "end": "end"}
+    text = Reader().one("--text", given.text, "--text-file", given.text_file)
     run_text(
         "token-classification",
         model,
