@@ -58,6 +58,14 @@ NetworkOption = Annotated[
         show_default=False,
     ),
 ]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory that the model may take in this process, such as 16GB: a larger one stays on "
+        "disk. Default: what is free.",
+        show_default=False,
+    ),
+]
 ClusterOption = Annotated[
     Path | None,
     typer.Option(
