@@ -22,10 +22,8 @@ def spool_for(config: ModelConfig, memory: int | None) -> Spool | None:
     Raises:
         ConfigError: even without its matrices it does not fit, or there is no room on disk.
     """
-    if memory is None:
-        free = available_memory()
-        memory = free - min(_MARGIN, free // 8)
-    if in_memory_bytes(config) <= memory:
+    memory = _budget(memory)
+    if fits(config, memory):
         return None
     need = on_disk_bytes(config)
     if need > memory:
@@ -36,6 +34,18 @@ def spool_for(config: ModelConfig, memory: int | None) -> Spool | None:
         )
     check_room(spool_folder(), spool_bytes(parameters_of(config)))
     return Spool()
+
+
+def fits(config: ModelConfig, memory: int | None) -> bool:
+    """Whether a model with its weights fits; `memory` as for `spool_for`."""
+    return in_memory_bytes(config) <= _budget(memory)
+
+
+def _budget(memory: int | None) -> int:
+    if memory is not None:
+        return memory
+    free = available_memory()
+    return free - min(_MARGIN, free // 8)
 
 
 def in_memory_bytes(config: ModelConfig) -> int:

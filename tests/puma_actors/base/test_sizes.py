@@ -26,7 +26,7 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "0.0GB", "3x", "1e9", "16 GB RAM", "nan"])
 def test_what_is_no_size_is_refused_by_name(text):
-    with pytest.raises(ConfigError, match="--memory .* is not a size: give one like 16GB"):
+    with pytest.raises(ConfigError, match=r"--memory .* is not a size: give one like 16GB"):
         parse_size(text, "--memory")
 
 
