@@ -56,6 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fresh", action="store_true", help="keys and examples of its own each run")
     parser.addoption("--shuffle-loop", type=int, metavar="SEED", help="see tests/support/chaos.py")
+    parser.addoption(
+        "--every-setting", action="store_true", help="all cases of test_config_settings.py"
+    )
 
 
 @pytest.fixture(scope="session")
