@@ -72,7 +72,12 @@ def config_of_metadata(
     Raises ModelError for a missing key and for every unsupported setting that would change the
     function.
     """
-    architecture = metadata.get("general.architecture")
+    architecture, kind = metadata.get("general.architecture"), metadata.get("general.type")
+    if kind not in (None, "model"):
+        raise ModelError(
+            f"general.type: {short(kind)} is no model; an adapter must be merged into its base "
+            "model (llama-export-lora), or used with a base model in safetensors"
+        )
     check_architecture(architecture)
     header = GgufHeader(str(architecture), metadata, tensors, factors or {})
     if experts := header.get("expert_count"):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from models.configs.architecture import ModelConfig
+from models.configs.architecture import ModelConfig, vocabulary_token, vocabulary_tokens
 from models.configs.decoders.gemma import GemmaConfig
 from models.configs.decoders.llama import LlamaConfig, head_size
 from models.configs.decoders.phi3 import Phi3Config
@@ -152,8 +152,10 @@ def _common(header: GgufHeader, head: str) -> dict[str, Any]:
     check_size(header.key("attention.head_count"), heads)
     check_size(header.key("embedding_length"), hidden)
     metadata = header.metadata
+    vocabulary = header.get("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ())))
+    begin, ends = metadata.get("tokenizer.ggml.bos_token_id"), gguf_eos_token_ids(metadata)
     return {
-        "vocab_size": header.get("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
+        "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": header.required("feed_forward_length"),
         "num_layers": header.required("block_count"),
@@ -163,8 +165,8 @@ def _common(header: GgufHeader, head: str) -> dict[str, Any]:
         "rms_norm_eps": header.required("attention.layer_norm_rms_epsilon"),
         "max_positions": header.required("context_length"),
         "tie_embeddings": "output.weight" not in header.tensors,
-        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_ids": gguf_eos_token_ids(metadata),
+        "bos_token_id": vocabulary_token(begin, vocabulary),
+        "eos_token_ids": vocabulary_tokens(ends, vocabulary),
         "head": head,
     }
 

@@ -96,9 +96,10 @@ def _special_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[
         index = metadata.get(f"{_KEY}{key}_token_id")
         if index is None:
             continue
-        if type(index) is not int or not 0 <= index < len(tokens):
+        if type(index) is not int:
             raise ModelError(f"{_KEY}{key}_token_id: {index!r} is not the id of a token")
-        found[name] = tokens[index]
+        if 0 <= index < len(tokens):  # some converters write -1 for none
+            found[name] = tokens[index]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,16 @@ from models.configs.names import Naming
 from models.configs.quantisation import Quantisation
 from models.files.safetensors_reader import SafetensorsFile, StoredTensor
 from protocols.errors import ModelError
+
+_WEIGHTS_ALONE = (
+    "this model was quantised by bitsandbytes with 8 bits, which also rounds what the layers are "
+    "given. Only its weights are taken: logits may differ from the quantised model's by more than "
+    "0.02"
+)
+
+
+class WeightsAloneWarning(UserWarning):
+    """The model's own class computes with rounded activations; this project does not."""
 
 
 class TensorFile(Protocol):
@@ -47,6 +58,8 @@ def wrap(
         "fp8": lambda end, parts: Fp8(parts) if end == "weight_scale_inv" else None,
     }
     make = kinds[quantisation.method]
+    if any(name.endswith(".SCB") for name in owner):
+        warnings.warn(_WEIGHTS_ALONE, WeightsAloneWarning, stacklevel=4)
     made: dict[str, TensorFile] = {}
     used: set[str] = set()
     for name in owner:

@@ -12,6 +12,7 @@ from models_in_memory import logits, torch_logits
 from tiny_models import class_of, save, tiny_model
 
 from models.checkpoints.quantised.fp8 import e4m3
+from models.checkpoints.quantised.wrapping import WeightsAloneWarning
 from models.checkpoints.weights import open_checkpoint
 from models.configs.quantisation import quantisation_of
 from protocols.errors import ModelError
@@ -222,10 +223,14 @@ def eight_bits(weight):
 
 def test_eight_bits_of_bitsandbytes(tmp_path):
     meant = written(tmp_path, eight_bits, {"load_in_8bit": True})
-    assert_opened(tmp_path, meant)
+    with pytest.warns(WeightsAloneWarning, match="may differ from the quantised model's"):
+        assert_opened(tmp_path, meant)
     name = "model.layers.1.mlp.up_proj.weight_format"
     rewrite(tmp_path, lambda t: t.update({name: torch.tensor(1, dtype=torch.uint8)}))
-    with pytest.raises(ModelError, match="weight_format"):
+    with (
+        pytest.warns(WeightsAloneWarning),
+        pytest.raises(ModelError, match="weight_format"),
+    ):
         open_checkpoint(tmp_path)
 
 
