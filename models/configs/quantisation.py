@@ -55,7 +55,8 @@ def quantisation_of(data: Mapping[str, Any]) -> Quantisation | None:
             raise unsupported("quantization_config.version", form, "gemm")
         return Quantisation("awq", 4)
     if method == "bitsandbytes":
-        return Quantisation("bitsandbytes")
+        flags = [settings.get(name) for name in ("load_in_4bit", "load_in_8bit")]
+        return None if flags == [False, False] else Quantisation("bitsandbytes")
     if method == "fp8":
         _expect(settings, "fmt", (None, "e4m3"))
         return Quantisation("fp8")

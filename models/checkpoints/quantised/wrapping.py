@@ -24,8 +24,15 @@ _WEIGHTS_ALONE = (
 )
 
 
+_NOTHING = (
+    "quantization_config in config.json says {method}, but no weight is quantised: the weights are "
+    "used as they are stored, while transformers may quantise them when it loads them; remove the "
+    "setting if it is left over"
+)
+
+
 class WeightsAloneWarning(UserWarning):
-    """The model's own class computes with rounded activations; this project does not."""
+    """The weights are used without a rounding that the original model applies at run time."""
 
 
 class TensorFile(Protocol):
@@ -73,6 +80,9 @@ def wrap(
             raise ModelError(f"{weight}: a quantised matrix of (inputs, outputs) is not supported")
         made[weight] = _Single(weight, packed)
         used |= {each for each in owner if each.startswith(f"{module}.") and packed.uses(each)}
+    if not made:
+        text = _NOTHING.format(method=quantisation.method)
+        warnings.warn(text, WeightsAloneWarning, stacklevel=4)
     return {**{name: file for name, file in owner.items() if name not in used}, **made}
 
 

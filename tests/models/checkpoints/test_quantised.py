@@ -299,6 +299,20 @@ def test_other_formats_are_refused_by_name(config, says):
         quantisation_of({"quantization_config": config})
 
 
+@pytest.mark.parametrize(
+    "config", [{"load_in_4bit": True}, {"quant_method": "gptq", "bits": 4}, {"quant_method": "fp8"}]
+)
+def test_settings_without_packed_weights_are_warned_about(tmp_path, config):
+    meant = written(tmp_path, lambda weight: ({"weight": weight}, weight), config)
+    with pytest.warns(WeightsAloneWarning, match="says .*, but no weight is quantised"):
+        assert_opened(tmp_path, meant)
+
+
+def test_settings_that_switch_quantisation_off_are_ignored(tmp_path):
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}
+    assert_opened(tmp_path, written(tmp_path, lambda w: ({"weight": w}, w), config))
+
+
 def test_packed_weights_without_the_settings_are_refused(tmp_path):
     written(tmp_path, awq(torch.Generator().manual_seed(0)), AWQ)
     settings_of(tmp_path, None)
