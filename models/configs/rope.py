@@ -282,9 +282,7 @@ def _scaling(
     kind = "longrope" if kind == "su" else kind  # its former name
     original = rope.get("original_max_position_embeddings")
     check_choice(f"{where}.rope_type", kind, ("default", *_FIELDS))
-    former = rope.get("type", kind)
-    if former not in (kind, "su") or (former == "su" and kind != "longrope"):
-        raise unsupported(f"{where}.type", former, f"the same as rope_type: {kind}")
+    _check_former_name(where, rope, kind)
     if kind == "default":
         return None
     if kind == "dynamic" and original not in (None, positions):
@@ -303,6 +301,13 @@ def _scaling(
     if kind != "linear":
         values["original_max_positions"] = positions if kind == "dynamic" else original
     return RopeScaling(kind=kind, **values)
+
+
+def _check_former_name(where: str, rope: Mapping[str, Any], kind: str) -> None:
+    """Raise ModelError if `type`, the former name of `rope_type`, says something else."""
+    former = rope.get("type", kind)
+    if former not in ((kind, "su") if kind == "longrope" else (kind,)):
+        raise unsupported(f"{where}.type", former, f"the same as rope_type: {kind}")
 
 
 def _read_yarn(where: str, rope: Mapping[str, Any], positions: int, original: int) -> RopeScaling:

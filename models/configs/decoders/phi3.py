@@ -83,5 +83,5 @@ def _renamed(data: Mapping[str, Any]) -> Mapping[str, Any]:
     for where in ("rope_scaling", "rope_parameters"):
         rope = data.get(where)
         if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) == "yarn":
-            return {**data, where: {**rope, "rope_type": "longrope"}}
+            return {**data, where: {**rope, "rope_type": "longrope", "type": "longrope"}}
     return data
