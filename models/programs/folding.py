@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from models.checkpoints.checkpoint import Checkpoint
 
 Matrix = NDArray[np.float32]
+_BLOCK = 32
 
 
 @runtime_checkable
@@ -79,22 +80,24 @@ class Recipe:
         return sum(self.checkpoint.shape(f"{name}.weight")[axis] for name in self.names)
 
     def values(self) -> Matrix:
-        """(inputs, outputs), and one more row for the bias, if there is one."""
+        """(inputs, outputs), and one more row for the bias, if there is one. The memory order is
+        that of the stored layers.
+        """
         known = set(self.checkpoint.names())
         parts, biases = [], []
         for name in self.names:
             weight = self.checkpoint.tensor(f"{name}.weight")
-            parts.append(weight.T if self.turned else weight)
+            parts.append(weight if self.turned else weight.T)
             if f"{name}.bias" in known:
                 biases.append(self.checkpoint.tensor(f"{name}.bias"))
-        weight = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        weight = np.concatenate(parts) if len(parts) > 1 else parts[0]  # (outputs, inputs)
         bias = np.concatenate(biases) if biases else None
         if self.order is not None:
-            weight, bias = weight[:, self.order], None if bias is None else bias[self.order]
-        made = folded(weight, bias, self.gain, self.shift)
+            weight, bias = weight[self.order], None if bias is None else bias[self.order]
+        made = _folded(weight, bias, self.gain, self.shift)
         if self.columns is not None:
-            made *= self.columns
-        return made
+            made *= self.columns[:, None]
+        return made.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,17 +129,26 @@ def dense(
     return Recipe(checkpoint, names, gain, shift, turned)
 
 
-def folded(
-    weight: Matrix, bias: Matrix | None, gain: Matrix | None = None, shift: Matrix | None = None
+def _folded(
+    weight: Matrix, bias: Matrix | None, gain: Matrix | None, shift: Matrix | None
 ) -> Matrix:
-    """(inputs, outputs) with the foldings, and with its bias, if any, as one more row."""
+    """(outputs, inputs) with the foldings, and with its bias, if any, as one more column."""
     if shift is not None:
-        moved = shift.astype(np.float64) @ weight
+        moved = weight @ shift.astype(np.float64)
         bias = (moved if bias is None else moved + bias).astype(np.float32)
     if gain is not None:
-        weight = weight * gain[:, None]
-    rows = [weight] if bias is None else [weight, bias[None]]
-    return np.ascontiguousarray(np.concatenate(rows) if bias is not None else weight)
+        weight *= gain
+    return weight if bias is None else np.concatenate([weight, bias[:, None]], axis=1)
+
+
+def row_major(matrix: Matrix) -> Matrix:
+    """The same matrix in C order; copied by blocks that fit the cache."""
+    if matrix.ndim < 2 or matrix.flags.c_contiguous:
+        return np.ascontiguousarray(matrix)
+    made = np.empty(matrix.shape, dtype=matrix.dtype)
+    for start in range(0, matrix.shape[1], _BLOCK):
+        made[:, start : start + _BLOCK] = matrix[:, start : start + _BLOCK]
+    return made
 
 
 def norm_of(checkpoint: Checkpoint, name: str) -> tuple[Matrix, Matrix]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.programs.folding import row_major
 from models.programs.plan import Kind, Parameter
 from protocols.base.prf import Stream, add_stream
 from protocols.base.ring import (
@@ -64,7 +65,7 @@ def mask_parameter(
     try:
         if kind == "table":
             _check_table(matrix)
-        words = np.ascontiguousarray(encode(matrix, frac))
+        words = encode(row_major(matrix), frac)
     except RangeError as error:
         raise RangeError(f"{name}: {error}") from None
     for seed in seeds:

@@ -268,7 +268,7 @@ def test_the_table_of_a_comparison(puma, folder):
     ("arguments", "message"),
     [
         ((), "error: nothing to compare on: give --text or --input-ids"),
-        (("--text", " "), "error: --text is empty: give some text"),
+        (("--text", " "), "error: --text: the text is empty: give some"),
         (("--input-ids", "1,x"), "error: --input-ids: 'x' is not a token id; write ids as 1,2,3"),
         (("--input-ids", "99"), "error: token id 99 is not in the model's vocabulary of 46"),
         (
