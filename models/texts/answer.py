@@ -58,7 +58,7 @@ class Answer(TextTask):
             whole = self.tokenizer.encode_text(asked, text)
             if not whole.places(1):
                 raise ConfigError("a context is empty: give the text that contains the answer")
-            windows.append(whole.windows(limit, overlap))
+            windows.append(whole.windows(limit, overlap, side=self.tokenizer.truncation_side))
 
         def finish(results: Sequence[Floats]) -> Any:
             rest, found = iter(results), []

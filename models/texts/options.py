@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from models.tokens.sampling_config import ChoiceOptions, SamplingOptions
+from protocols.errors import ConfigError
 
 
 class TaskOptions(ChoiceOptions, total=False):
@@ -26,6 +27,17 @@ class TaskOptions(ChoiceOptions, total=False):
     # token-classification
     aggregation_strategy: str
     ignore_labels: Sequence[str]
+    stride: int | None
+
+    # zero-shot-classification
+    candidate_labels: str | Sequence[str] | None
+    hypothesis_template: str
+    multi_label: bool
+
+    # text-ranking
+    query: str | Sequence[str] | None
+    documents: Sequence[str] | None
+    return_documents: bool
 
     # fill-mask
     targets: str | Sequence[str] | None
@@ -58,3 +70,16 @@ def sampling_options(options: TaskOptions) -> SamplingOptions:
     """The text-generation options that are fields of a `SamplingConfig`."""
     known = SamplingOptions.__annotations__
     return cast(SamplingOptions, {name: each for name, each in options.items() if name in known})
+
+
+def with_labels(options: TaskOptions, given: Sequence[object]) -> TaskOptions:
+    """The options with `candidate_labels`, which transformers takes as the second argument, too.
+
+    Raises:
+        ConfigError: there are more arguments, or the labels are given twice.
+    """
+    if not given:
+        return options
+    if len(given) > 1 or "candidate_labels" in options:
+        raise ConfigError("a call takes inputs, then candidate_labels, and options by name")
+    return cast(TaskOptions, {**options, "candidate_labels": given[0]})

@@ -18,10 +18,10 @@ from models.configs.gguf import gguf_eos_token_ids
 from models.files.gguf_reader import GgufFile
 from models.files.locate import find_source
 from models.tokens.chat_template import render_chat
-from models.tokens.encoding import Encoding
+from models.tokens.encoding import Encoding, Side
 from models.tokens.folder_tokenizer import has_tokenizer, parts_of_folder
 from models.tokens.gguf_tokenizer import tokenizer_from_gguf, warning_of_gguf
-from models.tokens.tokenizer_object import INPUTS, LIMIT, parts_of_object
+from models.tokens.tokenizer_object import INPUTS, LIMIT, SIDE, parts_of_object
 from protocols.errors import ConfigError, ModelError
 
 Message = Mapping[str, Any]
@@ -39,8 +39,9 @@ class Tokenizer:
 
     `eos_token_ids` are the ids that end a text as far as the tokenizer knows; the configuration
     may name more. `note` is a sentence for the user, or None. `max_length` is the longest input
-    that the tokenizer was saved for, or None. `gives_types`: tokens have a type for each text of a
-    pair; otherwise all types are 0. `warning` describes a possible fault, or is None.
+    that the tokenizer was saved for, or None; `truncation_side` is where longer ones are cut.
+    `gives_types`: tokens have a type for each text of a pair; otherwise all types are 0. `warning`
+    describes a possible fault, or is None.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Tokenizer:
         eos_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
         max_length: int | None = None,
+        truncation_side: Side = "right",
         gives_types: bool = True,
         warning: str | None = None,
     ) -> None:
         self._backend = backend
         self.max_length = max_length
+        self.truncation_side = truncation_side
         self.gives_types = gives_types
         self.warning = warning
         self._special = dict(special_tokens)
@@ -145,6 +148,7 @@ class Tokenizer:
             eos_token_ids=() if eos is None else (eos,),
             chat_template=template,
             max_length=_length_limit(config),
+            truncation_side="left" if config.get(SIDE) == "left" else "right",
             gives_types=_TYPES in config.get(INPUTS, [_TYPES]),
         )
 
@@ -154,6 +158,7 @@ class Tokenizer:
             **self._special,
             "chat_template": self.chat_template,
             LIMIT: self.max_length,
+            SIDE: self.truncation_side,
             INPUTS: ["input_ids", *([_TYPES] if self.gives_types else [])],
             _ENDS: list(self.eos_token_ids),
             **({} if self.warning is None else {_WARNING: self.warning}),

@@ -11,14 +11,15 @@ from protocols.errors import ConfigError
 
 LIMIT = "model_max_length"
 INPUTS = "model_input_names"
+SIDE = "truncation_side"
 
 
 def parts_of_object(tokenizer: object) -> tuple[bytes, dict[str, object], str | None]:
     """The parts of a tokenizer that `save_pretrained` would write. The object is not changed.
 
-    They are `tokenizer.json`; the special tokens, the length limit and the model's inputs as in
-    `tokenizer_config.json`; and the chat template. Raises ConfigError for anything but a fast
-    transformers tokenizer.
+    They are `tokenizer.json`; the special tokens, the length limit, the side at which texts are
+    cut and the model's inputs as in `tokenizer_config.json`; and the chat template. Raises
+    ConfigError for anything but a fast transformers tokenizer.
     """
     found: Any = tokenizer
     backend = getattr(found, "backend_tokenizer", None)
@@ -34,6 +35,7 @@ def parts_of_object(tokenizer: object) -> tuple[bytes, dict[str, object], str | 
         if name.endswith("_token")
     }
     config |= {LIMIT: found.model_max_length, INPUTS: list(found.model_input_names)}
+    config |= {SIDE: found.truncation_side}
     template = found.chat_template
     if isinstance(template, Mapping):  # several named templates; transformers takes "default"
         template = template.get("default")

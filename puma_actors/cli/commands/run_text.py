@@ -1,7 +1,7 @@
 """Run the commands that take text, and show their results."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -9,15 +9,15 @@ import numpy as np
 from rich.table import Table
 
 from models.texts.options import TaskOptions
+from models.texts.task import TextCutWarning
 from protocols.base.lane import Settings
 from protocols.base.ring import Floats
-from protocols.errors import ConfigError
 from puma_actors.api.life import Cluster
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.pipelines import TextPipeline, local_pipeline
 from puma_actors.api.requests import Requests
 from puma_actors.cli.following import Following
-from puma_actors.cli.output import print_json, progress, say, stdout
+from puma_actors.cli.output import print_json, progress, say, stdout, tell
 from puma_actors.cli.progress import Reporter
 from puma_actors.cli.requests import local_options, open_requests
 from puma_actors.cli.summary import print_summary, usage_report
@@ -39,7 +39,8 @@ def run_text(
     task_options: TaskOptions,
     as_json: bool,
 ) -> None:
-    """Load, share, run a task once, and show its result and cost.
+    """Load, share, run a task once, and show its result and cost. A note on stderr says what is cut
+    from texts that are too long.
 
     Args:
         inputs: creates the inputs, once the tokenizer is known.
@@ -54,7 +55,9 @@ def run_text(
         if as_json:
             plain = result.tolist() if isinstance(result, np.ndarray) else result
             report = usage_report(_cluster(pipe), pipe.usage, generated=False)
-            print_json({"result": plain, **report})
+            dropped = pipe.usage.dropped_tokens
+            told = {"dropped_tokens": dropped} if any(dropped) else {}
+            print_json({"result": plain, **told, **report})
         else:
             show(result)
             print_summary(_cluster(pipe), pipe.usage)
@@ -65,14 +68,14 @@ def run_text(
             pipe = local_pipeline(task, model, **options)
             given, cluster = inputs(pipe), pipe.requests
             assert isinstance(cluster, LocalCluster)
-            pipe.check(given, **task_options)
+            _announce(pipe.check(given, **task_options))
             async with cluster:
                 return await _run(pipe, given, report), pipe
 
     async def _elsewhere() -> tuple[Any, TextPipeline]:
         def check(requests: Requests) -> None:
             pipe = TextPipeline(task, requests)
-            pipe.check(inputs(pipe), **task_options)
+            _announce(pipe.check(inputs(pipe), **task_options))
 
         async with open_requests(model, settings, where, check=check, quiet=as_json) as requests:
             pipe = TextPipeline(task, requests)
@@ -84,35 +87,19 @@ def run_text(
         with report.following(Following(pipe.requests, lambda: pipe.share)):
             return await pipe(given, **task_options)
 
-    anyio.run(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextCutWarning)  # the note says it
+        anyio.run(run)
+
+
+def _announce(note: str) -> None:
+    if note:
+        tell(f"note: {note}")
 
 
 def _cluster(pipe: TextPipeline) -> Cluster:
     assert isinstance(pipe.requests, Cluster)
     return pipe.requests
-
-
-def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
-    """The texts of the command line, then the lines of a file.
-
-    Raises:
-        ConfigError: the file cannot be read, or there are no texts.
-    """
-    found = list(texts)
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigError(f"--file: cannot read {file}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"--file: {file} is not UTF-8 text: convert it") from None
-        found += [line for line in lines if line.strip()]
-    if not found:
-        raise ConfigError("nothing to embed: give --text or --file")
-    for text in found:
-        if not text.strip():
-            raise ConfigError("--text: a text is empty: give some text")
-    return found
 
 
 def with_mask(pipe: TextPipeline, text: str) -> str:
@@ -122,6 +109,23 @@ def with_mask(pipe: TextPipeline, text: str) -> str:
         for spelling in _MASKS:
             text = text.replace(spelling, own)
     return text
+
+
+def show_each(titles: Sequence[str] | None, show: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A function that prints the results of several inputs, each under its title; for a single
+    input (`titles` is None), `show` itself.
+    """
+    if titles is None:
+        return show
+
+    def show_all(results: Sequence[Any]) -> None:
+        for number, (title, result) in enumerate(zip(titles, results, strict=True)):
+            if number:
+                stdout.print()
+            say(_cell(title), style="bold")
+            show(result)
+
+    return show_all
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:

@@ -1,11 +1,16 @@
 """`puma embed`, `classify`, `fill-mask`, `answer` and `tag`: their options."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from puma_actors.cli.commands.text_options import (
+    EmbeddingModelOption,
+    FileOption,
+    RequiredModelOption,
+    Texts,
+)
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import JsonOption, RunChoice
 from puma_actors.cli.spread import spread
@@ -22,41 +27,9 @@ class Aggregation(StrEnum):
     MAX = "max"
 
 
-_PLACES = "Directory (config.json + safetensors), or name on the Hugging Face hub"
-RequiredModelOption = Annotated[
-    str,
-    typer.Option("--model", "-m", help=f"{_PLACES}; its head must fit this command."),
-]
-EmbeddingModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help=f"{_PLACES}; of sentence-transformers, or any encoder. Default: all-MiniLM-L6-v2.",
-        show_default=False,
-    ),
-]
-
-
-def _given(value: str | None) -> str | None:
-    if value is not None and not value.strip():
-        raise typer.BadParameter("the text is empty: give some")
-    return value
-
-
-TextOption = Annotated[str, typer.Option("--text", "-t", callback=_given, help="The text.")]
-TruncateOption = Annotated[
-    bool, typer.Option("--truncate", help="Cut a text that is too long, instead of refusing it.")
-]
-
-
 def embed(
-    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="Repeatable.")] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="Texts, one per line (UTF-8); empty lines are skipped.")
-    ] = None,
+    texts: Texts,
     model: EmbeddingModelOption = None,
-    truncate: TruncateOption = False,
     *,
     choice: RunChoice,
     where: Where,
@@ -68,74 +41,73 @@ def embed(
     vector and the cosine of every pair; --json has whole vectors.
     """
     refuse_unsupported(None if where.cluster else model)
-    from puma_actors.cli.commands.run_text import read_texts, run_text, show_vectors
+    from puma_actors.cli.commands.run_text import run_text, show_vectors
+    from puma_actors.cli.commands.text_inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
-    texts = read_texts(text or [], file)
+    given = read_texts(texts.text or [], texts.file)
     run_text(
         "sentence-embedding",
         model,
-        lambda pipe: texts,
-        lambda vectors: show_vectors(texts, vectors),
+        lambda pipe: given,
+        lambda vectors: show_vectors(given, vectors),
         settings=settings_of(choice),
         where=where,
-        task_options={"truncation": True} if truncate else {},
+        task_options={"truncation": texts.truncate},
         as_json=as_json,
     )
 
 
 def classify(
-    text: TextOption,
+    texts: Texts,
     model: RequiredModelOption,
     pair: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            callback=_given, help="A second text, for models that take pairs.", show_default=False
+            help="A second text, for models that take pairs; one for each --text.",
+            show_default=False,
         ),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Labels to show; default: all.", show_default=False)
     ] = None,
-    truncate: TruncateOption = False,
     *,
     choice: RunChoice,
     where: Where,
     as_json: JsonOption = False,
 ) -> None:
-    """Label a text, or a pair of texts, privately (head: sequence-classification).
+    """Label texts, or pairs of texts, privately (head: sequence-classification).
 
     Scores are probabilities: softmax over the labels, or one sigmoid each if several
-        labels can apply at once. The number of a regression is shown unchanged.
+        labels can apply at once. The number of a regression is shown unchanged. In JSON lines, a
+        pair is {"text": ..., "text_pair": ...}.
     """
     refuse_unsupported(None if where.cluster else model)
-    from puma_actors.cli.commands.run_text import run_text, show_rows
+    from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
+    from puma_actors.cli.commands.text_inputs import read_pairs, single_or_all, titles_of
     from puma_actors.cli.settings import settings_of
 
-    given: Any = text if pair is None else {"text": text, "text_pair": pair}
+    items = read_pairs(texts.text or [], pair or [], texts.file)
+    alone = texts.file is None
     run_text(
         "text-classification",
         model,
-        lambda pipe: given,
-        lambda labels: show_rows(labels, {"label": "label", "score": "score"}),
+        lambda pipe: single_or_all(items, alone=alone),
+        show_each(
+            titles_of(items, alone=alone),
+            lambda labels: show_rows(labels, {"label": "label", "score": "score"}),
+        ),
         settings=settings_of(choice),
         where=where,
-        task_options={"top_k": top_k, "truncation": truncate},
+        task_options={"top_k": top_k, "truncation": texts.truncate},
         as_json=as_json,
     )
 
 
 def fill_mask(
-    text: Annotated[
-        str,
-        typer.Option(
-            "--text",
-            "-t",
-            help="A text with one or more mask tokens of the model, [MASK] or <mask>.",
-        ),
-    ],
+    texts: Texts,
     model: RequiredModelOption,
     top_k: Annotated[int, typer.Option(min=1, help="Tokens to show for each mask.")] = 5,
-    truncate: TruncateOption = False,
     *,
     choice: RunChoice,
     where: Where,
@@ -143,33 +115,48 @@ def fill_mask(
 ) -> None:
     """Predict the token behind a mask privately (head: masked-lm).
 
-    The parties do not learn where the mask is.
+    Write [MASK] or <mask> in the text, once or more. The parties do not learn where the mask is.
     """
     refuse_unsupported(None if where.cluster else model)
-    from puma_actors.cli.commands.run_text import run_text, show_masks, with_mask
+    from puma_actors.cli.commands.run_text import run_text, show_each, show_masks, with_mask
+    from puma_actors.cli.commands.text_inputs import read_texts
     from puma_actors.cli.settings import settings_of
+
+    given = read_texts(texts.text or [], texts.file)
+    alone = texts.file is None and len(given) == 1
+
+    def inputs(pipe: Any) -> Any:
+        masked = [with_mask(pipe, text) for text in given]
+        return masked[0] if alone else masked
 
     run_text(
         "fill-mask",
         model,
-        lambda pipe: with_mask(pipe, text),
-        show_masks,
+        inputs,
+        # As in transformers, the result for a list of one text is that of the text.
+        show_each(None if len(given) == 1 else given, show_masks),
         settings=settings_of(choice),
         where=where,
-        task_options={"top_k": top_k, "truncation": truncate},
+        task_options={"top_k": top_k, "truncation": texts.truncate},
         as_json=as_json,
     )
 
 
 def answer(
-    question: Annotated[str, typer.Option("--question", "-q", help="What to look for.")],
-    context: Annotated[
-        str,
-        typer.Option(
-            "--context", "-c", help="The text with the answer; a long one is read in windows."
-        ),
-    ],
     model: RequiredModelOption,
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="What to look for; repeatable.")
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--context",
+            "-c",
+            help="The text with the answer; a long one is read in windows. One for all "
+            "questions, or one for each.",
+        ),
+    ] = None,
+    file: FileOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="Answers to show.")] = 1,
     *,
     choice: RunChoice,
@@ -178,18 +165,25 @@ def answer(
 ) -> None:
     """Find the part of a text that answers a question, privately (head: question-answering).
 
-    "start" and "end" count the context's characters.
+    "start" and "end" count the context's characters. In JSON lines, a question is {"question": ...,
+        "context": ...}.
     """
     refuse_unsupported(None if where.cluster else model)
-    from puma_actors.cli.commands.run_text import run_text, show_rows
+    from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
+    from puma_actors.cli.commands.text_inputs import read_questions, single_or_all, titles_of
     from puma_actors.cli.settings import settings_of
 
     columns = {name: name for name in ("answer", "score", "start", "end")}
+    items = read_questions(question or [], context or [], file)
+    alone = file is None
     run_text(
         "question-answering",
         model,
-        lambda pipe: {"question": question, "context": context},
-        lambda found: show_rows(found if isinstance(found, list) else [found], columns),
+        lambda pipe: single_or_all(items, alone=alone),
+        show_each(
+            titles_of(items, alone=alone),
+            lambda found: show_rows(found if isinstance(found, list) else [found], columns),
+        ),
         settings=settings_of(choice),
         where=where,
         task_options={"top_k": top_k},
@@ -198,7 +192,7 @@ def answer(
 
 
 def tag(
-    text: TextOption,
+    texts: Texts,
     model: RequiredModelOption,
     aggregation: Annotated[
         Aggregation,
@@ -207,7 +201,14 @@ def tag(
             "'first', 'average', 'max': also whole words, by first token, mean or best score."
         ),
     ] = Aggregation.SIMPLE,
-    truncate: TruncateOption = False,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Read a text that is too long in windows that share so many tokens.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     choice: RunChoice,
     where: Where,
@@ -218,19 +219,26 @@ def tag(
     Words with the label "O" are left out. "start" and "end" count characters.
     """
     refuse_unsupported(None if where.cluster else model)
-    from puma_actors.cli.commands.run_text import run_text, show_rows
+    from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
+    from puma_actors.cli.commands.text_inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
     label = "entity" if aggregation is Aggregation.NONE else "entity_group"
     columns = {"word": "word", label: "label", "score": "score", "start": "start", "end": "end"}
+    given = read_texts(texts.text or [], texts.file)
+    alone = texts.file is None and len(given) == 1
     run_text(
         "token-classification",
         model,
-        lambda pipe: text,
-        lambda entities: show_rows(entities, columns),
+        lambda pipe: given[0] if alone else given,
+        show_each(None if alone else given, lambda entities: show_rows(entities, columns)),
         settings=settings_of(choice),
         where=where,
-        task_options={"aggregation_strategy": str(aggregation), "truncation": truncate},
+        task_options={
+            "aggregation_strategy": str(aggregation),
+            "truncation": texts.truncate,
+            "stride": stride,
+        },
         as_json=as_json,
     )
 

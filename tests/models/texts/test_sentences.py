@@ -14,6 +14,7 @@ from tiny_texts import TEXTS, save_wordpiece
 from models.checkpoints.weights import open_checkpoint
 from models.configs.sentences import SentenceSettings, sentence_settings
 from models.programs.plan import Plan, draft_plan
+from models.texts.task import TextCutWarning
 from protocols.drivers.ops import Ranges
 from protocols.errors import ConfigError, ModelError
 from puma_actors.api.pipelines import local_pipeline, pipeline
@@ -103,15 +104,30 @@ def test_the_last_token(plain, tmp_path):
 
 def test_texts_are_cut_where_the_model_says_so(plain, tmp_path):
     folder = describe(plain, tmp_path / "cut", limits={"max_seq_length": 5, "do_lower_case": True})
-    found = embedded(folder, [TEXTS[0], "the cat sat"])
+    with pytest.warns(TextCutWarning, match="limit of 5 tokens, which leaves out 5 of 1 of the 2"):
+        found = embedded(folder, [TEXTS[0], "the cat sat"])
     np.testing.assert_allclose(found[0], found[1], atol=1e-3)
+    with pipeline("sentence-embedding", folder, truncation=True) as pipe:
+        np.testing.assert_allclose(pipe(TEXTS[0]), found[0], atol=1e-3)
+        assert pipe.usage.dropped_tokens == [5]
     pipe = local_pipeline("sentence-embedding", folder, truncation=False)
-    with pytest.raises(ConfigError, match="10 tokens do not fit the limit of 5"):
-        pipe.check(TEXTS[0])
-    pipe.requests.checkpoint.close()
-    pipe = local_pipeline("sentence-embedding", plain)
-    with pytest.raises(ConfigError, match="do not fit the limit of 20"):
+    assert pipe.check(TEXTS[0]) == ""
+    with pytest.raises(ConfigError, match="21 tokens do not fit the limit of 20"):
         pipe.check("cat " * 19)
+    pipe.requests.checkpoint.close()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_texts_are_cut_to_the_tokenizers_limit_or_the_positions(plain, tmp_path, named):
+    """As sentence-transformers does where max_seq_length is not given."""
+    folder = shutil.copytree(plain, tmp_path / "copy")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["model_max_length"] = 8 if named else 10**30
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    pipe = local_pipeline("sentence-embedding", folder)
+    limit = 8 if named else 20
+    note = f"text of 23 tokens is cut to the limit of {limit}, which leaves out {23 - limit};"
+    assert note in pipe.check("cat " * 21)
     pipe.requests.checkpoint.close()
 
 

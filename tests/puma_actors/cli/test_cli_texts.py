@@ -192,7 +192,7 @@ def test_inspect_says_why_not(puma, folders, tmp_path):
 REFUSED = [
     ("embed", [], "give --text or --file"),
     ("embed", ["-t", " "], "a text is empty"),
-    ("embed", ["-t", "cat " * 19], "21 tokens do not fit the limit of 20"),
+    ("embed", ["-t", "cat " * 19, "--no-truncate"], "21 tokens do not fit the limit of 20"),
     ("embed", ["--file", "no-such-file"], "cannot read no-such-file"),
     ("embed", ["-t", "a", "--network", "wlan"], "use lan, paper, wan"),
     ("classify", [], "--text"),
@@ -201,8 +201,8 @@ REFUSED = [
     ("fill-mask", ["-t", "the cat"], "has no mask: write <mask>"),
     ("answer", ["-q", "a", "-c", " "], "a context is empty"),
     ("answer", ["-q", "the " * 18, "-c", "the cat sat on"], "shorten the question"),
-    ("classify", ["-t", "a", "--pair", " "], "'--pair': the text is empty: give some"),
-    ("tag", ["-t", " "], "the text is empty: give some"),
+    ("classify", ["-t", "a", "--pair", " "], "--pair: a text_pair is empty"),
+    ("tag", ["-t", " "], "--text: a text is empty"),
     ("tag", ["-t", "a", "--aggregation", "last"], "--aggregation"),
 ]
 
