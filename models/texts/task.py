@@ -18,10 +18,6 @@ from protocols.errors import ConfigError
 _CUT_IT = "shorten the text, or cut it: truncation=True, or --truncate"
 
 
-class TextCutWarning(UserWarning):
-    """A text was cut to the model's own limit, although the call did not ask for it."""
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class Job:
     """Token sequences to be evaluated, and how to finish the results.

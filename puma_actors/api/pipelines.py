@@ -13,8 +13,7 @@ learn the length of every text in tokens, and for a pair also where the second o
 """
 
 import inspect
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
@@ -37,7 +36,7 @@ from models.texts.needs import (
     check_running,
 )
 from models.texts.options import TaskOptions, chosen_options, sampling_options, with_labels
-from models.texts.task import Job, TextCutWarning
+from models.texts.task import Job
 from models.texts.tasks import text_task
 from models.tokens.encoding import Encoding
 from models.tokens.sampling import SamplingConfig
@@ -52,6 +51,7 @@ from puma_actors.api.options import (
     cluster_options,
 )
 from puma_actors.api.requests import Requests, Usage
+from puma_actors.base.logs import log
 
 BATCH_TOKENS = 1024
 """Texts are batched up to this many tokens: they share rounds, but need memory together."""
@@ -88,6 +88,7 @@ class TextPipeline:
     Attributes:
         usage: cost of the last call, all its requests together.
         share: tokens of the finished batches of the running call, and of all its batches.
+        notice: called with a sentence if a call cuts texts without being asked; logs a warning.
 
     Raises:
         ConfigError: an unknown task or option. ModelError: the model has another head, or no
@@ -106,6 +107,7 @@ class TextPipeline:
         self.requests = requests
         self.usage = Usage()
         self.share = (0, 0)
+        self.notice: Callable[[str], None] = _log_cut
         self._batch_tokens = batch_tokens
         self._defaults = _effective(options)
         config, tokenizer = requests.config, requests.tokenizer
@@ -152,9 +154,6 @@ class TextPipeline:
             inputs: text or texts, as the task takes them.
             labels: `candidate_labels` of zero-shot-classification, as in transformers.
             options: options of the task.
-
-        Warns:
-            TextCutWarning: a text is cut, and no option asks for it.
         """
         merged = self._merged(with_labels(options, labels))
         if self._texts is None:
@@ -163,7 +162,7 @@ class TextPipeline:
         self._check_ids(job)
         asked = merged.get("truncation") or merged.get("max_length")
         if (note := job.cut_note()) and not asked:
-            warnings.warn(note, TextCutWarning, stacklevel=2)
+            self.notice(note)
         self.usage = Usage(dropped_tokens=job.dropped)
         results: list[Floats] = []
         done, tokens = 0, sum(map(len, job.encodings))
@@ -365,6 +364,10 @@ def pipeline(
         task, model, tokenizer=tokenizer, head=head, batch_tokens=batch_tokens, **options
     )
     return PrivatePipeline(pipe)
+
+
+def _log_cut(note: str) -> None:
+    log.warning("texts are cut", note=note)
 
 
 def _effective(options: TaskOptions) -> TaskOptions:

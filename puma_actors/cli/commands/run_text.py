@@ -1,6 +1,5 @@
 """Run the commands that take text, and show their results."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,6 @@ import numpy as np
 from rich.table import Table
 
 from models.texts.options import TaskOptions
-from models.texts.task import TextCutWarning
 from protocols.base.lane import Settings
 from protocols.base.ring import Floats
 from puma_actors.api.life import Cluster
@@ -83,13 +81,12 @@ def run_text(
                 return await _run(pipe, inputs(pipe), report), pipe
 
     async def _run(pipe: TextPipeline, given: Any, report: Reporter) -> Any:
+        pipe.notice = lambda note: None  # `_announce` has said it
         report("running the model on shares", 0.0)
         with report.following(Following(pipe.requests, lambda: pipe.share)):
             return await pipe(given, **task_options)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TextCutWarning)  # the note says it
-        anyio.run(run)
+    anyio.run(run)
 
 
 def _announce(note: str) -> None:

@@ -96,7 +96,8 @@ def _check(place: str, key: str, item: Mapping[str, Any]) -> None:
     value = item.get(key)
     texts = value if isinstance(value, list) and value else [value]
     if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ConfigError(f"{place}: a {key} is empty or missing: give some text")
+        what = "list of documents" if key == "documents" else key
+        raise ConfigError(f"{place}: a {what} is empty or missing: give some text")
 
 
 def read_pairs(

@@ -1,5 +1,6 @@
 """Several texts, pairs and questions in one command, long texts, and the tasks that take labels."""
 
+import io
 import json
 
 import pytest
@@ -87,7 +88,13 @@ def test_tags_of_a_long_text(run, tagger):
     assert err == ""
 
 
-def test_questions_in_a_file_and_in_options(run, reader, tmp_path, monkeypatch):
+def test_texts_from_standard_input(run, classifier, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXTS[1].encode())))
+    found, _ = run("classify", classifier, "--file", "-", "--top-k", 1)
+    assert_same(found["result"], theirs("text-classification", classifier)([TEXTS[1]], top_k=1))
+
+
+def test_questions_in_a_file_and_in_options(run, reader, tmp_path):
     asked = [{"question": f"the {word}?", "context": TEXTS[2]} for word in ("cat", "dog")]
     found, _ = run("answer", reader, "--file", lines(tmp_path, *asked))
     twice, _ = run("answer", reader, "-q", "the cat?", "-q", "the dog?", "-c", TEXTS[2])
@@ -167,7 +174,7 @@ REFUSED = [
     ("classifier", "rerank", ["-q", "a", "-d", "b"], "needs a model with one output"),
     ("ranker", "rerank", ["-q", "a"], "a query has no documents"),
     ("ranker", "rerank", ["-d", "a"], "documents have no query"),
-    ("ranker", "rerank", ["--file", '{"query": "a"}'], "a documents is empty or missing"),
+    ("ranker", "rerank", ["--file", '{"query": "a"}'], "a list of documents is empty or missing"),
 ]
 
 
