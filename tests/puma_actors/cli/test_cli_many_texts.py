@@ -5,31 +5,12 @@ import json
 
 import pytest
 import transformers
-from pipeline_cases import assert_same, folder_of, theirs
+from pipeline_cases import assert_same, theirs
 from tiny_texts import TEXTS
 
 from puma_actors.api.local import LocalCluster
 
 LONG = "The cat sat on the dogs. London, the dog ran in Paris. Cats ran in London!"
-
-
-@pytest.fixture(scope="session")
-def judge(tmp_path_factory):
-    labels = {0: "contradiction", 1: "entailment"}
-    inverse = {name: number for number, name in labels.items()}
-    return folder_of(
-        tmp_path_factory,
-        "bert",
-        "sequence-classification",
-        num_labels=2,
-        id2label=labels,
-        label2id=inverse,
-    )
-
-
-@pytest.fixture(scope="session")
-def ranker(tmp_path_factory):
-    return folder_of(tmp_path_factory, "bert", "sequence-classification", num_labels=1)
 
 
 @pytest.fixture

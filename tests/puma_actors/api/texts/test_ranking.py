@@ -1,13 +1,14 @@
 """text-ranking: scores as those of CrossEncoder of sentence-transformers."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from pipeline_cases import computed, folder_of, task_of
+from pipeline_cases import computed, task_of
 from reference import set_config
 from tiny_models import tiny_model
 from tiny_texts import TEXTS
@@ -30,8 +31,9 @@ TANH = "torch.nn.modules.activation.Tanh"
 
 
 @pytest.fixture
-def ranker(tmp_path_factory):
-    return folder_of(tmp_path_factory, "bert", "sequence-classification", num_labels=1)
+def ranker(ranker, tmp_path):
+    """A copy, to be changed."""
+    return shutil.copytree(ranker, tmp_path / "ranker")
 
 
 def model_of(folder):

@@ -36,11 +36,6 @@ def named(factory, names, model_type="bert", **options):
     )
 
 
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory):
-    return named(tmp_path_factory, NAMES[0])
-
-
 def model_of(folder):
     return transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
 
