@@ -73,15 +73,6 @@ def tasks_of_checkpoint(config: ModelConfig) -> list[str]:
     return [*own, *_HEADLESS]
 
 
-def entailment_of(config: ModelConfig) -> int | None:
-    """The number of the label that means entailment, as transformers finds it; None: there is none.
-
-    It is the first whose name begins with "entail".
-    """
-    found = (i for i, name in enumerate(config.labels) if name.lower().startswith("entail"))
-    return next(found, None)
-
-
 def _head_for(task: str, head: str | None, config: Callable[..., ModelConfig], where: str) -> str:
     if TASK_HEADS[task] == "none" and head in (None, "none"):
         return "none"
@@ -108,12 +99,13 @@ def _lacks(task: str, config: ModelConfig) -> str:
     """Why a model of that configuration, with its head, cannot do the task; "" if it can."""
     if TASK_HEADS[task] != config.head:
         return "it has another head"
-    if task == "zero-shot-classification" and entailment_of(config) is None:
+    if task == "zero-shot-classification" and config.entailment is None:
         shown = ", ".join(config.labels[:8]) or "no names"
         return (
             "zero-shot-classification needs a model for natural language inference, with a label "
             f"'entailment', but the labels of this one are {shown}: use another, or name them in "
-            "id2label of config.json"
+            "id2label and label2id of "
+            "config.json"
         )
     if task == "text-ranking" and config.num_labels != 1:
         return (

@@ -7,7 +7,6 @@ import numpy as np
 
 from models.configs.architecture import ModelConfig
 from models.programs.head_layers import default_rows
-from models.texts.needs import entailment_of
 from models.texts.task import Job, TextTask, check_words, many, softmax
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.ring import Floats
@@ -27,10 +26,9 @@ class ZeroShot(TextTask):
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
-        entailment = entailment_of(config)
-        assert entailment is not None, "checked by `models.texts.needs`"
-        self._entailment = entailment
-        self._contradiction = -1 if entailment == 0 else 0
+        assert config.entailment is not None, "checked by `models.texts.needs`"
+        self._entailment = config.entailment
+        self._contradiction = -1 if config.entailment == 0 else 0
 
     def job(
         self,

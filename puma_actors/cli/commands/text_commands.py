@@ -153,7 +153,7 @@ def answer(
             "--context",
             "-c",
             help="The text with the answer; a long one is read in windows. One for all "
-            "questions, or one for each.",
+            "questions, one for each, or several for one question.",
         ),
     ] = None,
     file: FileOption = None,
@@ -176,12 +176,13 @@ def answer(
     columns = {name: name for name in ("answer", "score", "start", "end")}
     items = read_questions(question or [], context or [], file)
     alone = file is None
+    many_contexts = len({item["question"] for item in items}) == 1
     run_text(
         "question-answering",
         model,
         lambda pipe: single_or_all(items, alone=alone),
         show_each(
-            titles_of(items, alone=alone),
+            titles_of(items, alone=alone, key="context" if many_contexts else "question"),
             lambda found: show_rows(found if isinstance(found, list) else [found], columns),
         ),
         settings=settings_of(choice),

@@ -122,18 +122,16 @@ def read_questions(
     """Questions and contexts, as {"question": ..., "context": ...}.
 
     Raises:
-        ConfigError: as `read_items`, or there is neither one context nor one for each question.
+        ConfigError: as `read_items`, or there are several of both, and not as many.
     """
-    shared = list(contexts) * (len(questions) if len(contexts) == 1 else 1)
-    if len(shared) != len(questions):
+    most = max(len(questions), len(contexts))
+    both = [list(each) * (most if len(each) == 1 else 1) for each in (questions, contexts)]
+    if len(both[0]) != len(both[1]):
         raise ConfigError(
             f"{len(questions)} questions for {len(contexts)} contexts: give --question and "
-            "--context as often, or one --context"
+            "--context as often, or one of them once"
         )
-    given = [
-        {"question": asked, "context": context}
-        for asked, context in zip(questions, shared, strict=True)
-    ]
+    given = [{"question": asked, "context": context} for asked, context in zip(*both, strict=True)]
     for item in given:
         for key in item:
             _check(f"--{key}", key, item)
@@ -177,8 +175,12 @@ def single_or_all(items: Sequence[Any], *, alone: bool) -> Any:
     return items[0] if alone and len(items) == 1 else list(items)
 
 
-def titles_of(items: Sequence[Mapping[str, Any]], *, alone: bool) -> list[str] | None:
-    """Titles for the results: the first part of each input; None for one that stands `alone`."""
+def titles_of(
+    items: Sequence[Mapping[str, Any]], *, alone: bool, key: str | None = None
+) -> list[str] | None:
+    """Titles for the results: one part of each input, the first by default; None for an input that
+    stands `alone`.
+    """
     if alone and len(items) == 1:
         return None
-    return [str(next(iter(item.values()))) for item in items]
+    return [str(item[key] if key else next(iter(item.values()))) for item in items]

@@ -81,6 +81,9 @@ def test_questions_in_a_file_and_in_options(run, reader, tmp_path):
     twice, _ = run("answer", reader, "-q", "the cat?", "-q", "the dog?", "-c", TEXTS[2])
     assert_same(found["result"], twice["result"])
     assert len(found["result"]) == 2
+    found, _ = run("answer", reader, "-q", "the cat?", "-c", TEXTS[2], "-c", TEXTS[0])
+    assert_same(found["result"][0], twice["result"][0])
+    assert len(found["result"]) == 2
 
 
 def test_zero_shot(run, puma, judge, tmp_path):

@@ -1,14 +1,17 @@
 """zero-shot-classification against transformers' pipeline."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import transformers
 from pipeline_cases import assert_same, computed, folder_of, task_of, theirs, with_settings
+from reference import set_config
 from tiny_texts import TEXTS, save_byte_level
 
-from models.configs.reading import load_config
-from models.texts.needs import entailment_of, tasks_of_checkpoint
+from models.configs.reading import config_from_public, load_config
+from models.texts.needs import tasks_of_checkpoint
 from protocols.errors import ConfigError, ModelError
 from puma_actors.api.pipelines import local_pipeline, pipeline
 
@@ -103,9 +106,38 @@ def test_tasks_are_listed_where_the_labels_allow_them(judge, classifier):
     assert TASK in tasks_of_checkpoint(load_config(judge))
     assert "text-ranking" not in tasks_of_checkpoint(load_config(judge))
     assert TASK not in tasks_of_checkpoint(load_config(classifier))
-    one = replace(load_config(judge), num_labels=1, labels=("score",))
+    one = replace(load_config(judge), num_labels=1, labels=("score",), entailment=None)
     assert "text-ranking" in tasks_of_checkpoint(one)
-    assert entailment_of(replace(one, labels=())) is None
+
+
+def test_the_number_is_that_of_label2id(judge, tmp_path):
+    """transformers takes it from there, even where `id2label` says something else."""
+    folder = shutil.copytree(judge, tmp_path / "copy")
+    for numbers, expected in (
+        ({"entailment": 1, "contradiction": 2, "neutral": 0}, 1),
+        ({"a": 0, "b": 1, "c": 2}, None),
+        ({"entailment": 7}, None),
+        (None, 2),
+    ):
+        set_config(folder, label2id=numbers)
+        config = load_config(folder)
+        assert config.entailment == expected
+        assert config_from_public(json.loads(json.dumps(config.to_public()))) == config
+        assert config.with_head("none").entailment is None
+    set_config(folder, label2id={"entailment": 1, "contradiction": 2, "neutral": 0})
+    found = computed(
+        task_of(TASK, folder).job(TEXTS[0], candidate_labels=CLASSES), model_of(folder)
+    )
+    assert_same(found, theirs(TASK, folder)(TEXTS[0], CLASSES))
+    set_config(folder, id2label=None, num_labels=3)
+    assert load_config(folder).entailment is None
+
+
+def test_a_peers_number_is_checked(judge):
+    public = load_config(judge).to_public()
+    for number in (-1, 3, "2"):
+        with pytest.raises(ModelError, match="entailment"):
+            config_from_public({**public, "entailment": number})
 
 
 @pytest.mark.parametrize(
