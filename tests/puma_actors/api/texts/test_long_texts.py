@@ -115,8 +115,7 @@ def test_a_prompt_is_never_cut(writer):
 # -- windows ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize(("limit", "stride"), [(20, 0), (11, 5)])
+@pytest.mark.parametrize(("side", "limit", "stride"), [("right", 20, 0), ("left", 11, 5)])
 def test_windows_give_the_entities_of_transformers(tagger, tmp_path, side, limit, stride):
     changes = {"truncation_side": side, "model_max_length": limit}
     check_windows(with_settings(tagger, tmp_path / "copy", **changes), [LONG, TEXTS[1]], stride)
@@ -135,7 +134,7 @@ def check_windows(folder, texts, stride):
     results = None
     for strategy in STRATEGIES:
         options = {"aggregation_strategy": strategy, "stride": stride}
-        for ignored in (["O"], []):
+        for ignored in (["O"], []) if strategy == "simple" else ([],):
             job = task.job(texts, ignore_labels=ignored, **options)
             assert len(job.encodings) > len(texts)
             assert not any(job.dropped)
