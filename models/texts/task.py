@@ -49,8 +49,8 @@ class Job:
                 f"out {most}; {end}"
             )
         return (
-            f"texts are cut to the limit of {limit} tokens, which leaves out {sum(self.dropped)} "
-            f"of {len(cut)} of the {len(self.encodings)} inputs, at most {most} of one; {end}"
+            f"inputs over the limit of {limit} tokens are cut, {len(cut)} of {len(self.encodings)}; "
+            f"tokens left out: {sum(self.dropped)}, at most {most} of one input; {end}"
         )
 
 

@@ -104,7 +104,7 @@ def test_the_last_token(plain, tmp_path):
 def test_texts_are_cut_where_the_model_says_so(plain, tmp_path, logs):
     folder = describe(plain, tmp_path / "cut", limits={"max_seq_length": 5, "do_lower_case": True})
     found = embedded(folder, [TEXTS[0], "the cat sat"])
-    assert "limit of 5 tokens, which leaves out 5 of 1 of the 2 inputs" in logs.getvalue()
+    assert "the limit of 5 tokens are cut, 1 of 2; tokens left out: 5, at" in logs.getvalue()
     np.testing.assert_allclose(found[0], found[1], atol=1e-3)
     with pipeline("sentence-embedding", folder, truncation=True) as pipe:
         np.testing.assert_allclose(pipe(TEXTS[0]), found[0], atol=1e-3)

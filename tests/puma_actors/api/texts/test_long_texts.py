@@ -61,7 +61,7 @@ def test_a_cut_text_and_pair_are_classified(classifier, tmp_path, logs, side):
     pair = {"text": TEXTS[2], "text_pair": LONG}
     with pipeline("text-classification", folder) as classify:
         found = classify([LONG, pair, TEXTS[1]])
-        assert logs.getvalue().count("of 2 of the 3 inputs") == 1
+        assert logs.getvalue().count("of 20 tokens are cut, 2 of 3; tokens left out") == 1
         whole = [classify.pipe.tokenizer.encode_text(LONG, each) for each in (None, TEXTS[2])]
         assert classify.usage.dropped_tokens == [len(whole[0]) - 20, len(whole[1]) - 20, 0]
         assert_same(found, reference([LONG, pair, TEXTS[1]], truncation=True))
