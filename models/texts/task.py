@@ -49,8 +49,8 @@ class Job:
                 f"out {most}; {end}"
             )
         return (
-            f"inputs over the limit of {limit} tokens are cut, {len(cut)} of {len(self.encodings)}; "
-            f"tokens left out: {sum(self.dropped)}, at most {most} of one input; {end}"
+            f"inputs over the limit of {limit} tokens are cut, {len(cut)} of "
+            f"{len(self.encodings)}; tokens left out: {sum(self.dropped)}, at most {most} of one input; {end}"
         )
 
 
