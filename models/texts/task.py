@@ -50,7 +50,8 @@ class Job:
             )
         return (
             f"inputs over the limit of {limit} tokens are cut, {len(cut)} of "
-            f"{len(self.encodings)}; tokens left out: {sum(self.dropped)}, at most {most} of one input; {end}"
+            f"{len(self.encodings)}; tokens left out: {sum(self.dropped)}, at most {most} of one "
+            f"input; {end}"
         )
 
 
