@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from puma_actors.cli.commands.text_options import (
+from puma_actors.cli.commands.texts.options import (
     EmbeddingModelOption,
     FileOption,
     RequiredModelOption,
@@ -42,7 +42,7 @@ def embed(
     """
     refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_vectors
-    from puma_actors.cli.commands.text_inputs import read_texts
+    from puma_actors.cli.commands.texts.inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
     given = read_texts(texts.text or [], texts.file)
@@ -84,7 +84,7 @@ def classify(
     """
     refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
-    from puma_actors.cli.commands.text_inputs import read_pairs, single_or_all, titles_of
+    from puma_actors.cli.commands.texts.inputs import read_pairs, single_or_all, titles_of
     from puma_actors.cli.settings import settings_of
 
     items = read_pairs(texts.text or [], pair or [], texts.file)
@@ -119,7 +119,7 @@ def fill_mask(
     """
     refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_each, show_masks, with_mask
-    from puma_actors.cli.commands.text_inputs import read_texts
+    from puma_actors.cli.commands.texts.inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
     given = read_texts(texts.text or [], texts.file)
@@ -170,7 +170,7 @@ def answer(
     """
     refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
-    from puma_actors.cli.commands.text_inputs import read_questions, single_or_all, titles_of
+    from puma_actors.cli.commands.texts.inputs import read_questions, single_or_all, titles_of
     from puma_actors.cli.settings import settings_of
 
     columns = {name: name for name in ("answer", "score", "start", "end")}
@@ -221,7 +221,7 @@ def tag(
     """
     refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
-    from puma_actors.cli.commands.text_inputs import read_texts
+    from puma_actors.cli.commands.texts.inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
     label = "entity" if aggregation is Aggregation.NONE else "entity_group"

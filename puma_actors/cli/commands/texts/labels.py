@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from puma_actors.cli.commands.text_options import FileOption, RequiredModelOption, Texts
+from puma_actors.cli.commands.texts.options import FileOption, RequiredModelOption, Texts
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import JsonOption, RunChoice
 from puma_actors.cli.spread import spread
@@ -36,7 +36,7 @@ def zero_shot(
     """
     refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
-    from puma_actors.cli.commands.text_inputs import read_texts
+    from puma_actors.cli.commands.texts.inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
     given = read_texts(texts.text or [], texts.file)
@@ -107,7 +107,7 @@ def rerank(
     """
     refuse_unsupported(None if where.cluster else model)
     from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
-    from puma_actors.cli.commands.text_inputs import read_queries, single_or_all, titles_of
+    from puma_actors.cli.commands.texts.inputs import read_queries, single_or_all, titles_of
     from puma_actors.cli.settings import settings_of
 
     items = read_queries(query or [], document or [], documents, file)
