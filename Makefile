@@ -17,7 +17,7 @@ export DEMO_PROMPT := $(value PROMPT)
 # Where tests import from, as in pyproject.toml.
 TESTS := tests:tests/support:tests/support/checkpoints:tests/support/sharing
 
-.PHONY: demo test test-faults soak lint dist-check lock bench clean
+.PHONY: demo test test-checkpoints test-faults soak lint dist-check lock bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/puma generate --prompt "$$DEMO_PROMPT" --max-new-tokens 24
@@ -28,6 +28,10 @@ test: $(VENV)/.test
 # Every role, at every moment, hit by every fault: about ten minutes.
 test-faults: $(VENV)/.test
 	@PYTHONPATH=$(TESTS) $(BIN)/python -m faults
+
+# Hundreds of generated checkpoint folders against transformers: about ten minutes.
+test-checkpoints: $(VENV)/.test
+	@$(BIN)/python -m pytest -q -n 2 --folders 400 tests/models/checkpoints/test_generated_folders.py
 
 soak: $(VENV)/.test
 	@PYTHONPATH=$(TESTS) $(BIN)/python -m faults soak

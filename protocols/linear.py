@@ -7,6 +7,7 @@ by (see `protocols.arithmetic`). A weight is a handle: only this module multipli
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,8 +21,10 @@ from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
 from protocols.kernels.sums import Half
+from protocols.streamed import Streamed
 
 LinearMap = Callable[[Words], Words]
+Factor: TypeAlias = Words | Streamed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,12 @@ class Weight:
     """A (depth, columns) matrix, shared.
 
     Attributes:
-        factor: the `right_factor` of the sharing; None while tracing.
+        factor: the `right_factor` of the sharing, or what makes it; None while tracing.
     """
 
     role: Role
     shape: tuple[int, int]
-    factor: Words | None = field(repr=False)
+    factor: Factor = field(repr=False)
     frac: int = WEIGHT_BITS
 
     @classmethod
@@ -49,14 +52,15 @@ class Table:
     """A shared (rows, columns) matrix, used both for look-ups of rows and for products.
 
     Attributes:
-        factor: the sharing's `right_factor`, for the product.
+        factor: the sharing's `right_factor`, or what makes it, for the product. None while tracing,
+            and for a table that is never multiplied by.
         halves: its a and b as in `SecretTensor`, modulo 2^32: a look-up reads no more, and so takes
             half the memory traffic.
     """
 
     role: Role
     shape: tuple[int, int]
-    factor: Words | None = field(repr=False)
+    factor: Factor = field(repr=False)
     halves: tuple[Half, Half] | None = field(repr=False)
     frac: int = RESIDUAL_BITS
 
@@ -68,15 +72,14 @@ class Table:
         return cls(share.role, (rows, columns), right_factor(share), halves, share.frac)
 
 
+def mask_key(seed: bytes, number: int) -> bytes:
+    """The key of the stream of one half of the mask of tensor `number`, of an upload's seed."""
+    return derive(seed, b"puma weight", (number,))
+
+
 def weight_mask(seed: bytes, number: int, shape: tuple[int, ...]) -> Words:
     """One half of the mask of the model's tensor `number`, expanded from an upload's seed."""
-    return Stream(derive(seed, b"puma weight", (number,))).words(shape)
-
-
-def _array(words: Words | None) -> Words:
-    if words is None:
-        raise LocalProtocolError("this party has no share of the weight")
-    return words
+    return Stream(mask_key(seed, number)).words(shape)
 
 
 @protocol("linear")
@@ -112,9 +115,25 @@ async def linear(
 
 
 def _weight_part(x: SecretTensor, weight: Weight) -> Words:
+    left, factor = left_factor(x), weight.factor
+    if isinstance(factor, Streamed):
+        return factor.matmul(left)
     out = np.empty((x.shape[0], weight.shape[1]), dtype=np.uint64)
-    matmul_into(left_factor(x), _array(weight.factor), out, 0, out.shape[1])
+    matmul_into(left, _array(factor), out, 0, out.shape[1])
     return out
+
+
+def _table_part(x: SecretTensor, table: Table) -> Words:
+    left, factor = left_factor(x), table.factor
+    if isinstance(factor, Streamed):
+        return factor.matmul_rows(left)
+    return matmul_rows(left, _array(factor))
+
+
+def _array(words: Words | None) -> Words:
+    if words is None:
+        raise LocalProtocolError("this party has no share of the weight")
+    return words
 
 
 @protocol("table_product")
@@ -128,5 +147,5 @@ async def table_product(lane: Lane, x: SecretTensor, table: Table) -> SecretTens
     if lane.tracing:
         lane.charge("table_product", remask_cost(count, RING_BITS, dealt=True))
         return lane.blank((x.shape[0], table.shape[0]), RING_BITS - 1 - shift, FRACTION_BITS)
-    part = await lane.run(count * table.shape[1], matmul_rows, left_factor(x), _array(table.factor))
+    part = await lane.run(count * table.shape[1], _table_part, x, table)
     return await remask(lane, part, frac=FRACTION_BITS, shift=shift + 1)

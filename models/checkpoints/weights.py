@@ -88,7 +88,10 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
         for name, source in config.tied().items():
             if source not in self._places and name in self._places:
                 self._places[source] = self._places[name]
-            elif not config.tie_embeddings and name not in self._places and source in self._places:
+            elif not config.tie_embeddings and name in self._places:
+                # Only the bias of a head for masked tokens: transformers adds the decoder's own.
+                self._places[source] = self._places[name]
+            elif not config.tie_embeddings and source in self._places:
                 raise ModelError(
                     f"{self.path}: tensor {name} is missing, and tie_word_embeddings is false, so "
                     f"that {source} does not stand for it: set it to true if that is meant"

@@ -7,12 +7,13 @@ its model on a few tokens in the clear, exactly and with fixed-point errors, and
 """
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 
 from models.configs.architecture import ModelConfig
 from models.owner.rounding import Rounded
-from models.programs.families import forward
+from models.programs.families import forward, parameters_of
 from models.programs.head_layers import default_rows
 from models.programs.program import Batch, Cache
 from protocols.base.ring import Floats
@@ -58,7 +59,7 @@ def probe(
         RangeError: further than allowed; it names the place that contributes most.
         ConfigError: a token id is not in the vocabulary.
     """
-    most = SMALL_TOKENS if _is_small(parameters) else TOKENS
+    most = SMALL_TOKENS if _is_small(config) else TOKENS
     few = min(most, config.vocab_size - 1, config.max_positions)
     spread = range(1, config.vocab_size, (config.vocab_size - 1) // few)[:few]
     read = min(MOST_TOKENS, config.max_positions)
@@ -69,14 +70,14 @@ def probe(
     return max(_probe(config, parameters, ranges, ids) for ids in inputs if ids.size)
 
 
-def _is_small(parameters: Mapping[str, Floats]) -> bool:
-    return sum(matrix.size for matrix in parameters.values()) <= _SMALL
+def _is_small(config: ModelConfig) -> bool:
+    return sum(prod(parameter.shape) for parameter in parameters_of(config).values()) <= _SMALL
 
 
 def _probe(
     config: ModelConfig, parameters: Mapping[str, Floats], ranges: Ranges, ids: Index
 ) -> float:
-    small = _is_small(parameters)
+    small = _is_small(config)
 
     def run(ops: Plain) -> Floats:
         ops.precision = np.float64 if small else np.float32

@@ -1,6 +1,6 @@
 """The program of each family."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,10 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.configs.architecture import ModelConfig
 from models.programs.decoders import falcon, gpt2, llama, opt
 from models.programs.encoders import bert, modernbert
-from models.programs.folding import Matrix
+from models.programs.folding import Matrix, Source, values_of
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Cache
-from models.programs.rescaling import rescaled
+from models.programs.rescaling import balanced
 from protocols.drivers.ops import Ops, Parameters, Tensor
 
 
@@ -21,7 +21,7 @@ class Family:
 
     forward: Callable[..., Awaitable[Tensor]]
     parameters_of: Callable[..., dict[str, Parameter]]
-    load_parameters: Callable[[Checkpoint], Iterator[tuple[str, Matrix]]]
+    load_parameters: Callable[[Checkpoint], Iterator[tuple[str, Source]]]
 
 
 def _family(module: Any) -> Family:
@@ -65,5 +65,33 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
     """The float matrices to be shared, (inputs, outputs), in the order of `parameters_of`, balanced
     as described in `models.programs.rescaling`.
     """
+    return ((name, values_of(source)) for name, source in _sources(checkpoint))
+
+
+def _sources(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
     config = checkpoint.config
-    return rescaled(config, _FAMILIES[config.family].load_parameters(checkpoint))
+    return balanced(config, _FAMILIES[config.family].load_parameters(checkpoint))
+
+
+class LazyParameters(Mapping[str, Matrix]):
+    """The matrices of `load_parameters`, each made from the checkpoint whenever it is looked up.
+
+    Args:
+        looked_up: called with each name that is looked up.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, looked_up: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._sources = dict(_sources(checkpoint))
+        self._looked_up = looked_up
+
+    def __getitem__(self, name: str) -> Matrix:
+        self._looked_up(name)
+        return values_of(self._sources[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)

@@ -15,7 +15,7 @@ from models.configs.encoders.deberta import DebertaV2Config
 from models.configs.encoders.electra import ElectraConfig
 from models.configs.encoders.encoder import BertConfig, EncoderConfig, RobertaConfig
 from models.configs.encoders.modernbert import ModernBertConfig
-from models.programs.folding import Matrix, dense
+from models.programs.folding import Source, Stored, dense
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Rows
 from protocols.drivers.ops import Ops, Parameters, Tensor
@@ -182,7 +182,7 @@ def task_parameters(config: ModelConfig) -> dict[str, Parameter]:
     return wanted
 
 
-def task_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
+def task_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
     """The head's weights, in the order of `task_parameters`."""
     config = checkpoint.config
     head = head_of(config)
@@ -196,7 +196,8 @@ def task_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
             yield "head.shift", checkpoint.tensor(f"{head.norm}.bias")
     if head.projection and config.head == "masked-lm":
         weight = checkpoint.tensor(f"{head.projection}.weight").T
-        yield "head", np.concatenate([weight, _vocabulary_bias(checkpoint)[None]])
+        bias = checkpoint.tensor(_vocabulary_bias(config))
+        yield "head", np.concatenate([weight, bias[None]])
     elif head.projection:
         yield "head", dense(checkpoint, head.projection)
 
@@ -205,15 +206,14 @@ def _has_bias(config: ModelConfig, name: str) -> bool:
     return f"{name}.bias" in config.tensors()
 
 
-def table_of(checkpoint: Checkpoint, name: str) -> Matrix:
+def table_of(checkpoint: Checkpoint, name: str) -> Stored:
     """The embedding table, with the bias of a tied head as its last column."""
-    table = checkpoint.tensor(name)
-    if table_columns(checkpoint.config) == table.shape[1]:
-        return table
-    return np.concatenate([table, _vocabulary_bias(checkpoint)[:, None]], axis=1)
-
-
-def _vocabulary_bias(checkpoint: Checkpoint) -> Matrix:
     config = checkpoint.config
+    if table_columns(config) == checkpoint.shape(name)[1]:
+        return Stored(checkpoint, name)
+    return Stored(checkpoint, name, _vocabulary_bias(config))
+
+
+def _vocabulary_bias(config: ModelConfig) -> str:
     assert isinstance(config, EncoderConfig)
-    return checkpoint.tensor(config.decoder()[1])
+    return config.decoder()[1]

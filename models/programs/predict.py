@@ -64,6 +64,26 @@ def predict(
     return steps
 
 
+def streamed_bytes(config: ModelConfig) -> int:
+    """Bytes of a model's shares in the memory of each computing party if the factors of its
+    matrices are made while they are used: half a word of each half of a table, two words of each
+    entry of everything that is no matrix.
+    """
+    bytes_of = {"weight": 0, "table": WORD_BYTES}
+    return sum(
+        bytes_of.get(parameter.kind, 2 * WORD_BYTES) * prod(parameter.shape)
+        for parameter in parameters_of(config).values()
+    )
+
+
+def owner_bytes(config: ModelConfig) -> int:
+    """Bytes that an owner needs to share a model tensor by tensor: float32 values, in two copies
+    while they are folded, their words, and what encoding them takes.
+    """
+    largest = max(prod(parameter.shape) for parameter in parameters_of(config).values())
+    return largest * (2 * 4 + 3 * WORD_BYTES)
+
+
 def share_bytes(config: ModelConfig) -> int:
     """Bytes of a model's shares in the memory of each computing party: one word per entry of a
     weight, two for everything else (a table's product needs one, its look-ups two halves).

@@ -12,12 +12,13 @@ layers. A side that only meets zeros on the other side is set to zero.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.configs.architecture import ModelConfig
-from models.programs.folding import Matrix
+from models.programs.folding import Matrix, Source, values_of
 from protocols.drivers.ops import Heads
 
 SLACK = 2.0**8
@@ -32,37 +33,101 @@ def rescaled(
     config: ModelConfig, parameters: Iterable[tuple[str, Matrix]]
 ) -> Iterator[tuple[str, Matrix]]:
     """The same matrices in the same order, balanced pair by pair. They may be changed in place."""
-    held: tuple[str, Matrix] | None = None
-    for name, matrix in parameters:
+    for name, source in balanced(config, parameters):
+        yield name, values_of(source)
+
+
+def balanced(
+    config: ModelConfig, parameters: Iterable[tuple[str, Source]]
+) -> Iterator[tuple[str, Source]]:
+    """The same matrices in the same order, balanced pair by pair when they are made. Matrices that
+    are given as such may be changed in place.
+    """
+    held: tuple[str, Source] | None = None
+    for name, source in parameters:
         if held is not None:
-            # Before the caller gets either one, because it may copy it.
-            second = _pair(config, *held, matrix)
-            yield held
-            yield name, second
+            pair = _Pair(config, held[0], held[1], source)
+            yield held[0], _Side(pair, 0)
+            yield name, _Side(pair, 1)
             held = None
         elif name.startswith("layers.") and name.rpartition(".")[2] in _FIRST:
-            held = name, matrix
+            held = name, source
         else:
-            yield name, matrix
+            yield name, source
     if held is not None:
         yield held
 
 
-def _pair(config: ModelConfig, name: str, first: Matrix, second: Matrix) -> Matrix:
-    """Balance two matrices in place; returns the second."""
-    kind = name.rpartition(".")[2]
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        return second  # refused later, when ranges are proven
+@dataclass(eq=False)
+class _Pair:
+    """Two matrices, and the powers of two by which they are multiplied.
+
+    Both have to be made to find these; what was not asked for then is kept until it is.
+    """
+
+    config: ModelConfig
+    name: str
+    first: Source
+    second: Source
+    _factors: tuple[Matrix, Matrix] | None = field(default=None, repr=False)
+    _kept: dict[int, Matrix] = field(default_factory=dict, repr=False)
+
+    def side(self, which: int) -> Matrix:
+        """The first or second matrix, balanced."""
+        if self._factors is None:
+            made = [values_of(self.first), values_of(self.second)]
+            self._factors = _factors(self.config, self.name.rpartition(".")[2], *made)
+            self._kept = dict(enumerate(made))
+        matrix = self._kept.pop(which, None)
+        if matrix is None:
+            matrix = values_of((self.first, self.second)[which])
+        factors = self._factors[which]
+        if (factors != 1).any():
+            if which and matrix.ndim > 1:  # rows; a bias stays as it is
+                matrix[: len(factors)] *= factors[:, None]
+            else:
+                matrix *= factors
+        return matrix
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One matrix of a pair."""
+
+    pair: _Pair
+    which: int
+
+    def values(self) -> Matrix:
+        """The balanced matrix."""
+        return self.pair.side(self.which)
+
+
+def _factors(
+    config: ModelConfig, kind: str, first: Matrix, second: Matrix
+) -> tuple[Matrix, Matrix]:
+    """A factor for each column of the first matrix and each row of the second."""
+    columns = np.ones(first.shape[-1], dtype=np.float32)
     if kind == "q_norm":
-        _move(first[:, None], second[:, None], first[:, None], second[:, None])
-    elif kind == "qkv":
-        _heads(config, first, second)
+        rows = np.ones(len(second), dtype=np.float32)
     else:
-        _neurons(config, kind == "gate_up", first, second)
-    return second
+        rows = np.ones(len(second) if kind == "qkv" else _inner(kind, first), dtype=np.float32)
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        pass  # refused later, when ranges are proven
+    elif kind == "q_norm":
+        _move(columns, rows, first[:, None], second[:, None])
+    elif kind == "qkv":
+        _heads(config, first, second, columns, rows)
+    else:
+        _neurons(config, kind == "gate_up", first, second, columns, rows)
+    return columns, rows
 
 
-def _heads(config: ModelConfig, qkv: Matrix, output: Matrix) -> None:
+def _inner(kind: str, up: Matrix) -> int:
+    columns: int = up.shape[1]
+    return columns // 2 if kind == "gate_up" else columns
+
+
+def _heads(config: ModelConfig, qkv: Matrix, output: Matrix, columns: Matrix, rows: Matrix) -> None:
     keys = int(getattr(config, "num_kv_heads", config.num_heads))
     size = qkv.shape[1] // (config.num_heads + 2 * keys)
     heads = Heads(config.num_heads, keys, size)
@@ -73,36 +138,32 @@ def _heads(config: ModelConfig, qkv: Matrix, output: Matrix) -> None:
         value = slice(turned + head * size, turned + (head + 1) * size)
         # Not where a norm divides the lengths out, or where positions are multiplied, too.
         if not getattr(config, "qk_norm", False) and not config.positional_scores:
-            _move(qkv[:, queries], qkv[:, key], qkv[:, queries].T, qkv[:, key].T)
-        _move(qkv[:, value], output[queries], qkv[:, value].T, output[queries])
+            _move(columns[queries], columns[key], qkv[:, queries].T, qkv[:, key].T)
+        _move(columns[value], rows[queries], qkv[:, value].T, output[queries])
 
 
-def _neurons(config: ModelConfig, gated: bool, up: Matrix, down: Matrix) -> None:
-    inner = up.shape[1] // (2 if gated else 1)
-    linear, rows = up[:, -inner:], down[:inner]
-    into, out = _lengths(linear.T), _lengths(rows)
+def _neurons(
+    config: ModelConfig, gated: bool, up: Matrix, down: Matrix, columns: Matrix, rows: Matrix
+) -> None:
+    inner = len(rows)
+    into, out = _lengths(up[:, -inner:].T), _lengths(down[:inner])
     dead = (into == 0) | (out == 0)
-    if dead.any():
-        up.reshape(len(up), -1, inner)[:, :, dead] = 0
-        rows[dead] = 0
     if gated or config.hidden_act == "relu":
-        power = _power(into, out)
-        if power.any():
-            linear *= np.ldexp(np.float32(1), power.astype(np.int32))
-            rows *= np.ldexp(np.float32(1), -power.astype(np.int32))[:, None]
+        power = _power(into, out).astype(np.int32)
+        columns[-inner:] = np.ldexp(np.float32(1), power)
+        rows[:] = np.ldexp(np.float32(1), -power)
+    columns.reshape(-1, inner)[:, dead] = 0
+    rows[dead] = 0
 
 
 def _move(one: Matrix, two: Matrix, into: Matrix, out: Matrix) -> None:
-    """Balance the longest rows of `into`, a view of `one`, and of `out`, a view of `two`."""
-    lengths = [np.atleast_1d(_lengths(rows).max(initial=0.0)) for rows in (into, out)]
+    """Set factors, so that the longest rows of `into` and of `out` become balanced."""
+    lengths = [np.atleast_1d(_lengths(matrix).max(initial=0.0)) for matrix in (into, out)]
     if min(lengths)[0] == 0:
-        one *= 0
-        two *= 0
+        one[:] = two[:] = 0
         return
     power = float(_power(*lengths)[0])
-    if power:
-        one *= np.float32(2.0**power)
-        two *= np.float32(2.0**-power)
+    one[:], two[:] = 2.0**power, 2.0**-power
 
 
 def _lengths(rows: Matrix) -> Vector:

@@ -1,11 +1,14 @@
 """Turning float matrices into shares, and shares into the handles a party computes with."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.programs.plan import Kind, Parameter
+from protocols.base.prf import Stream, add_stream
 from protocols.base.ring import (
     FRACTION_BITS,
     RESIDUAL_BITS,
@@ -17,7 +20,8 @@ from protocols.base.ring import (
 from protocols.base.shares import Role, SecretTensor
 from protocols.embedding import LOOKUP_BITS
 from protocols.errors import RangeError
-from protocols.linear import Table, Weight, weight_mask
+from protocols.linear import Table, Weight, mask_key, weight_mask
+from protocols.streamed import PANEL_WORDS, MaskedWords, Streamed
 
 SEED_BYTES = 32
 _SEEDS: Mapping[Role, tuple[int, ...]] = {
@@ -28,6 +32,8 @@ _SEEDS: Mapping[Role, tuple[int, ...]] = {
 
 TABLE_LIMIT = 2.0 ** (LOOKUP_BITS - 2 - RESIDUAL_BITS)
 """Limit on the size of an embedding table's entries."""
+STREAMED: frozenset[Kind] = frozenset({"weight", "table"})
+"""Kinds of tensors whose factor can be made while it is used."""
 _FRACTIONS: dict[Kind, int] = {
     "table": RESIDUAL_BITS,
     "weight": WEIGHT_BITS,
@@ -58,11 +64,11 @@ def mask_parameter(
     try:
         if kind == "table":
             _check_table(matrix)
-        words = encode(matrix, frac)
+        words = np.ascontiguousarray(encode(matrix, frac))
     except RangeError as error:
         raise RangeError(f"{name}: {error}") from None
     for seed in seeds:
-        words += weight_mask(seed, number, matrix.shape)
+        add_stream(mask_key(seed, number), 0, 1, words.reshape(-1))
     return words
 
 
@@ -96,6 +102,44 @@ def hold_parameter(
     if parameter.kind == "weight":
         return Weight.of(share)
     return Table.of(share) if parameter.kind == "table" else share
+
+
+def stream_parameter(
+    role: Role,
+    number: int,
+    parameter: Parameter,
+    masked: MaskedWords | None,
+    seeds: Mapping[int, bytes],
+) -> Weight | Table:
+    """The form of a matrix whose factor is not kept in memory; otherwise as `hold_parameter`.
+
+    Args:
+        masked: the masked tensor, at an evaluator.
+    """
+    shape = _matrix(parameter.shape)
+    keys = tuple(mask_key(seeds[which], number) for which in seeds_of(role))
+    factor = Streamed(role, shape, keys, masked)
+    frac = _FRACTIONS[parameter.kind]
+    if parameter.kind == "weight":
+        return Weight(role, shape, factor, frac)
+    halves = [_low_words(shape, key) for key in keys]
+    if masked is not None:
+        halves.insert(0, _low_words(shape, masked))
+    return Table(role, shape, factor, (halves[0], halves[1]), frac)
+
+
+def _low_words(shape: tuple[int, int], source: bytes | MaskedWords) -> NDArray[np.uint32]:
+    """A matrix modulo 2^32, of the stream of a key or of masked words."""
+    low = np.empty(prod(shape), dtype=np.uint32)
+    for start in range(0, low.size, PANEL_WORDS):
+        part = low[start : start + PANEL_WORDS]
+        if isinstance(source, bytes):
+            words = Stream(source, start).words(part.shape)
+        else:
+            words = np.empty(part.shape, dtype=np.uint64)
+            source.read(start, words)
+        part[:] = words
+    return low.reshape(shape)
 
 
 def _blank(parameter: Parameter) -> Any:

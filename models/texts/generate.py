@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.tokens.tokenizer import Message, Tokenizer
+from models.tokens.chat_template import Message, check_messages
+from models.tokens.tokenizer import Tokenizer
 from protocols.errors import ConfigError
 
 
@@ -52,15 +53,6 @@ def _prompt(item: Any) -> Prompt:
         if not item.strip():
             raise ConfigError("a prompt is empty: give some text")
         return Prompt(item)
-    if not isinstance(item, Sequence) or not item:
+    if not isinstance(item, list | tuple) or not item:
         raise ConfigError("a prompt is neither text nor a list of messages")
-    for message in item:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise ConfigError('every message of a chat needs a "role" and a "content"')
-        if not isinstance(message["role"], str) or not isinstance(message["content"], str):
-            raise ConfigError('the "role" and the "content" of a chat\'s message must be strings')
-    if item[-1]["role"] == "assistant":
-        raise ConfigError(
-            "the chat ends with the assistant's message: leave it out, the model generates it"
-        )
-    return Prompt(list(item))
+    return Prompt(check_messages(item))

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from models.tokens.sampling_config import ChoiceOptions, SamplingOptions
+from models.texts.requested import GenerateOptions
+from models.tokens.sampling_config import ChoiceOptions
 from protocols.errors import ConfigError
 
 
@@ -12,8 +13,13 @@ class TaskOptions(ChoiceOptions, total=False):
     that its task does not take is refused immediately.
     """
 
-    # text-generation, beside the fields of `SamplingConfig`
+    # text-generation, beside the fields of `SamplingConfig`; see `GenerateOptions`
     do_sample: bool | None
+    eos_token_id: int | Sequence[int] | None
+    stop_strings: str | Sequence[str] | None
+    generation_config: object
+    pad_token_id: int | None
+    num_return_sequences: int
     return_full_text: bool
 
     # shared by several tasks
@@ -66,10 +72,10 @@ def chosen_options(options: Mapping[str, object], *, without: frozenset[str]) ->
     return cast(TaskOptions, {name: each for name, each in options.items() if name not in without})
 
 
-def sampling_options(options: TaskOptions) -> SamplingOptions:
-    """The text-generation options that are fields of a `SamplingConfig`."""
-    known = SamplingOptions.__annotations__
-    return cast(SamplingOptions, {name: each for name, each in options.items() if name in known})
+def generate_options(options: Mapping[str, object]) -> GenerateOptions:
+    """The text-generation options that `generate` takes, whether it knows them or not."""
+    found = {name: each for name, each in options.items() if name != "return_full_text"}
+    return cast(GenerateOptions, found)
 
 
 def with_labels(options: TaskOptions, given: Sequence[object]) -> TaskOptions:

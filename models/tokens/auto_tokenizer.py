@@ -16,6 +16,7 @@ from typing import Any
 
 import tokenizers
 
+from models.tokens.cleaning import clean, cleans
 from models.tokens.folder_tokenizer import WHOLE
 from models.tokens.tokenizer_object import parts_of_object
 from protocols.errors import ConfigError, ModelError
@@ -46,7 +47,7 @@ def convert(folder: Path) -> dict[str, Any]:
         raise _unreadable(error, folder) from None
     kind = type(found).__name__
     try:
-        data, config, template = parts_of_object(found)
+        data, config, templates = parts_of_object(found)
     except ConfigError as error:
         raise ModelError(f"{folder}: {error}") from None
     _check_files(folder, kind, getattr(type(found), "vocab_files_names", {}))
@@ -54,7 +55,8 @@ def convert(folder: Path) -> dict[str, Any]:
     backend.no_truncation()
     backend.no_padding()
     try:
-        same = all(_same(found, backend, text, pair) for text, pair in _probes(found))
+        cleaned = cleans(found, backend)
+        same = all(_same(found, backend, *probe, cleaned=cleaned) for probe in _probes(found))
     except Exception as error:  # the library raises bare Exception
         raise _unreadable(error, folder) from None
     if not same:
@@ -62,7 +64,7 @@ def convert(folder: Path) -> dict[str, Any]:
             f"{folder}: {kind} of transformers does more in Python than its tokenizer.json says, "
             "which is not supported: give token ids"
         )
-    return {"tokenizer": data.decode(), "config": config, "template": template}
+    return {"tokenizer": data.decode(), "config": config, "templates": templates}
 
 
 def _unreadable(error: Exception, folder: Path) -> ModelError:
@@ -94,12 +96,17 @@ def _probes(found: Any) -> list[tuple[str, str | None]]:
     return [*_PROBES, (f"a{special} b", None)]
 
 
-def _same(found: Any, backend: tokenizers.Tokenizer, text: str, pair: str | None) -> bool:
-    """Whether a tokenizer gives the same result for a text as its fast form."""
+def _same(
+    found: Any, backend: tokenizers.Tokenizer, text: str, pair: str | None, *, cleaned: bool
+) -> bool:
+    """Whether a tokenizer gives the same ids and text as its fast form; `cleaned`: see `clean`."""
     theirs = found(text, pair, return_token_type_ids=True)
     ours = backend.encode(text, pair)
     ids, types = list(theirs["input_ids"]), list(theirs["token_type_ids"])
-    return bool(ours.ids == ids and ours.type_ids == types)
+    if ours.ids != ids or ours.type_ids != types:
+        return False
+    text = backend.decode(ids)
+    return bool(found.decode(ids, skip_special_tokens=True) == (clean(text) if cleaned else text))
 
 
 def main(arguments: Sequence[str]) -> None:

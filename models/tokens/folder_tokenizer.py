@@ -37,7 +37,7 @@ def has_tokenizer(folder: Path) -> bool:
     )
 
 
-def parts_of_folder(folder: Path) -> tuple[bytes, dict[str, Any], str | None]:
+def parts_of_folder(folder: Path) -> tuple[bytes, dict[str, Any], dict[str, str]]:
     """The folder's tokenizer as `models.tokens.tokenizer_object.parts_of_object` returns it.
 
     Raises:
@@ -52,7 +52,7 @@ def parts_of_folder(folder: Path) -> tuple[bytes, dict[str, Any], str | None]:
     # A program that embeds Python may not know the path of an interpreter.
     here = "transformers" in sys.modules or not sys.executable
     found = _here(folder) if here else _elsewhere(folder)
-    return found["tokenizer"].encode(), found["config"], found["template"]
+    return found["tokenizer"].encode(), found["config"], found["templates"]
 
 
 def _check_complete(folder: Path) -> None:

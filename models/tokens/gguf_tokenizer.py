@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from models.tokens.chat_template import DEFAULT
 from models.tokens.gguf_splits import UNNAMED, WARNING, split_named
 from protocols.errors import ModelError
 
@@ -175,3 +176,11 @@ def _merge(pair: str) -> tuple[str, str]:
     if not separator:
         raise ModelError(f"tokenizer.ggml.merges: {pair[:40]!r} is not a pair of tokens")
     return left, right
+
+
+def templates_of_gguf(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates by name: `tokenizer.chat_template`, and those with a name after a dot."""
+    key = "tokenizer.chat_template"
+    found = {k.removeprefix(f"{key}."): v for k, v in metadata.items() if k.startswith(f"{key}.")}
+    found[DEFAULT] = metadata.get(key)
+    return {name: text for name, text in found.items() if isinstance(text, str)}

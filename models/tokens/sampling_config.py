@@ -105,11 +105,12 @@ def settings_of_model(
 ) -> dict[str, Any]:
     """The model's own settings for the fields of a `SamplingConfig` that are not in `options`.
 
-    draw: whether tokens are sampled (`do_sample` in transformers); None: decided by the options'
-    temperature, or else by the model. Raises ConfigError for an unsupported setting.
+    draw: whether tokens are sampled (`do_sample` in transformers, whose top-k of 50 then holds
+    too); None: decided by the options' temperature, or else by the model. Raises ConfigError for an
+    unsupported setting.
     """
     if settings is None:
-        return {"temperature": 1.0} if draw and "temperature" not in options else {}
+        settings = GenerationSettings()
     if settings.refused:
         raise ConfigError(
             f"the model's generation_config.json says {settings.refused[0]}, which is not "
@@ -121,9 +122,10 @@ def settings_of_model(
         stop = values.pop("stop_strings")
         values["stop"] = (stop,) if isinstance(stop, str) else stop
     draws = bool(values.pop("do_sample", False))
+    usual_top_k = draws if draw is None else draw
     if draw is None:
         draw = options["temperature"] > 0 if "temperature" in options else draws
-    values = _for_draw(values, draws) if draw else _for_best(values)
+    values = _for_draw(values, usual_top_k) if draw else _for_best(values)
     usual = {field.name: field.default for field in fields(SamplingConfig)}
     return {k: v for k, v in values.items() if k not in options and v != usual[k]}
 
@@ -132,9 +134,9 @@ def _for_best(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in SAMPLING}
 
 
-def _for_draw(values: Mapping[str, Any], draws: bool) -> dict[str, Any]:
-    """The values for sampling; `draws`: the model's own settings turn sampling on."""
-    return {"temperature": 1.0, **({"top_k": _USUAL_TOP_K} if draws else {}), **values}
+def _for_draw(values: Mapping[str, Any], usual_top_k: bool) -> dict[str, Any]:
+    """The values for sampling; `usual_top_k`: with transformers' top-k, unless they name one."""
+    return {"temperature": 1.0, **({"top_k": _USUAL_TOP_K} if usual_top_k else {}), **values}
 
 
 def _is_number(value: object) -> bool:

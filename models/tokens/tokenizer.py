@@ -10,21 +10,28 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import tokenizers
 
 from models.configs.gguf import gguf_eos_token_ids
 from models.files.gguf_reader import GgufFile
 from models.files.locate import find_source
-from models.tokens.chat_template import render_chat
+from models.tokens.chat_template import (
+    ChatOptions,
+    Message,
+    choose_template,
+    render_chat,
+    with_system,
+)
+from models.tokens.cleaning import SETTING, clean, settled
 from models.tokens.encoding import Encoding, Side
 from models.tokens.folder_tokenizer import has_tokenizer, parts_of_folder
-from models.tokens.gguf_tokenizer import tokenizer_from_gguf, warning_of_gguf
-from models.tokens.tokenizer_object import INPUTS, LIMIT, SIDE, parts_of_object
+from models.tokens.gguf_tokenizer import templates_of_gguf, tokenizer_from_gguf, warning_of_gguf
+from models.tokens.tokenizer_object import INPUTS, LIMIT, SIDE, named_templates, parts_of_object
 from protocols.errors import ConfigError, ModelError
 
-Message = Mapping[str, Any]
+__all__ = ["Message", "TokenStream", "Tokenizer"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -35,13 +42,14 @@ _ENDS, _WARNING = "eos_token_ids", "warning"
 
 
 class Tokenizer:
-    """A tokenizer with its special tokens and chat template.
+    """A tokenizer with its special tokens and chat templates.
 
     `eos_token_ids` are the ids that end a text as far as the tokenizer knows; the configuration
     may name more. `note` is a sentence for the user, or None. `max_length` is the longest input
     that the tokenizer was saved for, or None; `truncation_side` is where longer ones are cut.
     `gives_types`: tokens have a type for each text of a pair; otherwise all types are 0. `warning`
-    describes a possible fault, or is None.
+    describes a possible fault, or is None. `cleans`: spaces before punctuation are taken out of
+    decoded texts (see `models.tokens.cleaning`).
     """
 
     def __init__(
@@ -50,25 +58,27 @@ class Tokenizer:
         *,
         special_tokens: Mapping[str, str],
         eos_token_ids: Sequence[int] = (),
-        chat_template: str | None = None,
+        chat_templates: Mapping[str, str] | None = None,
         max_length: int | None = None,
         truncation_side: Side = "right",
         gives_types: bool = True,
+        cleans: bool = False,
         warning: str | None = None,
     ) -> None:
         self._backend = backend
         self.max_length = max_length
         self.truncation_side = truncation_side
         self.gives_types = gives_types
+        self.cleans = cleans
         self.warning = warning
         self._special = dict(special_tokens)
         self.eos_token_ids = tuple(eos_token_ids)
-        self.chat_template = chat_template
+        self.chat_templates = dict(chat_templates or {})
         added = backend.get_added_tokens_decoder()
         self._skipped = frozenset(i for i, token in added.items() if token.special)
         self._byte_fallback = "ByteFallback" in str(backend.decoder)
         self.note = None
-        if chat_template is None:
+        if not self.chat_templates:
             self.note = "this model has no chat template; the prompt is continued as plain text"
 
     @classmethod
@@ -114,8 +124,7 @@ class Tokenizer:
         It is made from `tokenizer.json`, or from `vocab.txt`, `vocab.json` with `merges.txt`, or
         `tokenizer.model`, with all settings in the folder. Raises ModelError.
         """
-        data, config, template = parts_of_folder(folder)
-        return cls._from_parts(str(folder), data, config, template)
+        return cls._from_parts(str(folder), *parts_of_folder(folder))
 
     @classmethod
     def from_object(cls, tokenizer: object) -> Tokenizer:
@@ -126,12 +135,11 @@ class Tokenizer:
         """
         if isinstance(tokenizer, Tokenizer):
             return tokenizer
-        data, config, template = parts_of_object(tokenizer)
-        return cls._from_parts("the tokenizer", data, config, template)
+        return cls._from_parts("the tokenizer", *parts_of_object(tokenizer))
 
     @classmethod
     def _from_parts(
-        cls, where: str, data: bytes, config: Mapping[str, Any], template: str | None
+        cls, where: str, data: bytes, config: Mapping[str, Any], templates: Mapping[str, str]
     ) -> Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_buffer(data)
@@ -146,17 +154,21 @@ class Tokenizer:
             backend,
             special_tokens=special,
             eos_token_ids=() if eos is None else (eos,),
-            chat_template=template,
+            chat_templates=templates,
             max_length=_length_limit(config),
             truncation_side="left" if config.get(SIDE) == "left" else "right",
             gives_types=_TYPES in config.get(INPUTS, [_TYPES]),
+            cleans=config.get(SETTING) is True,
         )
 
     def to_files(self) -> dict[str, bytes]:
         """The whole tokenizer, as the contents of `tokenizer.json` and `tokenizer_config.json`."""
         config = {
             **self._special,
-            "chat_template": self.chat_template,
+            "chat_template": [
+                {"name": name, "template": text} for name, text in self.chat_templates.items()
+            ],
+            SETTING: self.cleans,
             LIMIT: self.max_length,
             SIDE: self.truncation_side,
             INPUTS: ["input_ids", *([_TYPES] if self.gives_types else [])],
@@ -180,10 +192,11 @@ class Tokenizer:
         ends = config.get(_ENDS, []) if isinstance(config, dict) else None
         if not isinstance(ends, list) or not all(type(token) is int for token in ends):
             raise damaged
-        template = config.get("chat_template")
-        made = cls._from_parts(
-            "the published tokenizer", data, config, template if isinstance(template, str) else None
-        )
+        try:
+            templates = named_templates(config.get("chat_template"))
+        except ConfigError:
+            raise damaged from None
+        made = cls._from_parts("the published tokenizer", data, config, templates)
         made.warning = warning if isinstance(warning := config.get(_WARNING), str) else None
         made.eos_token_ids = tuple(dict.fromkeys((*made.eos_token_ids, *ends)))
         return made
@@ -196,7 +209,7 @@ class Tokenizer:
             backend,
             special_tokens=special,
             eos_token_ids=gguf_eos_token_ids(metadata),
-            chat_template=metadata.get("tokenizer.chat_template"),
+            chat_templates=templates_of_gguf(metadata),
             warning=warning_of_gguf(metadata),
         )
 
@@ -231,7 +244,14 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
         """The text of `ids`, by default without special tokens; U+FFFD for invalid UTF-8."""
-        return self._backend.decode(list(ids), skip_special_tokens=not special_tokens)
+        text = self._backend.decode(list(ids), skip_special_tokens=not special_tokens)
+        return clean(text) if self.cleans else text
+
+    def decode_begun(self, ids: Sequence[int]) -> str:
+        """The text of `ids` as far as it stays the same when more of them follow."""
+        # An unfinished character shows as U+FFFD at the end.
+        text = self._backend.decode(list(ids), skip_special_tokens=True).rstrip(_REPLACEMENT)
+        return settled(text) if self.cleans else text
 
     # -- single tokens -----------------------------------------------------------------------------
 
@@ -265,21 +285,54 @@ class Tokenizer:
 
     # -- chats and streams -------------------------------------------------------------------------
 
-    def chat(self, text_or_messages: str | Sequence[Message]) -> list[int]:
+    def chat(
+        self, text_or_messages: str | Sequence[Message], **options: Unpack[ChatOptions]
+    ) -> list[int]:
         """Token ids of a chat, up to the start of the model's answer.
 
-        A string is one user message. Without a template the text is encoded unchanged (see `note`).
-        Raises ModelError if the template rejects the messages.
+        A string is one user message. Without a template and options a string is encoded unchanged
+        (see `note`).
+
+        Raises:
+            ConfigError: unusable options, or a chat or options for a model without a template.
+            ModelError: the template rejects the messages.
         """
-        if isinstance(text_or_messages, str):
-            messages: list[Message] = [{"role": "user", "content": text_or_messages}]
-        else:
-            messages = list(text_or_messages)
-        if self.chat_template is None:
-            return self.encode("\n".join(str(message["content"]) for message in messages))
-        text = render_chat(self.chat_template, messages, self._special)
+        templates, wanted = self.chat_templates, options.get("chat_template")
+        given = [name for name, value in options.items() if value is not None]
+        if not templates and wanted is None:
+            if given or not isinstance(text_or_messages, str):
+                what = f"{given[0]} is of no use" if given else "it takes no chats"
+                raise ConfigError(
+                    f"the model has no chat template, so {what}: give a text, or a template with "
+                    "chat_template=..., or --chat-template FILE"
+                )
+            return self.encode(text_or_messages)
+        template = choose_template(templates, wanted)
+        messages: Sequence[Message] = (
+            [{"role": "user", "content": text_or_messages}]
+            if isinstance(text_or_messages, str)
+            else text_or_messages
+        )
         # The template writes the begin token itself if the model needs one.
+        text = self._rendered(template, messages, options)
         return self._encoded(text, special_tokens=False).ids
+
+    def _rendered(self, template: str, messages: Sequence[Message], options: ChatOptions) -> str:
+        """The text of a chat. Raises as `chat`."""
+        variables, system = options.get("template_args"), options.get("system")
+        if not isinstance(variables, Mapping | None):
+            raise ConfigError(f"template_args is {type(variables).__name__}: give a dictionary")
+        if system is None:
+            return render_chat(template, messages, self._special, variables)
+        texts = [
+            render_chat(template, with_system(messages, each), self._special, variables)
+            for each in (system, f"{system}.")
+        ]
+        if texts[0] == texts[1]:
+            raise ConfigError(
+                "the model's chat template leaves system prompts out: put the text into the prompt"
+            )
+        return texts[0]
 
     def stream(self) -> TokenStream:
         """A new incremental detokeniser."""
@@ -319,9 +372,8 @@ class TokenStream:
         if self._tokenizer.ends_open(token):
             return ""
         # Decoding everything again is exact for every decoder, and far cheaper than one token of
-        # private inference. An unfinished character shows as U+FFFD at the end.
-        text = self._tokenizer.decode(self._ids).rstrip(_REPLACEMENT)
-        return self._advance(text)
+        # private inference.
+        return self._advance(self._tokenizer.decode_begun(self._ids))
 
     def finish(self) -> str:
         """Return the text held back, with U+FFFD for characters that were never completed."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import tokenizers
 
+from models.tokens.chat_template import DEFAULT
+from models.tokens.cleaning import SETTING, cleans
 from protocols.errors import ConfigError
 
 LIMIT = "model_max_length"
@@ -14,12 +16,13 @@ INPUTS = "model_input_names"
 SIDE = "truncation_side"
 
 
-def parts_of_object(tokenizer: object) -> tuple[bytes, dict[str, object], str | None]:
+def parts_of_object(tokenizer: object) -> tuple[bytes, dict[str, object], dict[str, str]]:
     """The parts of a tokenizer that `save_pretrained` would write. The object is not changed.
 
     They are `tokenizer.json`; the special tokens, the length limit, the side at which texts are
-    cut and the model's inputs as in `tokenizer_config.json`; and the chat template. Raises
-    ConfigError for anything but a fast transformers tokenizer.
+    cut, the model's inputs and whether decoded texts are cleaned, as in `tokenizer_config.json`;
+    and the chat templates by name. Raises ConfigError for anything but a fast transformers
+    tokenizer.
     """
     found: Any = tokenizer
     backend = getattr(found, "backend_tokenizer", None)
@@ -36,10 +39,25 @@ def parts_of_object(tokenizer: object) -> tuple[bytes, dict[str, object], str | 
     }
     config |= {LIMIT: found.model_max_length, INPUTS: list(found.model_input_names)}
     config |= {SIDE: found.truncation_side}
-    template = found.chat_template
-    if isinstance(template, Mapping):  # several named templates; transformers takes "default"
-        template = template.get("default")
-    return backend.to_str().encode(), config, template
+    config[SETTING] = cleans(found, backend)
+    return backend.to_str().encode(), config, named_templates(found.chat_template)
+
+
+def named_templates(found: object) -> dict[str, str]:
+    """Chat templates by name, in any of transformers' forms: one, a mapping, or a list of
+    `{"name": ..., "template": ...}`. Raises ConfigError for anything else.
+    """
+    if found is None:
+        return {}
+    if isinstance(found, list | tuple):
+        entries = [each if isinstance(each, Mapping) else {} for each in found]
+        pairs: list[tuple[object, object]] = [(e.get("name"), e.get("template")) for e in entries]
+    else:
+        pairs = [*found.items()] if isinstance(found, Mapping) else [(DEFAULT, found)]
+    named = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+    if len(named) != len(pairs):
+        raise ConfigError("chat_template is neither a text nor texts by name: correct it")
+    return named
 
 
 def _remedy(found: Any) -> str:

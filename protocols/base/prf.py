@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from protocols.base.ring import Bytes, Words, bit_mask, canonical
+from protocols.base.ring import RING_BITS, Bytes, Words, bit_mask, canonical
 from protocols.errors import LocalProtocolError
 from protocols.kernels.aes.aesni import available
-from protocols.kernels.aes.ctr import STATE_WORDS, begin, draw
+from protocols.kernels.aes.ctr import STATE_WORDS, add_drawn, begin, draw, move_to
 
 KEY_BYTES = 16
 _BLOCK = 16
@@ -35,10 +35,16 @@ whole number of eight-byte words.
 """
 
 
-def kernel_source(key: bytes) -> Source:
-    """AES-128-CTR on the processor's instructions; it holds no lock while it draws."""
+def _kernel_state(key: bytes, position: int) -> Words:
     state = np.empty(STATE_WORDS, dtype=np.uint64)
     begin(np.frombuffer(key, dtype=np.uint64), state)
+    move_to(state, position)
+    return state
+
+
+def kernel_source(key: bytes, position: int = 0) -> Source:
+    """AES-128-CTR on the processor's instructions; it holds no lock while it draws."""
+    state = _kernel_state(key, position)
 
     def source(count: int, width: int) -> Words:
         out = np.empty(count, dtype=np.uint64)
@@ -48,9 +54,11 @@ def kernel_source(key: bytes) -> Source:
     return source
 
 
-def library_source(key: bytes) -> Source:
+def library_source(key: bytes, position: int = 0) -> Source:
     """The same stream from `cryptography`. Small draws are served from bytes made ahead."""
-    encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK))).encryptor()
+    block, odd = divmod(position, _BLOCK // 8)
+    counter = block.to_bytes(_BLOCK, "big")
+    encryptor = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
     ahead, at, end = np.empty(0, dtype=np.uint8), 0, 0
 
     def generate(count: int) -> None:
@@ -78,6 +86,8 @@ def library_source(key: bytes) -> Source:
         words: Words = drawn.view(_NARROW[kind]).astype(np.uint64)
         return words & bit_mask(width)
 
+    if odd:
+        source(1, RING_BITS)
     return source
 
 
@@ -85,12 +95,15 @@ class Stream:
     """A pseudo-random stream: AES-128-CTR from counter 0 under a key used for nothing else.
 
     The caller owns the array it gets: no part of the stream is given out twice.
+
+    Args:
+        position: number of eight-byte words to leave out.
     """
 
     __slots__ = ("_source",)
 
-    def __init__(self, key: bytes) -> None:
-        self._source = (kernel_source if available() else library_source)(key)
+    def __init__(self, key: bytes, position: int = 0) -> None:
+        self._source = (kernel_source if available() else library_source)(key, position)
 
     def words(self, shape: tuple[int, ...], width: int = 64) -> Words:
         """Uniform ring elements of `width` bits, as uint64 of the given shape."""
@@ -105,6 +118,14 @@ class Stream:
         count = math.prod(shape)
         packed = self.fill((count + 63) // 64 * 8)
         return np.unpackbits(packed, count=count, bitorder="little").reshape(shape)
+
+
+def add_stream(key: bytes, position: int, factor: int, out: Words) -> None:
+    """Add `factor` times the stream's eight-byte words from `position` on to a flat array."""
+    if available():
+        add_drawn(_kernel_state(key, position), np.uint64(factor % 2**RING_BITS), out)
+    else:
+        out += np.uint64(factor % 2**RING_BITS) * Stream(key, position).words(out.shape)
 
 
 def derive(key: bytes, label: bytes, path: tuple[int, ...]) -> bytes:

@@ -217,6 +217,18 @@ def _matmul_into(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
     _run(_product64, x, w, out, lo, hi)
 
 
+def add_matmul_numpy(x: Words, w: Words, out: Words) -> None:
+    """NumPy twin of `add_matmul`."""
+    _check(x, w, out, 0, out.shape[-1])
+    out += x @ w
+
+
+def _add_matmul(x: Words, w: Words, out: Words) -> None:
+    """out += x @ w modulo 2^64; otherwise as `matmul_into`."""
+    _check(x, w, out, 0, out.shape[-1])
+    _run(_product64, x, w, out, 0, out.shape[-1])
+
+
 def _batched_matmul(x: Words, y: Words) -> Words:
     """(B, T, K) @ (B, K, L) -> (B, T, L) modulo 2^64; the operands may have any strides."""
     out = np.zeros((x.shape[0], x.shape[1], y.shape[2]), dtype=np.uint64)
@@ -234,3 +246,4 @@ def _batched_matmul(x: Words, y: Words) -> Words:
 _NUMBA = MODE == "numba"
 matmul_into = _matmul_into if _NUMBA else matmul_into_numpy
 batched_matmul = _batched_matmul if _NUMBA else batched_matmul_numpy
+add_matmul = _add_matmul if _NUMBA else add_matmul_numpy

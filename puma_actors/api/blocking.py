@@ -8,11 +8,13 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from models.programs.program import Rows
-from models.tokens.sampling import SamplingConfig, SamplingOptions
+from models.texts.requested import GenerateOptions
+from models.tokens.sampling import SamplingConfig
 from protocols.base.ring import Floats
 from protocols.errors import ConfigError
 from puma_actors.api.local import LocalCluster, Token, Usage
 from puma_actors.api.options import ClusterOptions
+from puma_actors.api.prompts import Prompt
 from puma_actors.base.background import Background
 
 
@@ -89,22 +91,22 @@ class PrivateModel(AbstractContextManager["PrivateModel"]):
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt | None = None,
         sampling: SamplingConfig | None = None,
         *,
         raw: bool = False,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[GenerateOptions],
     ) -> str:
         """The whole answer; arguments as for `LocalCluster.generate`."""
         return "".join(token.text for token in self.stream(prompt, sampling, raw=raw, **options))
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt | None = None,
         sampling: SamplingConfig | None = None,
         *,
         raw: bool = False,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[Token]:
         """Stream tokens like `LocalCluster.generate`."""
         tokens = self.cluster.generate(prompt, sampling, raw=raw, **options)

@@ -24,6 +24,7 @@ from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING
 from protocols.errors import ConfigError, ModelError
 from protocols.kernels import warm_up
+from puma_actors.api.keeping import spool_for
 from puma_actors.api.life import Cluster
 from puma_actors.api.options import ClusterOptions
 from puma_actors.api.requests import Token, Usage
@@ -33,6 +34,7 @@ from puma_actors.roles.actor import MEMORY, Actor, ActorOptions, connect_all
 from puma_actors.roles.client import Client
 from puma_actors.roles.owner import Owner, Progress, check_opened, ignore_progress
 from puma_actors.roles.party import Party
+from puma_actors.roles.spool import Spool, Spooled
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import Network, parse_network
 
@@ -75,6 +77,7 @@ class LocalLinks:
         address: str,
         network: Network | None,
         progress: Progress,
+        spool: Spool | None,
     ) -> None:
         self.actors: tuple[Actor, ...] = (owner, *parties)
         self.seconds: dict[str, float] = {}
@@ -84,6 +87,7 @@ class LocalLinks:
         self._address = address
         self._network = network
         self._progress = progress
+        self._spool = spool
 
     async def connect(self, client: Client) -> None:
         """Compile missing kernels, then connect every two actors and shake hands."""
@@ -99,8 +103,10 @@ class LocalLinks:
         self.seconds.update(self._owner.seconds)
 
     async def aclose(self) -> None:
-        """Close the checkpoint, and return free memory to the system."""
+        """Close the checkpoint, and return free memory and disk space to the system."""
         self._checkpoint.close()
+        if self._spool is not None:
+            await anyio.to_thread.run_sync(self._spool.close)
         await give_back()
 
 
@@ -118,6 +124,8 @@ class LocalCluster(Cluster):
             address, frames go through sockets and `codec` has no effect.
         texts: token ids of texts on which the owner tests the model's precision before sharing
             it, in addition to made-up tokens.
+        memory: bytes that the model may take, for all roles together; default: what is available. A
+            model that needs more stays on disk, and is read once in each step.
         recorder: records what happens on every lane, if given (see
             `puma_actors.profiling.profile`).
         progress: called while compiling, loading and sharing.
@@ -136,6 +144,7 @@ class LocalCluster(Cluster):
         address: str = "",
         compute: Compute | None = None,
         texts: Sequence[Sequence[int]] = (),
+        memory: int | None = None,
         recorder: Recorder | None = None,
         progress: Progress = ignore_progress,
     ) -> None:
@@ -146,9 +155,13 @@ class LocalCluster(Cluster):
         _check_tokenizer(checkpoint, tokenizer)
         options = ActorOptions(compute=compute or Compute(), settings=settings, recorder=recorder)
         self.checkpoint = checkpoint
-        self._owner = Owner(checkpoint, options, texts=texts, progress=progress)
-        self._parties = [Party(role, options) for role in COMPUTING]
         between = parse_network(network)
+        spool = spool_for(checkpoint.config, memory)
+        lazy = spool is not None
+        self._owner = Owner(checkpoint, options, texts=texts, progress=progress, lazy=lazy)
+        self._parties = [
+            Party(role, options, kept=Spooled(role, spool) if spool else None) for role in COMPUTING
+        ]
         links = LocalLinks(
             self._owner,
             self._parties,
@@ -156,6 +169,7 @@ class LocalCluster(Cluster):
             address=address or MEMORY + ("?codec=1" if codec else ""),
             network=between,
             progress=progress,
+            spool=spool,
         )
         client = Client(options, check=check_memory)
         super().__init__(checkpoint.config, tokenizer, client, settings, links, between)

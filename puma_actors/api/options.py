@@ -20,6 +20,7 @@ class RunOptions(TypedDict, total=False):
     address: str
     compute: Compute | None
     texts: Sequence[Sequence[int]]
+    memory: int | None
     progress: Progress
 
 

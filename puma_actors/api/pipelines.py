@@ -35,11 +35,11 @@ from models.texts.needs import (
     check_model,
     check_running,
 )
-from models.texts.options import TaskOptions, chosen_options, sampling_options, with_labels
+from models.texts.options import TaskOptions, chosen_options, generate_options, with_labels
+from models.texts.requested import OPTIONS, read_options
 from models.texts.task import Job
 from models.texts.tasks import text_task
 from models.tokens.encoding import Encoding
-from models.tokens.sampling import SamplingConfig
 from protocols.base.ring import Floats
 from protocols.errors import ConfigError, ModelError
 from puma_actors.api.blocking import PrivateModel
@@ -128,8 +128,7 @@ class TextPipeline:
     def option_names(self) -> frozenset[str]:
         """Options of a call."""
         if self._texts is None:
-            fields = frozenset(SamplingConfig.__dataclass_fields__)
-            return fields | {"return_full_text", "do_sample"}
+            return OPTIONS | {"return_full_text"}
         found = inspect.signature(self._texts.job).parameters
         return frozenset(found) - {"inputs"}
 
@@ -179,6 +178,8 @@ class TextPipeline:
         return {**self._defaults, **given}
 
     def _check_options(self, options: TaskOptions) -> None:
+        if self._texts is None:
+            read_options(generate_options(options))
         known = self.option_names()
         odd = sorted(options.keys() - known)
         if odd:
@@ -220,25 +221,24 @@ class TextPipeline:
 
     def _prompts(
         self, inputs: Any, options: TaskOptions
-    ) -> tuple[list[tuple[Prompt, list[int]]], bool, SamplingConfig, bool]:
+    ) -> tuple[list[tuple[Prompt, list[int]]], bool]:
+        """The prompts with their ids, and whether there was a single one, not a list."""
         prompts, single = read_prompts(inputs)
-        chosen, do_sample = sampling_options(options), options.get("do_sample")
-        if do_sample is False:
-            chosen["temperature"] = 0.0
-        sampling = self.requests.sampling(chosen, draw=do_sample)
-        self.requests.check_sampling(sampling)
         encoded = [(prompt, prompt.ids(self.tokenizer)) for prompt in prompts]
         for _, ids in encoded:
             self.requests.check_ids(ids)
-        return encoded, single, sampling, options.get("return_full_text", True)
+            sampling = self.requests.sampling(generate_options(options), len(ids))
+            self.requests.check_sampling(sampling)
+        return encoded, single
 
     async def _generate(self, inputs: Any, options: TaskOptions) -> Any:
         """Greedy unless a temperature is given or the model's own. Prompts one after the other."""
-        encoded, single, sampling, full = self._prompts(inputs, options)
+        encoded, single = self._prompts(inputs, options)
+        chosen, full = generate_options(options), options.get("return_full_text", True)
         self.usage = Usage()
         found = []
         for prompt, ids in encoded:
-            streamed = [token.text async for token in self.requests.generate(ids, sampling)]
+            streamed = [token.text async for token in self.requests.generate(ids, **chosen)]
             self._add_usage()
             usage, text = self.requests.usage, "".join(streamed)
             if usage.stop_reason != "stop string":

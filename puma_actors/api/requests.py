@@ -18,6 +18,8 @@ from models.programs.head_layers import default_rows
 from models.programs.plan import Plan
 from models.programs.predict import predict
 from models.programs.program import Batch, Rows
+from models.texts.requested import GenerateOptions, read_options, split_options
+from models.tokens.chat_template import ChatOptions
 from models.tokens.sampling import (
     Sampler,
     SamplingConfig,
@@ -31,6 +33,13 @@ from protocols.base.lane import Settings
 from protocols.base.ring import Floats
 from protocols.errors import ConfigError, PumaError
 from puma_actors.api.ids import token_ids, token_sequences, whole
+from puma_actors.api.prompts import (
+    Prompt,
+    check_ends,
+    check_ids,
+    check_logits,
+    encode_prompt,
+)
 from puma_actors.api.usage import Step, Token, Usage
 from puma_actors.roles.client import Client, Inference
 from puma_actors.roles.messages import infer_message
@@ -168,20 +177,18 @@ class Requests(ABC):
         if not self.running:
             raise ConfigError("the cluster is not running: use `async with`")
 
-    def encode(self, prompt: str | Sequence[int], *, raw: bool = False) -> list[int]:
-        """Token ids of a prompt, through the chat template unless `raw`; ids are used unchanged.
+    def encode(
+        self, prompt: Prompt | None, *, raw: bool = False, **options: Unpack[ChatOptions]
+    ) -> list[int]:
+        """Token ids of a prompt: a text or a chat through the chat template, a text unchanged if
+        `raw`, ids as they are.
 
         Raises:
-            ConfigError: the prompt is empty, or text was given to a model without a tokenizer.
+            ConfigError: the prompt is empty or of another kind, options that are of no use to it,
+                or a text or chat was given to a model without a tokenizer.
+            ModelError: the chat template rejects the chat.
         """
-        if not isinstance(raw, bool):
-            raise ConfigError(f"raw is {type(raw).__name__}: give True or False")
-        if not isinstance(prompt, str):
-            ids = token_ids(prompt, "the prompt is neither text nor token ids")
-        elif not prompt.strip():
-            raise ConfigError("the prompt is empty: give some text")
-        else:
-            ids = self.text_ids(prompt) if raw else self._for_text().chat(prompt)
+        ids = encode_prompt(self.tokenizer, prompt, raw=raw, missing=self.no_tokenizer, **options)
         self.check_ids(ids)
         return ids
 
@@ -193,12 +200,9 @@ class Requests(ABC):
         """
         if not isinstance(text, str):
             raise ConfigError(f"a text is {type(text).__name__}: give a string")
-        return self._for_text().encode(text)
-
-    def _for_text(self) -> Tokenizer:
         if self.tokenizer is None:
             raise ConfigError(f"no tokenizer, so only token ids can be given ({self.no_tokenizer})")
-        return self.tokenizer
+        return self.tokenizer.encode(text)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Check ids as the module's `check_ids` does, for this model."""
@@ -221,63 +225,70 @@ class Requests(ABC):
                 "options not given come from the model's generation_config.json)"
             )
 
-    def of_model(self, options: SamplingOptions, *, draw: bool | None = None) -> dict[str, Any]:
+    def of_model(self, options: SamplingOptions) -> dict[str, Any]:
         """The model's own sampling settings, by field of a `SamplingConfig`, for options that were
         not given. See `models.tokens.sampling_config.settings_of_model`.
         """
-        return settings_of_model(self.config.generation, options, draw=draw)
+        return settings_of_model(self.config.generation, options)
 
-    def sampling(self, options: SamplingOptions, *, draw: bool | None = None) -> SamplingConfig:
+    def sampling(self, options: GenerateOptions, prompt: int = 0) -> SamplingConfig:
         """The given options, completed by the model's own settings.
 
-        draw: like transformers' `do_sample`. Raises ConfigError for an unknown option, an unusable
-        value, or settings of the model that are not supported.
+        prompt: its number of tokens, for `max_length`. Raises ConfigError for an unknown option, an
+        unusable value, or settings that are not supported.
         """
-        known = SamplingConfig.__dataclass_fields__
-        if odd := sorted(options.keys() - known.keys()):
-            raise ConfigError(
-                f"generate has no option {odd[0]!r}: it has {', '.join(sorted(known))}"
-            )
-        given = SamplingConfig(**options)
-        return replace(given, **self.of_model(options, draw=draw))
+        return self._chosen(None, options, prompt)[0]
 
     async def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt | None = None,
         sampling: SamplingConfig | None = None,
         *,
         raw: bool = False,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[GenerateOptions],
     ) -> AsyncGenerator[Token, None]:
         """Stream tokens. `usage` holds the cost, updated after every token. If more tokens are
         requested than fit, locally or at remote parties, the answer ends when the context is full.
 
         Args:
-            prompt: text, or token ids.
-            sampling: used unchanged. Its fields can be given as keywords instead
+            prompt: text, a chat (messages with "role" and "content"), or token ids.
+            sampling: used unchanged. Options can be given as keywords instead
                 (`max_new_tokens=32`, `temperature=0.7`, ...); the model's own settings then fill in
                 the rest.
             raw: do not apply the chat template.
+            options: see `models.texts.requested.GenerateOptions`.
+
+        Raises:
+            ConfigError: an unusable prompt, or an option that is not supported or not known.
         """
-        sampling = self._chosen(sampling, options)
-        self.check_sampling(sampling)
-        ids = self.encode(prompt, raw=raw)
-        async with self._busy, aclosing(self._tokens(ids, sampling)) as tokens:
+        chat, rest = split_options(options)
+        self._chosen(sampling, rest, 0)  # a wrong name is told before a wrong prompt
+        ids = self.encode(prompt, raw=raw, **chat)
+        chosen, ends = self._chosen(sampling, rest, len(ids))
+        self.check_sampling(chosen)
+        async with self._busy, aclosing(self._tokens(ids, chosen, ends)) as tokens:
             async for token in tokens:
                 yield token
 
-    def _chosen(self, sampling: SamplingConfig | None, options: SamplingOptions) -> SamplingConfig:
-        """The sampling that was given, in either way. Raises ConfigError if both were used."""
+    def _chosen(
+        self, sampling: SamplingConfig | None, options: GenerateOptions, prompt: int
+    ) -> tuple[SamplingConfig, set[int] | None]:
+        """The sampling that was given, in either way, and the ids that end the answer, if they are
+        not the model's own. Raises ConfigError for unusable ones, and if both ways were used.
+        """
         if sampling is None:
-            return self.sampling(options)
+            asked = read_options(options)
+            check_ends(self.config, asked.ends)
+            ends = None if asked.ends is None else set(asked.ends)
+            return asked.sampling(self.config.generation, prompt), ends
         if options or not isinstance(sampling, SamplingConfig):
             raise ConfigError(
                 "sampling: give a SamplingConfig, or its fields as keywords, not both"
             )
-        return sampling
+        return sampling, None
 
     async def _tokens(
-        self, ids: list[int], sampling: SamplingConfig
+        self, ids: list[int], sampling: SamplingConfig, ends: set[int] | None
     ) -> AsyncGenerator[Token, None]:
         self._check_running()
         usage = self.usage = Usage(prompt_ids=ids)
@@ -285,7 +296,7 @@ class Requests(ABC):
         steps = min(sampling.max_new_tokens, max(1, self.most_new_tokens(len(ids))))
         inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings)
         stream = self.tokenizer.stream() if self.tokenizer is not None else None
-        ends = self._ends()
+        ends = self._ends() if ends is None else ends
         sampler = Sampler(sampling, prompt=len(ids), ends=ends)
         watcher = StopWatcher(sampling.stop)
         given = ids
@@ -357,42 +368,6 @@ class Requests(ABC):
         with suppress(PumaError):
             await self.client.end(inference)
         self.usage.steps = _known_costs(inference)
-
-
-def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
-    """Refuse token ids that a model cannot take, before any work starts.
-
-    Raises:
-        ConfigError: there are none or too many, or one is outside the vocabulary.
-    """
-    ids = token_ids(ids)
-    if not ids:
-        raise ConfigError("the prompt is empty: give at least one token")
-    for token in ids:
-        if not 0 <= token < config.vocab_size:
-            raise ConfigError(
-                f"token id {token} is not in the model's vocabulary of {config.vocab_size}"
-            )
-    if len(ids) > config.max_positions:
-        raise ConfigError(
-            f"{len(ids)} prompt tokens do not fit the model's {config.max_positions} "
-            "positions: shorten the prompt"
-        )
-    # RoBERTa only counts positions of the other tokens.
-    if config.skipped_token is not None and config.skipped_token in ids:
-        raise ConfigError(
-            f"token id {config.pad_token_id} is this model's padding, which is never needed: "
-            "sequences of different lengths can be batched without it"
-        )
-
-
-def check_logits(config: ModelConfig) -> None:
-    """Raise ConfigError if the model does not predict next tokens."""
-    if config.head != "causal-lm":
-        raise ConfigError(
-            f"a model with head {config.head!r} predicts no next tokens: likelihoods and "
-            "perplexity need head 'causal-lm'"
-        )
 
 
 def _known_costs(inference: Inference) -> list[Cost]:

@@ -19,7 +19,7 @@ from protocols.errors import (
     Busy,
     PumaError,
 )
-from puma_actors.cli.commands import certs, convert, hosts, models, text_commands
+from puma_actors.cli.commands import certs, convert, generate_options, hosts, models, text_commands
 from puma_actors.cli.commands.texts import labels
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import (
@@ -75,67 +75,7 @@ def configure(
     show_logs(verbose)
 
 
-@app.command()
-@spread
-def generate(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The prompt for the model.")],
-    model: ModelOption = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1)] = 64,
-    raw: Annotated[bool, typer.Option("--raw", help="Skip the chat template.")] = False,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 takes the best token. Default: the model's own, or 0.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Sample among so many best tokens; 0: all.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample within this probability mass.")
-    ] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="1: none.")] = None,
-    ignore_generation_config: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-generation-config",
-            help="Take no settings from the model: the best token, unless options say otherwise.",
-        ),
-    ] = False,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Make sampling repeatable.")] = None,
-    secret_logits: Annotated[
-        bool,
-        typer.Option("--secret-logits", help="Reveal only the best token, not the logits."),
-    ] = False,
-    *,
-    choice: RunChoice,
-    where: Where,
-    as_json: JsonOption = False,
-) -> None:
-    """Answer a prompt privately, with all roles in this process or with remote parties."""
-    refuse_unsupported(None if where.cluster else model)
-    from models.tokens.sampling import SamplingConfig
-    from puma_actors.cli.commands.generate import chosen_sampling, run_generate
-    from puma_actors.cli.settings import settings_of
-
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "stop": tuple(stop) if stop else None,
-        "seed": seed,
-    }
-    options = chosen_sampling(max_new_tokens, given)
-    sampling = SamplingConfig(**options)  # unusable values are told before the model is read
-    settings = settings_of(choice, secret_logits=secret_logits)
-    run_generate(
-        model,
-        prompt,
-        sampling if ignore_generation_config else options,
-        settings,
-        where=where,
-        raw=raw,
-        as_json=as_json,
-    )
+app.command()(spread(generate_options.generate))
 
 
 @app.command()
@@ -205,7 +145,8 @@ def inspect(
 @spread
 def compare(
     text: Annotated[
-        list[str] | None, typer.Option(help="A text to evaluate the model on; repeatable.")
+        list[str] | None,
+        typer.Option(help="A text to evaluate the model on; - reads one from stdin. Repeatable."),
     ] = None,
     input_ids: Annotated[
         list[str] | None, typer.Option("--input-ids", help="Token ids: 1,2,3; repeatable.")
@@ -234,7 +175,7 @@ def compare(
 @app.command()
 @spread
 def perplexity(
-    file: Annotated[Path, typer.Option("--file", "-f", help="A text in UTF-8.")],
+    file: Annotated[Path, typer.Option("--file", "-f", help="A text in UTF-8; - for stdin.")],
     model: ModelOption = None,
     window: Annotated[
         int | None,

@@ -58,6 +58,14 @@ NetworkOption = Annotated[
         show_default=False,
     ),
 ]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory that the model may take in this process, such as 16GB: a larger one stays on "
+        "disk. Default: what is free.",
+        show_default=False,
+    ),
+]
 ClusterOption = Annotated[
     Path | None,
     typer.Option(
@@ -75,6 +83,64 @@ TokenizerOption = Annotated[
 InsecureOption = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow tcp://: no encryption or authentication.")
 ]
+
+TextFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Read the text from a file (UTF-8), without the line break at its end.",
+        show_default=False,
+    ),
+]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        "-p",
+        help="The prompt for the model; - reads it from stdin. Arguments show in lists of "
+        "processes.",
+        show_default=False,
+    ),
+]
+SystemOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A system prompt, for the chat template; - reads it from stdin.", show_default=False
+    ),
+]
+TemplateArgOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="A variable of the chat template, such as enable_thinking=false (JSON, or else text); "
+        "repeatable.",
+        show_default=False,
+    ),
+]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="One of the model's chat templates, or a file with one. Default: 'default'.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptChoice:
+    """A prompt, in one of two ways. For commands decorated with `spread`."""
+
+    prompt: PromptOption = None
+    prompt_file: TextFileOption = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatChoice:
+    """How a prompt becomes a chat. For commands decorated with `spread`."""
+
+    system: SystemOption = None
+    template_arg: TemplateArgOption = None
+    chat_template: ChatTemplateOption = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

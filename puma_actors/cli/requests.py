@@ -15,6 +15,7 @@ from puma_actors.api.local import LocalCluster
 from puma_actors.api.options import ClusterOptions
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.api.requests import Requests
+from puma_actors.base.sizes import parse_size
 from puma_actors.cli.notice import warn
 from puma_actors.cli.output import progress
 from puma_actors.cli.where import Where
@@ -48,6 +49,7 @@ def local_options(settings: Settings, where: Where, report: Progress) -> Cluster
         "settings": settings,
         "network": parse_network(where.network),
         "codec": where.codec,
+        "memory": None if where.memory is None else parse_size(where.memory, "--memory"),
         "progress": report,
     }
 
@@ -98,6 +100,8 @@ async def _open_remote(
 ) -> RemoteCluster:
     if where.codec:
         raise ConfigError("--codec: for models in this process, not with --cluster")
+    if where.memory is not None:
+        raise ConfigError("--memory: remote parties set their own limits.memory in cluster.toml")
     if model is None:
         raise ConfigError("--cluster needs --model NAME: `puma models list` shows them")
     config = load_config(cluster, insecure_no_tls=where.insecure_no_tls, network=where.network)

@@ -6,6 +6,7 @@ from puma_actors.cli.options import (
     ClusterOption,
     CodecOption,
     InsecureOption,
+    MemoryOption,
     NetworkOption,
     TokenizerOption,
 )
@@ -16,11 +17,13 @@ class Where:
     """In this process, or remote with `cluster`. For commands decorated with `spread`.
 
     Attributes:
+        memory: bytes that a model may take in this process, such as "16GB".
         codec, network: as for `LocalCluster`; `network` also for connections to remote parties.
         cluster: a cluster.toml. tokenizer: a client's own, for a model at remote parties.
         insecure_no_tls: allow addresses without encryption in the cluster.toml.
     """
 
+    memory: MemoryOption = None
     codec: CodecOption = False
     network: NetworkOption = None
     cluster: ClusterOption = None

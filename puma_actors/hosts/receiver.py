@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 
 from models.programs.plan import Plan
-from models.programs.predict import share_bytes
+from models.programs.predict import streamed_bytes
 from protocols.base.shares import Role
 from protocols.errors import RemoteProtocolError
 from puma_actors.base.logs import log
@@ -41,7 +41,7 @@ class OnDisk:
 
     def check_size(self, plan: Plan) -> None:
         """As `Destination`."""
-        need = share_bytes(plan.config)
+        need = streamed_bytes(plan.config)  # the matrices may stay on disk
         if need > self._memory:
             raise RemoteProtocolError(
                 f"the model needs about {need // 1_000_000:,} MB at {self._role}, which may use "

@@ -5,7 +5,8 @@
         held.plan, held.parameters                    shared between sessions: never written to
 
 Before anything is loaded or admitted, its memory is estimated and reserved. An unused model is
-dropped when another one needs the room; a session that does not fit is refused with `Busy`, instead
+dropped when another one needs the room; the matrices of a model that is larger than the limit stay
+on disk, and are read in each step; a session that does not fit is refused with `Busy`, instead
 of running out of memory.
 """
 
@@ -18,8 +19,8 @@ import anyio
 
 from models.programs.families import parameters_of
 from models.programs.plan import Plan
-from models.programs.predict import share_bytes
-from models.programs.sharing import hold_parameter
+from models.programs.predict import share_bytes, streamed_bytes
+from models.programs.sharing import STREAMED, hold_parameter, stream_parameter
 from protocols.errors import Busy, ConfigError
 from puma_actors.base.compute import Compute
 from puma_actors.base.logs import log
@@ -94,7 +95,7 @@ class Residents:
         need = self.session_need(plan)
         self._users[name] = self._users.get(name, 0) + 1
         try:
-            with self._room(name, need, need + share_bytes(plan.config), "session"):
+            with self._room(name, need, need + self.model_bytes(plan), "session"):
                 yield await self._hold(name, manifest)
         finally:
             self._users[name] -= 1
@@ -111,7 +112,7 @@ class Residents:
             held = self._loaded.pop(name, None)
             if held is None or held.manifest.upload != manifest.upload:
                 plan = Plan.from_public(manifest.plan)
-                size = share_bytes(plan.config)
+                size = self.model_bytes(plan)
                 with self._room(name, size, size, "model"):
                     held = await self._compute.offload(self._load, name)
                 log.info("model loaded", model=name, megabytes=held.nbytes // _MB)
@@ -120,13 +121,26 @@ class Residents:
 
     def _load(self, name: str) -> Held:
         stored = self._store.read(name, verify=False)  # each file is verified as it is read
-        plan, seeds = stored.plan, stored.seeds()
+        plan, seeds, role = stored.plan, stored.seeds(), self._store.role
+        streams = self._streams(plan)
         parameters = {}
         for number, (tensor, parameter) in enumerate(parameters_of(plan.config).items()):
-            m = None if self._store.role.is_dealer else stored.tensor(number, parameter)
-            parameters[tensor] = hold_parameter(self._store.role, number, parameter, m, seeds)
-        size = share_bytes(plan.config)
-        return Held(stored.manifest, plan, parameters, stored.public_files(), size)
+            if streams and parameter.kind in STREAMED:
+                masked = None if role.is_dealer else stored.words(number)
+                parameters[tensor] = stream_parameter(role, number, parameter, masked, seeds)
+            else:
+                m = None if role.is_dealer else stored.tensor(number, parameter)
+                parameters[tensor] = hold_parameter(role, number, parameter, m, seeds)
+        files, size = stored.public_files(), self.model_bytes(plan)
+        return Held(stored.manifest, plan, parameters, files, size)
+
+    def _streams(self, plan: Plan) -> bool:
+        """Whether a model's matrices stay on disk: with them in memory no session would fit."""
+        return share_bytes(plan.config) + self.session_need(plan) > self._limits.memory
+
+    def model_bytes(self, plan: Plan) -> int:
+        """Bytes of memory that a loaded model takes."""
+        return (streamed_bytes if self._streams(plan) else share_bytes)(plan.config)
 
     def drop(self, name: str) -> None:
         """Forget a model that was removed from the store; its users may finish."""
@@ -145,7 +159,7 @@ class Residents:
         Raises:
             Busy: no room now. ConfigError: it never fits within the limits.
         """
-        return self._room("", extra, need + share_bytes(plan.config), "request")
+        return self._room("", extra, need + self.model_bytes(plan), "request")
 
     def _room(self, name: str, size: int, least: int, what: str) -> "_Room":
         """Reserve memory; unused models make room."""

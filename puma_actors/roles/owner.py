@@ -1,7 +1,7 @@
 """The model owner: reads a checkpoint, calibrates, shares the weights, and leaves."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -10,7 +10,8 @@ import anyio
 from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint
 from models.owner.calibrate import calibrate
-from models.programs.families import load_parameters, parameters_of
+from models.programs.families import LazyParameters, load_parameters, parameters_of
+from protocols.base.ring import Floats
 from protocols.base.shares import Role
 from protocols.errors import ConfigError
 from puma_actors.roles.actor import Actor, ActorOptions
@@ -41,6 +42,8 @@ class Owner(Actor):
             `models.owner.probe`).
         progress: called while loading and sharing.
         delivery: how the parties get the model; None: for this session only.
+        lazy: read each matrix from the checkpoint whenever it is needed, several times in all,
+            instead of keeping all of them in memory.
 
     Attributes:
         seconds: how many seconds loading, calibrating and sharing took.
@@ -55,6 +58,7 @@ class Owner(Actor):
         texts: Sequence[Sequence[int]] = (),
         progress: Progress = ignore_progress,
         delivery: Delivery | None = None,
+        lazy: bool = False,
     ) -> None:
         check_opened(checkpoint)
         super().__init__(Role.OWNER, options)
@@ -62,6 +66,7 @@ class Owner(Actor):
         self._texts = texts
         self._progress = progress
         self._delivery = delivery or ForSession()
+        self._lazy = lazy
         self.seconds: dict[str, float] = {}
         self.delivered = anyio.Event()
 
@@ -84,7 +89,11 @@ class Owner(Actor):
         compute = self.scheduler.compute
         started = time.perf_counter()
         self._progress("loading the model", 0.0)
-        parameters = await compute.offload(self._load)
+        parameters: Mapping[str, Floats] = (
+            LazyParameters(self._checkpoint, self._counted())
+            if self._lazy
+            else await compute.offload(self._load)
+        )
         loaded = time.perf_counter()
         self._progress("proving ranges", 0.0)
         config = self._checkpoint.config
@@ -101,6 +110,18 @@ class Owner(Actor):
         }
         self.delivered.set()
         await self.scheduler.wait_alone()
+
+    def _counted(self) -> Callable[[str], None]:
+        """Report progress while matrices are looked up to prove ranges: about three times each."""
+        whole, done = 3 * len(parameters_of(self._checkpoint.config)), 0
+
+        def looked_up(name: str) -> None:
+            nonlocal done
+            done += 1
+            if done <= whole:
+                self._progress("proving ranges", done / whole)
+
+        return looked_up
 
     def _load(self) -> dict[str, Any]:
         wanted = len(parameters_of(self._checkpoint.config))

@@ -41,7 +41,7 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
-from puma_actors.roles.upload import InMemory, Model, Upload
+from puma_actors.roles.upload import InMemory, Kept, Model, Upload
 
 DEALER_LEAD = 2
 """Steps that the dealer may begin before the client's input to the first of them has arrived."""
@@ -94,6 +94,7 @@ class Party(Actor):
     Args:
         model: the model to serve, whose parameters are not changed; None: the owner uploads one.
         admission: decides which requests to accept; None: all that fit the model.
+        kept: where the owner's upload is kept; None: in memory.
 
     Attributes:
         activity: counts the client's messages and the reports to it.
@@ -106,11 +107,13 @@ class Party(Actor):
         *,
         model: Model | None = None,
         admission: Admission | None = None,
+        kept: Kept | None = None,
     ) -> None:
         super().__init__(role, options)
         self.activity = 0
         self._admission = admission or AdmitAll()
-        self._arriving: tuple[Upload, InMemory] | None = None
+        self._kept = kept or InMemory(role)
+        self._arriving: Upload | None = None
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
         self._origin = ""  # upload id of a model that was here before the session
@@ -200,26 +203,26 @@ class Party(Actor):
         if isinstance(message, PlanMessage):
             if self._arriving is not None or self._plan is not None:
                 raise RemoteProtocolError("the owner sent a second model in one session")
-            kept = InMemory(self.role)
-            self._arriving = Upload(self.role, message, kept), kept
+            offload = self.scheduler.compute.offload
+            self._arriving = await offload(Upload, self.role, message, self._kept)
             return
         if self._arriving is None:
             raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
-        upload, kept = self._arriving
+        upload = self._arriving
         if isinstance(message, SeedMessage):
             upload.seed(message.which, buffers)
         elif isinstance(message, TensorMessage):
-            upload.tensor(message, buffers)
+            await self.scheduler.compute.offload(upload.tensor, message, buffers)
         elif isinstance(message, UploadedMessage):
             upload.check_complete()
-            await self._hold(upload.plan, kept)
+            await self._hold(upload.plan)
         else:
             raise RemoteProtocolError(f"the owner may not send a {message.do!r} request")
 
-    async def _hold(self, plan: Plan, kept: InMemory) -> None:
+    async def _hold(self, plan: Plan) -> None:
         offload = self.scheduler.compute.offload
         for number, (name, parameter) in enumerate(parameters_of(plan.config).items()):
-            self._parameters[name] = await offload(kept.hold, number, parameter)
+            self._parameters[name] = await offload(self._kept.hold, number, parameter)
         self._plan, self._arriving = plan, None
         log.info("model ready", role=str(self.role), digest=plan.digest()[:16])
         await self._announce(plan, self.scheduler.port(Role.OWNER).session.hex())

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from models.programs.families import parameters_of
-from models.programs.plan import Plan
+from models.programs.plan import Kind, Plan
 from models.programs.sharing import SEED_BYTES, mask_parameter
 from protocols.base.ring import Floats, Words
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
@@ -49,7 +49,7 @@ class Sending:
 
     Args:
         scheduler: the owner's scheduler.
-        parameters: matrices by canonical name; each is removed when it is masked.
+        parameters: matrices by canonical name; from a dict each is removed when it is masked.
         progress: called while sharing.
     """
 
@@ -57,7 +57,7 @@ class Sending:
         self,
         scheduler: RoundScheduler,
         plan: Plan,
-        parameters: dict[str, Floats],
+        parameters: Mapping[str, Floats],
         progress: Progress,
     ) -> None:
         self.scheduler = scheduler
@@ -82,12 +82,17 @@ class Sending:
                 await self.scheduler.send_control(role, header, [seed])
         wanted = parameters_of(self.plan.config)
         for number, (name, parameter) in enumerate(wanted.items()):
-            matrix = self._parameters.pop(name)  # so that memory is freed along the way
-            mask = partial(mask_parameter, name, number, parameter.kind, matrix, seeds)
+            mask = partial(self._masked, name, number, parameter.kind, seeds)
             await self.tensor(number, await self.scheduler.compute.offload(mask))
             self._progress("sharing the weights", (number + 1) / len(wanted))
         await self.everyone(UploadedMessage())
         self._progress("waiting for the parties to take them in", 0.0)
+
+    def _masked(self, name: str, number: int, kind: Kind, seeds: Sequence[bytes]) -> Words:
+        matrix = self._parameters[name]
+        if isinstance(self._parameters, dict):
+            del self._parameters[name]  # so that memory is freed along the way
+        return mask_parameter(name, number, kind, matrix, seeds)
 
     async def tensor(self, number: int, masked: Words) -> None:
         """Send a masked tensor to both evaluators, by rows."""

@@ -56,6 +56,15 @@ class Destination(Protocol):
         """Keep the words from `at` on of tensor `number`, which has `size` words of 8 bytes."""
 
 
+class Kept(Destination, Protocol):
+    """A `Destination` from which a party takes the tensors when everything has arrived."""
+
+    def hold(self, number: int, parameter: Parameter) -> Any:
+        """The form of tensor `number` that the party computes with. Call it once for each tensor,
+        in order.
+        """
+
+
 class InMemory:
     """Keeps an upload of any size in memory, until `hold` has taken its tensors."""
 
@@ -81,9 +90,7 @@ class InMemory:
             whole[at : at + len(words)] = words
 
     def hold(self, number: int, parameter: Parameter) -> Any:
-        """The form of tensor `number` that the party computes with. Call it once for each tensor,
-        when everything has arrived.
-        """
+        """As `Kept`."""
         m = None
         if not self._role.is_dealer:
             m = self._masked.pop(number).reshape(parameter.shape)

@@ -10,7 +10,8 @@ from protocols.base import prf
 from protocols.kernels.tree import SEED_BITS
 from puma_actors import cli
 from puma_actors.base import certs
-from puma_actors.cli import app
+from puma_actors.cli.commands.generate_options import generate
+from puma_actors.cli.spread import spread
 from puma_actors.hosts import config, server, visits
 from puma_actors.hosts import peer_links as links
 from puma_actors.hosts.config import Allow, ClusterConfig, Limits
@@ -58,7 +59,7 @@ def test_names() -> None:
 
 def test_options() -> None:
     """Options named as remedies exist where a client needs them."""
-    parameters = inspect.signature(app.generate).parameters
+    parameters = inspect.signature(spread(generate)).parameters
     assert {"raw", "tokenizer", "cluster", "max_new_tokens"} <= set(parameters)
     for option in ("--tokenizer FOLDER", "`--raw`", "`-n 1`"):
         assert option in TEXT

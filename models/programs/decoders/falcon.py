@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.decoders.falcon import FalconConfig
 from models.configs.rope import rotary_order
-from models.programs.folding import Matrix, dense, folded, norm_of
+from models.programs.folding import Matrix, Source, Stored, dense, norm_of
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Cache, rotation_of, spans_of
@@ -94,22 +94,22 @@ def parameters_of(config: FalconConfig) -> dict[str, Parameter]:
     return {**wanted, **task_parameters(config)}
 
 
-def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
-    """The float matrices to be shared, in the order of `parameters_of`."""
+def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
+    """The matrices to be shared, in the order of `parameters_of`."""
     config = checkpoint.config
     assert isinstance(config, FalconConfig)
-    yield "table", checkpoint.tensor(f"{config.table}.weight")
+    yield "table", Stored(checkpoint, f"{config.table}.weight")
     for i in range(config.num_layers):
         source, name = f"{config.layer}.{i}", f"layers.{i}"
         attention = f"{source}.{config.attention}"
         norms = [norm_of(checkpoint, f"{source}.{norm}") for norm in config.norm_names()]
-        fused = dense(checkpoint, f"{attention}.query_key_value")
+        gain, shift = norms[0]
+        fused = dense(checkpoint, f"{attention}.query_key_value", gain=gain, shift=shift)
+        order = _order(config)
+        factors = np.ones(len(order), dtype=np.float32)
         queries = config.num_heads * config.head_dim
-        joint = fused[:, _order(config)]
-        bias = joint[config.hidden_size] if config.bias else None
-        qkv = folded(joint[: config.hidden_size], bias, *norms[0])
-        qkv[:, :queries] *= np.tile(_query_factors(config), config.num_heads)
-        yield f"{name}.qkv", qkv
+        factors[:queries] = np.tile(_query_factors(config), config.num_heads)
+        yield f"{name}.qkv", fused.ordered(order).times(factors)
         yield f"{name}.output", dense(checkpoint, f"{attention}.dense")
         gain, shift = norms[-1]
         yield f"{name}.up", dense(checkpoint, f"{source}.mlp.dense_h_to_4h", gain=gain, shift=shift)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.decoders.gpt2 import Gpt2Config
-from models.programs.folding import Matrix, dense, norm_of
+from models.programs.folding import Source, Stored, dense, norm_of
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Cache, spans_of
@@ -60,18 +60,17 @@ def parameters_of(config: Gpt2Config) -> dict[str, Parameter]:
     return {**wanted, **task_parameters(config)}
 
 
-def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
-    """The float matrices to be shared, in the order of `parameters_of`."""
+def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
+    """The matrices to be shared, in the order of `parameters_of`."""
     config = checkpoint.config
     assert isinstance(config, Gpt2Config)
-    yield "table", checkpoint.tensor("transformer.wte.weight")
+    yield "table", Stored(checkpoint, "transformer.wte.weight")
     yield "positions", checkpoint.tensor("transformer.wpe.weight")
     for i in range(config.num_layers):
         source, name = f"transformer.h.{i}", f"layers.{i}"
         gain, shift = norm_of(checkpoint, f"{source}.ln_1")
         qkv = dense(checkpoint, f"{source}.attn.c_attn", gain=gain, shift=shift, turned=False)
-        qkv[:, : config.hidden_size] *= config.attention_scale(i)
-        yield f"{name}.qkv", qkv
+        yield f"{name}.qkv", qkv.scaled(config.attention_scale(i), config.hidden_size)
         yield f"{name}.output", dense(checkpoint, f"{source}.attn.c_proj", turned=False)
         gain, shift = norm_of(checkpoint, f"{source}.ln_2")
         up = dense(checkpoint, f"{source}.mlp.c_fc", gain=gain, shift=shift, turned=False)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.decoders.llama import LlamaConfig
 from models.configs.rope import rotary_order
-from models.programs.folding import Matrix, dense
+from models.programs.folding import Matrix, Source, Stored, dense
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Cache, rotation_of, spans_of
@@ -101,11 +101,11 @@ def parameters_of(config: LlamaConfig) -> dict[str, Parameter]:
     return {**wanted, "norm": Parameter("gain", (hidden,)), **task_parameters(config)}
 
 
-def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
-    """The float matrices to be shared, in the order of `parameters_of`."""
+def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
+    """The matrices to be shared, in the order of `parameters_of`."""
     config = checkpoint.config
     assert isinstance(config, LlamaConfig)
-    yield "table", checkpoint.tensor("model.embed_tokens.weight")
+    yield "table", Stored(checkpoint, "model.embed_tokens.weight")
     for i in range(config.num_layers):
         for name, matrix in _layer(checkpoint, config, i):
             yield f"layers.{i}.{name}", matrix
@@ -116,7 +116,7 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
     yield from task_weights(checkpoint)
 
 
-def _layer(checkpoint: Checkpoint, config: LlamaConfig, i: int) -> Iterator[tuple[str, Matrix]]:
+def _layer(checkpoint: Checkpoint, config: LlamaConfig, i: int) -> Iterator[tuple[str, Source]]:
     source, names = f"model.layers.{i}", config.part_names()
     stored = {part: [f"{source}.{name}" for name in given] for part, given in names.items()}
     gains = {part: _gain(checkpoint, config, stored[part][0]) for part in stored if "norm" in part}
@@ -124,15 +124,18 @@ def _layer(checkpoint: Checkpoint, config: LlamaConfig, i: int) -> Iterator[tupl
     queries, rotated = config.num_heads, config.num_heads + config.num_kv_heads
 
     qkv = dense(checkpoint, stored["qkv"], gain=gains["attention_norm"])
-    heads = qkv.reshape(len(qkv), -1, config.head_dim)
+    places = np.arange(heads_of(config).columns).reshape(-1, config.head_dim)
     if config.rotated != config.head_dim:
-        heads[:, :rotated] = heads[:, :rotated][:, :, order]
+        places[:rotated] = places[:rotated][:, order]
+        qkv = qkv.ordered(places.reshape(-1))
     if not config.qk_norm:
-        heads[:, :queries] *= factors
+        every = np.ones(places.shape, dtype=np.float32)
+        every[:queries] = factors
+        qkv = qkv.times(every.reshape(-1))
     yield "qkv", qkv
-    yield "output", _scaled(dense(checkpoint, stored["output"]), config.residual_scale)
+    yield "output", dense(checkpoint, stored["output"]).scaled(config.residual_scale)
     yield "gate_up", dense(checkpoint, stored["gate_up"], gain=gains["mlp_norm"])
-    yield "down", _scaled(dense(checkpoint, stored["down"]), config.residual_scale)
+    yield "down", dense(checkpoint, stored["down"]).scaled(config.residual_scale)
     if config.qk_norm:
         yield "q_norm", gains["q_norm"][order] * factors
         yield "k_norm", gains["k_norm"][order]
@@ -149,12 +152,6 @@ def _rotary_layout(config: LlamaConfig, i: int) -> tuple[NDArray[np.int64], Matr
         # A factor on both rotated queries and rotated keys; here queries get both.
         factors[order < config.rotated] *= (config.rope_scaling.attention_factor or 1.0) ** 2
     return order, factors.astype(np.float32)
-
-
-def _scaled(matrix: Matrix, factor: float) -> Matrix:
-    if factor != 1:
-        matrix *= np.float32(factor)
-    return matrix
 
 
 def _cap_factor(cap: float | None) -> float:

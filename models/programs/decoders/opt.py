@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.decoders.opt import FIRST_POSITION, OptConfig
-from models.programs.folding import Matrix, dense, norm_of
+from models.programs.folding import Matrix, Source, Stored, dense, norm_of
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter
 from models.programs.program import Batch, Cache, spans_of
@@ -88,12 +88,12 @@ def parameters_of(config: OptConfig) -> dict[str, Parameter]:
     return {**wanted, **task_parameters(config)}
 
 
-def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
-    """The float matrices to be shared, in the order of `parameters_of`."""
+def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
+    """The matrices to be shared, in the order of `parameters_of`."""
     config = checkpoint.config
     assert isinstance(config, OptConfig)
     decoder = "model.decoder"
-    yield "table", checkpoint.tensor(f"{decoder}.embed_tokens.weight")
+    yield "table", Stored(checkpoint, f"{decoder}.embed_tokens.weight")
     yield "positions", checkpoint.tensor(f"{decoder}.embed_positions.weight")
     if config.projects:
         yield "embeddings.project", dense(checkpoint, f"{decoder}.project_in")
@@ -106,8 +106,7 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
         inner = norms if config.norm_first else [(None, None)] * 2
         names = [f"{source}.self_attn.{part}_proj" for part in ("q", "k", "v")]
         qkv = dense(checkpoint, names, gain=inner[0][0], shift=inner[0][1])
-        qkv[:, : config.hidden_size] *= config.head_dim**-0.5
-        yield f"{name}.qkv", qkv
+        yield f"{name}.qkv", qkv.scaled(config.head_dim**-0.5, config.hidden_size)
         yield f"{name}.output", dense(checkpoint, f"{source}.self_attn.out_proj")
         up = dense(checkpoint, f"{source}.fc1", gain=inner[1][0], shift=inner[1][1])
         yield f"{name}.up", up
@@ -122,6 +121,6 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
     yield from task_weights(checkpoint)
 
 
-def _norm(name: str, norm: tuple[Matrix, Matrix]) -> Iterator[tuple[str, Matrix]]:
+def _norm(name: str, norm: tuple[Matrix, Matrix]) -> Iterator[tuple[str, Source]]:
     yield f"{name}.gain", norm[0]
     yield f"{name}.shift", norm[1]

@@ -13,7 +13,7 @@ from models.configs.encoders.deberta import DebertaV2Config
 from models.configs.encoders.distilbert import DistilBertConfig
 from models.configs.encoders.encoder import EncoderConfig
 from models.configs.encoders.mpnet import BUCKETS, MpnetConfig
-from models.programs.folding import Matrix, dense, norm_of
+from models.programs.folding import Source, dense, norm_of
 from models.programs.head_layers import (
     finish,
     table_columns,
@@ -148,8 +148,8 @@ _DEBERTA = {
 _NAMES = {"deberta-v2": _DEBERTA, "distilbert": _DISTILBERT, "mpnet": _MPNET}
 
 
-def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
-    """The float matrices to be shared, in the order of `parameters_of`. 1 / sqrt(head size) is
+def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
+    """The matrices to be shared, in the order of `parameters_of`. 1 / sqrt(head size) is
     folded into the queries.
     """
     config = checkpoint.config
@@ -180,7 +180,7 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
                 continue
             matrix = dense(checkpoint, stored)
             if part == "qkv":
-                matrix[:, : config.hidden_size] *= _score_scale(config)
+                matrix = matrix.scaled(_score_scale(config), config.hidden_size)
             yield name, matrix
     yield from task_weights(checkpoint)
 
@@ -193,7 +193,7 @@ def _score_scale(config: EncoderConfig) -> float:
 
 def _positional(
     checkpoint: Checkpoint, config: DebertaV2Config, layer: str, name: str
-) -> Iterator[tuple[str, Matrix]]:
+) -> Iterator[tuple[str, Source]]:
     """Keys and queries of positions: a layer's projections of the table that all layers share."""
     rows = checkpoint.tensor("deberta.encoder.rel_embeddings.weight").astype(np.float64)
     if config.normed:
@@ -203,13 +203,13 @@ def _positional(
         rows = rows * gain + shift
     parts = ("key", "query") if config.shared else ("pos_key", "pos_query")
     for part, scale in zip(parts, (1.0, config.score_scale), strict=True):
-        matrix = dense(checkpoint, f"{layer}.attention.self.{part}_proj")
+        matrix = dense(checkpoint, f"{layer}.attention.self.{part}_proj").values()
         made = (rows @ matrix[:-1] + matrix[-1]) * scale
         kind = "keys" if part.endswith("key") else "queries"
         yield f"{name}.position_{kind}", made.astype(np.float32)
 
 
-def _norm(checkpoint: Checkpoint, source: str, name: str) -> Iterator[tuple[str, Matrix]]:
+def _norm(checkpoint: Checkpoint, source: str, name: str) -> Iterator[tuple[str, Source]]:
     gain, shift = norm_of(checkpoint, source)
     yield f"{name}.gain", gain
     yield f"{name}.shift", shift

@@ -5,7 +5,7 @@ from functools import partial
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.encoders.modernbert import ModernBertConfig
-from models.programs.folding import Matrix, dense
+from models.programs.folding import Source, dense
 from models.programs.head_layers import (
     finish,
     table_columns,
@@ -70,8 +70,8 @@ def parameters_of(config: ModernBertConfig) -> dict[str, Parameter]:
     return {**wanted, "norm": Parameter("gain", (hidden,)), **task_parameters(config)}
 
 
-def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
-    """The float matrices to be shared, in the order of `parameters_of`."""
+def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
+    """The matrices to be shared, in the order of `parameters_of`."""
     config = checkpoint.config
     assert isinstance(config, ModernBertConfig)
     yield "table", table_of(checkpoint, "model.embeddings.tok_embeddings.weight")
@@ -80,8 +80,7 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
         source, name = f"model.layers.{i}", f"layers.{i}"
         gain = checkpoint.tensor(f"{source}.attn_norm.weight") if i else None
         qkv = dense(checkpoint, f"{source}.attn.Wqkv", gain=gain)
-        qkv[:, : config.hidden_size] *= config.head_dim**-0.5
-        yield f"{name}.qkv", qkv
+        yield f"{name}.qkv", qkv.scaled(config.head_dim**-0.5, config.hidden_size)
         yield f"{name}.output", dense(checkpoint, f"{source}.attn.Wo")
         gain = checkpoint.tensor(f"{source}.mlp_norm.weight")
         yield f"{name}.gate_up", dense(checkpoint, f"{source}.mlp.Wi", gain=gain)

@@ -58,3 +58,23 @@ def draw(state: Words, width: int, out: Words) -> None:
         else:
             _widen(made.view(np.uint8), mask, out, lo)
         block, odd, lo, words = block + _CHUNK // 2, 0, lo + taken * per, words - taken
+
+
+@kernel("void(uint64[::1], int64)")
+def move_to(state: Words, position: int) -> None:
+    """Draw from the word number `position` on."""
+    state[_POSITION] = position
+
+
+@kernel("void(uint64[::1], uint64, uint64[::1])")
+def add_drawn(state: Words, factor: np.uint64, out: Words) -> None:
+    """Add `factor` times the next words of the stream to `out`. The state is left as it was."""
+    chunk = np.empty(_CHUNK + COUNTER_SLACK, np.uint64)
+    position: Any = np.int64(state[_POSITION])
+    block, odd, lo = position // 2, position % 2, 0
+    while lo < out.size:
+        taken: int = min(out.size - lo, _CHUNK - odd)
+        _counter(state, block, (taken + odd + 1) // 2, chunk)
+        for i in range(taken):
+            out[lo + i] += factor * chunk[odd + i]
+        block, odd, lo = block + (taken + odd) // 2, (taken + odd) % 2, lo + taken

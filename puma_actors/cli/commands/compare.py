@@ -14,6 +14,7 @@ from protocols.errors import ConfigError
 from protocols.kernels import warm_up
 from puma_actors.api.requests import check_ids
 from puma_actors.cli.commands.generate import parse_ids
+from puma_actors.cli.commands.reading import Reader
 from puma_actors.cli.output import amount, print_json, progress, say, stdout
 
 
@@ -35,6 +36,8 @@ def run_compare(
         raise ConfigError("nothing to compare on: give --text or --input-ids")
     if not threshold > 0:
         raise ConfigError(f"--threshold {threshold:g}: give a number above 0, such as 0.01")
+    reader = Reader()
+    texts = [reader.text("--text", text) for text in texts]
     given = [parse_ids(text) for text in input_ids]
     path = demo_model_path() if model is None else model
     with progress(quiet=as_json) as report, open_checkpoint(path, progress=report) as opened:
@@ -63,8 +66,6 @@ def run_compare(
 def _encoded(checkpoint: StoredCheckpoint, texts: list[str]) -> list[list[int]]:
     if not texts:
         return []
-    if not all(text.strip() for text in texts):
-        raise ConfigError("--text is empty: give some text")
     tokenizer = Tokenizer.load(checkpoint.path)
     return [tokenizer.encode(text) for text in texts]
 

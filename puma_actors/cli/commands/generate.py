@@ -1,17 +1,19 @@
 """`puma generate` and `puma forward`."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import anyio
 import numpy as np
 
+from models.texts.requested import GenerateOptions
+from models.tokens.chat_template import ChatOptions
 from models.tokens.sampling import SamplingConfig, SamplingOptions
 from protocols.base.lane import Settings
 from protocols.errors import ConfigError
 from puma_actors.api.life import Cluster
 from puma_actors.base.texts import printable, shown
+from puma_actors.cli.commands.reading import Reader, template_of
 from puma_actors.cli.following import Following
 from puma_actors.cli.notice import announce
 from puma_actors.cli.output import amount, check_file, print_json, progress, say, tell, writing
@@ -27,23 +29,27 @@ def run_generate(
     settings: Settings,
     *,
     where: Where,
+    chat: ChatOptions,
     raw: bool,
     as_json: bool,
 ) -> None:
     """Load, share, answer, and print the cost.
 
-    choice: how tokens are chosen; the model's own settings fill in missing options.
+    choice: how tokens are chosen; the model's own settings fill in missing options. chat: as for
+    `Requests.encode`; `chat_template` may also be a file.
     """
+    ids: list[int] = []
 
     def check(cluster: Cluster) -> None:
         cluster.check_sampling(_sampling(cluster, choice))
-        cluster.encode(prompt, raw=raw)
+        known = cluster.tokenizer.chat_templates if cluster.tokenizer is not None else {}
+        chat["chat_template"] = template_of([*known], chat.get("chat_template"), Reader())
+        ids.extend(cluster.encode(prompt, raw=raw, **chat))
         if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
             tell(f"note: {printable(cluster.tokenizer.note)}")
 
     async def run() -> None:
         async with open_requests(model, settings, where, check=check, quiet=as_json) as cluster:
-            ids = cluster.encode(prompt, raw=raw)
             sampling = _sampling(cluster, choice)
             told = {} if isinstance(choice, SamplingConfig) else cluster.of_model(choice)
             announce(cluster, ids, sampling, told)
@@ -58,14 +64,10 @@ def run_generate(
     anyio.run(run)
 
 
-def chosen_sampling(max_new_tokens: int, given: Mapping[str, Any]) -> SamplingOptions:
-    """Options of the command line without those that were not given."""
-    options = {name: value for name, value in given.items() if value is not None}
-    return cast(SamplingOptions, {"max_new_tokens": max_new_tokens, **options})
-
-
 def _sampling(cluster: Cluster, choice: SamplingConfig | SamplingOptions) -> SamplingConfig:
-    return choice if isinstance(choice, SamplingConfig) else cluster.sampling(choice)
+    if isinstance(choice, SamplingConfig):
+        return choice
+    return cluster.sampling(cast(GenerateOptions, choice))
 
 
 async def _stream(

@@ -6,23 +6,13 @@ import anyio
 from rich.table import Table
 
 from protocols.base.lane import Settings
-from protocols.errors import ConfigError
 from puma_actors.api.scoring import Perplexities, Told, plan_windows, score_plain, score_private
+from puma_actors.cli.commands.reading import Reader
 from puma_actors.cli.following import Following
 from puma_actors.cli.output import amount, print_json, progress, say, stdout
 from puma_actors.cli.requests import open_cluster
 from puma_actors.cli.where import Where
 from puma_actors.roles.owner import Progress
-
-
-def read_text(file: Path) -> str:
-    """Read a file. Raises ConfigError if it is not readable as UTF-8 text."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--file: cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"--file: {file} is not text in UTF-8: convert it first") from None
 
 
 def run_perplexity(
@@ -37,7 +27,7 @@ def run_perplexity(
     as_json: bool,
 ) -> None:
     """Score a text twice and print both perplexities."""
-    text = read_text(file)
+    text = Reader().whole("--file", file)
 
     async def run() -> None:
         with progress(quiet=as_json) as report:

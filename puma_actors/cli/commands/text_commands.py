@@ -8,6 +8,7 @@ import typer
 from puma_actors.cli.commands.texts.options import (
     EmbeddingModelOption,
     FileOption,
+    FilesOption,
     RequiredModelOption,
     Texts,
 )
@@ -45,7 +46,7 @@ def embed(
     from puma_actors.cli.commands.texts.inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
-    given = read_texts(texts.text or [], texts.file)
+    given = read_texts(texts)
     run_text(
         "sentence-embedding",
         model,
@@ -64,7 +65,8 @@ def classify(
     pair: Annotated[
         list[str] | None,
         typer.Option(
-            help="A second text, for models that take pairs; one for each --text.",
+            help="A second text, for models that take pairs; one for each text, and - reads it "
+            "from stdin.",
             show_default=False,
         ),
     ] = None,
@@ -87,7 +89,7 @@ def classify(
     from puma_actors.cli.commands.texts.inputs import read_pairs, single_or_all, titles_of
     from puma_actors.cli.settings import settings_of
 
-    items = read_pairs(texts.text or [], pair or [], texts.file)
+    items = read_pairs(texts, pair or [])
     alone = texts.file is None
     run_text(
         "text-classification",
@@ -122,7 +124,7 @@ def fill_mask(
     from puma_actors.cli.commands.texts.inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
-    given = read_texts(texts.text or [], texts.file)
+    given = read_texts(texts)
     alone = texts.file is None and len(given) == 1
 
     def inputs(pipe: Any) -> Any:
@@ -145,17 +147,21 @@ def fill_mask(
 def answer(
     model: RequiredModelOption,
     question: Annotated[
-        list[str] | None, typer.Option("--question", "-q", help="What to look for; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--question", "-q", help="What to look for; - reads it from stdin. Repeatable."
+        ),
     ] = None,
     context: Annotated[
         list[str] | None,
         typer.Option(
             "--context",
             "-c",
-            help="The text with the answer; a long one is read in windows. One for all "
-            "questions, one for each, or several for one question.",
+            help="The text with the answer; - reads it from stdin. A long one is read in windows. "
+            "One for all questions, one for each, or several for one question.",
         ),
     ] = None,
+    context_file: FilesOption = None,
     file: FileOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="Answers to show.")] = 1,
     *,
@@ -174,7 +180,7 @@ def answer(
     from puma_actors.cli.settings import settings_of
 
     columns = {name: name for name in ("answer", "score", "start", "end")}
-    items = read_questions(question or [], context or [], file)
+    items = read_questions(question or [], context or [], context_file or [], file)
     alone = file is None
     many_contexts = len({item["question"] for item in items}) == 1
     run_text(
@@ -226,7 +232,7 @@ def tag(
 
     label = "entity" if aggregation is Aggregation.NONE else "entity_group"
     columns = {"word": "word", label: "label", "score": "score", "start": "start", "end": "end"}
-    given = read_texts(texts.text or [], texts.file)
+    given = read_texts(texts)
     alone = texts.file is None and len(given) == 1
     run_text(
         "token-classification",

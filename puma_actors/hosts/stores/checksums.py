@@ -3,11 +3,13 @@
     found = Checksums()
     data = found.read(path, entry)          a whole file, checked while it is read
     found.check(path, entry)                the same without keeping the data
+    file = found.open(path, entry)          a checked file that stays open, to be read in parts
     found.state(path, entry)                True, False, or None: unknown for the current file
 
-A party computes with exactly the bytes that were compared: a file is read once, hashed while it is
-read into this process's own memory, and never mapped. Later changes to the file have no effect
-here.
+A party computes with exactly the bytes that were compared. A file that is kept in memory is read
+once, hashed while it is read into this process's own memory, and never mapped: later changes to it
+have no effect here. A file that is too large for that stays open from the comparison on, and is
+refused as soon as its inode, size or times change.
 
 Results are remembered as long as a file's inode, size and times stay the same, so that they can be
 reported without reading everything again.
@@ -15,8 +17,9 @@ reported without reading everything again.
 
 import hashlib
 import os
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -65,6 +68,15 @@ class Checksums:
             part = memoryview(bytearray(min(_PART, entry.bytes)))
             self._compare(path, handle, entry, part, keep=False)
 
+    def open(self, path: Path, entry: FileEntry) -> "CheckedFile":
+        """Compare a file with its checksum, unless that is known to be right, and keep it open."""
+        with self._opened(path, entry) as handle:
+            seen, now = self._found.get(path), _print_of(os.fstat(handle))
+            if seen != (now, entry.sha256):
+                part = memoryview(bytearray(min(_PART, entry.bytes)))
+                self._compare(path, handle, entry, part, keep=False)
+            return CheckedFile(path, os.dup(handle), now)
+
     def look(self, path: Path, entry: FileEntry) -> None:
         """Compare only its size and permissions."""
         with self._opened(path, entry):
@@ -99,6 +111,39 @@ class Checksums:
             self._found[path] = (before, digest.hexdigest())
         if digest.hexdigest() != entry.sha256:
             raise StoreError(f"{path.name} is damaged: its checksum is wrong")
+
+
+class CheckedFile:
+    """A file whose content was compared with its checksum. Its methods are safe in threads, and
+    raise StoreError if it was changed since. It is closed when it is no longer used.
+    """
+
+    def __init__(self, path: Path, handle: int, seen: _Print) -> None:
+        self._path = path
+        self._handle = handle
+        self._seen = seen
+        weakref.finalize(self, os.close, handle)
+
+    def expect(self) -> None:
+        """Check that the file is still the same, and let the system read it ahead."""
+        status = os.fstat(self._handle)
+        # To remove the file counts as a change of its status, not of its content.
+        parts = slice(None) if status.st_nlink else slice(4)
+        if _print_of(status)[parts] != self._seen[parts]:
+            raise StoreError(
+                f"{self._path.name} was changed while the model is in use: run `puma models remove "
+                f"{self._path.parent.name}`, then `puma upload` again"
+            )
+        with suppress(OSError):  # only advice
+            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def read(self, at: int, view: memoryview) -> None:
+        """Fill `view` with the bytes from `at` on."""
+        while view.nbytes:
+            done = os.preadv(self._handle, [view], at)
+            if not done:
+                raise StoreError(f"{self._path.name} became shorter while it was read")
+            at, view = at + done, view[done:]
 
 
 def _print_of(status: os.stat_result) -> _Print:

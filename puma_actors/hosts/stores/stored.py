@@ -14,8 +14,10 @@ from models.programs.sharing import SEED_BYTES, seeds_of
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.errors import StoreError
-from puma_actors.hosts.stores.checksums import Checksums
+from puma_actors.hosts.stores.checksums import CheckedFile, Checksums
 from puma_actors.hosts.stores.manifest import PUBLIC_FILES, Manifest, seed_file, words_file
+
+_WORD = 8
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,32 @@ class Stored:
         words: Words = self._content(words_file(number)).view("<u8").reshape(parameter.shape)
         return words
 
+    def words(self, number: int) -> "StoredWords":
+        """A masked tensor that stays on disk."""
+        file = words_file(number)
+        with self.reading():
+            opened = self.checksums.open(self.folder / file, self.manifest.files[file])
+        return StoredWords(opened)
+
     def public_files(self) -> dict[str, bytes]:
         """The files that the owner published."""
         there = [name for name in PUBLIC_FILES if name in self.manifest.files]
         return {name: self._content(name).tobytes() for name in there}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWords:
+    """The `MaskedWords` of a tensor in a store. Raises StoreError if its file was changed."""
+
+    file: CheckedFile
+
+    def expect(self) -> None:
+        """As `MaskedWords`."""
+        self.file.expect()
+
+    def read(self, start: int, out: Words) -> None:
+        """As `MaskedWords`."""
+        self.file.read(_WORD * start, out.data.cast("B"))
 
 
 def check_complete(manifest: Manifest, plan: Plan, role: Role) -> None:

@@ -89,6 +89,16 @@ def test_an_untied_bias_is_the_decoders(tmp_path):
         np.testing.assert_allclose(logits(found), torch_logits(theirs), atol=0.02)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "distilbert"])
+def test_of_two_untied_biases_the_decoders_is_added(tmp_path, model_type):
+    """Training an untied model leaves the other one as it was."""
+    model = tiny_model(model_type, "masked-lm", tie_word_embeddings=False)
+    save(model, tmp_path)
+    theirs = class_of(model_type, "masked-lm").from_pretrained(tmp_path).eval()
+    with open_checkpoint(tmp_path) as found:
+        np.testing.assert_allclose(logits(found), torch_logits(theirs), atol=0.02)
+
+
 WRAPPED = {
     "compiled": lambda name: f"_orig_mod.{name}",
     "parallel": lambda name: f"module.{name}",

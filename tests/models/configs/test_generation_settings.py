@@ -176,9 +176,9 @@ def test_options_win_over_the_model():
     assert settings_of_model(said, {"repetition_penalty": 1.0}, draw=False) == {}
     shy = read_generation({"temperature": 0.6, "stop_strings": "END"})
     assert settings_of_model(shy, {}) == {"stop": ("END",)}
-    assert settings_of_model(shy, {"stop": ()}, draw=True) == {"temperature": 0.6}
+    assert settings_of_model(shy, {"stop": ()}, draw=True) == {"temperature": 0.6, "top_k": 50}
     assert settings_of_model(None, {}) == {}
-    assert settings_of_model(None, {}, draw=True) == {"temperature": 1.0}
+    assert settings_of_model(None, {}, draw=True) == {"temperature": 1.0, "top_k": 50}
 
 
 @pytest.mark.parametrize(

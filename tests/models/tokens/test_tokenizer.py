@@ -12,7 +12,7 @@ from models.files.locate import demo_model_path
 from models.tokens.chat_template import render_chat
 from models.tokens.gguf_tokenizer import tokenizer_from_gguf
 from models.tokens.tokenizer import Tokenizer
-from protocols.errors import ModelError
+from protocols.errors import ConfigError, ModelError
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 TEXTS = [
@@ -186,7 +186,8 @@ def small_folder(path, config: str | None = None, template: str | None = None):
 def test_no_template_means_plain_text_and_a_note(tmp_path):
     tokenizer = small_folder(tmp_path)
     assert tokenizer.chat("hi you") == tokenizer.encode("hi you") == [0, 2, 3]
-    assert tokenizer.chat([{"role": "user", "content": "hi"}]) == [0, 2]
+    with pytest.raises(ConfigError, match="it takes no chats"):
+        tokenizer.chat([{"role": "user", "content": "hi"}])
     assert "no chat template" in tokenizer.note
     assert tokenizer.eos_token_ids == ()
 

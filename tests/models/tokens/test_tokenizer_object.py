@@ -39,7 +39,8 @@ def assert_same(found: Tokenizer, expected: Tokenizer) -> None:
         assert found.encode(text) == expected.encode(text)
         assert found.encode_text(text, "ran").ids == expected.encode_text(text, "ran").ids
         assert found.encode_text(text, "ran").types == expected.encode_text(text, "ran").types
-    assert found.chat(CHAT) == expected.chat(CHAT)
+    if found.chat_templates:
+        assert found.chat(CHAT) == expected.chat(CHAT)
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE, {"default": TEMPLATE, "tools": "none"}])

@@ -10,8 +10,10 @@ from models.texts.answer import Answer
 from models.texts.classify import Classify
 from models.texts.embed import Features, Sentences
 from models.texts.fill import FillMask
-from models.texts.options import TaskOptions, chosen_options, sampling_options
+from models.texts.options import TaskOptions, chosen_options, generate_options
+from models.texts.requested import GenerateOptions
 from models.texts.tag import Tag
+from models.tokens.chat_template import ChatOptions
 from models.tokens.sampling import SamplingConfig, SamplingOptions
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.options import (
@@ -46,7 +48,8 @@ def test_sampling_options_are_the_fields_of_a_sampling_config():
 
 def test_task_options_are_those_of_all_tasks_together():
     known = set().union(*(keywords(task.job) for task in TASKS))
-    generation = get_type_hints(SamplingOptions).keys() | {"do_sample", "return_full_text"}
+    generation = get_type_hints(GenerateOptions).keys() - get_type_hints(ChatOptions).keys()
+    generation |= {"return_full_text"}
     assert get_type_hints(TaskOptions).keys() == known | generation | WITHOUT_EFFECT
 
 
@@ -64,4 +67,4 @@ def test_the_options_of_a_pipeline_are_told_apart():
     assert cluster_options(given) == {"codec": True, "network": "lan"}
     rest = chosen_options(given, without=CLUSTER_OPTIONS)
     assert rest == {"top_k": 3, "temperature": 0.5}
-    assert sampling_options({**rest, "return_full_text": False}) == rest
+    assert generate_options({**rest, "return_full_text": False}) == rest

@@ -132,8 +132,8 @@ def test_an_unsupported_model_is_refused_before_anything_heavy_is_imported(comma
 
 
 GENERATE = {
-    "empty prompt": (["-p", ""], "prompt is empty"),
-    "blank prompt": (["-p", " \n "], "prompt is empty"),
+    "empty prompt": (["-p", ""], "--prompt: the text is empty: give some"),
+    "blank prompt": (["-p", " \n "], "--prompt: the text is empty"),
     "long prompt": (["-p", "cat " * 70], "72 prompt tokens do not fit the model's 64 positions"),
     "no prompt": ([], "--prompt"),
     "temperature": (["-p", "x", "--temperature", "-1"], "temperature"),

@@ -191,7 +191,7 @@ def test_inspect_says_why_not(puma, folders, tmp_path):
 
 REFUSED = [
     ("embed", [], "give --text or --file"),
-    ("embed", ["-t", " "], "a text is empty"),
+    ("embed", ["-t", " "], "--text: the text is empty"),
     ("embed", ["-t", "cat " * 19, "--no-truncate"], "21 tokens do not fit the limit of 20"),
     ("embed", ["--file", "no-such-file"], "cannot read no-such-file"),
     ("embed", ["-t", "a", "--network", "wlan"], "use lan, paper, wan"),
@@ -199,10 +199,10 @@ REFUSED = [
     ("classify", ["-t", "a", "--top-k", "0"], "--top-k"),
     ("classify", ["-t", "a", "--lanes", "0"], "--lanes"),
     ("fill-mask", ["-t", "the cat"], "has no mask: write <mask>"),
-    ("answer", ["-q", "a", "-c", " "], "a context is empty"),
+    ("answer", ["-q", "a", "-c", " "], "--context: the text is empty"),
     ("answer", ["-q", "the " * 18, "-c", "the cat sat on"], "shorten the question"),
-    ("classify", ["-t", "a", "--pair", " "], "--pair: a text_pair is empty"),
-    ("tag", ["-t", " "], "--text: a text is empty"),
+    ("classify", ["-t", "a", "--pair", " "], "--pair: the text is empty: give some"),
+    ("tag", ["-t", " "], "--text: the text is empty: give some"),
     ("tag", ["-t", "a", "--aggregation", "last"], "--aggregation"),
 ]
 

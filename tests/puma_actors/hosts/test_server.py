@@ -8,6 +8,7 @@ import anyio.lowlevel
 import numpy as np
 import pytest
 import transformers
+from conversation import generated
 from hosts import hosts, list_models, quiet
 from networks import make_certificates
 from reference import leaves_nothing
@@ -95,7 +96,14 @@ async def test_a_model_in_memory(folder: Path, certificates: Path, model: Path) 
             await upload_model(cluster.client, checkpoint, "held", tokenizer=tokenizer)
         for own in (None, tokenizer):
             async with await RemoteCluster.open(cluster.client, "held", tokenizer=own) as remote:
-                assert remote.encode("I see") == Tokenizer.load(model).chat("I see")
+                ids = Tokenizer.load(model).chat("I see")
+                assert remote.encode("I see") == ids
+                chat = [{"role": "user", "content": "I see"}]
+                options = {"do_sample": False, "max_length": len(ids) + 1, "pad_token_id": 0}
+                assert len(await generated(remote, chat, **options)) == 1
+                assert remote.usage.prompt_ids == ids
+                with pytest.raises(ConfigError, match="num_beams=2 is not supported"):
+                    await generated(remote, chat, num_beams=2)
         with pytest.raises(ConfigError, match=r"LlamaForCausalLM: .*open_model"):
             await upload_model(cluster.client, theirs, "other")
 

@@ -5,139 +5,75 @@ input, but for inputs that need several parts it holds JSON lines.
 """
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from protocols.errors import ConfigError
+from puma_actors.cli.commands.reading import STDIN, Reader
+from puma_actors.cli.commands.texts.options import Texts
 
 JSON_LINES = (".jsonl", ".ndjson")
-STANDARD_INPUT = Path("-")
 
 
-def read_texts(texts: Sequence[str], file: Path | None, *, what: str = "text") -> list[str]:
-    """The texts of the command line, then those of a file, one per line; empty lines are skipped.
+def read_texts(given: Texts) -> list[str]:
+    """The texts of the options, then those of `--file`, one per line; empty lines are skipped.
 
-    In a file of JSON lines, each line is a string or an object with one text, under the key `what`.
-
-    Raises:
-        ConfigError: the file cannot be read, or there are no texts.
-    """
-    return [item[what] for item in read_items(texts, file, [what])]
-
-
-def read_items(
-    texts: Sequence[str], file: Path | None, keys: Sequence[str], *, optional: str = ""
-) -> list[dict[str, Any]]:
-    """As `read_texts`, for inputs of several parts: objects with these keys.
-
-    The texts of the command line, and lines that are not JSON objects, only have the first part.
-
-    Args:
-        keys: the parts, of which `optional` may be missing.
+    In a file of JSON lines, each line is a string or an object with one text, under "text".
 
     Raises:
-        ConfigError: the file cannot be read, a part is missing or empty, or there are no texts.
+        ConfigError: a text is empty or cannot be read, or there are no texts.
     """
-    first = keys[0]
-    found: list[dict[str, Any]] = [{first: text} for text in texts]
-    named = [f"--{first}"] * len(found)
-    if file is not None:
-        for number, item in _lines(file, keys, len(keys) - bool(optional)):
-            found.append(item)
-            named.append(f"--file, line {number}")
-    if not found:
-        raise ConfigError(f"nothing was given: give --{first} or --file")
-    for place, item in zip(named, found, strict=True):
-        for key in keys:
-            if key in item or key != optional:
-                _check(place, key, item)
-    return found
+    return [item["text"] for item in _of_texts(Reader(), given, ["text"])]
 
 
-def _lines(file: Path, keys: Sequence[str], needed: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    as_json = file.suffix in JSON_LINES or (file == STANDARD_INPUT and needed > 1)
-    content = _content(file)
-    # In JSON, other line separators are part of a text.
-    lines = content.split("\n") if as_json else content.splitlines()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        item: Any = line
-        if as_json:
-            try:
-                item = json.loads(line)
-            except (ValueError, RecursionError):
-                raise ConfigError(f"--file: line {number} of {file} is not JSON") from None
-        if isinstance(item, str):
-            item = {keys[0]: item}
-        if not isinstance(item, Mapping) or not item.keys() <= set(keys):
-            wanted = ", ".join(map(repr, keys))
-            raise ConfigError(
-                f"--file: line {number} of {file} is neither a string nor an object with the keys "
-                f"{wanted}"
-            )
-        yield number, dict(item)
+def read_pairs(given: Texts, pairs: Sequence[str]) -> list[dict[str, str]]:
+    """Texts and their second texts, as {"text": ..., "text_pair": ...}.
 
+    Lines of a file that are not JSON objects have no second text.
 
-def _content(file: Path) -> str:
-    try:
-        data = sys.stdin.buffer.read() if file == STANDARD_INPUT else file.read_bytes()
-        return data.decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"--file: cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"--file: {file} is not UTF-8 text: convert it") from None
-
-
-def _check(place: str, key: str, item: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a part is missing, or is neither a text nor a list of texts."""
-    value = item.get(key)
-    texts = value if isinstance(value, list) and value else [value]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        what = "list of documents" if key == "documents" else key
-        raise ConfigError(f"{place}: a {what} is empty or missing: give some text")
-
-
-def read_pairs(
-    texts: Sequence[str], pairs: Sequence[str], file: Path | None
-) -> list[dict[str, Any]]:
-    """Texts and their second texts, as {"text": ..., "text_pair": ...}. Raises as `read_items`."""
-    if pairs and len(pairs) != len(texts):
+    Raises:
+        ConfigError: as `read_texts`, or there are second texts, but not one for each text.
+    """
+    reader = Reader()
+    seconds = reader.texts("--pair", pairs)
+    found = _of_texts(reader, given, ["text", "text_pair"], optional="text_pair")
+    firsts = len(given.text or []) + len(given.text_file or [])
+    if seconds and len(seconds) != firsts:
         raise ConfigError(
-            f"{len(texts)} texts for {len(pairs)} second texts: give a --pair for each --text"
+            f"{firsts} texts for {len(seconds)} second texts: give a --pair for each --text"
         )
-    for pair in pairs:
-        _check("--pair", "text_pair", {"text_pair": pair})
-    found = read_items(texts, file, ["text", "text_pair"], optional="text_pair")
-    for item, pair in zip(found, pairs, strict=False):
-        item["text_pair"] = pair
+    for item, second in zip(found, seconds, strict=False):
+        item["text_pair"] = second
     return found
 
 
 def read_questions(
-    questions: Sequence[str], contexts: Sequence[str], file: Path | None
-) -> list[dict[str, Any]]:
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    context_files: Sequence[Path],
+    file: Path | None,
+) -> list[dict[str, str]]:
     """Questions and contexts, as {"question": ..., "context": ...}.
 
     Raises:
-        ConfigError: as `read_items`, or there are several of both, and not as many.
+        ConfigError: a text is empty or cannot be read, there are none, or there are several
+            questions and several contexts, and not as many.
     """
-    most = max(len(questions), len(contexts))
-    both = [list(each) * (most if len(each) == 1 else 1) for each in (questions, contexts)]
+    reader = Reader()
+    both = [
+        reader.texts("--question", questions),
+        reader.texts("--context", contexts, context_files),
+    ]
+    counts = [len(each) for each in both]
+    both = [each * (max(counts) if len(each) == 1 else 1) for each in both]
     if len(both[0]) != len(both[1]):
         raise ConfigError(
-            f"{len(questions)} questions for {len(contexts)} contexts: give --question and "
-            "--context as often, or one of them once"
+            f"{counts[0]} questions for {counts[1]} contexts: give --question and --context as "
+            "often, or one of them once"
         )
-    given = [{"question": asked, "context": context} for asked, context in zip(*both, strict=True)]
-    for item in given:
-        for key in item:
-            _check(f"--{key}", key, item)
-    if file is None and given:
-        return given
-    return given + read_items([], file, ["question", "context"])
+    found = [{"question": asked, "context": text} for asked, text in zip(*both, strict=True)]
+    return found + _of_file(reader, file, ["question", "context"], needed=not found)
 
 
 def read_queries(
@@ -150,24 +86,88 @@ def read_queries(
         file: JSON lines of further queries, each with documents of its own.
 
     Raises:
-        ConfigError: as `read_items`, or a query has no documents.
+        ConfigError: a text is empty or cannot be read, or a query has no documents.
     """
-    if file is not None and file.suffix not in JSON_LINES and file != STANDARD_INPUT:
+    if file is not None and file.suffix not in JSON_LINES and str(file) != STDIN:
         raise ConfigError(
             f'--file: {file} must hold JSON lines, with a name in .jsonl: {{"query": ..., '
             '"documents": [...]}; documents alone are given with --documents'
         )
-    texts = read_texts(documents, corpus, what="document") if documents or corpus else []
-    found = [{"query": query, "documents": texts} for query in queries]
-    if found and not texts:
+    reader = Reader()
+    asked = reader.texts("--query", queries)
+    texts = reader.texts("--document", documents)
+    if corpus is not None:
+        lines = _lines(reader, "--documents", corpus, ["document"])
+        texts += [item["document"] for item in lines]
+    if asked and not texts:
         raise ConfigError("a query has no documents: give --document or --documents")
-    if texts and not found:
+    if texts and not asked:
         raise ConfigError("documents have no query: give --query")
-    for item in found:
-        _check("--query", "query", item)
-    if found and file is None:
-        return found
-    return found + read_items([], file, ["query", "documents"])
+    found = [{"query": query, "documents": texts} for query in asked]
+    return found + _of_file(reader, file, ["query", "documents"], needed=not found)
+
+
+def _of_texts(
+    reader: Reader, given: Texts, keys: Sequence[str], *, optional: str = ""
+) -> list[dict[str, Any]]:
+    """The texts of the options as the first part of inputs, then the inputs in the file."""
+    texts = reader.texts("--text", given.text or [], given.text_file or [])
+    found = [{keys[0]: text} for text in texts]
+    return found + _of_file(reader, given.file, keys, optional=optional, needed=not found)
+
+
+def _of_file(
+    reader: Reader, file: Path | None, keys: Sequence[str], *, needed: bool, optional: str = ""
+) -> list[dict[str, Any]]:
+    """The inputs in a file; ConfigError if there is none, although it is `needed`."""
+    if file is not None:
+        return list(_lines(reader, "--file", file, keys, optional=optional))
+    if needed:
+        raise ConfigError(f"nothing was given: give --{keys[0]} or --file")
+    return []
+
+
+def _lines(
+    reader: Reader, option: str, file: Path, keys: Sequence[str], *, optional: str = ""
+) -> Iterator[dict[str, Any]]:
+    """The inputs in a file, with these keys, of which `optional` may be missing. A line that is not
+    a JSON object is the first part of an input.
+    """
+    standard = str(file) == STDIN
+    as_json = file.suffix in JSON_LINES or (standard and len(keys) - bool(optional) > 1)
+    content = reader.file(option, file)
+    # In JSON, other line separators are part of a text.
+    lines = content.split("\n") if as_json else content.splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        item: Any = line
+        if as_json:
+            try:
+                item = json.loads(line)
+            except (ValueError, RecursionError):
+                raise ConfigError(f"{option}: line {number} of {file} is not JSON") from None
+        if isinstance(item, str):
+            item = {keys[0]: item}
+        if not isinstance(item, Mapping) or not item.keys() <= set(keys):
+            wanted = ", ".join(map(repr, keys))
+            raise ConfigError(
+                f"{option}: line {number} of {file} is neither a string nor an object with the "
+                f"keys {wanted}"
+            )
+        for key in keys:
+            if key in item or key != optional:
+                _check(f"{option}, line {number}", key, item)
+        yield dict(item)
+
+
+def _check(place: str, key: str, item: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a part is missing, or is neither a text nor a list of texts."""
+    value = item.get(key)
+    texts = value if isinstance(value, list) and value else [value]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        what = "list of documents" if key == "documents" else key
+        raise ConfigError(f"{place}: a {what} is empty or missing: give some text")
 
 
 def single_or_all(items: Sequence[Any], *, alone: bool) -> Any:

@@ -39,7 +39,7 @@ def zero_shot(
     from puma_actors.cli.commands.texts.inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
-    given = read_texts(texts.text or [], texts.file)
+    given = read_texts(texts)
     alone = texts.file is None and len(given) == 1
     run_text(
         "zero-shot-classification",
@@ -70,10 +70,12 @@ def zero_shot(
 def rerank(
     model: RequiredModelOption,
     query: Annotated[
-        list[str] | None, typer.Option("--query", "-q", help="What to look for; repeatable.")
+        list[str] | None,
+        typer.Option("--query", "-q", help="What to look for; - reads it from stdin. Repeatable."),
     ] = None,
     document: Annotated[
-        list[str] | None, typer.Option("--document", "-d", help="A text to sort; repeatable.")
+        list[str] | None,
+        typer.Option("--document", "-d", help="A text to sort; - reads it from stdin. Repeatable."),
     ] = None,
     documents: Annotated[
         Path | None,

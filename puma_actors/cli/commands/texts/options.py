@@ -20,6 +20,13 @@ EmbeddingModelOption = Annotated[
         show_default=False,
     ),
 ]
+FilesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Read a text from a file (UTF-8), without the line break at its end. Repeatable.",
+        show_default=False,
+    ),
+]
 FileOption = Annotated[
     Path | None,
     typer.Option(
@@ -35,8 +42,15 @@ class Texts:
     """The texts of a command, and what happens to those that are too long."""
 
     text: Annotated[
-        list[str] | None, typer.Option("--text", "-t", help="The text; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--text",
+            "-t",
+            help="The text; - reads it from stdin. Repeatable. Arguments show in lists of "
+            "processes.",
+        ),
     ] = None
+    text_file: FilesOption = None
     file: FileOption = None
     truncate: Annotated[
         bool | None,

@@ -214,7 +214,7 @@ def test_bad_requests_are_refused(puma, folder, file, arguments, message):
     [
         (b"red", "a text of 1 tokens scores nothing: give at least 2"),
         (b"", "a text of 0 tokens scores nothing"),
-        (b"\xff\xfe\x00", "is not text in UTF-8: convert it first"),
+        (b"\xff\xfe\x00", "is not UTF-8 text (byte 1): convert it first"),
     ],
 )
 def test_unusable_texts_are_refused(puma, folder, tmp_path, content, message):
