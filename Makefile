@@ -29,9 +29,11 @@ test: $(VENV)/.test
 test-faults: $(VENV)/.test
 	@PYTHONPATH=$(TESTS) $(BIN)/python -m faults
 
-# Hundreds of generated checkpoint folders against transformers: about ten minutes.
+# Hundreds of generated checkpoint folders, and every setting of every family, against transformers:
+# a quarter of an hour.
 test-checkpoints: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -n 2 --folders 400 tests/models/checkpoints/test_generated_folders.py
+	@$(BIN)/python -m pytest -q -n 2 --folders 400 --every-setting \
+		tests/models/checkpoints/test_generated_folders.py tests/models/configs/test_config_settings.py
 
 soak: $(VENV)/.test
 	@PYTHONPATH=$(TESTS) $(BIN)/python -m faults soak

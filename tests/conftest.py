@@ -59,6 +59,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--folders", type=int, default=24, help="how many checkpoint folders to generate"
     )
     parser.addoption("--shuffle-loop", type=int, metavar="SEED", help="see tests/support/chaos.py")
+    parser.addoption(
+        "--every-setting", action="store_true", help="all cases of test_config_settings.py"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoints.checkpoint import StoredCheckpoint
+from models.configs.decoders.gemma import GemmaConfig
 from models.configs.decoders.llama import LlamaConfig
-from models.configs.gguf import ROPE_FREQS, config_of_gguf
+from models.configs.gguf import config_of_gguf
+from models.configs.gguf_header import ROPE_TENSORS
 from models.files.gguf_reader import GgufFile
 from models.files.locate import Source
 
@@ -31,6 +33,11 @@ def _llama_rows(config: LlamaConfig, name: str, values: Values) -> Values:
     if ".k_proj." in name:
         return _half_rotation(values, config.num_kv_heads)
     return values
+
+
+def _gemma_gains(config: GemmaConfig, name: str, values: Values) -> Values:
+    """Undo llama.cpp's shift of gains: it stores 1 + w where transformers stores w."""
+    return values - np.float32(config.gain_offset) if name.endswith("norm.weight") else values
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,22 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GEMMA2 = {
+    **_LAYER,
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_PHI3 = {**_LAYER, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 LAYOUTS = {
     "llama": Layout(_TOP, _LAYER, _llama_rows),
     "mistral": Layout(_TOP, _LAYER, _llama_rows),
     "qwen2": Layout(_TOP, _LAYER),
     "qwen3": Layout(_TOP, _LAYER),
+    "gemma": Layout(_TOP, _LAYER, _gemma_gains),
+    "gemma2": Layout(_TOP, _GEMMA2, _gemma_gains),
+    "gemma3": Layout(_TOP, _GEMMA2, _gemma_gains),
+    "phi3": Layout(_TOP, _PHI3),
 }
 """Architecture -> its layout, for the architectures that `models.configs.gguf` reads."""
 
@@ -88,7 +106,7 @@ class GgufCheckpoint(StoredCheckpoint):
         try:
             self.config = config_of_gguf(self._file, head=head)
             self._layout = LAYOUTS[self._file.metadata["general.architecture"]]
-            names = [name for name in self._file.tensors if name != ROPE_FREQS]
+            names = [name for name in self._file.tensors if name not in ROPE_TENSORS]
             self._stored = {self._layout.hf_name(name): name for name in names}
             shapes = {hf: self._file.tensors[name].shape for hf, name in self._stored.items()}
             self._check_tensors(shapes)

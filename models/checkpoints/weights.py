@@ -160,6 +160,8 @@ def open_checkpoint(
 ) -> StoredCheckpoint:
     """Open a folder, a .safetensors or .gguf file, or a name on the Hugging Face hub.
 
+    `FOLDER:Q4_K_M` is the GGUF file in the folder with that part in its name.
+
     `head`, one of `models.configs.heads.HEADS`, overrides the head that the checkpoint names.
     `progress` is called while a model is downloaded from the hub. Everything except the values is
     checked here: the architecture is supported, every weight is present with the right shape and in
@@ -168,8 +170,6 @@ def open_checkpoint(
     path = resolve_model(path_or_name, head=head, progress=progress)
     source = find_source(transformer_folder(path))
     if source.kind == "gguf":
-        if source.adapter is not None:
-            raise ModelError(f"{source.adapter}: an adapter of a GGUF file is not supported")
         return GgufCheckpoint(source, head=head)
     opened = _SafetensorsCheckpoint(source, head=head)
     if opened.config.head == "none" and is_sentence_model(path):

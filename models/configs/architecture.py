@@ -23,7 +23,9 @@ from models.configs.validate import (
     required,
     short,
     token_ids,
+    unsupported,
 )
+from models.configs.windows import refuse_chunks, refuse_windows
 from models.files.locate import SAFETENSORS, SAFETENSORS_INDEX
 from protocols.errors import ModelError
 
@@ -56,16 +58,12 @@ _MAX_EOS_TOKENS = 64
 # or shapes of its weights, or that change what the weights mean. Absent and null are neutral too.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
     "pruned_heads": ({},),
     "is_causal": (True,),
-    "attention_chunk_size": (),
     "per_layer_config": ({},),
     # transformers reads this file in place of the usual ones.
     "transformers_weights": (SAFETENSORS, SAFETENSORS_INDEX),
 }
-FULL_ATTENTION: dict[str, tuple[object, ...]] = {"layer_types": (), "sliding_window": ()}
-"""Neutral settings of the families without windows: every token sees all that its mask allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +268,9 @@ class DecoderConfig(ModelConfig):
     """A decoder: causal attention, logits of the next token by default.
 
     Its classifier of sequences reads the last token that is not `pad_token_id`.
+
+    Attributes:
+        windowless: those of `model_types` in which every token sees all tokens before it.
     """
 
     heads: ClassVar[tuple[str, ...]] = (
@@ -280,6 +281,7 @@ class DecoderConfig(ModelConfig):
         "question-answering",
     )
     tagger: ClassVar[str] = "classifier"
+    windowless: ClassVar[tuple[str, ...]] = ()
 
     head: str = field(default="causal-lm")
 
@@ -287,6 +289,17 @@ class DecoderConfig(ModelConfig):
     def head_inputs(self) -> int:
         """Columns of what the head is given."""
         return self.hidden_size
+
+    @classmethod
+    def from_hf(cls, data: Mapping[str, Any], *, head: str | None = None) -> Self:
+        config = super().from_hf(data, head=head)
+        # Absent means true here, but null does not.
+        if data.get("is_causal", True) is None:
+            raise unsupported("is_causal", None, "true")
+        refuse_chunks(data, config.max_positions)
+        if data["model_type"] in cls.windowless:
+            refuse_windows(data, config.num_layers, config.max_positions)
+        return config
 
     def tied(self) -> dict[str, str]:
         if self.head != "causal-lm" or not self.tie_embeddings:

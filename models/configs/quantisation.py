@@ -48,18 +48,23 @@ def quantisation_of(data: Mapping[str, Any]) -> Quantisation | None:
     if method == "gptq":
         return _gptq(settings)
     if method == "awq":
-        for name, wanted in (("bits", (4,)), ("zero_point", (True, None))):
-            _expect(settings, name, wanted)
-        form = settings.get("version") or settings.get("format") or "gemm"
-        if str(form).lower() != "gemm":
-            raise unsupported("quantization_config.version", form, "gemm")
-        return Quantisation("awq", 4)
+        return _awq(settings)
     if method == "bitsandbytes":
-        return Quantisation("bitsandbytes")
+        flags = [settings.get(name) for name in ("load_in_4bit", "load_in_8bit")]
+        return None if flags == [False, False] else Quantisation("bitsandbytes")
     if method == "fp8":
         _expect(settings, "fmt", (None, "e4m3"))
         return Quantisation("fp8")
     raise unsupported("quantization_config", method, _SUPPORTED)
+
+
+def _awq(settings: Mapping[str, Any]) -> Quantisation:
+    for name, wanted in (("bits", (4,)), ("zero_point", (True, None))):
+        _expect(settings, name, wanted)
+    form = settings.get("version") or settings.get("format") or "gemm"
+    if str(form).lower() != "gemm":
+        raise unsupported("quantization_config.version", form, "gemm")
+    return Quantisation("awq", 4)
 
 
 def _gptq(settings: Mapping[str, Any]) -> Quantisation:

@@ -31,11 +31,13 @@ from models.configs.encoders.mpnet import MpnetConfig
 from models.configs.generation import read_generation
 from models.configs.gguf import config_of_gguf, gguf_eos_token_ids
 from models.configs.heads import HEADS
+from models.configs.other_kinds import other_kind
 from models.configs.rope import RopeScaling
 from models.configs.sentences import transformer_folder
-from models.configs.validate import token_ids, unsupported
+from models.configs.validate import short, token_ids, unsupported
 from models.files.gguf_reader import GgufFile
 from models.files.locate import ADAPTER_CONFIG, Source, find_source, read_json
+from protocols.errors import ModelError
 
 __all__ = [
     "ACTIVATIONS",
@@ -101,6 +103,9 @@ _HEADS_OF_ADAPTERS = {
     "SEQ_CLS": "sequence-classification",
     "TOKEN_CLS": "token-classification",
 }
+# Settings that tell what kind a model of an unknown type is.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_PARTS = ("vision_config", "audio_config")
 
 
 def supported_families() -> tuple[str, ...]:
@@ -152,6 +157,25 @@ def config_of_source(source: Source, *, head: str | None = None) -> ModelConfig:
     )
 
 
+def _other_type(data: Mapping[str, Any]) -> ModelError:
+    """The error for a configuration of another type than the supported ones."""
+    model_type, supported = data.get("model_type"), ", ".join(supported_model_types())
+    if (kind := other_kind(model_type)) is not None:
+        return ModelError(f"model_type: {short(model_type)} is {kind}; supported: {supported}")
+    for name in _EXPERTS:
+        if type(data.get(name)) is int and data[name] > 1:
+            kind = f"{name} is {data[name]}, and mixtures of experts are not supported"
+            return ModelError(f"model_type: {short(model_type)}: {kind}; supported: {supported}")
+    if data.get("is_encoder_decoder") is True:
+        kind = "is an encoder-decoder; only encoders or decoders alone are supported"
+        return ModelError(f"model_type: {short(model_type)} {kind}: {supported}")
+    for name in _PARTS:
+        if isinstance(data.get(name), Mapping):
+            kind = f"has {name}, and only text models are supported"
+            return ModelError(f"model_type: {short(model_type)} {kind}: {supported}")
+    return unsupported("model_type", model_type, supported)
+
+
 def config_from_hf(
     data: Mapping[str, Any], generation: Mapping[str, Any] | None, *, head: str | None = None
 ) -> ModelConfig:
@@ -160,7 +184,7 @@ def config_from_hf(
     """
     model_type = data.get("model_type")
     if not isinstance(model_type, str) or model_type not in _MODEL_TYPES:
-        raise unsupported("model_type", model_type, ", ".join(supported_model_types()))
+        raise _other_type(data)
     config = _MODEL_TYPES[model_type].from_hf(data, head=head)
     # Only here do chat models name the token that ends a turn.
     extra = token_ids((generation or {}).get("eos_token_id"))

@@ -26,17 +26,6 @@ from protocols.errors import ModelError
 
 _MAX_FACTOR = 65536.0
 _MAX_POSITIONS = 1 << 24
-_COMMON_KEYS = {
-    "rope_type",
-    "type",
-    "rope_theta",
-    "partial_rotary_factor",
-    "original_max_position_embeddings",
-}
-_EXTRA_KEYS = {
-    "yarn": ("mscale", "mscale_all_dim"),
-    "longrope": ("short_factor", "long_factor", "factor"),
-}
 # Kind -> fields of RopeScaling that it needs.
 _FIELDS = {
     "linear": ("factor",),
@@ -293,10 +282,7 @@ def _scaling(
     kind = "longrope" if kind == "su" else kind  # its former name
     original = rope.get("original_max_position_embeddings")
     check_choice(f"{where}.rope_type", kind, ("default", *_FIELDS))
-    known = {*_FIELDS.get(kind, ()), *_EXTRA_KEYS.get(kind, ()), *_COMMON_KEYS}
-    for name in rope.keys() - known:
-        if rope[name] not in (None, 1):
-            raise unsupported(f"{where}.{short(name)}", rope[name], f"null for kind {kind!r}")
+    _check_former_name(where, rope, kind)
     if kind == "default":
         return None
     if kind == "dynamic" and original not in (None, positions):
@@ -315,6 +301,13 @@ def _scaling(
     if kind != "linear":
         values["original_max_positions"] = positions if kind == "dynamic" else original
     return RopeScaling(kind=kind, **values)
+
+
+def _check_former_name(where: str, rope: Mapping[str, Any], kind: str) -> None:
+    """Raise ModelError if `type`, the former name of `rope_type`, says something else."""
+    former = rope.get("type", kind)
+    if former not in ((kind, "su") if kind == "longrope" else (kind,)):
+        raise unsupported(f"{where}.type", former, f"the same as rope_type: {kind}")
 
 
 def _read_yarn(where: str, rope: Mapping[str, Any], positions: int, original: int) -> RopeScaling:

@@ -51,10 +51,30 @@ def read_windows(
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
+def refuse_windows(data: Mapping[str, Any], layers: int, positions: int) -> None:
+    """Raise ModelError for a window in a model whose class has none: when it generates,
+    transformers' cache would still drop what lies outside.
+    """
+    _at_least("sliding_window", data.get("sliding_window"), positions)
+    kinds = data.get("layer_types")
+    if kinds is not None and kinds != ["full_attention"] * layers:
+        raise unsupported("layer_types", kinds, "null, or 'full_attention' for each layer")
+
+
+def refuse_chunks(data: Mapping[str, Any], positions: int) -> None:
+    """Raise ModelError if transformers' cache would drop tokens outside a chunk."""
+    _at_least("attention_chunk_size", data.get("attention_chunk_size"), positions)
+
+
+def _at_least(name: str, size: object, positions: int) -> None:
+    if size is not None and (type(size) is not int or size < positions):
+        raise unsupported(name, size, f"null, or at least the context of {positions} tokens")
+
+
 def _layer_types(
     model_type: str, data: Mapping[str, Any], layers: int, window: int | None
 ) -> list[str]:
-    first = required(data, "max_window_layers") if "max_window_layers" in data else 0
+    first = required(data, "max_window_layers") if model_type.startswith("qwen") else 0
     check_size("max_window_layers", first, least=0)
     sliding = "full_attention" if window is None else "sliding_attention"
     default = ["full_attention" if i < first else sliding for i in range(layers)]

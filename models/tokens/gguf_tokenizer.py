@@ -6,20 +6,19 @@ for `tokenizer.ggml.pre` are in `models.tokens.gguf_splits`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from models.tokens.chat_template import DEFAULT
+from models.tokens.gguf_sentencepiece import fitting, sentencepiece_of_gguf
 from models.tokens.gguf_splits import UNNAMED, WARNING, split_named
 from protocols.errors import ModelError
 
 _KEY = "tokenizer.ggml."
 _TYPE_UNKNOWN, _TYPE_CONTROL, _TYPE_USER = 2, 3, 4
 _SPECIALS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-_SPACE = "\u2581"  # SentencePiece writes spaces as this character
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
@@ -35,7 +34,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[st
     if kind == "gpt2":
         tokenizer = _byte_level(metadata, tokens)
     elif kind == "llama":
-        tokenizer = _sentencepiece(metadata, tokens, special.get("unk_token"))
+        tokenizer = sentencepiece_of_gguf(metadata, tokens, special.get("unk_token"))
     else:
         raise ModelError(
             f"tokenizer.ggml.model: {kind!r} is not supported; supported: 'gpt2' (byte-level BPE), "
@@ -63,7 +62,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer
         raise ModelError("the GGUF file has no merges (tokenizer.ggml.merges is missing)")
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs = [_merge(pair) for pair in merges]
-    with _fitting():
+    with fitting():
         model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=split.whole_first)
     tokenizer = Tokenizer(model)
     prefix = bool(metadata.get(f"{_KEY}add_space_prefix", False))
@@ -72,54 +71,10 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer
     return tokenizer
 
 
-def _sentencepiece(
-    metadata: Mapping[str, Any], tokens: Sequence[str], unknown: str | None
-) -> Tokenizer:
-    vocab = {token: i for i, token in enumerate(tokens)}
-    scores = metadata.get(f"{_KEY}scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise ModelError("the GGUF file has no token scores (tokenizer.ggml.scores is missing)")
-    pairs = merges_from_scores(vocab, scores)
-    with _fitting():
-        model = models.BPE(
-            vocab=vocab, merges=pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True
-        )
-    tokenizer = Tokenizer(model)
-    prefix = bool(metadata.get(f"{_KEY}add_space_prefix", True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-        replacement=_SPACE, prepend_scheme="first" if prefix else "never", split=False
-    )
-    steps: list[decoders.Decoder] = [
-        decoders.Replace(_SPACE, " "),
-        decoders.ByteFallback(),
-        decoders.Fuse(),
-    ]
-    if prefix:
-        steps.append(decoders.Strip(" ", 1, 0))
-    tokenizer.decoder = decoders.Sequence(steps)
-    return tokenizer
-
-
-def merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """BPE merges, best first, for a SentencePiece vocabulary that has only scores.
-
-    SentencePiece joins the adjacent pair whose union has the highest score, so each way to split a
-    token into two known ones is a merge with the token's rank.
-    """
-    ranked = []
-    for token, index in vocab.items():
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in vocab and right in vocab:
-                ranked.append((scores[index], left, right))
-    # Of equal scores, longer left parts come first, as in transformers' conversion; else stable.
-    ranked.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)
-    return [(left, right) for _, left, right in ranked]
-
-
 def _add_tokens(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
     """Add the tokens that are matched in the text before it is split."""
     typed = list(zip(tokens, types, strict=False))
+    known = tokenizer.get_vocab()  # Gemma's spaces are spelt in another way there
     tokenizer.add_special_tokens(
         [
             AddedToken(token, normalized=False, special=True)
@@ -128,7 +83,11 @@ def _add_tokens(tokenizer: Tokenizer, tokens: Sequence[str], types: Sequence[int
         ]
     )
     tokenizer.add_tokens(
-        [AddedToken(token, normalized=False) for token, kind in typed if kind == _TYPE_USER]
+        [
+            AddedToken(token, normalized=False)
+            for token, kind in typed
+            if kind == _TYPE_USER and token in known
+        ]
     )
 
 
@@ -138,9 +97,10 @@ def _special_tokens(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[
         index = metadata.get(f"{_KEY}{key}_token_id")
         if index is None:
             continue
-        if type(index) is not int or not 0 <= index < len(tokens):
+        if type(index) is not int:
             raise ModelError(f"{_KEY}{key}_token_id: {index!r} is not the id of a token")
-        found[name] = tokens[index]
+        if 0 <= index < len(tokens):  # some converters write -1 for none
+            found[name] = tokens[index]
     return found
 
 
@@ -160,15 +120,6 @@ def _surround(
         pair=f"{begin}$A{end} {begin}$B{end}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in used],
     )
-
-
-@contextmanager
-def _fitting() -> Iterator[None]:
-    """Raise ModelError if a vocabulary and its merges do not make a tokenizer."""
-    try:
-        yield
-    except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"the GGUF file's vocabulary and merges do not fit ({error})") from None
 
 
 def _merge(pair: str) -> tuple[str, str]:

@@ -304,7 +304,7 @@ def _show_warnings() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if category.__module__.startswith("protocols."):
+        if category.__module__.startswith(("protocols.", "models.")):
             print(f"warning: {message}", file=sys.stderr, flush=True)
         else:
             usual(message, category, filename, lineno, file, line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,23 @@ from models.configs.names import Naming
 from models.configs.quantisation import Quantisation
 from models.files.safetensors_reader import SafetensorsFile, StoredTensor
 from protocols.errors import ModelError
+
+_WEIGHTS_ALONE = (
+    "this model was quantised by bitsandbytes with 8 bits, which also rounds what the layers are "
+    "given. Only its weights are taken: logits may differ from the quantised model's by more than "
+    "0.02"
+)
+
+
+_NOTHING = (
+    "quantization_config in config.json says {method}, but no weight is quantised: the weights are "
+    "used as they are stored, while transformers may quantise them when it loads them; remove the "
+    "setting if it is left over"
+)
+
+
+class WeightsAloneWarning(UserWarning):
+    """The weights are used without a rounding that the original model applies at run time."""
 
 
 class TensorFile(Protocol):
@@ -47,6 +65,8 @@ def wrap(
         "fp8": lambda end, parts: Fp8(parts) if end == "weight_scale_inv" else None,
     }
     make = kinds[quantisation.method]
+    if any(name.endswith(".SCB") for name in owner):
+        warnings.warn(_WEIGHTS_ALONE, WeightsAloneWarning, stacklevel=4)
     made: dict[str, TensorFile] = {}
     used: set[str] = set()
     for name in owner:
@@ -60,6 +80,9 @@ def wrap(
             raise ModelError(f"{weight}: a quantised matrix of (inputs, outputs) is not supported")
         made[weight] = _Single(weight, packed)
         used |= {each for each in owner if each.startswith(f"{module}.") and packed.uses(each)}
+    if not made:
+        text = _NOTHING.format(method=quantisation.method)
+        warnings.warn(text, WeightsAloneWarning, stacklevel=4)
     return {**{name: file for name, file in owner.items() if name not in used}, **made}
 
 

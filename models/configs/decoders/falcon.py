@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from models.configs.architecture import (
-    FULL_ATTENTION,
     DecoderConfig,
     activation,
     layer_norm,
@@ -52,6 +51,7 @@ class FalconConfig(DecoderConfig):
 
     family: ClassVar[str] = "falcon"
     model_types: ClassVar[Mapping[str, str]] = {"falcon": "Falcon"}
+    windowless: ClassVar[tuple[str, ...]] = ("falcon",)
     naming: ClassVar[Naming] = Naming(
         prefix="transformer.",
         children=frozenset({"word_embeddings", "h", "ln_f", "rotary_emb"}),
@@ -62,9 +62,8 @@ class FalconConfig(DecoderConfig):
     )
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "apply_residual_connection_post_layernorm": (False,),
-        "num_experts": (0,),
-        "num_local_experts": (0,),
-        **FULL_ATTENTION,
+        # The class then takes another way, which attends to later tokens.
+        "output_attentions": (False,),
     }
 
     num_kv_heads: int
@@ -158,8 +157,9 @@ class FalconConfig(DecoderConfig):
 
     @classmethod
     def _read_hf(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        # For all of these keys, null means the same as absent.
-        data = {name: value for name, value in data.items() if value is not None}
+        # Null means the same as absent, but for these two, where it means false.
+        falsy = {name: False for name in ("multi_query", "parallel_attn") if name in data}
+        data = {**falsy, **{name: value for name, value in data.items() if value is not None}}
         hidden, heads = (
             required(data, "hidden_size", "n_embed"),
             required(data, "num_attention_heads"),

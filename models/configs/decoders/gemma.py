@@ -60,11 +60,10 @@ class GemmaConfig(LlamaConfig):
         "sequence-classification",
         "token-classification",
     )
+    windowless: ClassVar[tuple[str, ...]] = ("gemma",)
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        name: values
-        for name, values in LlamaConfig.neutral.items()
-        if name
-        not in ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar")
+        **LlamaConfig.neutral,
+        "use_bidirectional_attention": (False,),
     }
 
     def __post_init__(self) -> None:
@@ -125,7 +124,8 @@ class GemmaConfig(LlamaConfig):
 def _layers(model_type: str, data: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Windows per layer, and the score cap (Gemma 2) or norms and rotary kinds (Gemma 3)."""
     layers, positions = fields["num_layers"], required(data, "max_position_embeddings")
-    every = 2 if model_type == "gemma2" else data.get("sliding_window_pattern", 6)
+    every = 2 if model_type == "gemma2" else data.get("sliding_window_pattern")
+    every = 6 if every is None else every
     check_size("sliding_window_pattern", every)
     kinds = data.get("layer_types")
     if kinds is None:
@@ -133,8 +133,6 @@ def _layers(model_type: str, data: Mapping[str, Any], fields: Mapping[str, Any])
     windows = layer_windows(kinds, layers, data.get("sliding_window"), fields["max_positions"])
     if model_type == "gemma2":
         return {"windows": windows, "score_cap": data.get("attn_logit_softcapping")}
-    if data.get("attn_logit_softcapping") is not None:
-        raise ModelError("attn_logit_softcapping: must be null in gemma3_text, which has none")
     local = read_layer_ropes(data, positions)[1]
     if local.scaling is not None:
         raise ModelError("rope_parameters: sliding_attention must be of kind 'default'")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from models.configs.architecture import (
-    FULL_ATTENTION,
     DecoderConfig,
     activation,
     layer_norm,
@@ -32,6 +31,7 @@ class Gpt2Config(DecoderConfig):
 
     family: ClassVar[str] = "gpt2"
     model_types: ClassVar[Mapping[str, str]] = {"gpt2": "GPT2"}
+    windowless: ClassVar[tuple[str, ...]] = ("gpt2",)
     naming: ClassVar[Naming] = Naming(
         prefix="transformer.",
         children=frozenset({"wte", "wpe", "h", "ln_f"}),
@@ -41,7 +41,7 @@ class Gpt2Config(DecoderConfig):
         transposed=re.compile(r"transformer\.h\.\d+\.(attn|mlp)\.c_\w+\.weight"),
     )
 
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = FULL_ATTENTION
+    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {"add_cross_attention": (False,)}
 
     layer_norm_eps: float
     scale_attn_weights: bool = True

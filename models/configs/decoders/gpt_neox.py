@@ -26,6 +26,7 @@ class GptNeoxConfig(FalconConfig):
 
     family: ClassVar[str] = "gpt_neox"
     model_types: ClassVar[Mapping[str, str]] = {"gpt_neox": "GPTNeoX"}
+    windowless: ClassVar[tuple[str, ...]] = ("gpt_neox",)
     naming: ClassVar[Naming] = Naming(
         prefix="gpt_neox.",
         children=frozenset({"embed_in", "layers", "final_layer_norm"}),
@@ -36,7 +37,6 @@ class GptNeoxConfig(FalconConfig):
         renamed={"embed_out": "lm_head"},
     )
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **FalconConfig.neutral,
         "attention_bias": (True,),
         "is_decoder": (False, True),
     }

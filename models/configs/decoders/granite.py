@@ -24,11 +24,7 @@ class GraniteConfig(LlamaConfig):
     family: ClassVar[str] = "granite"
     model_types: ClassVar[Mapping[str, str]] = {"granite": "Granite"}
     heads: ClassVar[tuple[str, ...]] = ("none", "causal-lm")
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **{k: values for k, values in LlamaConfig.neutral.items() if k not in _MULTIPLIERS},
-        "layer_types": (),
-        "sliding_window": (),
-    }
+    windowless: ClassVar[tuple[str, ...]] = ("granite",)
 
     @classmethod
     def _read_hf(cls, data: Mapping[str, Any]) -> dict[str, Any]:

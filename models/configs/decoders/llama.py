@@ -18,7 +18,6 @@ from models.configs.validate import (
     check_flag,
     check_size,
     number,
-    refuse_unless_neutral,
     required,
     short,
 )
@@ -107,37 +106,7 @@ class LlamaConfig(DecoderConfig):
         ignored=re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
         other_prefixes=("transformer.",),  # used by the classes for question answering
     )
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        # Mixtures of experts.
-        "num_experts": (0,),
-        "num_local_experts": (0,),
-        "n_routed_experts": (0,),
-        "moe_intermediate_size": (),
-        # Granite, MiniCPM, Cohere, Gemma and similar models saved with a model type of this family.
-        "embedding_multiplier": (1,),
-        "residual_multiplier": (1,),
-        "attention_multiplier": (),
-        "logits_scaling": (1,),
-        "logit_scale": (1,),
-        "scale_emb": (1,),
-        "scale_depth": (),
-        "dim_model_base": (),
-        "attn_logit_softcapping": (),
-        "final_logit_softcapping": (),
-        "query_pre_attn_scalar": (),
-        # Other attention, positions or norms.
-        "alibi": (False,),
-        "clip_qkv": (),
-        "no_rope_layers": ([],),
-        "no_rope_layer_interval": (),
-        "attn_temperature_tuning": (False, 0),
-        "rotary_pct": (1,),
-        "use_mrope": (False,),
-        "use_parallel_residual": (False,),
-        "use_qk_norm": (False,),
-        "use_bidirectional_attention": (False,),
-        "token_classification_bias": (True,),
-    }
+    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {"token_classification_bias": (True,)}
 
     num_kv_heads: int
     head_dim: int
@@ -351,10 +320,6 @@ def check_rotary(head_dim: int, scaling: object, rotated: int | None = None) -> 
 
 def _biases(model_type: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """Which projections have a bias, as in transformers' classes."""
-    if model_type == "mistral":
-        refuse_unless_neutral(data, {"attention_bias": (False,)})
-    if model_type != "llama":
-        refuse_unless_neutral(data, {"mlp_bias": (False,)})
     attention = data.get("attention_bias", False)
     if model_type == "qwen2":  # constants of its class
         return {"qkv_bias": True, "output_bias": False}

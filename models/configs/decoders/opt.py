@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from models.configs.architecture import (
-    FULL_ATTENTION,
     DecoderConfig,
     activation,
     layer_norm,
@@ -42,6 +41,7 @@ class OptConfig(DecoderConfig):
         "sequence-classification",
         "question-answering",
     )
+    windowless: ClassVar[tuple[str, ...]] = ("opt",)
     naming: ClassVar[Naming] = Naming(
         prefix="model.",
         children=frozenset({"decoder"}),
@@ -51,7 +51,6 @@ class OptConfig(DecoderConfig):
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "enable_bias": (True,),
         "layer_norm_elementwise_affine": (True,),
-        **FULL_ATTENTION,
     }
     layer_norm_eps: ClassVar[float] = 1e-5  # torch's default
 

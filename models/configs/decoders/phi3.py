@@ -10,7 +10,7 @@ from models.configs.architecture import linear
 from models.configs.decoders.llama import LlamaConfig
 from models.configs.names import Shape
 from models.configs.rope import Rope, read_rope
-from models.configs.validate import check_size, number
+from models.configs.validate import check_size, number, unsupported
 from models.configs.windows import layer_windows
 
 
@@ -64,6 +64,9 @@ class Phi3Config(LlamaConfig):
         window = data.get("sliding_window")
         check_size("head_dim", size)
         kinds = ["full_attention" if window is None else "sliding_attention"] * layers
+        given = data.get("layer_types")
+        if given is not None and given != kinds:  # only transformers' cache would follow it
+            raise unsupported("layer_types", given, f"{kinds[0]!r} for each layer")
         return {
             **fields,
             "windows": layer_windows(kinds, layers, window, positions),
@@ -80,5 +83,5 @@ def _renamed(data: Mapping[str, Any]) -> Mapping[str, Any]:
     for where in ("rope_scaling", "rope_parameters"):
         rope = data.get(where)
         if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) == "yarn":
-            return {**data, where: {**rope, "rope_type": "longrope"}}
+            return {**data, where: {**rope, "rope_type": "longrope", "type": "longrope"}}
     return data

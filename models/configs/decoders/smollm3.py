@@ -17,11 +17,6 @@ class SmolLm3Config(LlamaConfig):
 
     family: ClassVar[str] = "smollm3"
     model_types: ClassVar[Mapping[str, str]] = {"smollm3": "SmolLM3"}
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        name: values
-        for name, values in LlamaConfig.neutral.items()
-        if name not in ("no_rope_layers", "no_rope_layer_interval")
-    }
 
     @classmethod
     def _read_hf(cls, data: Mapping[str, Any]) -> dict[str, Any]:

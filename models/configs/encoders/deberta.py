@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from models.configs.architecture import ACTIVATIONS, activation, layer_norm, linear
-from models.configs.encoders.encoder import BertConfig, EncoderConfig
+from models.configs.encoders.encoder import BertConfig
 from models.configs.names import Naming, Shape
 from models.configs.validate import check_choice, check_flag, check_size, required, unsupported
 from protocols.errors import ModelError
@@ -45,7 +45,7 @@ class DebertaV2Config(BertConfig):
         ignored=re.compile(r"deberta\.embeddings\.(position_ids|position_embeddings\.weight)"),
     )
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **{k: values for k, values in EncoderConfig.neutral.items() if k != "embedding_size"},
+        "is_causal": (True, False),
         "type_vocab_size": (0,),
         "conv_kernel_size": (0,),
     }
@@ -138,10 +138,14 @@ class DebertaV2Config(BertConfig):
             "layer_norm_eps": data.get("layer_norm_eps", 1e-7),
             "reach": positions if reach < 1 else reach,
             "buckets": max(buckets, 0),
-            "shared": data.get("share_att_key", False),
+            "shared": _flag(data.get("share_att_key")),
             "normed": "layer_norm" in norms,
             "pooler_act": activation(data.get("pooler_hidden_act", "gelu")),
         }
+
+
+def _flag(value: object) -> object:
+    return False if value is None else value
 
 
 def _refuse(data: Mapping[str, Any], hidden: object, heads: object) -> None:
@@ -152,7 +156,6 @@ def _refuse(data: Mapping[str, Any], hidden: object, heads: object) -> None:
         ("relative_attention", False, True),
         ("position_biased_input", True, False),
         ("embedding_size", hidden, hidden),
-        ("pooler_hidden_size", hidden, hidden),
         ("attention_head_size", size, size),
     ):
         value = data.get(name, default)

@@ -40,6 +40,8 @@ class DistilBertConfig(EncoderConfig):
         ignored=re.compile(r"distilbert\.embeddings\.position_ids"),
     )
 
+    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {"is_causal": (False,)}
+
     layer_norm_eps: float = 1e-12
     type_vocab_size: int = 0
 

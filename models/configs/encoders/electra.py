@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from models.configs.architecture import layer_norm, linear
-from models.configs.encoders.encoder import BertConfig, EncoderConfig
+from models.configs.encoders.encoder import BertConfig
 from models.configs.names import Naming, Shape
 from models.configs.validate import check_size
 
@@ -45,10 +45,6 @@ class ElectraConfig(BertConfig):
         ),
         ignored=re.compile(r"electra\.embeddings\.(position_ids|token_type_ids)"),
     )
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        name: values for name, values in EncoderConfig.neutral.items() if name != "embedding_size"
-    }
-
     embedding_columns: int
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from models.configs.architecture import FULL_ATTENTION, ModelConfig, activation, layer_norm, linear
+from models.configs.architecture import ModelConfig, activation, layer_norm, linear
 from models.configs.names import Naming, Shape
 from models.configs.validate import check_divides, check_flag, check_size, number, required
 from protocols.errors import ModelError
@@ -36,11 +36,10 @@ class EncoderConfig(ModelConfig):
     )
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        # transformers 4 computes the others, transformers 5 ignores the setting.
         "position_embedding_type": ("absolute",),
-        "embedding_size": (),
-        "use_bidirectional_attention": (True,),
         "is_causal": (False,),
-        **FULL_ATTENTION,
     }
 
     layer_norm_eps: float

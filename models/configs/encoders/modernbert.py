@@ -14,7 +14,7 @@ from models.configs.decoders.llama import check_rotary
 from models.configs.encoders.encoder import EncoderConfig
 from models.configs.names import Naming, Shape
 from models.configs.rope import read_layer_ropes, rotary_turns
-from models.configs.validate import check_choice, check_size, number, required, short
+from models.configs.validate import check_choice, check_size, number, required, short, unsupported
 from models.configs.windows import layer_windows
 from protocols.base.ring import Words
 from protocols.errors import ModelError
@@ -45,7 +45,6 @@ class ModernBertConfig(EncoderConfig):
         ignored=re.compile(r"model\.(layers\.\d+\.attn\.)?rotary_emb\..*"),
     )
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "is_decoder": (False,),
         "is_causal": (False,),
         "norm_bias": (False,),
         "attention_bias": (False,),
@@ -150,6 +149,9 @@ class ModernBertConfig(EncoderConfig):
             kinds = [_KINDS[i % every != 0] for i in range(layers)]
         window = data.get("local_attention", 128)
         check_size("local_attention", window, least=2)
+        half = data.get("sliding_window")
+        if half not in (None, window // 2):
+            raise unsupported("sliding_window", half, f"half of local_attention: {window // 2}")
         older = {"rope_theta": "global_rope_theta", "rope_local_base_freq": "local_rope_theta"}
         ropes = read_layer_ropes(
             {

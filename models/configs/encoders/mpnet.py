@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from models.configs.architecture import layer_norm, linear
-from models.configs.encoders.encoder import EncoderConfig, RobertaConfig
+from models.configs.encoders.encoder import RobertaConfig
 from models.configs.names import Naming, Shape
 from models.configs.validate import check_size
 
@@ -31,9 +31,8 @@ class MpnetConfig(RobertaConfig):
         ignored=re.compile(r"mpnet\.embeddings\.position_ids"),
     )
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **EncoderConfig.neutral,
+        "is_causal": (True, False),
         "relative_attention_num_buckets": (BUCKETS,),
-        "type_vocab_size": (0,),
     }
 
     type_vocab_size: int = 0

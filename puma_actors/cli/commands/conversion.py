@@ -21,8 +21,13 @@ from typing import Any
 _WEIGHTS = "pytorch_model.bin"
 _INDEX = "pytorch_model.bin.index.json"
 _SAFETENSORS = "model.safetensors"
+_ADAPTER = "adapter_model.bin"
 _SETTINGS = (".json", ".txt", ".model", ".jinja", ".codes")
-_FETCHED = [f"*{suffix}" for suffix in _SETTINGS] + ["pytorch_model*.bin", f"*/{_WEIGHTS}"]
+_FETCHED = [f"*{suffix}" for suffix in _SETTINGS] + [
+    "pytorch_model*.bin",
+    f"*/{_WEIGHTS}",
+    _ADAPTER,
+]
 _SKIPPED = ["onnx/*", "openvino/*", "original/*", "checkpoint-*"]
 _SHOWN = 6
 
@@ -38,14 +43,26 @@ def main(folder: str, out: str) -> dict[str, Any]:
         raise RefusedError(f"{' and '.join(missing)} missing")
     source = Path(folder) if Path(folder).is_dir() else _fetched(folder)
     place = _place_of_model(source)
-    _check_weights(source / place)
+    adapter = source / _ADAPTER
+    alone = adapter.is_file() and not (source / place / "config.json").is_file()
+    if not alone:
+        _check_weights(source / place)
+        if adapter.is_file():  # transformers would put it into the model
+            raise RefusedError(
+                f"{source} has a model and a pickled adapter: move {_ADAPTER} and "
+                "adapter_config.json into a folder of their own, and convert both"
+            )
     target = Path(out)
     parts = target.with_name(f".{target.name}.part")
     shutil.rmtree(parts, ignore_errors=True)
     try:
         _copy_settings(source, parts)
-        facts = _convert_model(source / place, parts / place)
-        facts["tokenizer"] = _convert_tokenizer(source / place, parts / place)
+        if alone:
+            facts = {"class": "LoRA adapter", "left_out": [], "tokenizer": ""}
+            _convert_tensors(adapter, (parts / _ADAPTER).with_suffix(".safetensors"))
+        else:
+            facts = _convert_model(source / place, parts / place)
+            facts["tokenizer"] = _convert_tokenizer(source / place, parts / place)
         for module in sorted(source.glob(f"*/{_WEIGHTS}")):
             if module.parent != source / place:
                 _convert_tensors(module, parts / module.parent.name / _SAFETENSORS)
@@ -75,6 +92,11 @@ def _place_of_model(source: Path) -> str:
 def _check_weights(folder: Path) -> None:
     for name in (_SAFETENSORS, f"{_SAFETENSORS}.index.json"):
         if (folder / name).is_file():
+            if (folder / _ADAPTER).is_file():
+                raise RefusedError(
+                    f"{folder} has {name} and a pickled adapter: move {_ADAPTER} and "
+                    "adapter_config.json into a folder of their own, and convert that"
+                )
             raise RefusedError(f"{folder} has {name}: there is nothing to convert")
     if not any((folder / name).is_file() for name in (_WEIGHTS, _INDEX)):
         raise RefusedError(

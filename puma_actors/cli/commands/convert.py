@@ -36,7 +36,7 @@ def convert(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a pickled checkpoint as safetensors, with its tokenizer and settings.
+    """Write a pickled checkpoint or LoRA adapter as safetensors, with tokenizer and settings.
 
     The model is read by the class that its config.json names, as tensors
     only: no code in it is run. Needs torch and transformers.

@@ -147,7 +147,7 @@ def test_frequencies_of_llama_3_1(tmp_path):
     assert factors.min() == pytest.approx(1)
     assert factors.max() == pytest.approx(8)
     path = tmp_path / "m.gguf"
-    write(path, model, "llama", freqs=factors, settings={"rope.freq_base": 500.0})
+    write(path, model, "llama", factors={"freqs": factors}, settings={"rope.freq_base": 500.0})
     config = load_config(path)
     found = config.turns(20).astype(np.float64) / 2**64 * 2 * np.pi
     np.testing.assert_allclose(found, model.model.rotary_emb.inv_freq, rtol=1e-6)
@@ -162,12 +162,12 @@ def test_linear_scaling_and_neutral_frequencies(tmp_path):
     linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
     write(path, tiny("llama"), "llama", settings=linear)
     assert load_config(path).rope_scaling == RopeScaling(kind="linear", factor=4.0)
-    write(path, tiny("llama"), "llama", freqs=[1, 1])
+    write(path, tiny("llama"), "llama", factors={"freqs": [1, 1]})
     assert load_config(path).rope_scaling is None
-    write(path, tiny("llama"), "llama", freqs=[1, 2, 3])
+    write(path, tiny("llama"), "llama", factors={"freqs": [1, 2, 3]})
     with pytest.raises(ModelError, match=r"3 numbers where 4 entries are rotated"):
         load_config(path)
-    write(path, tiny("llama"), "llama", freqs=[1, 0])
+    write(path, tiny("llama"), "llama", factors={"freqs": [1, 0]})
     with pytest.raises(ModelError, match=r"factors: 0\.0 is not a number from"):
         load_config(path)
 

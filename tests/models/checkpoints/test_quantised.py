@@ -12,6 +12,7 @@ from models_in_memory import logits, torch_logits
 from tiny_models import class_of, save, tiny_model
 
 from models.checkpoints.quantised.fp8 import e4m3
+from models.checkpoints.quantised.wrapping import WeightsAloneWarning
 from models.checkpoints.weights import open_checkpoint
 from models.configs.quantisation import quantisation_of
 from protocols.errors import ModelError
@@ -222,10 +223,14 @@ def eight_bits(weight):
 
 def test_eight_bits_of_bitsandbytes(tmp_path):
     meant = written(tmp_path, eight_bits, {"load_in_8bit": True})
-    assert_opened(tmp_path, meant)
+    with pytest.warns(WeightsAloneWarning, match="may differ from the quantised model's"):
+        assert_opened(tmp_path, meant)
     name = "model.layers.1.mlp.up_proj.weight_format"
     rewrite(tmp_path, lambda t: t.update({name: torch.tensor(1, dtype=torch.uint8)}))
-    with pytest.raises(ModelError, match="weight_format"):
+    with (
+        pytest.warns(WeightsAloneWarning),
+        pytest.raises(ModelError, match="weight_format"),
+    ):
         open_checkpoint(tmp_path)
 
 
@@ -292,6 +297,20 @@ def test_fp8_is_as_transformers_loads_it(tmp_path, block):
 def test_other_formats_are_refused_by_name(config, says):
     with pytest.raises(ModelError, match=says):
         quantisation_of({"quantization_config": config})
+
+
+@pytest.mark.parametrize(
+    "config", [{"load_in_4bit": True}, {"quant_method": "gptq", "bits": 4}, {"quant_method": "fp8"}]
+)
+def test_settings_without_packed_weights_are_warned_about(tmp_path, config):
+    meant = written(tmp_path, lambda weight: ({"weight": weight}, weight), config)
+    with pytest.warns(WeightsAloneWarning, match="says .*, but no weight is quantised"):
+        assert_opened(tmp_path, meant)
+
+
+def test_settings_that_switch_quantisation_off_are_ignored(tmp_path):
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}
+    assert_opened(tmp_path, written(tmp_path, lambda w: ({"weight": w}, w), config))
 
 
 def test_packed_weights_without_the_settings_are_refused(tmp_path):

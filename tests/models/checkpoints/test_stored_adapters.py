@@ -268,8 +268,10 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, change, says):
 
 def test_an_adapter_without_weights_or_base(tmp_path):
     both, alone, _ = saved(tmp_path, "llama", "causal-lm")
-    shutil.move(both / "adapter_model.safetensors", both / "adapter_model.bin")
+    shutil.move(both / "adapter_model.safetensors", tmp_path / "adapter_model.bin")
     refuse(both, r"no adapter_model\.safetensors")
+    shutil.move(tmp_path / "adapter_model.bin", both)
+    refuse(both, r"adapter_model\.bin: pickled adapters .* `puma convert .* NEW_FOLDER`")
     for base in ("no/such", str(alone), "", None, "..", str(tmp_path)):
         edit(alone, base_model_name_or_path=base)
         refuse(alone, "base")
@@ -279,7 +281,18 @@ def test_beside_a_gguf_it_is_refused(tmp_path):
     both, _, _ = saved(tmp_path, "llama", "causal-lm")
     (both / "model.safetensors").rename(tmp_path / "x")
     (both / "m.gguf").write_bytes(b"")
-    refuse(both, "adapter of a GGUF file")
+    for path in (both, both / "m.gguf"):
+        refuse(path, r"its adapter cannot be added to a GGUF file \(m\.gguf\): use the base model")
+
+
+def test_alone_with_a_gguf_as_its_base_it_is_refused(tmp_path):
+    _, alone, _ = saved(tmp_path, "llama", "causal-lm")
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "m.gguf").write_bytes(b"")
+    edit(alone, base_model_name_or_path=str(base))
+    refuse(alone, "its adapter cannot be added to a GGUF file")
 
 
 # -- on the hub ------------------------------------------------------------------------------------

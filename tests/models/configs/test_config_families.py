@@ -152,9 +152,6 @@ def test_absent_keys_take_the_values_of_transformers(model_type):
         ("bert", {"is_causal": True}, "is_causal"),  # masks what follows, in transformers 5.24
         ("roberta", {"is_causal": True}, "is_causal"),
         ("distilbert", {"is_causal": True}, "is_causal"),
-        ("distilbert", {"embedding_size": 8}, "embedding_size"),
-        ("bert", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
-        ("distilbert", {"sliding_window": 3}, "sliding_window"),
         ("gpt2", {"sliding_window": 3}, "sliding_window"),
         ("gpt2", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
         ("falcon", {"sliding_window": 3}, "sliding_window"),
@@ -203,7 +200,8 @@ def test_what_is_not_evaluated_faithfully_is_refused(model_type, changes, says):
     ("model_type", "changes"),
     [
         ("bert", {"chunk_size_feed_forward": 4, "classifier_dropout": 0.3, "pruned_heads": {}}),
-        ("bert", {"is_causal": False, "per_layer_config": None, "sliding_window": None}),
+        ("bert", {"is_causal": False, "per_layer_config": None, "sliding_window": 3}),
+        ("bert", {"embedding_size": 8, "layer_types": ["sliding_attention"] * 2}),
         ("distilbert", {"is_causal": False}),
         ("distilbert", {"sinusoidal_pos_embds": True, "seq_classif_dropout": 0.5}),
         ("gpt2", {"reorder_and_upcast_attn": True, "n_ctx": 1024, "summary_type": "mean"}),

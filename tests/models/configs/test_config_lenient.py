@@ -47,3 +47,18 @@ def test_what_is_no_token_at_all_is_refused(value: object) -> None:
 def test_what_is_no_end_token_is_refused(value: object) -> None:
     with pytest.raises(ModelError, match="eos_token_ids"):
         config_from_hf(settings("gpt2", eos_token_id=value), {})
+
+
+def test_longrope_under_its_name_in_old_phi3_files() -> None:
+    long = {"short_factor": [1.0, 1.1], "long_factor": [2.0, 3.0]}
+    names: tuple[dict[str, Any], ...] = (
+        {"type": "yarn"},
+        {"type": "su"},
+        {"rope_type": "longrope"},
+    )
+    given = [
+        settings("phi3", rope_parameters=None, partial_rotary_factor=0.5, rope_scaling=scaling)
+        for scaling in ({**long, **name} for name in names)
+    ]
+    first, *others = (config_from_hf(data, {}) for data in given)
+    assert others == [first, first]

@@ -201,7 +201,7 @@ def test_a_split_gguf(hub):
 def test_a_gguf_whose_architecture_the_hub_tells(hub):
     hub.add("lab/q", {"m.gguf": BIG})
     hub.facts["lab/q"] = {"gguf": {"architecture": "rwkv7"}}
-    with pytest.raises(ModelError, match="'rwkv7' is not supported"):
+    with pytest.raises(ModelError, match="'rwkv7' is a state-space or recurrent model"):
         resolve_model("lab/q")
     hub.facts["lab/q"] = {"gguf": {"architecture": "llama"}}
     assert resolve_model("lab/q").name == "m.gguf"

@@ -327,6 +327,16 @@ def test_splitting_rules_and_begin_token():
     assert ids("ab", add_bos_token=True) == [0, 3]
 
 
+@pytest.mark.parametrize("token", [8, 99, 2**32 - 1])
+def test_special_tokens_that_the_vocabulary_lacks(token):
+    metadata = {**BYTE_LEVEL, "tokenizer.ggml.padding_token_id": token}
+    assert tokenizer_from_gguf(metadata)[1] == {"bos_token": "<s>"}
+    metadata = {**BYTE_LEVEL, "tokenizer.ggml.bos_token_id": token}
+    assert tokenizer_from_gguf(metadata)[1] == {}
+    with pytest.raises(ModelError, match="bos_token_id is missing though it is wanted"):
+        tokenizer_from_gguf({**metadata, "tokenizer.ggml.add_bos_token": True})
+
+
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
@@ -337,7 +347,7 @@ def test_splitting_rules_and_begin_token():
         ("merges", None, "has no merges"),
         ("merges", ["ab"], "not a pair"),
         ("merges", ["a x"], "do not fit"),
-        ("bos_token_id", 99, "bos_token_id: 99"),
+        ("bos_token_id", "<s>", "bos_token_id: '<s>' is not the id of a token"),
     ],
 )
 def test_unsupported_metadata(key, value, says):

@@ -8,7 +8,6 @@ from reference import save_model, save_tokenizer
 from puma_actors.api import keeping
 from puma_actors.cli.commands import reports
 
-
 SIZES = ("--prompt-tokens", 8, "--new-tokens", 2)
 
 
@@ -18,8 +17,8 @@ def model(tmp_path):
 
 
 def inspected(puma, model):
-    code, out, _ = puma("inspect", "--model", str(model), *SIZES, "--json")
-    assert code == 0
+    code, out, err = puma("inspect", str(model), *SIZES, "--json")
+    assert code == 0, err
     return json.loads(out)["weights"]
 
 
@@ -27,7 +26,7 @@ def test_inspect_says_what_a_model_takes_in_memory(puma, model):
     found = inspected(puma, model)
     assert found["kept"] == "memory"
     assert found["in_memory_bytes"] < found["available_bytes"]
-    code, out, _ = puma("inspect", "--model", str(model), *SIZES)
+    code, out, _ = puma("inspect", str(model), *SIZES)
     assert code == 0
     assert "all roles in one process: " in out
 
@@ -39,7 +38,7 @@ def test_inspect_says_what_a_larger_one_takes_on_disk(puma, model, monkeypatch):
     assert found["kept"] == "disk"
     seconds = found["pass_seconds"]
     assert 0 < seconds["pass"] == max(seconds["read"], seconds["compute"])
-    code, out, _ = puma("inspect", "--model", str(model), *SIZES)
+    code, out, _ = puma("inspect", str(model), *SIZES)
     assert code == 0
     shown = " ".join(out.split())
     assert "so that the weights stay on disk" in shown

@@ -14,6 +14,7 @@ from tiny_models import assert_same_weights, save, state, tiny_model
 
 from models.checkpoints.weights import open_checkpoint
 from models.tokens.tokenizer import Tokenizer
+from protocols.errors import ModelError
 from puma_actors.cli.commands import conversion
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz")
@@ -189,3 +190,29 @@ def test_a_python_that_fails(tmp_path, puma, ending):
     broken = python(tmp_path / "python", ending)
     code, _, err = puma("convert", "old", tmp_path / "new", "--python", broken)
     assert (code, "while it converted" in err) == (2, True)
+
+
+def test_a_pickled_adapter(tmp_path):
+    """Only its tensors are read, and it stays an adapter."""
+    base = save(tiny_model("llama", "causal-lm"), tmp_path / "base")
+    folder = tmp_path / "old"
+    folder.mkdir()
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    tensors = {f"{name}A.weight": torch.ones(2, 16), f"{name}B.weight": torch.ones(16, 2)}
+    torch.save(tensors, folder / "adapter_model.bin")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "task_type": "CAUSAL_LM"}
+    settings["base_model_name_or_path"] = str(base)
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"pickled adapters .*`puma convert .* NEW_FOLDER`"):
+        open_checkpoint(folder)
+    said = conversion.main(str(folder), str(tmp_path / "new"))
+    assert said["class"] == "LoRA adapter"
+    with open_checkpoint(tmp_path / "new") as found, open_checkpoint(base) as plain:
+        query = "model.layers.0.self_attn.q_proj.weight"
+        np.testing.assert_allclose(found.tensor(query), plain.tensor(query) + 4, rtol=1e-6)
+    for weights in ("model.safetensors", "pytorch_model.bin"):
+        (folder / "config.json").write_text("{}")
+        (folder / weights).write_bytes(b"")
+        with pytest.raises(conversion.RefusedError, match="into a folder of their own"):
+            conversion.main(str(folder), str(tmp_path / "other"))
+        (folder / weights).unlink()

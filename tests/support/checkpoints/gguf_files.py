@@ -25,12 +25,24 @@ LAYER = {
 }
 
 
-def their_name(name: str) -> str:
+NEWER_GEMMA = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+LAYERS = {
+    "gemma2": {**LAYER, **NEWER_GEMMA},
+    "gemma3": {**LAYER, **NEWER_GEMMA},
+    "phi3": {**LAYER, "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
+}
+
+
+def their_name(name: str, architecture: str = "llama") -> str:
     base, _, kind = name.rpartition(".")
     if base in TOP:
         return f"{TOP[base]}.{kind}"
     _, _, number, part = base.split(".", 3)
-    return f"blk.{number}.{LAYER[part]}.{kind}"
+    return f"blk.{number}.{LAYERS.get(architecture, LAYER)[part]}.{kind}"
 
 
 def permuted(values: np.ndarray, heads: int) -> np.ndarray:
@@ -53,8 +65,11 @@ def writer_of(path, config, architecture: str) -> gguf.GGUFWriter:
     return writer
 
 
-def write(path, model, architecture: str, *, freqs=None, settings=None):
-    """As llama.cpp's converter writes a model of transformers."""
+def write(path, model, architecture: str, *, factors=None, settings=None):
+    """As llama.cpp's converter writes a model of transformers.
+
+    factors: the divisors of rotary frequencies, by the name of their tensor.
+    """
     config = model.config
     writer = writer_of(path, config, architecture)
     if getattr(config, "head_dim", None):
@@ -77,9 +92,14 @@ def write(path, model, architecture: str, *, freqs=None, settings=None):
                 values = permuted(values, config.num_attention_heads)
             elif ".k_proj." in name:
                 values = permuted(values, config.num_key_value_heads)
-        writer.add_tensor(their_name(name), np.ascontiguousarray(values))
-    if freqs is not None:
-        writer.add_tensor("rope_freqs.weight", np.asarray(freqs, np.float32))
+        if architecture.startswith("gemma"):
+            if name == "lm_head.weight":  # always tied
+                continue
+            if name.endswith("norm.weight"):
+                values = values + 1
+        writer.add_tensor(their_name(name, architecture), np.ascontiguousarray(values))
+    for kind, values in (factors or {}).items():
+        writer.add_tensor(f"rope_{kind}.weight", np.asarray(values, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
