@@ -62,7 +62,7 @@ class Reader:
         text = self.whole(option, file)
         text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
         if not text.strip():
-            raise ConfigError(f"{option}: {_name(file)} is empty: give some text")
+            raise ConfigError(f"{option}: {name_of(file)} is empty: give some text")
         return text
 
     def texts(self, option: str, values: Sequence[str], files: Sequence[Path] = ()) -> list[str]:
@@ -78,7 +78,7 @@ class Reader:
         Raises:
             ConfigError: it is too large or not UTF-8, or cannot be read.
         """
-        where = _name(file)
+        where = name_of(file)
         try:
             if str(file) == STDIN:
                 data = self._stdin(option)
@@ -115,7 +115,8 @@ def _some(opened: BinaryIO) -> bytes:
     return opened.read(MOST + 1)
 
 
-def _name(file: Path) -> str:
+def name_of(file: Path) -> str:
+    """A file's name for messages."""
     return "standard input" if str(file) == STDIN else os.fspath(file)
 
 

@@ -136,7 +136,12 @@ REFUSED = [
     ("classifier", "classify", ["--file", "{"], "line 1 of {file} is not JSON"),
     ("classifier", "classify", ["--file", "[1]"], "neither a string nor an object with the keys"),
     ("classifier", "classify", ["--file", '{"text": "a", "b": "c"}'], "the keys 'text', 'text_pai"),
-    ("classifier", "classify", ["--file", '{"text_pair": "a"}'], "line 1: a text is empty or mi"),
+    (
+        "classifier",
+        "classify",
+        ["--file", '{"text_pair": "a"}'],
+        "line 1 of {file}: a text is empty or mi",
+    ),
     (
         "classifier",
         "classify",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import ConfigError
-from puma_actors.cli.commands.reading import STDIN, Reader
+from puma_actors.cli.commands.reading import STDIN, Reader, name_of
 from puma_actors.cli.commands.texts.options import Texts
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -139,26 +139,27 @@ def _lines(
     # In JSON, other line separators are part of a text.
     lines = content.split("\n") if as_json else content.splitlines()
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        item: Any = line
-        if as_json:
-            try:
-                item = json.loads(line)
-            except (ValueError, RecursionError):
-                raise ConfigError(f"{option}: line {number} of {file} is not JSON") from None
-        if isinstance(item, str):
-            item = {keys[0]: item}
-        if not isinstance(item, Mapping) or not item.keys() <= set(keys):
-            wanted = ", ".join(map(repr, keys))
-            raise ConfigError(
-                f"{option}: line {number} of {file} is neither a string nor an object with the "
-                f"keys {wanted}"
-            )
-        for key in keys:
-            if key in item or key != optional:
-                _check(f"{option}, line {number}", key, item)
-        yield dict(item)
+        if line.strip():
+            place = f"{option}: line {number} of {name_of(file)}"
+            item = _input(place, line, keys) if as_json else {keys[0]: line}
+            for key in keys:
+                if key in item or key != optional:
+                    _check(place, key, item)
+            yield item
+
+
+def _input(place: str, line: str, keys: Sequence[str]) -> dict[str, Any]:
+    """What a line of JSON says. Raises ConfigError for anything but a text or an object."""
+    try:
+        item: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{place} is not JSON") from None
+    if isinstance(item, str):
+        return {keys[0]: item}
+    if not isinstance(item, Mapping) or not item.keys() <= set(keys):
+        wanted = ", ".join(map(repr, keys))
+        raise ConfigError(f"{place} is neither a string nor an object with the keys {wanted}")
+    return dict(item)
 
 
 def _check(place: str, key: str, item: Mapping[str, Any]) -> None:
