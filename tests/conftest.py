@@ -190,6 +190,23 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of natural language inference."""
+    from pipeline_cases import folder_of
+
+    names = ["contradiction", "neutral", "entailment"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    return folder_of(tmp_path_factory, "bert", "sequence-classification", num_labels=3, **labels)
+
+
+@pytest.fixture(scope="session")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pipeline_cases import folder_of
+
+    return folder_of(tmp_path_factory, "bert", "sequence-classification", num_labels=1)
+
+
+@pytest.fixture(scope="session")
 def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipeline_cases import ENTITIES, folder_of
 

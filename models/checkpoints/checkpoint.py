@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from models.configs.architecture import ModelConfig
 from models.configs.heads import LABELLED_HEADS
 from models.configs.names import Shape
+from models.configs.ranking import RankingSettings
 from models.configs.sentences import SentenceSettings
 from protocols.errors import ModelError
 
@@ -24,12 +25,14 @@ class Checkpoint(ABC):
     """Weights and configuration of one model; a context manager that closes its files.
 
     `where` is the checkpoint's name in messages, `nbytes` the size of the weights as stored.
+    `sentences` and `ranking` are the settings of those tasks, if the model has any.
     """
 
     where: str
     config: ModelConfig
     nbytes: int
     sentences: SentenceSettings | None = None
+    ranking: RankingSettings | None = None
 
     _holder: ClassVar[str] = "the model"
 

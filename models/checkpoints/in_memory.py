@@ -16,6 +16,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.module_settings import check_settings
 from models.checkpoints.torch_modules import SAVE_IT, Module, places
 from models.configs.architecture import ModelConfig
+from models.configs.ranking import ranking_settings
 from models.configs.reading import config_from_hf
 from protocols.errors import ConfigError, ModelError
 
@@ -63,6 +64,8 @@ class _ModelCheckpoint(Checkpoint):
         for name in self.names():
             self._places[name].check(name, self.where)
         self._check_copies()
+        if config.head == "sequence-classification":
+            self.ranking = ranking_settings(model.config.to_dict())
         self.nbytes = sum(self._places[name].nbytes for name in self.names())
 
     def close(self) -> None:

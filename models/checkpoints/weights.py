@@ -20,6 +20,7 @@ from models.checkpoints.quantised.wrapping import TensorFile, wrap
 from models.configs.architecture import ModelConfig
 from models.configs.names import Shape
 from models.configs.quantisation import quantisation_of
+from models.configs.ranking import ranking_settings
 from models.configs.reading import config_of_source
 from models.configs.sentences import described_sentences, is_sentence_model, transformer_folder
 from models.files.locate import (
@@ -173,4 +174,7 @@ def open_checkpoint(
     opened = _SafetensorsCheckpoint(source, head=head)
     if opened.config.head == "none" and is_sentence_model(path):
         opened.sentences = described_sentences(path)
+    if opened.config.head == "sequence-classification":
+        config = read_json(source.folder / "config.json")
+        opened.ranking = ranking_settings(config, path if path.is_dir() else path.parent)
     return opened

@@ -88,6 +88,7 @@ class ModelConfig(ABC):
         num_labels: outputs of the head; 0 when there is no head or its outputs are the vocabulary.
         labels: their names, or empty when the model does not name them.
         problem_type: kind of a sequence classification in transformers' terms, or None.
+        entailment: the label that says that one text follows from another, or None.
         generation: the model's own settings for the choice of tokens, or None.
     """
 
@@ -114,6 +115,7 @@ class ModelConfig(ABC):
     num_labels: int = 0
     labels: tuple[str, ...] = ()
     problem_type: str | None = None
+    entailment: int | None = None
     generation: GenerationSettings | None = None
 
     def __post_init__(self) -> None:
@@ -126,6 +128,8 @@ class ModelConfig(ABC):
         if not isinstance(self.generation, GenerationSettings | None):
             raise ModelError(f"generation: {short(self.generation)} is not a description or null")
         check_labels(self.head, self.num_labels, self.labels, self.problem_type)
+        if self.entailment is not None:
+            check_size("entailment", self.entailment, self.num_labels - 1, least=0)
 
     def _check_tokens(self) -> None:
         for name in ("bos_token_id", "pad_token_id"):
@@ -178,6 +182,7 @@ class ModelConfig(ABC):
             num_labels=num_labels,
             labels=(),
             problem_type=None,
+            entailment=None,
             **self._settings_of_head(head),
         )
 

@@ -46,7 +46,7 @@ def read_head(
     head: str | None,
     others: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Read `head`, `num_labels`, `labels` and `problem_type` from a `config.json`.
+    """Read `head`, `num_labels`, `labels`, `problem_type` and `entailment` from a `config.json`.
 
     class_name: the start of the family's class names; others: end of a class name -> its head,
     where this family differs from the usual ones. Without `architectures`, a decoder predicts
@@ -63,8 +63,14 @@ def read_head(
     if head not in LABELLED_HEADS:
         return {"head": head}
     count, labels = _read_labels(data)
-    problem = data.get("problem_type") if head == "sequence-classification" else None
-    return {"head": head, "num_labels": count, "labels": labels, "problem_type": problem}
+    found = {"head": head, "num_labels": count, "labels": labels}
+    if head != "sequence-classification":
+        return found
+    return {
+        **found,
+        "problem_type": data.get("problem_type"),
+        "entailment": _entailment(data, count),
+    }
 
 
 def check_labels(head: str, count: object, labels: object, problem_type: object) -> None:
@@ -102,6 +108,21 @@ def _head_of_class(
         return "none"
     model_type = short(data.get("model_type"))
     raise unsupported(f"architectures (model_type {model_type})", first, ", ".join(known))
+
+
+def _entailment(data: Mapping[str, Any], count: int) -> int | None:
+    """The label that means entailment: the first whose name begins with "entail".
+
+    transformers looks for it in `label2id`, which may differ from `id2label`.
+    """
+    names, numbers = data.get("id2label"), data.get("label2id")
+    if not isinstance(names, Mapping):
+        return None  # transformers names the labels anew
+    if not isinstance(numbers, Mapping):
+        numbers = {str(names.get(key, names.get(str(key)))): key for key in range(count)}
+    found = (each for name, each in numbers.items() if str(name).lower().startswith("entail"))
+    number = next(found, None)
+    return number if type(number) is int and 0 <= number < count else None
 
 
 def _read_labels(data: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:

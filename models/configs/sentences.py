@@ -13,6 +13,7 @@ from models.files.locate import read_json
 from protocols.errors import ModelError
 
 MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
 _MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -37,8 +38,8 @@ class SentenceSettings:
     Attributes:
         pooling: the mean over a text's tokens, or the first or last token.
         normalize: whether vectors are scaled to length 1.
-        max_length: longer texts are cut to this many tokens; None: texts that are too long for the
-            model are refused.
+        max_length: longer texts are cut to this many tokens; None: to the tokenizer's limit, or
+            to the model's positions.
         lower: whether texts are lower-cased first.
         prompt: text that is put before every input.
         refusal: why this model cannot turn texts into vectors; "" if it can.
@@ -105,7 +106,7 @@ def sentence_settings(path: Path) -> SentenceSettings:
             )
     if not pooling:
         raise ModelError(f"{folder / MODULES}: has no Pooling; download the model again")
-    prompt = _default_prompt(folder / "config_sentence_transformers.json")
+    prompt = _default_prompt(folder / SETTINGS)
     mode = _pooling(folder / pooling / "config.json", bool(prompt))
     limit, lower = _limits(folder / transformer / "sentence_bert_config.json")
     return SentenceSettings(mode, normalize, limit, lower, prompt)
@@ -123,8 +124,14 @@ def described_sentences(path: Path) -> SentenceSettings:
 
 
 def is_sentence_model(path: Path) -> bool:
-    """Whether a folder, or the folder of a file, has a sentence-transformers model."""
-    return ((path if path.is_dir() else path.parent) / MODULES).is_file()
+    """Whether a folder, or the folder of a file, has a model of sentence-transformers that turns
+    texts into vectors. Cross-encoders do not: they rank pairs.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not (folder / MODULES).is_file():
+        return False
+    settings = folder / SETTINGS
+    return not settings.is_file() or read_json(settings).get("model_type") != "CrossEncoder"
 
 
 def transformer_folder(path: Path) -> Path:
@@ -133,7 +140,7 @@ def transformer_folder(path: Path) -> Path:
     Raises:
         ModelError: `modules.json` is damaged.
     """
-    if not path.is_dir() or not is_sentence_model(path):
+    if not (path / MODULES).is_file():
         return path
     kind, place = next(iter(_modules(path / MODULES)), ("", ""))
     return path / place if kind == "Transformer" else path

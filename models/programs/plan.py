@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from models.configs.architecture import ModelConfig
+from models.configs.ranking import RankingSettings
 from models.configs.reading import config_from_public
 from models.configs.sentences import SentenceSettings
 from protocols.drivers.ops import Ranges
@@ -31,6 +32,7 @@ class Parameter:
 
 
 _KEYS = {"config", "norms", "attention"}
+_OPTIONAL = {"sentences", "ranking"}
 MAX_VALUE_BITS = 24
 MAX_ROPE_FRAC = 18
 MAX_VALUE_DROP = 6
@@ -56,17 +58,19 @@ class Plan:
         config: the architecture.
         ranges: the exponents of each place in the program.
         sentences: how texts become vectors, if the model has such settings.
+        ranking: how pairs of texts become scores, if the model has such settings.
     """
 
     config: ModelConfig
     ranges: Ranges
     sentences: SentenceSettings | None = None
+    ranking: RankingSettings | None = None
 
     def to_public(self) -> dict[str, Any]:
         """The plan as JSON types."""
-        told = {} if self.sentences is None else {"sentences": self.sentences.to_public()}
+        told = {"sentences": self.sentences, "ranking": self.ranking}
         return {
-            **told,
+            **{name: item.to_public() for name, item in told.items() if item is not None},
             "config": self.config.to_public(),
             "norms": {name: asdict(item) for name, item in self.ranges.norms.items()},
             "attention": {name: asdict(item) for name, item in self.ranges.attention.items()},
@@ -79,7 +83,7 @@ class Plan:
         Raises:
             ModelError: something is missing, of a wrong type or out of bounds.
         """
-        if not isinstance(data, Mapping) or data.keys() - {"sentences"} != _KEYS:
+        if not isinstance(data, Mapping) or data.keys() - _OPTIONAL != _KEYS:
             raise ModelError(f"a model plan must have {', '.join(sorted(_KEYS))}")
         config = config_from_public(data["config"])
         most = 6 * config.num_layers + 8
@@ -90,10 +94,12 @@ class Plan:
         attention = _entries(
             "attention", data["attention"], most, AttentionRange, _ATTENTION_BOUNDS
         )
-        sentences = None
+        sentences, ranking = None, None
         if "sentences" in data:
             sentences = SentenceSettings.from_public(data["sentences"])
-        return cls(config, Ranges(norms, attention), sentences)
+        if "ranking" in data:
+            ranking = RankingSettings.from_public(data["ranking"])
+        return cls(config, Ranges(norms, attention), sentences, ranking)
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex; the parties compare it before they serve."""

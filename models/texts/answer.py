@@ -40,7 +40,7 @@ class Answer(TextTask):
         """
         Args:
             inputs: {"question": ..., "context": ...} or a list of them, instead of the two below.
-            question, context: one text each, one list each, or a list of questions on one context.
+            question, context: one text each, one list each, or one text for all in the other list.
             top_k: number of answers to return.
             max_answer_len: longest answer, in tokens.
             max_seq_len: longest window, in tokens, question included; default: 384, or what the
@@ -58,7 +58,7 @@ class Answer(TextTask):
             whole = self.tokenizer.encode_text(asked, text)
             if not whole.places(1):
                 raise ConfigError("a context is empty: give the text that contains the answer")
-            windows.append(whole.windows(limit, overlap))
+            windows.append(whole.windows(limit, overlap, side=self.tokenizer.truncation_side))
 
         def finish(results: Sequence[Floats]) -> Any:
             rest, found = iter(results), []
@@ -115,15 +115,17 @@ def _questions(inputs: Any, question: Any, context: Any) -> tuple[list[tuple[str
 
 
 def _paired(question: Any, context: Any) -> Any:
-    """The two keywords in the form of `inputs`."""
-    if isinstance(question, str) or question is None:
+    """The two keywords in the form of `inputs`; a single text belongs to all of the others."""
+    alone = [isinstance(each, str) or each is None for each in (question, context)]
+    if all(alone):
         return {"question": question, "context": context}
-    contexts = [context] * len(question) if isinstance(context, str) else context or []
-    if len(contexts) != len(question):
+    questions = [question] * len(context) if alone[0] else question
+    contexts = [context] * len(question) if alone[1] else context
+    if len(contexts) != len(questions):
         raise ConfigError(
-            f"{len(question)} questions for {len(contexts)} contexts: give as many, or one context"
+            f"{len(questions)} questions for {len(contexts)} contexts: give as many, or one of them"
         )
-    pairs = zip(question, contexts, strict=True)
+    pairs = zip(questions, contexts, strict=True)
     return [{"question": asked, "context": text} for asked, text in pairs]
 
 

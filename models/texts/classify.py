@@ -27,7 +27,7 @@ class Classify(TextTask):
         *,
         top_k: Any = _BEST,
         function_to_apply: str | None = None,
-        truncation: bool = False,
+        truncation: bool | None = None,
         max_length: int | None = None,
     ) -> Job:
         """
@@ -38,7 +38,7 @@ class Classify(TextTask):
             function_to_apply: "softmax", "sigmoid" or "none"; by default it depends on the problem:
                 none for a regression, a sigmoid for several labels at once or a single label,
                 otherwise softmax.
-            truncation, max_length: see `encode`.
+            truncation, max_length: see `TextTask.encode`.
         """
         items, single = many(inputs)
         if top_k is not _BEST and top_k is not None:

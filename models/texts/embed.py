@@ -19,7 +19,9 @@ class Features(TextTask):
 
     name: ClassVar[str] = "feature-extraction"
 
-    def job(self, inputs: Any, *, return_tensors: bool = False, truncation: bool = False) -> Job:
+    def job(
+        self, inputs: Any, *, return_tensors: bool = False, truncation: bool | None = None
+    ) -> Job:
         """
         Args:
             inputs: a text or a list of texts.
@@ -54,9 +56,8 @@ class Sentences(TextTask):
         self.settings = settings or SentenceSettings()
         if self.settings.refusal:
             raise ModelError(self.settings.refusal)
-        self._cut = self.settings.max_length is not None
-        if self.settings.max_length is not None:
-            self.max_length = min(config.max_positions, self.settings.max_length)
+        # sentence-transformers cuts every text that is too long.
+        self._set_limit(self.settings.max_length or tokenizer.max_length or config.max_positions)
 
     def job(
         self, inputs: Any, *, normalize: bool | None = None, truncation: bool | None = None
@@ -65,7 +66,8 @@ class Sentences(TextTask):
         Args:
             inputs: a text or a list of texts.
             normalize: scale vectors to length 1; default: the model's own setting.
-            truncation: cut texts that are too long; default: only if the model names its own limit.
+            truncation: False: refuse texts with more tokens than the model has positions; default:
+                cut them to the model's own limit, as sentence-transformers does.
 
         The result is an array (hidden size,), or (texts, hidden size) for a list.
         """
@@ -74,7 +76,6 @@ class Sentences(TextTask):
         rows: Rows = self.settings.pooling
         if rows == "mean" and unit:
             rows, unit = "unit", False
-        cut = self._cut if truncation is None else truncation
 
         def finish(results: Sequence[Floats]) -> Any:
             found = np.concatenate(list(results))
@@ -82,7 +83,7 @@ class Sentences(TextTask):
                 found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
             return found[0] if single else found
 
-        encodings = [self.encode(self._prepared(item), truncation=cut) for item in items]
+        encodings = [self.encode(self._prepared(item), truncation=truncation) for item in items]
         return Job(encodings, rows, finish)
 
     def _prepared(self, item: Any) -> Any:

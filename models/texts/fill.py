@@ -35,7 +35,7 @@ class FillMask(TextTask):
         *,
         top_k: int = 5,
         targets: str | Sequence[str] | None = None,
-        truncation: bool = False,
+        truncation: bool | None = None,
     ) -> Job:
         """
         Args:
@@ -46,13 +46,7 @@ class FillMask(TextTask):
         items, single = many(inputs)
         check_count("top_k", top_k)
         chosen = None if targets is None else self._target_ids(targets)
-        encodings = [self.encode(item, truncation=truncation) for item in items]
-        for encoding in encodings:
-            if self.mask_id not in encoding.ids:
-                mask = self.tokenizer.special_token("mask_token")
-                raise ConfigError(
-                    f"a text has no mask: write {mask} where a token is to be predicted"
-                )
+        encodings = [self._encode(item, truncation) for item in items]
 
         def finish(results: Sequence[Floats]) -> Any:
             answers = [
@@ -62,6 +56,22 @@ class FillMask(TextTask):
             return answers[0] if single or len(answers) == 1 else answers
 
         return Job(encodings, "all", finish)
+
+    def _encode(self, item: Any, truncation: bool | None) -> Encoding:
+        """Raises ConfigError: the text has no mask, or cutting it takes one away unasked."""
+        encoding = self.encode(item, truncation=truncation)
+        masks = encoding.ids.count(self.mask_id)
+        if encoding.dropped:
+            lost = self.tokenizer.encode_text(item).ids.count(self.mask_id) - masks
+            if lost and (not truncation or not masks):
+                raise ConfigError(
+                    f"a text has {len(encoding) + encoding.dropped} tokens, more than the limit of "
+                    f"{len(encoding)}, and a mask is in the part to cut: shorten the text"
+                )
+        if not masks:
+            mask = self.tokenizer.special_token("mask_token")
+            raise ConfigError(f"a text has no mask: write {mask} where a token is to be predicted")
+        return encoding
 
     def _answer(
         self, encoding: Encoding, logits: Floats, top_k: int, targets: list[int] | None

@@ -5,6 +5,7 @@ from typing import cast
 
 from models.texts.requested import GenerateOptions
 from models.tokens.sampling_config import ChoiceOptions
+from protocols.errors import ConfigError
 
 
 class TaskOptions(ChoiceOptions, total=False):
@@ -32,6 +33,17 @@ class TaskOptions(ChoiceOptions, total=False):
     # token-classification
     aggregation_strategy: str
     ignore_labels: Sequence[str]
+    stride: int | None
+
+    # zero-shot-classification
+    candidate_labels: str | Sequence[str] | None
+    hypothesis_template: str
+    multi_label: bool
+
+    # text-ranking
+    query: str | Sequence[str] | None
+    documents: Sequence[str] | None
+    return_documents: bool
 
     # fill-mask
     targets: str | Sequence[str] | None
@@ -64,3 +76,16 @@ def generate_options(options: Mapping[str, object]) -> GenerateOptions:
     """The text-generation options that `generate` takes, whether it knows them or not."""
     found = {name: each for name, each in options.items() if name != "return_full_text"}
     return cast(GenerateOptions, found)
+
+
+def with_labels(options: TaskOptions, given: Sequence[object]) -> TaskOptions:
+    """The options with `candidate_labels`, which transformers takes as the second argument, too.
+
+    Raises:
+        ConfigError: there are more arguments, or the labels are given twice.
+    """
+    if not given:
+        return options
+    if len(given) > 1 or "candidate_labels" in options:
+        raise ConfigError("a call takes inputs, then candidate_labels, and options by name")
+    return cast(TaskOptions, {**options, "candidate_labels": given[0]})

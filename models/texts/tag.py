@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from models.texts.task import Job, TextTask, check_choice, check_words, many, softmax
+from models.texts.task import Job, TextTask, check_choice, check_count, check_words, many, softmax
 from models.tokens.encoding import Encoding
 from protocols.base.ring import Floats
+from protocols.errors import ConfigError
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 _OF_WORDS = ("first", "average", "max")
@@ -27,7 +28,8 @@ class Tag(TextTask):
         *,
         aggregation_strategy: str = "none",
         ignore_labels: Sequence[str] = ("O",),
-        truncation: bool = False,
+        truncation: bool | None = None,
+        stride: int | None = None,
     ) -> Job:
         """
         Args:
@@ -37,24 +39,51 @@ class Tag(TextTask):
                 words, labelled by their first token, by the mean of their scores, or by their most
                 certain token.
             ignore_labels: labels that are left out.
+            truncation: see `TextTask.encode`.
+            stride: read texts that are too long in windows that share this many tokens, and keep
+                the longer, then the more certain one of entities that overlap. Not with
+                aggregation "none".
         """
         items, single = many(inputs)
         check_choice("aggregation_strategy", aggregation_strategy, STRATEGIES)
         ignored = set(check_words("ignore_labels", ignore_labels))
-        encodings = [self.encode(item, truncation=truncation) for item in items]
+        if stride is not None:
+            self._check_stride(stride, aggregation_strategy, truncation)
+        parts = [self._parts(item, truncation, stride) for item in items]
+        key = "entity" if aggregation_strategy == "none" else "entity_group"
 
         def finish(results: Sequence[Floats]) -> Any:
-            found = []
-            for item, encoding, logits in zip(items, encodings, results, strict=True):
-                pieces = self._pieces(item, encoding, softmax(logits), aggregation_strategy)
-                entities = self._entities(pieces, aggregation_strategy)
-                key = "entity" if aggregation_strategy == "none" else "entity_group"
-                found.append([entity for entity in entities if entity[key] not in ignored])
+            rest, found = iter(results), []
+            for item, windows in zip(items, parts, strict=True):
+                entities: list[Piece] = []
+                for window in windows:
+                    scores = softmax(next(rest))
+                    pieces = self._pieces(item, window, scores)
+                    grouped = self._entities(pieces, aggregation_strategy)
+                    entities += [entity for entity in grouped if entity[key] not in ignored]
+                found.append(_apart(entities) if len(windows) > 1 else entities)
             return found[0] if single else found
 
-        return Job(encodings, "all", finish)
+        return Job([window for windows in parts for window in windows], "all", finish)
 
-    def _pieces(self, text: str, encoding: Encoding, scores: Floats, strategy: str) -> list[Piece]:
+    def _check_stride(self, stride: object, strategy: str, truncation: bool | None) -> None:
+        check_count("stride", stride, least=0)
+        if strategy == "none":
+            raise ConfigError(
+                "stride joins the entities of several windows, and aggregation_strategy='none' "
+                f"makes none: use one of {', '.join(STRATEGIES[1:])}"
+            )
+        if truncation is not None:
+            raise ConfigError("stride reads whole texts: leave out truncation")
+
+    def _parts(self, item: Any, truncation: bool | None, stride: int | None) -> list[Encoding]:
+        """One encoding per window; a single one of a text that fits or is cut."""
+        if stride is None:
+            return [self.encode(item, truncation=truncation)]
+        whole = self.encode(item, truncation=truncation, whole=True)
+        return whole.windows(self.max_length, stride, 0, side=self.tokenizer.truncation_side)
+
+    def _pieces(self, text: str, encoding: Encoding, scores: Floats) -> list[Piece]:
         """The tokens of the text with their scores, and whether each continues a word."""
         unknown = self.tokenizer.special_id("unk_token")
         pieces = []
@@ -141,3 +170,19 @@ def _tag(label: str) -> tuple[bool, str]:
     if label.startswith(("B-", "I-")):
         return label[0] == "B", label[2:]
     return False, label
+
+
+def _apart(entities: list[Piece]) -> list[Piece]:
+    """The entities of overlapping windows, one where several overlap, as transformers chooses."""
+    found: list[Piece] = []
+    for entity in sorted(entities, key=lambda entity: entity["start"]):
+        if found and found[-1]["start"] <= entity["start"] < found[-1]["end"]:
+            if _weight(entity) > _weight(found[-1]):
+                found[-1] = entity
+        else:
+            found.append(entity)
+    return found
+
+
+def _weight(entity: Piece) -> tuple[int, float]:
+    return entity["end"] - entity["start"], entity["score"]

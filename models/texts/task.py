@@ -1,36 +1,21 @@
-"""The common part of the tasks: the head they need, token sequences in, results out."""
+"""The common part of the tasks: token sequences in, results out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from models.checkpoints.in_memory import config_of_model
 from models.configs.architecture import ModelConfig
-from models.configs.reading import load_config
 from models.programs.program import Rows
 from models.tokens.encoding import Encoding, check_length
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.ring import Floats
-from protocols.errors import ConfigError, ModelError
+from protocols.errors import ConfigError
 
-TASK_HEADS: Mapping[str, str] = {
-    "text-classification": "sequence-classification",
-    "token-classification": "token-classification",
-    "question-answering": "question-answering",
-    "fill-mask": "masked-lm",
-    "text-generation": "causal-lm",
-    "feature-extraction": "none",
-    "sentence-embedding": "none",
-}
-"""The head that each task needs."""
-_SYNONYMS = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
-_HEADLESS = tuple(task for task, head in TASK_HEADS.items() if head == "none")
+_CUT_IT = "shorten the text, or cut it: truncation=True, or --truncate"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -45,6 +30,29 @@ class Job:
     encodings: Sequence[Encoding]
     rows: Rows
     finish: Callable[[Sequence[Floats]], Any]
+
+    @property
+    def dropped(self) -> list[int]:
+        """Number of tokens that were left out of each sequence because it was too long."""
+        return [encoding.dropped for encoding in self.encodings]
+
+    def cut_note(self) -> str:
+        """A sentence about texts that were cut; "" if none was."""
+        cut = [encoding for encoding in self.encodings if encoding.dropped]
+        if not cut:
+            return ""
+        most, limit = max(encoding.dropped for encoding in cut), len(cut[0])
+        end = "truncation=False (--no-truncate) cuts nothing"
+        if len(self.encodings) == 1:
+            return (
+                f"the text of {limit + most} tokens is cut to the limit of {limit}, which leaves "
+                f"out {most}; {end}"
+            )
+        return (
+            f"inputs over the limit of {limit} tokens are cut, {len(cut)} of "
+            f"{len(self.encodings)}; tokens left out: {sum(self.dropped)}, at most {most} of one "
+            f"input; {end}"
+        )
 
 
 class TextTask:
@@ -64,7 +72,12 @@ class TextTask:
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self.max_length = min(config.max_positions, tokenizer.max_length or config.max_positions)
+        self._set_limit(tokenizer.max_length)
+
+    def _set_limit(self, named: int | None) -> None:
+        """named: the longest input by the model's own settings; None: they name none."""
+        self.limit = named
+        self.max_length = min(self.config.max_positions, named or self.config.max_positions)
 
     def wraps(self, inputs: Any, options: Mapping[str, Any]) -> bool:
         """Whether the result of a call with these options is wrapped in a list, as transformers
@@ -77,14 +90,20 @@ class TextTask:
         text: object,
         pair: object = None,
         *,
-        truncation: bool = False,
+        truncation: bool | None = None,
         max_length: int | None = None,
+        first_only: bool = False,
+        whole: bool = False,
     ) -> Encoding:
         """The tokens of a text or a pair.
 
         Args:
-            truncation: cut a text that is too long at its end, instead of refusing it.
-            max_length: the largest number of tokens; default: as many as the model can take.
+            truncation: True: cut a text that is too long, at the tokenizer's `truncation_side`;
+                False: take as many tokens as the model has positions, and refuse more; None: cut
+                to `max_length` or the model's own limit, and refuse if neither is given.
+            max_length: the largest number of tokens; default: the model's own limit.
+            first_only: cut only the first text of a pair.
+            whole: allow any length, and cut nothing.
 
         Raises:
             ConfigError: there is no text, or it is too long.
@@ -95,76 +114,19 @@ class TextTask:
         encoding = self.tokenizer.encode_text(text, pair)
         if not encoding.ids:
             raise ConfigError("an input is empty: give some text")
-        limit = self.max_length if max_length is None else min(max_length, self.max_length)
-        if truncation:
-            return encoding.shortened(limit)
-        check_length(
-            encoding,
-            limit,
-            remedy="shorten the text, or cut it: truncation=True, or --truncate",
-        )
+        if whole:
+            return encoding
+        named = self.limit if max_length is None else max_length
+        if truncation or (truncation is None and named is not None):
+            limit = min(named or self.config.max_positions, self.config.max_positions)
+            side = self.tokenizer.truncation_side
+            return encoding.shortened(limit, side=side, first_only=first_only)
+        check_length(encoding, self.config.max_positions, remedy=_CUT_IT)
         return encoding
 
     def label(self, number: int) -> str:
         """Name of an output."""
         return self.config.labels[number] if self.config.labels else f"LABEL_{number}"
-
-
-def canonical_task(task: str) -> str:
-    """The name of a task with synonyms resolved. Raises ConfigError."""
-    name = _SYNONYMS.get(task, task) if isinstance(task, str) else ""
-    if name not in TASK_HEADS:
-        known = ", ".join((*TASK_HEADS, *_SYNONYMS))
-        raise ConfigError(f"task {task!r} is not known: use one of {known}")
-    return name
-
-
-def check_head(task: str, head: str, where: str = "this model") -> None:
-    """Raise ModelError if a running model with that head cannot do the task."""
-    if TASK_HEADS[task] != head:
-        able = [name for name, needed in TASK_HEADS.items() if needed == head]
-        raise _unable(task, head, where, able)
-
-
-def check_checkpoint(task: str, path: Path, head: str | None = None) -> str:
-    """The head to open a checkpoint with for a task; only its configuration is read.
-
-    head: overrides the one that the checkpoint names. Raises ModelError when it is not the one that
-    the task needs. A checkpoint with any head can also be opened without its head.
-    """
-    return _head_for(task, head, partial(load_config, path), str(path))
-
-
-def check_config(task: str, config: ModelConfig, where: object) -> None:
-    """Raises ModelError: no checkpoint of that configuration can do the task."""
-    _head_for(task, None, lambda head: config, str(where))
-
-
-def check_model(task: str, model: object, head: str | None = None) -> str:
-    """As `check_checkpoint`, for a model in memory (see `models.checkpoints.in_memory`)."""
-    return _head_for(task, head, partial(config_of_model, model), "this model")
-
-
-def _head_for(task: str, head: str | None, config: Callable[..., ModelConfig], where: str) -> str:
-    if TASK_HEADS[task] == "none" and head in (None, "none"):
-        return "none"
-    found = config(head=head).head
-    if TASK_HEADS[task] != found:
-        raise _unable(task, found, where, tasks_of_checkpoint(found))
-    return found
-
-
-def tasks_of_checkpoint(head: str) -> list[str]:
-    """Tasks for a checkpoint with that head, with the head or without it."""
-    own = [name for name, needed in TASK_HEADS.items() if needed == head != "none"]
-    return [*own, *_HEADLESS]
-
-
-def _unable(task: str, head: str, where: str, able: Sequence[str]) -> ModelError:
-    return ModelError(
-        f"{where}: {task} needs a model with head {TASK_HEADS[task]!r}, but this one has "
-        f"{head!r}: it can do {', '.join(able)}"
-    )
 
 
 def many(inputs: Any) -> tuple[list[Any], bool]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from models.configs.architecture import ModelConfig
+from models.configs.ranking import RankingSettings
 from models.configs.sentences import SentenceSettings
 from models.texts.answer import Answer
 from models.texts.classify import Classify
 from models.texts.embed import Features, Sentences
 from models.texts.fill import FillMask
+from models.texts.needs import check_running
+from models.texts.rank import Rank
 from models.texts.tag import Tag
-from models.texts.task import TextTask, check_head
+from models.texts.task import TextTask
+from models.texts.zero_shot import ZeroShot
 from models.tokens.tokenizer import Tokenizer
 
 _TASKS: dict[str, type[TextTask]] = {
-    task.name: task for task in (Answer, Classify, Features, FillMask, Sentences, Tag)
+    task.name: task
+    for task in (Answer, Classify, Features, FillMask, Rank, Sentences, Tag, ZeroShot)
 }
 
 
@@ -22,13 +27,16 @@ def text_task(
     config: ModelConfig,
     tokenizer: Tokenizer,
     sentences: SentenceSettings | None = None,
+    ranking: RankingSettings | None = None,
 ) -> TextTask:
     """The task with a canonical name; text-generation, a dialogue with the model, is not one.
 
-    sentences: how sentence-embedding makes vectors. Raises ModelError when the model does not have
-        the head that the task needs.
+    sentences: how sentence-embedding makes vectors. ranking: how text-ranking makes scores. Raises
+        ModelError when the model does not have the head or the labels that the task needs.
     """
-    check_head(name, config.head)
+    check_running(name, config)
     if name == Sentences.name:
         return Sentences(config, tokenizer, sentences)
+    if name == Rank.name:
+        return Rank(config, tokenizer, ranking)
     return _TASKS[name](config, tokenizer)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import tokenizers
 
 from protocols.errors import ConfigError
 
 T = TypeVar("T")
+Side = Literal["left", "right"]
+"""The end of a text at which tokens are left out: `truncation_side` of transformers."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -27,6 +29,7 @@ class Encoding:
         special: whether the tokenizer added the token, such as a begin token.
         words: index of the word in its text, or None.
         texts: 0 for the first text, 1 for the second, None for added tokens.
+        dropped: number of tokens that `shortened` left out.
     """
 
     ids: tuple[int, ...]
@@ -35,6 +38,7 @@ class Encoding:
     special: tuple[bool, ...]
     words: tuple[int | None, ...]
     texts: tuple[int | None, ...]
+    dropped: int = 0
 
     @classmethod
     def of(cls, encoded: tokenizers.Encoding, *, types: bool = True) -> Encoding:
@@ -67,8 +71,10 @@ class Encoding:
         ]
         return min(span[0] for span in spans), max(span[1] for span in spans)
 
-    def shortened(self, limit: int) -> Encoding:
-        """Cut to at most `limit` tokens: texts are cut at their ends, the longer one first.
+    def shortened(self, limit: int, *, side: Side = "right", first_only: bool = False) -> Encoding:
+        """Cut to at most `limit` tokens, the longer text first.
+
+        side: the end at which a text loses tokens. first_only: cut only the first text of a pair.
 
         Raises:
             ConfigError: the limit leaves no room for text.
@@ -77,17 +83,28 @@ class Encoding:
             return self
         first, second = self.places(0), self.places(1)
         room = limit - (len(self) - len(first) - len(second))
-        if room < 1 + bool(second):
-            raise ConfigError(f"a length of {limit} tokens leaves no room for text: allow more")
-        sizes = _longest_first(len(first), len(second), room)
-        return self._without({*first[sizes[0] :], *second[sizes[1] :]})
+        kept = room - len(second) if first_only else room - bool(second)
+        if kept < 1:
+            alone = " beside the second text of the pair" if first_only and second else ""
+            raise ConfigError(
+                f"a length of {limit} tokens leaves no room for text{alone}: allow more"
+            )
+        sizes = (kept, len(second)) if first_only else _longest_first(len(first), len(second), room)
+        parts = [
+            places[size:] if side == "right" else places[: len(places) - size]
+            for places, size in zip((first, second), sizes, strict=True)
+        ]
+        return replace(self._without({*parts[0], *parts[1]}), dropped=len(self) - limit)
 
-    def windows(self, limit: int, overlap: int, text: int = 1) -> list[Encoding]:
+    def windows(
+        self, limit: int, overlap: int, text: int = 1, *, side: Side = "right"
+    ) -> list[Encoding]:
         """Split one text into overlapping encodings of at most `limit` tokens.
 
         Each of them also contains all tokens outside that text.
 
         overlap: number of the text's tokens that a window shares with the previous one.
+        side: "left": the first window is the one at the end of the text.
 
         Raises:
             ConfigError: the tokens common to all windows leave room for no more than `overlap`
@@ -98,15 +115,19 @@ class Encoding:
         if len(places) <= size:
             return [self]
         if size <= overlap:
+            remedy = "shorten the question, or use larger windows or a smaller doc_stride"
             raise ConfigError(
-                f"windows of {limit} tokens have room for {max(size, 0)} of the context, which must"
-                f" be more than their overlap of {overlap}: shorten the question, or use larger "
-                "windows or a smaller doc_stride"
+                f"windows of {limit} tokens have room for {max(size, 0)} of the text, which must"
+                f" be more than their overlap of {overlap}: "
+                f"{remedy if text else 'use a smaller stride'}"
             )
         found = []
         for start in count(0, size - overlap):
-            chosen = set(places[start : start + size])
-            found.append(self._without(set(places) - chosen))
+            span = places[start : start + size]
+            if side == "left":
+                stop = len(places) - start
+                span = places[max(0, stop - size) : stop]
+            found.append(self._without(set(places).difference(span)))
             if start + size >= len(places):
                 return found
         raise AssertionError("unreachable")

@@ -25,10 +25,10 @@ from models.tokens.chat_template import (
     with_system,
 )
 from models.tokens.cleaning import SETTING, clean, settled
-from models.tokens.encoding import Encoding
+from models.tokens.encoding import Encoding, Side
 from models.tokens.folder_tokenizer import has_tokenizer, parts_of_folder
 from models.tokens.gguf_tokenizer import templates_of_gguf, tokenizer_from_gguf, warning_of_gguf
-from models.tokens.tokenizer_object import INPUTS, LIMIT, named_templates, parts_of_object
+from models.tokens.tokenizer_object import INPUTS, LIMIT, SIDE, named_templates, parts_of_object
 from protocols.errors import ConfigError, ModelError
 
 __all__ = ["Message", "TokenStream", "Tokenizer"]
@@ -46,9 +46,10 @@ class Tokenizer:
 
     `eos_token_ids` are the ids that end a text as far as the tokenizer knows; the configuration
     may name more. `note` is a sentence for the user, or None. `max_length` is the longest input
-    that the tokenizer was saved for, or None. `gives_types`: tokens have a type for each text of a
-    pair; otherwise all types are 0. `warning` describes a possible fault, or is None. `cleans`:
-    spaces before punctuation are taken out of decoded texts (see `models.tokens.cleaning`).
+    that the tokenizer was saved for, or None; `truncation_side` is where longer ones are cut.
+    `gives_types`: tokens have a type for each text of a pair; otherwise all types are 0. `warning`
+    describes a possible fault, or is None. `cleans`: spaces before punctuation are taken out of
+    decoded texts (see `models.tokens.cleaning`).
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Tokenizer:
         eos_token_ids: Sequence[int] = (),
         chat_templates: Mapping[str, str] | None = None,
         max_length: int | None = None,
+        truncation_side: Side = "right",
         gives_types: bool = True,
         cleans: bool = False,
         warning: str | None = None,
     ) -> None:
         self._backend = backend
         self.max_length = max_length
+        self.truncation_side = truncation_side
         self.gives_types = gives_types
         self.cleans = cleans
         self.warning = warning
@@ -153,6 +156,7 @@ class Tokenizer:
             eos_token_ids=() if eos is None else (eos,),
             chat_templates=templates,
             max_length=_length_limit(config),
+            truncation_side="left" if config.get(SIDE) == "left" else "right",
             gives_types=_TYPES in config.get(INPUTS, [_TYPES]),
             cleans=config.get(SETTING) is True,
         )
@@ -166,6 +170,7 @@ class Tokenizer:
             ],
             SETTING: self.cleans,
             LIMIT: self.max_length,
+            SIDE: self.truncation_side,
             INPUTS: ["input_ids", *([_TYPES] if self.gives_types else [])],
             _ENDS: list(self.eos_token_ids),
             **({} if self.warning is None else {_WARNING: self.warning}),

@@ -13,14 +13,16 @@ from protocols.errors import ConfigError
 
 LIMIT = "model_max_length"
 INPUTS = "model_input_names"
+SIDE = "truncation_side"
 
 
 def parts_of_object(tokenizer: object) -> tuple[bytes, dict[str, object], dict[str, str]]:
     """The parts of a tokenizer that `save_pretrained` would write. The object is not changed.
 
-    They are `tokenizer.json`; the special tokens, the length limit, the model's inputs and whether
-    decoded texts are cleaned, as in `tokenizer_config.json`; and the chat templates by name. Raises
-    ConfigError for anything but a fast transformers tokenizer.
+    They are `tokenizer.json`; the special tokens, the length limit, the side at which texts are
+    cut, the model's inputs and whether decoded texts are cleaned, as in `tokenizer_config.json`;
+    and the chat templates by name. Raises ConfigError for anything but a fast transformers
+    tokenizer.
     """
     found: Any = tokenizer
     backend = getattr(found, "backend_tokenizer", None)
@@ -36,6 +38,7 @@ def parts_of_object(tokenizer: object) -> tuple[bytes, dict[str, object], dict[s
         if name.endswith("_token")
     }
     config |= {LIMIT: found.model_max_length, INPUTS: list(found.model_input_names)}
+    config |= {SIDE: found.truncation_side}
     config[SETTING] = cleans(found, backend)
     return backend.to_str().encode(), config, named_templates(found.chat_template)
 

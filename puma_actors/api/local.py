@@ -173,7 +173,7 @@ class LocalCluster(Cluster):
         )
         client = Client(options, check=check_memory)
         super().__init__(checkpoint.config, tokenizer, client, settings, links, between)
-        self.sentences = checkpoint.sentences
+        self.sentences, self.ranking = checkpoint.sentences, checkpoint.ranking
 
     @classmethod
     def from_pretrained(

@@ -13,7 +13,7 @@ learn the length of every text in tokens, and for a pair also where the second o
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
@@ -27,17 +27,17 @@ from models.configs.architecture import ModelConfig
 from models.configs.sentences import sentence_settings
 from models.files.locate import demo_model_path, embedding_model_path
 from models.texts.generate import Prompt, read_prompts
-from models.texts.options import TaskOptions, chosen_options, generate_options
-from models.texts.requested import OPTIONS, read_options
-from models.texts.task import (
+from models.texts.needs import (
     TASK_HEADS,
-    Job,
     canonical_task,
     check_checkpoint,
     check_config,
-    check_head,
     check_model,
+    check_running,
 )
+from models.texts.options import TaskOptions, chosen_options, generate_options, with_labels
+from models.texts.requested import OPTIONS, read_options
+from models.texts.task import Job
 from models.texts.tasks import text_task
 from models.tokens.encoding import Encoding
 from protocols.base.ring import Floats
@@ -51,6 +51,7 @@ from puma_actors.api.options import (
     cluster_options,
 )
 from puma_actors.api.requests import Requests, Usage
+from puma_actors.base.logs import log
 
 BATCH_TOKENS = 1024
 """Texts are batched up to this many tokens: they share rounds, but need memory together."""
@@ -64,7 +65,9 @@ _SWITCHES = frozenset(
         "align_to_words",
         "do_sample",
         "handle_impossible_answer",
+        "multi_label",
         "normalize",
+        "return_documents",
         "return_full_text",
         "return_tensors",
         "truncation",
@@ -85,6 +88,7 @@ class TextPipeline:
     Attributes:
         usage: cost of the last call, all its requests together.
         share: tokens of the finished batches of the running call, and of all its batches.
+        notice: called with a sentence if a call cuts texts without being asked; logs a warning.
 
     Raises:
         ConfigError: an unknown task or option. ModelError: the model has another head, or no
@@ -103,10 +107,11 @@ class TextPipeline:
         self.requests = requests
         self.usage = Usage()
         self.share = (0, 0)
+        self.notice: Callable[[str], None] = _log_cut
         self._batch_tokens = batch_tokens
         self._defaults = _effective(options)
         config, tokenizer = requests.config, requests.tokenizer
-        check_head(self.task, config.head)
+        check_running(self.task, config)
         if tokenizer is None:
             raise ModelError(
                 "the model has no tokenizer, and a pipeline takes text: put the model's "
@@ -116,7 +121,8 @@ class TextPipeline:
         self.tokenizer = tokenizer
         self._texts = None
         if self.task != GENERATION:
-            self._texts = text_task(self.task, config, tokenizer, requests.sentences)
+            own = requests.sentences, requests.ranking
+            self._texts = text_task(self.task, config, tokenizer, *own)
         self._check_options(self._defaults)
 
     def option_names(self) -> frozenset[str]:
@@ -126,26 +132,37 @@ class TextPipeline:
         found = inspect.signature(self._texts.job).parameters
         return frozenset(found) - {"inputs"}
 
-    def check(self, inputs: Any = None, **options: Unpack[TaskOptions]) -> None:
-        """Check before any work whether a call would be refused. Raises ConfigError."""
+    def check(self, inputs: Any = None, **options: Unpack[TaskOptions]) -> str:
+        """Check before any work whether a call would be refused.
+
+        Returns a sentence about texts that would be cut, or "". Raises ConfigError.
+        """
         if self._texts is None:
             self._prompts(inputs, self._merged(options))
-        else:
-            self._check_ids(self._texts.job(inputs, **self._merged(options)))
+            return ""
+        job = self._texts.job(inputs, **self._merged(options))
+        self._check_ids(job)
+        return job.cut_note()
 
-    async def __call__(self, inputs: Any = None, **options: Unpack[TaskOptions]) -> Any:
+    async def __call__(
+        self, inputs: Any = None, *labels: Any, **options: Unpack[TaskOptions]
+    ) -> Any:
         """The result for one input, or a list for a list.
 
         Args:
             inputs: text or texts, as the task takes them.
+            labels: `candidate_labels` of zero-shot-classification, as in transformers.
             options: options of the task.
         """
-        merged = self._merged(options)
+        merged = self._merged(with_labels(options, labels))
         if self._texts is None:
             return await self._generate(inputs, merged)
         job = self._texts.job(inputs, **merged)
         self._check_ids(job)
-        self.usage = Usage()
+        asked = merged.get("truncation") or merged.get("max_length")
+        if (note := job.cut_note()) and not asked:
+            self.notice(note)
+        self.usage = Usage(dropped_tokens=job.dropped)
         results: list[Floats] = []
         done, tokens = 0, sum(map(len, job.encodings))
         for batch in _batches(job.encodings, self._batch_tokens):
@@ -251,11 +268,11 @@ class PrivatePipeline(AbstractContextManager["PrivatePipeline"]):
         """Cost of the last call."""
         return self.pipe.usage
 
-    def __call__(self, inputs: Any = None, **options: Unpack[TaskOptions]) -> Any:
+    def __call__(self, inputs: Any = None, *labels: Any, **options: Unpack[TaskOptions]) -> Any:
         """As `TextPipeline`."""
 
         async def run() -> Any:
-            return await self.pipe(inputs, **options)
+            return await self.pipe(inputs, *labels, **options)
 
         return self.model.call(run)
 
@@ -347,6 +364,10 @@ def pipeline(
         task, model, tokenizer=tokenizer, head=head, batch_tokens=batch_tokens, **options
     )
     return PrivatePipeline(pipe)
+
+
+def _log_cut(note: str) -> None:
+    log.warning("texts are cut", note=note)
 
 
 def _effective(options: TaskOptions) -> TaskOptions:

@@ -89,7 +89,7 @@ class RemoteCluster(Cluster):
         client = Client(options, plan=plan, tokens=tokens)
         links = RemoteLinks(cluster, calls)
         super().__init__(plan.config, tokenizer, client, settings, links, cluster.between)
-        self.sentences = plan.sentences
+        self.sentences, self.ranking = plan.sentences, plan.ranking
         self.model = model
         self.session = calls[Role.DEALER].session.hex()
         self.no_tokenizer = "none was published with the model: pass --tokenizer"

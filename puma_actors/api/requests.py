@@ -11,6 +11,7 @@ import anyio
 
 from models.configs.architecture import ModelConfig
 from models.configs.encoders.encoder import EncoderConfig
+from models.configs.ranking import RankingSettings
 from models.configs.sentences import SentenceSettings
 from models.owner.perplexity import log_likelihoods
 from models.programs.head_layers import default_rows
@@ -60,6 +61,7 @@ class Requests(ABC):
         step: the running step, if any.
         no_tokenizer: why there is no tokenizer, if there is none.
         sentences: how texts become vectors, if the model says so.
+        ranking: how pairs of texts become scores, if the model says so.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Requests(ABC):
         self.step: Step | None = None
         self.no_tokenizer = "none was passed"
         self.sentences: SentenceSettings | None = None
+        self.ranking: RankingSettings | None = None
         self._busy = anyio.Semaphore(1)  # not a lock: another task may close a stream
 
     @property

@@ -9,13 +9,19 @@ from protocols.base.lane import Settings
 
 @dataclass
 class Usage:
-    """Cost of one request: seconds by phase; one cost for prefill and one for each later step."""
+    """Cost of one request: seconds by phase; one cost for prefill and one for each later step.
+
+    Attributes:
+        dropped_tokens: number of tokens that a task on texts left out of each of its sequences
+            because it was too long.
+    """
 
     prompt_ids: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     steps: list[Cost] = field(default_factory=list)
     stop_reason: str = ""
+    dropped_tokens: list[int] = field(default_factory=list)
 
     @property
     def total(self) -> Cost:

@@ -20,6 +20,7 @@ from protocols.errors import (
     PumaError,
 )
 from puma_actors.cli.commands import certs, convert, generate_options, hosts, models, text_commands
+from puma_actors.cli.commands.texts import labels
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import (
     Choice,
@@ -252,6 +253,7 @@ def profile(
 
 # The commands that people try first come first in the help.
 text_commands.register(app)
+labels.register(app)
 for command in (convert.convert, hosts.party, hosts.upload, hosts.ping, hosts.doctor):
     app.command()(command)
 app.add_typer(models.app, name="models")

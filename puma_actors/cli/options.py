@@ -84,15 +84,6 @@ InsecureOption = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow tcp://: no encryption or authentication.")
 ]
 
-TextOption = Annotated[
-    str | None,
-    typer.Option(
-        "--text",
-        "-t",
-        help="The text; - reads it from stdin. Arguments show in lists of processes.",
-        show_default=False,
-    ),
-]
 TextFileOption = Annotated[
     Path | None,
     typer.Option(
@@ -133,14 +124,6 @@ ChatTemplateOption = Annotated[
         show_default=False,
     ),
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextChoice:
-    """A text, in one of two ways. For commands decorated with `spread`."""
-
-    text: TextOption = None
-    text_file: TextFileOption = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,8 @@ class Owner(Actor):
         self._progress("proving ranges", 0.0)
         config = self._checkpoint.config
         plan = await compute.offload(calibrate, config, parameters, self._texts)
-        plan = replace(plan, sentences=self._checkpoint.sentences)
+        checkpoint = self._checkpoint
+        plan = replace(plan, sentences=checkpoint.sentences, ranking=checkpoint.ranking)
         calibrated = time.perf_counter()
         sending = Sending(self.scheduler, plan, parameters, self._progress)
         await self._delivery.deliver(sending)

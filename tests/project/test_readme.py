@@ -33,8 +33,8 @@ def run(snippet: str, models: dict[str, Path]) -> dict[str, Any]:
 
 
 def test_no_snippet_is_passed_over():
-    assert len(SNIPPETS) == 6
-    assert sum(snippet.count(PLACE) for snippet in SNIPPETS) == 9
+    assert len(SNIPPETS) == 7
+    assert sum(snippet.count(PLACE) for snippet in SNIPPETS) == 11
 
 
 def test_the_front_page_is_short():
@@ -57,8 +57,14 @@ def test_files_that_the_docs_name_are_there():
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_a_snippet_runs(snippet, folder, classifier, reader, capsys):
-    models = {"text-classification": classifier, "question-answering": reader, "": folder}
+def test_a_snippet_runs(snippet, folder, classifier, judge, ranker, reader, capsys):
+    models = {
+        "text-classification": classifier,
+        "zero-shot-classification": judge,
+        "text-ranking": ranker,
+        "question-answering": reader,
+        "": folder,
+    }
     names = run(snippet, models)
     out = capsys.readouterr().out
     if "cluster.generate" in snippet:
@@ -66,6 +72,9 @@ def test_a_snippet_runs(snippet, folder, classifier, reader, capsys):
         assert out.count("Cost(rounds=") >= 2  # counted, then predicted
     elif "classify" in snippet:
         assert "score" in out
+    elif "rank" in names:
+        assert "'labels': ['" in out
+        assert "'corpus_id': " in out
     if "private" in names:
         assert names["private"].usage.token_ids
     if "vectors" in names:

@@ -62,12 +62,15 @@ class Reader:
         text = self.whole(option, file)
         text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
         if not text.strip():
-            raise ConfigError(f"{option}: {_name(file)} is empty: give some text")
+            raise ConfigError(f"{option}: {name_of(file)} is empty: give some text")
         return text
 
-    def lines(self, option: str, file: Path) -> list[str]:
-        """The lines of a file or of standard input, without empty ones. Raises as `file`."""
-        return [line for line in self.file(option, file).splitlines() if line.strip()]
+    def texts(self, option: str, values: Sequence[str], files: Sequence[Path] = ()) -> list[str]:
+        """The texts of an option that is given several times, then those of files. Raises as `text`
+        and `file`.
+        """
+        given = [self.text(option, value) for value in values]
+        return given + [self.file(f"{option}-file", file) for file in files]
 
     def whole(self, option: str, file: Path) -> str:
         """The text of a file, or of standard input, as it is except for a byte order mark.
@@ -75,7 +78,7 @@ class Reader:
         Raises:
             ConfigError: it is too large or not UTF-8, or cannot be read.
         """
-        where = _name(file)
+        where = name_of(file)
         try:
             if str(file) == STDIN:
                 data = self._stdin(option)
@@ -112,7 +115,8 @@ def _some(opened: BinaryIO) -> bytes:
     return opened.read(MOST + 1)
 
 
-def _name(file: Path) -> str:
+def name_of(file: Path) -> str:
+    """A file's name for messages."""
     return "standard input" if str(file) == STDIN else os.fspath(file)
 
 

@@ -13,7 +13,7 @@ from models.programs.head_layers import default_rows
 from models.programs.memory import footprint
 from models.programs.predict import predict, share_bytes
 from models.programs.program import Batch, Rows
-from models.texts.task import tasks_of_checkpoint
+from models.texts.needs import tasks_of_checkpoint
 from models.tokens.tokenizer import Tokenizer
 from protocols.arithmetic import lift, matmul, mul, mul3
 from protocols.base.cost import Cost
@@ -230,7 +230,7 @@ def _report(
         "supported": True,
         "head": config.head,
         "labels": list(config.labels),
-        "tasks": tasks_of_checkpoint(config.head),
+        "tasks": tasks_of_checkpoint(config),
         "architecture": config.to_public(),
         "parameters": sum(int(np.prod(checkpoint.shape(n))) for n in checkpoint.names()),
         "prompt_tokens": prompt,

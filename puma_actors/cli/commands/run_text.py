@@ -1,7 +1,6 @@
 """Run the commands that take text, and show their results."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -11,14 +10,12 @@ from rich.table import Table
 from models.texts.options import TaskOptions
 from protocols.base.lane import Settings
 from protocols.base.ring import Floats
-from protocols.errors import ConfigError
 from puma_actors.api.life import Cluster
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.pipelines import TextPipeline, local_pipeline
 from puma_actors.api.requests import Requests
-from puma_actors.cli.commands.reading import Reader
 from puma_actors.cli.following import Following
-from puma_actors.cli.output import print_json, progress, say, stdout
+from puma_actors.cli.output import print_json, progress, say, stdout, tell
 from puma_actors.cli.progress import Reporter
 from puma_actors.cli.requests import local_options, open_requests
 from puma_actors.cli.summary import print_summary, usage_report
@@ -40,7 +37,8 @@ def run_text(
     task_options: TaskOptions,
     as_json: bool,
 ) -> None:
-    """Load, share, run a task once, and show its result and cost.
+    """Load, share, run a task once, and show its result and cost. A note on stderr says what is cut
+    from texts that are too long.
 
     Args:
         inputs: creates the inputs, once the tokenizer is known.
@@ -55,7 +53,9 @@ def run_text(
         if as_json:
             plain = result.tolist() if isinstance(result, np.ndarray) else result
             report = usage_report(_cluster(pipe), pipe.usage, generated=False)
-            print_json({"result": plain, **report})
+            dropped = pipe.usage.dropped_tokens
+            told = {"dropped_tokens": dropped} if any(dropped) else {}
+            print_json({"result": plain, **told, **report})
         else:
             show(result)
             print_summary(_cluster(pipe), pipe.usage)
@@ -66,14 +66,14 @@ def run_text(
             pipe = local_pipeline(task, model, **options)
             given, cluster = inputs(pipe), pipe.requests
             assert isinstance(cluster, LocalCluster)
-            pipe.check(given, **task_options)
+            _announce(pipe.check(given, **task_options))
             async with cluster:
                 return await _run(pipe, given, report), pipe
 
     async def _elsewhere() -> tuple[Any, TextPipeline]:
         def check(requests: Requests) -> None:
             pipe = TextPipeline(task, requests)
-            pipe.check(inputs(pipe), **task_options)
+            _announce(pipe.check(inputs(pipe), **task_options))
 
         async with open_requests(model, settings, where, check=check, quiet=as_json) as requests:
             pipe = TextPipeline(task, requests)
@@ -81,6 +81,7 @@ def run_text(
                 return await _run(pipe, inputs(pipe), report), pipe
 
     async def _run(pipe: TextPipeline, given: Any, report: Reporter) -> Any:
+        pipe.notice = lambda note: None  # `_announce` has said it
         report("running the model on shares", 0.0)
         with report.following(Following(pipe.requests, lambda: pipe.share)):
             return await pipe(given, **task_options)
@@ -88,24 +89,14 @@ def run_text(
     anyio.run(run)
 
 
+def _announce(note: str) -> None:
+    if note:
+        tell(f"note: {note}")
+
+
 def _cluster(pipe: TextPipeline) -> Cluster:
     assert isinstance(pipe.requests, Cluster)
     return pipe.requests
-
-
-def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
-    """The texts of the command line, then the lines of a file; - stands for standard input.
-
-    Raises:
-        ConfigError: one cannot be read or is empty, or there are no texts.
-    """
-    reader = Reader()
-    found = [reader.text("--text", text) for text in texts]
-    if file is not None:
-        found += reader.lines("--file", file)
-    if not found:
-        raise ConfigError("nothing to embed: give --text or --file")
-    return found
 
 
 def with_mask(pipe: TextPipeline, text: str) -> str:
@@ -115,6 +106,23 @@ def with_mask(pipe: TextPipeline, text: str) -> str:
         for spelling in _MASKS:
             text = text.replace(spelling, own)
     return text
+
+
+def show_each(titles: Sequence[str] | None, show: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A function that prints the results of several inputs, each under its title; for a single
+    input (`titles` is None), `show` itself.
+    """
+    if titles is None:
+        return show
+
+    def show_all(results: Sequence[Any]) -> None:
+        for number, (title, result) in enumerate(zip(titles, results, strict=True)):
+            if number:
+                stdout.print()
+            say(_cell(title), style="bold")
+            show(result)
+
+    return show_all
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:

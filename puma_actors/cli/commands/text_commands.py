@@ -1,13 +1,19 @@
 """`puma embed`, `classify`, `fill-mask`, `answer` and `tag`: their options."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from puma_actors.cli.commands.texts.options import (
+    EmbeddingModelOption,
+    FileOption,
+    FilesOption,
+    RequiredModelOption,
+    Texts,
+)
 from puma_actors.cli.early import refuse_unsupported
-from puma_actors.cli.options import JsonOption, RunChoice, TextChoice, TextFileOption
+from puma_actors.cli.options import JsonOption, RunChoice
 from puma_actors.cli.spread import spread
 from puma_actors.cli.where import Where
 
@@ -22,39 +28,9 @@ class Aggregation(StrEnum):
     MAX = "max"
 
 
-_PLACES = "Directory (config.json + safetensors), or name on the Hugging Face hub"
-RequiredModelOption = Annotated[
-    str,
-    typer.Option("--model", "-m", help=f"{_PLACES}; its head must fit this command."),
-]
-EmbeddingModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help=f"{_PLACES}; of sentence-transformers, or any encoder. Default: all-MiniLM-L6-v2.",
-        show_default=False,
-    ),
-]
-TruncateOption = Annotated[
-    bool, typer.Option("--truncate", help="Cut a text that is too long, instead of refusing it.")
-]
-
-
 def embed(
-    text: Annotated[
-        list[str] | None,
-        typer.Option("--text", "-t", help="A text; - reads one from stdin. Repeatable."),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Texts, one per line (UTF-8; - for stdin); empty lines are skipped. Unlike "
-            "arguments, they do not show in lists of processes."
-        ),
-    ] = None,
+    texts: Texts,
     model: EmbeddingModelOption = None,
-    truncate: TruncateOption = False,
     *,
     choice: RunChoice,
     where: Where,
@@ -66,96 +42,104 @@ def embed(
     vector and the cosine of every pair; --json has whole vectors.
     """
     refuse_unsupported(None if where.cluster else model)
-    from puma_actors.cli.commands.run_text import read_texts, run_text, show_vectors
+    from puma_actors.cli.commands.run_text import run_text, show_vectors
+    from puma_actors.cli.commands.texts.inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
-    texts = read_texts(text or [], file)
+    given = read_texts(texts)
     run_text(
         "sentence-embedding",
         model,
-        lambda pipe: texts,
-        lambda vectors: show_vectors(texts, vectors),
+        lambda pipe: given,
+        lambda vectors: show_vectors(given, vectors),
         settings=settings_of(choice),
         where=where,
-        task_options={"truncation": True} if truncate else {},
+        task_options={"truncation": texts.truncate},
         as_json=as_json,
     )
 
 
 def classify(
-    *,
-    given: TextChoice,
+    texts: Texts,
     model: RequiredModelOption,
     pair: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="A second text, for models that take pairs; - reads it from stdin.",
+            help="A second text, for models that take pairs; one for each text, and - reads it "
+            "from stdin.",
             show_default=False,
         ),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Labels to show; default: all.", show_default=False)
     ] = None,
-    truncate: TruncateOption = False,
+    *,
     choice: RunChoice,
     where: Where,
     as_json: JsonOption = False,
 ) -> None:
-    """Label a text, or a pair of texts, privately (head: sequence-classification).
+    """Label texts, or pairs of texts, privately (head: sequence-classification).
 
     Scores are probabilities: softmax over the labels, or one sigmoid each if several
-        labels can apply at once. The number of a regression is shown unchanged.
+        labels can apply at once. The number of a regression is shown unchanged. In JSON lines, a
+        pair is {"text": ..., "text_pair": ...}.
     """
     refuse_unsupported(None if where.cluster else model)
-    from puma_actors.cli.commands.reading import Reader
-    from puma_actors.cli.commands.run_text import run_text, show_rows
+    from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
+    from puma_actors.cli.commands.texts.inputs import read_pairs, single_or_all, titles_of
     from puma_actors.cli.settings import settings_of
 
-    reader = Reader()
-    text = reader.one("--text", given.text, "--text-file", given.text_file)
-    pair = None if pair is None else reader.text("--pair", pair)
-    inputs: Any = text if pair is None else {"text": text, "text_pair": pair}
+    items = read_pairs(texts, pair or [])
+    alone = texts.file is None
     run_text(
         "text-classification",
         model,
-        lambda pipe: inputs,
-        lambda labels: show_rows(labels, {"label": "label", "score": "score"}),
+        lambda pipe: single_or_all(items, alone=alone),
+        show_each(
+            titles_of(items, alone=alone),
+            lambda labels: show_rows(labels, {"label": "label", "score": "score"}),
+        ),
         settings=settings_of(choice),
         where=where,
-        task_options={"top_k": top_k, "truncation": truncate},
+        task_options={"top_k": top_k, "truncation": texts.truncate},
         as_json=as_json,
     )
 
 
 def fill_mask(
-    *,
-    given: TextChoice,
+    texts: Texts,
     model: RequiredModelOption,
     top_k: Annotated[int, typer.Option(min=1, help="Tokens to show for each mask.")] = 5,
-    truncate: TruncateOption = False,
+    *,
     choice: RunChoice,
     where: Where,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the token behind a mask privately (head: masked-lm).
 
-    The text has one or more mask tokens of the model, [MASK] or <mask>. The parties do
-    not learn where they are.
+    Write [MASK] or <mask> in the text, once or more. The parties do not learn where the mask is.
     """
     refuse_unsupported(None if where.cluster else model)
-    from puma_actors.cli.commands.reading import Reader
-    from puma_actors.cli.commands.run_text import run_text, show_masks, with_mask
+    from puma_actors.cli.commands.run_text import run_text, show_each, show_masks, with_mask
+    from puma_actors.cli.commands.texts.inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
-    text = Reader().one("--text", given.text, "--text-file", given.text_file)
+    given = read_texts(texts)
+    alone = texts.file is None and len(given) == 1
+
+    def inputs(pipe: Any) -> Any:
+        masked = [with_mask(pipe, text) for text in given]
+        return masked[0] if alone else masked
+
     run_text(
         "fill-mask",
         model,
-        lambda pipe: with_mask(pipe, text),
-        show_masks,
+        inputs,
+        # As in transformers, the result for a list of one text is that of the text.
+        show_each(None if len(given) == 1 else given, show_masks),
         settings=settings_of(choice),
         where=where,
-        task_options={"top_k": top_k, "truncation": truncate},
+        task_options={"top_k": top_k, "truncation": texts.truncate},
         as_json=as_json,
     )
 
@@ -163,19 +147,22 @@ def fill_mask(
 def answer(
     model: RequiredModelOption,
     question: Annotated[
-        str,
-        typer.Option("--question", "-q", help="What to look for; - reads it from stdin."),
-    ],
+        list[str] | None,
+        typer.Option(
+            "--question", "-q", help="What to look for; - reads it from stdin. Repeatable."
+        ),
+    ] = None,
     context: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--context",
             "-c",
-            help="The text with the answer; - reads it from stdin. A long one is read in windows.",
-            show_default=False,
+            help="The text with the answer; - reads it from stdin. A long one is read in windows. "
+            "One for all questions, one for each, or several for one question.",
         ),
     ] = None,
-    context_file: TextFileOption = None,
+    context_file: FilesOption = None,
+    file: FileOption = None,
     top_k: Annotated[int, typer.Option(min=1, help="Answers to show.")] = 1,
     *,
     choice: RunChoice,
@@ -184,22 +171,26 @@ def answer(
 ) -> None:
     """Find the part of a text that answers a question, privately (head: question-answering).
 
-    "start" and "end" count the context's characters.
+    "start" and "end" count the context's characters. In JSON lines, a question is {"question": ...,
+        "context": ...}.
     """
     refuse_unsupported(None if where.cluster else model)
-    from puma_actors.cli.commands.reading import Reader
-    from puma_actors.cli.commands.run_text import run_text, show_rows
+    from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
+    from puma_actors.cli.commands.texts.inputs import read_questions, single_or_all, titles_of
     from puma_actors.cli.settings import settings_of
 
-    reader = Reader()
-    asked = reader.text("--question", question)
-    found_in = reader.one("--context", context, "--context-file", context_file)
     columns = {name: name for name in ("answer", "score", "start", "end")}
+    items = read_questions(question or [], context or [], context_file or [], file)
+    alone = file is None
+    many_contexts = len({item["question"] for item in items}) == 1
     run_text(
         "question-answering",
         model,
-        lambda pipe: {"question": asked, "context": found_in},
-        lambda found: show_rows(found if isinstance(found, list) else [found], columns),
+        lambda pipe: single_or_all(items, alone=alone),
+        show_each(
+            titles_of(items, alone=alone, key="context" if many_contexts else "question"),
+            lambda found: show_rows(found if isinstance(found, list) else [found], columns),
+        ),
         settings=settings_of(choice),
         where=where,
         task_options={"top_k": top_k},
@@ -208,8 +199,7 @@ def answer(
 
 
 def tag(
-    *,
-    given: TextChoice,
+    texts: Texts,
     model: RequiredModelOption,
     aggregation: Annotated[
         Aggregation,
@@ -218,7 +208,15 @@ def tag(
             "'first', 'average', 'max': also whole words, by first token, mean or best score."
         ),
     ] = Aggregation.SIMPLE,
-    truncate: TruncateOption = False,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Read a text that is too long in windows that share so many tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
     choice: RunChoice,
     where: Where,
     as_json: JsonOption = False,
@@ -228,21 +226,26 @@ def tag(
     Words with the label "O" are left out. "start" and "end" count characters.
     """
     refuse_unsupported(None if where.cluster else model)
-    from puma_actors.cli.commands.reading import Reader
-    from puma_actors.cli.commands.run_text import run_text, show_rows
+    from puma_actors.cli.commands.run_text import run_text, show_each, show_rows
+    from puma_actors.cli.commands.texts.inputs import read_texts
     from puma_actors.cli.settings import settings_of
 
     label = "entity" if aggregation is Aggregation.NONE else "entity_group"
     columns = {"word": "word", label: "label", "score": "score", "start": "start", "end": "end"}
-    text = Reader().one("--text", given.text, "--text-file", given.text_file)
+    given = read_texts(texts)
+    alone = texts.file is None and len(given) == 1
     run_text(
         "token-classification",
         model,
-        lambda pipe: text,
-        lambda entities: show_rows(entities, columns),
+        lambda pipe: given[0] if alone else given,
+        show_each(None if alone else given, lambda entities: show_rows(entities, columns)),
         settings=settings_of(choice),
         where=where,
-        task_options={"aggregation_strategy": str(aggregation), "truncation": truncate},
+        task_options={
+            "aggregation_strategy": str(aggregation),
+            "truncation": texts.truncate,
+            "stride": stride,
+        },
         as_json=as_json,
     )
 

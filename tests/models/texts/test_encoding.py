@@ -47,25 +47,46 @@ def test_all_fields(ours, theirs, pair):
         assert text not in repr(found)
 
 
+sides = st.sampled_from(["left", "right"])
+
+
 @settings(max_examples=60, deadline=None)
-@given(text=texts, pair=st.none() | texts, limit=st.integers(6, 24))
-def test_cut_as_transformers_cuts(ours, theirs, text, pair, limit):
+@given(text=texts, pair=st.none() | texts, limit=st.integers(6, 24), side=sides)
+def test_cut_as_transformers_cuts(ours, theirs, text, pair, limit, side):
+    theirs.truncation_side = side
     wanted = theirs(text, pair, truncation=True, max_length=limit)["input_ids"]
-    assert list(ours.encode_text(text, pair).shortened(limit).ids) == wanted
+    whole = ours.encode_text(text, pair)
+    cut = whole.shortened(limit, side=side)
+    assert list(cut.ids) == wanted
+    assert cut.dropped == len(whole) - len(cut) == max(0, len(whole) - limit)
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=texts, pair=texts, limit=st.integers(8, 24), overlap=st.integers(0, 12))
-def test_windows_are_those_of_transformers(ours, theirs, text, pair, limit, overlap):
+@given(text=texts, pair=texts, limit=st.integers(6, 24), side=sides)
+def test_the_first_text_alone_is_cut(ours, theirs, text, pair, limit, side):
+    theirs.truncation_side = side
+    whole = ours.encode_text(text, pair)
+    if len(whole) - len(whole.places(0)) >= limit:
+        with pytest.raises(ConfigError, match="no room for text beside the second text"):
+            whole.shortened(limit, first_only=True)
+        return
+    wanted = theirs(text, pair, truncation="only_first", max_length=limit)["input_ids"]
+    assert list(whole.shortened(limit, side=side, first_only=True).ids) == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=texts, pair=texts, limit=st.integers(8, 24), overlap=st.integers(0, 12), side=sides)
+def test_windows_are_those_of_transformers(ours, theirs, text, pair, limit, overlap, side):
     encoding = ours.encode_text(text, pair)
     room = limit - (len(encoding) - len(encoding.places(1)))
     if room <= overlap and len(encoding.places(1)) > room:
         with pytest.raises(ConfigError, match="larger windows or a smaller doc_stride"):
-            encoding.windows(limit, overlap)
+            encoding.windows(limit, overlap, side=side)
         return
     if room <= overlap:
-        assert encoding.windows(limit, overlap) == [encoding]
+        assert encoding.windows(limit, overlap, side=side) == [encoding]
         return
+    theirs.truncation_side = side
     wanted = theirs(
         text,
         pair,
@@ -75,9 +96,18 @@ def test_windows_are_those_of_transformers(ours, theirs, text, pair, limit, over
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    found = encoding.windows(limit, overlap)
+    found = encoding.windows(limit, overlap, side=side)
     assert [list(window.ids) for window in found] == wanted["input_ids"]
     assert [list(window.offsets) for window in found] == wanted["offset_mapping"]
+
+
+def test_the_side_travels_with_the_tokenizer(folder, tmp_path):
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, truncation_side="left")
+    theirs.save_pretrained(tmp_path)
+    for made in (Tokenizer.from_object(theirs), Tokenizer.from_folder(tmp_path)):
+        assert made.truncation_side == "left"
+        assert Tokenizer.from_files(made.to_files()).truncation_side == "left"
+    assert Tokenizer.from_folder(folder).truncation_side == "right"
 
 
 def test_special_tokens_and_lengths(ours, theirs):

@@ -101,17 +101,32 @@ def test_the_last_token(plain, tmp_path):
     np.testing.assert_allclose(embedded(folder, TEXTS[0]), expected, atol=2e-3)
 
 
-def test_texts_are_cut_where_the_model_says_so(plain, tmp_path):
+def test_texts_are_cut_where_the_model_says_so(plain, tmp_path, logs):
     folder = describe(plain, tmp_path / "cut", limits={"max_seq_length": 5, "do_lower_case": True})
     found = embedded(folder, [TEXTS[0], "the cat sat"])
+    assert "the limit of 5 tokens are cut, 1 of 2; tokens left out: 5, at" in logs.getvalue()
     np.testing.assert_allclose(found[0], found[1], atol=1e-3)
+    with pipeline("sentence-embedding", folder, truncation=True) as pipe:
+        np.testing.assert_allclose(pipe(TEXTS[0]), found[0], atol=1e-3)
+        assert pipe.usage.dropped_tokens == [5]
     pipe = local_pipeline("sentence-embedding", folder, truncation=False)
-    with pytest.raises(ConfigError, match="10 tokens do not fit the limit of 5"):
-        pipe.check(TEXTS[0])
-    pipe.requests.checkpoint.close()
-    pipe = local_pipeline("sentence-embedding", plain)
-    with pytest.raises(ConfigError, match="do not fit the limit of 20"):
+    assert pipe.check(TEXTS[0]) == ""
+    with pytest.raises(ConfigError, match="21 tokens do not fit the limit of 20"):
         pipe.check("cat " * 19)
+    pipe.requests.checkpoint.close()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_texts_are_cut_to_the_tokenizers_limit_or_the_positions(plain, tmp_path, named):
+    """As sentence-transformers does where max_seq_length is not given."""
+    folder = shutil.copytree(plain, tmp_path / "copy")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["model_max_length"] = 8 if named else 10**30
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    pipe = local_pipeline("sentence-embedding", folder)
+    limit = 8 if named else 20
+    note = f"text of 23 tokens is cut to the limit of {limit}, which leaves out {23 - limit};"
+    assert note in pipe.check("cat " * 21)
     pipe.requests.checkpoint.close()
 
 

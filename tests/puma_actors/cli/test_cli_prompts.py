@@ -210,32 +210,45 @@ def test_refused_before_any_work(puma, no_work, named, stdin, options, says):
 
 
 def test_texts_of_other_commands(
-    puma, no_work, classifier, filler, reader, tagger, stdin, tmp_path
+    puma, no_work, classifier, filler, reader, tagger, judge, ranker, stdin, tmp_path
 ):
     """What a text says is checked against the model: so it arrived there."""
     long, file = "cat " * 99, tmp_path / "text.txt"
     file.write_text(long)
+    says = r"1\d\d tokens do not fit the limit"
     for command, model, more in (
         ("classify", classifier, ()),
+        ("embed", filler, ()),
         ("fill-mask", filler, ()),
         ("tag", tagger, ()),
+        ("zero-shot", judge, ("--labels", "a")),
     ):
-        says = r"1\d\d tokens do not fit the limit"
-        refused(puma(command, "-m", model, *more, "--text-file", file), says)
+        given = (command, "-m", model, *more, "--no-truncate")
+        text = "[MASK]" if command == "fill-mask" else "a"
+        refused(puma(*given, "--text-file", file), says)
+        refused(puma(*given, "-t", text, "--text-file", file), says)
         stdin(long.encode())
-        refused(puma(command, "-m", model, *more, "-t", "-"), says)
-        refused(puma(command, "-m", model, "-t", "a", "--text-file", file), "are both given")
-        refused(puma(command, "-m", model), "no text: give --text TEXT, --text -, or --text-file")
+        refused(puma(*given, "-t", text, "-t", "-"), says)
+        stdin(f"{text}\n\n{long}\n".encode())
+        refused(puma(*given, "--file", "-"), says)
+        stdin(b"a")
+        refused(puma(*given, "-t", "-", "--file", "-"), "is read by --text and --file")
+        refused(puma(*given), "nothing was given: give --text or --file")
     stdin(long.encode())
-    refused(puma("classify", "-m", classifier, "-t", "a", "--pair", "-"), "tokens do not fit")
-    stdin(long.encode())
-    refused(puma("embed", "-m", filler, "-t", "a", "-t", "-"), "tokens do not fit")
-    stdin(f"a\n\n{long}\n".encode())
-    refused(puma("embed", "-m", filler, "--file", "-"), "tokens do not fit")
+    pair = ("classify", "-m", classifier, "-t", "a", "--no-truncate", "--pair", "-")
+    refused(puma(*pair), "tokens do not fit")
     answer = ("answer", "-m", reader)
     stdin(long.encode())
     refused(puma(*answer, "-q", "-", "--context-file", file), "shorten the question")
-    refused(puma(*answer, "-q", "a"), "give --context TEXT, --context -, or --context-file")
+    refused(puma(*answer, "-q", "a"), "1 questions for 0 contexts")
+    rerank = ("rerank", "-m", ranker, "--no-truncate")
+    for options in (
+        ("-q", "a", "-d", "-"),
+        ("-q", "-", "-d", "a"),
+        ("-q", "a", "--documents", "-"),
+    ):
+        stdin(long.encode())
+        refused(puma(*rerank, *options), "tokens do not fit")
 
 
 def test_closed_stdin(named):
@@ -247,7 +260,9 @@ def test_closed_stdin(named):
     assert ended.stderr == b"error: --prompt: standard input is empty: give some text\n"
 
 
-@pytest.mark.parametrize("command", ["generate", "classify", "fill-mask", "tag", "embed"])
+@pytest.mark.parametrize(
+    "command", ["generate", "classify", "fill-mask", "tag", "embed", "zero-shot"]
+)
 def test_help_says_who_sees_arguments(puma, command):
     _, out, _ = puma(command, "--help")
     words = " ".join(re.sub(r"[^a-z ]", " ", out).split())

@@ -192,7 +192,7 @@ def test_inspect_says_why_not(puma, folders, tmp_path):
 REFUSED = [
     ("embed", [], "give --text or --file"),
     ("embed", ["-t", " "], "--text: the text is empty"),
-    ("embed", ["-t", "cat " * 19], "21 tokens do not fit the limit of 20"),
+    ("embed", ["-t", "cat " * 19, "--no-truncate"], "21 tokens do not fit the limit of 20"),
     ("embed", ["--file", "no-such-file"], "cannot read no-such-file"),
     ("embed", ["-t", "a", "--network", "wlan"], "use lan, paper, wan"),
     ("classify", [], "--text"),
@@ -202,7 +202,7 @@ REFUSED = [
     ("answer", ["-q", "a", "-c", " "], "--context: the text is empty"),
     ("answer", ["-q", "the " * 18, "-c", "the cat sat on"], "shorten the question"),
     ("classify", ["-t", "a", "--pair", " "], "--pair: the text is empty: give some"),
-    ("tag", ["-t", " "], "the text is empty: give some"),
+    ("tag", ["-t", " "], "--text: the text is empty: give some"),
     ("tag", ["-t", "a", "--aggregation", "last"], "--aggregation"),
 ]
 

@@ -73,6 +73,7 @@ def test_question_answering(ask, reader):
     assert sorted((a["score"] for a in several), reverse=True) == [a["score"] for a in several]
     both = ask(question=["the cat?", "on?"], context=context)
     assert_same(both[0], answer)
+    assert_same(ask(question="the cat?", context=[context, "Cats!"])[0], answer)
     assert len(both) == 2
     short = ask(question="the cat?", context=context, max_answer_len=1, align_to_words=False)
     assert len(ask.pipe.tokenizer.encode_text(short["answer"], special_tokens=False)) == 1

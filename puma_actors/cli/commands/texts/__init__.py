@@ -1,0 +1,1 @@
+"""Inputs and options of the commands that take text, and the commands that take labels."""
