@@ -1,12 +1,15 @@
-"""Products with the model's weights, whose shares stay the same from one inference to the next.
+"""Products with the model's weights, secret or public.
 
-The owner sends m_W to both evaluators, and for each evaluator a seed that it shares with the
-dealer; they expand the masks from the seeds. A party keeps only the one matrix that it multiplies
-by (see `protocols.arithmetic`). A weight is a handle: only this module multiplies by it.
+The shares of secret weights stay the same from one inference to the next. The owner sends m_W to
+both evaluators, and for each evaluator a seed that it shares with the dealer; they expand the masks
+from the seeds. A party keeps only the one matrix that it multiplies by, see `protocols.arithmetic`.
+Weights that all parties know: `protocols.public_weight`. A weight is a handle: only these two
+modules multiply by it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,6 +23,7 @@ from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
 from protocols.kernels.sums import Half
+from protocols.public_weight import PublicTable, PublicWeight, public_product
 
 LinearMap = Callable[[Words], Words]
 
@@ -68,6 +72,10 @@ class Table:
         return cls(share.role, (rows, columns), right_factor(share), halves, share.frac)
 
 
+AnyWeight: TypeAlias = Weight | PublicWeight
+AnyTable: TypeAlias = Table | PublicTable
+
+
 def weight_mask(seed: bytes, number: int, shape: tuple[int, ...]) -> Words:
     """One half of the mask of the model's tensor `number`, expanded from an upload's seed."""
     return Stream(derive(seed, b"puma weight", (number,))).words(shape)
@@ -83,7 +91,7 @@ def _array(words: Words | None) -> Words:
 async def linear(
     lane: Lane,
     x: SecretTensor,
-    weight: Weight,
+    weight: AnyWeight,
     *,
     then: LinearMap | None = None,
     then_frac: int = 0,
@@ -96,7 +104,7 @@ async def linear(
             truncation (RoPE);
             it adds `then_frac` fraction bits.
 
-    |result| < 2^(61 - x.frac - W.frac - then_frac).
+    |result| < 2^(61 - x.frac - W.frac - then_frac), of public weights too: a program runs on both.
 
     Cost: 1 round; 64 bits per output element each way and dealt.
     """
@@ -105,9 +113,23 @@ async def linear(
     if lane.tracing:
         lane.charge("linear", remask_cost(rows * columns, RING_BITS, dealt=True))
         return lane.blank((rows, columns), RING_BITS - 1 - shift, frac)
-    part = await lane.run(rows * depth * columns, _weight_part, x, weight)
+    if isinstance(weight, PublicWeight):
+        part = await public_product(lane, x, weight)
+    else:
+        part = await lane.run(rows * depth * columns, _weight_part, x, weight)
     if then is not None:
         part = then(part)
+    return await _truncated(lane, part, weight, frac, shift)
+
+
+async def _truncated(
+    lane: Lane, part: Words, factor: AnyWeight | AnyTable, frac: int, shift: int
+) -> SecretTensor:
+    """Divide by 2^shift. Products with secret weights come out twice as large; the same ring is
+    left in both cases.
+    """
+    if isinstance(factor, PublicWeight | PublicTable):
+        return (await remask(lane, part, frac=frac, shift=shift)).narrow(RING_BITS - 1 - shift)
     return await remask(lane, part, frac=frac, shift=shift + 1)
 
 
@@ -118,7 +140,7 @@ def _weight_part(x: SecretTensor, weight: Weight) -> Words:
 
 
 @protocol("table_product")
-async def table_product(lane: Lane, x: SecretTensor, table: Table) -> SecretTensor:
+async def table_product(lane: Lane, x: SecretTensor, table: AnyTable) -> SecretTensor:
     """x @ table^T for x (T, columns): one result per row of the table (a tied language-model head).
 
     Otherwise as `linear`.
@@ -128,5 +150,9 @@ async def table_product(lane: Lane, x: SecretTensor, table: Table) -> SecretTens
     if lane.tracing:
         lane.charge("table_product", remask_cost(count, RING_BITS, dealt=True))
         return lane.blank((x.shape[0], table.shape[0]), RING_BITS - 1 - shift, FRACTION_BITS)
-    part = await lane.run(count * table.shape[1], matmul_rows, left_factor(x), _array(table.factor))
-    return await remask(lane, part, frac=FRACTION_BITS, shift=shift + 1)
+    if isinstance(table, PublicTable):
+        part = await public_product(lane, x, table.weight)
+    else:
+        work = count * table.shape[1]
+        part = await lane.run(work, matmul_rows, left_factor(x), _array(table.factor))
+    return await _truncated(lane, part, table, FRACTION_BITS, shift)
