@@ -9,7 +9,6 @@ than in the checkpoint, which may be memory-mapped.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,9 +228,18 @@ class PublicTable:
     weight: PublicWeight
 
     @classmethod
-    def of(cls, role: Role, parts: Sequence[Part], **factors: Any) -> "PublicTable":
-        """Args as in `PublicWeight.of`: the table's columns are inputs, its rows outputs."""
-        return cls(PublicWeight.of(role, parts, **factors, frac=RESIDUAL_BITS))
+    def of(
+        cls,
+        role: Role,
+        parts: Sequence[Part],
+        *,
+        row: Vector | None = None,
+        column: Vector | None = None,
+        bias: Vector | None = None,
+    ) -> "PublicTable":
+        """Args as in `PublicWeight.of`: the columns are the inputs, the rows the outputs."""
+        weight = PublicWeight.of(role, parts, row=row, column=column, bias=bias, frac=RESIDUAL_BITS)
+        return cls(weight)
 
     @classmethod
     def blank(cls, shape: tuple[int, int]) -> "PublicTable":

@@ -15,7 +15,7 @@ from protocols.kernels.stored.matrix import (
 )
 from protocols.kernels.stored.vectors import make_decode
 
-MANY, ACROSS = (24, 512), (192, 128)
+MANY, ACROSS = (48, 512), (192, 128)
 """Outputs and inputs of a panel of a matrix stored by outputs and of one stored by inputs."""
 _AHEAD = 512  # numbers of a stored row to prefetch ahead
 

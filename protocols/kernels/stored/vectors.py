@@ -1,144 +1,25 @@
-"""Vector instructions for stored matrices: decoding numbers to ring integers, and products.
+"""Vector instructions for stored matrices: decoding to ring integers, and products.
 
-A ring word x is split into two signed halves, x = low + 2^32 high. With an integer w of 32 bits,
-x w is then low w + 2^32 high w: two multiplications of 32 by 32 bits, which every vector unit has,
-where a product of two ring words takes three. Both sums are kept apart, and joined at the end.
+A ring word x is split into halves, x = low + 2^32 high with a signed low one. With an integer w of
+32 bits, x w is low w + 2^32 high w. The first product takes a multiplication of 32 by 32 bits; of
+the second only the low 32 bits count, so that an instruction makes twice as many. A product of two
+ring words takes three of the first kind. Both sums are kept apart, and joined at the end.
 
-Those multiplications read every second 32-bit lane. So the numbers of a *group*, two vectors of
-words, are taken as the even ones and the odd ones, and the halves of x are laid out to match: low
-even, low odd, high even, high odd (*planes*).
+The multiplications to 64 bits read every second 32-bit lane. So the numbers of a *group*, two
+vectors of words, are taken as the even ones and the odd ones, and x is laid out to match: low even,
+low odd, high (*planes*).
 """
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
 from protocols.kernels.jit import vector_op
-from protocols.kernels.simd import (
-    builder_tools,
-    fold,
-    host_features,
-    pointer,
-    prefetch_line,
-    splat,
-    vector_bytes,
-)
+from protocols.kernels.simd import builder_tools, fold, pointer, splat
 from protocols.kernels.stored.formats import BATCH, Format
+from protocols.kernels.stored.reader import Reader, lanes
 
-
-def lanes() -> int:
-    """Words of a vector: 4, or 8 with AVX-512."""
-    return vector_bytes() // 8
-
-
-def native_halves() -> bool:
-    """Whether this processor converts float16 itself (LLVM calls a library otherwise)."""
-    arm = platform.machine().lower() in ("aarch64", "arm64")
-    return arm or "f16c" in host_features()
-
-
-class _Reader:
-    """Emits the float vectors of the block (or group) at an address."""
-
-    def __init__(self, builder: Any, kind: Format, native: bool) -> None:
-        from llvmlite import ir
-
-        self.ir, self.builder, self.kind, self.native = ir, builder, kind, native
-        self.count = 2 * lanes()
-
-    def vector(self, element: Any, count: int | None = None) -> Any:
-        return self.ir.VectorType(element, count or self.count)
-
-    def constant(self, kind: Any, value: int) -> Any:
-        if isinstance(kind, self.ir.VectorType):
-            return self.ir.Constant(kind, [value] * kind.count)
-        return self.ir.Constant(kind, value)
-
-    def load(self, address: Any, shift: int, kind: Any) -> Any:
-        place = self.builder.gep(address, [self.ir.Constant(self.ir.IntType(64), shift)])
-        return self.builder.load(self.builder.bitcast(place, kind.as_pointer()), align=1)
-
-    def half(self, raw: Any) -> Any:
-        """Float32 of float16 bits, a vector or one number."""
-        ir, b = self.ir, self.builder
-        many = isinstance(raw.type, ir.VectorType)
-
-        def shaped(kind: Any) -> Any:
-            return self.vector(kind, raw.type.count) if many else kind
-
-        single = shaped(ir.FloatType())
-        if self.native:
-            return b.fpext(b.bitcast(raw, shaped(ir.HalfType())), single)
-        word = shaped(ir.IntType(32))
-
-        def number(value: int) -> Any:
-            return self.constant(word, value)
-
-        whole = b.zext(raw, word)
-        size = b.shl(b.and_(whole, number(0x7FFF)), number(13))
-        sign = b.shl(b.and_(whole, number(0x8000)), number(16))
-        moved = b.add(size, number(112 << 23))
-        extreme = b.add(moved, number(112 << 23))  # infinities and NaN
-        tiny = b.fsub(
-            b.bitcast(b.add(size, number(113 << 23)), single),
-            b.bitcast(number(113 << 23), single),
-        )
-        found = b.select(b.icmp_unsigned("<", size, number(1 << 23)), b.bitcast(tiny, word), moved)
-        found = b.select(b.icmp_unsigned(">=", size, number(31 << 23)), extreme, found)
-        return b.bitcast(b.or_(found, sign), single)
-
-    def floats(self, address: Any) -> list[Any]:
-        """The numbers of a batch."""
-        ir, b = self.ir, self.builder
-        if not self.kind.blocked:
-            size = self.kind.nbytes
-            return [self.plain(address, size * at) for at in range(0, BATCH, self.count)]
-        single = self.vector(ir.FloatType())
-        scale = splat(b, self.half(self.load(address, 0, ir.IntType(16))), single)
-        scaled = [b.fmul(item, scale) for item in self.integers(address)]
-        if self.kind.name == "q4_1":
-            least = splat(b, self.half(self.load(address, 2, ir.IntType(16))), single)
-            scaled = [b.fadd(item, least) for item in scaled]
-        return scaled
-
-    def plain(self, address: Any, shift: int) -> Any:
-        """A vector of numbers that are stored one by one."""
-        ir, b = self.ir, self.builder
-        single, word = self.vector(ir.FloatType()), self.vector(ir.IntType(32))
-        if self.kind.name == "f32":
-            return self.load(address, shift, single)
-        raw = self.load(address, shift, self.vector(ir.IntType(16)))
-        if self.kind.name == "f16":
-            return self.half(raw)
-        return b.bitcast(b.shl(b.zext(raw, word), self.constant(word, 16)), single)
-
-    def integers(self, address: Any) -> list[Any]:
-        """The integers of a block as floats."""
-        ir, b = self.ir, self.builder
-        single, byte = self.vector(ir.FloatType()), ir.IntType(8)
-        word, start = self.vector(ir.IntType(32)), self.kind.nbytes - 16
-        if self.kind.name == "q8_0":
-            pieces = [
-                self.load(address, 2 + at, self.vector(byte)) for at in range(0, 32, self.count)
-            ]
-            return [b.sitofp(b.sext(piece, word), single) for piece in pieces]
-        whole = self.vector(byte, 16)
-        both = self.load(address, start, whole)
-        halves = [
-            b.and_(both, self.constant(whole, 15)),
-            b.lshr(both, self.constant(whole, 4)),
-        ]
-        if self.kind.name == "q4_0":
-            halves = [b.sub(half, self.constant(whole, 8)) for half in halves]
-        pieces = [self.slice(half, at) for half in halves for at in range(0, 16, self.count)]
-        return [b.sitofp(b.sext(piece, word), single) for piece in pieces]
-
-    def slice(self, value: Any, start: int) -> Any:
-        """A group of a vector's elements."""
-        order = self.ir.Constant(
-            self.vector(self.ir.IntType(32)), list(range(start, start + self.count))
-        )
-        return self.builder.shuffle_vector(value, self.ir.Constant(value.type, None), order)
+PLANES = 3
+"""Vectors of words that the planes of a group take."""
 
 
 def make_decode(
@@ -176,14 +57,8 @@ def make_decode(
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             cgutils = builder_tools()
             _, at0, total, _, along0, scalar, _, out0 = args
-            read = _Reader(builder, kind, native_halves() if native is None else native)
-            single = read.vector(ir.FloatType())
-            word = read.vector(ir.IntType(32))
-            whole = splat(builder, scalar, single)
-            name = f"llvm.rint.v{read.count}f32"
-            rint = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(single, [single]), name
-            )
+            read = Reader(builder, kind, native)
+            whole = splat(builder, scalar, read.single)
 
             def position(which: int, base: Any, i: Any, shift: int, target: Any) -> Any:
                 place = builder.add(builder.add(base, i), ir.Constant(base.type, shift))
@@ -197,17 +72,15 @@ def make_decode(
                 batch = builder.lshr(i, number(BATCH.bit_length() - 1))
                 byte = builder.add(at0, builder.mul(batch, number(size)))
                 place = pointer(context, builder, signature.args[0], args[0], byte, ir.IntType(8))
-                for line in range(0, size, 64):
-                    later = builder.gep(place, [number(kind.row_bytes(ahead) + line)])
-                    prefetch_line(builder, later)
+                read.fetch(place, ahead)
                 for j, value in enumerate(read.floats(place)):
                     shift = j * read.count
-                    spot = position(3, along0, i, shift, single)
+                    spot = position(3, along0, i, shift, read.single)
                     vector = builder.load(spot, align=4)
                     first, second = (whole, vector) if across else (vector, whole)
                     scaled = builder.fmul(builder.fmul(value, first), second)
-                    kept = builder.fptosi(builder.call(rint, [scaled]), word) if rounded else scaled
-                    target = position(6, out0, i, shift, word if rounded else single)
+                    kept = read.rounded(scaled) if rounded else scaled
+                    target = position(6, out0, i, shift, read.word if rounded else read.single)
                     builder.store(kept, target, align=4)
             return context.get_dummy_value()
 
@@ -215,6 +88,69 @@ def make_decode(
         return types.void(stored, n, n, along, n, types.float32, out, n), codegen
 
     return vector_op(decode)
+
+
+class _Sums:
+    """Emits sums of products of planes with integers, one for each cell."""
+
+    def __init__(self, builder: Any, count: int) -> None:
+        from llvmlite import ir
+
+        self.ir, self.builder, wide = ir, builder, lanes()
+        self.vector = ir.VectorType(ir.IntType(64), wide)
+        self.narrow = ir.VectorType(ir.IntType(32), 2 * wide)
+        self.up = ir.Constant(self.vector, [32] * wide)
+        self.lows = [self._zero(self.vector) for _ in range(count)]
+        self.highs = [self._zero(self.narrow) for _ in range(count)]
+
+    def _zero(self, kind: Any) -> Any:
+        none = self.ir.Constant(kind, None)
+        item = builder_tools().alloca_once_value(self.builder, none)
+        self.builder.store(none, item)
+        return item
+
+    def _low(self, value: Any) -> Any:
+        """The low halves of the lanes, sign-extended: no instruction, since PMULDQ does it."""
+        return self.builder.ashr(self.builder.shl(value, self.up), self.up)
+
+    def planes(self, address: Any) -> tuple[Any, Any, Any]:
+        """The planes of a group, which start at an address."""
+        spots = [
+            self.builder.gep(address, [self.ir.Constant(self.ir.IntType(64), which * lanes())])
+            for which in range(PLANES)
+        ]
+        kinds = (self.vector, self.vector, self.narrow)
+        even, odd, high = (
+            self.builder.load(self.builder.bitcast(spot, kind.as_pointer()), align=8)
+            for spot, kind in zip(spots, kinds, strict=True)
+        )
+        return self._low(even), self._low(odd), high
+
+    def add(self, cell: int, planes: tuple[Any, Any, Any], line: Any) -> None:
+        """Add the products of a group with a vector of integers."""
+        even, odd, high = planes
+        pair = self.builder.bitcast(line, self.vector)
+        self._add_to(self.lows[cell], even, self._low(pair))
+        self._add_to(self.lows[cell], odd, self.builder.ashr(pair, self.up))
+        self._add_to(self.highs[cell], high, line)
+
+    def _add_to(self, item: Any, left: Any, right: Any) -> None:
+        total = self.builder.add(self.builder.load(item), self.builder.mul(left, right))
+        self.builder.store(total, item)
+
+    def add_total(self, cell: int, spot: Any) -> None:
+        """Add a cell's sum to the word at an address."""
+        word = self.ir.IntType(64)
+        high = self.builder.zext(self._folded(self.highs[cell]), word)
+        high = self.builder.shl(high, self.ir.Constant(word, 32))
+        found = self.builder.add(self._folded(self.lows[cell]), high)
+        self.builder.store(self.builder.add(self.builder.load(spot), found), spot)
+
+    def _folded(self, item: Any) -> Any:
+        whole = self.builder.load(item)
+        while whole.type.count > 1:
+            whole = fold(self.builder, whole)
+        return self.builder.extract_element(whole, self.ir.Constant(self.ir.IntType(32), 0))
 
 
 def make_split_dots(rows: int, columns: int) -> Any:
@@ -232,63 +168,94 @@ def make_split_dots(rows: int, columns: int) -> Any:
         from llvmlite import ir
         from numba import types
 
-        wide = lanes()
-        vector = ir.VectorType(ir.IntType(64), wide)
-        up = ir.Constant(vector, [32] * wide)
-
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             cgutils = builder_tools()
             _, xa, xs, _, wa, ws, total, _, oa, os = args
+            sums, word = _Sums(builder, rows * columns), ir.IntType(64)
 
-            def at(which: int, position: Any, target: Any) -> Any:
-                kind = signature.args[which]
-                return pointer(context, builder, kind, args[which], position, target)
-
-            def place(start: Any, step: Any, row: int, g: Any, size: int) -> Any:
+            def at(which: int, start: Any, step: Any, row: int, shift: Any, target: Any) -> Any:
                 base = builder.add(start, builder.mul(step, ir.Constant(step.type, row)))
-                return builder.add(base, builder.mul(g, ir.Constant(g.type, size)))
+                kind, place = signature.args[which], builder.add(base, shift)
+                return pointer(context, builder, kind, args[which], place, target)
 
-            def low(value: Any) -> Any:
-                """The low halves of the lanes, sign-extended (no instruction: see `PMULDQ`)."""
-                return builder.ashr(builder.shl(value, up), up)
+            def number(value: int) -> Any:
+                return ir.Constant(total.type, value)
 
-            def plane(row: int, g: Any, which: int) -> Any:
-                base = place(xa, xs, row, g, 4 * wide)
-                spot = at(0, builder.add(base, ir.Constant(base.type, which * wide)), vector)
-                return low(builder.load(spot, align=8))
-
-            cells = [(r, c, h) for r in range(rows) for c in range(columns) for h in range(2)]
-            sums = {cell: cgutils.alloca_once_value(builder, ir.Constant(vector, None))
-                    for cell in cells}  # fmt: skip
-            for item in sums.values():
-                builder.store(ir.Constant(vector, None), item)
             with cgutils.for_range(builder, total) as loop:
-                g, pairs = loop.index, []
-                for c in range(columns):
-                    spot = at(3, place(wa, ws, c, g, 2 * wide), vector)
-                    both = builder.load(spot, align=4)
-                    pairs.append((low(both), builder.ashr(both, up)))
+                numbers = builder.mul(loop.index, number(2 * lanes()))
+                words = builder.mul(loop.index, number(PLANES * lanes()))
+                lines = [
+                    builder.load(at(3, wa, ws, c, numbers, sums.narrow), align=4)
+                    for c in range(columns)
+                ]
                 for r in range(rows):
-                    for h in range(2):
-                        for odd in range(2):
-                            left = plane(r, g, 2 * h + odd)
-                            for c in range(columns):
-                                item = sums[r, c, h]
-                                product = builder.mul(left, pairs[c][odd])
-                                builder.store(builder.add(builder.load(item), product), item)
+                    planes = sums.planes(at(0, xa, xs, r, words, word))
+                    for c, line in enumerate(lines):
+                        sums.add(r * columns + c, planes, line)
             for r in range(rows):
                 for c in range(columns):
-                    high = builder.shl(builder.load(sums[r, c, 1]), up)
-                    whole = builder.add(builder.load(sums[r, c, 0]), high)
-                    while whole.type.count > 1:
-                        whole = fold(builder, whole)
-                    base = builder.add(oa, ir.Constant(oa.type, c))
-                    spot = at(7, place(base, os, r, ir.Constant(os.type, 0), 0), ir.IntType(64))
-                    found = builder.extract_element(whole, ir.Constant(ir.IntType(32), 0))
-                    builder.store(builder.add(builder.load(spot), found), spot)
+                    sums.add_total(r * columns + c, at(7, oa, os, r, number(c), word))
             return context.get_dummy_value()
 
         n = types.intp
         return types.void(x, n, n, w, n, n, n, out, n, n), codegen
+
+    return vector_op(dots)
+
+
+def make_stored_dots(kind: Format, columns: int, ahead: int) -> Any:
+    """An op that adds the products of one row of planes with `columns` stored rows to out.
+
+    The integers stay in registers: what `make_decode` and `make_split_dots` do, without a panel.
+    """
+
+    def dots(
+        typing: Any,
+        x: Any, stored: Any, starts: Any, along: Any, own: Any, own_at: Any, count: Any,
+        out: Any, out_at: Any,
+    ) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
+        """x: planes; starts: words, the first byte of each stored row; `count` numbers, whole
+        batches; along, own: factors of inputs and outputs; out: words.
+        """
+        from llvmlite import ir
+        from numba import types
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cgutils = builder_tools()
+            own0, total, out0 = args[5], args[6], args[8]
+            sums, read, word = _Sums(builder, columns), Reader(builder, kind), ir.IntType(64)
+
+            def number(value: int) -> Any:
+                return ir.Constant(total.type, value)
+
+            def at(which: int, place: Any, shift: int, target: Any) -> Any:
+                spot = builder.add(place, number(shift))
+                return pointer(context, builder, signature.args[which], args[which], spot, target)
+
+            firsts = [builder.load(at(2, number(0), c, word)) for c in range(columns)]
+            scales = [
+                splat(builder, builder.load(at(4, own0, c, ir.FloatType())), read.single)
+                for c in range(columns)
+            ]
+            size = number(kind.row_bytes(BATCH))
+            with cgutils.for_range_slice(builder, number(0), total, number(BATCH)) as (i, _n):
+                byte = builder.mul(builder.lshr(i, number(BATCH.bit_length() - 1)), size)
+                base = builder.mul(builder.lshr(i, number(1)), number(PLANES))
+                spots = [at(1, builder.add(byte, first), 0, ir.IntType(8)) for first in firsts]
+                for spot in spots:
+                    read.fetch(spot, ahead)
+                values = [read.floats(spot) for spot in spots]
+                for j in range(BATCH // read.count):
+                    factor = builder.load(at(3, i, j * read.count, read.single), align=4)
+                    planes = sums.planes(at(0, base, j * PLANES * lanes(), word))
+                    for c in range(columns):
+                        scaled = builder.fmul(builder.fmul(values[c][j], factor), scales[c])
+                        sums.add(c, planes, read.rounded(scaled))
+            for c in range(columns):
+                sums.add_total(c, at(7, out0, c, word))
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(x, stored, starts, along, own, n, n, out, n), codegen
 
     return vector_op(dots)

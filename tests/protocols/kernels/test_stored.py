@@ -93,12 +93,13 @@ def test_integers_equal_the_twin(drawn, data):
     assert panels.largest(weight, lo, hi) == matrix.largest_numpy(weight, lo, hi)
 
 
-@pytest.mark.parametrize("kind", ["bf16", "q4_0"])
+@pytest.mark.parametrize("kind", ["bf16", "f16", "f32", "q4_0"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_deeper_than_a_panel(kind, rows):
-    weight = made(1, kind, 2176, 50)
-    x, found = words(2, rows, 2176), np.empty((rows, 50), np.uint64)
-    product.multiply_into(x, weight, found, 0, 0, 50)
+    order = np.random.default_rng(3).permutation(51)
+    weight = made(1, kind, 4224, 51, order=order)
+    x, found = words(2, rows, 4224), np.empty((rows, 51), np.uint64)
+    product.multiply_into(x, weight, found, 0, 0, 51)
     expected = x @ exact(weight, kind).T.view(np.uint64)
     np.testing.assert_array_equal(found, expected)
 
