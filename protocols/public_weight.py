@@ -6,7 +6,7 @@ cache while it is multiplied (`protocols.kernels.stored`), so that a number take
 than in the checkpoint, which may be memory-mapped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -18,8 +18,8 @@ from protocols.base.ring import RESIDUAL_BITS, WEIGHT_BITS, Words, encode, signe
 from protocols.base.shares import Role, SecretTensor
 from protocols.errors import LocalProtocolError, RangeError
 from protocols.kernels.jit import Bytes
-from protocols.kernels.stored.formats import FORMATS, FormatName
-from protocols.kernels.stored.matrix import Stored
+from protocols.kernels.stored.formats import BATCH, FORMATS, FormatName
+from protocols.kernels.stored.matrix import Stored, room_for
 from protocols.kernels.stored.panels import integers, largest
 from protocols.kernels.stored.product import multiply_into
 from protocols.kernels.sums import Half, chosen_sums
@@ -213,6 +213,23 @@ class PublicWeight:
             found[:, -1] = signed(self.bias[lo:hi])
         return found
 
+    def halves(self, step: int) -> Iterator[tuple[int, Half]]:
+        """Blocks of `step` columns at most, with their first one: as `integers`, modulo 2^32. A
+        block is overwritten by the next one.
+        """
+        for start, part in self._placed():
+            room, held = room_for(part, step), np.empty((step, self.shape[0]), np.uint32)
+            for lo in range(0, part.shape[1], step):
+                hi = min(lo + step, part.shape[1])
+                made = integers(part, lo, hi, room).view(np.uint32)
+                if self.bias is None and made.flags.c_contiguous:
+                    yield start + lo, made
+                    continue
+                held[: hi - lo, : self.inputs] = made
+                if self.bias is not None:
+                    held[: hi - lo, -1] = self.bias[start + lo : start + hi].astype(np.uint32)
+                yield start + lo, held[: hi - lo]
+
 
 @dataclass(frozen=True, slots=True)
 class PublicTable:
@@ -265,11 +282,9 @@ class PublicTable:
     def chosen_sums(self, chosen: Bytes) -> Half:
         """(n, rows) bits, one per byte -> (n, columns): sums of the chosen rows modulo 2^32."""
         total = np.zeros((chosen.shape[0], self.shape[1]), np.uint32)
-        step = max(1, _TABLE_NUMBERS // self.shape[1])
-        for lo in range(0, self.shape[0], step):
-            hi = min(lo + step, self.shape[0])
-            rows = self.weight.integers(lo, hi).astype(np.uint32)
-            total += chosen_sums(np.ascontiguousarray(chosen[:, lo:hi]), rows)
+        step = max(1, min(self.shape[0], _TABLE_NUMBERS // max(BATCH, self.shape[1])))
+        for lo, rows in self.weight.halves(step):
+            total += chosen_sums(np.ascontiguousarray(chosen[:, lo : lo + len(rows)]), rows)
         return total
 
 

@@ -97,10 +97,19 @@ def scaled_numpy(stored: Stored, lo: int, hi: int) -> Values:
         return (piece * inputs) * outputs
 
 
-def integers_numpy(stored: Stored, lo: int, hi: int) -> Integers:
+def room_for(stored: Stored, outputs: int) -> Integers:
+    """An array for the integers of so many outputs: whole batches."""
+    return np.empty((outputs, -(-stored.shape[0] // BATCH) * BATCH), np.int32)
+
+
+def integers_numpy(stored: Stored, lo: int, hi: int, room: Integers | None = None) -> Integers:
     """NumPy twin of `integers`."""
     check_range(stored, lo, hi)
-    return np.rint(scaled_numpy(stored, lo, hi)).astype(np.int32)
+    found = np.rint(scaled_numpy(stored, lo, hi)).astype(np.int32)
+    if room is None:
+        return found
+    room[: hi - lo, : stored.shape[0]] = found
+    return room[: hi - lo, : stored.shape[0]]
 
 
 def largest_numpy(stored: Stored, lo: int, hi: int) -> float:

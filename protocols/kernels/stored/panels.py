@@ -12,6 +12,7 @@ from protocols.kernels.stored.matrix import (
     check_range,
     integers_numpy,
     largest_numpy,
+    room_for,
 )
 from protocols.kernels.stored.vectors import make_decode
 
@@ -176,16 +177,17 @@ def described(stored: Stored) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _integers_numba(stored: Stored, lo: int, hi: int) -> Integers:
-    """The ring integers of outputs lo..hi: (outputs, inputs)."""
+def _integers_numba(stored: Stored, lo: int, hi: int, room: Integers | None = None) -> Integers:
+    """The ring integers of outputs lo..hi: (outputs, inputs).
+
+    Args:
+        room: `room_for` at least as many outputs, if the result may be a view of it.
+    """
     check_range(stored, lo, hi)
-    depth = stored.shape[0]
-    step = -(-depth // BATCH) * BATCH
-    out = np.empty((hi - lo, step), np.int32)
-    _integers(
-        *described(stored), lo, hi, *(ACROSS if stored.across else MANY), out.reshape(-1), step
-    )
-    return out[:, :depth]
+    out = room_for(stored, hi - lo) if room is None else room
+    size = ACROSS if stored.across else MANY
+    _integers(*described(stored), lo, hi, *size, out.reshape(-1), out.shape[1])
+    return out[: hi - lo, : stored.shape[0]]
 
 
 def _largest_numba(stored: Stored, lo: int, hi: int) -> float:

@@ -90,6 +90,10 @@ def test_integers_equal_the_twin(drawn, data):
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, matrix.integers_numpy(weight, lo, hi))
     np.testing.assert_array_equal(found, exact(weight, kind)[lo:hi])
+    for decode in (panels.integers, matrix.integers_numpy):
+        room = matrix.room_for(weight, hi - lo + 2)
+        assert np.shares_memory(decode(weight, lo, hi, room), room) or not found.size
+        np.testing.assert_array_equal(room[: hi - lo, : weight.shape[0]], found)
     assert panels.largest(weight, lo, hi) == matrix.largest_numpy(weight, lo, hi)
 
 
