@@ -67,7 +67,7 @@ class PublicWeight:
 
         rint((stored * r) * (c * 2^frac)),
 
-    each operation in float32, in this order, for the inputs; and the bias as the last row, if any.
+    each operation in float32, in this order. A bias, if any, is the last row, whose r is 1.
 
     Attributes:
         parts: the columns, side by side; none while tracing.
@@ -97,7 +97,7 @@ class PublicWeight:
         Args:
             row: factors (inputs,), such as the gain of the norm before; ones by default.
             column: factors (columns,), such as 1 / sqrt(head size); ones by default.
-            bias: (columns,), added as it is: no factor applies to it.
+            bias: (columns,), in the order of the outputs; the column factors apply to it.
             shift: the shift of the norm before, (inputs,). It adds shift @ W to the bias, where W
                 has the column factors, but not the row factors.
 
@@ -119,7 +119,11 @@ class PublicWeight:
                 start = end
             return tuple(made)
 
-        words = None if bias is None else encode(_sized(bias, columns, "bias"), frac)
+        words = None
+        if bias is not None:
+            with np.errstate(over="ignore", invalid="ignore"):  # refused by `encode`
+                scaled = _sized(bias, columns, "bias").astype(np.float32) * scales
+            words = encode(scaled * np.float32(2.0**-frac), frac)
         if shift is not None:
             bare = cls(role, (inputs, columns), stored(np.ones(inputs, np.float32)), frac=frac)
             moved = bare.moved_by(_sized(shift, inputs, "shift"))

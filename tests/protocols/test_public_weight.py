@@ -123,7 +123,7 @@ def test_the_integers_are_those_of_the_definition(kind):
     expected = np.rint((values * row) * (column * np.float32(2**20))[:, None])
     found = weight.integers(0, 16)
     np.testing.assert_array_equal(found[:, :64], expected)
-    np.testing.assert_array_equal(found[:, 64], np.rint(bias.astype(np.float64) * 2**20))
+    np.testing.assert_array_equal(found[:, 64], np.rint((bias * column).astype(np.float64) * 2**20))
     np.testing.assert_array_equal(weight.integers(7, 13), found[7:13])
     x, out = rng.integers(0, 2**64, (3, 65), dtype=np.uint64), np.full((3, 16), 5, np.uint64)
     weight.multiply(x, out, 7, 13)
@@ -152,7 +152,7 @@ def test_the_shift_of_a_norm_goes_into_the_bias():
     alone = PublicWeight.of(A, [part(values)], row=row, column=column, shift=shift)
     moved = (values.astype("f4") @ shift.astype(float)) * column
     slack = (np.abs(shift).sum() / 2 + 1.5) * 2.0**-20
-    assert np.abs(decode(both.bias, 20) - (moved + bias)).max() < slack
+    assert np.abs(decode(both.bias, 20) - (moved + bias * column)).max() < slack
     assert np.abs(decode(alone.bias, 20) - moved).max() < slack
     bare = PublicWeight.of(A, [part(values)], column=column)
     exact = bare.integers(0, 9).astype(object) @ signed(encode(shift, 30)).astype(object)
