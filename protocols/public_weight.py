@@ -28,6 +28,8 @@ Vector = NDArray[np.float32]
 
 INTEGER_LIMIT = 2.0**31
 """Ring integers of a public matrix must stay below this."""
+TABLE_LIMIT = 2.0**30
+"""The same for a table: a look-up works modulo 2^32, with one bit to spare."""
 _FACTOR_LIMIT = 2.0**60
 _SHIFT_BITS = 30  # fraction bits of a norm's shift, in its product with the matrix
 _SPLIT = 1 << 24  # multiply-adds of a product that is worth a second thread
@@ -50,6 +52,14 @@ class Part:
     kind: FormatName
     across: bool = False
     order: NDArray[np.intp] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in FORMATS:
+            raise LocalProtocolError(f"{self.kind!r} is not decoded here: use {', '.join(FORMATS)}")
+        if self.data.ndim != 2 or self.data.dtype != np.uint8:
+            raise LocalProtocolError(
+                f"rows of bytes are needed, not {self.data.dtype} {self.data.shape}"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -279,8 +289,8 @@ class PublicTable:
     def frac(self) -> int:
         return self.weight.frac
 
-    def check(self, name: str, limit: float) -> None:
-        """As `PublicWeight.check`; a look-up handles integers below 2^30."""
+    def check(self, name: str, limit: float = TABLE_LIMIT) -> None:
+        """As `PublicWeight.check`."""
         self.weight.check(name, limit)
 
     def chosen_sums(self, chosen: Bytes) -> Half:

@@ -172,9 +172,11 @@ def test_what_does_not_fit_is_refused_by_name():
     with pytest.raises(RangeError, match=r"layers\.0\.qkv: entries are not finite"):
         PublicWeight.of(A, [part(values)]).check("layers.0.qkv")
     table = PublicTable.of(A, [part(np.full((5, 9), 255.5))])
-    table.check("embedding", 2.0**30)
+    table.check("embedding")
     with pytest.raises(RangeError, match=r"embedding: entries reach 255.5, but .* below 128"):
         table.check("embedding", 2.0**29)
+    with pytest.raises(RangeError, match=r"embedding: entries reach 256, but .* below 256"):
+        PublicTable.of(A, [part(np.full((5, 9), -256.0))]).check("embedding")
 
 
 def test_factors_are_checked():
@@ -197,6 +199,14 @@ def test_factors_are_checked():
         PublicWeight.of(A, [*good, part(np.ones((3, 5)))])
     with pytest.raises(LocalProtocolError, match="same number of inputs"):
         PublicWeight.of(A, [])
+
+
+def test_parts_are_checked():
+    with pytest.raises(LocalProtocolError, match="'q6_k' is not decoded here: use bf16"):
+        Part(np.zeros((2, 210), np.uint8), "q6_k")
+    for data in (np.zeros(4, np.uint8), np.zeros((2, 2), np.uint16)):
+        with pytest.raises(LocalProtocolError, match="rows of bytes are needed"):
+            Part(data, "bf16")
 
 
 def test_factors_that_processors_may_drop_count_as_zero():

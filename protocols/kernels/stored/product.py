@@ -125,6 +125,9 @@ def _multiply(
         lo = _multiply_row(
             code, stored, line, order, inputs, outputs, depth, planes, out, out_at, lo, hi
         )
+    if lo >= hi:
+        return
+    deep = min(deep, (depth + BATCH - 1) // BATCH * BATCH)
     panel, part = np.zeros(tall * deep, np.int32), np.empty(rows * tall, np.uint64)
     beside = np.empty(tall * deep if across else 0, np.int32)
     for c in range(lo, hi, tall):
