@@ -5,7 +5,7 @@ import pytest
 from helpers import A, B, D, generator, run, share_ints
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored_matrices import KINDS, part, public_tables, public_weights, read
+from stored_matrices import KINDS, SUPER, part, public_tables, public_weights, read
 
 from protocols.base.cost import Cost
 from protocols.base.ring import RESIDUAL_BITS, decode, encode, signed
@@ -111,21 +111,27 @@ def test_declared_cost_equals_counted_cost(rows):
 def test_the_integers_are_those_of_the_definition(kind):
     """Two parts, one permuted, with all factors and a bias."""
     rng = generator(1)
-    first, second = rng.standard_normal((10, 64)), rng.standard_normal((6, 64))
-    row = rng.uniform(0.5, 2, 64).astype(np.float32)
+    inputs = 256 if kind in SUPER else 64
+    first, second = rng.standard_normal((10, inputs)), rng.standard_normal((6, inputs))
+    row = rng.uniform(0.5, 2, inputs).astype(np.float32)
     column = np.float32([0.125] * 10 + [1 / 3] * 6)
     bias, order = rng.standard_normal(16).astype(np.float32), rng.permutation(10)
     parts = [part(first, kind, order=order), part(second, kind)]
     weight = PublicWeight.of(A, parts, row=row, column=column, bias=bias)
-    assert weight.shape == (65, 16)
+    assert weight.shape == (inputs + 1, 16)
     assert weight.nbytes == sum(p.data.nbytes for p in parts)
     values = np.concatenate([read(parts[0].data, kind)[order], read(parts[1].data, kind)])
     expected = np.rint((values * row) * (column * np.float32(2**20))[:, None])
     found = weight.integers(0, 16)
-    np.testing.assert_array_equal(found[:, :64], expected)
-    np.testing.assert_array_equal(found[:, 64], np.rint((bias * column).astype(np.float64) * 2**20))
+    np.testing.assert_array_equal(found[:, :inputs], expected)
+    np.testing.assert_array_equal(
+        found[:, inputs], np.rint((bias * column).astype(np.float64) * 2**20)
+    )
     np.testing.assert_array_equal(weight.integers(7, 13), found[7:13])
-    x, out = rng.integers(0, 2**64, (3, 65), dtype=np.uint64), np.full((3, 16), 5, np.uint64)
+    x, out = (
+        rng.integers(0, 2**64, (3, inputs + 1), dtype=np.uint64),
+        np.full((3, 16), 5, np.uint64),
+    )
     weight.multiply(x, out, 7, 13)
     np.testing.assert_array_equal(out[:, 7:13], x @ found[7:13].T.view(np.uint64))
     assert (np.delete(out, np.s_[7:13], axis=1) == 5).all()
@@ -202,8 +208,8 @@ def test_factors_are_checked():
 
 
 def test_parts_are_checked():
-    with pytest.raises(LocalProtocolError, match="'q6_k' is not decoded here: use bf16"):
-        Part(np.zeros((2, 210), np.uint8), "q6_k")
+    with pytest.raises(LocalProtocolError, match="'q5_k' is not decoded here: use bf16"):
+        Part(np.zeros((2, 176), np.uint8), "q5_k")
     for data in (np.zeros(4, np.uint8), np.zeros((2, 2), np.uint16)):
         with pytest.raises(LocalProtocolError, match="rows of bytes are needed"):
             Part(data, "bf16")

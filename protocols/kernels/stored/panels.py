@@ -20,7 +20,7 @@ MANY, ACROSS = (48, 512), (192, 128)
 """Outputs and inputs of a panel of a matrix stored by outputs and of one stored by inputs."""
 _AHEAD = 512  # numbers of a stored row to prefetch ahead
 
-_bf16, _f16, _f32, _q8_0, _q4_0, _q4_1 = (
+_bf16, _f16, _f32, _q8_0, _q4_0, _q4_1, _q4_k, _q6_k = (
     make_decode(kind, across=False, ahead=_AHEAD) for kind in FORMATS.values()
 )
 _bf16_across, _f16_across, _f32_across = (
@@ -44,8 +44,12 @@ def _decode(
         _q8_0(stored, at, count, along, along_at, own, out, out_at)
     elif code == 4:
         _q4_0(stored, at, count, along, along_at, own, out, out_at)
-    else:
+    elif code == 5:
         _q4_1(stored, at, count, along, along_at, own, out, out_at)
+    elif code == 6:
+        _q4_k(stored, at, count, along, along_at, own, out, out_at)
+    else:
+        _q6_k(stored, at, count, along, along_at, own, out, out_at)
 
 
 @kernel()

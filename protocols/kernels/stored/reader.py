@@ -11,6 +11,7 @@ from protocols.kernels.simd import (
     vector_bytes,
 )
 from protocols.kernels.stored.formats import BATCH, Format
+from protocols.kernels.stored.superblocks import four_bits, six_bits
 
 
 def lanes() -> int:
@@ -80,6 +81,33 @@ class Reader:
         found = b.select(b.icmp_unsigned(">=", size, number(31 << 23)), extreme, found)
         return b.bitcast(b.or_(found, sign), single)
 
+    def batch(self, row: Any, number: Any, ahead: int) -> list[Any]:
+        """Batch `number` of the stored row at an address. That which begins `ahead` numbers further
+        on is prefetched.
+        """
+        b, kind = self.builder, self.kind
+
+        def constant(value: int) -> Any:
+            return self.ir.Constant(number.type, value)
+
+        whole = kind.entries > BATCH
+        of_block = constant(kind.entries // BATCH - 1) if whole else constant(0)
+        blocks = b.lshr(number, constant(3)) if whole else number
+        size = kind.nbytes if whole else kind.row_bytes(BATCH)
+        address = b.gep(row, [b.mul(blocks, constant(size))])
+        sub = b.and_(number, of_block)
+        for line in range(0, kind.row_bytes(256) // 8, 64):
+            later = (
+                b.add(b.mul(sub, constant(kind.nbytes // 8)), constant(line))
+                if whole
+                else (constant(line))
+            )
+            later = b.add(later, constant(kind.row_bytes(ahead)))
+            prefetch_line(b, b.gep(address, [later]))
+        if kind.name == "q4_k":
+            return four_bits(self, address, sub)
+        return six_bits(self, address, sub) if whole else self.floats(address)
+
     def floats(self, address: Any) -> list[Any]:
         """The numbers of a batch."""
         ir, b = self.ir, self.builder
@@ -132,13 +160,6 @@ class Reader:
             self.vector(self.ir.IntType(32)), list(range(start, start + self.count))
         )
         return self.builder.shuffle_vector(value, self.ir.Constant(value.type, None), order)
-
-    def fetch(self, address: Any, ahead: int) -> None:
-        """Prefetch the batch that begins `ahead` numbers further on."""
-        start, size = self.kind.row_bytes(ahead), self.kind.row_bytes(BATCH)
-        for line in range(0, size, 64):
-            later = self.builder.gep(address, [self.constant(self.ir.IntType(64), start + line)])
-            prefetch_line(self.builder, later)
 
     def rounded(self, value: Any) -> Any:
         """The nearest int32 of each number of a float vector; to even in the middle."""

@@ -67,13 +67,10 @@ def make_decode(
             def number(value: int) -> Any:
                 return ir.Constant(total.type, value)
 
-            size = kind.row_bytes(BATCH)
+            row = pointer(context, builder, signature.args[0], args[0], at0, ir.IntType(8))
             with cgutils.for_range_slice(builder, number(0), total, number(BATCH)) as (i, _n):
                 batch = builder.lshr(i, number(BATCH.bit_length() - 1))
-                byte = builder.add(at0, builder.mul(batch, number(size)))
-                place = pointer(context, builder, signature.args[0], args[0], byte, ir.IntType(8))
-                read.fetch(place, ahead)
-                for j, value in enumerate(read.floats(place)):
+                for j, value in enumerate(read.batch(row, batch, ahead)):
                     shift = j * read.count
                     spot = position(3, along0, i, shift, read.single)
                     vector = builder.load(spot, align=4)
@@ -237,14 +234,11 @@ def make_stored_dots(kind: Format, columns: int, ahead: int) -> Any:
                 splat(builder, builder.load(at(4, own0, c, ir.FloatType())), read.single)
                 for c in range(columns)
             ]
-            size = number(kind.row_bytes(BATCH))
+            rows = [at(1, first, 0, ir.IntType(8)) for first in firsts]
             with cgutils.for_range_slice(builder, number(0), total, number(BATCH)) as (i, _n):
-                byte = builder.mul(builder.lshr(i, number(BATCH.bit_length() - 1)), size)
+                batch = builder.lshr(i, number(BATCH.bit_length() - 1))
                 base = builder.mul(builder.lshr(i, number(1)), number(PLANES))
-                spots = [at(1, builder.add(byte, first), 0, ir.IntType(8)) for first in firsts]
-                for spot in spots:
-                    read.fetch(spot, ahead)
-                values = [read.floats(spot) for spot in spots]
+                values = [read.batch(row, batch, ahead) for row in rows]
                 for j in range(BATCH // read.count):
                     factor = builder.load(at(3, i, j * read.count, read.single), align=4)
                     planes = sums.planes(at(0, base, j * PLANES * lanes(), word))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored_matrices import KINDS, PLAIN, read, stored
+from stored_matrices import KINDS, PLAIN, SCALES, SUPER, read, stored
 
 from protocols.errors import LocalProtocolError
 from protocols.kernels import jit
@@ -54,7 +54,8 @@ def matrices(draw):
     kind = draw(st.sampled_from(KINDS))
     across = kind in PLAIN and draw(st.booleans())
     outputs = draw(st.integers(1, 230 if across else 60))
-    inputs = draw(st.integers(1, 170)) if kind in PLAIN else 32 * draw(st.integers(1, 5))
+    block = FORMATS[kind].entries
+    inputs = block * draw(st.integers(1, {1: 170, 32: 5, 256: 2}[block]))
     seed = draw(SEEDS)
     order = None if across else np.random.default_rng(seed).permutation(outputs)
     return kind, made(seed, kind, inputs, outputs, across, order)
@@ -97,12 +98,12 @@ def test_integers_equal_the_twin(drawn, data):
     assert panels.largest(weight, lo, hi) == matrix.largest_numpy(weight, lo, hi)
 
 
-@pytest.mark.parametrize("kind", ["bf16", "f16", "f32", "q4_0"])
+@pytest.mark.parametrize("kind", ["bf16", "f16", "f32", "q4_0", "q4_k"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_deeper_than_a_panel(kind, rows):
     order = np.random.default_rng(3).permutation(51)
-    weight = made(1, kind, 4224, 51, order=order)
-    x, found = words(2, rows, 4224), np.empty((rows, 51), np.uint64)
+    weight = made(1, kind, 4352, 51, order=order)
+    x, found = words(2, rows, 4352), np.empty((rows, 51), np.uint64)
     product.multiply_into(x, weight, found, 0, 0, 51)
     expected = x @ exact(weight, kind).T.view(np.uint64)
     np.testing.assert_array_equal(found, expected)
@@ -173,14 +174,16 @@ def test_halves_without_the_processors_help():
 @pytest.mark.parametrize("place", [0, 33, 63])
 def test_one_number_that_is_not_finite_is_found(kind, bad, place):
     outputs = 30
-    data = stored(np.random.default_rng(1).standard_normal((outputs, 64)), kind)
+    inputs = 256 if kind in SUPER else 64
+    data = stored(np.random.default_rng(1).standard_normal((outputs, inputs)), kind)
     if kind in PLAIN:
         size = FORMATS[kind].nbytes
         data[17, size * place : size * (place + 1)] = stored([[bad]], kind)[0]
-    else:  # the scale of its block
-        start = place // 32 * FORMATS[kind].nbytes
+    else:  # a scale of its block
+        start = place // FORMATS[kind].entries * FORMATS[kind].nbytes
+        start += SCALES.get(kind, (0,))[place % len(SCALES.get(kind, (0,)))]
         data[17, start : start + 2] = stored([[bad]], "f16")[0]
-    ones = np.ones(64, np.float32)
+    ones = np.ones(inputs, np.float32)
     weight = Stored.of(data, FORMATS[kind], ones, np.ones(outputs, np.float32))
     for find in (panels.largest, matrix.largest_numpy):
         assert find(weight, 0, outputs) == np.inf

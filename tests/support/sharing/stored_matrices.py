@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from protocols.public_weight import Part, PublicTable, PublicWeight
 
 Matrix = NDArray[np.float32]
-KINDS = ("bf16", "f16", "f32", "q8_0", "q4_0", "q4_1")
+KINDS = ("bf16", "f16", "f32", "q8_0", "q4_0", "q4_1", "q4_k", "q6_k")
 PLAIN = KINDS[:3]
+SUPER = KINDS[-2:]
+SCALES = {"q4_k": (0, 2), "q6_k": (208,)}
+"""Where the float16 numbers of a large block are."""
 
 
 def stored(values: Any, kind: str) -> NDArray[np.uint8]:
@@ -24,9 +27,25 @@ def stored(values: Any, kind: str) -> NDArray[np.uint8]:
         made = rows.astype(np.float16)
     elif kind == "f32":
         made = rows
+    elif kind in SUPER:
+        made = _superblocks(rows, kind)
     else:
         made = quantize(rows, GGMLQuantizationType[kind.upper()])
     return made.view(np.uint8).reshape(len(rows), -1)
+
+
+def _superblocks(rows: Matrix, kind: str) -> NDArray[np.uint8]:
+    """Large blocks with random bits, which the values only seed, and scales of the usual size: the
+    library reads such blocks, but does not write them.
+    """
+    size = {"q4_k": 144, "q6_k": 210}[kind]
+    count = rows.size // 256
+    rng = np.random.default_rng(np.frombuffer(rows.tobytes()[:64].ljust(64), np.uint32))
+    blocks = rng.integers(0, 256, (count, size), dtype=np.uint8)
+    for place in SCALES[kind]:
+        scales = rng.normal(0, 1e-4, count).astype(np.float16)
+        blocks[:, place : place + 2] = scales[:, None].view(np.uint8)
+    return blocks
 
 
 def read(data: NDArray[np.uint8], kind: str) -> Matrix:
