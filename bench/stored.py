@@ -19,7 +19,7 @@ from protocols.kernels.stored.product import multiply_into
 from protocols.kernels.stored.reader import lanes
 from protocols.kernels.stored.vectors import PLANES, make_split_dots
 
-_SHOWN: tuple[FormatName, ...] = ("bf16", "q8_0", "q4_0")
+_SHOWN: tuple[FormatName, ...] = ("bf16", "q8_0", "q4_0", "q4_k")
 _ROWS = (8, 16, 128)
 _THREADS = (1, 2)
 _SQUARE, _LONG, _QUICK = (4096, 4096), (4096, 8192), (256, 128)
@@ -52,8 +52,11 @@ def _stored(kind: FormatName, inputs: int, outputs: int) -> Stored:
         data = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).view(np.uint8)
     elif kind in PLAIN:
         data = values.astype(np.float16 if kind == "f16" else np.float32).view(np.uint8)
-    else:
+    elif FORMATS[kind].entries == 32:
         data = quantize(values, GGMLQuantizationType[kind.upper()])
+    else:  # speed does not depend on the bits
+        size = FORMATS[kind].row_bytes(inputs)
+        data = np.random.default_rng(1).integers(0, 64, (outputs, size), dtype=np.uint8)
     factors = np.ones(inputs, np.float32), np.full(outputs, 2.0**20, np.float32)
     return Stored.of(data.reshape(outputs, -1), FORMATS[kind], *factors)
 

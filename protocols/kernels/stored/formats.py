@@ -121,7 +121,8 @@ def _q6_k(blocks: Bytes) -> Values:
     high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts & np.uint8(3)).reshape(-1, 8, 32)
     sixes = (low | high << _FOUR).astype(np.float32) - np.float32(32)
     scales = blocks[:, 192:208].view(np.int8).astype(np.float32) * _half(blocks, 208)
-    return sixes.reshape(-1, 16, 16) * scales[:, :, None]
+    found: Values = sixes.reshape(-1, 16, 16) * scales[:, :, None]
+    return found
 
 
 _LOW, _HIGH, _SIX = np.uint8(0x0F), np.uint8(0x30), np.uint8(0x3F)
