@@ -334,10 +334,12 @@ async def public_product(lane: Lane, x: SecretTensor, weight: PublicWeight) -> W
         return out
     own = x.a - x.b if lane.leads else np.uint64(0) - x.b
     work = rows * depth * columns
-    pieces = _THREADS if work >= _SPLIT else 1
-    cuts = [columns * i // pieces for i in range(pieces + 1)]
+    if work < _SPLIT:
+        await lane.run(work, weight.multiply, own, out, 0, columns)
+        return out
+    cuts = [columns * i // _THREADS for i in range(_THREADS + 1)]
     jobs = [
-        lane.run(work // pieces, weight.multiply, own, out, lo, hi) for lo, hi in pairwise(cuts)
+        lane.run(work // _THREADS, weight.multiply, own, out, lo, hi) for lo, hi in pairwise(cuts)
     ]
     await lane.link.gather(jobs)
     return out
