@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bench import stored
+from bench.stored import in_threads, thread_count
 from bench.tools.harness import Benchmark, Options, Result, timed
 from protocols.base.prf import Stream
 from protocols.base.ring import Bytes, Words
@@ -29,22 +31,6 @@ def _random(*shape: int) -> Words:
 
 def _roots(seed: int, count: int) -> Bytes:
     return np.random.default_rng(seed).integers(0, 256, (count, 16), dtype=np.uint8)
-
-
-def _label(threads: int) -> str:
-    return "1 thread" if threads == 1 else f"{threads} threads"
-
-
-def _in_threads(pool: ThreadPoolExecutor, jobs: list[Callable[[], Any]]) -> Callable[[], None]:
-    """A call that runs the jobs side by side (a single job runs in the calling thread)."""
-    if len(jobs) == 1:
-        return jobs[0]
-
-    def together() -> None:
-        for done in [pool.submit(job) for job in jobs]:
-            done.result()
-
-    return together
 
 
 PANEL = 64
@@ -71,18 +57,20 @@ def _matrix_products(
                 for lo, hi in column_ranges(columns, threads)
             ]
             with ThreadPoolExecutor(threads) as pool:
-                seconds = timed(_in_threads(pool, jobs), options)
-            case = f"{rows}x{depth} @ {depth}x{columns}, {_label(threads)}"
+                seconds = timed(in_threads(pool, jobs), options)
+            case = f"{rows}x{depth} @ {depth}x{columns}, {thread_count(threads)}"
             work = rows * depth * columns
             yield Result(name, case, seconds, work, "multiply-adds")
 
 
 def gemm(options: Options) -> Iterator[Result]:
-    return _matrix_products("kernels.gemm", _GEMM, options)
+    yield from _matrix_products("kernels.gemm", _GEMM, options)
+    yield from stored.gemm(options)
 
 
 def gemv(options: Options) -> Iterator[Result]:
-    return _matrix_products("kernels.gemv", _GEMV, options)
+    yield from _matrix_products("kernels.gemv", _GEMV, options)
+    yield from stored.gemv(options)
 
 
 def _draw(stream: Stream, size: int, calls: int) -> None:
@@ -99,8 +87,8 @@ def prf(options: Options) -> Iterator[Result]:
 
             jobs: list[Callable[[], Any]] = [partial(_draw, s, size, calls) for s in streams]
             with ThreadPoolExecutor(threads) as pool:
-                seconds = timed(_in_threads(pool, jobs), options)
-            case = f"draws of {label}, {_label(threads)}"
+                seconds = timed(in_threads(pool, jobs), options)
+            case = f"draws of {label}, {thread_count(threads)}"
             yield Result("kernels.prf", case, seconds, size * calls * threads, "bytes")
 
 
@@ -158,8 +146,8 @@ def waves(options: Options) -> Iterator[Result]:
 
 
 BENCHMARKS = [
-    Benchmark("kernels.gemm", "matrix products over Z_2^64", gemm),
-    Benchmark("kernels.gemv", "one row times a matrix over Z_2^64", gemv),
+    Benchmark("kernels.gemm", "matrix products over Z_2^64, private and public weights", gemm),
+    Benchmark("kernels.gemv", "one row times a matrix, private and public weights", gemv),
     Benchmark("kernels.prf", "drawing masks (AES-128-CTR)", prf),
     Benchmark("kernels.packing", "packing ring words for the wire", packing),
     Benchmark("kernels.dpf", "dealing point functions", dpf),

@@ -31,7 +31,8 @@ from protocols.base.shares import EVALUATORS, Role, SecretBits, SecretTensor
 from protocols.dpf import expand_selectors, generate_selectors, selector_bytes
 from protocols.errors import LocalProtocolError
 from protocols.kernels.sums import Half, chosen_sums
-from protocols.linear import Table
+from protocols.linear import AnyTable
+from protocols.public_weight import PublicTable
 from protocols.selection import Term, select, select_cost
 
 LOOKUP_BITS = 32
@@ -87,7 +88,7 @@ async def request_rows(lane: Lane, ids: NDArray[np.int64], rows: int) -> None:
 
 
 @protocol("embed")
-async def embed(lane: Lane, table: Table, count: int) -> SecretTensor:
+async def embed(lane: Lane, table: AnyTable, count: int) -> SecretTensor:
     """`count` rows of the table at the client's indices: (count, columns) over Z_2^64. Entries are
     below 2^30 in size, fraction bits included.
 
@@ -120,7 +121,7 @@ _Found: TypeAlias = tuple[list[SecretTensor], list[SecretBits]]
 
 
 async def _dealer_found(
-    strands: list[Lane], lane: Lane, table: Table, count: int
+    strands: list[Lane], lane: Lane, table: AnyTable, count: int
 ) -> tuple[list[SecretTensor], list[SecretBits], Coroutine[Any, Any, None]]:
     """The dealer's view: it knows the first sign, and one mask of each of the others. The last
     result is the work left to do once the client has sent its deltas.
@@ -141,7 +142,7 @@ async def _dealer_found(
     return rows, negative, _dealer_part(strands, lane, table, count, masks[1:])
 
 
-async def _found(strands: list[Lane], lane: Lane, table: Table, count: int) -> _Found:
+async def _found(strands: list[Lane], lane: Lane, table: AnyTable, count: int) -> _Found:
     shape, bit, width = (count, table.shape[1]), (count, 1), LOOKUP_BITS
     own = await _deal(strands, table, count)
     masks = [lane.mask(shape, width) for _ in _PAIRS]
@@ -177,7 +178,11 @@ async def _found(strands: list[Lane], lane: Lane, table: Table, count: int) -> _
 
 
 async def _dealer_part(
-    strands: list[Lane], lane: Lane, table: Table, count: int, masks: list[tuple[Words, Words]]
+    strands: list[Lane],
+    lane: Lane,
+    table: AnyTable,
+    count: int,
+    masks: list[tuple[Words, Words]],
 ) -> None:
     """Send the dealer's halves of both rows of masks, under the new masks and a pad known to the
     other holder of that half.
@@ -193,7 +198,7 @@ async def _dealer_part(
         await lane.send_words(evaluator, fields, values)
 
 
-async def _deal(strands: list[Lane], table: Table, count: int) -> Bytes:
+async def _deal(strands: list[Lane], table: AnyTable, count: int) -> Bytes:
     """Deal for the other two parties; return the bits (count, 1) of the signs they will find."""
     v = domain_bits(table.shape[0])
     for pair, strand in zip(_PAIRS, strands, strict=True):
@@ -207,7 +212,7 @@ async def _deal(strands: list[Lane], table: Table, count: int) -> Bytes:
     raise LocalProtocolError("only computing parties look up")
 
 
-async def _look_up(strands: list[Lane], table: Table, count: int) -> dict[_Pair, Words]:
+async def _look_up(strands: list[Lane], table: AnyTable, count: int) -> dict[_Pair, Words]:
     """This party's additive shares of the rows of both its pairs, up to their signs."""
     v = domain_bits(table.shape[0])
     parts = {}
@@ -219,6 +224,9 @@ async def _look_up(strands: list[Lane], table: Table, count: int) -> dict[_Pair,
         correction = await strand.receive_bytes(pair.dealer, count * selector_bytes(v))
         (delta,) = await strand.receive_words(Role.CLIENT, [field((count,), v)])
         share = _common_share(pair, table)
+        if share is None:
+            parts[pair] = np.zeros((count, table.shape[1]), dtype=np.uint64)
+            continue
         work = count * table.shape[0] * table.shape[1] // 8
         rows = await strand.run(work, _read, party, roots, correction, v, delta, share)
         parts[pair] = rows if party == 0 else np.uint64(0) - rows
@@ -229,8 +237,12 @@ def _roots(strand: Lane, peer: Role, count: int) -> Bytes:
     return strand.draw(peer, (count, 2)).view(np.uint8).reshape(count, 16)
 
 
-def _common_share(pair: _Pair, table: Table) -> Half:
-    """The half of the table that both parties of the pair hold: m, lam1 or lam2."""
+def _common_share(pair: _Pair, table: AnyTable) -> "Half | PublicTable | None":
+    """What both parties of the pair hold of the table: m, lam1 or lam2. The masks of a public table
+    are zero: None.
+    """
+    if isinstance(table, PublicTable):
+        return table if pair is _M else None
     if table.halves is None:
         raise LocalProtocolError("this party has no share of the table")
     first, second = table.halves
@@ -239,7 +251,14 @@ def _common_share(pair: _Pair, table: Table) -> Half:
     return second if Role.DEALER in pair.holders else first
 
 
-def _read(party: int, roots: Bytes, correction: Bytes, v: int, delta: Words, share: Half) -> Words:
+def _read(
+    party: int,
+    roots: Bytes,
+    correction: Bytes,
+    v: int,
+    delta: Words,
+    share: Half | PublicTable,
+) -> Words:
     """The sum of the rows that this party's bits choose: (n, columns) below 2^32."""
     count, rows = delta.size, share.shape[0]
     leaves = expand_selectors(party, roots, correction, v)
@@ -249,6 +268,8 @@ def _read(party: int, roots: Bytes, correction: Bytes, v: int, delta: Words, sha
         first = min(start + 1, rows)
         chosen[row, :first] = found[start - first + 1 : start + 1][::-1]
         chosen[row, first:] = found[found.size - (rows - first) :][::-1]
+    if isinstance(share, PublicTable):
+        return share.chosen_sums(chosen).astype(np.uint64)
     return chosen_sums(chosen, share).astype(np.uint64)
 
 

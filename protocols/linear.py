@@ -1,8 +1,10 @@
-"""Products with the model's weights, whose shares stay the same from one inference to the next.
+"""Products with the model's weights, secret or public.
 
-The owner sends m_W to both evaluators, and for each evaluator a seed that it shares with the
-dealer; they expand the masks from the seeds. A party keeps only the one matrix that it multiplies
-by (see `protocols.arithmetic`). A weight is a handle: only this module multiplies by it.
+The shares of secret weights stay the same from one inference to the next. The owner sends m_W to
+both evaluators, and for each evaluator a seed that it shares with the dealer; they expand the masks
+from the seeds. A party keeps only the one matrix that it multiplies by, see `protocols.arithmetic`.
+Weights that all parties know: `protocols.public_weight`. A weight is a handle: only these two
+modules multiply by it.
 """
 
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
 from protocols.kernels.sums import Half
+from protocols.public_weight import PublicTable, PublicWeight, public_product
 from protocols.streamed import Streamed
 
 LinearMap = Callable[[Words], Words]
@@ -72,6 +75,10 @@ class Table:
         return cls(share.role, (rows, columns), right_factor(share), halves, share.frac)
 
 
+AnyWeight: TypeAlias = Weight | PublicWeight
+AnyTable: TypeAlias = Table | PublicTable
+
+
 def mask_key(seed: bytes, number: int) -> bytes:
     """The key of the stream of one half of the mask of tensor `number`, of an upload's seed."""
     return derive(seed, b"puma weight", (number,))
@@ -86,7 +93,7 @@ def weight_mask(seed: bytes, number: int, shape: tuple[int, ...]) -> Words:
 async def linear(
     lane: Lane,
     x: SecretTensor,
-    weight: Weight,
+    weight: AnyWeight,
     *,
     then: LinearMap | None = None,
     then_frac: int = 0,
@@ -99,7 +106,7 @@ async def linear(
             truncation (RoPE);
             it adds `then_frac` fraction bits.
 
-    |result| < 2^(61 - x.frac - W.frac - then_frac).
+    |result| < 2^(61 - x.frac - W.frac - then_frac), of public weights too: a program runs on both.
 
     Cost: 1 round; 64 bits per output element each way and dealt.
     """
@@ -108,9 +115,23 @@ async def linear(
     if lane.tracing:
         lane.charge("linear", remask_cost(rows * columns, RING_BITS, dealt=True))
         return lane.blank((rows, columns), RING_BITS - 1 - shift, frac)
-    part = await lane.run(rows * depth * columns, _weight_part, x, weight)
+    if isinstance(weight, PublicWeight):
+        part = await public_product(lane, x, weight)
+    else:
+        part = await lane.run(rows * depth * columns, _weight_part, x, weight)
     if then is not None:
         part = then(part)
+    return await _truncated(lane, part, weight, frac, shift)
+
+
+async def _truncated(
+    lane: Lane, part: Words, factor: AnyWeight | AnyTable, frac: int, shift: int
+) -> SecretTensor:
+    """Divide by 2^shift. Products with secret weights come out twice as large; the same ring is
+    left in both cases.
+    """
+    if isinstance(factor, PublicWeight | PublicTable):
+        return (await remask(lane, part, frac=frac, shift=shift)).narrow(RING_BITS - 1 - shift)
     return await remask(lane, part, frac=frac, shift=shift + 1)
 
 
@@ -137,7 +158,7 @@ def _array(words: Words | None) -> Words:
 
 
 @protocol("table_product")
-async def table_product(lane: Lane, x: SecretTensor, table: Table) -> SecretTensor:
+async def table_product(lane: Lane, x: SecretTensor, table: AnyTable) -> SecretTensor:
     """x @ table^T for x (T, columns): one result per row of the table (a tied language-model head).
 
     Otherwise as `linear`.
@@ -147,5 +168,8 @@ async def table_product(lane: Lane, x: SecretTensor, table: Table) -> SecretTens
     if lane.tracing:
         lane.charge("table_product", remask_cost(count, RING_BITS, dealt=True))
         return lane.blank((x.shape[0], table.shape[0]), RING_BITS - 1 - shift, FRACTION_BITS)
-    part = await lane.run(count * table.shape[1], _table_part, x, table)
-    return await remask(lane, part, frac=FRACTION_BITS, shift=shift + 1)
+    if isinstance(table, PublicTable):
+        part = await public_product(lane, x, table.weight)
+    else:
+        part = await lane.run(count * table.shape[1], _table_part, x, table)
+    return await _truncated(lane, part, table, FRACTION_BITS, shift)

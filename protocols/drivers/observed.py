@@ -36,7 +36,7 @@ from protocols.drivers.ops import Heads, Ranges, Rotation
 from protocols.drivers.secure import Secure
 from protocols.functions.normalize import Norm
 from protocols.functions.softcap import Cap
-from protocols.linear import Weight
+from protocols.linear import AnyWeight
 
 T = TypeVar("T")
 Task: TypeAlias = Coroutine[Any, Any, Any]
@@ -225,7 +225,7 @@ class Observed(Secure):
     def project(
         self,
         x: SecretTensor,
-        weight: Weight,
+        weight: AnyWeight,
         name: str,
         heads: Heads,
         rotation: Rotation | None = None,

@@ -20,7 +20,9 @@ from protocols.functions.softcap import Cap
 Tensor: TypeAlias = Any
 """A secret tensor, a float array or a bound, depending on the driver."""
 Parameters: TypeAlias = Mapping[str, Any]
-"""Parameters by name, as the driver holds them: `Weight`, `Table`, `SecretTensor`, or arrays."""
+"""Parameters by name, as the driver holds them: `Weight` or `Table`, their public counterparts,
+`SecretTensor`, or arrays.
+"""
 Index: TypeAlias = NDArray[np.int64]
 Mask: TypeAlias = NDArray[np.bool_]
 

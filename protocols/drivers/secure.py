@@ -21,7 +21,7 @@ from protocols.errors import LocalProtocolError
 from protocols.functions.activations import ACTIVATIONS, activate
 from protocols.functions.normalize import Norm, normalize, truncated
 from protocols.functions.softcap import Cap, softcap
-from protocols.linear import Table, Weight, linear, table_product
+from protocols.linear import AnyTable, AnyWeight, linear, table_product
 
 OUTPUT_WIDTH = 37
 """Bits of a result for the client; 18 of them are fraction bits."""
@@ -42,7 +42,7 @@ class Secure:
         self.lane = lane
         self._ranges = ranges
 
-    async def embed(self, table: Table, count: int, columns: int) -> SecretTensor:
+    async def embed(self, table: AnyTable, count: int, columns: int) -> SecretTensor:
         return (await embed(self.lane, table, count))[:, :columns]
 
     # -- norms and products ------------------------------------------------------------------------
@@ -77,12 +77,12 @@ class Secure:
         )
         return await lift(self.lane, product)
 
-    async def linear(self, x: SecretTensor, weight: Weight, name: str) -> SecretTensor:
+    async def linear(self, x: SecretTensor, weight: AnyWeight, name: str) -> SecretTensor:
         product = await linear(self.lane, _with_one(x, weight.shape[0]), weight, frac=RESIDUAL_BITS)
         return await lift(self.lane, product)
 
     async def dense(
-        self, x: SecretTensor, weight: Weight, name: str, activation: str
+        self, x: SecretTensor, weight: AnyWeight, name: str, activation: str
     ) -> SecretTensor:
         async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
             hidden = await linear(lane, rows, weight)
@@ -91,7 +91,7 @@ class Secure:
         return await self._in_blocks(x, weight, weight.shape[1], activation, block)
 
     async def gated(
-        self, x: SecretTensor, weight: Weight, name: str, activation: str
+        self, x: SecretTensor, weight: AnyWeight, name: str, activation: str
     ) -> SecretTensor:
         half = weight.shape[1] // 2
         function = ACTIVATIONS[activation]
@@ -108,7 +108,7 @@ class Secure:
     async def _in_blocks(
         self,
         x: SecretTensor,
-        weight: Weight,
+        weight: AnyWeight,
         columns: int,
         activation: str,
         block: Callable[[Lane, SecretTensor], Coroutine[Any, Any, SecretTensor]],
@@ -127,7 +127,7 @@ class Secure:
     async def project(
         self,
         x: SecretTensor,
-        weight: Weight,
+        weight: AnyWeight,
         name: str,
         heads: Heads,
         rotation: Rotation | None = None,
@@ -157,7 +157,7 @@ class Secure:
     async def _normed(
         self,
         x: SecretTensor,
-        weight: Weight,
+        weight: AnyWeight,
         name: str,
         heads: Heads,
         turn: "_Turn | None",

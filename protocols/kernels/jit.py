@@ -125,12 +125,13 @@ def _compile(function: FunctionType, signature: str | None) -> Callable[..., Any
         return helper
     scope = {
         name: getattr(types, name)
-        for name in ("uint8", "uint32", "uint64", "int64", "boolean", "void")
+        for name in ("uint8", "int32", "uint32", "uint64", "int64", "float32", "boolean", "void")
     }
     for rank in (1, 2, 3):
         scope[f"in{rank}"] = types.Array(types.uint64, rank, "C", readonly=True)
         scope[f"in{rank}_32"] = types.Array(types.uint32, rank, "C", readonly=True)
         scope[f"in{rank}_8"] = types.Array(types.uint8, rank, "C", readonly=True)
+        scope[f"in{rank}_f"] = types.Array(types.float32, rank, "C", readonly=True)
     parsed = eval(signature, {"__builtins__": {}}, scope)  # noqa: S307 - our own literals only
     with caching() as possible:
         made: Callable[..., Any] = njit(parsed, nogil=True, cache=possible)(ready)

@@ -60,7 +60,8 @@ def splat(builder: Any, scalar: Any, kind: Any) -> Any:
     return builder.shuffle_vector(one, ir.Constant(kind, None), zeros)
 
 
-def _prefetch(builder: Any, address: Any) -> None:
+def prefetch_line(builder: Any, address: Any) -> None:
+    """Ask for the cache line at an address, which need not exist."""
     from llvmlite import ir
 
     cgutils = builder_tools()
@@ -138,7 +139,7 @@ def make_tile(rows: int, vectors: int, *, prefetch: bool = False, paired: bool =
             with cgutils.for_range_slice(builder, constant(0), k, step) as (p, _n):
                 if prefetch:
                     for place in places(wa, ws, builder.add(p, constant(_PREFETCH_ROWS))):
-                        _prefetch(builder, at(3, place, element))
+                        prefetch_line(builder, at(3, place, element))
                 line = columns(p)
                 second = builder.add(p, constant(1))
                 other = columns(second) if paired else []
@@ -232,7 +233,7 @@ def make_add(elements: int, onto: bool) -> Any:
     return vector_op(add)
 
 
-def _fold(builder: Any, value: Any) -> Any:
+def fold(builder: Any, value: Any) -> Any:
     """The sum of both halves of a vector."""
     from llvmlite import ir
 
@@ -275,7 +276,7 @@ def make_pair_dot() -> Any:
                 right = builder.load(at(2, builder.add(b0, i), vector), align=8)
                 product = builder.mul(left, right)
                 builder.store(builder.add(builder.load(sums), product), sums)
-            pair = _fold(builder, _fold(builder, builder.load(sums)))
+            pair = fold(builder, fold(builder, builder.load(sums)))
             builder.store(pair, at(5, out0, pair.type), align=8)
             return context.get_dummy_value()
 
@@ -324,10 +325,10 @@ def make_dots(rows: int, columns: int) -> Any:
                     product = builder.mul(left[r], right[c])
                     builder.store(builder.add(builder.load(item), product), item)
             for (r, c), item in zip(cells, sums, strict=True):
-                pair = _fold(builder, _fold(builder, builder.load(item)))
+                pair = fold(builder, fold(builder, builder.load(item)))
                 place = builder.add(oa, ir.Constant(oa.type, c))
                 spot = at(7, place, os, r, ir.IntType(64))
-                whole = builder.extract_element(_fold(builder, pair), ir.IntType(32)(0))
+                whole = builder.extract_element(fold(builder, pair), ir.IntType(32)(0))
                 builder.store(builder.add(builder.load(spot), whole), spot)
             return context.get_dummy_value()
 

@@ -15,6 +15,7 @@ messages are uniform each, and their difference is the answer.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import pytest
 from dissection import ELEMENTS, HELD, Once, check, held
 from helpers import A, B, own, share
 from privacy_cases import NAMES, column, inputs_of, table_of, weight_of
+from stored_matrices import public_tables, public_weights
 from uniformity import NotUniform
 
 from protocols.base.fields import Field
@@ -57,7 +59,8 @@ COVERED = {
 }
 BESIDE = [
     *("poly", "tanh", "relu", "map_public", "linear", "table_product"),
-    *("disentangled", "soft cap"),
+    *("disentangled", "soft cap", "linear, public", "table_product, public"),
+    *("layer_norm, public gain", "layer_norm, public late gain", "mul by a public value"),
 ]
 """Protocols that the command does not list."""
 
@@ -74,10 +77,12 @@ def test_every_protocol_of_the_command_is_covered() -> None:
 def once_of(name: str) -> Once:
     if name == "embedding":
         return embed_once
+    if name == "embedding, public":
+        return public_embed_once
     if name == "reveal":
         return reveal_once
-    if name == "linear":
-        return linear_once
+    if name in ("linear", "linear, public"):
+        return partial(linear_once, weights=weight_of if name == "linear" else public_of)
 
     def once(variant: int) -> Any:
         function, inputs = inputs_of(name, variant)
@@ -92,10 +97,14 @@ def once_of(name: str) -> Once:
     return once
 
 
-def linear_once(variant: int) -> Any:
+def public_of(values: Any) -> Any:
+    return public_weights(values, COMPUTING)
+
+
+def linear_once(variant: int, weights: Callable[[Any], Any]) -> Any:
     """More rows than the case of `privacy_cases`, which has more columns."""
     x = share(np.tile(column(variant, 0.0, -9.5)[:, None], (1, 3)))
-    weight = weight_of(np.full((3, 2), variant << 20))
+    weight = weights(np.full((3, 2), variant << 20))
 
     def program(role: Role) -> Any:
         return lambda lane: linear(lane, x[role], weight[role])
@@ -103,8 +112,13 @@ def linear_once(variant: int) -> Any:
     return run_parties({role: program(role) for role in COMPUTING}, record=False)
 
 
-def embed_once(variant: int) -> Any:
-    table = table_of(np.full((5, 2), variant << 29))
+def public_embed_once(variant: int) -> Any:
+    """The table is known, but the ids are not."""
+    return embed_once(variant, public_tables(np.arange(10).reshape(5, 2) << 18, COMPUTING))
+
+
+def embed_once(variant: int, table: Any = None) -> Any:
+    table = table or table_of(np.full((5, 2), variant << 29))
     ids = np.full(ELEMENTS, 0 if variant == 0 else 4)
 
     async def party(lane: Lane) -> Any:
@@ -129,7 +143,8 @@ def reveal_once(variant: int) -> Any:
 
 
 def receivers(name: str) -> Sequence[Role]:
-    return {"embedding": COMPUTING, "reveal": (Role.CLIENT,)}.get(name, (A, B))
+    lookup = name.startswith("embedding")
+    return COMPUTING if lookup else (Role.CLIENT,) if name == "reveal" else (A, B)
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +152,7 @@ def long_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privacy_cases, "COUNT", ELEMENTS)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "embedding", "reveal"])
+@pytest.mark.parametrize("name", [*NAMES, "embedding", "embedding, public", "reveal"])
 def test_every_bit_of_every_message(name: str) -> None:
     check(once_of(name), receivers(name))
 
@@ -172,6 +187,8 @@ def top_leaning(drawn: Words, width: int) -> Words:
     ("change", "names"),
     [
         (lowest_stuck, ["mul", "lift", "less", "select", "spline", "embedding", "reveal"]),
+        (lowest_stuck, ["linear, public", "table_product, public", "embedding, public"]),
+        (lowest_stuck, ["layer_norm, public gain", "mul by a public value"]),
         (top_stuck, ["mul", "less", "embedding", "reveal"]),  # the sum of two such is balanced
         (top_leaning, ["less", "and", "embedding", "reveal"]),
     ],

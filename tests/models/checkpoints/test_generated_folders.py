@@ -45,13 +45,18 @@ class Refusal:
 REFUSED = [
     Refusal(
         r"is made of tokenizer\.json, or of .* is missing",
-        lambda case: not case.has_usual_form(),
+        lambda case: not case.has_whole_tokenizer(),
         "transformers makes a tokenizer without any token",
     ),
     Refusal(
         r"transformers says Exception: .*Unk token",
         lambda case: not case.has_usual_form(),
         "transformers fails as soon as a text has an unknown word",
+    ),
+    Refusal(
+        r"output_attentions: True is not supported",
+        lambda case: case.family == "falcon" and "output_attentions" in case.config,
+        "Falcon then takes another way in transformers, which attends to later tokens",
     ),
     Refusal(
         r"generation_config\.json says num_beams: 4",

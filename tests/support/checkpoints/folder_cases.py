@@ -61,6 +61,10 @@ class FolderCase:
         """Whether the tokenizer has a form in which this family has it."""
         return _fits(FORMS[self.form], self.family)
 
+    def has_whole_tokenizer(self) -> bool:
+        """Whether there is a `tokenizer.json`: other files only suit the class they are from."""
+        return any(name.startswith("tokenizer.") for name in FORMS[self.form])
+
     def write(self, folder: Path, names: str | None = None) -> Path:
         """The folder, written by transformers and then changed.
 

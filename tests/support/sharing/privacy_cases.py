@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 from helpers import own, share, share_bits, share_ints, words
+from stored_matrices import public_tables, public_weights
 from uniformity import check_alike, check_uniform, observe
 
 from protocols import spline, waves
@@ -18,7 +19,8 @@ from protocols.arithmetic import (
     square_sum,
 )
 from protocols.base.lane import Settings
-from protocols.base.shares import COMPUTING, EVALUATORS, Role
+from protocols.base.ring import encode
+from protocols.base.shares import COMPUTING, EVALUATORS, Role, constant
 from protocols.boolean import and_bits
 from protocols.compare import less, maximum
 from protocols.drivers.lockstep import deal, run_parties
@@ -54,6 +56,12 @@ def weight_of(values):
     """A matrix as the evaluators and the dealer hold it."""
     parts = deal(words(values))
     return {r: Weight.of(parts[r]) for r in COMPUTING}
+
+
+def public(values, frac=18):
+    """A value that all know, as a sharing."""
+    held = encode(np.asarray(values, dtype=np.float64), frac)
+    return {r: constant(r, held, frac=frac) for r in COMPUTING}
 
 
 async def silu(lane, x):
@@ -173,6 +181,7 @@ def inputs_of(name, variant):
     pair = np.stack([x, -x], axis=1)
     row = np.linspace(x, -x, 4, axis=1)
     matrix = np.rint(np.tile(x[:, None], (1, 3)) * 2**20).astype(int)
+    open_affine = [share(row, 22), public(2 * variant - np.ones(4)), public(row[0], 22)]
     affine = [share(row, 22), share(2 * variant - np.ones(4)), share(row[0], 22)]
     cases = {
         "mul": lambda: (mul, [wide, wide, 18]),
@@ -208,6 +217,9 @@ def inputs_of(name, variant):
         "layer_norm": lambda: (layer_norm, affine),
         "layer_norm, late gain": lambda: (late_norm, affine),
         "layer_norm, tiny eps": lambda: (steady_norm, affine),
+        "layer_norm, public gain": lambda: (layer_norm, open_affine),
+        "layer_norm, public late gain": lambda: (late_norm, open_affine),
+        "mul by a public value": lambda: (mul, [wide, public(x), 18]),
         "map_public": lambda: (mapped, [wide]),
         "attention": lambda: (attention, [share(pair[:, None, :]), share(pair[:, :, None])]),
         "wide attention": lambda: (
@@ -216,6 +228,14 @@ def inputs_of(name, variant):
         ),
         "linear": lambda: (linear, [share(np.tile(x, (2, 1))), weight_of(matrix)]),
         "table_product": lambda: (table_product, [share(np.tile(x[:3], (8, 1))), table_of(matrix)]),
+        "linear, public": lambda: (
+            linear,
+            [share(np.tile(x, (2, 1))), public_weights(matrix, COMPUTING)],
+        ),
+        "table_product, public": lambda: (
+            table_product,
+            [share(np.tile(x[:3], (8, 1))), public_tables(matrix, COMPUTING)],
+        ),
     }
     return cases[name]()
 
@@ -225,7 +245,9 @@ NAMES = [
     "less", "less exactly", "select", "select of three", "and", "maximum", "spline", "exp", "rsqrt",
     "reciprocal", "silu", "gelu", "tanh", "relu", "soft cap", "disentangled", "waves", "exp part",
     "rms_norm", "layer_norm", "layer_norm, late gain", "layer_norm, tiny eps", "map_public",
-    "attention", "wide attention", "linear", "table_product",
+    "attention", "wide attention", "linear", "table_product", "linear, public",
+    "table_product, public", "layer_norm, public gain", "layer_norm, public late gain",
+    "mul by a public value",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)

@@ -1,0 +1,1 @@
+"""Products of ring words with public matrices as checkpoints store them, decoded in the cache."""
