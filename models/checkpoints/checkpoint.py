@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from models.checkpoints.packed import Packed
 from models.configs.architecture import ModelConfig
 from models.configs.heads import LABELLED_HEADS
 from models.configs.names import Shape
@@ -67,6 +68,12 @@ class Checkpoint(ABC):
                 f"{self.where}: {name} contains NaN or infinity; {self._holder} is damaged"
             )
         return values
+
+    def packed(self, name: str) -> Packed | None:
+        """A matrix as the file stores it; None if `tensor` would give something else, or it has no
+        file.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

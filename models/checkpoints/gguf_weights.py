@@ -11,14 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoints.checkpoint import StoredCheckpoint
+from models.checkpoints.packed import Packed, map_rows
 from models.configs.decoders.gemma import GemmaConfig
 from models.configs.decoders.llama import LlamaConfig
 from models.configs.gguf import config_of_gguf
 from models.configs.gguf_header import ROPE_TENSORS
 from models.files.gguf_reader import GgufFile
 from models.files.locate import Source
+from protocols.kernels.stored.formats import FormatName
 
 Values = NDArray[np.float32]
+_PACKED: Mapping[str, FormatName] = {
+    "BF16": "bf16",
+    "F16": "f16",
+    "F32": "f32",
+    "Q8_0": "q8_0",
+    "Q4_0": "q4_0",
+    "Q4_1": "q4_1",
+    "Q4_K": "q4_k",
+    "Q6_K": "q6_k",
+}
+"""Storage types that are multiplied by as they are."""
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 
 
@@ -54,6 +67,10 @@ class Layout:
     top: Mapping[str, str]
     layer: Mapping[str, str]
     restore: Callable[[Any, str, Values], Values] = _as_stored
+
+    def moves(self, name: str) -> bool:
+        """Whether a matrix is stored in another order than Hugging Face's."""
+        return self.restore is _llama_rows and (".q_proj." in name or ".k_proj." in name)
 
     def hf_name(self, name: str) -> str:
         """The Hugging Face name of a tensor; an unknown name is kept and refused later."""
@@ -115,6 +132,16 @@ class GgufCheckpoint(StoredCheckpoint):
         except BaseException:
             self.close()
             raise
+
+    def packed(self, name: str) -> Packed | None:
+        shape = self.shape(name)
+        if len(shape) != 2 or self._layout.moves(name):
+            return None
+        entry = self._file.tensors[self._stored[name]]
+        kind = _PACKED.get(entry.kind.name)
+        if kind is None:
+            return None
+        return Packed(kind, map_rows(self.path, entry.offset, shape[0], entry.nbytes))
         self.nbytes = sum(entry.nbytes for entry in self._file.tensors.values())
 
     def close(self) -> None:

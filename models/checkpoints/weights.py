@@ -83,6 +83,17 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
             values += self._added[name].values()
         return values
 
+    def packed(self, name: str) -> Packed | None:
+        shape = self.shape(name)
+        file, stored = self._places[name]
+        if name in self._added or not isinstance(file, SafetensorsFile) or len(shape) != 2:
+            return None
+        entry = file.tensors[stored]
+        kind = _PACKED.get(entry.dtype)
+        if kind is None:
+            return None
+        return Packed(kind, map_rows(file.path, entry.start, shape[0], entry.nbytes))
+
     def _share_tied(self, config: ModelConfig) -> None:
         """Find tied weights, which may be stored under either of their names."""
         for name, source in config.tied().items():

@@ -65,10 +65,11 @@ def load_parameters(checkpoint: Checkpoint) -> Iterator[tuple[str, Matrix]]:
     """The float matrices to be shared, (inputs, outputs), in the order of `parameters_of`, balanced
     as described in `models.programs.rescaling`.
     """
-    return ((name, values_of(source)) for name, source in _sources(checkpoint))
+    return ((name, values_of(source)) for name, source in sources_of(checkpoint))
 
 
-def _sources(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
+def sources_of(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
+    """What the matrices of `load_parameters` are made of, in the same order."""
     config = checkpoint.config
     return balanced(config, _FAMILIES[config.family].load_parameters(checkpoint))
 
@@ -83,7 +84,7 @@ class LazyParameters(Mapping[str, Matrix]):
     def __init__(
         self, checkpoint: Checkpoint, looked_up: Callable[[str], None] = lambda name: None
     ) -> None:
-        self._sources = dict(_sources(checkpoint))
+        self._sources = dict(sources_of(checkpoint))
         self._looked_up = looked_up
 
     def __getitem__(self, name: str) -> Matrix:

@@ -79,22 +79,29 @@ class Recipe:
         axis = 0 if self.turned else 1
         return sum(self.checkpoint.shape(f"{name}.weight")[axis] for name in self.names)
 
+    def bias(self) -> Matrix | None:
+        """The layers' own biases, (outputs,), in the order of the columns and without their
+        factors; None if they have none.
+        """
+        known = set(self.checkpoint.names())
+        names = [f"{name}.bias" for name in self.names if f"{name}.bias" in known]
+        if not names:
+            return None
+        bias = np.concatenate([self.checkpoint.tensor(name) for name in names])
+        return bias if self.order is None else bias[self.order]
+
     def values(self) -> Matrix:
         """(inputs, outputs), and one more row for the bias, if there is one. The memory order is
         that of the stored layers.
         """
-        known = set(self.checkpoint.names())
-        parts, biases = [], []
+        parts = []
         for name in self.names:
             weight = self.checkpoint.tensor(f"{name}.weight")
             parts.append(weight if self.turned else weight.T)
-            if f"{name}.bias" in known:
-                biases.append(self.checkpoint.tensor(f"{name}.bias"))
         weight = np.concatenate(parts) if len(parts) > 1 else parts[0]  # (outputs, inputs)
-        bias = np.concatenate(biases) if biases else None
         if self.order is not None:
-            weight, bias = weight[self.order], None if bias is None else bias[self.order]
-        made = _folded(weight, bias, self.gain, self.shift)
+            weight = weight[self.order]
+        made = _folded(weight, self.bias(), self.gain, self.shift)
         if self.columns is not None:
             made *= self.columns[:, None]
         return made.T

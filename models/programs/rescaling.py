@@ -72,16 +72,21 @@ class _Pair:
     _factors: tuple[Matrix, Matrix] | None = field(default=None, repr=False)
     _kept: dict[int, Matrix] = field(default_factory=dict, repr=False)
 
-    def side(self, which: int) -> Matrix:
-        """The first or second matrix, balanced."""
+    def factors(self, *, keep: bool = False) -> tuple[Matrix, Matrix]:
+        """The factors of both; `keep` the matrices that are made to find them."""
         if self._factors is None:
             made = [values_of(self.first), values_of(self.second)]
             self._factors = _factors(self.config, self.name.rpartition(".")[2], *made)
-            self._kept = dict(enumerate(made))
+            if keep:
+                self._kept = dict(enumerate(made))
+        return self._factors
+
+    def side(self, which: int) -> Matrix:
+        """The first or second matrix, balanced."""
+        factors = self.factors(keep=True)[which]
         matrix = self._kept.pop(which, None)
         if matrix is None:
             matrix = values_of((self.first, self.second)[which])
-        factors = self._factors[which]
         if (factors != 1).any():
             if which and matrix.ndim > 1:  # rows; a bias stays as it is
                 matrix[: len(factors)] *= factors[:, None]
@@ -100,6 +105,13 @@ class _Side:
     def values(self) -> Matrix:
         """The balanced matrix."""
         return self.pair.side(self.which)
+
+
+def untouched(source: Source) -> Source:
+    """What a matrix is made of, if balancing leaves it as it is; else the matrix's source itself."""
+    if not isinstance(source, _Side) or (source.pair.factors()[source.which] != 1).any():
+        return source
+    return source.pair.second if source.which else source.pair.first
 
 
 def _factors(

@@ -35,7 +35,7 @@ TABLE_LIMIT = 2.0 ** (LOOKUP_BITS - 2 - RESIDUAL_BITS)
 """Limit on the size of an embedding table's entries."""
 STREAMED: frozenset[Kind] = frozenset({"weight", "table"})
 """Kinds of tensors whose factor can be made while it is used."""
-_FRACTIONS: dict[Kind, int] = {
+FRACTIONS: dict[Kind, int] = {
     "table": RESIDUAL_BITS,
     "weight": WEIGHT_BITS,
     "gain": FRACTION_BITS,
@@ -61,7 +61,7 @@ def mask_parameter(
     Raises:
         RangeError: a weight is not finite or too large for its fraction bits in the ring.
     """
-    frac = _FRACTIONS[kind]
+    frac = FRACTIONS[kind]
     try:
         if kind == "table":
             _check_table(matrix)
@@ -99,7 +99,7 @@ def hold_parameter(
     else:
         assert m is not None
         one, two = m, halves[1 if role is Role.EVALUATOR_A else 2]
-    share = SecretTensor(role, one, two, frac=_FRACTIONS[parameter.kind])
+    share = SecretTensor(role, one, two, frac=FRACTIONS[parameter.kind])
     if parameter.kind == "weight":
         return Weight.of(share)
     return Table.of(share) if parameter.kind == "table" else share
@@ -120,7 +120,7 @@ def stream_parameter(
     shape = _matrix(parameter.shape)
     keys = tuple(mask_key(seeds[which], number) for which in seeds_of(role))
     factor = Streamed(role, shape, keys, masked)
-    frac = _FRACTIONS[parameter.kind]
+    frac = FRACTIONS[parameter.kind]
     if parameter.kind == "weight":
         return Weight(role, shape, factor, frac)
     halves = [_low_words(shape, key) for key in keys]
@@ -149,7 +149,7 @@ def _blank(parameter: Parameter) -> Any:
     if parameter.kind == "table":
         return Table(Role.TRACE, _matrix(parameter.shape), None, None)
     zeros = np.zeros(parameter.shape, dtype=np.uint64)
-    return SecretTensor(Role.TRACE, zeros, zeros, frac=_FRACTIONS[parameter.kind])
+    return SecretTensor(Role.TRACE, zeros, zeros, frac=FRACTIONS[parameter.kind])
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
