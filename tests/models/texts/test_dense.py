@@ -28,7 +28,7 @@ from models.configs.sentences import sentence_settings
 from models.owner.calibrate import calibrate, plain_run
 from models.owner.comparing import compare_model
 from models.programs.families import load_parameters, parameters_of
-from models.programs.head_layers import columns_of, default_rows, proven_rows
+from models.programs.head_layers import check_rows, columns_of, default_rows, proven_rows
 from models.programs.memory import footprint
 from models.programs.plan import Plan
 from models.programs.predict import predict
@@ -128,11 +128,9 @@ def test_a_plan_survives_the_wire(case):
 def test_the_layers_are_places_of_a_comparison(case):
     _, model, _ = case
     found = compare_model(model.config, dict(model.floats), SEQUENCES[:2])
-    names = [place.name for place in found.places]
-    runs = len(model.config.dense.runs)
-    named = [name for name in names if name.startswith("dense.")]
-    outputs = model.config.dense.runs[-1][-1].activation == "identity"
-    assert named == [f"dense.{number}" for number in range(runs - outputs)]
+    named = [place.name for place in found.places if place.name.startswith("dense.")]
+    assert named == [f"dense.{number}" for number in range(len(model.config.dense.runs))]
+    assert found.cosine > 0.999
 
 
 def test_neighbours_without_an_activation_are_one_matrix(tmp_path):
@@ -163,12 +161,16 @@ def test_a_pipeline(text_model, tmp_path):
         assert np.shape(pipe(TEXTS[1]))[2] == 16
 
 
-def test_rows_of_another_pooling_are_refused(text_model, tmp_path):
-    folder = add_dense(text_model, tmp_path / "made", [(24, True, TANH)], pooling="first")
-    with pipeline("feature-extraction", folder) as pipe:
-        for rows in ("mean", "last", "unit", "unit-last"):
-            with pytest.raises(ConfigError, match="use one of all, first, unit-first"):
-                pipe.requests.forward([3, 5, 4], rows=rows)
+def test_rows_of_another_pooling_are_refused(case):
+    _, model, _ = case
+    pooling = model.config.dense.pooling
+    allowed = ["all", pooling, UNIT_ROWS[pooling]]
+    for rows in {"all", *UNIT_ROWS, *UNIT_ROWS.values()}:
+        if rows in allowed:
+            check_rows(model.config, rows)
+        else:
+            with pytest.raises(ConfigError, match=f"use one of {', '.join(allowed)}"):
+                check_rows(model.config, rows)
 
 
 BAD = {

@@ -147,7 +147,7 @@ BAD = [
         r"pooling 'cls \+ mean'",
     ),
     ({"pooling": {}}, "pooling 'none'"),
-    ({"parts": ("Transformer", "Pooling", "Dense")}, "part 2, Dense, is not supported"),
+    ({"parts": ("Transformer", "Pooling", "LSTM")}, "part 2, LSTM, is not supported"),
     ({"parts": ("CLIPModel",)}, "part 0, CLIPModel"),
     ({"parts": ("Transformer",)}, "has no Pooling"),
     ({"limits": {"max_seq_length": 0}}, "max_seq_length: 0"),

@@ -29,7 +29,11 @@ def add_dense(
     """A copy of a model's folder with Dense modules of random weights, as they are saved."""
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_bytes())
-    inputs = next(config[name] for name in ("hidden_size", "dim", "n_embd") if name in config)
+    inputs = next(
+        config[name]
+        for name in ("word_embed_proj_dim", "hidden_size", "dim", "n_embd")
+        if name in config
+    )
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     write_json(folder / "1_Pooling/config.json", {f"pooling_mode_{MODES[pooling]}": True})
     generator = torch.Generator().manual_seed(len(layers) + len(pooling))
