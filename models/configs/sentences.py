@@ -26,6 +26,7 @@ _MODES = {
 
 
 _POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "first", "lasttoken": "last"}
+_PACKAGE = "sentence_transformers."
 _MAX_PROMPT = 1 << 14
 
 
@@ -175,7 +176,7 @@ def _modules(file: Path) -> list[tuple[str, str]]:
     """Class and folder of every module, in order."""
     try:
         entries = json.loads(file.read_bytes())
-        found = [(str(e["type"]).rpartition(".")[2], str(e.get("path", ""))) for e in entries]
+        found = [(_kind(str(e["type"])), str(e.get("path", ""))) for e in entries]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: cannot be read as a list of modules ({error})") from None
     for _, place in found:
@@ -183,6 +184,12 @@ def _modules(file: Path) -> list[tuple[str, str]]:
         if Path(place).name != place:
             raise ModelError(f"{file}: {place[:80]!r} is not the name of a folder beside it")
     return found
+
+
+def _kind(name: str) -> str:
+    """The class of a module. What other packages call Dense may compute something else."""
+    kind = name.rpartition(".")[2]
+    return name if kind == "Dense" and not name.startswith(_PACKAGE) else kind
 
 
 def _pooling(file: Path, prompted: bool) -> Pooling:

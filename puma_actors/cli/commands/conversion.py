@@ -68,8 +68,9 @@ def _fetched(name: str) -> Path:
     try:
         folder = fetch(_FETCHED)
         place = _place_of_model(folder)
-        if not any((folder / place / each).is_file() for each in (_WEIGHTS, _INDEX)):
-            fetch(_SAFE)  # only its modules may be pickled
+        pickled = any((folder / place / each).is_file() for each in (_WEIGHTS, _INDEX))
+        if not pickled and _pickled_modules(folder, place):
+            fetch(_SAFE)
         return folder
     except Exception as error:  # from the HTTP client; its class differs between versions
         raise RefusedError(f"{name} is no folder, and not on the hub ({_line(error)})") from error

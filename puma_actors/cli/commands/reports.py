@@ -43,8 +43,8 @@ _ROWS = {
     "last": "a result for the last",
     "mean": "the mean of their hidden states",
     "unit": "the mean of their hidden states, scaled to length 1",
-    "unit-first": "the vector of the first, scaled to length 1",
-    "unit-last": "the vector of the last, scaled to length 1",
+    "unit-first": "a result for the first, scaled to length 1",
+    "unit-last": "a result for the last, scaled to length 1",
 }
 
 Program = Callable[[Lane], Coroutine[Any, Any, Any]]
@@ -286,7 +286,7 @@ def _print_report(report: dict[str, Any]) -> None:
     stdout.print(facts)
     wanted = f"{report['prompt_tokens']} tokens, {_ROWS[report['rows']]}"
     if public["dense"] is not None:
-        wanted += f", through Dense layers: {report['columns']} numbers"
+        wanted = f"{wanted}, after Dense layers with {report['columns']} outputs"
     say(f"\nPredicted for {wanted}", style="italic")
     costs = RichTable(box=None, pad_edge=False)
     for column in ("step", "rounds", "online", "dealt ahead"):

@@ -43,7 +43,7 @@ from puma_actors.cli.commands import conversion
 SEQUENCES = [[3, 9, 30, 2, 17, 22, 4], [3, 11, 4], [7]]
 
 CASES = {
-    # LaBSE, distiluse, gtr and sentence-t5, EmbeddingGemma
+    # Named after published models with such modules, some of them of other families.
     "labse": ("bert", "first", [(16, True, TANH)], True),
     "distiluse": ("distilbert", "mean", [(10, True, TANH)], False),
     "gtr": ("bert", "mean", [(12, False, IDENTITY)], True),
@@ -260,6 +260,12 @@ def test_layers_that_do_not_fit_are_refused(text_model, tmp_path):
     write_json(folder / "modules.json", [*modules[:2], modules[4], modules[2]])
     with pytest.raises(ModelError, match=r"part 2, Normalize, is not supported; .* in this order"):
         local_pipeline("sentence-embedding", folder)
+    write_json(folder / "modules.json", [*modules[:2], {"type": "my.Dense", "path": "2_Dense"}])
+    with pytest.raises(ModelError, match=r"part 2, my\.Dense, is not supported"):
+        local_pipeline("sentence-embedding", folder)
+    kind = "sentence_transformers.sentence_transformer.modules.dense.Dense"
+    write_json(folder / "modules.json", [*modules[:2], {"type": kind, "path": "2_Dense"}])
+    assert not sentence_settings(folder).normalize
 
 
 LAYERS = DenseHead("first", (DenseLayer(16, 8, True, "tanh"), DenseLayer(8, 4, False, "identity")))
