@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from models.configs.architecture import ModelConfig
 from models.configs.heads import LABELLED_HEADS
 from models.configs.names import Shape
-from models.configs.ranking import RankingSettings
-from models.configs.sentences import SentenceSettings
+from models.configs.tasks.ranking import RankingSettings
+from models.configs.tasks.sentences import SentenceSettings
 from protocols.errors import ModelError
 
 
