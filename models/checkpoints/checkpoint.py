@@ -17,8 +17,8 @@ from models.checkpoints.packed import Packed
 from models.configs.architecture import ModelConfig
 from models.configs.heads import LABELLED_HEADS
 from models.configs.names import Shape
-from models.configs.ranking import RankingSettings
-from models.configs.sentences import SentenceSettings
+from models.configs.tasks.ranking import RankingSettings
+from models.configs.tasks.sentences import SentenceSettings
 from protocols.errors import ModelError
 
 

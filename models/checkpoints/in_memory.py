@@ -16,8 +16,8 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.checkpoints.module_settings import check_settings
 from models.checkpoints.torch_modules import SAVE_IT, Module, places
 from models.configs.architecture import ModelConfig
-from models.configs.ranking import ranking_settings
 from models.configs.reading import config_from_hf
+from models.configs.tasks.ranking import ranking_settings
 from protocols.errors import ConfigError, ModelError
 
 _EXPECTED = (

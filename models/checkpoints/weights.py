@@ -5,7 +5,7 @@ Files are memory-mapped: opening one reads its header, and `tensor` reads a sing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +20,16 @@ from models.checkpoints.quantised.wrapping import TensorFile, wrap
 from models.configs.architecture import ModelConfig
 from models.configs.names import Shape
 from models.configs.quantisation import quantisation_of
-from models.configs.ranking import ranking_settings
 from models.configs.reading import config_of_source
-from models.configs.sentences import described_sentences, is_sentence_model, transformer_folder
+from models.configs.tasks.dense import DenseHead, dense_name
+from models.configs.tasks.ranking import ranking_settings
+from models.configs.tasks.sentences import (
+    described_sentences,
+    is_sentence_model,
+    transformer_folder,
+)
 from models.files.locate import (
+    SAFETENSORS,
     SAFETENSORS_INDEX,
     Source,
     demo_model_path,
@@ -40,9 +46,14 @@ __all__ = ["Checkpoint", "StoredCheckpoint", "demo_model_path", "open_checkpoint
 class _SafetensorsCheckpoint(StoredCheckpoint):
     """A safetensors checkpoint: one file, or the shards that an index names."""
 
-    def __init__(self, source: Source, *, head: str | None = None) -> None:
+    def __init__(self, source: Source, path: Path, *, head: str | None = None) -> None:
+        """path: what was opened, the folder of `source` or one around it."""
         super().__init__(source.file)
         config = config_of_source(source, head=head)
+        modules = None
+        if config.head == "none" and is_sentence_model(path):
+            modules = described_sentences(path)
+            self.sentences = modules.settings
         self._files: list[SafetensorsFile] = []
         self._added: dict[str, LowRank] = {}
         owner: dict[str, SafetensorsFile] = {}
@@ -63,6 +74,8 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
                 config = self._adapt(config, source.adapter)
             found = {n: file.tensors[stored].shape for n, (file, stored) in self._places.items()}
             self.config = config.adapted(found)
+            if modules is not None and modules.dense is not None:
+                found.update(self._add_dense(modules.dense, modules.folders))
             self._check_tensors(found)
             self._check_added(found)
             self._check_stored()
@@ -124,6 +137,30 @@ class _SafetensorsCheckpoint(StoredCheckpoint):
         self._added = adapter.added
         return config
 
+    def _add_dense(self, dense: DenseHead, folders: Sequence[Path]) -> dict[str, Shape]:
+        """Add the Dense layers to the configuration, and their weights from the layers' folders.
+
+        Returns the shapes that were found.
+        """
+        try:
+            self.config = replace(self.config, dense=dense)
+        except ModelError as error:
+            raise ModelError(f"{self.path}: {error}") from None
+        found = {}
+        for number, (folder, layer) in enumerate(zip(folders, dense.layers, strict=True)):
+            file = SafetensorsFile(folder / SAFETENSORS)
+            self._files.append(file)
+            parts = ("weight", "bias") if layer.bias else ("weight",)
+            if file.tensors.keys() != {f"linear.{part}" for part in parts}:
+                held = ", ".join(sorted(file.tensors))[:80]
+                wanted = " and ".join(f"linear.{part}" for part in parts)
+                raise ModelError(f"{file.path}: holds {held or 'nothing'}, not {wanted}")
+            for part in parts:
+                name = f"{dense_name(number)}.{part}"
+                self._places[name] = file, f"linear.{part}"
+                found[name] = file.tensors[f"linear.{part}"].shape
+        return found
+
     def _check_added(self, found: Mapping[str, Shape]) -> None:
         for name, low in self._added.items():
             if self.config.naming.is_of_other_head(name, self.names()):
@@ -182,9 +219,7 @@ def open_checkpoint(
     source = find_source(transformer_folder(path))
     if source.kind == "gguf":
         return GgufCheckpoint(source, head=head)
-    opened = _SafetensorsCheckpoint(source, head=head)
-    if opened.config.head == "none" and is_sentence_model(path):
-        opened.sentences = described_sentences(path)
+    opened = _SafetensorsCheckpoint(source, path, head=head)
     if opened.config.head == "sequence-classification":
         config = read_json(source.folder / "config.json")
         opened.ranking = ranking_settings(config, path if path.is_dir() else path.parent)

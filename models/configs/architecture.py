@@ -15,6 +15,7 @@ from models.configs.generation import GenerationSettings
 from models.configs.heads import check_labels, read_head
 from models.configs.names import Naming, Shape
 from models.configs.quantisation import quantisation_of
+from models.configs.tasks.dense import DenseHead
 from models.configs.validate import (
     check_choice,
     check_flag,
@@ -90,6 +91,7 @@ class ModelConfig(ABC):
         problem_type: kind of a sequence classification in transformers' terms, or None.
         entailment: the label that says that one text follows from another, or None.
         generation: the model's own settings for the choice of tokens, or None.
+        dense: layers that turn the pooled hidden states into a text's vector, or None.
     """
 
     family: ClassVar[str] = ""
@@ -117,6 +119,7 @@ class ModelConfig(ABC):
     problem_type: str | None = None
     entailment: int | None = None
     generation: GenerationSettings | None = None
+    dense: DenseHead | None = None
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.name in _LIMITS):
@@ -130,6 +133,7 @@ class ModelConfig(ABC):
         check_labels(self.head, self.num_labels, self.labels, self.problem_type)
         if self.entailment is not None:
             check_size("entailment", self.entailment, self.num_labels - 1, least=0)
+        self._check_dense()
 
     def _check_tokens(self) -> None:
         for name in ("bos_token_id", "pad_token_id"):
@@ -143,19 +147,37 @@ class ModelConfig(ABC):
         for token in self.eos_token_ids:
             self._check_token("eos_token_ids", token)
 
+    def _check_dense(self) -> None:
+        if self.dense is None:
+            return
+        if not isinstance(self.dense, DenseHead) or self.head != "none":
+            raise ModelError(f"dense: {short(self.dense)} is no layers of a model without a head")
+        inputs = self.dense.layers[0].inputs
+        if inputs != self.head_inputs:
+            raise ModelError(
+                f"dense: the first layer has {inputs} inputs, and the model's hidden states have "
+                f"{self.head_inputs} columns"
+            )
+
     def _check_token(self, name: str, value: object) -> None:
         if type(value) is not int or not 0 <= value < self.vocab_size:
             raise ModelError(
                 f"{name}: {short(value)} is not a token id below vocab_size {self.vocab_size}"
             )
 
+    @property
+    def head_inputs(self) -> int:
+        """Columns of what the head is given."""
+        return self.hidden_size
+
     def tensors(self) -> dict[str, Shape]:
         """Canonical name and stored shape of every weight, in the order of evaluation.
 
         The names are those of transformers' class with this head; a head that is tied to the
-        embedding is absent.
+        embedding is absent. Those of `dense` come last.
         """
-        return {**self._base_tensors(), **self._head_tensors()}
+        dense = {} if self.dense is None else self.dense.tensors()
+        return {**self._base_tensors(), **self._head_tensors(), **dense}
 
     def tied(self) -> dict[str, str]:
         """Tensors that a file may hold besides `tensors` -> the tensor that each must equal."""
@@ -183,6 +205,7 @@ class ModelConfig(ABC):
             labels=(),
             problem_type=None,
             entailment=None,
+            dense=None,
             **self._settings_of_head(head),
         )
 
@@ -231,6 +254,8 @@ class ModelConfig(ABC):
         """The value of a field; a wrong type is passed on for the constructor to refuse."""
         if name == "generation" and value is not None:
             return GenerationSettings.from_public(value)
+        if name == "dense" and value is not None:
+            return DenseHead.from_public(value)
         return tuple(value) if isinstance(value, list) else value
 
     @classmethod
@@ -284,11 +309,6 @@ class DecoderConfig(ModelConfig):
     windowless: ClassVar[tuple[str, ...]] = ()
 
     head: str = field(default="causal-lm")
-
-    @property
-    def head_inputs(self) -> int:
-        """Columns of what the head is given."""
-        return self.hidden_size
 
     @classmethod
     def from_hf(cls, data: Mapping[str, Any], *, head: str | None = None) -> Self:

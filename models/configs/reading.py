@@ -33,7 +33,7 @@ from models.configs.gguf import config_of_gguf, gguf_eos_token_ids
 from models.configs.heads import HEADS
 from models.configs.other_kinds import other_kind
 from models.configs.rope import RopeScaling
-from models.configs.sentences import transformer_folder
+from models.configs.tasks.sentences import transformer_folder
 from models.configs.validate import short, token_ids, unsupported
 from models.files.gguf_reader import GgufFile
 from models.files.locate import ADAPTER_CONFIG, Source, find_source, read_json

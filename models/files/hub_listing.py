@@ -69,7 +69,8 @@ class Selection:
     Attributes:
         opened: the path to open, within the repository; "" is the repository itself.
         config: the path of the `config.json`; "" if there is none to read first.
-        settings: small files, including the configuration and an index of shards.
+        settings: small files, including the configuration, an index of shards and the weights of
+            further modules.
         weights: the weights of one model, without the shards that `index` names.
         index: the path of an index of shards, or "".
     """
@@ -126,15 +127,15 @@ def _in_folder(
     name: HubName, held: dict[str, HubFile], folder: str, modules: Sequence[str]
 ) -> Selection | None:
     """A model in safetensors and its adapter, or an adapter alone; None if there is neither."""
-    extra = tuple(held[path] for path in _of_modules(modules[1:]) if path in held)
     adapter = _adapter(folder, held)
     settings = _settings(held, (folder, *(f"{each}/" for each in modules if each)))
+    settings += tuple(held[path] for path in _of_modules(modules[1:]) if path in held)
     if f"{folder}{SAFETENSORS}" in held:
-        weights = (held[f"{folder}{SAFETENSORS}"], *adapter, *extra)
+        weights = (held[f"{folder}{SAFETENSORS}"], *adapter)
         return Selection("", _config(name, folder, held), settings, weights)
     if (index := f"{folder}{SAFETENSORS_INDEX}") in held:
         config = _config(name, folder, held)
-        return Selection("", config, (*settings, held[index]), (*adapter, *extra), index)
+        return Selection("", config, (*settings, held[index]), adapter, index)
     return Selection("", "", settings, adapter) if adapter else None
 
 
@@ -219,7 +220,9 @@ def _is_setting(path: str) -> bool:
 
 
 def _of_modules(folders: Sequence[str]) -> list[str]:
-    """The weights of the sentence-transformers modules that follow the model."""
+    """The weights of the sentence-transformers modules that follow the model. They are small, and
+    fetched with the settings: whether they are there decides whether the model is supported.
+    """
     return [f"{folder}/{SAFETENSORS}" for folder in folders if folder]
 
 

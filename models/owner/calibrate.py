@@ -8,7 +8,7 @@ from models.configs.architecture import ModelConfig
 from models.owner.bounds import Bounds
 from models.owner.probe import probe
 from models.programs.families import forward
-from models.programs.head_layers import default_rows
+from models.programs.head_layers import proven_rows
 from models.programs.plan import Plan
 from models.programs.program import Batch, Cache, Rows, batch_of
 from protocols.base.ring import Floats
@@ -34,8 +34,7 @@ def calibrate(
         ConfigError: a text contains an id that is not a token.
     """
     bounds = Bounds(config.max_positions)
-    kinds: list[Rows] = ["all", "unit"] if config.head == "none" else [default_rows(config)]
-    for rows in kinds:
+    for rows in proven_rows(config):
         cache = Cache.empty(config.num_layers)
         with np.errstate(over="ignore", invalid="ignore"):  # ends as a RangeError
             run_now(_forward(bounds, config, parameters, Batch((1,), rows), cache))

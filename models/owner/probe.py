@@ -14,8 +14,8 @@ import numpy as np
 from models.configs.architecture import ModelConfig
 from models.owner.rounding import Rounded
 from models.programs.families import forward, parameters_of
-from models.programs.head_layers import default_rows
-from models.programs.program import Batch, Cache
+from models.programs.head_layers import default_rows, proven_rows
+from models.programs.program import Batch, Cache, Rows
 from protocols.base.ring import Floats
 from protocols.drivers.ops import Index, Ranges
 from protocols.drivers.plain import Plain
@@ -67,7 +67,13 @@ def probe(
     for ids in inputs:
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= config.vocab_size:
             raise ConfigError(f"a token id of a text is not below {config.vocab_size}")
-    return max(_probe(config, parameters, ranges, ids) for ids in inputs if ids.size)
+    kinds = [default_rows(config)] if config.dense is None else proven_rows(config)[1:]
+    return max(
+        _probe(config, parameters, ranges, ids, rows)
+        for rows in kinds
+        for ids in inputs
+        if ids.size
+    )
 
 
 def _is_small(config: ModelConfig) -> bool:
@@ -75,13 +81,17 @@ def _is_small(config: ModelConfig) -> bool:
 
 
 def _probe(
-    config: ModelConfig, parameters: Mapping[str, Floats], ranges: Ranges, ids: Index
+    config: ModelConfig,
+    parameters: Mapping[str, Floats],
+    ranges: Ranges,
+    ids: Index,
+    rows: Rows,
 ) -> float:
     small = _is_small(config)
 
     def run(ops: Plain) -> Floats:
         ops.precision = np.float64 if small else np.float32
-        batch, cache = Batch((len(ids),), default_rows(config)), Cache.empty(config.num_layers)
+        batch, cache = Batch((len(ids),), rows), Cache.empty(config.num_layers)
         with np.errstate(over="ignore"):  # exp of arguments for which an activation is 0
             return np.asarray(run_now(forward(ops, config, parameters, batch, cache)))
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.checkpoints.checkpoint import Checkpoint
-from models.configs.architecture import DecoderConfig, ModelConfig
+from models.configs.architecture import ModelConfig
 from models.configs.encoders.deberta import DebertaV2Config
 from models.configs.encoders.electra import ElectraConfig
 from models.configs.encoders.encoder import BertConfig, EncoderConfig, RobertaConfig
 from models.configs.encoders.modernbert import ModernBertConfig
-from models.programs.folding import Source, Stored, dense
+from models.configs.tasks.dense import IDENTITY, DenseHead, dense_name
+from models.programs.folding import Matrix, Source, Stored, dense
 from models.programs.plan import Parameter
-from models.programs.program import Batch, Rows
+from models.programs.program import UNIT_ROWS, Batch, Rows
 from protocols.drivers.ops import Ops, Parameters, Tensor
 from protocols.errors import ConfigError
 from protocols.functions.normalize import Norm
@@ -98,6 +99,8 @@ def _masked_head(config: EncoderConfig) -> Head:
 
 def default_rows(config: ModelConfig) -> Rows:
     """The rows that a head is meant for."""
+    if config.dense is not None:
+        return config.dense.pooling
     if config.head == "sequence-classification":
         if isinstance(config, ModernBertConfig) and config.pooling == "mean":
             return "mean"
@@ -105,11 +108,20 @@ def default_rows(config: ModelConfig) -> Rows:
     return "all"
 
 
+def proven_rows(config: ModelConfig) -> tuple[Rows, ...]:
+    """The rows whose evaluations reach every place that any allowed rows reach."""
+    if config.dense is not None:
+        return "all", config.dense.pooling, UNIT_ROWS[config.dense.pooling]
+    return ("all", "unit") if config.head == "none" else (default_rows(config),)
+
+
 def check_rows(config: ModelConfig, rows: str) -> None:
     """Raises ConfigError: the head has no such rows."""
     allowed = ["all", "first", "last"]
     if config.head == "none":
         allowed += ["mean", "unit"]
+    if config.dense is not None:
+        allowed = list(proven_rows(config))
     if config.head == "sequence-classification":
         allowed = [default_rows(config)]
     if rows not in allowed:
@@ -118,21 +130,19 @@ def check_rows(config: ModelConfig, rows: str) -> None:
         )
 
 
-def columns_of(config: ModelConfig) -> int:
+def columns_of(config: ModelConfig, rows: Rows = "all") -> int:
     """Number of columns of a result row."""
+    if config.dense is not None and rows != "all":
+        return config.dense.columns
     if config.head == "none":
-        return _inputs(config)
+        return config.head_inputs
     return config.vocab_size if config.head in _LOGITS else config.num_labels
-
-
-def _inputs(config: ModelConfig) -> int:
-    return config.head_inputs if isinstance(config, DecoderConfig) else config.hidden_size
 
 
 def table_columns(config: ModelConfig) -> int:
     """Columns of the shared embedding table: one more where it is also a head with a bias."""
     tied_bias = config.head == "masked-lm" and config.tie_embeddings
-    columns = config.embedding_size if isinstance(config, EncoderConfig) else _inputs(config)
+    columns = config.embedding_size if isinstance(config, EncoderConfig) else config.head_inputs
     return columns + tied_bias
 
 
@@ -141,11 +151,13 @@ async def finish(
 ) -> Tensor:
     """Apply the head to the wanted rows of the last hidden states."""
     head = head_of(config)
+    if config.dense is not None and batch.rows != "all":
+        return await _vectors(ops, config.dense, parameters, x, batch)
     if head is None:
         if batch.rows == "mean":
             return await ops.mean(x, batch.lengths)
         if batch.rows == "unit":
-            norm = Norm(_inputs(config), UNIT_EPS)
+            norm = Norm(config.head_inputs, UNIT_EPS)
             x = await ops.norm(ops.sums(x, batch.lengths), "unit", norm, unit=True)
         return ops.result(x)
     if batch.rows == "mean":
@@ -162,11 +174,35 @@ async def finish(
     return await ops.output(x, parameters["head"], "head")
 
 
+async def _vectors(
+    ops: Ops, layers: DenseHead, parameters: Parameters, x: Tensor, batch: Batch
+) -> Tensor:
+    """Vectors of texts: the pooled hidden states, through the Dense layers."""
+    scaled = batch.rows in UNIT_ROWS.values()
+    if layers.pooling == "mean":
+        x = await ops.mean(x, batch.lengths, inner=True)
+    for number, run in enumerate(layers.runs):
+        name, activation = f"dense.{number}", run[-1].activation
+        if activation != IDENTITY:
+            x = await ops.dense(x, parameters[name], name, activation)
+        elif scaled:
+            x = await ops.linear(x, parameters[name], name)
+        else:  # only the last run has no activation
+            return await ops.output(x, parameters[name], name)
+    if scaled:
+        x = await ops.norm(x, "unit", Norm(layers.columns, UNIT_EPS), unit=True)
+    return ops.result(x)
+
+
 def task_parameters(config: ModelConfig) -> dict[str, Parameter]:
     """Kinds and shapes of the head's weights, in upload order."""
-    head, hidden, wanted = head_of(config), _inputs(config), {}
+    head, hidden, wanted = head_of(config), config.head_inputs, {}
+    if config.dense is not None:
+        for number, run in enumerate(config.dense.runs):
+            rows = run[0].inputs + any(layer.bias for layer in run)
+            wanted[f"dense.{number}"] = Parameter("weight", (rows, run[-1].outputs))
     if head is None:
-        return {}
+        return wanted
     columns = head.columns or hidden
     if head.dense:
         wanted["head.dense"] = Parameter(
@@ -186,6 +222,8 @@ def task_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
     """The head's weights, in the order of `task_parameters`."""
     config = checkpoint.config
     head = head_of(config)
+    if config.dense is not None:
+        yield from _dense_weights(checkpoint, config.dense)
     if head is None:
         return
     if head.dense:
@@ -200,6 +238,26 @@ def task_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Source]]:
         yield "head", np.concatenate([weight, bias[None]])
     elif head.projection:
         yield "head", dense(checkpoint, head.projection)
+
+
+def _dense_weights(checkpoint: Checkpoint, layers: DenseHead) -> Iterator[tuple[str, Matrix]]:
+    """The Dense layers, with neighbours multiplied where no activation is between them."""
+    first = 0
+    for number, run in enumerate(layers.runs):
+        matrix = dense(checkpoint, dense_name(first)).values()
+        if len(run) > 1:
+            columns = run[0].inputs
+            weight = matrix[:columns].astype(np.float64)
+            bias = matrix[columns:].sum(axis=0, dtype=np.float64)  # zeros if there is none
+            for each in range(first + 1, first + len(run)):
+                after = dense(checkpoint, dense_name(each)).values().astype(np.float64)
+                inputs = weight.shape[1]
+                weight = weight @ after[:inputs]
+                bias = bias @ after[:inputs] + after[inputs:].sum(axis=0)
+            rows = [weight, bias[None]] if any(layer.bias for layer in run) else [weight]
+            matrix = np.concatenate(rows).astype(np.float32)
+        yield f"dense.{number}", matrix
+        first += len(run)
 
 
 def _has_bias(config: ModelConfig, name: str) -> bool:

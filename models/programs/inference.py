@@ -45,5 +45,5 @@ async def ask(lane: Lane, config: ModelConfig, batch: Batch, ids: Sequence[int])
     await request_rows(lane, tokens, config.vocab_size)
     if lane.settings.reveal == "argmax":
         return (await revealed(lane, (batch.results,), ARGMAX_WIDTH)).astype(np.float64)
-    words = await revealed(lane, (batch.results, columns_of(config)), OUTPUT_WIDTH)
+    words = await revealed(lane, (batch.results, columns_of(config, batch.rows)), OUTPUT_WIDTH)
     return decode(words, FRACTION_BITS, OUTPUT_WIDTH)

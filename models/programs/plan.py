@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from models.configs.architecture import ModelConfig
-from models.configs.ranking import RankingSettings
 from models.configs.reading import config_from_public
-from models.configs.sentences import SentenceSettings
+from models.configs.tasks.ranking import RankingSettings
+from models.configs.tasks.sentences import SentenceSettings
 from protocols.drivers.ops import Ranges
 from protocols.errors import ModelError
 from protocols.functions.attention import MAX_SCORE_BITS, AttentionRange

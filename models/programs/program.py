@@ -1,11 +1,12 @@
 """The public shape of one evaluation: its tokens, their positions and the rows of the result."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 
+from models.configs.tasks.dense import Pooling
 from models.configs.validate import short
 from protocols.base.precise import cosines
 from protocols.base.ring import Words
@@ -13,10 +14,13 @@ from protocols.drivers.ops import Index, Mask, Ops, Relative, Rotation, Slopes, 
 from protocols.errors import ConfigError
 from protocols.functions.softcap import Cap
 
-Rows = Literal["all", "last", "first", "mean", "unit"]
+Rows = Literal["all", "last", "first", "mean", "unit", "unit-first", "unit-last"]
 """Which results to compute: for every token, for each sequence's last or first token, or for the
-mean of its last hidden states (`unit`: that mean scaled to length 1).
+mean of its last hidden states (`unit`: scaled to length 1).
 """
+UNIT_ROWS: Mapping[Pooling, Rows] = {"mean": "unit", "first": "unit-first", "last": "unit-last"}
+"""The same results scaled to length 1."""
+_LAST, _FIRST = ("last", "unit-last"), ("first", "unit-first")
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,17 @@ class Batch:
         return sum(self.lengths)
 
     @property
+    def takes_one(self) -> bool:
+        """Whether one token of each sequence is needed, its first or its last."""
+        return self.rows in (*_LAST, *_FIRST)
+
+    @property
     def wanted(self) -> Index:
         """Indices of the tokens whose last hidden states are needed."""
         ends = np.cumsum(self.lengths)
-        if self.rows == "last":
+        if self.rows in _LAST:
             return ends - 1
-        return ends - np.asarray(self.lengths) if self.rows == "first" else np.arange(self.tokens)
+        return ends - np.asarray(self.lengths) if self.rows in _FIRST else np.arange(self.tokens)
 
     @property
     def results(self) -> int:

@@ -11,7 +11,7 @@ from models.configs.decoders.falcon import FalconConfig
 from models.configs.decoders.llama import LlamaConfig
 from models.configs.encoders.modernbert import ModernBertConfig
 from models.programs.families import forward, parameters_of
-from models.programs.head_layers import default_rows
+from models.programs.head_layers import proven_rows
 from models.programs.plan import Plan
 from models.programs.program import Batch, Cache
 from protocols.base.precise import cosines
@@ -41,7 +41,7 @@ def plan_digests(plan: Plan) -> dict[str, str]:
     """
     config = plan.config
     places = _Places(plan.ranges)
-    for rows in ("all", "unit") if config.head == "none" else (default_rows(config),):
+    for rows in proven_rows(config):
         batch = Batch((1,), rows)
         parameters: dict[str, None] = dict.fromkeys(parameters_of(config))
         run_now(forward(places, config, parameters, batch, Cache.empty(config.num_layers)))

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from models.configs.architecture import ModelConfig
-from models.configs.sentences import SentenceSettings
-from models.programs.program import Rows
+from models.configs.tasks.sentences import SentenceSettings
+from models.programs.program import UNIT_ROWS, Rows
 from models.texts.task import Job, TextTask, many
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.ring import Floats
@@ -36,9 +36,18 @@ class Features(TextTask):
         return Job([self.encode(item, truncation=truncation) for item in items], "all", finish)
 
 
+def vector_rows(config: ModelConfig, settings: SentenceSettings, *, unit: bool) -> Rows:
+    """The rows to ask for. A single token's hidden state is scaled by the client, which learns it
+    anyway.
+    """
+    if unit and (config.dense is not None or settings.pooling == "mean"):
+        return UNIT_ROWS[settings.pooling]
+    return settings.pooling
+
+
 class Sentences(TextTask):
-    """One vector per text. The mean over the tokens is computed and scaled on shares: the client
-    learns only the vector.
+    """One vector per text. The mean over the tokens is computed and scaled on shares, and Dense
+    layers are evaluated on shares: the client learns only the vector.
 
     Raises:
         ModelError: the model's own settings are not supported.
@@ -69,13 +78,13 @@ class Sentences(TextTask):
             truncation: False: refuse texts with more tokens than the model has positions; default:
                 cut them to the model's own limit, as sentence-transformers does.
 
-        The result is an array (hidden size,), or (texts, hidden size) for a list.
+        The result is an array (size,), or (texts, size) for a list: the hidden size, or the outputs
+        of the last Dense layer.
         """
         items, single = many(inputs)
-        unit = self.settings.normalize if normalize is None else normalize
-        rows: Rows = self.settings.pooling
-        if rows == "mean" and unit:
-            rows, unit = "unit", False
+        wanted = self.settings.normalize if normalize is None else normalize
+        rows = vector_rows(self.config, self.settings, unit=wanted)
+        unit = wanted and rows not in UNIT_ROWS.values()
 
         def finish(results: Sequence[Floats]) -> Any:
             found = np.concatenate(list(results))

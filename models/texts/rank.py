@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from models.configs.architecture import ModelConfig
-from models.configs.ranking import RankingSettings
+from models.configs.tasks.ranking import RankingSettings
 from models.programs.head_layers import default_rows
 from models.texts.task import Job, TextTask, check_count
 from models.tokens.tokenizer import Tokenizer

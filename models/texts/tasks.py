@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from models.configs.architecture import ModelConfig
-from models.configs.ranking import RankingSettings
-from models.configs.sentences import SentenceSettings
+from models.configs.tasks.ranking import RankingSettings
+from models.configs.tasks.sentences import SentenceSettings
 from models.texts.answer import Answer
 from models.texts.classify import Classify
 from models.texts.embed import Features, Sentences

@@ -24,7 +24,7 @@ import numpy as np
 
 from models.checkpoints.hub import resolve_model
 from models.configs.architecture import ModelConfig
-from models.configs.sentences import sentence_settings
+from models.configs.tasks.sentences import sentence_settings
 from models.files.locate import demo_model_path, embedding_model_path
 from models.texts.generate import Prompt, read_prompts
 from models.texts.needs import (

@@ -11,8 +11,8 @@ import anyio
 
 from models.configs.architecture import ModelConfig
 from models.configs.encoders.encoder import EncoderConfig
-from models.configs.ranking import RankingSettings
-from models.configs.sentences import SentenceSettings
+from models.configs.tasks.ranking import RankingSettings
+from models.configs.tasks.sentences import SentenceSettings
 from models.owner.perplexity import log_likelihoods
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan

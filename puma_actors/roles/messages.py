@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from models.programs.program import Batch
+from models.programs.program import Batch, Rows
 from protocols.base.lane import APPROXIMATIONS, Approximation, Reveal, Settings, Tree
 from protocols.errors import ConfigError, RemoteProtocolError
 from puma_actors.base.strict import Strict, first_fault
@@ -107,7 +107,7 @@ class InferMessage(_Message):
     lengths: list[Annotated[int, Field(ge=1, le=MAX_TOKENS)]] = Field(
         min_length=1, max_length=MAX_SEQUENCES
     )
-    rows: Literal["all", "last", "first", "mean", "unit"] = "all"
+    rows: Rows = "all"
     types: list[Annotated[int, Field(ge=0, lt=1 << 16)]] | None = None
     steps: int = Field(ge=1, le=MAX_TOKENS)
     approximation: Approximation = APPROXIMATIONS[0]

@@ -61,7 +61,7 @@ async def forward(
         q, k, v = await ops.project(y, parameters[f"{name}.qkv"], name, heads, turn)
         k, v = cache.extend(ops, i, k, v)  # (key heads, context, size)
         wanted = None
-        if i == config.num_layers - 1 and batch.rows in ("first", "last"):
+        if i == config.num_layers - 1 and batch.takes_one:
             wanted = batch.wanted  # the other rows are not used
             x, y, q = ops.take(x, wanted), ops.take(y, wanted), ops.heads_at(q, wanted)
         attended = await ops.attention(q, k, v, name, spans(wanted=wanted))

@@ -28,7 +28,7 @@ async def forward(
         q, k, v = await ops.project(y, parameters[f"{name}.qkv"], name, heads)
         k, v = cache.extend(ops, i, k, v)  # (heads, context, size)
         wanted = None
-        if i == config.num_layers - 1 and batch.rows in ("first", "last"):
+        if i == config.num_layers - 1 and batch.takes_one:
             wanted = batch.wanted  # the other rows are not used
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         spans = spans_of(batch, start, causal=True, wanted=wanted)

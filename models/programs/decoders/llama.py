@@ -60,7 +60,7 @@ async def forward(
         )
         k, v = cache.extend(ops, i, k, v)  # (key heads, context, size)
         wanted = None
-        if i == config.num_layers - 1 and batch.rows in ("last", "first"):
+        if i == config.num_layers - 1 and batch.takes_one:
             wanted = batch.wanted  # the other rows are not used
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         window = config.window_of(i)

@@ -54,7 +54,7 @@ async def forward(
         name = f"layers.{i}"
         q, k, v = await ops.project(x, parameters[f"{name}.qkv"], name, heads)
         wanted = None
-        if i == config.num_layers - 1 and batch.rows in ("first", "last"):
+        if i == config.num_layers - 1 and batch.takes_one:
             wanted = batch.wanted  # the other rows are not used
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         relative = relative_of(config, parameters, name)

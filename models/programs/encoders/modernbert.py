@@ -40,7 +40,7 @@ async def forward(
         turn = turns["local" if config.local[i] else "global"]
         q, k, v = await ops.project(y, parameters[f"{name}.qkv"], name, heads, turn)
         wanted = None
-        if i == config.num_layers - 1 and batch.rows in ("first", "last"):
+        if i == config.num_layers - 1 and batch.takes_one:
             wanted = batch.wanted  # the other rows are not used
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         spans = spans_of(batch, causal=False, wanted=wanted, window=windows[i])

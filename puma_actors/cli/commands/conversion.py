@@ -28,6 +28,7 @@ _FETCHED = [f"*{suffix}" for suffix in _SETTINGS] + [
     f"*/{_WEIGHTS}",
     _ADAPTER,
 ]
+_SAFE = ["model*.safetensors", f"*/{_SAFETENSORS}"]
 _SKIPPED = ["onnx/*", "openvino/*", "original/*", "checkpoint-*"]
 _SHOWN = 6
 
@@ -45,13 +46,13 @@ def main(folder: str, out: str) -> dict[str, Any]:
     place = _place_of_model(source)
     adapter = source / _ADAPTER
     alone = adapter.is_file() and not (source / place / "config.json").is_file()
-    if not alone:
-        _check_weights(source / place)
-        if adapter.is_file():  # transformers would put it into the model
-            raise RefusedError(
-                f"{source} has a model and a pickled adapter: move {_ADAPTER} and "
-                "adapter_config.json into a folder of their own, and convert both"
-            )
+    modules = [] if alone else _pickled_modules(source, place)
+    converts = alone or _check_weights(source / place, modules)
+    if adapter.is_file() and not alone:  # transformers would put it into the model
+        raise RefusedError(
+            f"{source} has a model and a pickled adapter: move {_ADAPTER} and "
+            "adapter_config.json into a folder of their own, and convert both"
+        )
     target = Path(out)
     parts = target.with_name(f".{target.name}.part")
     shutil.rmtree(parts, ignore_errors=True)
@@ -61,11 +62,12 @@ def main(folder: str, out: str) -> dict[str, Any]:
             facts = {"class": "LoRA adapter", "left_out": [], "tokenizer": ""}
             _convert_tensors(adapter, (parts / _ADAPTER).with_suffix(".safetensors"))
         else:
-            facts = _convert_model(source / place, parts / place)
+            convert = _convert_model if converts else _copy_model
+            facts = convert(source / place, parts / place)
             facts["tokenizer"] = _convert_tokenizer(source / place, parts / place)
-        for module in sorted(source.glob(f"*/{_WEIGHTS}")):
-            if module.parent != source / place:
+            for module in modules:
                 _convert_tensors(module, parts / module.parent.name / _SAFETENSORS)
+            _copy_modules(source, parts, place)
         parts.rename(target)
     finally:
         shutil.rmtree(parts, ignore_errors=True)
@@ -74,8 +76,18 @@ def main(folder: str, out: str) -> dict[str, Any]:
 
 def _fetched(name: str) -> Path:
     hub = importlib.import_module("huggingface_hub")
+
+    def fetch(patterns: list[str]) -> Path:
+        found = hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=_SKIPPED)
+        return Path(found)
+
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_SKIPPED))
+        folder = fetch(_FETCHED)
+        place = _place_of_model(folder)
+        pickled = any((folder / place / each).is_file() for each in (_WEIGHTS, _INDEX))
+        if not pickled and _pickled_modules(folder, place):
+            fetch(_SAFE)
+        return folder
     except Exception as error:  # from the HTTP client; its class differs between versions
         raise RefusedError(f"{name} is no folder, and not on the hub ({_line(error)})") from error
 
@@ -89,7 +101,17 @@ def _place_of_model(source: Path) -> str:
     return ""
 
 
-def _check_weights(folder: Path) -> None:
+def _pickled_modules(source: Path, place: str) -> list[Path]:
+    """The weights of sentence-transformers modules after the model, if they are pickled only."""
+    return [
+        file
+        for file in sorted(source.glob(f"*/{_WEIGHTS}"))
+        if file.parent != source / place and not (file.parent / _SAFETENSORS).is_file()
+    ]
+
+
+def _check_weights(folder: Path, modules: list[Path]) -> bool:
+    """Return whether the model itself is pickled. Raises RefusedError if nothing is."""
     for name in (_SAFETENSORS, f"{_SAFETENSORS}.index.json"):
         if (folder / name).is_file():
             if (folder / _ADAPTER).is_file():
@@ -97,12 +119,15 @@ def _check_weights(folder: Path) -> None:
                     f"{folder} has {name} and a pickled adapter: move {_ADAPTER} and "
                     "adapter_config.json into a folder of their own, and convert that"
                 )
+            if modules:
+                return False
             raise RefusedError(f"{folder} has {name}: there is nothing to convert")
     if not any((folder / name).is_file() for name in (_WEIGHTS, _INDEX)):
         raise RefusedError(
             f"{folder} has no {_WEIGHTS} and no {_INDEX}: what else torch has saved, transformers "
             "does not read either; if it is a state dict, give it that name"
         )
+    return True
 
 
 def _copy_settings(source: Path, target: Path) -> None:
@@ -149,6 +174,22 @@ def _convert_model(folder: Path, target: Path) -> dict[str, Any]:
     model.save_pretrained(target)
     left = sorted(map(str, info["unexpected_keys"]))
     return {"class": named[0], "left_out": left}
+
+
+def _copy_model(folder: Path, target: Path) -> dict[str, Any]:
+    """Copy the weights of a model that is in safetensors already."""
+    for file in (*folder.glob("model*.safetensors"), *folder.glob(f"{_SAFETENSORS}.index.json")):
+        shutil.copyfile(file, target / file.name)
+    named = json.loads((folder / "config.json").read_bytes()).get("architectures") or ["model"]
+    return {"class": named[0], "left_out": []}
+
+
+def _copy_modules(source: Path, target: Path, place: str) -> None:
+    """Copy the weights of modules that are in safetensors already."""
+    for file in source.glob(f"*/{_SAFETENSORS}"):
+        if file.parent != source / place:
+            (target / file.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / file.parent.name / _SAFETENSORS)
 
 
 def _convert_tokenizer(folder: Path, target: Path) -> str:

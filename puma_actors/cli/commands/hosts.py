@@ -148,7 +148,7 @@ async def _run_upload(
 ) -> dict[str, float]:
     from models.checkpoints.hub import resolve_model
     from models.checkpoints.weights import open_checkpoint
-    from models.configs.sentences import is_sentence_model
+    from models.configs.tasks.sentences import is_sentence_model
     from models.tokens.tokenizer import Tokenizer
     from protocols.errors import ModelError
     from puma_actors.api.remote import upload_model

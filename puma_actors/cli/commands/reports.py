@@ -9,10 +9,11 @@ from rich.table import Table as RichTable
 from models.checkpoints.weights import StoredCheckpoint, demo_model_path, open_checkpoint
 from models.configs.architecture import ModelConfig
 from models.programs.families import parameters_of
-from models.programs.head_layers import default_rows
+from models.programs.head_layers import columns_of, default_rows
 from models.programs.memory import footprint
 from models.programs.predict import predict, share_bytes
 from models.programs.program import Batch, Rows
+from models.texts.embed import vector_rows
 from models.texts.needs import tasks_of_checkpoint
 from models.tokens.tokenizer import Tokenizer
 from protocols.arithmetic import lift, matmul, mul, mul3
@@ -48,6 +49,8 @@ _ROWS = {
     "last": "a result for the last",
     "mean": "the mean of their hidden states",
     "unit": "the mean of their hidden states, scaled to length 1",
+    "unit-first": "a result for the first, scaled to length 1",
+    "unit-last": "a result for the last, scaled to length 1",
 }
 
 Program = Callable[[Lane], Coroutine[Any, Any, Any]]
@@ -204,7 +207,7 @@ def _wanted_rows(checkpoint: StoredCheckpoint) -> Rows:
     settings = checkpoint.sentences
     if settings is None or settings.refusal:
         return default_rows(config)
-    return "unit" if settings.normalize and settings.pooling == "mean" else settings.pooling
+    return vector_rows(config, settings, unit=settings.normalize)
 
 
 def _check_lengths(checkpoint: StoredCheckpoint, prompt: int, decode: int) -> None:
@@ -236,6 +239,7 @@ def _report(
         "prompt_tokens": prompt,
         "new_tokens": decode,
         "rows": rows,
+        "columns": columns_of(config, rows),
         "predicted": {
             name: _cost_dict(step.cost) for name, step in zip(names, steps, strict=False)
         },
@@ -297,10 +301,17 @@ def _cost_dict(cost: Cost) -> dict[str, int]:
 
 def _fact(value: Any) -> str:
     """A setting in one line; if there are many labels, only the first ones."""
+    if isinstance(value, dict) and "layers" in value:
+        return " -> ".join([value["pooling"], *map(_layer, value["layers"])])
     if not isinstance(value, list):
         return str(value)
     shown = ", ".join(str(item) for item in value[:_SHOWN_ITEMS]) or "none"
     return shown if len(value) <= _SHOWN_ITEMS else f"{shown} and {len(value) - _SHOWN_ITEMS} more"
+
+
+def _layer(layer: dict[str, Any]) -> str:
+    bias = "" if layer["bias"] else ", no bias"
+    return f"{layer['inputs']} x {layer['outputs']} ({layer['activation']}{bias})"
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -315,6 +326,8 @@ def _print_report(report: dict[str, Any]) -> None:
         facts.add_row(name, _fact(value))
     stdout.print(facts)
     wanted = f"{report['prompt_tokens']} tokens, {_ROWS[report['rows']]}"
+    if public["dense"] is not None:
+        wanted = f"{wanted}, after Dense layers with {report['columns']} outputs"
     say(f"\nPredicted for {wanted}", style="italic")
     costs = RichTable(box=None, pad_edge=False)
     for column in ("step", "rounds", "online", "dealt ahead"):

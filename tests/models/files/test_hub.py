@@ -2,16 +2,19 @@
 
 import itertools
 import json
+import shutil
 
 import fake_hub
 import pytest
 import transformers
+from dense_folders import IDENTITY, TANH, add_dense
 from tiny_models import assert_same_weights, config_json, quantisable_llama, save, state, tiny_model
 from tiny_texts import save_byte_level
 
 from models.checkpoints.hub import resolve_model
 from models.checkpoints.weights import open_checkpoint
 from protocols.errors import ModelError
+from puma_actors.api.pipelines import pipeline
 
 BIG = bytes(300_000)
 
@@ -107,8 +110,6 @@ def test_what_is_not_supported_is_refused_before_its_weights(hub, files, says):
 
 
 def test_a_pipeline_judges_before_the_weights(hub):
-    from puma_actors import pipeline
-
     hub.add("lab/b", {"model.safetensors": BIG, "config.json": configured("bert", "masked-lm")})
     with pytest.raises(ModelError, match=r"lab/b.*needs a model with head 'sequence-class"):
         pipeline("text-classification", "lab/b")
@@ -116,6 +117,28 @@ def test_a_pipeline_judges_before_the_weights(hub):
     hub.add("lab/b", {"modules.json": json.dumps(modules).encode()})
     with pytest.raises(ModelError, match="LSTM"):
         pipeline("sentence-embedding", "lab/b")
+    assert "model.safetensors" not in hub.names()
+
+
+def test_dense_modules_are_fetched_and_judged_before_the_weights(hub, tmp_path):
+    plain = save(tiny_model("bert", "none"), tmp_path / "plain")
+    made = add_dense(plain, tmp_path / "made", [(8, True, TANH), (4, False, IDENTITY)])
+    shutil.copytree(made, hub.add("lab/d", {"2_Dense/pytorch_model.bin": BIG}), dirs_exist_ok=True)
+    with open_checkpoint("lab/d") as checkpoint:
+        assert checkpoint.config.dense.columns == 4
+    names = hub.names()
+    assert names[-1] == "model.safetensors"
+    assert {"2_Dense/model.safetensors", "3_Dense/model.safetensors"} < set(names)
+    assert "2_Dense/pytorch_model.bin" not in names
+
+    pickled = shutil.copytree(
+        made, hub.add("lab/p", {"model.safetensors": BIG}), dirs_exist_ok=True
+    )
+    weights = pickled / "3_Dense/model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    hub.fetched.clear()
+    with pytest.raises(ModelError, match=r"3_Dense has no model\.safetensors.*`puma convert NAME"):
+        pipeline("sentence-embedding", "lab/p")
     assert "model.safetensors" not in hub.names()
 
 

@@ -12,7 +12,7 @@ from tiny_models import save, tiny_model
 from tiny_texts import TEXTS, save_wordpiece
 
 from models.checkpoints.weights import open_checkpoint
-from models.configs.sentences import SentenceSettings, sentence_settings
+from models.configs.tasks.sentences import SentenceSettings, sentence_settings
 from models.programs.plan import Plan, draft_plan
 from protocols.drivers.ops import Ranges
 from protocols.errors import ConfigError, ModelError
@@ -147,7 +147,7 @@ BAD = [
         r"pooling 'cls \+ mean'",
     ),
     ({"pooling": {}}, "pooling 'none'"),
-    ({"parts": ("Transformer", "Pooling", "Dense")}, "part 2, Dense, is not supported"),
+    ({"parts": ("Transformer", "Pooling", "LSTM")}, "part 2, LSTM, is not supported"),
     ({"parts": ("CLIPModel",)}, "part 0, CLIPModel"),
     ({"parts": ("Transformer",)}, "has no Pooling"),
     ({"limits": {"max_seq_length": 0}}, "max_seq_length: 0"),

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import transformers
+from dense_folders import IDENTITY, TANH, add_dense
 from reference import set_config
 from tiny_models import CASES, save, tiny_model
 from tiny_texts import TEXTS, save_byte_level, save_wordpiece
@@ -176,6 +177,25 @@ def test_inspect_shows_head_labels_and_rows(puma, folders):
     assert code == 0
     assert "a result for each" in out
     assert "decode" not in out
+
+
+def test_inspect_shows_dense_layers_and_the_size_of_a_vector(puma, folders, tmp_path):
+    layers = [(24, True, TANH), (8, False, IDENTITY)]
+    folder = add_dense(folders["embed"], tmp_path / "made", layers, pooling="first")
+    code, out, _ = puma("inspect", folder, "--prompt-tokens", 8)
+    assert code == 0
+    assert "first -> 16 x 24 (tanh) -> 24 x 8 (identity, no bias)" in out
+    words = " ".join(out.split())
+    assert "8 tokens, a result for the first, scaled to length 1, after Dense layers" in words
+    assert "with 8 outputs" in words
+    code, out, _ = puma("inspect", folder, "--prompt-tokens", 8, "--json")
+    data = json.loads(out)
+    assert (data["rows"], data["columns"]) == ("unit-first", 8)
+    with open_checkpoint(folder) as checkpoint:
+        (expected,) = predict(checkpoint.config, Batch((8,), "unit-first"))
+        stored = sum(np.prod(checkpoint.shape(name)) for name in checkpoint.names())
+    assert data["predicted"]["forward"]["rounds"] == expected.cost.rounds
+    assert data["parameters"] == stored
 
 
 def test_inspect_says_why_not(puma, folders, tmp_path):

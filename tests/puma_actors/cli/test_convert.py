@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from dense_folders import IDENTITY, TANH, add_dense
+from fake_hub import FakeHub
 from tiny_models import assert_same_weights, save, state, tiny_model
 
 from models.checkpoints.weights import open_checkpoint
@@ -132,6 +135,27 @@ def test_there_must_be_something_to_convert(tmp_path):
     refused(folder, tmp_path, "nothing to convert")
     (folder / "model.safetensors").rename(folder / "weights.pt")
     refused(folder, tmp_path, r"no pytorch_model\.bin")
+
+
+def test_modules_that_alone_are_pickled(tmp_path, monkeypatch):
+    """The model itself is copied; on the hub, it is fetched for that."""
+    plain = save(tiny_model("bert", "none"), tmp_path / "plain")
+    made = add_dense(plain, tmp_path / "made", [(24, True, TANH), (6, False, IDENTITY)])
+    with FakeHub(tmp_path / "hub") as hub:
+        hub.use(monkeypatch, tmp_path / "cache")
+        folder = shutil.copytree(made, hub.root / "lab/m")
+        for place in ("2_Dense", "3_Dense"):
+            weights = folder / place / "model.safetensors"
+            tensors = safetensors.torch.load_file(weights)
+            torch.save(tensors, weights.with_name("pytorch_model.bin"))
+            weights.unlink()
+        said = conversion.main("lab/m", str(tmp_path / "new"))
+    assert said["class"] == "BertModel"
+    with open_checkpoint(made) as one, open_checkpoint(tmp_path / "new") as two:
+        assert one.config == two.config
+        assert two.config.dense.columns == 6
+        for name in one.names():
+            np.testing.assert_array_equal(one.tensor(name), two.tensor(name))
 
 
 class Harm:

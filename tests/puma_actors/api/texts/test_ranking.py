@@ -15,8 +15,8 @@ from tiny_texts import TEXTS
 
 from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import open_checkpoint
-from models.configs.ranking import RankingSettings, ranking_settings
-from models.configs.sentences import is_sentence_model
+from models.configs.tasks.ranking import RankingSettings, ranking_settings
+from models.configs.tasks.sentences import is_sentence_model
 from models.programs.plan import Plan, draft_plan
 from protocols.drivers.ops import Ranges
 from protocols.errors import ConfigError, ModelError

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dense_folders import IDENTITY, TANH, add_dense, expected_vectors
 from hosts import Hosts, hosts
 from tiny_models import save, tiny_model
 from tiny_texts import TEXTS, save_wordpiece
 
 from models.checkpoints.weights import open_checkpoint
 from models.tokens.tokenizer import Tokenizer
-from protocols.errors import ModelError
+from protocols.errors import ConfigError, ModelError
 from puma_actors.api.pipelines import TextPipeline, pipeline
 from puma_actors.api.remote import RemoteCluster, upload_model
 
@@ -78,6 +79,27 @@ async def test_a_cluster_makes_the_vectors_that_one_process_makes(
             np.testing.assert_allclose(found[name], pipe(TEXTS[:2]), atol=2e-3, err_msg=name)
     different = np.abs(np.diff(list(found.values()), axis=0)).max(axis=(1, 2))
     assert different.min() > 0.01  # far above the tolerance: each setting matters
+
+
+async def test_dense_modules_are_part_of_the_uploaded_model(
+    folder: Path, certificates: Path, plain: Path, tmp_path: Path
+) -> None:
+    layers = [(24, True, TANH), (8, False, IDENTITY)]
+    paths = {
+        name: add_dense(plain, tmp_path / name, layers, pooling=name, normalize=name == "first")
+        for name in ("first", "mean")
+    }
+    async with hosts(folder, certificates, "unix") as cluster:
+        for name, path in paths.items():
+            await upload(cluster, path, name)
+        found = {name: await remote(cluster, name) for name in paths}
+        async with await RemoteCluster.open(cluster.client, "first") as requests:
+            with pytest.raises(ConfigError, match="use one of all, first, unit-first"):
+                await requests.forward([[3, 5, 4]], rows="mean")
+    for name, path in paths.items():
+        tokenizer = Tokenizer.load(path)
+        ids = [list(tokenizer.encode_text(text).ids) for text in TEXTS[:2]]
+        np.testing.assert_allclose(found[name], expected_vectors(path, ids), atol=0.02)
 
 
 async def test_pooling_that_is_refused_here_is_refused_there(

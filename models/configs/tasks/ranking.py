@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from models.configs.sentences import MODULES, SETTINGS
+from models.configs.tasks.sentences import MODULES, SETTINGS
 from models.configs.validate import check_choice, check_size, short
 from models.files.locate import read_json
 from protocols.errors import ModelError

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self
 
+from models.configs.tasks.dense import POOLINGS, DenseHead, Pooling, read_dense
 from models.configs.validate import check_choice, check_flag, check_size, short
 from models.files.locate import read_json
 from protocols.errors import ModelError
@@ -24,8 +25,8 @@ _MODES = {
 }
 
 
-Pooling = Literal["mean", "first", "last"]
-_POOLINGS = {"mean": "mean", "cls": "first", "lasttoken": "last"}
+_POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "first", "lasttoken": "last"}
+_PACKAGE = "sentence_transformers."
 _MAX_PROMPT = 1 << 14
 
 
@@ -66,7 +67,7 @@ class SentenceSettings:
         names = {each.name for each in fields(cls)}
         if not isinstance(data, Mapping) or data.keys() != names:
             raise ModelError(f"sentences: must have {', '.join(sorted(names))}")
-        check_choice("sentences: pooling", data["pooling"], _POOLINGS.values())
+        check_choice("sentences: pooling", data["pooling"], POOLINGS)
         for name in ("normalize", "lower"):
             check_flag(f"sentences: {name}", data[name])
         if data["max_length"] is not None:
@@ -80,6 +81,21 @@ class SentenceSettings:
         return cls(**data)
 
 
+@dataclass(frozen=True, slots=True)
+class SentenceModules:
+    """What a folder says about sentences.
+
+    Attributes:
+        settings: of all modules together.
+        dense: the layers of the Dense modules, if there are any.
+        folders: the folder of each of these.
+    """
+
+    settings: SentenceSettings
+    dense: DenseHead | None = None
+    folders: tuple[Path, ...] = ()
+
+
 def sentence_settings(path: Path) -> SentenceSettings:
     """Read the settings from a model's folder, or from the folder of a file.
 
@@ -88,39 +104,49 @@ def sentence_settings(path: Path) -> SentenceSettings:
     Raises:
         ModelError: a module or the kind of pooling is not supported.
     """
-    folder = path if path.is_dir() else path.parent
-    if not (folder / MODULES).is_file():
-        return SentenceSettings()
-    transformer, pooling, normalize = "", "", False
-    for number, (kind, place) in enumerate(_modules(folder / MODULES)):
-        if kind == "Transformer" and number == 0:
-            transformer = place
-        elif kind == "Pooling" and number == 1:
-            pooling = place
-        elif kind == "Normalize" and number == 2:
-            normalize = True
-        else:
-            raise ModelError(
-                f"{folder / MODULES}: part {number}, {kind}, is not supported; supported are a "
-                "Transformer, a Pooling and an optional Normalize"
-            )
-    if not pooling:
-        raise ModelError(f"{folder / MODULES}: has no Pooling; download the model again")
-    prompt = _default_prompt(folder / SETTINGS)
-    mode = _pooling(folder / pooling / "config.json", bool(prompt))
-    limit, lower = _limits(folder / transformer / "sentence_bert_config.json")
-    return SentenceSettings(mode, normalize, limit, lower, prompt)
+    return _read(path).settings
 
 
-def described_sentences(path: Path) -> SentenceSettings:
-    """Like `sentence_settings`, but an unsupported setting becomes a `refusal`.
+def described_sentences(path: Path) -> SentenceModules:
+    """The settings and Dense layers in a folder. An unsupported one becomes a `refusal`.
 
     Such a model can still do other tasks.
     """
     try:
-        return sentence_settings(path)
+        return _read(path)
     except ModelError as error:
-        return SentenceSettings(refusal=str(error)[:_MAX_PROMPT])
+        return SentenceModules(SentenceSettings(refusal=str(error)[:_MAX_PROMPT]))
+
+
+def _read(path: Path) -> SentenceModules:
+    folder = path if path.is_dir() else path.parent
+    if not (folder / MODULES).is_file():
+        return SentenceModules(SentenceSettings())
+    found = _modules(folder / MODULES)
+    kinds, places = [kind for kind, _ in found], [place for _, place in found]
+    normalize = kinds[2:][-1:] == ["Normalize"]
+    expected = ["Transformer", "Pooling", *["Dense"] * (len(kinds) - 2 - normalize)]
+    for number, (kind, wanted) in enumerate(zip(kinds, expected, strict=False)):
+        if kind != wanted:
+            raise ModelError(
+                f"{folder / MODULES}: part {number}, {kind}, is not supported; supported are a "
+                "Transformer, a Pooling, any number of Dense and an optional Normalize, in this "
+                "order"
+            )
+    if len(kinds) < 2:
+        raise ModelError(f"{folder / MODULES}: has no Pooling; download the model again")
+    prompt = _default_prompt(folder / SETTINGS)
+    mode = _pooling(folder / places[1] / "config.json", bool(prompt))
+    limit, lower = _limits(folder / places[0] / "sentence_bert_config.json")
+    settings = SentenceSettings(mode, normalize, limit, lower, prompt)
+    folders = tuple(folder / place for place in places[2 : len(expected)])
+    if not folders:
+        return SentenceModules(settings)
+    layers = tuple(map(read_dense, folders))
+    try:
+        return SentenceModules(settings, DenseHead(mode, layers), folders)
+    except ModelError as error:
+        raise ModelError(f"{folder / MODULES}: {error}") from None
 
 
 def is_sentence_model(path: Path) -> bool:
@@ -150,7 +176,7 @@ def _modules(file: Path) -> list[tuple[str, str]]:
     """Class and folder of every module, in order."""
     try:
         entries = json.loads(file.read_bytes())
-        found = [(str(e["type"]).rpartition(".")[2], str(e.get("path", ""))) for e in entries]
+        found = [(_kind(str(e["type"])), str(e.get("path", ""))) for e in entries]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: cannot be read as a list of modules ({error})") from None
     for _, place in found:
@@ -158,6 +184,12 @@ def _modules(file: Path) -> list[tuple[str, str]]:
         if Path(place).name != place:
             raise ModelError(f"{file}: {place[:80]!r} is not the name of a folder beside it")
     return found
+
+
+def _kind(name: str) -> str:
+    """The class of a module. What other packages call Dense may compute something else."""
+    kind = name.rpartition(".")[2]
+    return name if kind == "Dense" and not name.startswith(_PACKAGE) else kind
 
 
 def _pooling(file: Path, prompted: bool) -> Pooling:
@@ -172,7 +204,7 @@ def _pooling(file: Path, prompted: bool) -> Pooling:
     if found not in _POOLINGS:
         wanted = ", ".join(map(repr, _POOLINGS))
         raise ModelError(f"{file}: pooling {found!r} is not supported; supported: {wanted}")
-    return cast(Pooling, _POOLINGS[found])
+    return _POOLINGS[found]
 
 
 def _limits(file: Path) -> tuple[int | None, bool]:
