@@ -132,6 +132,7 @@ class GgufCheckpoint(StoredCheckpoint):
         except BaseException:
             self.close()
             raise
+        self.nbytes = sum(entry.nbytes for entry in self._file.tensors.values())
 
     def packed(self, name: str) -> Packed | None:
         shape = self.shape(name)
@@ -142,7 +143,6 @@ class GgufCheckpoint(StoredCheckpoint):
         if kind is None:
             return None
         return Packed(kind, map_rows(self.path, entry.offset, shape[0], entry.nbytes))
-        self.nbytes = sum(entry.nbytes for entry in self._file.tensors.values())
 
     def close(self) -> None:
         self._file.close()

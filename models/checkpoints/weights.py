@@ -16,6 +16,7 @@ from models.checkpoints.adapters import LowRank, open_adapter
 from models.checkpoints.checkpoint import Checkpoint, StoredCheckpoint
 from models.checkpoints.gguf_weights import GgufCheckpoint
 from models.checkpoints.hub import Progress, resolve_model
+from models.checkpoints.packed import Packed, map_rows
 from models.checkpoints.quantised.wrapping import TensorFile, wrap
 from models.configs.architecture import ModelConfig
 from models.configs.names import Shape
@@ -39,7 +40,10 @@ from models.files.locate import (
 )
 from models.files.safetensors_reader import SafetensorsFile
 from protocols.errors import ModelError
+from protocols.kernels.stored.formats import FormatName
 
+_PACKED: Mapping[str, FormatName] = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
+"""Storage types that are multiplied by as they are."""
 __all__ = ["Checkpoint", "StoredCheckpoint", "demo_model_path", "open_checkpoint"]
 
 

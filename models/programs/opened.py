@@ -75,5 +75,3 @@ def _part(checkpoint: Checkpoint, name: str, *, across: bool = False) -> Part:
 def _bytes(matrix: Matrix) -> Any:
     rows = row_major(np.asarray(matrix, dtype=np.float32))
     return rows.view(np.uint8).reshape(len(rows), -1)
-
-

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from models.configs.architecture import ModelConfig
 from models.configs.reading import config_from_public
@@ -32,7 +32,8 @@ class Parameter:
 
 
 _KEYS = {"config", "norms", "attention"}
-_OPTIONAL = {"sentences", "ranking"}
+Weights = Literal["private", "public"]
+_OPTIONAL = {"sentences", "ranking", "weights"}
 MAX_VALUE_BITS = 24
 MAX_ROPE_FRAC = 18
 MAX_VALUE_DROP = 6
@@ -59,17 +60,20 @@ class Plan:
         ranges: the exponents of each place in the program.
         sentences: how texts become vectors, if the model has such settings.
         ranking: how pairs of texts become scores, if the model has such settings.
+        weights: whether the parties know the weights. Prompts and answers are private either way.
     """
 
     config: ModelConfig
     ranges: Ranges
     sentences: SentenceSettings | None = None
     ranking: RankingSettings | None = None
+    weights: Weights = "private"
 
     def to_public(self) -> dict[str, Any]:
         """The plan as JSON types."""
         told = {"sentences": self.sentences, "ranking": self.ranking}
         return {
+            **({} if self.weights == "private" else {"weights": self.weights}),
             **{name: item.to_public() for name, item in told.items() if item is not None},
             "config": self.config.to_public(),
             "norms": {name: asdict(item) for name, item in self.ranges.norms.items()},
@@ -99,7 +103,10 @@ class Plan:
             sentences = SentenceSettings.from_public(data["sentences"])
         if "ranking" in data:
             ranking = RankingSettings.from_public(data["ranking"])
-        return cls(config, Ranges(norms, attention), sentences, ranking)
+        weights = data.get("weights", "private")
+        if weights not in get_args(Weights):
+            raise ModelError(f"plan: weights = {str(weights)[:40]} is neither private nor public")
+        return cls(config, Ranges(norms, attention), sentences, ranking, weights)
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex; the parties compare it before they serve."""

@@ -108,7 +108,7 @@ class _Side:
 
 
 def untouched(source: Source) -> Source:
-    """What a matrix is made of, if balancing leaves it as it is; else the matrix's source itself."""
+    """What a matrix is made of, if balancing leaves it as it is; else the source itself."""
     if not isinstance(source, _Side) or (source.pair.factors()[source.which] != 1).any():
         return source
     return source.pair.second if source.which else source.pair.first

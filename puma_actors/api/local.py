@@ -17,14 +17,14 @@ import anyio
 from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint, open_checkpoint
 from models.programs.memory import footprint
-from models.programs.plan import Plan
+from models.programs.plan import Plan, Weights
 from models.programs.program import Batch
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.lane import Settings
-from protocols.base.shares import COMPUTING
+from protocols.base.shares import COMPUTING, Role
 from protocols.errors import ConfigError, ModelError
 from protocols.kernels import warm_up
-from puma_actors.api.keeping import spool_for
+from puma_actors.api.keeping import fits, spool_for
 from puma_actors.api.life import Cluster
 from puma_actors.api.options import ClusterOptions
 from puma_actors.api.requests import Token, Usage
@@ -32,9 +32,11 @@ from puma_actors.base.available import available_memory
 from puma_actors.base.compute import Compute, give_back
 from puma_actors.roles.actor import MEMORY, Actor, ActorOptions, connect_all
 from puma_actors.roles.client import Client
+from puma_actors.roles.opened import Opened
 from puma_actors.roles.owner import Owner, Progress, check_opened, ignore_progress
 from puma_actors.roles.party import Party
 from puma_actors.roles.spool import Spool, Spooled
+from puma_actors.roles.upload import Kept
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import Network, parse_network
 
@@ -126,6 +128,8 @@ class LocalCluster(Cluster):
             it, in addition to made-up tokens.
         memory: bytes that the model may take, for all roles together; default: what is available. A
             model that needs more stays on disk, and is read once in each step.
+        public_weights: the parties know the weights, as the checkpoint stores them. Prompts and
+            answers stay private; the weights do not. Less work, and 2 bytes a weight in bfloat16.
         recorder: records what happens on every lane, if given (see
             `puma_actors.profiling.profile`).
         progress: called while compiling, loading and sharing.
@@ -145,6 +149,7 @@ class LocalCluster(Cluster):
         compute: Compute | None = None,
         texts: Sequence[Sequence[int]] = (),
         memory: int | None = None,
+        public_weights: bool = False,
         recorder: Recorder | None = None,
         progress: Progress = ignore_progress,
     ) -> None:
@@ -156,12 +161,23 @@ class LocalCluster(Cluster):
         options = ActorOptions(compute=compute or Compute(), settings=settings, recorder=recorder)
         self.checkpoint = checkpoint
         between = parse_network(network)
-        spool = spool_for(checkpoint.config, memory)
-        lazy = spool is not None
-        self._owner = Owner(checkpoint, options, texts=texts, progress=progress, lazy=lazy)
-        self._parties = [
-            Party(role, options, kept=Spooled(role, spool) if spool else None) for role in COMPUTING
-        ]
+        weights: Weights = "public" if public_weights else "private"
+        spool = None if public_weights else spool_for(checkpoint.config, memory)
+
+        def kept(role: Role) -> Kept | None:
+            if public_weights:
+                return Opened(role, checkpoint)
+            return None if spool is None else Spooled(role, spool)
+
+        self._owner = Owner(
+            checkpoint,
+            options,
+            texts=texts,
+            progress=progress,
+            weights=weights,
+            lazy=not fits(checkpoint.config, memory),
+        )
+        self._parties = [Party(role, options, kept=kept(role)) for role in COMPUTING]
         links = LocalLinks(
             self._owner,
             self._parties,

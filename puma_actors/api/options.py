@@ -21,6 +21,7 @@ class RunOptions(TypedDict, total=False):
     compute: Compute | None
     texts: Sequence[Sequence[int]]
     memory: int | None
+    public_weights: bool
     progress: Progress
 
 

@@ -17,7 +17,7 @@ from puma_actors.api.remote import RemoteCluster
 from puma_actors.api.requests import Requests
 from puma_actors.base.sizes import parse_size
 from puma_actors.cli.notice import warn
-from puma_actors.cli.output import progress
+from puma_actors.cli.output import progress, tell
 from puma_actors.cli.where import Where
 from puma_actors.hosts.config import load_config
 from puma_actors.roles.owner import Progress
@@ -33,6 +33,8 @@ def open_cluster(
         ConfigError: options that conflict, or an unknown network.
     """
     options = local_options(settings, where, report)  # before the model is read
+    if where.public_weights:
+        tell("note: public weights: the parties know the model, not the prompt or the answer")
     path = demo_model_path() if model is None else model
     return LocalCluster.from_pretrained(path, **options)
 
@@ -49,6 +51,7 @@ def local_options(settings: Settings, where: Where, report: Progress) -> Cluster
         "settings": settings,
         "network": parse_network(where.network),
         "codec": where.codec,
+        "public_weights": where.public_weights,
         "memory": None if where.memory is None else parse_size(where.memory, "--memory"),
         "progress": report,
     }
@@ -100,6 +103,10 @@ async def _open_remote(
 ) -> RemoteCluster:
     if where.codec:
         raise ConfigError("--codec: for models in this process, not with --cluster")
+    if where.public_weights:
+        raise ConfigError(
+            "--public-weights: for models in this process; remote parties hold private weights"
+        )
     if where.memory is not None:
         raise ConfigError("--memory: remote parties set their own limits.memory in cluster.toml")
     if model is None:

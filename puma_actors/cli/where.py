@@ -8,6 +8,7 @@ from puma_actors.cli.options import (
     InsecureOption,
     MemoryOption,
     NetworkOption,
+    PublicOption,
     TokenizerOption,
 )
 
@@ -18,12 +19,14 @@ class Where:
 
     Attributes:
         memory: bytes that a model may take in this process, such as "16GB".
+        public_weights: the parties know the weights.
         codec, network: as for `LocalCluster`; `network` also for connections to remote parties.
         cluster: a cluster.toml. tokenizer: a client's own, for a model at remote parties.
         insecure_no_tls: allow addresses without encryption in the cluster.toml.
     """
 
     memory: MemoryOption = None
+    public_weights: PublicOption = False
     codec: CodecOption = False
     network: NetworkOption = None
     cluster: ClusterOption = None

@@ -5,7 +5,7 @@ from typing import Any
 
 import anyio
 
-from models.programs.plan import Plan
+from models.programs.plan import Plan, Weights
 from models.programs.predict import streamed_bytes
 from protocols.base.shares import Role
 from protocols.errors import RemoteProtocolError
@@ -32,6 +32,8 @@ class OnDisk:
     Args:
         memory: bytes that the party may use.
     """
+
+    weights: Weights = "private"
 
     def __init__(self, role: Role, draft: Draft, memory: int) -> None:
         self._role = role

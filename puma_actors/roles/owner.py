@@ -11,6 +11,7 @@ from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint
 from models.owner.calibrate import calibrate
 from models.programs.families import LazyParameters, load_parameters, parameters_of
+from models.programs.plan import Weights
 from protocols.base.ring import Floats
 from protocols.base.shares import Role
 from protocols.errors import ConfigError
@@ -42,6 +43,7 @@ class Owner(Actor):
             `models.owner.probe`).
         progress: called while loading and sharing.
         delivery: how the parties get the model; None: for this session only.
+        weights: whether the parties know them; "public" ones are not sent.
         lazy: read each matrix from the checkpoint whenever it is needed, several times in all,
             instead of keeping all of them in memory.
 
@@ -58,6 +60,7 @@ class Owner(Actor):
         texts: Sequence[Sequence[int]] = (),
         progress: Progress = ignore_progress,
         delivery: Delivery | None = None,
+        weights: Weights = "private",
         lazy: bool = False,
     ) -> None:
         check_opened(checkpoint)
@@ -66,6 +69,7 @@ class Owner(Actor):
         self._texts = texts
         self._progress = progress
         self._delivery = delivery or ForSession()
+        self._weights: Weights = weights
         self._lazy = lazy
         self.seconds: dict[str, float] = {}
         self.delivered = anyio.Event()
@@ -99,7 +103,12 @@ class Owner(Actor):
         config = self._checkpoint.config
         plan = await compute.offload(calibrate, config, parameters, self._texts)
         checkpoint = self._checkpoint
-        plan = replace(plan, sentences=checkpoint.sentences, ranking=checkpoint.ranking)
+        plan = replace(
+            plan,
+            sentences=checkpoint.sentences,
+            ranking=checkpoint.ranking,
+            weights=self._weights,
+        )
         calibrated = time.perf_counter()
         sending = Sending(self.scheduler, plan, parameters, self._progress)
         await self._delivery.deliver(sending)

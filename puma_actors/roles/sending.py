@@ -75,6 +75,12 @@ class Sending:
         announcement = PlanMessage(plan=self.plan.to_public(), digest=self.plan.digest()).header()
         for role in self.scheduler.ports:
             await self.scheduler.send_control(role, announcement)
+        if self.plan.weights == "private":
+            await self._shares()
+        await self.everyone(UploadedMessage())
+        self._progress("waiting for the parties to take them in", 0.0)
+
+    async def _shares(self) -> None:
         seeds = [os.urandom(SEED_BYTES) for _ in EVALUATORS]
         for which, (seed, evaluator) in enumerate(zip(seeds, EVALUATORS, strict=True), start=1):
             header = SeedMessage(which=1 if which == 1 else 2).header()
@@ -85,8 +91,6 @@ class Sending:
             mask = partial(self._masked, name, number, parameter.kind, seeds)
             await self.tensor(number, await self.scheduler.compute.offload(mask))
             self._progress("sharing the weights", (number + 1) / len(wanted))
-        await self.everyone(UploadedMessage())
-        self._progress("waiting for the parties to take them in", 0.0)
 
     def _masked(self, name: str, number: int, kind: Kind, seeds: Sequence[bytes]) -> Words:
         matrix = self._parameters[name]

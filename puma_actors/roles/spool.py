@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 
 from models.programs.families import parameters_of
-from models.programs.plan import Parameter, Plan
+from models.programs.plan import Parameter, Plan, Weights
 from models.programs.sharing import STREAMED, hold_parameter, stream_parameter
 from protocols.base.ring import Words
 from protocols.base.shares import Role
@@ -164,6 +164,8 @@ class SpooledWords:
 
 class Spooled:
     """A party's `Kept` share of an upload whose matrices stay in a spool."""
+
+    weights: Weights = "private"
 
     def __init__(self, role: Role, spool: Spool) -> None:
         self._role = role

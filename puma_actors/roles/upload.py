@@ -15,7 +15,7 @@ import numpy as np
 
 from models.programs.families import parameters_of
 from models.programs.head_layers import default_rows
-from models.programs.plan import Parameter, Plan
+from models.programs.plan import Parameter, Plan, Weights
 from models.programs.predict import predict
 from models.programs.program import Batch
 from models.programs.sharing import SEED_BYTES, hold_parameter, seeds_of
@@ -42,6 +42,9 @@ class Model:
 class Destination(Protocol):
     """A place that keeps the shares of one upload. Its input has been checked."""
 
+    weights: Weights
+    """The kind of weights that are kept here."""
+
     def check_size(self, plan: Plan) -> None:
         """Check the plan's size, before anything of that size is allocated.
 
@@ -67,6 +70,8 @@ class Kept(Destination, Protocol):
 
 class InMemory:
     """Keeps an upload of any size in memory, until `hold` has taken its tensors."""
+
+    weights: Weights = "private"
 
     def __init__(self, role: Role) -> None:
         self._role = role
@@ -109,6 +114,11 @@ class Upload:
     def __init__(self, role: Role, message: PlanMessage, destination: Destination) -> None:
         try:
             self.plan = Plan.from_public(message.plan)
+            if self.plan.weights != destination.weights:
+                raise RemoteProtocolError(
+                    f"the owner's model has {self.plan.weights} weights, and {role} only takes "
+                    f"{destination.weights} ones"
+                )
             destination.check_size(self.plan)
             predict(self.plan, Batch((1,), default_rows(self.plan.config)))  # looks up each range
         except (ModelError, LocalProtocolError) as error:
@@ -149,6 +159,8 @@ class Upload:
 
     def check_complete(self) -> None:
         """Check that everything this party should have has arrived."""
+        if self.plan.weights == "public":
+            return  # they are not sent
         if len(self._seeds) != (2 if self._role.is_dealer else 1):
             raise RemoteProtocolError("a seed is missing")
         for number, (name, parameter) in enumerate(self._wanted):

@@ -1,0 +1,39 @@
+"""Parties of one process that share its checkpoint: public weights are not sent, but opened."""
+
+from typing import Any
+
+from models.checkpoints.checkpoint import Checkpoint
+from models.programs.families import sources_of
+from models.programs.folding import Source
+from models.programs.opened import open_parameter
+from models.programs.plan import Parameter, Plan, Weights
+from protocols.base.shares import Role
+from protocols.errors import RemoteProtocolError
+
+
+class Opened:
+    """A party's `Kept` weights of a checkpoint that everybody knows."""
+
+    weights: Weights = "public"
+
+    def __init__(self, role: Role, checkpoint: Checkpoint) -> None:
+        self._role = role
+        self._checkpoint = checkpoint
+        self._sources: list[tuple[str, Source]] = []
+
+    def check_size(self, plan: Plan) -> None:
+        """As `Destination`."""
+        self._sources = list(sources_of(self._checkpoint))
+
+    def seed(self, which: int, seed: memoryview) -> None:
+        """As `Destination`; public weights have no masks."""
+        raise RemoteProtocolError("the owner sent a seed for public weights")
+
+    def words(self, number: int, at: int, size: int, data: memoryview) -> None:
+        """As `Destination`; public weights are not sent."""
+        raise RemoteProtocolError("the owner sent masked words of public weights")
+
+    def hold(self, number: int, parameter: Parameter) -> Any:
+        """As `Kept`. Raises RangeError if a number does not fit its fraction bits."""
+        name, source = self._sources[number]
+        return open_parameter(self._role, name, parameter, source)
