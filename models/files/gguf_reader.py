@@ -20,6 +20,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from numpy.typing import NDArray
 
+from models.files.safetensors_reader import release
 from protocols.errors import ModelError
 
 _MAGIC = b"GGUF"
@@ -113,6 +114,7 @@ class GgufFile:
         self.check(name)
         entry = self.tensors[name]
         raw = np.frombuffer(self._map[entry.offset : entry.offset + entry.nbytes], dtype=np.uint8)
+        release(self._map, entry.offset, entry.nbytes)
         rows = raw.reshape(*entry.shape[:-1], -1)
         values = _dequantized(rows, entry.kind)
         # Float32 comes back as a read-only view of the bytes; anything else is new already.

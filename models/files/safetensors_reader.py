@@ -24,6 +24,18 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _DTYPES = "F64, F32, F16, BF16"
 
 
+_LARGE = 1 << 22  # bytes
+
+
+def release(mapped: mmap.mmap, start: int, nbytes: int) -> None:
+    """Unmap the pages of a large part that was copied: otherwise a file read tensor by tensor would
+    count as this process's memory in the end. They stay in the system's cache.
+    """
+    if nbytes >= _LARGE and hasattr(mmap, "MADV_DONTNEED"):
+        first = start - start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, first, start + nbytes - first)
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Place of a tensor: `start` and `stop` are byte offsets from the start of the file."""
@@ -65,7 +77,9 @@ class SafetensorsFile:
     def raw(self, name: str) -> bytes:
         """The stored bytes of a tensor. Raises KeyError."""
         entry = self.tensors[name]
-        return self._map[entry.start : entry.stop]
+        found = self._map[entry.start : entry.stop]
+        release(self._map, entry.start, entry.nbytes)
+        return found
 
     def check(self, name: str) -> None:
         """Raise ModelError unless the tensor's storage type can be read."""
