@@ -11,8 +11,10 @@ from models.texts.classify import Classify
 from models.texts.embed import Features, Sentences
 from models.texts.fill import FillMask
 from models.texts.options import TaskOptions, chosen_options, generate_options
+from models.texts.rank import Rank
 from models.texts.requested import GenerateOptions
 from models.texts.tag import Tag
+from models.texts.zero_shot import ZeroShot
 from models.tokens.chat_template import ChatOptions
 from models.tokens.sampling import SamplingConfig, SamplingOptions
 from puma_actors.api.local import LocalCluster
@@ -24,7 +26,7 @@ from puma_actors.api.options import (
     cluster_options,
 )
 
-TASKS = (Answer, Classify, Features, FillMask, Sentences, Tag)
+TASKS = (Answer, Classify, Features, FillMask, Rank, Sentences, Tag, ZeroShot)
 WITHOUT_EFFECT = {"batch_size", "num_workers", "padding"}
 
 
