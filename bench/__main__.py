@@ -74,7 +74,7 @@ def run(
 ) -> None:
     """Add all results, and the reason for each benchmark that failed; the others still run."""
     with log.status("compiling kernels") as status:
-        warm_up(lambda line: status.update(line))
+        warm_up(lambda line: status.update(line), public_weights=True)
         for number, item in enumerate(chosen, 1):
             place = f"[{number}/{len(chosen)}] {item.name}"
             status.update(place)

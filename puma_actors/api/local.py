@@ -9,6 +9,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -80,6 +81,7 @@ class LocalLinks:
         network: Network | None,
         progress: Progress,
         spool: Spool | None,
+        public_weights: bool,
     ) -> None:
         self.actors: tuple[Actor, ...] = (owner, *parties)
         self.seconds: dict[str, float] = {}
@@ -90,11 +92,13 @@ class LocalLinks:
         self._network = network
         self._progress = progress
         self._spool = spool
+        self._public_weights = public_weights
 
     async def connect(self, client: Client) -> None:
         """Compile missing kernels, then connect every two actors and shake hands."""
         started = time.perf_counter()
-        await anyio.to_thread.run_sync(warm_up, lambda line: self._progress(line, 0.0))
+        ready = partial(warm_up, public_weights=self._public_weights)
+        await anyio.to_thread.run_sync(ready, lambda line: self._progress(line, 0.0))
         self.seconds["kernels"] = time.perf_counter() - started
         actors = [self._owner, client, *self._parties]
         await connect_all(actors, self._address, network=self._network)
@@ -186,6 +190,7 @@ class LocalCluster(Cluster):
             network=between,
             progress=progress,
             spool=spool,
+            public_weights=public_weights,
         )
         client = Client(options, check=check_memory)
         super().__init__(checkpoint.config, tokenizer, client, settings, links, between)

@@ -225,16 +225,19 @@ def test_an_unknown_mode_is_refused():
 
 
 @compiled
+@pytest.mark.parametrize("public", [False, True])
 @pytest.mark.parametrize(("cached", "doing"), [(0, "compiling"), (1000, "loading")])
-def test_warm_up_names_every_kernel(monkeypatch, cached, doing):
+def test_warm_up_names_every_kernel(monkeypatch, cached, doing, public):
     monkeypatch.setattr(protocols.kernels, "cached", lambda: cached)
     lines: list[str] = []
-    warm_up(lines.append)
+    warm_up(lines.append, public_weights=public)
     usable = [
         item
         for item in jit.kernels()
-        if aesni.available() or item.function.__module__ not in (ctr.__name__, forest.__name__)
+        if (aesni.available() or item.function.__module__ not in (ctr.__name__, forest.__name__))
+        and (public or ".stored." not in item.function.__module__)
     ]
+    assert public == any("multiply" in line for line in lines)
     assert len(lines) == len(usable)
     assert lines[0].startswith(f"{doing} kernel 1/{len(usable)}: ")
 
