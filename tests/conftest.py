@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fresh", action="store_true", help="keys and examples of its own each run")
     parser.addoption(
-        "--folders", type=int, default=24, help="how many checkpoint folders to generate"
+        "--folders", type=int, default=12, help="how many checkpoint folders to generate"
     )
     parser.addoption("--shuffle-loop", type=int, metavar="SEED", help="see tests/support/chaos.py")
     parser.addoption(

@@ -1,6 +1,6 @@
 """Generated checkpoint folders, opened here and by transformers: the same, or refused by name.
 
-`make test` tries as many as there are families; `make test-checkpoints` tries hundreds.
+`make test` tries a dozen; `make test-checkpoints` tries hundreds.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ HEADS = [
         else ("causal-lm",)
     )
 ]
-SHARE = 32
+SHARE = 96
 """`make test` runs one case in so many; which ones depends on the family."""
 
 STRICTER = {

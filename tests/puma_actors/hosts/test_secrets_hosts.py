@@ -17,7 +17,7 @@ from hosts import Hosts, hosts, quiet
 
 from models.checkpoints.weights import open_checkpoint
 from models.programs.families import load_parameters, parameters_of
-from models.programs.sharing import _FRACTIONS
+from models.programs.sharing import FRACTIONS
 from protocols.base.prf import KeyRing, Stream
 from protocols.base.ring import encode
 from protocols.base.shares import COMPUTING, Role
@@ -69,7 +69,7 @@ class Seen:
         with open_checkpoint(model) as checkpoint:
             kinds = parameters_of(checkpoint.config)
             for number, (name, matrix) in enumerate(load_parameters(checkpoint)):
-                ring = encode(matrix, _FRACTIONS[kinds[name].kind])
+                ring = encode(matrix, FRACTIONS[kinds[name].kind])
                 for form in (matrix, matrix.astype(np.float32), ring):
                     self.weights.update(windows(np.ascontiguousarray(form).tobytes()))
                 for seed in self.seeds.values():
