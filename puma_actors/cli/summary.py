@@ -86,8 +86,16 @@ def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> N
         stderr.print(f"network {network.describe()}", style="dim")
     reason = _ENDS.get(usage.stop_reason, usage.stop_reason)
     end = f"stopped: {reason} · no" if stopped else "no"
-    seen = "prompt" if stopped else "text"
-    stderr.print(f"{end} party saw the {seen}, the weights or an activation", style="dim")
+    hidden = _hidden(cluster, "prompt" if stopped else "text")
+    stderr.print(f"{end} party saw the {hidden}", style="dim")
+
+
+def _hidden(cluster: Cluster, text: str) -> str:
+    """What no party saw of a request."""
+    plan = cluster.client.plan
+    if plan is not None and plan.weights == "public":
+        return f"{text} or an activation; the weights are public"
+    return f"{text}, the weights or an activation"
 
 
 def _row(name: str, seconds: float, cost: Cost) -> tuple[str, ...]:

@@ -138,6 +138,12 @@ def test_the_command_line(puma, tmp_path):
     assert code == 0, err
     assert out.strip()
     assert "note: public weights: the parties know the model, not the prompt" in err
+    assert "no party saw the prompt or an activation; the weights are public" in " ".join(
+        err.split()
+    )
+    code, _, err = puma(*[each for each in request if each != "--public-weights"], "-m", folder)
+    assert code == 0, err
+    assert "no party saw the prompt, the weights or an activation" in " ".join(err.split())
     code, _, err = puma(*request, "--cluster", tmp_path / "c.toml", "--model", "m")
     assert code == 2
     assert "--public-weights: for models in this process" in err
