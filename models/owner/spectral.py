@@ -47,7 +47,7 @@ def _likely(w: Floats) -> float:
     """A bound that fails for a share of 1e-16 of all choices of random vectors: for B = W (W^T W)^7
     and 16 vectors v of Gaussian entries, ||B|| <= 10 sqrt(2 / pi) max ||B v|| except with
     probability 10^-16 (Halko, Martinsson, Tropp: Finding Structure with Randomness, SIAM Review
-    2011, lemma 4.1). It is too large by a factor of 1.6 at most in matrices of up to 32,768 rows.
+    2011, lemma 4.1). It is too large by a factor below 1.7 in matrices of up to 32,768 rows.
     """
     x = _gaussian((w.shape[1], _VECTORS))
     log = 0.0

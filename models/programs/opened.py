@@ -10,7 +10,7 @@ from models.checkpoints.checkpoint import Checkpoint
 from models.programs.folding import Matrix, Recipe, Source, Stored, row_major, values_of
 from models.programs.plan import Parameter
 from models.programs.rescaling import untouched
-from models.programs.sharing import FRACTIONS
+from models.programs.sharing import FRACTIONS, STREAMED
 from protocols.base.ring import encode
 from protocols.base.shares import Role, constant
 from protocols.public_weight import Part, PublicTable, PublicWeight
@@ -26,18 +26,28 @@ def open_parameter(role: Role, name: str, parameter: Parameter, source: Source) 
         RangeError: a number does not fit its fraction bits. Only evaluator A looks, because that
         reads the whole tensor.
     """
+    if parameter.kind not in STREAMED:
+        frac = FRACTIONS[parameter.kind]
+        return constant(role, encode(values_of(source), frac), frac=frac)
+    if role.is_dealer:
+        return _unread(parameter)
     source = untouched(source)
     handle: PublicWeight | PublicTable
     if parameter.kind == "table":
         handle = _table(role, source)
-    elif parameter.kind == "weight":
-        handle = _recipe(role, source) if isinstance(source, Recipe) else _whole(role, source)
     else:
-        frac = FRACTIONS[parameter.kind]
-        return constant(role, encode(values_of(source), frac), frac=frac)
+        handle = _recipe(role, source) if isinstance(source, Recipe) else _whole(role, source)
     if role is Role.EVALUATOR_A:
         handle.check(name)
     return handle
+
+
+def _unread(parameter: Parameter) -> PublicWeight | PublicTable:
+    """The dealer's handle, which has a shape alone: it never multiplies by a public matrix."""
+    rows, columns = parameter.shape
+    if parameter.kind == "weight":
+        return PublicWeight(Role.DEALER, (rows, columns))
+    return PublicTable(PublicWeight(Role.DEALER, (columns, rows), frac=FRACTIONS["table"]))
 
 
 def _recipe(role: Role, source: Recipe) -> PublicWeight:

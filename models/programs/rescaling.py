@@ -11,6 +11,7 @@ each neuron's `up` (not the gate) and its row of `down` in gated layers and, sin
 layers. A side that only meets zeros on the other side is set to zero.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -71,15 +72,19 @@ class _Pair:
     second: Source
     _factors: tuple[Matrix, Matrix] | None = field(default=None, repr=False)
     _kept: dict[int, Matrix] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def factors(self, *, keep: bool = False) -> tuple[Matrix, Matrix]:
-        """The factors of both; `keep` the matrices that are made to find them."""
-        if self._factors is None:
-            made = [values_of(self.first), values_of(self.second)]
-            self._factors = _factors(self.config, self.name.rpartition(".")[2], *made)
-            if keep:
-                self._kept = dict(enumerate(made))
-        return self._factors
+        """The factors of both, found once, also if several threads ask; `keep` the matrices that
+        are made for that.
+        """
+        with self._lock:
+            if self._factors is None:
+                made = [values_of(self.first), values_of(self.second)]
+                self._factors = _factors(self.config, self.name.rpartition(".")[2], *made)
+                if keep:
+                    self._kept = dict(enumerate(made))
+            return self._factors
 
     def side(self, which: int) -> Matrix:
         """The first or second matrix, balanced."""

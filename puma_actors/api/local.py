@@ -17,6 +17,7 @@ import anyio
 
 from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint, open_checkpoint
+from models.programs.families import sources_of
 from models.programs.memory import footprint
 from models.programs.plan import Plan, Weights
 from models.programs.program import Batch
@@ -167,10 +168,11 @@ class LocalCluster(Cluster):
         between = parse_network(network)
         weights: Weights = "public" if public_weights else "private"
         spool = None if public_weights else spool_for(checkpoint.config, memory)
+        sources = list(sources_of(checkpoint)) if public_weights else []
 
         def kept(role: Role) -> Kept | None:
             if public_weights:
-                return Opened(role, checkpoint)
+                return Opened(role, sources)
             return None if spool is None else Spooled(role, spool)
 
         self._owner = Owner(

@@ -1,9 +1,8 @@
 """Parties of one process that share its checkpoint: public weights are not sent, but opened."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from models.checkpoints.checkpoint import Checkpoint
-from models.programs.families import sources_of
 from models.programs.folding import Source
 from models.programs.opened import open_parameter
 from models.programs.plan import Parameter, Plan, Weights
@@ -12,18 +11,20 @@ from protocols.errors import RemoteProtocolError
 
 
 class Opened:
-    """A party's `Kept` weights of a checkpoint that everybody knows."""
+    """A party's `Kept` weights of a checkpoint that everybody knows.
+
+    Args:
+        sources: what its matrices are made of (`sources_of`), the same for all parties.
+    """
 
     weights: Weights = "public"
 
-    def __init__(self, role: Role, checkpoint: Checkpoint) -> None:
+    def __init__(self, role: Role, sources: Sequence[tuple[str, Source]]) -> None:
         self._role = role
-        self._checkpoint = checkpoint
-        self._sources: list[tuple[str, Source]] = []
+        self._sources = sources
 
     def check_size(self, plan: Plan) -> None:
         """As `Destination`."""
-        self._sources = list(sources_of(self._checkpoint))
 
     def seed(self, which: int, seed: memoryview) -> None:
         """As `Destination`; public weights have no masks."""

@@ -1,6 +1,6 @@
 """A model's masked words in one file, for parties of one process.
 
-    with Spool(folder) as spool:
+    with closing(Spool(folder)) as spool:
         Spooled(role, spool)           an upload's `Destination` at a party
 
 Both evaluators know the same masked words, so they share the file. It has no name: when this
@@ -17,8 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -69,17 +68,6 @@ class Spool:
         self._lock = threading.Lock()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._asked = -1  # the tensor that was expected last
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the file's room."""

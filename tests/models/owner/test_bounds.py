@@ -4,6 +4,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from helpers import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -11,6 +12,7 @@ from secure_models import family_values, random_values, tiny_config
 from tiny_models import CASES, SETTINGS
 
 from models.owner import calibrate as calibration
+from models.owner import spectral as spectral_bound
 from models.owner.bounds import Bound, Bounds, HeadBound, _rope_bits, _turned
 from models.owner.spectral import spectral
 from models.programs.families import forward
@@ -50,6 +52,23 @@ def test_spectral_is_close_for_random_matrices(shape, scale):
     matrix = (rng.normal(size=shape) * scale).astype(np.float32)
     largest = np.linalg.norm(matrix.astype(np.float64), 2)
     assert largest <= spectral(matrix) <= 1.25 * largest
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (200, 200), (1, 64), (64, 1)])
+@pytest.mark.parametrize("kind", ["random", "one direction", "decaying", "zeros beside"])
+def test_the_bound_of_large_matrices(monkeypatch, shape, kind):
+    """From random vectors: it fails for a share of 1e-16 of all choices."""
+    monkeypatch.setattr(spectral_bound, "EXACT", 0)
+    matrix = generator(3).normal(size=shape).astype(np.float32)
+    if kind == "one direction":
+        matrix = 1e-3 * matrix + np.ones(shape, dtype=np.float32)
+    elif kind == "decaying":
+        matrix *= (np.arange(shape[1], dtype=np.float32) + 1) ** -1
+    elif kind == "zeros beside":
+        matrix[:, 1:] = 0
+    largest = np.linalg.norm(matrix.astype(np.float64), 2)
+    for _ in range(5):
+        assert largest <= spectral(matrix) <= 1.7 * largest
 
 
 def test_spectral_of_extremes():

@@ -9,6 +9,7 @@ from reference import save_model, save_tokenizer
 from tiny_models import ENCODERS, KIN, SETTINGS, class_of, save, tiny_model
 
 from models.checkpoints.weights import open_checkpoint
+from models.programs.families import sources_of
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan, draft_plan
 from models.programs.program import Batch
@@ -59,6 +60,7 @@ async def test_weights_are_the_files_own_bytes(tmp_path):
             assert len(weights) == 4 * cluster.config.num_layers + 1
             assert isinstance(held["table"], PublicTable)
             for weight in (*weights, held["table"].weight):
+                assert bool(weight.parts) is not party.role.is_dealer
                 for part in weight.parts:
                     assert is_mapped(part.data)
                     assert part.data.nbytes == 2 * part.shape[0] * part.shape[1]
@@ -122,7 +124,8 @@ def test_a_party_takes_one_kind(tmp_path, kind):
     plan = plan_of(tmp_path, kind)
     message = PlanMessage(plan=plan.to_public(), digest=plan.digest())
     with open_checkpoint(tmp_path) as checkpoint:
-        kept = Opened(Role.DEALER, checkpoint) if kind == "private" else InMemory(Role.DEALER)
+        sources = list(sources_of(checkpoint))
+        kept = Opened(Role.DEALER, sources) if kind == "private" else InMemory(Role.DEALER)
         with pytest.raises(RemoteProtocolError, match=f"has {kind} weights.*only takes"):
             Upload(Role.DEALER, message, kept)
         if kind == "private":

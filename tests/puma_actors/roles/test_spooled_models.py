@@ -1,5 +1,6 @@
 """Models that do not fit into memory: kept in a file without a name, read in every step."""
 
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_a_spool_keeps_what_came_first(spooled):
     sizes = {"a": _parameter((4, 3)), "b": _parameter((5,))}
     rng = np.random.default_rng(1)
     first, second = (rng.integers(0, 2**64, size, dtype=np.uint64) for size in (12, 5))
-    with Spool(spooled) as spool:
+    with closing(Spool(spooled)) as spool:
         spool.reserve(sizes)
         spool.reserve(sizes)
         spool.write(1, 0, second.data)
@@ -124,7 +125,7 @@ def test_a_spool_keeps_what_came_first(spooled):
 
 
 def test_the_end_of_the_file_is_noticed(spooled):
-    with Spool(spooled) as spool:
+    with closing(Spool(spooled)) as spool:
         spool.reserve({"a": _parameter((4, 3))})
         with pytest.raises(LocalProtocolError, match="shorter"):
             spool.read(0, 10, np.empty(12, dtype=np.uint64))
