@@ -20,7 +20,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from numpy.typing import NDArray
 
-from models.files.safetensors_reader import release
+from models.files.mapping import release
 from protocols.errors import ModelError
 
 _MAGIC = b"GGUF"

@@ -17,23 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.files.mapping import release
 from protocols.errors import ModelError
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _DTYPES = "F64, F32, F16, BF16"
-
-
-_LARGE = 1 << 22  # bytes
-
-
-def release(mapped: mmap.mmap, start: int, nbytes: int) -> None:
-    """Unmap the pages of a large part that was copied: otherwise a file read tensor by tensor would
-    count as this process's memory in the end. They stay in the system's cache.
-    """
-    if nbytes >= _LARGE and hasattr(mmap, "MADV_DONTNEED"):
-        first = start - start % mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_DONTNEED, first, start + nbytes - first)
 
 
 @dataclass(frozen=True)
