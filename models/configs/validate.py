@@ -82,3 +82,16 @@ def short(value: object) -> str:
     """`repr`, cut to a length that is safe to print even if a peer sent the value."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_text(name: str, value: object, most: int) -> None:
+    """Raise ModelError unless a value is a text of at most `most` characters."""
+    if not isinstance(value, str) or len(value) > most:
+        raise ModelError(f"{name}: {short(value)} is not a text of up to {most} characters")
+
+
+def check_keys(name: str, data: object, wanted: set[str]) -> Mapping[str, Any]:
+    """The mapping, if it has exactly these keys. Raises ModelError."""
+    if not isinstance(data, Mapping) or data.keys() != wanted:
+        raise ModelError(f"{name}: must have {', '.join(sorted(wanted))}")
+    return data

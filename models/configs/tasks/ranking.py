@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from models.configs.tasks.sentences import MODULES, SETTINGS
-from models.configs.validate import check_choice, check_size, short
+from models.configs.validate import check_choice, check_keys, check_size, check_text, short
 from models.files.locate import read_json
 from protocols.errors import ModelError
 
@@ -42,18 +42,11 @@ class RankingSettings:
         Raises:
             ModelError: something is missing, of a wrong type or out of bounds.
         """
-        names = {each.name for each in fields(cls)}
-        if not isinstance(data, Mapping) or data.keys() != names:
-            raise ModelError(f"ranking: must have {', '.join(sorted(names))}")
+        data = check_keys("ranking", data, {each.name for each in fields(cls)})
         check_choice("ranking: activation", data["activation"], _ACTIVATIONS)
         if data["max_length"] is not None:
             check_size("ranking: max_length", data["max_length"])
-        refusal = data["refusal"]
-        if not isinstance(refusal, str) or len(refusal) > _MAX_REFUSAL:
-            raise ModelError(
-                f"ranking: refusal: {short(refusal)} is not a text of up to {_MAX_REFUSAL} "
-                "characters"
-            )
+        check_text("ranking: refusal", data["refusal"], _MAX_REFUSAL)
         return cls(**data)
 
 

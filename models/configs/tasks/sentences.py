@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from models.configs.tasks.dense import POOLINGS, DenseHead, Pooling, read_dense
-from models.configs.validate import check_choice, check_flag, check_size, short
+from models.configs.validate import (
+    check_choice,
+    check_flag,
+    check_keys,
+    check_size,
+    check_text,
+)
 from models.files.locate import read_json
 from protocols.errors import ModelError
 
@@ -64,20 +70,14 @@ class SentenceSettings:
         Raises:
             ModelError: something is missing, of a wrong type or out of bounds.
         """
-        names = {each.name for each in fields(cls)}
-        if not isinstance(data, Mapping) or data.keys() != names:
-            raise ModelError(f"sentences: must have {', '.join(sorted(names))}")
+        data = check_keys("sentences", data, {each.name for each in fields(cls)})
         check_choice("sentences: pooling", data["pooling"], POOLINGS)
         for name in ("normalize", "lower"):
             check_flag(f"sentences: {name}", data[name])
         if data["max_length"] is not None:
             check_size("sentences: max_length", data["max_length"])
         for name in ("prompt", "refusal"):
-            if not isinstance(data[name], str) or len(data[name]) > _MAX_PROMPT:
-                raise ModelError(
-                    f"sentences: {name}: {short(data[name])} is not a text of up to "
-                    f"{_MAX_PROMPT} characters"
-                )
+            check_text(f"sentences: {name}", data[name], _MAX_PROMPT)
         return cls(**data)
 
 
