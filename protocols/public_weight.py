@@ -6,7 +6,7 @@ cache while it is multiplied (`protocols.kernels.stored`), so that a number take
 than in the checkpoint, which may be memory-mapped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -82,6 +82,7 @@ class PublicWeight:
     Attributes:
         parts: the columns, side by side; none while tracing.
         bias: ring words (columns,) with `frac` fraction bits.
+        expect: called before each use of the parts; it may refuse by an error.
     """
 
     role: Role
@@ -89,6 +90,7 @@ class PublicWeight:
     parts: tuple[Stored, ...] = field(repr=False, default=())
     bias: Words | None = field(repr=False, default=None)
     frac: int = WEIGHT_BITS
+    expect: Callable[[], None] | None = field(repr=False, default=None)
 
     @classmethod
     def of(
@@ -164,6 +166,7 @@ class PublicWeight:
             raise LocalProtocolError("this party does not have the public weight")
         if x.shape[1] != self.shape[0]:
             raise LocalProtocolError(f"cannot multiply {x.shape} by {self.shape}")
+        self._expect()
         for start, part in self._placed():
             first, last = max(lo - start, 0), min(hi - start, part.shape[1])
             if first < last:
@@ -210,6 +213,10 @@ class PublicWeight:
     def _largest(self) -> float:
         return max((largest(part, 0, part.shape[1]) for part in self.parts), default=0.0)
 
+    def _expect(self) -> None:
+        if self.expect is not None:
+            self.expect()
+
     def _placed(self) -> list[tuple[int, Stored]]:
         """The parts with their first columns."""
         starts = np.cumsum([0, *(part.shape[1] for part in self.parts)]).tolist()
@@ -231,6 +238,7 @@ class PublicWeight:
         """Blocks of `step` columns at most, with their first one: as `integers`, modulo 2^32. A
         block is overwritten by the next one.
         """
+        self._expect()
         for start, part in self._placed():
             room, held = room_for(part, step), np.empty((step, self.shape[0]), np.uint32)
             for lo in range(0, part.shape[1], step):

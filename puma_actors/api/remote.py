@@ -23,6 +23,7 @@ from protocols.base.lane import Settings
 from protocols.base.shares import Role
 from protocols.errors import ConfigError, ModelError, RemoteProtocolError
 from puma_actors.api.life import Cluster
+from puma_actors.api.requirements import Requirement, check_requirement, insist
 from puma_actors.base.compute import Compute
 from puma_actors.hosts.caller import Call, call_all, hang_up, shake_hands
 from puma_actors.hosts.config import ClusterConfig
@@ -30,6 +31,7 @@ from puma_actors.hosts.stores.manifest import check_name
 from puma_actors.hosts.uploader import upload_model
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.client import Client
+from puma_actors.roles.upload import different_weights
 
 __all__ = ["RemoteCluster", "upload_model"]
 
@@ -103,17 +105,20 @@ class RemoteCluster(Cluster):
         tokenizer: object | None = None,
         settings: Settings | None = None,
         compute: Compute | None = None,
+        require: Requirement | None = None,
     ) -> Self:
         """Ask all three parties for a session on a model; returns when all have it loaded.
 
         Args:
             tokenizer: the path of one, or a transformers tokenizer in memory; default: the one
                 that the owner published with the model.
+            require: "private-weights" refuses a model whose weights the parties know.
 
         Raises:
-            Busy: a party is full now. ConfigError: a party refuses, or the parties hold different
-            shares. TransportError: a party cannot be reached.
+            Busy: a party is full now. ConfigError: a party refuses, the parties hold different
+            weights, or the model is not as required. TransportError: a party cannot be reached.
         """
+        check_requirement(require)
         started = anyio.current_time()
         own = None if tokenizer is None else _own_tokenizer(tokenizer)
         calls = await call_all(
@@ -123,6 +128,7 @@ class RemoteCluster(Cluster):
             if own is None:
                 own = _published(calls)
             made = cls(cluster, model, calls, own, settings or Settings(), compute)
+            insist(require, made.weights, f"model {model}")
             _check_vocabulary(own, made.plan)
         except BaseException:
             await hang_up(calls)
@@ -140,11 +146,14 @@ def _agreed(calls: Mapping[Role, Call]) -> tuple[Plan, int]:
     """
     entries = {peer: each.answer.model for peer, each in calls.items()}
     held = {(entry.digest, entry.upload) for entry in entries.values() if entry is not None}
+    contents = {entry.content for peer, entry in entries.items() if entry and not peer.is_dealer}
     if len(held) != 1 or None in entries.values():
         raise ConfigError(
             "the parties hold different uploads of this model: run `puma models remove`, then "
             "`puma upload` again"
         )
+    if len(contents) > 1:
+        raise ConfigError(different_weights())
     try:
         plan = Plan.from_public(calls[Role.DEALER].answer.plan)
     except ModelError as error:

@@ -15,7 +15,7 @@ from models.configs.tasks.ranking import RankingSettings
 from models.configs.tasks.sentences import SentenceSettings
 from models.owner.perplexity import log_likelihoods
 from models.programs.head_layers import default_rows
-from models.programs.plan import Plan
+from models.programs.plan import Plan, Weights
 from models.programs.predict import predict
 from models.programs.program import Batch, Rows
 from models.texts.requested import GenerateOptions, read_options, split_options
@@ -94,6 +94,11 @@ class Requests(ABC):
         if self.client.plan is None:
             raise ConfigError("the cluster is not running: use `async with`")
         return self.client.plan
+
+    @property
+    def weights(self) -> Weights:
+        """Whether the parties know the weights: "private" or "public"."""
+        return self.plan.weights
 
     def predict(self, batch: Batch | int, decode: int = 0) -> list[Cost]:
         """Predict the cost of a request from shapes alone: first the batch (or a prompt of that

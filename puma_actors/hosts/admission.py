@@ -77,7 +77,8 @@ class Request(Strict):
 
 class ModelEntry(Strict):
     """A model that a party holds. `problem` is empty if no problem is known; `verified`: all its
-    files had the right checksum when they were last read, and have not changed since.
+    files had the right checksum when they were last read, and have not changed since. `content`: a
+    digest of public weights at an evaluator.
     """
 
     name: Short
@@ -86,6 +87,8 @@ class ModelEntry(Strict):
     created: Short = ""
     architecture: Short = ""
     head: Short = ""
+    weights: Short = ""
+    content: Short = ""
     bytes: int = 0
     loaded: bool = False
     verified: bool = False

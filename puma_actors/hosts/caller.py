@@ -13,7 +13,7 @@ from typing import Literal
 
 import anyio
 
-from protocols.base.shares import COMPUTING, Role
+from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.errors import (
     Busy,
     ConfigError,
@@ -286,6 +286,8 @@ def problem_of(held: Mapping[Role, ModelEntry], silent: Collection[Role] = ()) -
         return f"missing at {', '.join(missing)}"
     if len({(entry.digest, entry.upload) for entry in held.values()}) > 1:
         return "the parties hold different uploads"
+    if len({held[peer].content for peer in EVALUATORS if peer in held}) > 1:
+        return "the evaluators hold different public weights"
     if silent:
         return f"no answer from {', '.join(silent)}"
     return ""

@@ -1,21 +1,25 @@
 """A party that receives a model for its store. All three parties keep it, or none does."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 
 from models.programs.plan import Plan, Weights
-from models.programs.predict import streamed_bytes
 from protocols.base.shares import Role
 from protocols.errors import RemoteProtocolError
 from puma_actors.base.logs import log
+from puma_actors.hosts.residents import least_bytes
+from puma_actors.hosts.shelf import DraftShelf
 from puma_actors.hosts.stores.manifest import PUBLIC_BYTES, seed_file, words_file
 from puma_actors.hosts.stores.store import Draft
 from puma_actors.roles.actor import Actor, ActorOptions
+from puma_actors.roles.matrices import Matrices
 from puma_actors.roles.messages import (
     CommitMessage,
     FileMessage,
+    MatrixMessage,
+    PieceMessage,
     PlanMessage,
     ReadyMessage,
     SeedMessage,
@@ -33,7 +37,7 @@ class OnDisk:
         memory: bytes that the party may use.
     """
 
-    weights: Weights = "private"
+    weights: Weights | Literal["any"] = "any"
 
     def __init__(self, role: Role, draft: Draft, memory: int) -> None:
         self._role = role
@@ -43,7 +47,7 @@ class OnDisk:
 
     def check_size(self, plan: Plan) -> None:
         """As `Destination`."""
-        need = streamed_bytes(plan.config)  # the matrices may stay on disk
+        need = least_bytes(plan)
         if need > self._memory:
             raise RemoteProtocolError(
                 f"the model needs about {need // 1_000_000:,} MB at {self._role}, which may use "
@@ -78,6 +82,7 @@ class Receiver(Actor):
         self._files: set[str] = set()
         self._published_bytes = 0
         self._upload: Upload | None = None
+        self._matrices: Matrices | None = None  # of public weights
         self._finished = self._published = self._kept = False
 
     async def main(self) -> None:
@@ -111,14 +116,23 @@ class Receiver(Actor):
             kept = OnDisk(self.role, self._draft, self._memory)
             offload = self.scheduler.compute.offload
             self._upload = await offload(Upload, self.role, message, kept)
+            plan = self._upload.plan
+            if plan.weights == "public":
+                self._matrices = Matrices(self.role, plan, DraftShelf(self._draft))
         elif self._upload is None:
             raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
         elif isinstance(message, SeedMessage):
             await self._disk(self._upload.seed, message.which, buffers)
         elif isinstance(message, TensorMessage):
             await self._disk(self._upload.tensor, message, buffers)
+        elif isinstance(message, MatrixMessage) and self._matrices is not None:
+            await self._disk(self._matrices.describe, message)
+        elif isinstance(message, PieceMessage) and self._matrices is not None:
+            await self._disk(self._matrices.piece, message, buffers)
         elif isinstance(message, UploadedMessage):
             self._upload.check_complete()
+            if self._matrices is not None:
+                self._matrices.check_complete()
             await self._disk(self._draft.finish, self._upload.plan)
             self._finished = True
             await self._ready()

@@ -6,7 +6,7 @@
 
 Before anything is loaded or admitted, its memory is estimated and reserved. An unused model is
 dropped when another one needs the room; the matrices of a model that is larger than the limit stay
-on disk, and are read in each step; a session that does not fit is refused with `Busy`, instead
+on disk, and are read in each step; those of public weights stay there always, and are mapped; a session that does not fit is refused with `Busy`, instead
 of running out of memory.
 """
 
@@ -18,15 +18,19 @@ from typing import Any
 import anyio
 
 from models.programs.families import parameters_of
+from models.programs.opened import opened_bytes
 from models.programs.plan import Plan
 from models.programs.predict import share_bytes, streamed_bytes
 from models.programs.sharing import STREAMED, hold_parameter, stream_parameter
 from protocols.errors import Busy, ConfigError
+from protocols.kernels import warm_up
 from puma_actors.base.compute import Compute
 from puma_actors.base.logs import log
 from puma_actors.hosts.config import Limits
+from puma_actors.hosts.shelf import take_down
 from puma_actors.hosts.stores.manifest import Manifest
 from puma_actors.hosts.stores.store import ModelStore
+from puma_actors.hosts.stores.stored import Stored, content_digest
 from puma_actors.roles.upload import Model
 from puma_actors.session.mailbox import Flow
 
@@ -48,7 +52,15 @@ class Held:
     @property
     def model(self) -> Model:
         """As a party serves it."""
-        return Model(self.plan, self.parameters, self.manifest.upload)
+        content = content_digest(self.manifest, self.plan)
+        return Model(self.plan, self.parameters, self.manifest.upload, content)
+
+
+def least_bytes(plan: Plan) -> int:
+    """Bytes of memory that a loaded model takes at least, with its matrices on disk. Files that are
+    mapped count as nothing: the system drops them from its memory when it needs room.
+    """
+    return (opened_bytes if plan.weights == "public" else streamed_bytes)(plan.config)
 
 
 def session_bytes(plan: Plan, tokens: int) -> int:
@@ -121,8 +133,16 @@ class Residents:
 
     def _load(self, name: str) -> Held:
         stored = self._store.read(name, verify=False)  # each file is verified as it is read
-        plan, seeds, role = stored.plan, stored.seeds(), self._store.role
-        streams = self._streams(plan)
+        plan, files, size = stored.plan, stored.public_files(), self.model_bytes(stored.plan)
+        if plan.weights == "public":
+            warm_up(public_weights=True)
+            parameters = take_down(stored, plan, self._store.role)
+        else:
+            parameters = self._shares(stored, plan)
+        return Held(stored.manifest, plan, parameters, files, size)
+
+    def _shares(self, stored: Stored, plan: Plan) -> dict[str, Any]:
+        seeds, role, streams = stored.seeds(), self._store.role, self._streams(plan)
         parameters = {}
         for number, (tensor, parameter) in enumerate(parameters_of(plan.config).items()):
             if streams and parameter.kind in STREAMED:
@@ -131,16 +151,19 @@ class Residents:
             else:
                 m = None if role.is_dealer else stored.tensor(number, parameter)
                 parameters[tensor] = hold_parameter(role, number, parameter, m, seeds)
-        files, size = stored.public_files(), self.model_bytes(plan)
-        return Held(stored.manifest, plan, parameters, files, size)
+        return parameters
 
     def _streams(self, plan: Plan) -> bool:
-        """Whether a model's matrices stay on disk: with them in memory no session would fit."""
+        """Whether a model's matrices stay on disk: public ones do; private ones if no session would
+        fit beside them.
+        """
+        if plan.weights == "public":
+            return True
         return share_bytes(plan.config) + self.session_need(plan) > self._limits.memory
 
     def model_bytes(self, plan: Plan) -> int:
         """Bytes of memory that a loaded model takes."""
-        return (streamed_bytes if self._streams(plan) else share_bytes)(plan.config)
+        return least_bytes(plan) if self._streams(plan) else share_bytes(plan.config)
 
     def drop(self, name: str) -> None:
         """Forget a model that was removed from the store; its users may finish."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import anyio
 
 from models.checkpoints.weights import Checkpoint
+from models.programs.families import sources_of
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.shares import Role
 from protocols.errors import ConfigError
@@ -58,6 +59,7 @@ async def upload_model(
     tokenizer: object | None = None,
     texts: Sequence[Sequence[int]] = (),
     compute: Compute | None = None,
+    public_weights: bool = False,
     progress: Progress = ignore_progress,
 ) -> dict[str, float]:
     """Share a model's weights with the parties' stores; all of them keep it, or none does.
@@ -68,6 +70,8 @@ async def upload_model(
         texts: token ids of texts on which precision is tested, in addition to made-up tokens.
         tokenizer: published with the model, so that clients need no copy; a `Tokenizer`, or a
             transformers tokenizer in memory.
+        public_weights: the evaluators get the weights as the checkpoint stores them, and keep them
+            in the clear. Prompts and answers stay private.
 
     Returns:
         Seconds for loading, calibrating and sharing.
@@ -88,7 +92,16 @@ async def upload_model(
     identity = config.identity(Role.OWNER)
     options = ActorOptions(name=identity.name, compute=compute or Compute())
     delivery = ForStores(files)
-    owner = Owner(checkpoint, options, texts=texts, progress=progress, delivery=delivery)
+    sources = list(sources_of(checkpoint)) if public_weights else []
+    owner = Owner(
+        checkpoint,
+        options,
+        texts=texts,
+        progress=progress,
+        delivery=delivery,
+        weights="public" if public_weights else "private",
+        sources=sources,
+    )
     try:
         owner.attach(await shake_hands(config, Role.OWNER, calls))
         await owner.run()

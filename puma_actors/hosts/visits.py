@@ -22,6 +22,7 @@ from puma_actors.hosts.admission import ModelEntry, Request, admit
 from puma_actors.hosts.config import ClusterConfig
 from puma_actors.hosts.residents import RETRY
 from puma_actors.hosts.stores.manifest import check_name
+from puma_actors.hosts.stores.stored import content_digest
 from puma_actors.transports import Channel
 from puma_actors.transports.multiplexer import Mux
 
@@ -65,6 +66,8 @@ class Visits:
             created=manifest.created,
             architecture=config.family,
             head=config.head,
+            weights=stored.plan.weights,
+            content=content_digest(manifest, stored.plan),
             bytes=sum(entry.bytes for entry in manifest.files.values()),
             loaded=self._server.residents.loaded(name),
             verified=verified,

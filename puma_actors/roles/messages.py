@@ -1,7 +1,8 @@
 """Requests between roles, in a control frame's header; they are checked before any action.
 
 Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload order, then `uploaded`;
-where models are stored also `file` before the plan, and `commit` after every party is `ready`.
+where models are stored also `file` before the plan, and `commit` after every party is `ready`. For
+public weights `matrix` and `piece` instead of `seed` and `tensor`, to the evaluators alone.
 Parties to each other: `agree`, before they serve a model. Then to all waiting roles: `ready`.
 Client to parties: `infer`, `end`, `close`. Parties to the client: `step` after each step, `ended`
 after the last, and `refused` instead of all steps of an inference for which they have no memory.
@@ -20,6 +21,7 @@ from protocols.base.lane import APPROXIMATIONS, Approximation, Reveal, Settings,
 from protocols.errors import ConfigError, RemoteProtocolError
 from puma_actors.base.strict import Strict, first_fault
 from puma_actors.base.texts import TEXT_CHARS
+from puma_actors.roles.described import Description
 
 MAX_TOKENS = 1 << 20
 MAX_SEQUENCES = 1 << 12
@@ -56,6 +58,22 @@ class TensorMessage(_Message):
     rows: int = Field(ge=1)
 
 
+class MatrixMessage(_Message):
+    """What a tensor of public weights is made of. Its bytes follow, in pieces."""
+
+    do: Literal["matrix"] = "matrix"
+    number: int = Field(ge=0, lt=1 << 20)
+    made: Description
+
+
+class PieceMessage(_Message):
+    """Bytes of a tensor of public weights from byte `start` on, in the buffer."""
+
+    do: Literal["piece"] = "piece"
+    number: int = Field(ge=0, lt=1 << 20)
+    start: int = Field(ge=0)
+
+
 class UploadedMessage(_Message):
     """The last tensor has been sent."""
 
@@ -79,13 +97,15 @@ class CommitMessage(_Message):
 
 class AgreeMessage(_Message):
     """Between parties: the upload and plan that the sender serves in this session, and digests of
-    the public numbers that it will compute with (see `models.programs.public`).
+    the public numbers that it will compute with (see `models.programs.public`). An evaluator with
+    public weights adds a digest of them (`content`).
     """
 
     do: Literal["agree"] = "agree"
     digest: str = Field(min_length=64, max_length=64)
     upload: str = Field(min_length=32, max_length=32)
     tables: dict[_Short, _Short] = Field(max_length=16)
+    content: str = Field(default="", max_length=64)
 
 
 class ReadyMessage(_Message):
@@ -208,6 +228,8 @@ Message: TypeAlias = Annotated[
     PlanMessage
     | SeedMessage
     | TensorMessage
+    | MatrixMessage
+    | PieceMessage
     | UploadedMessage
     | FileMessage
     | CommitMessage

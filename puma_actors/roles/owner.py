@@ -11,6 +11,7 @@ from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint
 from models.owner.calibrate import calibrate
 from models.programs.families import LazyParameters, load_parameters, parameters_of
+from models.programs.folding import Source
 from models.programs.plan import Weights
 from protocols.base.ring import Floats
 from protocols.base.shares import Role
@@ -43,7 +44,9 @@ class Owner(Actor):
             `models.owner.probe`).
         progress: called while loading and sharing.
         delivery: how the parties get the model; None: for this session only.
-        weights: whether the parties know them; "public" ones are not sent.
+        weights: whether the parties know them.
+        sources: what public weights are made of (`sources_of`), to be sent to the parties; empty:
+            they have them already.
         lazy: read each matrix from the checkpoint whenever it is needed, several times in all,
             instead of keeping all of them in memory.
 
@@ -61,6 +64,7 @@ class Owner(Actor):
         progress: Progress = ignore_progress,
         delivery: Delivery | None = None,
         weights: Weights = "private",
+        sources: Sequence[tuple[str, Source]] = (),
         lazy: bool = False,
     ) -> None:
         check_opened(checkpoint)
@@ -70,6 +74,7 @@ class Owner(Actor):
         self._progress = progress
         self._delivery = delivery or ForSession()
         self._weights: Weights = weights
+        self._sources = sources
         self._lazy = lazy
         self.seconds: dict[str, float] = {}
         self.delivered = anyio.Event()
@@ -110,7 +115,7 @@ class Owner(Actor):
             weights=self._weights,
         )
         calibrated = time.perf_counter()
-        sending = Sending(self.scheduler, plan, parameters, self._progress)
+        sending = Sending(self.scheduler, plan, parameters, self._progress, self._sources)
         await self._delivery.deliver(sending)
         self.seconds = {
             "load": loaded - started,

@@ -14,7 +14,7 @@ from models.programs.plan import Plan
 from models.programs.program import Batch, Cache
 from models.programs.public import plan_digests
 from protocols.base.lane import Lane
-from protocols.base.shares import COMPUTING, Role
+from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.drivers.public import differing, refusal
 from protocols.errors import (
     Busy,
@@ -41,7 +41,7 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
-from puma_actors.roles.upload import InMemory, Kept, Model, Upload
+from puma_actors.roles.upload import InMemory, Kept, Model, Upload, different_weights
 
 DEALER_LEAD = 2
 """Steps that the dealer may begin before the client's input to the first of them has arrived."""
@@ -117,8 +117,9 @@ class Party(Actor):
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
         self._origin = ""  # upload id of a model that was here before the session
+        self._content = ""  # digest of its public weights
         if model is not None:
-            self._plan, self._origin = model.plan, model.upload
+            self._plan, self._origin, self._content = model.plan, model.upload, model.content
             self._parameters.update(model.parameters)
         self._running_inferences: dict[int, anyio.CancelScope] = {}
         self._refused: set[int] = set()  # the refused ones among these
@@ -166,7 +167,9 @@ class Party(Actor):
         the same: with other shares or public numbers, they would compute noise.
         """
         tables = await self.scheduler.compute.offload(plan_digests, plan)
-        self._mine = AgreeMessage(digest=plan.digest(), upload=upload, tables=tables)
+        self._mine = AgreeMessage(
+            digest=plan.digest(), upload=upload, tables=tables, content=self._content
+        )
         for role in COMPUTING:
             if role is not self.role:
                 await self.scheduler.send_control(role, self._mine.header())
@@ -188,6 +191,8 @@ class Party(Actor):
                     f"{role} and {self.role} hold different uploads of the model: run `puma models "
                     "remove`, then `puma upload` again"
                 )
+            if self.role in EVALUATORS and role in EVALUATORS and theirs.content != mine.content:
+                raise RemoteProtocolError(different_weights())
             if names := differing(mine.tables, theirs.tables):
                 raise RemoteProtocolError(refusal(str(role), names))
         if len(self._heard) == len(COMPUTING) - 1:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from models.programs.families import parameters_of
+from models.programs.folding import Source
 from models.programs.plan import Kind, Plan
 from models.programs.sharing import SEED_BYTES, mask_parameter
 from protocols.base.ring import Floats, Words
@@ -26,6 +27,7 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
+from puma_actors.roles.public_sending import send_matrices
 from puma_actors.session.session import RoundScheduler
 
 Progress = Callable[[str, float], None]
@@ -51,6 +53,7 @@ class Sending:
         scheduler: the owner's scheduler.
         parameters: matrices by canonical name; from a dict each is removed when it is masked.
         progress: called while sharing.
+        sources: what public weights are made of (`sources_of`), if the parties need them.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class Sending:
         plan: Plan,
         parameters: Mapping[str, Floats],
         progress: Progress,
+        sources: Sequence[tuple[str, Source]] = (),
     ) -> None:
         self.scheduler = scheduler
         self.plan = plan
         self._parameters = parameters
         self._progress = progress
+        self._sources = sources
 
     async def everyone(self, message: Message, buffers: Sequence[bytes] = ()) -> None:
         """Send a message to the three parties."""
@@ -77,6 +82,8 @@ class Sending:
             await self.scheduler.send_control(role, announcement)
         if self.plan.weights == "private":
             await self._shares()
+        elif self._sources:
+            await send_matrices(self.scheduler, self.plan, self._sources, self._progress)
         await self.everyone(UploadedMessage())
         self._progress("waiting for the parties to take them in", 0.0)
 

@@ -9,7 +9,7 @@ kept.hold(number, parameter)                 the form that the party computes wi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -32,18 +32,29 @@ class Model:
     Attributes:
         parameters: the shares it computes with, by canonical name.
         upload: the id of the owner's upload, in hex: shares of two uploads do not fit together.
+        content: a digest of public weights at an evaluator, in hex; otherwise empty.
     """
 
     plan: Plan
     parameters: Mapping[str, Any] = field(repr=False)
     upload: str
+    content: str = ""
+
+
+def different_weights() -> str:
+    """The reason to refuse evaluators whose public weights differ."""
+    return (
+        "evaluator-a and evaluator-b hold different public weights of one upload, as its owner sent "
+        "them: run `puma models remove`, then `puma upload` again"
+    )
 
 
 class Destination(Protocol):
     """A place that keeps the shares of one upload. Its input has been checked."""
 
-    weights: Weights
-    """The kind of weights that are kept here."""
+    @property
+    def weights(self) -> Weights | Literal["any"]:
+        """The kind of weights that are kept here."""
 
     def check_size(self, plan: Plan) -> None:
         """Check the plan's size, before anything of that size is allocated.
@@ -114,7 +125,7 @@ class Upload:
     def __init__(self, role: Role, message: PlanMessage, destination: Destination) -> None:
         try:
             self.plan = Plan.from_public(message.plan)
-            if self.plan.weights != destination.weights:
+            if destination.weights not in ("any", self.plan.weights):
                 raise RemoteProtocolError(
                     f"the owner's model has {self.plan.weights} weights, and {role} only takes "
                     f"{destination.weights} ones"
@@ -134,6 +145,7 @@ class Upload:
 
     def seed(self, which: int, buffers: Sequence[memoryview]) -> None:
         """Take one of the seeds. An evaluator may have only its own."""
+        self._check_private("a seed")
         if which not in seeds_of(self._role) or which in self._seeds:
             raise RemoteProtocolError(f"seed {which} is not for {self._role}, or came twice")
         if len(buffers) != 1 or buffers[0].nbytes != SEED_BYTES:
@@ -143,6 +155,7 @@ class Upload:
 
     def tensor(self, message: TensorMessage, buffers: Sequence[memoryview]) -> None:
         """Take rows of a masked tensor, in order."""
+        self._check_private("masked words")
         if self._role.is_dealer or message.number >= len(self._wanted):
             raise RemoteProtocolError(f"tensor {message.number} is not expected here")
         name, parameter = self._wanted[message.number]
@@ -157,10 +170,14 @@ class Upload:
         self._destination.words(message.number, filled * columns, rows * columns, buffers[0])
         self._filled[message.number] = filled + message.rows
 
+    def _check_private(self, what: str) -> None:
+        if self.plan.weights == "public":
+            raise RemoteProtocolError(f"the owner sent {what} for public weights")
+
     def check_complete(self) -> None:
         """Check that everything this party should have has arrived."""
         if self.plan.weights == "public":
-            return  # they are not sent
+            return  # they have no shares
         if len(self._seeds) != (2 if self._role.is_dealer else 1):
             raise RemoteProtocolError("a seed is missing")
         for number, (name, parameter) in enumerate(self._wanted):

@@ -16,6 +16,7 @@ reported without reading everything again.
 """
 
 import hashlib
+import mmap
 import os
 import weakref
 from collections.abc import Iterator
@@ -124,8 +125,19 @@ class CheckedFile:
         self._seen = seen
         weakref.finalize(self, os.close, handle)
 
+    def mapped(self) -> NDArray[np.uint8]:
+        """The file's content, which the system reads when it is used. `check` before each use."""
+        size = self._seen[2]
+        return np.frombuffer(mmap.mmap(self._handle, size, access=mmap.ACCESS_READ), np.uint8)
+
     def expect(self) -> None:
         """Check that the file is still the same, and let the system read it ahead."""
+        self.check()
+        with suppress(OSError):  # only advice
+            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def check(self) -> None:
+        """Check that the file is still the same."""
         status = os.fstat(self._handle)
         # To remove the file counts as a change of its status, not of its content.
         parts = slice(None) if status.st_nlink else slice(4)
@@ -134,8 +146,6 @@ class CheckedFile:
                 f"{self._path.name} was changed while the model is in use: run `puma models remove "
                 f"{self._path.parent.name}`, then `puma upload` again"
             )
-        with suppress(OSError):  # only advice
-            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def read(self, at: int, view: memoryview) -> None:
         """Fill `view` with the bytes from `at` on."""

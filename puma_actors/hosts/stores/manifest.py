@@ -18,7 +18,7 @@ PUBLIC_BYTES = 48 << 20
 """The most bytes of all published files together."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_FILE = r"^(?:[0-9]{5}\.words|seed-[12]|tokenizer\.json|tokenizer_config\.json)$"
+_FILE = r"^(?:[0-9]{5}\.(?:words|matrix)|seed-[12]|tokenizer\.json|tokenizer_config\.json)$"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -103,6 +103,11 @@ def check_name(name: str) -> str:
 def words_file(number: int) -> str:
     """The file name of a masked tensor."""
     return f"{number:05}.words"
+
+
+def matrix_file(number: int) -> str:
+    """The file name of a tensor of public weights."""
+    return f"{number:05}.matrix"
 
 
 def seed_file(which: int) -> str:

@@ -1,5 +1,6 @@
 """A model on a party's disk."""
 
+import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +16,13 @@ from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.errors import StoreError
 from puma_actors.hosts.stores.checksums import CheckedFile, Checksums
-from puma_actors.hosts.stores.manifest import PUBLIC_FILES, Manifest, seed_file, words_file
+from puma_actors.hosts.stores.manifest import (
+    PUBLIC_FILES,
+    Manifest,
+    matrix_file,
+    seed_file,
+    words_file,
+)
 
 _WORD = 8
 
@@ -52,6 +59,12 @@ class Stored:
             opened = self.checksums.open(self.folder / file, self.manifest.files[file])
         return StoredWords(opened)
 
+    def matrix(self, number: int) -> CheckedFile:
+        """A tensor of public weights, which stays on disk."""
+        file = matrix_file(number)
+        with self.reading():
+            return self.checksums.open(self.folder / file, self.manifest.files[file])
+
     def public_files(self) -> dict[str, bytes]:
         """The files that the owner published."""
         there = [name for name in PUBLIC_FILES if name in self.manifest.files]
@@ -75,6 +88,9 @@ class StoredWords:
 
 def check_complete(manifest: Manifest, plan: Plan, role: Role) -> None:
     """Raise StoreError unless a manifest lists exactly the files of a party for its plan."""
+    if plan.weights == "public":
+        _check_matrices(manifest, plan, role)
+        return
     wanted = {seed_file(which): SEED_BYTES for which in seeds_of(role)}
     if not role.is_dealer:
         for number, parameter in enumerate(parameters_of(plan.config).values()):
@@ -84,3 +100,24 @@ def check_complete(manifest: Manifest, plan: Plan, role: Role) -> None:
     }
     if found != wanted:
         raise StoreError("its files are not those of its plan")
+
+
+def _check_matrices(manifest: Manifest, plan: Plan, role: Role) -> None:
+    """The same for public weights; a file's size is in its head."""
+    count = 0 if role.is_dealer else len(parameters_of(plan.config))
+    if _matrices(manifest) != {matrix_file(number) for number in range(count)}:
+        raise StoreError("its files are not those of its plan")
+
+
+def _matrices(manifest: Manifest) -> set[str]:
+    return manifest.files.keys() - set(PUBLIC_FILES)
+
+
+def content_digest(manifest: Manifest, plan: Plan) -> str:
+    """SHA-256 over the checksums of all files of public weights, in hex: it is the same at both
+    evaluators. Empty for private weights, and at the dealer.
+    """
+    if plan.weights == "private" or manifest.role == Role.DEALER:
+        return ""
+    lines = (f"{name} {manifest.files[name].sha256}\n" for name in sorted(_matrices(manifest)))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
