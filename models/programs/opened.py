@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def opened_bytes(config: ModelConfig) -> int:
     total = 0
     for parameter in parameters_of(config).values():
         if parameter.kind not in STREAMED:
-            total += 2 * 8 * int(np.prod(parameter.shape))
+            total += 2 * 8 * prod(parameter.shape)
             continue
         rows, columns = parameter.shape
         inputs, outputs = (rows, columns) if parameter.kind == "weight" else (columns, rows)

@@ -16,6 +16,12 @@ class Approximation(StrEnum):
     PUMA = "puma"
 
 
+class Require(StrEnum):
+    """What a client may insist on."""
+
+    PRIVATE_WEIGHTS = "private-weights"
+
+
 class Tree(StrEnum):
     """What comparisons keep to a minimum."""
 
@@ -71,7 +77,15 @@ PublicOption = Annotated[
     typer.Option(
         "--public-weights",
         help="For open models: the parties know the weights. Prompt and answer stay private. "
-        "Faster, and in a quarter of the memory.",
+        "Faster, and in a quarter of the memory. With --cluster `puma upload` has decided this.",
+    ),
+]
+RequireOption = Annotated[
+    Require | None,
+    typer.Option(
+        help="What the model must have. private-weights: refuse, before the prompt leaves, a model "
+        "whose weights the parties know.",
+        show_default=False,
     ),
 ]
 ClusterOption = Annotated[

@@ -1,12 +1,13 @@
 """Open a model for any command: in this process, or at three remote parties."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 
 from models.checkpoints.weights import demo_model_path
+from models.programs.plan import Weights
 from protocols.base.lane import Settings
 from protocols.errors import ConfigError
 from protocols.kernels import warm_up
@@ -23,6 +24,11 @@ from puma_actors.hosts.config import load_config
 from puma_actors.roles.owner import Progress
 from puma_actors.transports.delay.network import parse_network
 
+_KINDS: Mapping[Weights, str] = {
+    "private": "note: private weights: no party knows the model, the prompt or the answer",
+    "public": "note: public weights: the parties know the model, not the prompt or the answer",
+}
+
 
 def open_cluster(
     model: str | None, settings: Settings, where: Where, report: Progress
@@ -33,8 +39,6 @@ def open_cluster(
         ConfigError: options that conflict, or an unknown network.
     """
     options = local_options(settings, where, report)  # before the model is read
-    if where.public_weights:
-        tell("note: public weights: the parties know the model, not the prompt or the answer")
     path = demo_model_path() if model is None else model
     return LocalCluster.from_pretrained(path, **options)
 
@@ -47,6 +51,10 @@ def local_options(settings: Settings, where: Where, report: Progress) -> Cluster
     """
     if where.tokenizer is not None or where.insecure_no_tls:
         raise ConfigError("--tokenizer and --insecure-no-tls need --cluster")
+    if where.public_weights:
+        if where.require is not None:
+            raise ConfigError(f"--public-weights: not with --require {where.require}")
+        tell(_KINDS["public"])
     return {
         "settings": settings,
         "network": parse_network(where.network),
@@ -105,7 +113,8 @@ async def _open_remote(
         raise ConfigError("--codec: for models in this process, not with --cluster")
     if where.public_weights:
         raise ConfigError(
-            "--public-weights: for models in this process; remote parties hold private weights"
+            "--public-weights: `puma upload` decides this for remote parties; `puma models list` "
+            "shows it"
         )
     if where.memory is not None:
         raise ConfigError("--memory: remote parties set their own limits.memory in cluster.toml")
@@ -114,7 +123,15 @@ async def _open_remote(
     config = load_config(cluster, insecure_no_tls=where.insecure_no_tls, network=where.network)
     await anyio.to_thread.run_sync(warm_up, lambda line: report(line, 0.0))
     report("calling the parties", 0.0)
-    return await RemoteCluster.open(config, model, tokenizer=where.tokenizer, settings=settings)
+    found = await RemoteCluster.open(
+        config,
+        model,
+        tokenizer=where.tokenizer,
+        settings=settings,
+        require=None if where.require is None else "private-weights",
+    )
+    tell(_KINDS[found.weights])
+    return found
 
 
 async def _enter(found: Cluster, check: Callable[[Cluster], None]) -> None:

@@ -33,7 +33,7 @@ def _starting(cluster: Cluster) -> dict[str, tuple[str, float]]:
 
 
 def usage_report(cluster: Cluster, usage: Usage, *, generated: bool = True) -> dict[str, Any]:
-    """Token ids, seconds, traffic and network, as the JSON output names them.
+    """Token ids, seconds, traffic, network and kind of weights, as the JSON output names them.
 
     generated: whether there are new tokens, with their seconds and a reason why they ended: "end of
         text", "stop string", "length" (as many as requested) or "context" (no room left).
@@ -57,6 +57,7 @@ def usage_report(cluster: Cluster, usage: Usage, *, generated: bool = True) -> d
             "offline_bytes": total.offline,
         },
         "network": network.to_public() if (network := network_of(cluster)) else None,
+        "weights": cluster.weights,
     }
 
 
@@ -92,8 +93,7 @@ def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> N
 
 def _hidden(cluster: Cluster, text: str) -> str:
     """What no party saw of a request."""
-    plan = cluster.client.plan
-    if plan is not None and plan.weights == "public":
+    if cluster.weights == "public":
         return f"{text} or an activation; the weights are public"
     return f"{text}, the weights or an activation"
 

@@ -9,6 +9,7 @@ from puma_actors.cli.options import (
     MemoryOption,
     NetworkOption,
     PublicOption,
+    RequireOption,
     TokenizerOption,
 )
 
@@ -20,6 +21,7 @@ class Where:
     Attributes:
         memory: bytes that a model may take in this process, such as "16GB".
         public_weights: the parties know the weights.
+        require: what the model must have, or it is refused.
         codec, network: as for `LocalCluster`; `network` also for connections to remote parties.
         cluster: a cluster.toml. tokenizer: a client's own, for a model at remote parties.
         insecure_no_tls: allow addresses without encryption in the cluster.toml.
@@ -27,6 +29,7 @@ class Where:
 
     memory: MemoryOption = None
     public_weights: PublicOption = False
+    require: RequireOption = None
     codec: CodecOption = False
     network: NetworkOption = None
     cluster: ClusterOption = None

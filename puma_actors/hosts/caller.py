@@ -296,12 +296,13 @@ def problem_of(held: Mapping[Role, ModelEntry], silent: Collection[Role] = ()) -
 @dataclass(frozen=True)
 class Removal:
     """The outcome of a removal at one party: "removed", "none" (there was no such model), "kept"
-    (it failed) or "unreachable"; and the reason.
+    (it failed) or "unreachable"; and the reason. `weights`: the kind of the removed one's.
     """
 
     peer: Role
     state: Literal["removed", "none", "kept", "unreachable"]
     problem: str = ""
+    weights: str = ""
 
     @property
     def done(self) -> bool:
@@ -318,7 +319,9 @@ async def remove_model(config: ClusterConfig, name: str) -> dict[Role, Removal]:
     found = {}
     for peer, each in (await visit_all(config, Role.OWNER, "remove", name)).items():
         if each.answer is not None:
-            found[peer] = Removal(peer, "removed" if each.answer.models else "none")
+            had = each.answer.models
+            kind = had[0].weights if had else ""
+            found[peer] = Removal(peer, "removed" if had else "none", weights=kind)
         else:
             away = isinstance(each.error, TransportError)
             found[peer] = Removal(peer, "unreachable" if away else "kept", str(each.error))

@@ -235,4 +235,5 @@ def _models(config: ClusterConfig, role: Role, quick: bool) -> Iterator[Check]:
         files = stored.manifest.files
         size = sum(entry.bytes for entry in files.values()) / _GB
         how = "sizes and modes are right (--quick)" if quick else "all checksums are right"
-        yield Check(f"model {name}", "ok", f"{len(files)} files, {size:.2f} GB, {how}")
+        kind = f"{stored.plan.weights} weights"
+        yield Check(f"model {name}", "ok", f"{kind}, {len(files)} files, {size:.2f} GB, {how}")

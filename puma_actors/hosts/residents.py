@@ -6,8 +6,8 @@
 
 Before anything is loaded or admitted, its memory is estimated and reserved. An unused model is
 dropped when another one needs the room; the matrices of a model that is larger than the limit stay
-on disk, and are read in each step; those of public weights stay there always, and are mapped; a session that does not fit is refused with `Busy`, instead
-of running out of memory.
+on disk, and are read in each step; those of public weights always do, and are mapped; a session
+that does not fit is refused with `Busy`, instead of running out of memory.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping

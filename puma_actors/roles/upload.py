@@ -44,8 +44,8 @@ class Model:
 def different_weights() -> str:
     """The reason to refuse evaluators whose public weights differ."""
     return (
-        "evaluator-a and evaluator-b hold different public weights of one upload, as its owner sent "
-        "them: run `puma models remove`, then `puma upload` again"
+        "evaluator-a and evaluator-b hold different public weights, as the owner sent them: run "
+        "`puma models remove`, then `puma upload` again"
     )
 
 

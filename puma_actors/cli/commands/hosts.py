@@ -125,6 +125,14 @@ def upload(
             show_default=False,
         ),
     ] = None,
+    public_weights: Annotated[
+        bool,
+        typer.Option(
+            "--public-weights",
+            help="For open models: the evaluators get the weights in the clear, as the checkpoint "
+            "stores them. Prompts and answers stay private. Clients see the kind before they ask.",
+        ),
+    ] = False,
     insecure_no_tls: InsecureOption = False,
     as_json: JsonObjectOption = False,
 ) -> None:
@@ -135,16 +143,26 @@ def upload(
 
     config = load_config(cluster, insecure_no_tls=insecure_no_tls)
     with progress(quiet=as_json) as report:
-        seconds = anyio.run(_run_upload, config, model, name, publish_tokenizer, head, report)
+        seconds = anyio.run(
+            _run_upload, config, model, name, publish_tokenizer, head, public_weights, report
+        )
+    weights = "public" if public_weights else "private"
     if as_json:
-        print_json({"name": name, "seconds": seconds})
+        print_json({"name": name, "weights": weights, "seconds": seconds})
     else:
         total = sum(seconds.values())
-        stdout.print(f"{name} is at all three parties ({total:.1f} s)", highlight=False)
+        kind = ", with public weights" if public_weights else ""
+        stdout.print(f"{name} is at all three parties{kind} ({total:.1f} s)", highlight=False)
 
 
 async def _run_upload(
-    config: Any, model: str, name: str, publish_tokenizer: bool, head: str | None, report: Any
+    config: Any,
+    model: str,
+    name: str,
+    publish_tokenizer: bool,
+    head: str | None,
+    public_weights: bool,
+    report: Any,
 ) -> dict[str, float]:
     from models.checkpoints.hub import resolve_model
     from models.checkpoints.weights import open_checkpoint
@@ -168,7 +186,14 @@ async def _run_upload(
             except ModelError as error:
                 raise ConfigError(f"{error} (or upload with --no-tokenizer)") from None
             warn(tokenizer)
-        return await upload_model(config, checkpoint, name, tokenizer=tokenizer, progress=report)
+        return await upload_model(
+            config,
+            checkpoint,
+            name,
+            tokenizer=tokenizer,
+            public_weights=public_weights,
+            progress=report,
+        )
 
 
 # -- ping ------------------------------------------------------------------------------------------

@@ -62,14 +62,17 @@ def _show(listing: Any) -> None:
     from puma_actors.hosts.caller import problem_of
 
     table = Table(box=None)
-    for heading in ("name", "architecture", "head", "at each evaluator", "uploaded", "state"):
+    for heading in ("name", "architecture", "head", "weights", "at each evaluator", "uploaded"):
         table.add_column(heading, overflow="fold")
+    table.add_column("state", overflow="fold")
     for name, held in listing.models.items():
         good = [entry for entry in held.values() if not entry.problem] or [*held.values()]
         size = amount(max(entry.bytes for entry in held.values()))
         ready = "ready" if all(entry.verified for entry in good) else "ready, not yet verified"
         state = problem_of(held, listing.silent) or ready
-        cells = (name, good[0].architecture, good[0].head, size, good[0].created[:16], state)
+        first = good[0]
+        kinds = first.architecture, first.head, first.weights
+        cells = (name, *kinds, size, first.created[:16], state)
         table.add_row(*map(Text, cells))  # text from parties is never markup
     stdout.print(table if listing.models else "no models: add one with `puma upload`")
 
@@ -95,11 +98,16 @@ def remove(
     found = anyio.run(remove_model, config, name)
     done = all(each.done for each in found.values())
     if as_json:
-        parties = {str(e.peer): {"state": e.state, "problem": e.problem} for e in found.values()}
+        parties = {
+            str(e.peer): {"state": e.state, "problem": e.problem, "weights": e.weights or None}
+            for e in found.values()
+        }
         print_json({"name": name, "done": done, "parties": parties})
     else:
         had = [str(each.peer) for each in found.values() if each.state == "removed"]
-        say(f"{name} removed from {', '.join(had) or 'no party'}")
+        kinds = {each.weights for each in found.values() if each.weights}
+        what = f"{name} ({', '.join(sorted(kinds))} weights)" if kinds else name
+        say(f"{what} removed from {', '.join(had) or 'no party'}")
         for each in found.values():
             if each.state == "none":
                 say(f"{each.peer} did not have it")

@@ -11,6 +11,7 @@ from models.configs.architecture import ModelConfig
 from models.programs.families import parameters_of
 from models.programs.head_layers import columns_of, default_rows
 from models.programs.memory import footprint
+from models.programs.opened import opened_bytes
 from models.programs.predict import predict, share_bytes
 from models.programs.program import Batch, Rows
 from models.texts.embed import vector_rows
@@ -248,6 +249,7 @@ def _report(
         },
         "weights": _weights(config, prompt),
         "share_bytes": dict.fromkeys(map(str, COMPUTING), share_bytes(config)),
+        "public_weights": {"evaluator_bytes": opened_bytes(config)},
         "request_bytes": {
             str(role): footprint(
                 config, Batch((prompt,), rows), max(1, decode), settings, dealer=role.is_dealer
@@ -342,6 +344,8 @@ def _print_report(report: dict[str, Any]) -> None:
     stdout.print(costs)
     memory = ", ".join(f"{role} {amount(size)}" for role, size in report["share_bytes"].items())
     say(f"\nshares of the weights in memory: {memory}")
+    public = amount(report["public_weights"]["evaluator_bytes"])
+    say(f"with public weights: {public} at each evaluator, beside the checkpoint's mapped bytes")
     _print_weights(report["weights"])
     peaks = ", ".join(f"{role} {amount(size)}" for role, size in report["request_bytes"].items())
     say(f"in addition, for this request: {peaks}")
