@@ -45,7 +45,10 @@ class Matrices:
 
     def describe(self, message: MatrixMessage) -> None:
         """Begin the next tensor."""
-        if self._missing or message.number != self._next or self._next >= len(self._wanted):
+        if self._missing:
+            name, _ = self._wanted[self._next - 1]
+            raise RemoteProtocolError(f"{name} came with {self._missing} bytes too few")
+        if message.number != self._next or self._next >= len(self._wanted):
             raise RemoteProtocolError(f"tensor {message.number} is not expected here")
         name, parameter = self._wanted[self._next]
         try:
@@ -58,9 +61,13 @@ class Matrices:
     def piece(self, message: PieceMessage, buffers: Sequence[memoryview]) -> None:
         """Take the next bytes of the tensor that was described last."""
         number = self._next - 1
-        if message.number != number or message.start != self._at or not self._missing:
+        if number < 0 or message.number != number:
             raise RemoteProtocolError(f"a piece of tensor {message.number} is not expected here")
         name, parameter = self._wanted[number]
+        if message.start != self._at:
+            raise RemoteProtocolError(
+                f"{name} came with bytes from {message.start} on, {self._at} was the next"
+            )
         if len(buffers) != 1 or not 0 < buffers[0].nbytes <= self._missing:
             size = sum(buffer.nbytes for buffer in buffers)
             raise RemoteProtocolError(f"{name} came with {size} bytes, {self._missing} are missing")

@@ -133,6 +133,33 @@ def test_five_roles_in_processes_of_their_own(
         assert "I see" not in party.log.read_text()
 
 
+def test_a_client_is_told_which_kind_of_model_it_is(
+    folder: Path, parties: dict[Role, Party], tmp_path: Path
+) -> None:
+    model = save_tokenizer(save_model(tmp_path / "model", seed=3))
+    where = ("--cluster", folder / "client.toml")
+    ask = ("-p", "I see the cat", "-n", "2")
+    insist = ("--require", "private-weights")
+
+    uploaded = puma("upload", model, "--name", "open", "--public-weights", *where).stdout
+    assert "open is at all three parties, with public weights" in uploaded
+    listed = json.loads(puma("models", "list", "--json", *where).stdout)["models"]["open"]
+    assert {entry["weights"] for entry in listed["parties"].values()} == {"public"}
+    assert "public" in puma("models", "list", *where).stdout
+    asked = puma("generate", *where, "-m", "open", *ask)
+    assert "note: public weights: the parties know the model, not the prompt" in asked.stderr
+    assert "the weights are public" in " ".join(asked.stderr.split())
+    refused = puma("generate", *ask, *where, "-m", "open", *insist, code=2).stderr
+    assert "model open has public weights, and private-weights is required" in refused
+
+    told = json.loads(puma("upload", model, "--name", "own", "--json", *where).stdout)
+    assert told["weights"] == "private"
+    asked = puma("generate", *where, "-m", "own", "--json", *ask, *insist)
+    assert "note: private weights: no party knows the model" in asked.stderr
+    assert json.loads(asked.stdout)["weights"] == "private"
+    assert "open (public weights) removed from" in puma("models", "remove", "open", *where).stdout
+
+
 async def drain(config: Path, party: Party) -> None:
     """SIGTERM while a session runs: it may finish, others are refused. The grace time is no limit
     here: it runs on while other processes start, which may take long.

@@ -230,15 +230,17 @@ def test_pieces_out_of_place(arriving):
         matrices.describe(MatrixMessage(number=0, made=Description(parts=[ONE, ONE])))
     assert not shelf.files
     matrices.describe(message)
-    for number, start in ((1, 0), (0, 4), (0, data.size)):
-        with pytest.raises(RemoteProtocolError, match="is not expected here"):
-            send(matrices, data[:8], start, number)
+    with pytest.raises(RemoteProtocolError, match="a piece of tensor 1 is not expected"):
+        send(matrices, data[:8], 0, 1)
+    for start in (4, data.size):
+        with pytest.raises(RemoteProtocolError, match=f"bytes from {start} on, 0 was the next"):
+            send(matrices, data[:8], start)
     for piece in (np.zeros(data.size + 1, np.uint8), data[:0]):
         with pytest.raises(RemoteProtocolError, match=rf"first came with {piece.size} bytes, 792"):
             send(matrices, piece)
     with pytest.raises(RemoteProtocolError, match="first came with 16 bytes"):
         matrices.piece(PieceMessage(number=0, start=0), [memoryview(data[:8])] * 2)
-    with pytest.raises(RemoteProtocolError, match="tensor 1 is not expected"):
+    with pytest.raises(RemoteProtocolError, match="first came with 792 bytes too few"):
         matrices.describe(MatrixMessage(number=1, made=message.made))
     with pytest.raises(RemoteProtocolError, match="first is not complete"):
         matrices.check_complete()
@@ -275,11 +277,10 @@ def test_vectors_that_do_not_fit(monkeypatch, name):
         send(matrices, data)
 
 
-@pytest.mark.parametrize(
-    "order", [[0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 6], [0, 1, 2, 3, 4, 1 << 31]]
-)
-def test_an_order_that_is_no_permutation(arriving, order):
+@pytest.mark.parametrize("last", [0, 6, 1 << 31])
+def test_an_order_that_is_no_permutation(arriving, last):
     matrices, _ = arriving
+    order = [0, 1, 2, 3, 4, last]
     message, data = first()
     data[:24] = np.array(order, "<u4").view(np.uint8)
     matrices.describe(message)

@@ -1,5 +1,7 @@
 """Public weights, private prompts: the parties open the checkpoint themselves."""
 
+import json
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -149,7 +151,22 @@ def test_the_command_line(puma, tmp_path):
     assert "no party saw the prompt, the weights or an activation" in " ".join(err.split())
     code, _, err = puma(*request, "--cluster", tmp_path / "c.toml", "--model", "m")
     assert code == 2
-    assert "--public-weights: for models in this process" in err
+    assert "--public-weights: `puma upload` decides this for remote parties" in err
+    code, _, err = puma(*request, "--model", folder, "--require", "private-weights")
+    assert code == 2
+    assert "--public-weights: not with --require private-weights" in err
+
+
+def test_a_text_task_says_which_kind(puma, tmp_path):
+    folder = save_tokenizer(save(tiny_model("bert", "masked-lm", vocab_size=300), tmp_path / "m"))
+    request = ["embed", "--text", "I see", "--model", folder]
+    code, out, err = puma(*request, "--public-weights", "--json")
+    assert code == 0, err
+    assert "note: public weights: the parties know the model" in err
+    assert json.loads(out)["weights"] == "public"
+    code, out, err = puma(*request, "--require", "private-weights", "--json")
+    assert code == 0, err
+    assert json.loads(out)["weights"] == "private"
 
 
 def test_tensors_of_other_names_are_found(tmp_path):
