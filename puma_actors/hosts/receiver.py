@@ -121,14 +121,6 @@ class Receiver(Actor):
                 self._matrices = Matrices(self.role, plan, DraftShelf(self._draft))
         elif self._upload is None:
             raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
-        elif isinstance(message, SeedMessage):
-            await self._disk(self._upload.seed, message.which, buffers)
-        elif isinstance(message, TensorMessage):
-            await self._disk(self._upload.tensor, message, buffers)
-        elif isinstance(message, MatrixMessage) and self._matrices is not None:
-            await self._disk(self._matrices.describe, message)
-        elif isinstance(message, PieceMessage) and self._matrices is not None:
-            await self._disk(self._matrices.piece, message, buffers)
         elif isinstance(message, UploadedMessage):
             self._upload.check_complete()
             if self._matrices is not None:
@@ -136,6 +128,18 @@ class Receiver(Actor):
             await self._disk(self._draft.finish, self._upload.plan)
             self._finished = True
             await self._ready()
+        else:
+            await self._weights(self._upload, message, buffers)
+
+    async def _weights(self, upload: Upload, message: Any, buffers: Sequence[memoryview]) -> None:
+        if isinstance(message, SeedMessage):
+            await self._disk(upload.seed, message.which, buffers)
+        elif isinstance(message, TensorMessage):
+            await self._disk(upload.tensor, message, buffers)
+        elif isinstance(message, MatrixMessage) and self._matrices is not None:
+            await self._disk(self._matrices.describe, message)
+        elif isinstance(message, PieceMessage) and self._matrices is not None:
+            await self._disk(self._matrices.piece, message, buffers)
         else:
             raise RemoteProtocolError(f"the owner may not send a {message.do!r} request")
 

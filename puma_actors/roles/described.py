@@ -72,10 +72,13 @@ class Description(Strict):
         Raises:
             RemoteProtocolError: it does not describe a tensor of this kind and shape.
         """
-        return sum(self._sizes(parameter))
+        return sum(self.sizes(parameter))
 
-    def _sizes(self, parameter: Parameter) -> Iterator[int]:
-        inputs, outputs = self._shape(parameter)
+    def sizes(self, parameter: Parameter) -> Iterator[int]:
+        """Bytes of each vector, of each part's order, of each part, in this order. Raises as
+        `size`.
+        """
+        inputs, outputs = self.shape(parameter)
         vectors = (self.row, inputs), (self.column, outputs), (self.bias, outputs)
         for sent, count in (*vectors, (self.shift, inputs)):
             yield _NUMBER * count if sent else 0
@@ -84,8 +87,8 @@ class Description(Strict):
         for part in self.parts:
             yield part.nbytes(inputs)
 
-    def _shape(self, parameter: Parameter) -> tuple[int, int]:
-        """Inputs and outputs."""
+    def shape(self, parameter: Parameter) -> tuple[int, int]:
+        """Inputs and outputs. Raises as `size`."""
         extra = self.row, self.column, self.bias, self.shift
         if parameter.kind not in STREAMED:
             count = prod(parameter.shape)
@@ -153,8 +156,8 @@ def unpack(description: Description, parameter: Parameter, data: Bytes) -> Ingre
     Raises:
         RemoteProtocolError: the sizes do not fit.
     """
-    inputs, _ = description._shape(parameter)
-    sizes = list(description._sizes(parameter))
+    inputs, _ = description.shape(parameter)
+    sizes = list(description.sizes(parameter))
     if data.size != sum(sizes):
         raise RemoteProtocolError(f"it has {data.size} bytes, not {sum(sizes)}")
     pieces = np.split(data, np.cumsum(sizes)[:-1])

@@ -115,6 +115,8 @@ class Owner(Actor):
             weights=self._weights,
         )
         calibrated = time.perf_counter()
+        if self._weights == "public" and isinstance(parameters, dict):
+            parameters.clear()  # the parties use the checkpoint's own bytes
         sending = Sending(self.scheduler, plan, parameters, self._progress, self._sources)
         await self._delivery.deliver(sending)
         self.seconds = {

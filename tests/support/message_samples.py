@@ -3,11 +3,14 @@
 from models.configs.reading import LlamaConfig
 from models.programs.plan import Plan, draft_plan
 from protocols.drivers.ops import Ranges
+from puma_actors.roles.described import Description, PartEntry
 from puma_actors.roles.messages import (
     CloseMessage,
     EndedMessage,
     EndMessage,
     InferMessage,
+    MatrixMessage,
+    PieceMessage,
     PlanMessage,
     ReadyMessage,
     RefusedMessage,
@@ -46,6 +49,8 @@ ALL = [
     ANNOUNCED,
     SeedMessage(which=1),
     TensorMessage(number=0, start=0, rows=5),
+    MatrixMessage(number=0, made=Description(parts=[PartEntry(kind="f32", outputs=5)])),
+    PieceMessage(number=0, start=0),
     UploadedMessage(),
     ReadyMessage(digest=PLAN.digest()),
     InferMessage(number=3, lengths=[4], steps=2),

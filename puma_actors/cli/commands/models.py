@@ -1,5 +1,6 @@
 """`puma models`: the models that the parties hold."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import anyio
@@ -105,9 +106,7 @@ def remove(
         print_json({"name": name, "done": done, "parties": parties})
     else:
         had = [str(each.peer) for each in found.values() if each.state == "removed"]
-        kinds = {each.weights for each in found.values() if each.weights}
-        what = f"{name} ({', '.join(sorted(kinds))} weights)" if kinds else name
-        say(f"{what} removed from {', '.join(had) or 'no party'}")
+        say(f"{name}{_kind(found)} removed from {', '.join(had) or 'no party'}")
         for each in found.values():
             if each.state == "none":
                 say(f"{each.peer} did not have it")
@@ -117,3 +116,8 @@ def remove(
     if not done:
         tell(f"run `puma models remove {name}` again later to finish")
         raise typer.Exit(1)
+
+
+def _kind(found: Mapping[Any, Any]) -> str:
+    """In brackets, if a removed model was not of the usual kind."""
+    return " (public weights)" if any(each.weights == "public" for each in found.values()) else ""
