@@ -49,8 +49,10 @@ def test_generate_json_is_one_object(puma, folder, answer):
         "seconds",
         "traffic",
         "network",
+        "weights",
     ]
     assert data["network"] is None
+    assert data["weights"] == "private"
     assert data["stop_reason"] == "length"
     assert data["prompt_ids"] == IDS
     assert data["token_ids"] == answer
