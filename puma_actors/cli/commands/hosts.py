@@ -1,6 +1,8 @@
 """`puma party`, `upload`, `ping` and `doctor`: roles on separate hosts."""
 
+import resource
 import signal
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,6 +81,9 @@ async def _run_party(config: Any, role: "_Role") -> None:
     from puma_actors.base.logs import log
     from puma_actors.hosts.server import PartyServer
 
+    with suppress(OSError, ValueError):  # models on disk keep their files open, two a matrix
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     server = PartyServer(config, role)
 
     async def obey(scope: anyio.CancelScope) -> None:

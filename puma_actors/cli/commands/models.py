@@ -63,17 +63,16 @@ def _show(listing: Any) -> None:
     from puma_actors.hosts.caller import problem_of
 
     table = Table(box=None)
-    for heading in ("name", "architecture", "head", "weights", "at each evaluator", "uploaded"):
+    for heading in ("name", "architecture", "head", "at each evaluator", "uploaded", "state"):
         table.add_column(heading, overflow="fold")
-    table.add_column("state", overflow="fold")
     for name, held in listing.models.items():
         good = [entry for entry in held.values() if not entry.problem] or [*held.values()]
         size = amount(max(entry.bytes for entry in held.values()))
         ready = "ready" if all(entry.verified for entry in good) else "ready, not yet verified"
         state = problem_of(held, listing.silent) or ready
         first = good[0]
-        kinds = first.architecture, first.head, first.weights
-        cells = (name, *kinds, size, first.created[:16], state)
+        kept = ", ".join(part for part in (size, first.weights) if part)
+        cells = (name, first.architecture, first.head, kept, first.created[:16], state)
         table.add_row(*map(Text, cells))  # text from parties is never markup
     stdout.print(table if listing.models else "no models: add one with `puma upload`")
 

@@ -145,7 +145,7 @@ def test_a_client_is_told_which_kind_of_model_it_is(
     assert "open is at all three parties, with public weights" in uploaded
     listed = json.loads(puma("models", "list", "--json", *where).stdout)["models"]["open"]
     assert {entry["weights"] for entry in listed["parties"].values()} == {"public"}
-    assert "public" in puma("models", "list", *where).stdout
+    assert ", public" in puma("models", "list", *where).stdout
     asked = puma("generate", *where, "-m", "open", *ask)
     assert "note: public weights: the parties know the model, not the prompt" in asked.stderr
     assert "the weights are public" in " ".join(asked.stderr.split())
