@@ -128,23 +128,41 @@ def upload(
     insecure_no_tls: InsecureOption = False,
     as_json: JsonObjectOption = False,
 ) -> None:
-    """Share a model's weights with the three parties, which keep the shares under a name."""
+    """Share a model's weights with the three parties, which keep the shares under a name.
+
+    An upload that was cut is continued by the same command; what the parties have stays there.
+    """
     refuse_unsupported(model)
-    from puma_actors.cli.output import print_json, progress, stdout
+    from puma_actors.cli.output import amount, print_json, progress, stdout, tell
     from puma_actors.hosts.config import load_config
 
     config = load_config(cluster, insecure_no_tls=insecure_no_tls)
+    before = 0
+
+    def already(held: int, whole: int) -> None:
+        nonlocal before
+        before = held
+        if held and not as_json:
+            tell(f"continuing an upload that was cut: {amount(held)} of {amount(whole)} were there")
+
     with progress(quiet=as_json) as report:
-        seconds = anyio.run(_run_upload, config, model, name, publish_tokenizer, head, report)
+        told = (report, already)
+        seconds = anyio.run(_run_upload, config, model, name, publish_tokenizer, head, *told)
     if as_json:
-        print_json({"name": name, "seconds": seconds})
+        print_json({"name": name, "seconds": seconds, "already": before})
     else:
         total = sum(seconds.values())
         stdout.print(f"{name} is at all three parties ({total:.1f} s)", highlight=False)
 
 
 async def _run_upload(
-    config: Any, model: str, name: str, publish_tokenizer: bool, head: str | None, report: Any
+    config: Any,
+    model: str,
+    name: str,
+    publish_tokenizer: bool,
+    head: str | None,
+    report: Any,
+    already: Any,
 ) -> dict[str, float]:
     from models.checkpoints.hub import resolve_model
     from models.checkpoints.weights import open_checkpoint
@@ -168,7 +186,8 @@ async def _run_upload(
             except ModelError as error:
                 raise ConfigError(f"{error} (or upload with --no-tokenizer)") from None
             warn(tokenizer)
-        return await upload_model(config, checkpoint, name, tokenizer=tokenizer, progress=report)
+        told = {"progress": report, "already": already}
+        return await upload_model(config, checkpoint, name, tokenizer=tokenizer, **told)
 
 
 # -- ping ------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from protocols.base.shares import Role
 from protocols.drivers.ops import Ranges
 from protocols.functions.attention import AttentionRange
 from protocols.functions.normalize import NormRange
+from puma_actors.hosts.stores.draft import Draft
 from puma_actors.hosts.stores.manifest import seed_file, words_file
-from puma_actors.hosts.stores.store import Draft, ModelStore
+from puma_actors.hosts.stores.store import ModelStore
 
 UPLOAD = "0123456789abcdef" * 2
 CONFIG = LlamaConfig.from_hf(
@@ -37,6 +38,7 @@ PLAN = Plan(
 
 
 def fill(draft: Draft, plan: Plan = PLAN) -> Draft:
+    draft.begin(plan.digest())
     dealer = draft.store.role is Role.DEALER
     for which in (1, 2) if dealer else (1,):
         draft.write(seed_file(which), os.urandom(SEED_BYTES))

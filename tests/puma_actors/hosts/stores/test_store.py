@@ -71,6 +71,7 @@ def test_a_draft_is_no_model_until_it_is_published(store: ModelStore) -> None:
     draft.publish()
     assert store.names() == ["tiny"]
     assert left_over(store) == []
+    draft.keep()
     draft.discard()
     assert store.names() == ["tiny"]
 
@@ -80,24 +81,6 @@ def test_a_draft_that_is_given_up_leaves_nothing(store: ModelStore) -> None:
     assert left_over(store) == []
 
 
-def test_a_draft_of_a_process_that_died_goes_at_the_next_start(store: ModelStore) -> None:
-    fill(store.draft("tiny", UPLOAD)).finish(PLAN)
-    assert len(left_over(store)) == 1
-    store.close()
-    with ModelStore(store.folder, store.role) as again:
-        assert left_over(again) == []
-
-
-def test_a_model_that_others_may_lack_goes_at_the_next_start(store: ModelStore) -> None:
-    draft = fill(store.draft("tiny", UPLOAD))
-    draft.finish(PLAN)
-    draft.publish()
-    assert store.names() == ["tiny"]
-    store.close()
-    with ModelStore(store.folder, store.role) as again:
-        assert again.names() == left_over(again) == []
-
-
 def test_a_model_that_was_removed_cannot_be_kept(store: ModelStore) -> None:
     draft = fill(store.draft("tiny", UPLOAD))
     draft.finish(PLAN)
@@ -105,7 +88,7 @@ def test_a_model_that_was_removed_cannot_be_kept(store: ModelStore) -> None:
     store.remove("tiny")
     with pytest.raises(StoreError, match="cannot store model tiny"):
         draft.keep()
-    draft.withdraw()
+    draft.suspend()
     assert store.names() == left_over(store) == []
 
 
@@ -121,12 +104,16 @@ def test_a_draft_that_lacks_something_is_refused(evaluator: ModelStore) -> None:
 def test_a_taken_name(store: ModelStore) -> None:
     rival = fill(store.draft("tiny", UPLOAD))
     rival.finish(PLAN)
-    put(store)
+    with pytest.raises(StoreError, match=r"'tiny' is being uploaded to .* already"):
+        store.draft("tiny", "f" * 32)
+    (store.folder / "tiny").mkdir()
     with pytest.raises(StoreError, match="already"):
         rival.publish()
     rival.discard()
+    (store.folder / "tiny").rmdir()
+    put(store)
     with pytest.raises(StoreError, match="puma models remove tiny"):
-        store.draft("tiny", UPLOAD)
+        store.draft("tiny", "f" * 32)
     assert left_over(store) == []
 
 
