@@ -1,6 +1,6 @@
 """An owner in a process of its own, whose parties keep nothing: what it needs itself.
 
-    python tests/support/sharing/owner_alone.py MODEL FOLDER        prints bytes, as JSON
+python tests/support/sharing/owner_alone.py MODEL FOLDER        prints bytes, as JSON
 """
 
 import json
