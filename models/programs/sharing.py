@@ -25,6 +25,7 @@ from protocols.linear import Table, Weight, mask_key, weight_mask
 from protocols.streamed import PANEL_WORDS, MaskedWords, Streamed
 
 SEED_BYTES = 32
+_BLOCK_WORDS, _BLOCK_ROWS = 1 << 18, 64
 _SEEDS: Mapping[Role, tuple[int, ...]] = {
     Role.DEALER: (1, 2),
     Role.EVALUATOR_A: (1,),
@@ -65,7 +66,11 @@ def mask_parameter(
     try:
         if kind == "table":
             _check_table(matrix)
-        words = encode(row_major(matrix), frac)
+        words = np.empty(matrix.shape, dtype=np.uint64)
+        step = max(_BLOCK_ROWS, _BLOCK_WORDS // max(1, matrix[0].size))
+        for start in range(0, len(matrix), step):  # no second copy of a large matrix
+            block = slice(start, start + step)
+            words[block] = encode(row_major(matrix[block]), frac)
     except RangeError as error:
         raise RangeError(f"{name}: {error}") from None
     for seed in seeds:

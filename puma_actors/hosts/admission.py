@@ -61,7 +61,8 @@ def software() -> str:
 
 class Request(Strict):
     """A caller's request. `build`: `program_digest`; `files`: include the files published with the
-    model in the answer; `measure`: measure the party's connections to the others.
+    model in the answer; `measure`: measure the party's connections to the others; `upload`: the id
+    of the upload to begin, to continue, or to take back instead of removing the model.
     """
 
     version: int = VERSION
@@ -73,6 +74,7 @@ class Request(Strict):
     model: Named = ""
     files: bool = False
     measure: bool = False
+    upload: str = Field(default="", pattern=r"^(?:[0-9a-f]{32})?$")
 
 
 class ModelEntry(Strict):

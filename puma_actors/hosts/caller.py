@@ -26,6 +26,7 @@ from puma_actors.base.concurrency import gather
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.hosts.admission import Answer, ModelEntry, Purpose, Request, enter
 from puma_actors.hosts.config import ClusterConfig
+from puma_actors.hosts.unfinished import forget
 from puma_actors.session.handshake import Identity, Peer, handshake, naming
 from puma_actors.transports import Channel, Refused
 from puma_actors.transports.base import connect_patiently
@@ -59,12 +60,14 @@ async def call(
     model: str = "",
     files: bool = False,
     measure: bool = False,
+    upload: str = "",
     retry: float | None = None,
 ) -> Call:
     """Connect to a party and send it a request.
 
     Args:
         role: the caller's role. session: default: drawn by the operating system.
+        upload: as in `Request`.
         retry: seconds to keep trying while there is no answer; default: as configured.
 
     Raises:
@@ -90,6 +93,7 @@ async def call(
             model=model,
             files=files,
             measure=measure,
+            upload=upload,
         )
         try:
             answer, buffers = await enter(channel, request, session)
@@ -121,12 +125,18 @@ def _check_role(config: ClusterConfig, found: str, peer: Role) -> None:
 
 
 async def call_all(
-    config: ClusterConfig, role: Role, purpose: Purpose, *, model: str = "", files: bool = False
+    config: ClusterConfig,
+    role: Role,
+    purpose: Purpose,
+    *,
+    model: str = "",
+    files: bool = False,
+    upload: str = "",
 ) -> dict[Role, Call]:
     """Call all three parties at once, under one session id: all grant the request, or none does.
 
     Args:
-        files: ask the dealer for the published files.
+        files: ask the dealer for the published files. upload: as in `Request`.
 
     Raises:
         As `call`, for a party that refuses or cannot be reached. If several fail at about the same
@@ -147,6 +157,7 @@ async def call_all(
                     session=session,
                     model=model,
                     files=files and peer.is_dealer,
+                    upload=upload,
                 )
         except PumaError as error:
             errors.append(error)
@@ -311,11 +322,13 @@ class Removal:
 
 
 async def remove_model(config: ClusterConfig, name: str) -> dict[Role, Removal]:
-    """Remove a model from all parties that answer. Where that fails, it can be repeated later.
+    """Remove a model, or what was cut of its upload, from all parties that answer, and the owner's
+    record of the upload. Where that fails, it can be repeated later.
 
     Raises:
-        ConfigError: all answered, and none had the model.
+        ConfigError: all answered, and none had the model; or another process uploads it.
     """
+    forget(config, name)
     found = {}
     for peer, each in (await visit_all(config, Role.OWNER, "remove", name)).items():
         if each.answer is not None:
@@ -330,11 +343,13 @@ async def remove_model(config: ClusterConfig, name: str) -> dict[Role, Removal]:
     return found
 
 
-async def discard_model(config: ClusterConfig, name: str) -> None:
-    """Remove the remains of a failed upload from all parties that still answer."""
+async def take_back(config: ClusterConfig, name: str, upload: str) -> None:
+    """At all parties that still answer, make a model an upload that was cut: others lack it."""
     for peer in COMPUTING:
         with suppress(PumaError):
-            visit = await call(config, Role.OWNER, peer, "remove", model=name, retry=0.0)
+            visit = await call(
+                config, Role.OWNER, peer, "remove", model=name, upload=upload, retry=0.0
+            )
             await visit.channel.aclose()
 
 

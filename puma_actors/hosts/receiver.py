@@ -1,6 +1,10 @@
-"""A party that receives a model for its store. All three parties keep it, or none does."""
+"""A party that receives a model for its store. All three parties keep it, or none does.
 
-from collections.abc import Callable, Sequence
+What has come of an upload that is cut stays in the store's incoming area, and the owner continues
+behind it. Only an upload that breaks the rules is removed at once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import anyio
@@ -11,13 +15,14 @@ from protocols.errors import RemoteProtocolError
 from puma_actors.base.logs import log
 from puma_actors.hosts.residents import least_bytes
 from puma_actors.hosts.shelf import DraftShelf
+from puma_actors.hosts.stores.draft import Draft
 from puma_actors.hosts.stores.manifest import PUBLIC_BYTES, seed_file, words_file
-from puma_actors.hosts.stores.store import Draft
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.matrices import Matrices
 from puma_actors.roles.messages import (
     CommitMessage,
     FileMessage,
+    HeldMessage,
     MatrixMessage,
     PieceMessage,
     PlanMessage,
@@ -66,8 +71,17 @@ class OnDisk:
         self._draft.write(words_file(number), data)
 
 
+def tensor_bytes(held: Mapping[str, int]) -> list[int]:
+    """The bytes of each tensor, in upload order, from those of its files."""
+    found: dict[int, int] = {}
+    for file, size in held.items():
+        if (number := file.partition(".")[0]).isdecimal():
+            found[int(number)] = found.get(int(number), 0) + size
+    return [found.get(number, 0) for number in range(max(found, default=-1) + 1)]
+
+
 class Receiver(Actor):
-    """Receives one model from its owner. At the end its draft is either kept or removed.
+    """Receives one model from its owner. At the end its draft is kept, suspended or removed.
 
     Args:
         memory: bytes that the party may use; a model that could never be loaded is refused at once.
@@ -102,10 +116,16 @@ class Receiver(Actor):
                     await self._ready()
                 else:
                     await self._take(message, buffers)
+        except RemoteProtocolError:
+            await self._end(self._draft.discard)
+            raise
         finally:
             if not self._kept:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(self._draft.withdraw)
+                await self._end(self._draft.suspend)
+
+    async def _end(self, end: Callable[[], None]) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(end)
 
     async def _take(self, message: Any, buffers: Sequence[memoryview]) -> None:
         if self._finished:
@@ -117,8 +137,12 @@ class Receiver(Actor):
             offload = self.scheduler.compute.offload
             self._upload = await offload(Upload, self.role, message, kept)
             plan = self._upload.plan
+            held = tensor_bytes(await offload(self._draft.begin, self._upload.digest))
             if plan.weights == "public":
-                self._matrices = Matrices(self.role, plan, DraftShelf(self._draft))
+                self._matrices = Matrices(self.role, plan, DraftShelf(self._draft), held)
+            else:
+                self._upload.resume(held)
+            await self.scheduler.send_control(Role.OWNER, HeldMessage(tensors=held).header())
         elif self._upload is None:
             raise RemoteProtocolError(f"the owner sent {message.do!r} before a plan")
         elif isinstance(message, UploadedMessage):

@@ -54,8 +54,9 @@ from puma_actors.hosts.peer_links import Links
 from puma_actors.hosts.receiver import Receiver
 from puma_actors.hosts.residents import RETRY, Held, Residents
 from puma_actors.hosts.serving import RequestLimits, ServingLimits, serve
+from puma_actors.hosts.stores.draft import Draft
 from puma_actors.hosts.stores.manifest import check_name
-from puma_actors.hosts.stores.store import Draft, ModelStore
+from puma_actors.hosts.stores.store import ModelStore
 from puma_actors.hosts.visits import Visits, disk, watch_certificates
 from puma_actors.roles.actor import ActorOptions
 from puma_actors.roles.party import Party
@@ -92,7 +93,7 @@ class PartyServer:
         self.role = role
         self.identity = config.identity(role)
         self.compute = compute or Compute()
-        self.store = ModelStore(config.path(config.store), role)
+        self.store = ModelStore(config.path(config.store), role, config.limits.unfinished)
         self.residents = Residents(self.store, config.limits, self.compute)
         self.links = Links(config, role)
         self.visits = Visits(self)
@@ -345,7 +346,8 @@ class PartyServer:
         name = check_name(request.model)
         if name in self._uploading:
             raise StoreNameError(f"a model {name!r} is being uploaded to {self.role} already")
-        async with self._place(session), self._upload_of(name, session) as draft:
+        upload = request.upload or session.hex()
+        async with self._place(session), self._upload_of(name, upload) as draft:
             try:
                 await admit(channel, session, self.answer())
                 me = Identity(self.role, self.identity.name, session)
@@ -361,16 +363,17 @@ class PartyServer:
                 log.warning("upload failed", model=name, reason=str(error))
 
     @asynccontextmanager
-    async def _upload_of(self, name: str, session: bytes) -> AsyncIterator[Draft]:
-        """The only draft of this name; discarded afterwards."""
+    async def _upload_of(self, name: str, upload: str) -> AsyncIterator[Draft]:
+        """The only draft of this name; suspended afterwards, unless it was kept."""
         self._uploading.add(name)
         try:
-            draft = await disk(self.store.draft, name, session.hex())
+            draft = await disk(self.store.draft, name, upload)
+            self.residents.drop(name)  # it may have been taken back
             try:
                 yield draft
             finally:
                 with anyio.CancelScope(shield=True):
-                    await disk(draft.discard)
+                    await disk(draft.suspend)
         finally:
             self._uploading.discard(name)
 

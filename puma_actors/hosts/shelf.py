@@ -9,8 +9,8 @@ from models.programs.opened import made_of, unread
 from models.programs.plan import Plan
 from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError, RangeError, RemoteProtocolError, StoreError
+from puma_actors.hosts.stores.draft import Draft
 from puma_actors.hosts.stores.manifest import matrix_file
-from puma_actors.hosts.stores.store import Draft
 from puma_actors.hosts.stores.stored import Stored
 from puma_actors.roles.described import Bytes, read_stored
 
@@ -24,6 +24,11 @@ class DraftShelf:
     def append(self, number: int, data: bytes | memoryview) -> None:
         """As `Shelf`."""
         self._draft.write(matrix_file(number), data)
+
+    def head(self, number: int, size: int) -> bytes:
+        """As `Shelf`."""
+        with (self._draft.folder / matrix_file(number)).open("rb") as file:
+            return file.read(size)
 
     def whole(self, number: int) -> Bytes:
         """As `Shelf`."""

@@ -90,10 +90,17 @@ class Visits:
     async def remove(
         self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
     ) -> None:
-        """Remove a model, if there is one of that name; the answer describes the removed model."""
+        """Remove a model, if there is one of that name, and what was cut of an upload; the answer
+        describes what was removed. Or take a model back, see `Request`.
+        """
         name = check_name(request.model)
         models = [await disk(self.entry, name)] if name in self._store else []
-        await disk(self._store.remove, name)
+        if request.upload:
+            await disk(self._store.withdraw, name, request.upload)
+        else:
+            await disk(self._store.remove, name)
+            if await disk(self._store.incoming.remove, name) and not models:
+                models = [ModelEntry(name=name, problem="an unfinished upload")]
         self._server.residents.drop(name)
         if models:
             log.info("model removed", model=name)

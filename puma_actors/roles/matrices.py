@@ -23,6 +23,9 @@ class Shelf(Protocol):
     def append(self, number: int, data: bytes | memoryview) -> None:
         """Add bytes to the file of tensor `number`."""
 
+    def head(self, number: int, size: int) -> bytes:
+        """The first bytes of the file of tensor `number`."""
+
     def whole(self, number: int) -> Bytes:
         """The file of tensor `number`, mapped, when all its bytes are there."""
 
@@ -31,13 +34,17 @@ class Matrices:
     """The tensors of one upload, at an evaluator; each is checked against the plan before anything
     of it is kept, and looked through when it is complete.
 
+    Args:
+        held: bytes of each tensor's file that are there from an earlier attempt.
+
     Every method raises RemoteProtocolError when the owner strays from the plan, or sends numbers
     that do not fit.
     """
 
-    def __init__(self, role: Role, plan: Plan, shelf: Shelf) -> None:
+    def __init__(self, role: Role, plan: Plan, shelf: Shelf, held: Sequence[int] = ()) -> None:
         self._role = role
         self._shelf = shelf
+        self._held = held
         self._wanted = [] if role.is_dealer else list(parameters_of(plan.config).items())
         self._next = 0
         self._missing = 0  # bytes of the tensor before `_next`
@@ -55,8 +62,23 @@ class Matrices:
             self._missing = message.made.size(parameter)
         except RemoteProtocolError as error:
             raise RemoteProtocolError(f"{name} is described wrongly: {error}") from None
-        self._shelf.append(self._next, message.made.head())
-        self._at, self._next = 0, self._next + 1
+        self._at = self._begun(name, message.made.head())
+        self._missing -= self._at
+        self._next += 1
+        if not self._missing:
+            self._look(name, parameter, self._shelf.whole(message.number))
+
+    def _begun(self, name: str, head: bytes) -> int:
+        """Begin the next tensor's file, or continue it: the bytes behind its head."""
+        number = self._next
+        there = self._held[number] if number < len(self._held) else 0
+        if not there:
+            self._shelf.append(number, head)
+            return 0
+        behind = there - len(head)
+        if not 0 <= behind <= self._missing or self._shelf.head(number, len(head)) != head:
+            raise RemoteProtocolError(f"{name} was described otherwise before: start a new upload")
+        return behind
 
     def piece(self, message: PieceMessage, buffers: Sequence[memoryview]) -> None:
         """Take the next bytes of the tensor that was described last."""

@@ -1,8 +1,9 @@
 """Requests between roles, in a control frame's header; they are checked before any action.
 
 Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload order, then `uploaded`;
-where models are stored also `file` before the plan, and `commit` after every party is `ready`. For
-public weights `matrix` and `piece` instead of `seed` and `tensor`, to the evaluators alone.
+where models are stored also `file` before the plan, which is answered with `held`, and `commit`
+after every party is `ready`. For public weights `matrix` and `piece` instead of `seed` and
+`tensor`, to the evaluators alone.
 Parties to each other: `agree`, before they serve a model. Then to all waiting roles: `ready`.
 Client to parties: `infer`, `end`, `close`. Parties to the client: `step` after each step, `ended`
 after the last, and `refused` instead of all steps of an inference for which they have no memory.
@@ -78,6 +79,15 @@ class UploadedMessage(_Message):
     """The last tensor has been sent."""
 
     do: Literal["uploaded"] = "uploaded"
+
+
+class HeldMessage(_Message):
+    """The answer to a plan where models are stored: the bytes of each tensor that the sender has
+    from an earlier attempt of this upload, in upload order; those that are left out have none.
+    """
+
+    do: Literal["held"] = "held"
+    tensors: list[Annotated[int, Field(ge=0)]] = Field(max_length=1 << 16)
 
 
 class FileMessage(_Message):
@@ -231,6 +241,7 @@ Message: TypeAlias = Annotated[
     | MatrixMessage
     | PieceMessage
     | UploadedMessage
+    | HeldMessage
     | FileMessage
     | CommitMessage
     | AgreeMessage

@@ -12,7 +12,7 @@ from models.checkpoints.weights import Checkpoint
 from models.owner.calibrate import calibrate
 from models.programs.families import LazyParameters, load_parameters, parameters_of
 from models.programs.folding import Source
-from models.programs.plan import Weights
+from models.programs.plan import Plan, Weights
 from protocols.base.ring import Floats
 from protocols.base.shares import Role
 from protocols.errors import ConfigError
@@ -49,6 +49,7 @@ class Owner(Actor):
             they have them already.
         lazy: read each matrix from the checkpoint whenever it is needed, several times in all,
             instead of keeping all of them in memory.
+        plan: known for exactly these weights; None: it is made here.
 
     Attributes:
         seconds: how many seconds loading, calibrating and sharing took.
@@ -66,9 +67,11 @@ class Owner(Actor):
         weights: Weights = "private",
         sources: Sequence[tuple[str, Source]] = (),
         lazy: bool = False,
+        plan: Plan | None = None,
     ) -> None:
         check_opened(checkpoint)
         super().__init__(Role.OWNER, options)
+        self._plan = plan
         self._checkpoint = checkpoint
         self._texts = texts
         self._progress = progress
@@ -99,21 +102,15 @@ class Owner(Actor):
         started = time.perf_counter()
         self._progress("loading the model", 0.0)
         parameters: Mapping[str, Floats] = (
-            LazyParameters(self._checkpoint, self._counted())
+            LazyParameters(self._checkpoint, self._looked_up())
             if self._lazy
             else await compute.offload(self._load)
         )
+        parameters = self._delivery.watched(parameters)
         loaded = time.perf_counter()
-        self._progress("proving ranges", 0.0)
-        config = self._checkpoint.config
-        plan = await compute.offload(calibrate, config, parameters, self._texts)
-        checkpoint = self._checkpoint
-        plan = replace(
-            plan,
-            sentences=checkpoint.sentences,
-            ranking=checkpoint.ranking,
-            weights=self._weights,
-        )
+        plan = self._plan
+        if plan is None:
+            plan = await compute.offload(self._calibrated, parameters)
         calibrated = time.perf_counter()
         if self._weights == "public" and isinstance(parameters, dict):
             parameters.clear()  # the parties use the checkpoint's own bytes
@@ -126,6 +123,19 @@ class Owner(Actor):
         }
         self.delivered.set()
         await self.scheduler.wait_alone()
+
+    def _calibrated(self, parameters: Mapping[str, Floats]) -> Plan:
+        self._progress("proving ranges", 0.0)
+        checkpoint = self._checkpoint
+        return replace(
+            calibrate(checkpoint.config, parameters, self._texts),
+            sentences=checkpoint.sentences,
+            ranking=checkpoint.ranking,
+            weights=self._weights,
+        )
+
+    def _looked_up(self) -> Callable[[str], None]:
+        return (lambda name: None) if self._plan is not None else self._counted()
 
     def _counted(self) -> Callable[[str], None]:
         """Report progress while matrices are looked up to prove ranges: about three times each."""

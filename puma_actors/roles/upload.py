@@ -24,6 +24,8 @@ from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError, ModelError, RemoteProtocolError
 from puma_actors.roles.messages import PlanMessage, TensorMessage
 
+_WORD = 8
+
 
 @dataclass(frozen=True)
 class Model:
@@ -143,6 +145,15 @@ class Upload:
         self._wanted = list(parameters_of(self.plan.config).items())
         self._filled: dict[int, int] = {}
 
+    def resume(self, held: Sequence[int]) -> None:
+        """Expect each tensor from behind the bytes that are there already; before any other comes.
+
+        Raises:
+            RemoteProtocolError: they are not whole rows of this plan's tensors.
+        """
+        for number, ((name, parameter), size) in enumerate(zip(self._wanted, held, strict=False)):
+            self._filled[number] = held_rows(name, parameter, size)
+
     def seed(self, which: int, buffers: Sequence[memoryview]) -> None:
         """Take one of the seeds. An evaluator may have only its own."""
         self._check_private("a seed")
@@ -163,7 +174,7 @@ class Upload:
         filled = self._filled.get(message.number, 0)
         if message.start != filled or filled + message.rows > rows or len(buffers) != 1:
             raise RemoteProtocolError(f"rows of {name} came out of order or twice")
-        if buffers[0].nbytes != 8 * message.rows * columns:
+        if buffers[0].nbytes != _WORD * message.rows * columns:
             raise RemoteProtocolError(
                 f"{name} has {buffers[0].nbytes} bytes for {message.rows} rows"
             )
@@ -183,6 +194,19 @@ class Upload:
         for number, (name, parameter) in enumerate(self._wanted):
             if not self._role.is_dealer and self._filled.get(number) != _matrix(parameter)[0]:
                 raise RemoteProtocolError(f"{name} is not complete")
+
+
+def held_rows(name: str, parameter: Parameter, size: int) -> int:
+    """The rows of a tensor in its first `size` bytes.
+
+    Raises:
+        RemoteProtocolError: it has fewer bytes, or they do not end with a row.
+    """
+    rows, columns = _matrix(parameter)
+    found, rest = divmod(size, _WORD * columns)
+    if rest or found > rows:
+        raise RemoteProtocolError(f"{size} bytes are not the first rows of {name}")
+    return found
 
 
 def _matrix(parameter: Parameter) -> tuple[int, int]:

@@ -141,19 +141,29 @@ def upload(
     insecure_no_tls: InsecureOption = False,
     as_json: JsonObjectOption = False,
 ) -> None:
-    """Share a model's weights with the three parties, which keep the shares under a name."""
+    """Share a model's weights with the three parties, which keep the shares under a name.
+
+    An upload that was cut is continued by the same command; what the parties have stays there.
+    """
     refuse_unsupported(model)
-    from puma_actors.cli.output import print_json, progress, stdout
+    from puma_actors.cli.output import amount, print_json, progress, stdout, tell
     from puma_actors.hosts.config import load_config
 
     config = load_config(cluster, insecure_no_tls=insecure_no_tls)
+    before = 0
+
+    def already(held: int, whole: int) -> None:
+        nonlocal before
+        before = held
+        if held and not as_json:
+            tell(f"continuing an upload that was cut: {amount(held)} of {amount(whole)} were there")
+
     with progress(quiet=as_json) as report:
-        seconds = anyio.run(
-            _run_upload, config, model, name, publish_tokenizer, head, public_weights, report
-        )
+        told = (public_weights, report, already)
+        seconds = anyio.run(_run_upload, config, model, name, publish_tokenizer, head, *told)
     weights = "public" if public_weights else "private"
     if as_json:
-        print_json({"name": name, "weights": weights, "seconds": seconds})
+        print_json({"name": name, "weights": weights, "seconds": seconds, "already": before})
     else:
         total = sum(seconds.values())
         kind = ", with public weights" if public_weights else ""
@@ -168,6 +178,7 @@ async def _run_upload(
     head: str | None,
     public_weights: bool,
     report: Any,
+    already: Any,
 ) -> dict[str, float]:
     from models.checkpoints.hub import resolve_model
     from models.checkpoints.weights import open_checkpoint
@@ -198,6 +209,7 @@ async def _run_upload(
             tokenizer=tokenizer,
             public_weights=public_weights,
             progress=report,
+            already=already,
         )
 
 

@@ -21,6 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FILE = r"^(?:[0-9]{5}\.(?:words|matrix)|seed-[12]|tokenizer\.json|tokenizer_config\.json)$"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=_FILE)]
 
 
 class FileEntry(Strict):
@@ -46,7 +47,7 @@ class Manifest(Strict):
     created: str
     plan: dict[str, Any]
     digest: Digest
-    files: dict[Annotated[str, Field(pattern=_FILE)], FileEntry]
+    files: dict[FileName, FileEntry]
 
     def to_json(self) -> bytes:
         """The manifest as JSON, with a checksum over everything else."""

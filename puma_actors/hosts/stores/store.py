@@ -1,11 +1,7 @@
 """A party's shares of models, on its own disk.
 
     with ModelStore(folder, role) as store:              one process at a time
-        draft = store.draft("llama", upload)             a folder that is not a model yet
-        draft.write("00000.words", buffer)               in pieces, in order
-        draft.finish(plan)                               flush everything, and write a manifest
-        draft.publish()                                  one rename: now the model exists
-        draft.keep()                                     the others have it too: make it permanent
+        draft = store.draft("llama", upload)             see `puma_actors.hosts.stores.draft`
         stored = store.read("llama", verify=True)        plan, seeds, tensors
         store.remove("llama")
 
@@ -14,26 +10,23 @@
     STORE/NAME/seed-1, seed-2     the seeds that the party knows
     STORE/NAME/tokenizer.json     published by the owner
     STORE/NAME/pending            present until every party is known to have the model
+    STORE/.incoming               uploads that are not complete, see `incoming`
 
 Folders have mode 0700, files 0600. A model that was not made permanent, because the owner or this
-process went away, is removed when noticed or at the next start: the owner uploads again. Every
-problem with a model is a StoreError that names the model and the remedy.
+process went away, becomes an upload that was cut, when noticed or at the next start: its owner can
+continue it. Every problem with a model is a StoreError that names the model and the remedy.
 """
 
-import errno
 import fcntl
-import hashlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from models.programs.plan import Plan
 from protocols.base.shares import Role
@@ -44,19 +37,14 @@ from protocols.errors import (
     StoreNameError,
 )
 from puma_actors.hosts.stores.checksums import Checksums
-from puma_actors.hosts.stores.manifest import (
-    MANIFEST,
-    FileEntry,
-    Manifest,
-    check_name,
-    is_name,
-)
+from puma_actors.hosts.stores.draft import PENDING, Draft, sync_folder
+from puma_actors.hosts.stores.incoming import MOST_BYTES, Incoming
+from puma_actors.hosts.stores.journal import Journal, Mark, Start
+from puma_actors.hosts.stores.manifest import MANIFEST, Manifest, check_name, is_name
 from puma_actors.hosts.stores.stored import Stored, check_complete
 
-_DRAFT = ".draft-"
 _GONE = ".gone-"
 _LOCK = ".lock"
-_PENDING = "pending"
 
 
 def _remedy(name: str) -> str:
@@ -67,11 +55,15 @@ class ModelStore:
     """See the module docstring.
 
     Raises (from `with`): ConfigError if the folder cannot be used, or is used by another party.
+
+    Args:
+        unfinished: bytes of all uploads that were cut and are kept.
     """
 
-    def __init__(self, folder: Path, role: Role) -> None:
+    def __init__(self, folder: Path, role: Role, unfinished: int = MOST_BYTES) -> None:
         self.folder = folder
         self.role = role
+        self.incoming = Incoming(folder, role, unfinished)
         self.checksums = Checksums()
         self._lock = -1
 
@@ -96,10 +88,12 @@ class ModelStore:
             raise ConfigError(
                 f"the store {self.folder} is open to others: run `chmod 700 {self.folder}`"
             )
-        left = [p for p in self.folder.iterdir() if p.name.startswith((_DRAFT, _GONE))]
-        models = [self.folder / name for name in self.names()]
-        for path in left + [path for path in models if (path / _PENDING).exists()]:
+        for path in [p for p in self.folder.iterdir() if p.name.startswith(_GONE)]:
             shutil.rmtree(path, ignore_errors=True)
+        for path in [self.folder / name for name in self.names()]:
+            if (path / PENDING).exists():
+                self.incoming.take_back(path)
+        self.incoming.tidy()
         return self
 
     def __exit__(
@@ -217,7 +211,7 @@ class ModelStore:
         gone = self.folder / f"{_GONE}{os.urandom(8).hex()}"
         try:
             (self.folder / name).rename(gone)  # atomic for all readers
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             raise StoreError(
                 f"{self.role} cannot remove model {name} ({error.strerror}): check the rights of "
@@ -232,135 +226,45 @@ class ModelStore:
             )
         return True
 
-    def draft(self, name: str, upload: str) -> "Draft":
-        """Start storing a model.
+    def draft(self, name: str, upload: str) -> Draft:
+        """Start storing a model, or continue an upload that was cut. A model of the same upload is
+        taken back: its owner does not know yet that all parties have it.
 
         Raises:
-            StoreError: there is already a model of this name, or it cannot be written to disk.
+            StoreError: there is another model of this name, or it cannot be written to disk.
         """
-        if name in self:
+        if name in self and not self._take_back(name, upload):
             raise StoreNameError(
                 f"{self.role} has a model {name!r} already: use another name, or run "
                 f"`puma models remove {name}` first"
             )
         return Draft(self, name, upload)
 
-
-# -- writing ---------------------------------------------------------------------------------------
-
-
-class Draft:
-    """A model being written to disk. `withdraw` it unless it was kept."""
-
-    def __init__(self, store: ModelStore, name: str, upload: str) -> None:
-        self.store = store
-        self.name = name
-        self.upload = upload
-        self.digest = ""
-        self._open: tuple[str, Any, Any] | None = None  # name, file and hash of the growing file
-        self._entries: dict[str, FileEntry] = {}
-        self._published = False
-        with self._writing():
-            self.folder = Path(tempfile.mkdtemp(dir=store.folder, prefix=_DRAFT))  # mode 0700
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _take_back(self, name: str, upload: str) -> bool:
+        """Make a model an upload that was cut, if it is of this upload."""
         try:
-            yield
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "its disk is full: free some space" if full else f"{error.strerror}"
-            raise StoreError(
-                f"{self.store.role} cannot store model {self.name} ({what}); nothing of it was "
-                "kept, upload it again"
-            ) from None
+            manifest = self.manifest(name)
+        except StoreError:  # damaged: its owner has to remove it
+            return False
+        if manifest.upload != upload:
+            return False
+        start = Start(upload=upload, digest=manifest.digest)
+        with self.reading(name):
+            journal, marks = Journal.open(self.folder / name, start)
+            for file, entry in manifest.files.items():
+                if file not in marks or not marks[file].whole:
+                    mark = Mark(file=file, bytes=entry.bytes, sha256=entry.sha256, whole=True)
+                    journal.add(mark)
+            journal.close()
+            self.incoming.take_back(self.folder / name)
+        self.checksums.forget(self.folder / name)
+        return True
 
-    def write(self, file: str, data: Any) -> None:
-        """Append to a file. Only one file grows at a time: a new one completes the previous one."""
-        with self._writing():
-            if self._open is None or self._open[0] != file:
-                self._complete()
-                handle = os.open(self.folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                self._open = (file, os.fdopen(handle, "wb", buffering=0), hashlib.sha256())
-            _, out, digest = self._open
-            view = memoryview(data).cast("B")
-            digest.update(view)
-            while view.nbytes:
-                view = view[out.write(view) :]
-
-    def _complete(self) -> None:
-        """Flush the growing file to disk."""
-        if self._open is None:
-            return
-        file, out, digest = self._open
-        os.fsync(out.fileno())
-        self._entries[file] = FileEntry(bytes=out.tell(), sha256=digest.hexdigest())
-        self._open = None
-        out.close()
-
-    def finish(self, plan: Plan) -> None:
-        """Flush everything to disk, and write the manifest."""
-        with self._writing():
-            self._complete()
-            self.digest = plan.digest()
-            manifest = Manifest(
-                name=self.name,
-                role=str(self.store.role),
-                upload=self.upload,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                plan=plan.to_public(),
-                digest=self.digest,
-                files=dict(self._entries),
-            )
-            check_complete(manifest, plan, self.store.role)
-            self.write(MANIFEST, manifest.to_json())
-            self._complete()
-            (self.folder / _PENDING).touch(0o600)
-            _sync_folder(self.folder)
-
-    def publish(self) -> None:
-        """Make the draft a model of the store.
+    def withdraw(self, name: str, upload: str) -> bool:
+        """Make a model an upload that was cut, since another party does not have it; False if there
+        is none of this upload.
 
         Raises:
-            StoreError: another upload of this name was faster.
+            StoreError: it could not be moved.
         """
-        if self.name in self.store:
-            raise StoreNameError(f"{self.store.role} has a model {self.name!r} already")
-        with self._writing():
-            self.folder.rename(self.store.folder / self.name)
-            self._published = True
-            _sync_folder(self.store.folder)
-
-    def keep(self) -> None:
-        """Make it permanent, since all parties have published it: it now survives this process.
-
-        Raises:
-            StoreError: it was removed meanwhile.
-        """
-        with self._writing():
-            folder = self.store.folder / self.name
-            (folder / _PENDING).unlink()
-            _sync_folder(folder)
-
-    def withdraw(self) -> None:
-        """Remove it even if it was published, because another party does not have it."""
-        self.discard()
-        with suppress(StoreError):  # it is gone, or another model has its name
-            if self._published and self.store.manifest(self.name).upload == self.upload:
-                self.store.remove(self.name)
-
-    def discard(self) -> None:
-        """Remove it, unless it was published."""
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
-        if not self._published:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return name in self and self._take_back(name, upload)

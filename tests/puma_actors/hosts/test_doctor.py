@@ -7,9 +7,9 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from drafts import put
 from hosts import addresses_for, hosts, write_config
 from networks import make_certificates
-from test_store import put
 from waiting import HANG
 
 from protocols.base.shares import Role

@@ -10,9 +10,9 @@ import anyio
 import pytest
 from attacks import Change, serves
 from hosts import addresses_for, hosts, quiet, write_config
+from party_processes import Party, puma
 from public_words import features
 from reference import save_model, save_tokenizer
-from test_hosts_cli import Party, puma
 from waiting import in_time
 
 from protocols.base.shares import COMPUTING, Role

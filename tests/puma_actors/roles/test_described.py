@@ -175,6 +175,9 @@ class Shelf:
     def append(self, number, data):
         self.files[number] = self.files.get(number, b"") + bytes(data)
 
+    def head(self, number, size):
+        return self.files[number][:size]
+
     def whole(self, number):
         return np.frombuffer(self.files[number], np.uint8)
 
@@ -296,3 +299,51 @@ def test_the_dealer_expects_none(monkeypatch):
     matrices.check_complete()
     with pytest.raises(RemoteProtocolError, match="tensor 0 is not expected"):
         matrices.describe(first()[0])
+
+
+# -- an upload that is continued -------------------------------------------------------------------
+
+
+def test_what_is_there_is_not_expected_again(monkeypatch):
+    wanted = {"first": WEIGHT}
+    monkeypatch.setattr("puma_actors.roles.matrices.parameters_of", lambda config: wanted)
+    message, data = first()
+    whole = message.made.head() + data.tobytes()
+    for there in (0, len(whole) - 1, len(whole) - data.size, len(whole)):
+        shelf = Shelf()
+        shelf.files[0] = whole[:there]
+        matrices = Matrices(A, SimpleNamespace(config=None), shelf, [there])
+        matrices.describe(message)
+        behind = max(0, there - len(message.made.head()))
+        if behind < data.size:
+            with pytest.raises(RemoteProtocolError, match="first is not complete"):
+                matrices.check_complete()
+            send(matrices, data[behind:], behind)
+        matrices.check_complete()
+        assert shelf.files[0] == whole
+
+
+def test_what_is_there_is_of_another_description(monkeypatch):
+    wanted = {"first": WEIGHT}
+    monkeypatch.setattr("puma_actors.roles.matrices.parameters_of", lambda config: wanted)
+    message, data = first()
+    head = message.made.head()
+    other = head.replace(b"f32", b"f16")
+    for there in (other, other + data.tobytes(), head[:-1], head + data.tobytes() + b"1"):
+        shelf = Shelf()
+        shelf.files[0] = there
+        matrices = Matrices(A, SimpleNamespace(config=None), shelf, [len(there)])
+        with pytest.raises(RemoteProtocolError, match="first was described otherwise before"):
+            matrices.describe(message)
+        assert shelf.files[0] == there
+
+
+def test_what_is_there_is_looked_through_too(monkeypatch):
+    wanted = {"first": WEIGHT}
+    monkeypatch.setattr("puma_actors.roles.matrices.parameters_of", lambda config: wanted)
+    message, data = first(np.nan)
+    shelf = Shelf()
+    shelf.files[0] = message.made.head() + data.tobytes()
+    matrices = Matrices(A, SimpleNamespace(config=None), shelf, [len(shelf.files[0])])
+    with pytest.raises(RemoteProtocolError, match="entries are not finite"):
+        matrices.describe(message)

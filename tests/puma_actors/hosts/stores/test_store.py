@@ -9,40 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drafts import CONFIG, PLAN, UPLOAD, fill, put
 from waiting import HANG
 
-from models.configs.reading import LlamaConfig
 from models.programs.families import parameters_of
-from models.programs.plan import Plan
 from models.programs.sharing import SEED_BYTES
 from protocols.base.shares import Role
-from protocols.drivers.ops import Ranges
 from protocols.errors import ConfigError, StoreError
-from protocols.functions.attention import AttentionRange
-from protocols.functions.normalize import NormRange
 from puma_actors.hosts.stores.checksums import Checksums
 from puma_actors.hosts.stores.manifest import MANIFEST, seed_file, words_file
-from puma_actors.hosts.stores.store import Draft, ModelStore
-
-UPLOAD = "0123456789abcdef" * 2
-CONFIG = LlamaConfig.from_hf(
-    {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": 10,
-        "hidden_size": 8,
-        "intermediate_size": 12,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 16,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-    }
-)
-PLAN = Plan(
-    CONFIG,
-    Ranges({"norm": NormRange(drop=1, low=1, high=9, frac=18)}, {"0": AttentionRange(11, 6, 12)}),
-)
+from puma_actors.hosts.stores.store import ModelStore
 
 
 @pytest.fixture(params=[Role.EVALUATOR_A, Role.DEALER])
@@ -55,27 +31,6 @@ def store(request: Any, tmp_path: Path) -> Iterator[ModelStore]:
 def evaluator(tmp_path: Path) -> Iterator[ModelStore]:
     with ModelStore(tmp_path / "store", Role.EVALUATOR_A) as made:
         yield made
-
-
-def fill(draft: Draft, plan: Plan = PLAN) -> Draft:
-    dealer = draft.store.role is Role.DEALER
-    for which in (1, 2) if dealer else (1,):
-        draft.write(seed_file(which), os.urandom(SEED_BYTES))
-    draft.write("tokenizer.json", b"{}")
-    for number, parameter in enumerate(parameters_of(plan.config).values()):
-        words = np.arange(np.prod(parameter.shape), dtype="<u8") + number
-        half = len(words) // 2
-        if not dealer:
-            draft.write(words_file(number), words[:half])
-            draft.write(words_file(number), words[half:])
-    return draft
-
-
-def put(store: ModelStore, name: str = "tiny") -> None:
-    draft = fill(store.draft(name, UPLOAD))
-    draft.finish(PLAN)
-    draft.publish()
-    draft.keep()
 
 
 def left_over(store: ModelStore) -> list[str]:
@@ -116,6 +71,7 @@ def test_a_draft_is_no_model_until_it_is_published(store: ModelStore) -> None:
     draft.publish()
     assert store.names() == ["tiny"]
     assert left_over(store) == []
+    draft.keep()
     draft.discard()
     assert store.names() == ["tiny"]
 
@@ -125,24 +81,6 @@ def test_a_draft_that_is_given_up_leaves_nothing(store: ModelStore) -> None:
     assert left_over(store) == []
 
 
-def test_a_draft_of_a_process_that_died_goes_at_the_next_start(store: ModelStore) -> None:
-    fill(store.draft("tiny", UPLOAD)).finish(PLAN)
-    assert len(left_over(store)) == 1
-    store.close()
-    with ModelStore(store.folder, store.role) as again:
-        assert left_over(again) == []
-
-
-def test_a_model_that_others_may_lack_goes_at_the_next_start(store: ModelStore) -> None:
-    draft = fill(store.draft("tiny", UPLOAD))
-    draft.finish(PLAN)
-    draft.publish()
-    assert store.names() == ["tiny"]
-    store.close()
-    with ModelStore(store.folder, store.role) as again:
-        assert again.names() == left_over(again) == []
-
-
 def test_a_model_that_was_removed_cannot_be_kept(store: ModelStore) -> None:
     draft = fill(store.draft("tiny", UPLOAD))
     draft.finish(PLAN)
@@ -150,7 +88,7 @@ def test_a_model_that_was_removed_cannot_be_kept(store: ModelStore) -> None:
     store.remove("tiny")
     with pytest.raises(StoreError, match="cannot store model tiny"):
         draft.keep()
-    draft.withdraw()
+    draft.suspend()
     assert store.names() == left_over(store) == []
 
 
@@ -166,12 +104,16 @@ def test_a_draft_that_lacks_something_is_refused(evaluator: ModelStore) -> None:
 def test_a_taken_name(store: ModelStore) -> None:
     rival = fill(store.draft("tiny", UPLOAD))
     rival.finish(PLAN)
-    put(store)
+    with pytest.raises(StoreError, match=r"'tiny' is being uploaded to .* already"):
+        store.draft("tiny", "f" * 32)
+    (store.folder / "tiny").mkdir()
     with pytest.raises(StoreError, match="already"):
         rival.publish()
     rival.discard()
+    (store.folder / "tiny").rmdir()
+    put(store)
     with pytest.raises(StoreError, match="puma models remove tiny"):
-        store.draft("tiny", UPLOAD)
+        store.draft("tiny", "f" * 32)
     assert left_over(store) == []
 
 
