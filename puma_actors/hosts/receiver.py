@@ -9,10 +9,11 @@ from typing import Any
 
 import anyio
 
+from models.programs.families import parameters_of
 from models.programs.plan import Plan, Weights
 from models.programs.predict import streamed_bytes
 from protocols.base.shares import Role
-from protocols.errors import RemoteProtocolError
+from protocols.errors import RemoteProtocolError, StoreError
 from puma_actors.base.logs import log
 from puma_actors.hosts.stores.draft import Draft
 from puma_actors.hosts.stores.manifest import PUBLIC_BYTES, seed_file, words_file
@@ -28,6 +29,7 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
+from puma_actors.roles.spool import spool_bytes
 from puma_actors.roles.upload import Upload
 
 
@@ -53,6 +55,14 @@ class OnDisk:
             raise RemoteProtocolError(
                 f"the model needs about {need // 1_000_000:,} MB at {self._role}, which may use "
                 f"{self._memory // 1_000_000:,} MB: raise limits.memory there"
+            )
+        if self._role.is_dealer:
+            return
+        need, room = spool_bytes(parameters_of(plan.config)), self._draft.room()
+        if need > room:
+            raise StoreError(
+                f"the model needs {need // 1_000_000:,} MB on the disk of {self._role}, which has "
+                f"{room // 1_000_000:,} MB: free some there, then run the same `puma upload` again"
             )
 
     def seed(self, which: int, seed: memoryview) -> None:
