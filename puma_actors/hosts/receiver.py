@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import anyio
 
+from models.programs.families import parameters_of
 from models.programs.plan import Plan, Weights
 from protocols.base.shares import Role
-from protocols.errors import RemoteProtocolError
+from protocols.errors import RemoteProtocolError, StoreError
 from puma_actors.base.logs import log
 from puma_actors.hosts.residents import least_bytes
 from puma_actors.hosts.shelf import DraftShelf
@@ -32,6 +33,7 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
+from puma_actors.roles.spool import spool_bytes
 from puma_actors.roles.upload import Upload
 
 
@@ -57,6 +59,14 @@ class OnDisk:
             raise RemoteProtocolError(
                 f"the model needs about {need // 1_000_000:,} MB at {self._role}, which may use "
                 f"{self._memory // 1_000_000:,} MB: raise limits.memory there"
+            )
+        if self._role.is_dealer or plan.weights == "public":  # whose size is not known yet
+            return
+        need, room = spool_bytes(parameters_of(plan.config)), self._draft.room()
+        if need > room:
+            raise StoreError(
+                f"the model needs {need // 1_000_000:,} MB on the disk of {self._role}, which has "
+                f"{room // 1_000_000:,} MB: free some there, then run the same `puma upload` again"
             )
 
     def seed(self, which: int, seed: memoryview) -> None:

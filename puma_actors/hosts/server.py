@@ -57,7 +57,7 @@ from puma_actors.hosts.serving import RequestLimits, ServingLimits, serve
 from puma_actors.hosts.stores.draft import Draft
 from puma_actors.hosts.stores.manifest import check_name
 from puma_actors.hosts.stores.store import ModelStore
-from puma_actors.hosts.visits import Visits, disk, watch_certificates
+from puma_actors.hosts.visits import Visits, disk, tidy_uploads, watch_certificates
 from puma_actors.roles.actor import ActorOptions
 from puma_actors.roles.party import Party
 from puma_actors.session.handshake import Identity, Peer, handshake, naming
@@ -141,6 +141,7 @@ class PartyServer:
             group.start_soon(self.links.tell)
             group.start_soon(self._accept, listener, group)
             group.start_soon(watch_certificates, self.config, self.role)
+            group.start_soon(tidy_uploads, self.store.incoming)
             self.listening.set()
             try:
                 await self._draining.wait()

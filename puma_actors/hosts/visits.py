@@ -3,6 +3,7 @@
 visits = Visits(server)
 await visits.list(channel, request, session, caller)      and `remove`, `ping`: its handlers
 group.start_soon(watch_certificates, config, role)        warns in the log, every day
+group.start_soon(tidy_uploads, incoming)                  every hour
 """
 
 import time
@@ -21,6 +22,7 @@ from puma_actors.base.texts import printable
 from puma_actors.hosts.admission import ModelEntry, Request, admit
 from puma_actors.hosts.config import ClusterConfig
 from puma_actors.hosts.residents import RETRY
+from puma_actors.hosts.stores.incoming import Incoming
 from puma_actors.hosts.stores.manifest import check_name
 from puma_actors.hosts.stores.stored import content_digest
 from puma_actors.transports import Channel
@@ -35,7 +37,7 @@ _PING_TIME = 60.0
 _MOST_PINGS = 16
 _INSPECTION = 10.0
 """Seconds that `list` may spend on reading files whose checksums are unknown."""
-_DAY = 86400.0
+_DAY, _HOUR = 86400.0, 3600.0
 
 
 async def disk(function: Callable[..., T], *args: object) -> T:
@@ -142,6 +144,13 @@ def days_left(config: ClusterConfig, role: Role) -> float | None:
     except ConfigError:
         return None
     return min(each.days_left for each in found)
+
+
+async def tidy_uploads(incoming: Incoming) -> None:
+    """Every hour, remove uploads that were cut too long ago."""
+    while True:
+        await anyio.sleep(_HOUR)
+        await disk(incoming.tidy)
 
 
 async def watch_certificates(config: ClusterConfig, role: Role) -> None:

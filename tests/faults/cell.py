@@ -14,12 +14,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
 
 from faults.harness import DEADLINE, MODEL, SECOND, Caller, Cluster, kill, wait_until
 from protocols.base.shares import COMPUTING, Role
+from protocols.errors import ConfigError
 from puma_actors.hosts.caller import remove_model
 
 STOPPED = float(os.environ.get("PUMA_FAULTS_STOPPED", "10"))
@@ -87,6 +89,8 @@ def aftermath(cell: Cell, cluster: Cluster, marks: dict[Role, int], result: Resu
     cluster.at_rest()
     assert cluster.stored(MODEL) == list(COMPUTING), "the stored model is gone"
     wait_until(lambda: cluster.stored(SECOND) == [], "the half upload goes")
+    with suppress(ConfigError):  # nothing of it was left
+        anyio.run(remove_model, cluster.client, SECOND)  # or the next one would continue it
     _check_logs(cluster, marks)
 
 

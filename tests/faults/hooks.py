@@ -17,7 +17,7 @@ from typing import Any
 from protocols.base.shares import Role
 from puma_actors.hosts import server
 from puma_actors.hosts.receiver import Receiver
-from puma_actors.hosts.stores import store
+from puma_actors.hosts.stores import draft
 from puma_actors.roles.client import Client
 from puma_actors.roles.messages import TensorMessage
 from puma_actors.roles.sending import Sending
@@ -135,10 +135,10 @@ def _watch_uploads(gate: Gate) -> None:
             await gate.at("upload", self.scheduler)
         await usual(self, message, buffers)
 
-    async def send_tensor(self: Any, number: int, masked: Any) -> None:
+    async def send_tensor(self: Any, number: int, *rest: Any) -> None:
         if number == 3:
             await gate.at("upload", self.scheduler)
-        await upload(self, number, masked)
+        await upload(self, number, *rest)
 
     async def to_disk(self: Any, function: Any, *args: Any) -> None:
         if function == self._draft.keep:
@@ -160,30 +160,16 @@ def _watch_requests(gate: Gate) -> None:
     Client.begin = begin  # type: ignore[method-assign]
 
 
-class _FullDisk:
-    """A file that cannot grow."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def write(self, data: Any) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def _watch_disk(gate: Gate) -> None:
-    usual = os.fdopen
-
     class Watched:
         """`os`, as the store sees it."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(os, name)
 
-        def fdopen(self, *args: Any, **options: Any) -> Any:
-            opened = usual(*args, **options)
-            return _FullDisk(opened) if gate.full else opened
+        def write(self, handle: int, data: Any) -> int:
+            if gate.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return os.write(handle, data)
 
-    store.os = Watched()  # type: ignore[assignment]
+    draft.os = Watched()  # type: ignore[assignment]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from models.programs.plan import Plan
 from protocols.errors import StoreError, StoreNameError
 from puma_actors.base.logs import log
-from puma_actors.hosts.stores.journal import JOURNAL, Journal, Mark, Start
+from puma_actors.hosts.stores.journal import JOURNAL, Journal, Mark, Start, upload_in
 from puma_actors.hosts.stores.manifest import MANIFEST, PUBLIC_FILES, FileEntry, Manifest, seed_file
 from puma_actors.hosts.stores.stored import check_complete
 
@@ -70,7 +70,7 @@ class Draft:
         self._entries: dict[str, FileEntry] = {}
         self._parts: dict[str, _Growing] = {}  # begun by an earlier attempt
         self._journal: Journal | None = None
-        self._published = self._over = False
+        self._begun = self._published = self._over = False
         with self._writing():
             self.folder = store.incoming.enter(name, upload)
 
@@ -106,6 +106,7 @@ class Draft:
             for file, mark in marks.items():
                 if file not in PUBLIC_FILES:  # they have come before the plan, again
                     self._continue(file, mark)
+        self._begun = True
         whole = {file: self._entries[file].bytes for file in marks if file in self._entries}
         return {**whole, **{file: part.size for file, part in self._parts.items()}}
 
@@ -120,6 +121,11 @@ class Draft:
             self._entries[file] = FileEntry(bytes=mark.bytes, sha256=mark.sha256)
         else:
             self._parts[file] = _Growing(file, -1, digest, mark.bytes, mark.bytes)
+
+    def room(self) -> int:
+        """Bytes that all files of the draft can have."""
+        free = shutil.disk_usage(self.folder).free
+        return free + self.store.incoming.nbytes(self.name)
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -240,12 +246,20 @@ class Draft:
                     self._parts[self._open.name] = self._open
                 if self._published:
                     self.store.withdraw(self.name, self.upload)
-            if not {*self._entries, *self._parts} - _SMALL:
+            if not self._worth():
                 shutil.rmtree(self.folder, ignore_errors=True)
         except StoreError as error:  # then what was noted before may be continued
             log.warning("the last bytes of an upload are lost", reason=str(error))
         finally:
             self._leave()
+
+    def _worth(self) -> bool:
+        """Whether there is something to continue: of this attempt, or of an earlier one if this
+        ended before it looked at that.
+        """
+        if not self._begun:
+            return upload_in(self.folder) == self.upload
+        return bool({*self._entries, *self._parts} - _SMALL)
 
     def discard(self) -> None:
         """Remove it, also if it was published."""

@@ -54,14 +54,11 @@ class Journal:
         if found == start:
             return cls(path, good), marks
         journal = cls(path, 0)
-        journal._line(start)
+        journal.add(start)
         return journal, {}
 
-    def add(self, mark: Mark) -> None:
-        """Note what was flushed to disk."""
-        self._line(mark)
-
-    def _line(self, entry: Strict) -> None:
+    def add(self, entry: Start | Mark) -> None:
+        """Add a line, such as what was flushed to disk."""
         view = memoryview(f"{entry.model_dump_json()}\n".encode())
         while view.nbytes:
             view = view[os.write(self._handle, view) :]

@@ -1,6 +1,7 @@
 """Parties and owners with other parts than the usual ones."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import anyio
 import pytest
@@ -93,6 +94,11 @@ class Nothing:
     """A delivery that sends nothing, but sees what it could send."""
 
     sending: Sending | None = None
+    watching: object = None
+
+    def watched(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        self.watching = parameters
+        return parameters
 
     async def deliver(self, sending: Sending) -> None:
         self.sending = sending
@@ -109,4 +115,5 @@ async def test_an_owner_does_what_its_delivery_says(tmp_path) -> None:
         await run_with(owner, dict.fromkeys(COMPUTING, party))
     assert delivery.sending is not None
     assert delivery.sending.plan.config == checkpoint.config
+    assert delivery.watching
     assert owner.seconds.keys() == {"load", "calibrate", "share"}

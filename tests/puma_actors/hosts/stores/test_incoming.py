@@ -5,8 +5,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from drafts import CONFIG, PLAN, UPLOAD, fill
@@ -17,6 +19,7 @@ from models.programs.families import parameters_of
 from models.programs.sharing import SEED_BYTES
 from protocols.base.shares import Role
 from protocols.errors import StoreError
+from puma_actors.hosts import visits
 from puma_actors.hosts.stores import draft as drafts
 from puma_actors.hosts.stores import incoming
 from puma_actors.hosts.stores.draft import Draft
@@ -133,6 +136,25 @@ def test_whatever_is_damaged_only_sent_bytes_are_taken_over(
     shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_an_attempt_that_ends_early_loses_nothing(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Before it looked at what is there, or while it did."""
+    draft = store.draft("tiny", UPLOAD)
+    send(draft, 3)
+    draft.suspend()
+    draft = store.draft("tiny", UPLOAD)
+    draft.write("tokenizer.json", b"{}")
+    if when == "while":
+        with monkeypatch.context() as patch:
+            patch.setattr(drafts, "_hashed", lambda *_: Path("/nowhere").stat())
+            with pytest.raises(StoreError, match="cannot store model tiny"):
+                draft.begin(PLAN.digest())
+    draft.suspend()
+    assert held(store) == {words_file(number): SIZES[number] for number in range(3)}
+
+
 def test_a_damaged_file_is_sent_again_and_the_others_are_not(store: ModelStore) -> None:
     draft = store.draft("tiny", UPLOAD)
     send(draft, 4, 16)
@@ -231,6 +253,29 @@ def test_old_ones_go(store: ModelStore) -> None:
     again = die(store)
     assert again.incoming.names() == ["new"]
     again.close()
+
+
+async def test_old_ones_go_while_the_party_runs(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(store, "old", incoming.MOST_SECONDS + 60)
+    cut(store, "new")
+    os.utime(store.folder / incoming.FOLDER / "new" / JOURNAL, (0, 0))
+    slept, again = 0, anyio.Event()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += 1
+        if slept > 1:
+            again.set()
+            await anyio.Event().wait()
+
+    monkeypatch.setattr(visits, "anyio", SimpleNamespace(**{**vars(anyio), "sleep": sleep}))
+    async with anyio.create_task_group() as group:
+        group.start_soon(visits.tidy_uploads, store.incoming)
+        await again.wait()
+        group.cancel_scope.cancel()
+    assert store.incoming.names() == []
 
 
 def test_so_many_bytes_are_kept(tmp_path: Path) -> None:

@@ -185,6 +185,21 @@ async def test_an_owner_that_does_not_know_that_it_is_done(
         assert sent.rows == 0
 
 
+async def test_a_disk_without_room_is_told_before_anything_is_sent(
+    folder: Path, certificates: Path, model: Path, wanted: np.ndarray, sent: Sent
+) -> None:
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cut(cluster, model)
+        sent.rows = 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Draft, "room", lambda self: 1_000)
+            with pytest.raises(PeerFailed, match=r"MB on the disk of evaluator-., which has 0 MB"):
+                await cluster.upload(model)
+        await quiet(cluster)
+        assert sent.rows == 0
+        assert await continued(cluster, model, wanted) > 0
+
+
 # -- owners ----------------------------------------------------------------------------------------
 
 
