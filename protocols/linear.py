@@ -24,10 +24,10 @@ from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
 from protocols.kernels.sums import Half
 from protocols.public_weight import PublicTable, PublicWeight, public_product
-from protocols.streamed import Streamed
+from protocols.streamed import Panels
 
 LinearMap = Callable[[Words], Words]
-Factor: TypeAlias = Words | Streamed | None
+Factor: TypeAlias = Words | Panels | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ async def _truncated(
 
 def _weight_part(x: SecretTensor, weight: Weight) -> Words:
     left, factor = left_factor(x), weight.factor
-    if isinstance(factor, Streamed):
+    if isinstance(factor, Panels):
         return factor.matmul(left)
     out = np.empty((x.shape[0], weight.shape[1]), dtype=np.uint64)
     matmul_into(left, _array(factor), out, 0, out.shape[1])
@@ -146,7 +146,7 @@ def _weight_part(x: SecretTensor, weight: Weight) -> Words:
 
 def _table_part(x: SecretTensor, table: Table) -> Words:
     left, factor = left_factor(x), table.factor
-    if isinstance(factor, Streamed):
+    if isinstance(factor, Panels):
         return factor.matmul_rows(left)
     return matmul_rows(left, _array(factor))
 

@@ -7,6 +7,7 @@ read, its masks expanded, and it is multiplied by before the next one takes its 
 those of a factor in memory, so results are equal to the bit.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,7 @@ from protocols.base.prf import add_stream
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError
+from protocols.kernels.elementwise import add_twice
 from protocols.kernels.matmul import add_matmul
 from protocols.kernels.rows import matmul_rows
 
@@ -34,24 +36,11 @@ class MaskedWords(Protocol):
         """Fill `out`, a flat array, with the words from number `start` on. Safe in threads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """A factor of a (rows, columns) matrix.
+class Panels(ABC):
+    """A factor of a (rows, columns) matrix that is made panel by panel."""
 
-    Attributes:
-        keys: of the streams of its masks: the evaluator's own half, or both at the dealer.
-        masked: None at the dealer.
-    """
-
-    role: Role
+    __slots__ = ()
     shape: tuple[int, int]
-    keys: tuple[bytes, ...] = field(repr=False)
-    masked: MaskedWords | None = field(repr=False)
-
-    def __post_init__(self) -> None:
-        wanted = 2 if self.role.is_dealer else 1
-        if len(self.keys) != wanted or (self.masked is None) is not self.role.is_dealer:
-            raise LocalProtocolError(f"{self.role} cannot make a factor from these parts")
 
     def matmul(self, x: Words) -> Words:
         """x @ W modulo 2^64 for x (T, rows): (T, columns)."""
@@ -72,13 +61,44 @@ class Streamed:
         count, columns = self.shape
         height = min(count, max(1, PANEL_WORDS // columns))
         room = np.empty((height, columns), dtype=np.uint64)
-        if self.masked is not None:
-            self.masked.expect()
+        self._expect()
         for start in range(0, count, height):
             stop = min(count, start + height)
             panel = room[: stop - start]
             self._fill(start * columns, panel.reshape(-1))
             yield slice(start, stop), panel
+
+    @abstractmethod
+    def _expect(self) -> None:
+        """Prepare for reading the matrix from the beginning to the end."""
+
+    @abstractmethod
+    def _fill(self, start: int, panel: Words) -> None:
+        """Fill a flat panel with the words from number `start` on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed(Panels):
+    """A factor whose masks come from seeds.
+
+    Attributes:
+        keys: of the streams of its masks: the evaluator's own half, or both at the dealer.
+        masked: None at the dealer.
+    """
+
+    role: Role
+    shape: tuple[int, int]
+    keys: tuple[bytes, ...] = field(repr=False)
+    masked: MaskedWords | None = field(repr=False)
+
+    def __post_init__(self) -> None:
+        wanted = 2 if self.role.is_dealer else 1
+        if len(self.keys) != wanted or (self.masked is None) is not self.role.is_dealer:
+            raise LocalProtocolError(f"{self.role} cannot make a factor from these parts")
+
+    def _expect(self) -> None:
+        if self.masked is not None:
+            self.masked.expect()
 
     def _fill(self, start: int, panel: Words) -> None:
         if self.masked is None:
@@ -89,3 +109,30 @@ class Streamed:
         else:
             self.masked.read(start, panel)
             add_stream(self.keys[0], start, -2, panel)
+
+
+@dataclass(slots=True)
+class Sum:
+    """The factors of evaluator A and the dealer, where one process has both."""
+
+    first: Words | None = field(default=None, repr=False)
+    dealer: Words | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Derived(Panels):
+    """Evaluator B's factor in a process that also has the others', from which it follows:
+    m - 2 lam_2 = (m - 2 lam_1) + 2 (lam_1 - lam_2).
+    """
+
+    shape: tuple[int, int]
+    parts: Sum = field(repr=False)
+
+    def _expect(self) -> None:
+        if self.parts.first is None or self.parts.dealer is None:
+            raise LocalProtocolError("the other parties of this process do not have the weight yet")
+
+    def _fill(self, start: int, panel: Words) -> None:
+        assert self.parts.first is not None and self.parts.dealer is not None
+        part = slice(start, start + panel.size)
+        add_twice(self.parts.first.reshape(-1)[part], self.parts.dealer.reshape(-1)[part], panel)

@@ -92,3 +92,15 @@ def share_bytes(config: ModelConfig) -> int:
         WORD_BYTES * prod(parameter.shape) * (1 if parameter.kind == "weight" else 2)
         for parameter in parameters_of(config).values()
     )
+
+
+def common_bytes(config: ModelConfig) -> int:
+    """Bytes of a model's shares for three parties of one process, which do not hold twice what two
+    of them know: two words per entry of a weight and one and a half more of a table, two for each
+    party of everything else.
+    """
+    words_of = {"weight": 2.0, "table": 3.5}
+    return sum(
+        int(WORD_BYTES * prod(parameter.shape) * words_of.get(parameter.kind, 6.0))
+        for parameter in parameters_of(config).values()
+    )

@@ -202,6 +202,23 @@ def _aligned_numba(words: Words, moves: Moves, half: bool, width: int, bits: int
     return out
 
 
+def add_twice_numpy(one: Words, two: Words, out: Words) -> None:
+    """NumPy twin of `add_twice`."""
+    np.add(two, two, out=out)
+    out += one
+
+
+@kernel("void(in1, in1, uint64[::1])")
+def _add_twice(one: Words, two: Words, out: Words) -> None:
+    for i in range(out.size):
+        out[i] = one[i] + two[i] + two[i]
+
+
+def _add_twice_numba(one: Words, two: Words, out: Words) -> None:
+    """Set out to one + 2 two; all are flat and of one size."""
+    _add_twice(one, two, out)
+
+
 def flat(words: Words) -> Words:
     """A contiguous one-dimensional view or copy."""
     return np.ascontiguousarray(words).reshape(-1)
@@ -215,3 +232,4 @@ lift_word = _lift_word_numba if _NUMBA else lift_word_numpy
 joined = _joined_numba if _NUMBA else joined_numpy
 windows = _windows_numba if _NUMBA else windows_numpy
 aligned = _aligned_numba if _NUMBA else aligned_numpy
+add_twice = _add_twice_numba if _NUMBA else add_twice_numpy

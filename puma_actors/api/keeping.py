@@ -2,7 +2,7 @@
 
 from models.configs.architecture import ModelConfig
 from models.programs.families import parameters_of
-from models.programs.predict import owner_bytes, share_bytes, streamed_bytes
+from models.programs.predict import common_bytes, owner_bytes, streamed_bytes
 from protocols.base.shares import COMPUTING
 from protocols.errors import ConfigError
 from puma_actors.base.available import available_memory
@@ -51,7 +51,7 @@ def _budget(memory: int | None) -> int:
 def in_memory_bytes(config: ModelConfig) -> int:
     """Bytes of all roles together at the peak: the owner's values turn into shares one by one."""
     entries = spool_bytes(parameters_of(config)) // 8
-    return max(len(COMPUTING) * share_bytes(config), _FLOAT * entries)
+    return max(common_bytes(config), _FLOAT * entries)
 
 
 def on_disk_bytes(config: ModelConfig) -> int:
