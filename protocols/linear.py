@@ -24,7 +24,7 @@ from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
 from protocols.kernels.sums import Half
 from protocols.public_weight import PublicTable, PublicWeight, public_product
-from protocols.streamed import Panels
+from protocols.streamed import Panels, Split
 
 LinearMap = Callable[[Words], Words]
 Factor: TypeAlias = Words | Panels | None
@@ -72,7 +72,8 @@ class Table:
         """From a party's share of the matrix."""
         rows, columns = share.shape
         halves = share.a.astype(np.uint32), share.b.astype(np.uint32)
-        return cls(share.role, (rows, columns), right_factor(share), halves, share.frac)
+        factor = Split.of(share.role, right_factor(share), halves)
+        return cls(share.role, (rows, columns), factor, halves, share.frac)
 
 
 AnyWeight: TypeAlias = Weight | PublicWeight

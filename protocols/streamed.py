@@ -1,4 +1,4 @@
-"""Factors that are not in memory: a matrix is made panel by panel while it is multiplied by.
+"""Factors that are made panel by panel while they are multiplied by.
 
 A party's factor of a weight is m - 2 lam_i at an evaluator and lam_1 - lam_2 at the dealer (see
 `protocols.arithmetic`). The masks come from seeds, so only m has to be kept, at the evaluators, and
@@ -18,9 +18,10 @@ from protocols.base.prf import add_stream
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError
-from protocols.kernels.elementwise import add_twice
+from protocols.kernels.elementwise import add_twice, joined_factor
 from protocols.kernels.matmul import add_matmul
 from protocols.kernels.rows import matmul_rows
+from protocols.kernels.sums import Half
 
 PANEL_WORDS = 1 << 18
 """Words of a panel, if a row is not longer: 2 MB."""
@@ -65,15 +66,14 @@ class Panels(ABC):
         for start in range(0, count, height):
             stop = min(count, start + height)
             panel = room[: stop - start]
-            self._fill(start * columns, panel.reshape(-1))
+            self.fill(start * columns, panel.reshape(-1))
             yield slice(start, stop), panel
 
-    @abstractmethod
-    def _expect(self) -> None:
+    def _expect(self) -> None:  # noqa: B027, what is in memory needs nothing
         """Prepare for reading the matrix from the beginning to the end."""
 
     @abstractmethod
-    def _fill(self, start: int, panel: Words) -> None:
+    def fill(self, start: int, panel: Words) -> None:
         """Fill a flat panel with the words from number `start` on."""
 
 
@@ -100,7 +100,8 @@ class Streamed(Panels):
         if self.masked is not None:
             self.masked.expect()
 
-    def _fill(self, start: int, panel: Words) -> None:
+    def fill(self, start: int, panel: Words) -> None:
+        """As `Panels`."""
         if self.masked is None:
             one, two = self.keys
             panel[:] = 0
@@ -115,8 +116,8 @@ class Streamed(Panels):
 class Sum:
     """The factors of evaluator A and the dealer, where one process has both."""
 
-    first: Words | None = field(default=None, repr=False)
-    dealer: Words | None = field(default=None, repr=False)
+    first: Words | Panels | None = field(default=None, repr=False)
+    dealer: Words | Panels | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,50 @@ class Derived(Panels):
         if self.parts.first is None or self.parts.dealer is None:
             raise LocalProtocolError("the other parties of this process do not have the weight yet")
 
-    def _fill(self, start: int, panel: Words) -> None:
+    def fill(self, start: int, panel: Words) -> None:
+        """As `Panels`."""
         assert self.parts.first is not None and self.parts.dealer is not None
+        first, dealer = (
+            _words(part, start, panel.size) for part in (self.parts.first, self.parts.dealer)
+        )
+        add_twice(first, dealer, panel)
+
+
+def _words(factor: Words | Panels, start: int, count: int) -> Words:
+    """Words of a factor from number `start` on."""
+    if not isinstance(factor, Panels):
+        return factor.reshape(-1)[start : start + count]
+    words = np.empty(count, dtype=np.uint64)
+    factor.fill(start, words)
+    return words
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Panels):
+    """A table's factor, without the half of each word that follows from the table's halves.
+
+    Attributes:
+        high: the upper 32 bits of its words, (rows, columns).
+        halves: the table's, see `protocols.linear.Table`.
+    """
+
+    role: Role
+    high: Half = field(repr=False)
+    halves: tuple[Half, Half] = field(repr=False)
+
+    @classmethod
+    def of(cls, role: Role, factor: Words, halves: tuple[Half, Half]) -> "Split":
+        """From the factor itself."""
+        return cls(role, (factor >> np.uint64(32)).astype(np.uint32), halves)
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """Rows and columns."""
+        rows, columns = self.high.shape
+        return rows, columns
+
+    def fill(self, start: int, panel: Words) -> None:
+        """As `Panels`."""
         part = slice(start, start + panel.size)
-        add_twice(self.parts.first.reshape(-1)[part], self.parts.dealer.reshape(-1)[part], panel)
+        high, one, two = (half.reshape(-1)[part] for half in (self.high, *self.halves))
+        joined_factor(high, one, two, self.role.is_dealer, panel)

@@ -2,8 +2,7 @@
 
 from models.configs.architecture import ModelConfig
 from models.programs.families import parameters_of
-from models.programs.predict import common_bytes, owner_bytes, streamed_bytes
-from protocols.base.shares import COMPUTING
+from models.programs.predict import common_bytes, owner_bytes
 from protocols.errors import ConfigError
 from puma_actors.base.available import available_memory
 from puma_actors.roles.spool import Spool, check_room, spool_bytes, spool_folder
@@ -56,4 +55,4 @@ def in_memory_bytes(config: ModelConfig) -> int:
 
 def on_disk_bytes(config: ModelConfig) -> int:
     """The same if the parties read matrices from disk while they use them."""
-    return len(COMPUTING) * streamed_bytes(config) + owner_bytes(config)
+    return common_bytes(config, on_disk=True) + owner_bytes(config)

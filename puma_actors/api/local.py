@@ -8,7 +8,7 @@
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self, Unpack
@@ -40,10 +40,14 @@ from puma_actors.roles.owner import Owner, Progress, check_opened, ignore_progre
 from puma_actors.roles.party import Party
 from puma_actors.roles.spool import Spool, Spooled
 from puma_actors.roles.upload import Kept
+from puma_actors.session.mailbox import Flow
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import Network, parse_network
 
 __all__ = ["LocalCluster", "Token", "Usage"]
+
+_WINDOW = 64 << 20
+"""Bytes dealt ahead of an evaluator: both are in this process, and one is as fast as the other."""
 
 
 async def check_memory(plan: Plan, batch: Batch, steps: int, settings: Settings | None) -> None:
@@ -165,7 +169,12 @@ class LocalCluster(Cluster):
             raise ConfigError(f"settings are {type(settings).__name__}: give a Settings")
         check_opened(checkpoint)
         _check_tokenizer(checkpoint, tokenizer)
-        options = ActorOptions(compute=compute or Compute(), settings=settings, recorder=recorder)
+        options = ActorOptions(
+            settings=settings,
+            flow=Flow(window=_WINDOW),
+            compute=compute or Compute(),
+            recorder=recorder,
+        )
         self.checkpoint = checkpoint
         between = parse_network(network)
         weights: Weights = "public" if public_weights else "private"
@@ -177,7 +186,7 @@ class LocalCluster(Cluster):
         def kept(role: Role) -> Kept:
             if public_weights:
                 return Opened(role, sources)
-            return InCommon(role, common) if spool is None else Spooled(role, spool)
+            return InCommon(role, common) if spool is None else Spooled(role, spool, common)
 
         self._owner = Owner(
             checkpoint,
@@ -275,6 +284,19 @@ class LocalCluster(Cluster):
         return (
             None if step is None else max(party.rounds(step.number) for party in self._parties[1:])
         )
+
+
+def _opened(checkpoint: Checkpoint) -> Callable[[Role], Kept]:
+    """Where each party finds public weights."""
+    return partial(Opened, sources=list(sources_of(checkpoint)))
+
+
+def _own_shares(spool: Spool | None) -> Callable[[Role], Kept]:
+    """Where each party keeps its shares: in memory, or in a spool."""
+    common = Common()
+    if spool is None:
+        return partial(InCommon, common=common)
+    return partial(Spooled, spool=spool, common=common)
 
 
 def _check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:

@@ -16,10 +16,9 @@ from models.programs.families import parameters_of
 from models.programs.plan import Parameter, Plan, Weights
 from models.programs.predict import WORD_BYTES
 from protocols.base.shares import Role
-from protocols.errors import LocalProtocolError
 from protocols.kernels.sums import Half
 from protocols.linear import Factor, Table, Weight
-from protocols.streamed import Derived, Panels, Sum
+from protocols.streamed import Derived, Split, Sum
 from puma_actors.roles.upload import InMemory
 
 _HALVES = {
@@ -44,18 +43,20 @@ class Common:
             parts = self._sums.setdefault(number, Sum())
         if role is Role.EVALUATOR_B:
             return Derived(shape, parts)
-        if isinstance(factor, Panels):
-            raise LocalProtocolError(f"{role}'s factor is not in memory")
         if role.is_dealer:
             parts.dealer = factor
         else:
             parts.first = factor
         return factor
 
-    def half(self, number: int, what: str, half: Half) -> Half:
-        """One half of a table, of which the first array that was given is kept."""
+    def halves(self, role: Role, number: int, halves: tuple[Half, Half]) -> tuple[Half, Half]:
+        """The halves of a table, of which the first arrays that were given are kept."""
         with self._lock:
-            return self._halves.setdefault((number, what), half)
+            one, two = (
+                self._halves.setdefault((number, what), half)
+                for what, half in zip(_HALVES[role], halves, strict=True)
+            )
+            return one, two
 
 
 class InCommon:
@@ -102,11 +103,13 @@ class InCommon:
         held = self._own.hold(number, parameter)
         if not isinstance(held, Weight | Table):
             return held
-        factor = self._common.factor(self._role, number, held.shape, held.factor)
-        if isinstance(held, Weight) or held.halves is None:
+        if isinstance(held, Weight):
+            factor = self._common.factor(self._role, number, held.shape, held.factor)
             return replace(held, factor=factor)
-        one, two = (
-            self._common.half(number, what, half)
-            for what, half in zip(_HALVES[self._role], held.halves, strict=True)
-        )
-        return replace(held, factor=factor, halves=(one, two))
+        factor, halves = held.factor, held.halves
+        if halves is not None:
+            halves = self._common.halves(self._role, number, halves)
+            if isinstance(factor, Split):
+                factor = replace(factor, halves=halves)
+        factor = self._common.factor(self._role, number, held.shape, factor)
+        return replace(held, factor=factor, halves=halves)
