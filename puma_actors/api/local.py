@@ -19,7 +19,7 @@ from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint, open_checkpoint
 from models.programs.families import sources_of
 from models.programs.memory import footprint
-from models.programs.plan import Plan, Weights
+from models.programs.plan import Plan
 from models.programs.program import Batch
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.lane import Settings
@@ -177,23 +177,14 @@ class LocalCluster(Cluster):
         )
         self.checkpoint = checkpoint
         between = parse_network(network)
-        weights: Weights = "public" if public_weights else "private"
         spool = None if public_weights else spool_for(checkpoint.config, memory)
-        sources = list(sources_of(checkpoint)) if public_weights else []
-
-        common = Common()
-
-        def kept(role: Role) -> Kept:
-            if public_weights:
-                return Opened(role, sources)
-            return InCommon(role, common) if spool is None else Spooled(role, spool, common)
-
+        kept = _opened(checkpoint) if public_weights else _own_shares(spool)
         self._owner = Owner(
             checkpoint,
             options,
             texts=texts,
             progress=progress,
-            weights=weights,
+            weights="public" if public_weights else "private",
             lazy=public_weights or not fits(checkpoint.config, memory),
         )
         self._parties = [Party(role, options, kept=kept(role)) for role in COMPUTING]
