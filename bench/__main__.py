@@ -20,6 +20,7 @@ from bench import (
     paper,
     perplexity,
     protocols,
+    streaming,
 )
 from bench.runtime import hosts, network, overlap, profiling, resident
 from bench.tools.harness import Benchmark, Options, Result, document, machine
@@ -30,6 +31,7 @@ from puma_actors.base.logs import show_logs
 
 BENCHMARKS: list[Benchmark] = [
     *kernels.BENCHMARKS,
+    *streaming.BENCHMARKS,
     *protocols.BENCHMARKS,
     *network.BENCHMARKS,
     *decode.BENCHMARKS,
