@@ -111,3 +111,9 @@ class Busy(PumaError):  # noqa: N818 - a temporary state, not an error
 
     exit_code = EXIT_BUSY
     remedy = "try again later"
+
+
+class WorkersFailed(Busy):
+    """The machines that a party computes on are gone, full or unreachable."""
+
+    remedy = "read the log of the party named in the message, start its workers, and try again"

@@ -19,6 +19,7 @@ from protocols.base.lane import Lane
 from protocols.base.prf import Stream, derive
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Words
 from protocols.base.shares import Role, SecretTensor
+from protocols.elsewhere import Elsewhere
 from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
@@ -27,7 +28,7 @@ from protocols.public_weight import PublicTable, PublicWeight, public_product
 from protocols.streamed import Streamed
 
 LinearMap = Callable[[Words], Words]
-Factor: TypeAlias = Words | Streamed | None
+Factor: TypeAlias = Words | Streamed | Elsewhere | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,10 @@ async def linear(
         return lane.blank((rows, columns), RING_BITS - 1 - shift, frac)
     if isinstance(weight, PublicWeight):
         part = await public_product(lane, x, weight)
+    elif isinstance(weight.factor, Elsewhere):
+        part = await weight.factor.matmul(left_factor(x))
     else:
-        part = await lane.run(rows * depth * columns, _weight_part, x, weight)
+        part = await lane.run(rows * depth * columns, _weight_part, x, weight.factor)
     if then is not None:
         part = then(part)
     return await _truncated(lane, part, weight, frac, shift)
@@ -135,17 +138,18 @@ async def _truncated(
     return await remask(lane, part, frac=frac, shift=shift + 1)
 
 
-def _weight_part(x: SecretTensor, weight: Weight) -> Words:
-    left, factor = left_factor(x), weight.factor
+def _weight_part(x: SecretTensor, factor: Words | Streamed | None) -> Words:
+    left = left_factor(x)
     if isinstance(factor, Streamed):
         return factor.matmul(left)
-    out = np.empty((x.shape[0], weight.shape[1]), dtype=np.uint64)
-    matmul_into(left, _array(factor), out, 0, out.shape[1])
+    words = _array(factor)
+    out = np.empty((x.shape[0], words.shape[1]), dtype=np.uint64)
+    matmul_into(left, words, out, 0, out.shape[1])
     return out
 
 
-def _table_part(x: SecretTensor, table: Table) -> Words:
-    left, factor = left_factor(x), table.factor
+def _table_part(x: SecretTensor, factor: Words | Streamed | None) -> Words:
+    left = left_factor(x)
     if isinstance(factor, Streamed):
         return factor.matmul_rows(left)
     return matmul_rows(left, _array(factor))
@@ -170,6 +174,8 @@ async def table_product(lane: Lane, x: SecretTensor, table: AnyTable) -> SecretT
         return lane.blank((x.shape[0], table.shape[0]), RING_BITS - 1 - shift, FRACTION_BITS)
     if isinstance(table, PublicTable):
         part = await public_product(lane, x, table.weight)
+    elif isinstance(table.factor, Elsewhere):
+        part = await table.factor.matmul_rows(left_factor(x))
     else:
-        part = await lane.run(count * table.shape[1], _table_part, x, table)
+        part = await lane.run(count * table.shape[1], _table_part, x, table.factor)
     return await _truncated(lane, part, table, FRACTION_BITS, shift)

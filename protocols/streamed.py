@@ -7,7 +7,7 @@ read, its masks expanded, and it is multiplied by before the next one takes its 
 those of a factor in memory, so results are equal to the bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -82,10 +82,19 @@ class Streamed:
 
     def _fill(self, start: int, panel: Words) -> None:
         if self.masked is None:
-            one, two = self.keys
             panel[:] = 0
-            add_stream(one, start, 1, panel)
-            add_stream(two, start, -1, panel)
         else:
             self.masked.read(start, panel)
-            add_stream(self.keys[0], start, -2, panel)
+        unmask(self.keys, start, panel)
+
+
+def unmask(keys: Sequence[bytes], start: int, panel: Words) -> None:
+    """Make words of a factor, from number `start` on, in place: of masked words with an evaluator's
+    key, of zeros with the dealer's two.
+    """
+    if len(keys) == 1:
+        add_stream(keys[0], start, -2, panel)
+    else:
+        one, two = keys
+        add_stream(one, start, 1, panel)
+        add_stream(two, start, -1, panel)

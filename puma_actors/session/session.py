@@ -39,6 +39,7 @@ from protocols.errors import (
     RemoteProtocolError,
     StoreError,
     TransportError,
+    WorkersFailed,
 )
 from puma_actors.base.compute import Compute
 from puma_actors.base.concurrency import Signal, unwrap
@@ -295,7 +296,9 @@ class RoundScheduler:
         class is reported.
         """
         if isinstance(error, Exception):
-            told = isinstance(error, ProtocolError | TransportError | PeerFailed | StoreError)
+            told = isinstance(
+                error, ProtocolError | TransportError | PeerFailed | StoreError | WorkersFailed
+            )
             reason = f"{type(error).__name__}: {error}" if told else type(error).__name__
         else:
             reason = "it was cancelled"

@@ -1,0 +1,255 @@
+"""One model's factors at a party's workers.
+
+Each worker holds a run of rows of every matrix. Rows are contiguous in the store's files and in the
+streams of the masks, so that a worker can be given its part and nothing else. x @ W sends each
+worker its columns of x and adds up what comes back; x @ W^T sends x to all and joins the answers.
+Both are sums and products modulo 2^64: the result is that of one machine, to the bit.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import anyio
+import numpy as np
+
+from protocols.base.ring import Words
+from protocols.base.shares import Role
+from protocols.elsewhere import Elsewhere
+from protocols.errors import WorkersFailed
+from protocols.streamed import MaskedWords
+from puma_actors.base.compute import Compute
+from puma_actors.base.concurrency import gather
+from puma_actors.base.logs import log
+from puma_actors.hosts.workers.connection import Connection, WorkerActor, reason_of
+
+PIECE = 1 << 21
+"""Words of a message to a worker: 16 MB."""
+_LOOK = 0.5
+"""Seconds between looks at whether all workers are there."""
+
+
+def rows_of(rows: int, workers: int) -> list[slice]:
+    """The rows of a matrix that each worker holds; some may be empty."""
+    ends = [rows * each // workers for each in range(workers + 1)]
+    return [slice(*ends[each : each + 2]) for each in range(workers)]
+
+
+class Placement:
+    """See the module docstring.
+
+    Args:
+        actors: a fresh actor at each worker, by address.
+
+    Attributes:
+        lost: why the workers cannot be used any more; empty while they can.
+        nbytes: bytes that the fullest worker holds.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        connection: Connection,
+        actors: Mapping[str, WorkerActor],
+        compute: Compute,
+    ) -> None:
+        self.role = role
+        self.lost = ""
+        self.nbytes = 0
+        self.compute = compute
+        self._connection = connection
+        self._actors = dict(actors)
+        self._broken = anyio.Event()
+
+    @property
+    def workers(self) -> list[str]:
+        """Addresses."""
+        return list(self._actors)
+
+    async def put(
+        self,
+        number: int,
+        shape: tuple[int, int],
+        masked: MaskedWords | None,
+        keys: Sequence[bytes],
+    ) -> "Placed":
+        """Give the workers the factor of tensor `number`.
+
+        Args:
+            masked: at an evaluator. keys: of the masks that this party knows.
+
+        Raises:
+            WorkersFailed: a worker was lost. StoreError: the words cannot be read.
+        """
+        parts = dict(zip(self._actors, rows_of(shape[0], len(self._actors)), strict=True))
+        parts = {address: rows for address, rows in parts.items() if rows.stop > rows.start}
+        self.nbytes += 8 * shape[1] * max(rows.stop - rows.start for rows in parts.values())
+        await gather(
+            [
+                self._put_rows(address, number, rows, shape[1], masked, keys)
+                for address, rows in parts.items()
+            ]
+        )
+        return Placed(self, number, shape, parts)
+
+    async def _put_rows(
+        self,
+        address: str,
+        number: int,
+        rows: slice,
+        columns: int,
+        masked: MaskedWords | None,
+        keys: Sequence[bytes],
+    ) -> None:
+        first, size = rows.start * columns, (rows.stop - rows.start) * columns
+        await self.call(address, "open", number, (rows.stop - rows.start, columns))
+        for at in range(0, size, PIECE):
+            words, count = None, min(PIECE, size - at)
+            if masked is not None:
+                words = np.empty(count, dtype=np.uint64)
+                await self.compute.offload(masked.read, first + at, words)
+            await self.call(address, "fill", number, at, count, words, list(keys), first + at)
+
+    async def call(self, address: str, method: str, *args: object) -> object:
+        """Call a method of a worker's `Panels`.
+
+        Raises:
+            WorkersFailed: it failed, or another worker did before.
+        """
+        self._check()
+        try:
+            return await self._actors[address].call(method, *args)
+        except Exception as error:  # of many kinds, which Dask does not name
+            self.fail(address, reason_of(error))
+            self._check()
+            raise
+
+    async def product(
+        self, address: str, method: str, number: int, x: Words, shape: tuple[int, int]
+    ) -> Words:
+        """A worker's part of a product, of this shape. Raises as `call`."""
+        self._check()
+        try:
+            return await self._actors[address].product(method, number, x, shape)
+        except Exception as error:
+            self.fail(address, reason_of(error))
+            self._check()
+            raise
+
+    def _check(self) -> None:
+        if self.lost:
+            raise WorkersFailed(self.lost)
+
+    def fail(self, address: str, reason: str) -> None:
+        """Note that a worker cannot be used any more, which ends all sessions on this placement."""
+        if not self.lost:
+            self._end(
+                f"{self.role} lost its worker {address} ({reason}): open a new session, for which "
+                "the workers that are left take over"
+            )
+
+    def _end(self, reason: str) -> None:
+        self.lost = reason
+        self._actors.clear()  # the workers that are left may forget their parts
+        self._broken.set()
+        log.warning("workers lost", role=str(self.role), reason=reason)
+
+    async def check(self) -> None:
+        """Ask all workers whether they are there; `lost` has the answer. For a placement that
+        nothing has watched for a while.
+        """
+        async with anyio.create_task_group() as group:
+
+            async def ask() -> None:
+                await gather([self._ask(address) for address in self.workers])
+                group.cancel_scope.cancel()
+
+            group.start_soon(ask)
+            await self._until_lost()
+            group.cancel_scope.cancel()
+
+    async def watch(self) -> NoReturn:
+        """Raise WorkersFailed as soon as a worker or the scheduler is lost, or silent for
+        `timeouts.silence`.
+        """
+        async with anyio.create_task_group() as group:
+            for address in self.workers:
+                group.start_soon(self._keep_asking, address)
+            await self._until_lost()
+            group.cancel_scope.cancel()
+        raise WorkersFailed(self.lost)
+
+    async def _until_lost(self) -> None:
+        while not self.lost:
+            self._look()
+            with anyio.move_on_after(_LOOK):
+                await self._broken.wait()
+
+    def _look(self) -> None:
+        """What the scheduler has said."""
+        if not self._connection.alive and not self.lost:
+            self._end(
+                f"{self.role} lost its scheduler: start it again with `dask scheduler`, then its "
+                "workers, and open a new session"
+            )
+        for address, actor in list(self._actors.items()):
+            if not actor.alive:
+                self.fail(address, "the scheduler lost it")
+
+    async def _keep_asking(self, address: str) -> None:
+        while not self.lost:
+            await self._ask(address)
+            await anyio.sleep(2 * _LOOK)
+
+    async def _ask(self, address: str) -> None:
+        """A worker that hangs, or whose machine is gone, closes no connection: only silence."""
+        try:
+            await self._connection.ping(address)
+        except Exception as error:  # of many kinds, which Dask does not name
+            self.fail(address, reason_of(error))
+
+
+class Placed(Elsewhere):
+    """A party's factor of one matrix, by rows at its workers. Methods raise WorkersFailed."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        number: int,
+        shape: tuple[int, int],
+        parts: Mapping[str, slice],
+    ) -> None:
+        self._placement = placement
+        self._number = number
+        self._shape = shape
+        self._parts = parts
+
+    async def matmul(self, x: Words) -> Words:
+        """As `Elsewhere`."""
+        shape = (x.shape[0], self._shape[1])
+        product, number = self._placement.product, self._number
+        found = await gather(
+            [
+                product(address, "matmul", number, np.ascontiguousarray(x[:, rows]), shape)
+                for address, rows in self._parts.items()
+            ]
+        )
+        return await self._placement.compute.run(len(found) * found[0].size, _total, found)
+
+    async def matmul_rows(self, x: Words) -> Words:
+        """As `Elsewhere`."""
+        product, number = self._placement.product, self._number
+        found = await gather(
+            [
+                product(address, "matmul_rows", number, x, (x.shape[0], rows.stop - rows.start))
+                for address, rows in self._parts.items()
+            ]
+        )
+        return np.concatenate(found, axis=1)
+
+
+def _total(parts: Sequence[Words]) -> Words:
+    """Their sum modulo 2^64, in memory of its own: what was received may be read-only."""
+    total = parts[0].copy()
+    for part in parts[1:]:
+        total += part
+    return total
