@@ -62,6 +62,12 @@ class ConnectionLostError(TransportError):
     remedy = "read the other side's log: it ended, or the network broke; then try again"
 
 
+class WorkersFailed(TransportError):
+    """A machine that a party computes on is gone or unreachable, or has no room."""
+
+    remedy = "read the log of the party named in the message, start its workers, and try again"
+
+
 class ProtocolError(PumaError):
     """The rules between parties were broken."""
 
@@ -111,9 +117,3 @@ class Busy(PumaError):  # noqa: N818 - a temporary state, not an error
 
     exit_code = EXIT_BUSY
     remedy = "try again later"
-
-
-class WorkersFailed(Busy):
-    """The machines that a party computes on are gone, full or unreachable."""
-
-    remedy = "read the log of the party named in the message, start its workers, and try again"

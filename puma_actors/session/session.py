@@ -39,7 +39,6 @@ from protocols.errors import (
     RemoteProtocolError,
     StoreError,
     TransportError,
-    WorkersFailed,
 )
 from puma_actors.base.compute import Compute
 from puma_actors.base.concurrency import Signal, unwrap
@@ -296,9 +295,7 @@ class RoundScheduler:
         class is reported.
         """
         if isinstance(error, Exception):
-            told = isinstance(
-                error, ProtocolError | TransportError | PeerFailed | StoreError | WorkersFailed
-            )
+            told = isinstance(error, ProtocolError | TransportError | PeerFailed | StoreError)
             reason = f"{type(error).__name__}: {error}" if told else type(error).__name__
         else:
             reason = "it was cancelled"

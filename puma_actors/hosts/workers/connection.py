@@ -126,14 +126,14 @@ class Connection:
             ) from None
         connection = cls(client, reach)
         try:
-            await connection._claim()
+            await connection.claim()
         except BaseException:
             await connection.aclose()
             raise
         return connection
 
-    async def _claim(self) -> None:
-        """Two parties at one scheduler would give its workers everything they keep from each
+    async def claim(self) -> None:
+        """Take the scheduler for this party. Two parties at one scheduler would give its workers everything they keep from each
         other.
         """
         mine = self._reach.party
