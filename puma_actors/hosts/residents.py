@@ -22,7 +22,7 @@ from models.programs.families import parameters_of
 from models.programs.plan import Plan
 from models.programs.predict import share_bytes, streamed_bytes
 from models.programs.sharing import STREAMED, hold_parameter, stream_parameter
-from protocols.errors import Busy, ConfigError, WorkersFailed
+from protocols.errors import Busy, ConfigError, WorkersError
 from puma_actors.base.compute import Compute
 from puma_actors.base.logs import log
 from puma_actors.hosts.config import Limits
@@ -148,7 +148,7 @@ class Residents:
         stored = await self._compute.offload(partial(self._store.read, name, verify=False))
         try:
             spread = await self._workers.hold(stored)
-        except WorkersFailed as error:  # nothing is wrong with the request, or with the model
+        except WorkersError as error:  # nothing is wrong with the request, or with the model
             raise Busy(str(error)) from None
         files, size = stored.public_files(), self.model_bytes(stored.plan)
         return Held(stored.manifest, stored.plan, spread.parameters, files, size, spread.placement)

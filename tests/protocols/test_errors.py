@@ -31,7 +31,7 @@ CODES = {
     "StoreError": 4,
     "StoreNameError": 2,
     "Busy": 3,
-    "WorkersFailed": 1,
+    "WorkersError": 1,
 }
 
 

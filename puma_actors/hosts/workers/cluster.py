@@ -21,7 +21,7 @@ from models.programs.families import parameters_of
 from models.programs.plan import Parameter, Plan
 from models.programs.sharing import STREAMED, hold_parameter, keys_of, matrix_parameter
 from protocols.base.shares import Role
-from protocols.errors import ConfigError, WorkersFailed
+from protocols.errors import ConfigError, WorkersError
 from puma_actors.base.build import program_digest
 from puma_actors.base.compute import Compute
 from puma_actors.base.concurrency import gather, unwrap
@@ -58,6 +58,9 @@ def workers_of(config: ClusterConfig, role: Role, compute: Compute) -> "Workers 
 class Workers:
     """See the module docstring.
 
+    Attributes:
+        placed: what the workers hold.
+
     Raises:
         ConfigError: Dask is not installed.
     """
@@ -67,7 +70,7 @@ class Workers:
         self._reach = reach
         self._compute = compute
         self._connection: Connection | None = None
-        self._placed: weakref.WeakSet[Placement] = weakref.WeakSet()
+        self.placed: weakref.WeakSet[Placement] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
         connection = await self._connected()
@@ -103,35 +106,42 @@ class Workers:
         """Give the workers the factors of a model's matrices.
 
         Raises:
-            WorkersFailed: there are no workers, they have no room now, or one was lost.
+            WorkersError: there are no workers, they have no room now, or one was lost.
             ConfigError: the model never fits; a worker runs another program; the weights are
             public. StoreError: the model is damaged.
         """
-        _check_kind(stored.plan)
+        check_kind(stored.plan)
         connection = await self._connected()
         found = await connection.workers()
         if not found:
-            raise WorkersFailed(
+            raise WorkersError(
                 f"{self._reach.role} has a scheduler at {self._reach.address}, but no workers: "
                 f"{self._start_workers}"
             )
-        self._check_room(stored.plan, found)
+        self.check_room(stored.plan, found)
         actors = dict(
             zip(found, await gather([self._actor(connection, each) for each in found]), strict=True)
         )
         placement = Placement(self._reach.role, connection, actors, self._compute)
-        self._placed.add(placement)
+        self.placed.add(placement)
         del actors  # the placement alone keeps them
         return Spread(await self._guarded(placement, stored), placement)
 
-    def _check_room(self, plan: Plan, found: Mapping[str, int]) -> None:
-        """Compare what each worker is to hold with what the smallest may use."""
+    def check_room(self, plan: Plan, found: Mapping[str, int]) -> None:
+        """Compare what each worker is to hold with what the smallest of them may use.
+
+        Args:
+            found: bytes that each worker may use, by address; 0: it did not say.
+
+        Raises:
+            ConfigError: it never fits. WorkersError: it does not fit now.
+        """
         need = sum(
             8 * -(-parameter.shape[0] // len(found)) * prod(parameter.shape[1:])
             for parameter in parameters_of(plan.config).values()
             if parameter.kind in STREAMED
         )
-        used = sum(each.nbytes for each in self._placed if not each.lost)
+        used = sum(each.nbytes for each in self.placed if not each.lost)
         limit = min((limit for limit in found.values() if limit), default=0)
         if not limit or need + used <= limit:
             return
@@ -141,7 +151,7 @@ class Workers:
         )
         if need > limit:
             raise ConfigError(f"{text}: start more workers, or give them more (--memory-limit)")
-        raise WorkersFailed(f"{text} and holds {used // _MB:,} MB of other models: try again later")
+        raise WorkersError(f"{text} and holds {used // _MB:,} MB of other models: try again later")
 
     async def _actor(self, connection: Connection, address: str) -> WorkerActor:
         """A fresh actor, of the same program as this party."""
@@ -151,7 +161,7 @@ class Workers:
                 actor = await connection.actor(address)
                 program = await actor.call("program")
         except Exception as error:  # of many kinds, which Dask does not name
-            raise WorkersFailed(
+            raise WorkersError(
                 f"{role} cannot use its worker {address} ({reason_of(error)}): install the same "
                 "version of puma-actors[dask] there, and read its log"
             ) from None
@@ -213,11 +223,12 @@ class Workers:
         return await offload(matrix_parameter, role, parameter, factor, keys, masked)
 
 
-def _check_kind(plan: Plan) -> None:
+def check_kind(plan: Plan) -> None:
+    """Raise ConfigError unless workers can hold the weights of a model."""
     if plan.weights != "private":
         raise ConfigError(
-            f"workers hold private weights, and this model's are {plan.weights}: start the party "
-            "without `compute`"
+            f"workers hold private weights only, and this model's weights are {plan.weights}: "
+            "start the party without `compute`"
         )
 
 

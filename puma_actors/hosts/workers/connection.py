@@ -15,7 +15,7 @@ import anyio
 import numpy as np
 
 from protocols.base.ring import Words
-from protocols.errors import ConfigError, PumaError, WorkersFailed
+from protocols.errors import ConfigError, PumaError, WorkersError
 from puma_actors.base.texts import TEXT_CHARS, printable
 from puma_actors.hosts.workers.panels import Panels
 from puma_actors.hosts.workers.settings import Reach
@@ -85,9 +85,9 @@ class WorkerActor:
         """The result of a product, which must have this shape. Raises as `call`."""
         result = await self.call(method, number, x)
         if not (isinstance(result, np.ndarray) and result.dtype == np.uint64):
-            raise WorkersFailed("it answered with something that is no matrix of words")
+            raise WorkersError("it answered with something that is no matrix of words")
         if result.shape != shape:
-            raise WorkersFailed(f"it answered with {result.shape} words instead of {shape}")
+            raise WorkersError(f"it answered with {result.shape} words instead of {shape}")
         return result
 
 
@@ -104,37 +104,44 @@ class Connection:
 
         Raises:
             ConfigError: Dask is not installed; another party uses this scheduler.
-            WorkersFailed: the scheduler cannot be reached.
+            WorkersError: the scheduler cannot be reached.
         """
         distributed = require_dask(reach.address)
         _configure(reach.silence)
+        client = distributed.Client(
+            reach.address,
+            security=_security(distributed, reach),
+            timeout=reach.silence,
+            asynchronous=True,
+            direct_to_workers=True,
+            set_as_default=False,
+            name="puma",
+        )
+        connection = cls(client, reach)
         try:
-            client = await distributed.Client(
-                reach.address,
-                security=_security(distributed, reach),
-                timeout=reach.silence,
-                asynchronous=True,
-                direct_to_workers=True,
-                set_as_default=False,
-                name="puma",
-            )
+            await client
+            await connection.claim()
+        except ConfigError:
+            await connection.aclose()
+            raise
         except Exception as error:  # of many kinds, which Dask does not name
-            raise WorkersFailed(
+            await connection.aclose()
+            raise WorkersError(
                 f"{reach.role} cannot reach its scheduler {reach.address} ({reason_of(error)}): "
                 "start it with `dask scheduler`, with certificates of the authority in "
                 "compute_tls, or correct `compute`"
             ) from None
-        connection = cls(client, reach)
-        try:
-            await connection.claim()
         except BaseException:
             await connection.aclose()
             raise
         return connection
 
     async def claim(self) -> None:
-        """Take the scheduler for this party. Two parties at one scheduler would give its workers everything they keep from each
-        other.
+        """Take the scheduler for this party.
+
+        Raises:
+            ConfigError: another party has it, and its workers would get everything that the two
+            keep from each other.
         """
         mine = self._reach.party
         holder = await self._client.get_metadata(_CLAIM, default=None)
@@ -157,7 +164,7 @@ class Connection:
         """The workers' addresses, and the bytes that each may use (0: it did not say).
 
         Raises:
-            WorkersFailed: the scheduler does not answer.
+            WorkersError: the scheduler does not answer.
         """
         with suppress(OSError, TimeoutError), anyio.fail_after(self._reach.silence):
             found = await self._client.scheduler.identity(n_workers=-1)
@@ -165,7 +172,7 @@ class Connection:
                 address: int(each.get("memory_limit") or 0)
                 for address, each in sorted(found["workers"].items())
             }
-        raise WorkersFailed(f"{self._reach.role} lost its scheduler {self._reach.address}")
+        raise WorkersError(f"{self._reach.role} lost its scheduler {self._reach.address}")
 
     async def actor(self, address: str) -> WorkerActor:
         """A fresh actor at a worker.
@@ -201,13 +208,10 @@ class Connection:
 
 
 def _configure(silence: float) -> None:
-    """Dask's own limits, in this process."""
+    """How long Dask, in this process, tries to reach a machine."""
     import dask
 
-    limit = f"{silence:g}s"
-    dask.config.set(
-        {"distributed.comm.timeouts.connect": limit, "distributed.comm.timeouts.tcp": limit}
-    )
+    dask.config.set({"distributed.comm.timeouts.connect": f"{silence:g}s"})
 
 
 def _security(distributed: Any, reach: Reach) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.elsewhere import Elsewhere
-from protocols.errors import WorkersFailed
+from protocols.errors import WorkersError
 from protocols.streamed import MaskedWords
 from puma_actors.base.compute import Compute
 from puma_actors.base.concurrency import gather
@@ -78,8 +78,9 @@ class Placement:
             masked: at an evaluator. keys: of the masks that this party knows.
 
         Raises:
-            WorkersFailed: a worker was lost. StoreError: the words cannot be read.
+            WorkersError: a worker was lost. StoreError: the words cannot be read.
         """
+        self._check()
         parts = dict(zip(self._actors, rows_of(shape[0], len(self._actors)), strict=True))
         parts = {address: rows for address, rows in parts.items() if rows.stop > rows.start}
         self.nbytes += 8 * shape[1] * max(rows.stop - rows.start for rows in parts.values())
@@ -113,7 +114,7 @@ class Placement:
         """Call a method of a worker's `Panels`.
 
         Raises:
-            WorkersFailed: it failed, or another worker did before.
+            WorkersError: it failed, or another worker did before.
         """
         self._check()
         try:
@@ -137,7 +138,7 @@ class Placement:
 
     def _check(self) -> None:
         if self.lost:
-            raise WorkersFailed(self.lost)
+            raise WorkersError(self.lost)
 
     def fail(self, address: str, reason: str) -> None:
         """Note that a worker cannot be used any more, which ends all sessions on this placement."""
@@ -168,7 +169,7 @@ class Placement:
             group.cancel_scope.cancel()
 
     async def watch(self) -> NoReturn:
-        """Raise WorkersFailed as soon as a worker or the scheduler is lost, or silent for
+        """Raise WorkersError as soon as a worker or the scheduler is lost, or silent for
         `timeouts.silence`.
         """
         async with anyio.create_task_group() as group:
@@ -176,7 +177,7 @@ class Placement:
                 group.start_soon(self._keep_asking, address)
             await self._until_lost()
             group.cancel_scope.cancel()
-        raise WorkersFailed(self.lost)
+        raise WorkersError(self.lost)
 
     async def _until_lost(self) -> None:
         while not self.lost:
@@ -209,7 +210,7 @@ class Placement:
 
 
 class Placed(Elsewhere):
-    """A party's factor of one matrix, by rows at its workers. Methods raise WorkersFailed."""
+    """A party's factor of one matrix, by rows at its workers. Methods raise WorkersError."""
 
     def __init__(
         self,

@@ -47,6 +47,10 @@ class DaskCluster:
     workers: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.begin_scheduler()
+
+    def begin_scheduler(self) -> None:
+        """Start a scheduler, and wait until it listens."""
         port = self.address.rpartition(":")[2]
         self.scheduler = self._start(
             "scheduler", "--host", HOST, "--port", port, "--protocol", "tls"
@@ -96,6 +100,10 @@ class DaskCluster:
         process = self.workers.pop(name)
         process.kill()
         process.wait(HANG)
+
+    def kill_scheduler(self) -> None:
+        self.scheduler.kill()
+        self.scheduler.wait(HANG)
 
     def end(self) -> None:
         for process in (*self.workers.values(), self.scheduler):
