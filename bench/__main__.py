@@ -21,7 +21,7 @@ from bench import (
     perplexity,
     protocols,
 )
-from bench.runtime import hosts, network, overlap, profiling, resident
+from bench.runtime import hosts, network, overlap, profiling, resident, workers
 from bench.tools.harness import Benchmark, Options, Result, document, machine
 from bench.tools.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -44,6 +44,7 @@ BENCHMARKS: list[Benchmark] = [
     *embeddings.BENCHMARKS,
     *memory.BENCHMARKS,
     *resident.BENCHMARKS,
+    *workers.BENCHMARKS,
 ]
 
 

@@ -56,18 +56,18 @@ class Streamed:
     def matmul(self, x: Words) -> Words:
         """x @ W modulo 2^64 for x (T, rows): (T, columns)."""
         out = np.zeros((x.shape[0], self.shape[1]), dtype=np.uint64)
-        for rows, panel in self._panels():
+        for rows, panel in self.panels():
             add_matmul(x[:, rows], panel, out)
         return out
 
     def matmul_rows(self, x: Words) -> Words:
         """x @ W^T modulo 2^64 for x (T, columns): (T, rows)."""
         out = np.empty((x.shape[0], self.shape[0]), dtype=np.uint64)
-        for rows, panel in self._panels():
+        for rows, panel in self.panels():
             out[:, rows] = matmul_rows(x, panel)
         return out
 
-    def _panels(self) -> Iterator[tuple[slice, Words]]:
+    def panels(self) -> Iterator[tuple[slice, Words]]:
         """Runs of rows, each valid until the next one."""
         count, columns = self.shape
         height = min(count, max(1, PANEL_WORDS // columns))
