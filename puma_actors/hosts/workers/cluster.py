@@ -55,6 +55,22 @@ def workers_of(config: ClusterConfig, role: Role, compute: Compute) -> "Workers 
     return None if reach is None else Workers(reach, compute)
 
 
+async def count_workers(config: ClusterConfig, role: Role) -> int:
+    """How many workers a party's scheduler has.
+
+    Raises:
+        ConfigError, WorkersError: as `workers_of`, and as entering `Workers`.
+    """
+    reach = reach_of(config, role)
+    if reach is None:
+        return 0
+    connection = await Connection.open(reach)
+    try:
+        return len(await connection.workers())
+    finally:
+        await connection.aclose()
+
+
 class Workers:
     """See the module docstring.
 
@@ -157,10 +173,13 @@ class Workers:
         """A fresh actor, of the same program as this party."""
         role = self._reach.role
         try:
-            with anyio.fail_after(10 * self._reach.silence):  # it may compile kernels
+            async with anyio.create_task_group() as group:
+                group.start_soon(_answering, connection, address)
                 actor = await connection.actor(address)
-                program = await actor.call("program")
-        except Exception as error:  # of many kinds, which Dask does not name
+                program = await actor.call("program")  # it may compile kernels
+                group.cancel_scope.cancel()
+        except Exception as errors:  # of many kinds, which Dask does not name
+            error = unwrap(errors) if isinstance(errors, ExceptionGroup) else errors
             raise WorkersError(
                 f"{role} cannot use its worker {address} ({reason_of(error)}): install the same "
                 "version of puma-actors[dask] there, and read its log"
@@ -221,6 +240,13 @@ class Workers:
         keys, (rows, columns) = keys_of(role, number, seeds), parameter.shape
         factor = await placement.put(number, (rows, columns), masked, keys)
         return await offload(matrix_parameter, role, parameter, factor, keys, masked)
+
+
+async def _answering(connection: Connection, address: str) -> None:
+    """Raise OSError or TimeoutError when a worker answers no more: Dask would wait for it."""
+    while True:
+        await connection.ping(address)
+        await anyio.sleep(1.0)
 
 
 def check_kind(plan: Plan) -> None:

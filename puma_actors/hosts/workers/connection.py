@@ -144,10 +144,11 @@ class Connection:
             keep from each other.
         """
         mine = self._reach.party
-        holder = await self._client.get_metadata(_CLAIM, default=None)
-        if holder is None:
-            await self._client.set_metadata(_CLAIM, mine)
+        with anyio.fail_after(self._reach.silence):
             holder = await self._client.get_metadata(_CLAIM, default=None)
+            if holder is None:
+                await self._client.set_metadata(_CLAIM, mine)
+                holder = await self._client.get_metadata(_CLAIM, default=None)
         if holder != mine:
             raise ConfigError(
                 f"the scheduler {self._reach.address} is used by {printable(str(holder)[:80])}, "

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import numpy as np
 import pytest
-from dask_cluster import DaskCluster, dask_cluster, worker_certificates
+from dask_cluster import DaskCluster, dask_cluster, settings, worker_certificates
 from hosts import addresses_for, write_config
 from ports import free_port
 from waiting import in_time, settled, until
@@ -19,6 +19,7 @@ from protocols.errors import ConfigError, WorkersError
 from puma_actors.base.compute import Compute
 from puma_actors.base.concurrency import gather
 from puma_actors.hosts.config import load_config
+from puma_actors.hosts.doctor import examine
 from puma_actors.hosts.server import PartyServer
 from puma_actors.hosts.workers import cluster as clusters
 from puma_actors.hosts.workers.cluster import Workers
@@ -162,3 +163,24 @@ async def test_a_party_does_not_start_without_its_scheduler(
     ):
         await server.run()
     assert not server.listening.is_set()
+
+
+async def test_a_worker_that_goes_while_it_is_prepared_is_named(dask: DaskCluster) -> None:
+    async with Workers(reach_of(dask), Compute(1)) as workers:
+        connection = await workers._connected()
+        with in_time(), pytest.raises(WorkersError, match=r"cannot use its worker tls://127.* \("):
+            await workers._actor(connection, f"tls://127.0.0.1:{free_port()}")
+
+
+def test_doctor_counts_the_workers(
+    folder: Path, certificates: Path, dask: DaskCluster, tmp_path: Path
+) -> None:
+    first, table = settings(dask.certificates, dask.role, dask.address)
+    path = folder / "cluster.toml"
+    write_config(path, addresses_for("unix", folder), certificates, table, first=first)
+    found = {each.name: each for each in examine(load_config(path, environ={}), dask.role)}
+    assert (found["workers"].state, found["workers"].text) == ("ok", f"{dask.address}, 2 workers")
+    path.write_text(path.read_text().replace("ca.pem", "none.pem"))
+    found = {each.name: each for each in examine(load_config(path, environ={}), dask.role)}
+    assert found["workers"].state == "problem"
+    assert "compute_tls.authority" in found["workers"].text
