@@ -5,6 +5,7 @@ the bit. What a call costs beyond the product is measured with a matrix that has
 """
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -106,16 +107,35 @@ def machines(folder: Path) -> Iterator[tuple[Reach, Callable[[int], None]]]:
             process.wait()
 
 
-async def _timed(
-    products: list[Product], inputs: list[Words], options: Options
-) -> tuple[Spread, list[Words]]:
+async def _all(products: list[Product], inputs: list[Words]) -> tuple[float, list[Words]]:
     """Seconds of all products, one after the other, and their results."""
-    found, seconds = [], []
-    for _ in range(options.runs(7) + 1):  # the first run is not counted
-        start = time.perf_counter()
-        found = [await product(x) for product, x in zip(products, inputs, strict=True)]
-        seconds.append(time.perf_counter() - start)
-    return Spread.of(seconds[1:]), found
+    start = time.perf_counter()
+    found = [await product(x) for product, x in zip(products, inputs, strict=True)]
+    return time.perf_counter() - start, found
+
+
+async def _call_seconds(product: Product, options: Options) -> float:
+    """The median of calls that multiply by next to nothing."""
+    x = [np.zeros((1, _SMALL[0]), dtype=np.uint64)]
+    return statistics.median([(await _all([product], x))[0] for _ in range(options.runs(200))])
+
+
+async def _side_by_side(
+    alone: list[Product], away: list[Product], inputs: list[Words], options: Options
+) -> tuple[list[float], list[float]]:
+    """Seconds of all products in this process and at the workers, in turn: whatever else the
+    machine does, it does to both. The first of each is not counted.
+    """
+    here, there = [], []
+    for _ in range(options.runs(7) + 1):
+        for products, seconds in ((alone, here), (away, there)):
+            taken, found = await _all(products, inputs)
+            seconds.append(taken)
+            if products is alone:
+                wanted = found
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+    return here[1:], there[1:]
 
 
 def _local(factor: Words, compute: Compute) -> Product:
@@ -147,72 +167,81 @@ async def _placed(
 
 async def _measure(folder: Path, options: Options) -> list[Result]:
     wanted = shapes(256, 512, 1) if options.quick else shapes(_HIDDEN, _INNER, _LAYERS)
-    words = sum(rows * columns for rows, columns in wanted)
     rng, compute, results = np.random.default_rng(1), Compute(1), []
     inputs = {
         rows: [rng.integers(0, 2**64, (rows, shape[0]), dtype=np.uint64) for shape in wanted]
         for rows in _ROWS
     }
-    alone: dict[int, tuple[Spread, list[Words]]] = {}
-    factors = [_in_memory(shape, _Expanded(each << 32)) for each, shape in enumerate(wanted)]
-    for rows in _ROWS:
-        local = [_local(factor, compute) for factor in factors]
-        alone[rows] = await _timed(local, inputs[rows], options)
-        results.append(_result("no workers", rows, alone[rows][0], words, len(wanted), None, None))
-    del factors, local
+    local = [
+        _local(_in_memory(shape, _Expanded(each << 32)), compute)
+        for each, shape in enumerate(wanted)
+    ]
     with machines(folder) as (reach, start):
         connection = await Connection.open(reach)
         try:
             for before, count in zip((0, *_WORKERS), _WORKERS, strict=False):
                 start(count - before)
                 *held, small = await _placed(connection, count, wanted)
-                tiny = [np.zeros((1, _SMALL[0]), dtype=np.uint64)] * 100
-                call, _ = await _timed([small.matmul] * len(tiny), tiny, options)
+                call = await _call_seconds(small.matmul, options)
                 for rows in _ROWS:
-                    seconds, found = await _timed([h.matmul for h in held], inputs[rows], options)
-                    for one, other in zip(found, alone[rows][1], strict=True):
-                        np.testing.assert_array_equal(one, other)
-                    of = f"{count} worker{'s' * (count > 1)}"
-                    each, base = call.median / len(tiny), alone[rows][0].median
-                    results.append(_result(of, rows, seconds, words, len(held), each, base))
-                del held, small
+                    away = [each.matmul for each in held]
+                    here, there = await _side_by_side(local, away, inputs[rows], options)
+                    results += _results(count, rows, wanted, here, there, call)
+                del held, small, away
         finally:
             await connection.aclose()
     return results
 
 
-def _result(
-    who: str,
+def _results(
+    count: int,
     rows: int,
-    seconds: Spread,
-    words: int,
-    calls: int,
-    call: float | None,
-    alone: float | None,
-) -> Result:
-    """`call`: seconds of a call that multiplies next to nothing. `alone`: without workers."""
-    details: dict[str, float] = {"words": words, "calls": calls, "rows": rows}
-    note = f"{words / 1e6:.0f} M weights in {calls} products"
-    if call is not None and alone is not None:
-        details |= {"call_seconds": call, "times_alone": seconds.median / alone}
-        note = f"a call {1e3 * call:.2f} ms, of all {100 * calls * call / seconds.median:.0f} %"
-    case = f"{who}, {'a token' if rows == 1 else f'{rows} tokens at once'}"
-    return Result(_NAME, case, seconds, rows * words, "multiply-adds", note=note, details=details)
+    wanted: list[tuple[int, int]],
+    here: list[float],
+    there: list[float],
+    call: float,
+) -> Iterator[Result]:
+    words = sum(depth * columns for depth, columns in wanted)
+    calls, of = len(wanted), "a token" if rows == 1 else f"{rows} tokens at once"
+    ratio = statistics.median(one / other for one, other in zip(there, here, strict=True))
+    yield Result(_NAME, f"no workers, {of}", Spread.of(here), rows * words, "multiply-adds")
+    yield Result(
+        _NAME,
+        f"{count} worker{'s' * (count > 1)}, {of}",
+        Spread.of(there),
+        rows * words,
+        "multiply-adds",
+        note=f"{ratio:.2f} x the time without; {calls} calls of {1e3 * call:.2f} ms each besides "
+        "the product",
+        details={
+            "workers": count, "rows": rows, "words": words, "calls": calls, "call_seconds": call,
+            "ratio": ratio,
+        },
+    )  # fmt: skip
+
+
+_LARGE = [*80 * [(8192, 10240), (8192, 8192), (8192, 57344), (28672, 8192)], (8192, 32000)]
+"""The matrices of LLaMA-2-70B."""
+_NETWORK = 1.25e9
+"""Bytes a second: 10 Gbit/s."""
 
 
 def predicted(
-    weights: float, machines: int, calls: int, call: float, bandwidth: float
-) -> tuple[float, float]:
-    """On paper: seconds a token takes one party for its products, and bytes at each machine.
-
-    calls x (time of a call) + 8 bytes x weights / (machines x bytes a second that one multiplies).
+    wanted: list[tuple[int, int]], machines: int, call: float, bandwidth: float
+) -> tuple[float, float, float]:
+    """On paper: seconds of one party's products for a token, on machines with a network between.
 
     Args:
-        call: seconds of a call, without its product. bandwidth: bytes of words that one machine
-            multiplies by in a second, for one row.
+        call: seconds of a call besides its product. bandwidth: bytes of words that a machine
+            multiplies by in a second.
+
+    Returns:
+        len(wanted) * call; 8 * weights / machines / bandwidth; and
+        8 * machines * columns / network, which all machines send back to the party.
     """
-    each = 8 * weights / machines
-    return calls * call + each / bandwidth, each
+    weights = sum(depth * columns for depth, columns in wanted)
+    back = machines * sum(columns for _, columns in wanted)
+    return len(wanted) * call, 8 * weights / machines / bandwidth, 8 * back / _NETWORK
 
 
 def products(options: Options) -> Iterator[Result]:
@@ -220,18 +249,18 @@ def products(options: Options) -> Iterator[Result]:
     with tempfile.TemporaryDirectory(prefix="puma-") as name:
         results = anyio.run(_measure, Path(name), options)
     yield from results
-    last = results[-len(_ROWS)]  # the most workers, a token
-    assert last.seconds is not None
-    seconds, calls = last.seconds.median, int(last.details["calls"])
-    call = float(last.details["call_seconds"])
-    bandwidth = 8 * float(last.details["words"]) / max(1e-9, seconds - calls * call)
-    total, each = predicted(70e9, 4, 4 * 80 + 1, call, bandwidth)
+    tokens = [each for each in results if each.details.get("rows") == 1]
+    call = float(tokens[-1].details["call_seconds"])  # of the most workers
+    bandwidth = max(  # of this machine, with as many workers as suit it
+        8 * each.work / (each.seconds.median if each.seconds else 0.0) for each in tokens
+    )
+    parts = predicted(_LARGE, 4, call, bandwidth)
     yield Result(
         _NAME,
-        "predicted: 4 such machines, 70 G weights, 80 layers, a token",
-        note=f"{total:.1f} s: 321 calls of {1e3 * call:.2f} ms, and {each / 1e9:.0f} GB at each "
-        f"machine at {bandwidth / 1e9:.1f} GB/s",
-        details={"seconds": total, "bytes_each": each, "bandwidth": bandwidth, "call": call},
+        "predicted: 4 such machines, LLaMA-2-70B, a token",
+        note=f"{sum(parts):.1f} s: calls {parts[0]:.1f}, products {parts[1]:.1f} at "
+        f"{bandwidth / 1e9:.1f} GB/s each, 10 Gbit/s {parts[2]:.1f}",
+        details={"seconds": sum(parts), "parts": list(parts), "call": call, "bandwidth": bandwidth},
     )
 
 

@@ -150,7 +150,8 @@ class Residents:
             spread = await self._workers.hold(stored)
         except WorkersError as error:  # nothing is wrong with the request, or with the model
             raise Busy(str(error)) from None
-        files, size = stored.public_files(), self.model_bytes(stored.plan)
+        files = await self._compute.offload(stored.public_files)
+        size = self.model_bytes(stored.plan)
         return Held(stored.manifest, stored.plan, spread.parameters, files, size, spread.placement)
 
     def _load(self, name: str) -> Held:

@@ -141,7 +141,11 @@ class Workers:
         placement = Placement(self._reach.role, connection, actors, self._compute)
         self.placed.add(placement)
         del actors  # the placement alone keeps them
-        return Spread(await self._guarded(placement, stored), placement)
+        try:
+            return Spread(await self._guarded(placement, stored), placement)
+        except BaseException:
+            placement.drop()
+            raise
 
     def check_room(self, plan: Plan, found: Mapping[str, int]) -> None:
         """Compare what each worker is to hold with what the smallest of them may use.

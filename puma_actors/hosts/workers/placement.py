@@ -148,11 +148,16 @@ class Placement:
                 "the workers that are left take over"
             )
 
-    def _end(self, reason: str) -> None:
-        self.lost = reason
-        self._actors.clear()  # the workers that are left may forget their parts
+    def drop(self) -> None:
+        """Let the workers forget their parts."""
+        self.lost = self.lost or f"{self.role} has not placed all weights: open a new session"
+        self._actors.clear()
         self._broken.set()
+
+    def _end(self, reason: str) -> None:
         log.warning("workers lost", role=str(self.role), reason=reason)
+        self.lost = reason
+        self.drop()
 
     async def check(self) -> None:
         """Ask all workers whether they are there; `lost` has the answer. For a placement that
