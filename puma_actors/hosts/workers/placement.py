@@ -6,8 +6,8 @@ worker its columns of x and adds up what comes back; x @ W^T sends x to all and 
 Both are sums and products modulo 2^64: the result is that of one machine, to the bit.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, NoReturn
 
 import anyio
 import numpy as np
@@ -24,6 +24,8 @@ from puma_actors.hosts.workers.connection import Connection, WorkerActor, reason
 
 PIECE = 1 << 21
 """Words of a message to a worker: 16 MB."""
+BLOCK = 1 << 24
+"""Words that a product sends to, or receives from, all workers at once: 128 MB."""
 _LOOK = 0.5
 """Seconds between looks at whether all workers are there."""
 
@@ -231,26 +233,47 @@ class Placed(Elsewhere):
 
     async def matmul(self, x: Words) -> Words:
         """As `Elsewhere`."""
-        shape = (x.shape[0], self._shape[1])
-        product, number = self._placement.product, self._number
-        found = await gather(
-            [
-                product(address, "matmul", number, np.ascontiguousarray(x[:, rows]), shape)
-                for address, rows in self._parts.items()
-            ]
-        )
-        return await self._placement.compute.run(len(found) * found[0].size, _total, found)
+        return await self._in_blocks(x, self._shape[1], self._sum)
 
     async def matmul_rows(self, x: Words) -> Words:
         """As `Elsewhere`."""
+        return await self._in_blocks(x, self._shape[0], self._joined)
+
+    async def _in_blocks(
+        self, x: Words, columns: int, product: Callable[[Words], Coroutine[Any, Any, Words]]
+    ) -> Words:
+        """Multiply some rows of x at a time, so that what is sent and received at once is limited,
+        however long a text is and however many workers there are.
+        """
+        step = max(1, BLOCK // (len(self._parts) * max(columns, x.shape[1])))
+        if x.shape[0] <= step:
+            return await product(x)
+        out = np.empty((x.shape[0], columns), dtype=np.uint64)
+        for start in range(0, x.shape[0], step):
+            out[start : start + step] = await product(x[start : start + step])
+        return out
+
+    async def _sum(self, x: Words) -> Words:
+        shape = (x.shape[0], self._shape[1])
+        found = await self._all("matmul", [(x[:, rows], shape) for rows in self._parts.values()])
+        return await self._placement.compute.run(len(found) * found[0].size, _total, found)
+
+    async def _joined(self, x: Words) -> Words:
+        sizes = [rows.stop - rows.start for rows in self._parts.values()]
+        found = await self._all("matmul_rows", [(x, (x.shape[0], size)) for size in sizes])
+        return np.concatenate(found, axis=1)
+
+    async def _all(
+        self, method: str, parts: Sequence[tuple[Words, tuple[int, int]]]
+    ) -> list[Words]:
+        """Every worker's product of what it gets, of this shape."""
         product, number = self._placement.product, self._number
-        found = await gather(
+        return await gather(
             [
-                product(address, "matmul_rows", number, x, (x.shape[0], rows.stop - rows.start))
-                for address, rows in self._parts.items()
+                product(address, method, number, np.ascontiguousarray(x), shape)
+                for address, (x, shape) in zip(self._parts, parts, strict=True)
             ]
         )
-        return np.concatenate(found, axis=1)
 
 
 def _total(parts: Sequence[Words]) -> Words:

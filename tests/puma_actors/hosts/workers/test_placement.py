@@ -97,10 +97,11 @@ async def put(placement: Placement, role: Role, values: Words) -> Placed:
     rows=st.integers(1, 9),
     workers=st.integers(1, 5),
     piece=st.integers(1, 400),
+    block=st.integers(1, 600),
     role=st.sampled_from([A, B, D]),
     seed=st.integers(0, 1000),
 )
-def test_products_are_those_of_one_machine(shape, rows, workers, piece, role, seed):
+def test_products_are_those_of_one_machine(shape, rows, workers, piece, block, role, seed):
     rng = generator(seed)
     values, left, right = (
         rng.integers(0, 2**64, size, dtype=np.uint64)
@@ -120,6 +121,7 @@ def test_products_are_those_of_one_machine(shape, rows, workers, piece, role, se
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(placing, "PIECE", piece)
+        patch.setattr(placing, "BLOCK", block)
         anyio.run(check)
 
 
@@ -151,6 +153,18 @@ async def test_workers_get_only_what_their_party_knows_and_need(role):
                 np.testing.assert_array_equal(words, m.reshape(-1)[start : start + size])
             sent += range(start, start + size)
     assert sent == list(range(values.size))  # each word to one worker
+
+
+async def test_no_more_than_a_block_is_on_its_way(monkeypatch):
+    monkeypatch.setattr(placing, "BLOCK", 3 * 10 * 2)
+    placement, actors = spread(3)
+    held = await put(placement, A, np.ones((6, 10), dtype=np.uint64))
+    for actor in actors:
+        actor.calls.clear()
+    await held.matmul(np.ones((5, 6), dtype=np.uint64))
+    await held.matmul_rows(np.ones((5, 10), dtype=np.uint64))
+    for actor in actors:
+        assert [args[1].shape[0] for _, args in actor.calls] == [2, 2, 1, 2, 2, 1]
 
 
 async def test_a_fresh_actor_multiplies_by_nothing():
