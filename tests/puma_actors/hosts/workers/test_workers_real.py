@@ -15,7 +15,7 @@ from protocols.base import prf
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import Busy, PeerFailed
 from puma_actors.api.remote import RemoteCluster
-from puma_actors.hosts.workers.placement import Placed
+from puma_actors.hosts.workers.placement import Placed, Placement
 from puma_actors.session import handshake
 from puma_actors.session.inference import InferenceLink
 
@@ -118,4 +118,30 @@ async def test_a_worker_killed_between_sessions_is_not_used(
         await restart(cluster, dask)
         await ask(cluster)
         dask.kill("one")
+        np.testing.assert_allclose(await ask(cluster), wanted, atol=0.02)
+
+
+async def test_a_worker_killed_while_weights_are_placed_is_named(
+    folder: Path,
+    certificates: Path,
+    model: Path,
+    wanted: np.ndarray,
+    dask: DaskCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dask.add(*{"one", "two"} - dask.workers.keys())
+    put = Placement.put
+
+    async def killing(self: Placement, number: int, *args: Any) -> Placed:
+        if number == 3 and "two" in dask.workers:
+            dask.kill("two")
+        return await put(self, number, *args)
+
+    monkeypatch.setattr(Placement, "put", killing)
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model)
+        await restart(cluster, dask)
+        with pytest.raises(Busy, match=rf"{OWN} lost its worker tls://"):
+            await ask(cluster)
+        await quiet(cluster)
         np.testing.assert_allclose(await ask(cluster), wanted, atol=0.02)
