@@ -121,7 +121,7 @@ async def linear(
     elif isinstance(weight.factor, Elsewhere):
         part = await weight.factor.matmul(left_factor(x))
     else:
-        part = await lane.run(rows * depth * columns, _weight_part, x, weight.factor)
+        part = await lane.run(rows * depth * columns, _weight_part, x, weight)
     if then is not None:
         part = then(part)
     return await _truncated(lane, part, weight, frac, shift)
@@ -138,25 +138,24 @@ async def _truncated(
     return await remask(lane, part, frac=frac, shift=shift + 1)
 
 
-def _weight_part(x: SecretTensor, factor: Words | Streamed | None) -> Words:
-    left = left_factor(x)
+def _weight_part(x: SecretTensor, weight: Weight) -> Words:
+    left, factor = left_factor(x), weight.factor
     if isinstance(factor, Streamed):
         return factor.matmul(left)
-    words = _array(factor)
-    out = np.empty((x.shape[0], words.shape[1]), dtype=np.uint64)
-    matmul_into(left, words, out, 0, out.shape[1])
+    out = np.empty((x.shape[0], weight.shape[1]), dtype=np.uint64)
+    matmul_into(left, _array(factor), out, 0, out.shape[1])
     return out
 
 
-def _table_part(x: SecretTensor, factor: Words | Streamed | None) -> Words:
-    left = left_factor(x)
+def _table_part(x: SecretTensor, table: Table) -> Words:
+    left, factor = left_factor(x), table.factor
     if isinstance(factor, Streamed):
         return factor.matmul_rows(left)
     return matmul_rows(left, _array(factor))
 
 
-def _array(words: Words | None) -> Words:
-    if words is None:
+def _array(words: Words | Elsewhere | None) -> Words:
+    if not isinstance(words, np.ndarray):
         raise LocalProtocolError("this party has no share of the weight")
     return words
 
@@ -177,5 +176,5 @@ async def table_product(lane: Lane, x: SecretTensor, table: AnyTable) -> SecretT
     elif isinstance(table.factor, Elsewhere):
         part = await table.factor.matmul_rows(left_factor(x))
     else:
-        part = await lane.run(count * table.shape[1], _table_part, x, table.factor)
+        part = await lane.run(count * table.shape[1], _table_part, x, table)
     return await _truncated(lane, part, table, FRACTION_BITS, shift)

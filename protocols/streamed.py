@@ -7,7 +7,7 @@ read, its masks expanded, and it is multiplied by before the next one takes its 
 those of a factor in memory, so results are equal to the bit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,18 +56,18 @@ class Streamed:
     def matmul(self, x: Words) -> Words:
         """x @ W modulo 2^64 for x (T, rows): (T, columns)."""
         out = np.zeros((x.shape[0], self.shape[1]), dtype=np.uint64)
-        for rows, panel in self.panels():
+        for rows, panel in self._panels():
             add_matmul(x[:, rows], panel, out)
         return out
 
     def matmul_rows(self, x: Words) -> Words:
         """x @ W^T modulo 2^64 for x (T, columns): (T, rows)."""
         out = np.empty((x.shape[0], self.shape[0]), dtype=np.uint64)
-        for rows, panel in self.panels():
+        for rows, panel in self._panels():
             out[:, rows] = matmul_rows(x, panel)
         return out
 
-    def panels(self) -> Iterator[tuple[slice, Words]]:
+    def _panels(self) -> Iterator[tuple[slice, Words]]:
         """Runs of rows, each valid until the next one."""
         count, columns = self.shape
         height = min(count, max(1, PANEL_WORDS // columns))
@@ -82,19 +82,10 @@ class Streamed:
 
     def _fill(self, start: int, panel: Words) -> None:
         if self.masked is None:
+            one, two = self.keys
             panel[:] = 0
+            add_stream(one, start, 1, panel)
+            add_stream(two, start, -1, panel)
         else:
             self.masked.read(start, panel)
-        unmask(self.keys, start, panel)
-
-
-def unmask(keys: Sequence[bytes], start: int, panel: Words) -> None:
-    """Make words of a factor, from number `start` on, in place: of masked words with an evaluator's
-    key, of zeros with the dealer's two.
-    """
-    if len(keys) == 1:
-        add_stream(keys[0], start, -2, panel)
-    else:
-        one, two = keys
-        add_stream(one, start, 1, panel)
-        add_stream(two, start, -1, panel)
+            add_stream(self.keys[0], start, -2, panel)

@@ -20,11 +20,10 @@ import numpy as np
 
 from bench.runtime.hosts import free_ports
 from bench.tools.harness import Benchmark, Options, Result, Spread
-from protocols.base.prf import Stream
+from protocols.base.prf import Stream, add_stream
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.kernels.matmul import matmul_into
-from protocols.streamed import Streamed
 from puma_actors.base.certs import create_authority, issue
 from puma_actors.base.compute import Compute
 from puma_actors.base.identity import PeerIdentity
@@ -65,8 +64,10 @@ class _Expanded:
 
 def _in_memory(shape: tuple[int, int], masked: _Expanded) -> Words:
     """A factor, as a party holds it that has no workers."""
-    factor = Streamed(_ROLE, shape, (_KEY,), masked)
-    return np.concatenate([panel.copy() for _, panel in factor.panels()])
+    words = np.empty(shape, dtype=np.uint64)
+    masked.read(0, words.reshape(-1))
+    add_stream(_KEY, 0, -2, words.reshape(-1))
+    return words
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 connection = await Connection.open(reach)       checks that the scheduler is this party's alone
 await connection.workers()                      {address: bytes it may use}
-actor = await connection.actor(address)         a fresh `Panels` at this worker
+actor = await connection.actor(address)         a fresh `HeldRows` at this worker
 await actor.call("matmul", number, x)           one message to the worker, and its answer
 await connection.aclose()
 """
@@ -17,7 +17,7 @@ import numpy as np
 from protocols.base.ring import Words
 from protocols.errors import ConfigError, PumaError, WorkersError
 from puma_actors.base.texts import TEXT_CHARS, printable
-from puma_actors.hosts.workers.panels import Panels
+from puma_actors.hosts.workers.rows import HeldRows
 from puma_actors.hosts.workers.settings import Reach
 
 _CLAIM = ["puma-actors", "party"]
@@ -49,7 +49,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class WorkerActor:
-    """A `Panels` at a worker, which forgets it when this is no longer used.
+    """A `HeldRows` at a worker, which forgets it when this is no longer used.
 
     Calls are the message of Dask's own `Actor`, whose proxy is not used: if a worker is lost, it
     waits for another one and calls that, which holds nothing.
@@ -185,7 +185,7 @@ class Connection:
         from distributed.protocol import to_serialize
 
         future = self._client.submit(
-            Panels, actor=True, pure=False, workers=[address], allow_other_workers=False
+            HeldRows, actor=True, pure=False, workers=[address], allow_other_workers=False
         )
         with self._client.as_current():
             await wait(future)

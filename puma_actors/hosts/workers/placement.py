@@ -113,7 +113,7 @@ class Placement:
             await self.call(address, "fill", number, at, count, words, list(keys), first + at)
 
     async def call(self, address: str, method: str, *args: object) -> object:
-        """Call a method of a worker's `Panels`.
+        """Call a method of a worker's `HeldRows`.
 
         Raises:
             WorkersError: it failed, or another worker did before.

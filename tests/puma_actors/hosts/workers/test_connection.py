@@ -81,7 +81,7 @@ async def test_a_worker_that_hangs_is_lost_after_the_silence(dask: DaskCluster) 
     dask.add("two")
 
 
-async def test_panels_of_a_model_that_is_not_used_are_freed(dask: DaskCluster) -> None:
+async def test_rows_of_a_model_that_is_not_used_are_freed(dask: DaskCluster) -> None:
     connection = await Connection.open(reach_of(dask))
     address = next(iter(await connection.workers()))
     actor = await connection.actor(address)

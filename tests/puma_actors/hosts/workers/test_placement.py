@@ -22,8 +22,8 @@ from protocols.kernels.rows import matmul_rows
 from protocols.linear import mask_key, weight_mask
 from puma_actors.base.compute import Compute
 from puma_actors.hosts.workers import placement as placing
-from puma_actors.hosts.workers.panels import Panels
 from puma_actors.hosts.workers.placement import Placed, Placement, rows_of
+from puma_actors.hosts.workers.rows import HeldRows
 
 SEEDS = (bytes(range(32)), bytes(range(32, 64)))
 NUMBER = 7
@@ -35,12 +35,12 @@ class Here:
     alive = True
 
     def __init__(self) -> None:
-        self.panels, self.calls = Panels(), []
+        self.rows, self.calls = HeldRows(), []
         self.wrong: Any = None
 
     async def call(self, method: str, *args: Any) -> Any:
         self.calls.append((method, args))
-        return getattr(self.panels, method)(*args)
+        return getattr(self.rows, method)(*args)
 
     async def product(self, method: str, number: int, x: Words, shape: tuple[int, int]) -> Words:
         if self.wrong is not None:
@@ -171,22 +171,22 @@ async def test_a_fresh_actor_multiplies_by_nothing():
     """One that took a lost worker's place must not answer with something else."""
     placement, (_, two) = spread(2)
     held = await put(placement, A, np.ones((4, 3), dtype=np.uint64))
-    two.panels = Panels()
+    two.rows = HeldRows()
     with pytest.raises(WorkersError, match=r"worker:1 \(this worker does not hold all its rows"):
         await held.matmul(np.ones((1, 4), dtype=np.uint64))
 
 
 def test_a_panel_is_used_only_if_it_is_whole():
-    panels = Panels()
-    panels.open(1, (2, 2))
-    panels.fill(1, 0, 3, np.zeros(3, dtype=np.uint64), [b"k" * 16], 0)
-    for product in (panels.matmul, panels.matmul_rows):
+    held = HeldRows()
+    held.open(1, (2, 2))
+    held.fill(1, 0, 3, np.zeros(3, dtype=np.uint64), [b"k" * 16], 0)
+    for product in (held.matmul, held.matmul_rows):
         with pytest.raises(LocalProtocolError, match="not hold all its rows of tensor 1"):
             product(1, np.zeros((1, 2), dtype=np.uint64))
     with pytest.raises(LocalProtocolError, match="words 2 of tensor 1 came out of turn"):
-        panels.fill(1, 2, 1, None, [b"k" * 16], 2)
+        held.fill(1, 2, 1, None, [b"k" * 16], 2)
     with pytest.raises(LocalProtocolError, match="words 3 of tensor 1 do not fit"):
-        panels.fill(1, 3, 2, None, [b"k" * 16], 3)
+        held.fill(1, 3, 2, None, [b"k" * 16], 3)
 
 
 async def test_one_lost_worker_ends_all_use_and_frees_the_others():
@@ -230,7 +230,7 @@ async def test_a_check_ends_when_all_have_answered():
 def test_what_is_pickled_of_ours_is_a_name():
     """Dask sends it to the scheduler and the workers: no function, nothing that it closes over."""
     for dumps in (pickle.dumps, cloudpickle.dumps):
-        packed = dumps(Panels)
-        assert pickle.loads(packed) is Panels
-        assert b"puma_actors.hosts.workers.panels" in packed
+        packed = dumps(HeldRows)
+        assert pickle.loads(packed) is HeldRows
+        assert b"puma_actors.hosts.workers.rows" in packed
         assert len(packed) < 100

@@ -10,15 +10,15 @@ from math import prod
 
 import numpy as np
 
+from protocols.base.prf import add_stream
 from protocols.base.ring import Words
 from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
-from protocols.streamed import unmask
 from puma_actors.base.build import program_digest
 
 
-class Panels:
+class HeldRows:
     """See the module docstring. Dask calls the methods one after the other, in a thread."""
 
     def __init__(self) -> None:
@@ -61,7 +61,8 @@ class Panels:
             raise LocalProtocolError(f"words {at} of tensor {number} do not fit")
         if words is not None:
             part[:] = words
-        unmask(keys, start, part)
+        for key, times in zip(keys, (-2,) if words is not None else (1, -1), strict=True):
+            add_stream(key, start, times, part)  # as in `protocols.streamed`
         self._filled[number] = at + size
 
     def matmul(self, number: int, x: Words) -> Words:
