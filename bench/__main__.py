@@ -22,7 +22,7 @@ from bench import (
     protocols,
     streaming,
 )
-from bench.runtime import hosts, network, overlap, profiling, resident
+from bench.runtime import hosts, network, overlap, profiling, resident, workers
 from bench.tools.harness import Benchmark, Options, Result, document, machine
 from bench.tools.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -46,6 +46,7 @@ BENCHMARKS: list[Benchmark] = [
     *embeddings.BENCHMARKS,
     *memory.BENCHMARKS,
     *resident.BENCHMARKS,
+    *workers.BENCHMARKS,
 ]
 
 

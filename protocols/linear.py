@@ -19,6 +19,7 @@ from protocols.base.lane import Lane
 from protocols.base.prf import Stream, derive
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Words
 from protocols.base.shares import Role, SecretTensor
+from protocols.elsewhere import Elsewhere
 from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
@@ -27,7 +28,7 @@ from protocols.public_weight import PublicTable, PublicWeight, public_product
 from protocols.streamed import Panels, Split
 
 LinearMap = Callable[[Words], Words]
-Factor: TypeAlias = Words | Panels | None
+Factor: TypeAlias = Words | Panels | Elsewhere | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ async def linear(
         return lane.blank((rows, columns), RING_BITS - 1 - shift, frac)
     if isinstance(weight, PublicWeight):
         part = await public_product(lane, x, weight)
+    elif isinstance(weight.factor, Elsewhere):
+        part = await weight.factor.matmul(left_factor(x))
     else:
         part = await lane.run(rows * depth * columns, _weight_part, x, weight)
     if then is not None:
@@ -152,8 +155,8 @@ def _table_part(x: SecretTensor, table: Table) -> Words:
     return matmul_rows(left, _array(factor))
 
 
-def _array(words: Words | None) -> Words:
-    if words is None:
+def _array(words: Words | Elsewhere | None) -> Words:
+    if not isinstance(words, np.ndarray):
         raise LocalProtocolError("this party has no share of the weight")
     return words
 
@@ -171,6 +174,8 @@ async def table_product(lane: Lane, x: SecretTensor, table: AnyTable) -> SecretT
         return lane.blank((x.shape[0], table.shape[0]), RING_BITS - 1 - shift, FRACTION_BITS)
     if isinstance(table, PublicTable):
         part = await public_product(lane, x, table.weight)
+    elif isinstance(table.factor, Elsewhere):
+        part = await table.factor.matmul_rows(left_factor(x))
     else:
         part = await lane.run(count * table.shape[1], _table_part, x, table)
     return await _truncated(lane, part, table, FRACTION_BITS, shift)

@@ -16,6 +16,7 @@ from models.programs.families import parameters_of
 from models.programs.plan import Parameter, Plan, Weights
 from models.programs.predict import WORD_BYTES
 from protocols.base.shares import Role
+from protocols.elsewhere import Elsewhere
 from protocols.kernels.sums import Half
 from protocols.linear import Factor, Table, Weight
 from protocols.streamed import Derived, Split, Sum
@@ -43,6 +44,7 @@ class Common:
             parts = self._sums.setdefault(number, Sum())
         if role is Role.EVALUATOR_B:
             return Derived(shape, parts)
+        assert not isinstance(factor, Elsewhere), "a process with all parties has no workers"
         if role.is_dealer:
             parts.dealer = factor
         else:
