@@ -20,8 +20,9 @@ from bench import (
     paper,
     perplexity,
     protocols,
+    streaming,
 )
-from bench.runtime import hosts, network, overlap, profiling, resident
+from bench.runtime import hosts, network, overlap, profiling, resident, workers
 from bench.tools.harness import Benchmark, Options, Result, document, machine
 from bench.tools.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -30,6 +31,7 @@ from puma_actors.base.logs import show_logs
 
 BENCHMARKS: list[Benchmark] = [
     *kernels.BENCHMARKS,
+    *streaming.BENCHMARKS,
     *protocols.BENCHMARKS,
     *network.BENCHMARKS,
     *decode.BENCHMARKS,
@@ -44,6 +46,7 @@ BENCHMARKS: list[Benchmark] = [
     *embeddings.BENCHMARKS,
     *memory.BENCHMARKS,
     *resident.BENCHMARKS,
+    *workers.BENCHMARKS,
 ]
 
 

@@ -62,6 +62,12 @@ class ConnectionLostError(TransportError):
     remedy = "read the other side's log: it ended, or the network broke; then try again"
 
 
+class WorkersError(TransportError):
+    """A machine that a party computes on is gone or unreachable, or has no room."""
+
+    remedy = "read the log of the party named in the message, start its workers, and try again"
+
+
 class ProtocolError(PumaError):
     """The rules between parties were broken."""
 

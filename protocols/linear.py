@@ -19,15 +19,16 @@ from protocols.base.lane import Lane
 from protocols.base.prf import Stream, derive
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Words
 from protocols.base.shares import Role, SecretTensor
+from protocols.elsewhere import Elsewhere
 from protocols.errors import LocalProtocolError
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
 from protocols.kernels.sums import Half
 from protocols.public_weight import PublicTable, PublicWeight, public_product
-from protocols.streamed import Streamed
+from protocols.streamed import Panels, Split
 
 LinearMap = Callable[[Words], Words]
-Factor: TypeAlias = Words | Streamed | None
+Factor: TypeAlias = Words | Panels | Elsewhere | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class Table:
         """From a party's share of the matrix."""
         rows, columns = share.shape
         halves = share.a.astype(np.uint32), share.b.astype(np.uint32)
-        return cls(share.role, (rows, columns), right_factor(share), halves, share.frac)
+        factor = Split.of(share.role, right_factor(share), halves)
+        return cls(share.role, (rows, columns), factor, halves, share.frac)
 
 
 AnyWeight: TypeAlias = Weight | PublicWeight
@@ -117,6 +119,8 @@ async def linear(
         return lane.blank((rows, columns), RING_BITS - 1 - shift, frac)
     if isinstance(weight, PublicWeight):
         part = await public_product(lane, x, weight)
+    elif isinstance(weight.factor, Elsewhere):
+        part = await weight.factor.matmul(left_factor(x))
     else:
         part = await lane.run(rows * depth * columns, _weight_part, x, weight)
     if then is not None:
@@ -137,7 +141,7 @@ async def _truncated(
 
 def _weight_part(x: SecretTensor, weight: Weight) -> Words:
     left, factor = left_factor(x), weight.factor
-    if isinstance(factor, Streamed):
+    if isinstance(factor, Panels):
         return factor.matmul(left)
     out = np.empty((x.shape[0], weight.shape[1]), dtype=np.uint64)
     matmul_into(left, _array(factor), out, 0, out.shape[1])
@@ -146,13 +150,13 @@ def _weight_part(x: SecretTensor, weight: Weight) -> Words:
 
 def _table_part(x: SecretTensor, table: Table) -> Words:
     left, factor = left_factor(x), table.factor
-    if isinstance(factor, Streamed):
+    if isinstance(factor, Panels):
         return factor.matmul_rows(left)
     return matmul_rows(left, _array(factor))
 
 
-def _array(words: Words | None) -> Words:
-    if words is None:
+def _array(words: Words | Elsewhere | None) -> Words:
+    if not isinstance(words, np.ndarray):
         raise LocalProtocolError("this party has no share of the weight")
     return words
 
@@ -170,6 +174,8 @@ async def table_product(lane: Lane, x: SecretTensor, table: AnyTable) -> SecretT
         return lane.blank((x.shape[0], table.shape[0]), RING_BITS - 1 - shift, FRACTION_BITS)
     if isinstance(table, PublicTable):
         part = await public_product(lane, x, table.weight)
+    elif isinstance(table.factor, Elsewhere):
+        part = await table.factor.matmul_rows(left_factor(x))
     else:
         part = await lane.run(count * table.shape[1], _table_part, x, table)
     return await _truncated(lane, part, table, FRACTION_BITS, shift)

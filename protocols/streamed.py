@@ -1,4 +1,4 @@
-"""Factors that are not in memory: a matrix is made panel by panel while it is multiplied by.
+"""Factors that are made panel by panel while they are multiplied by.
 
 A party's factor of a weight is m - 2 lam_i at an evaluator and lam_1 - lam_2 at the dealer (see
 `protocols.arithmetic`). The masks come from seeds, so only m has to be kept, at the evaluators, and
@@ -7,6 +7,7 @@ read, its masks expanded, and it is multiplied by before the next one takes its 
 those of a factor in memory, so results are equal to the bit.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,8 +18,10 @@ from protocols.base.prf import add_stream
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError
+from protocols.kernels.elementwise import add_twice, joined_factor
 from protocols.kernels.matmul import add_matmul
 from protocols.kernels.rows import matmul_rows
+from protocols.kernels.sums import Half
 
 PANEL_WORDS = 1 << 18
 """Words of a panel, if a row is not longer: 2 MB."""
@@ -34,24 +37,11 @@ class MaskedWords(Protocol):
         """Fill `out`, a flat array, with the words from number `start` on. Safe in threads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """A factor of a (rows, columns) matrix.
+class Panels(ABC):
+    """A factor of a (rows, columns) matrix that is made panel by panel."""
 
-    Attributes:
-        keys: of the streams of its masks: the evaluator's own half, or both at the dealer.
-        masked: None at the dealer.
-    """
-
-    role: Role
+    __slots__ = ()
     shape: tuple[int, int]
-    keys: tuple[bytes, ...] = field(repr=False)
-    masked: MaskedWords | None = field(repr=False)
-
-    def __post_init__(self) -> None:
-        wanted = 2 if self.role.is_dealer else 1
-        if len(self.keys) != wanted or (self.masked is None) is not self.role.is_dealer:
-            raise LocalProtocolError(f"{self.role} cannot make a factor from these parts")
 
     def matmul(self, x: Words) -> Words:
         """x @ W modulo 2^64 for x (T, rows): (T, columns)."""
@@ -72,15 +62,46 @@ class Streamed:
         count, columns = self.shape
         height = min(count, max(1, PANEL_WORDS // columns))
         room = np.empty((height, columns), dtype=np.uint64)
-        if self.masked is not None:
-            self.masked.expect()
+        self._expect()
         for start in range(0, count, height):
             stop = min(count, start + height)
             panel = room[: stop - start]
-            self._fill(start * columns, panel.reshape(-1))
+            self.fill(start * columns, panel.reshape(-1))
             yield slice(start, stop), panel
 
-    def _fill(self, start: int, panel: Words) -> None:
+    def _expect(self) -> None:  # noqa: B027, what is in memory needs nothing
+        """Prepare for reading the matrix from the beginning to the end."""
+
+    @abstractmethod
+    def fill(self, start: int, panel: Words) -> None:
+        """Fill a flat panel with the words from number `start` on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed(Panels):
+    """A factor whose masks come from seeds.
+
+    Attributes:
+        keys: of the streams of its masks: the evaluator's own half, or both at the dealer.
+        masked: None at the dealer.
+    """
+
+    role: Role
+    shape: tuple[int, int]
+    keys: tuple[bytes, ...] = field(repr=False)
+    masked: MaskedWords | None = field(repr=False)
+
+    def __post_init__(self) -> None:
+        wanted = 2 if self.role.is_dealer else 1
+        if len(self.keys) != wanted or (self.masked is None) is not self.role.is_dealer:
+            raise LocalProtocolError(f"{self.role} cannot make a factor from these parts")
+
+    def _expect(self) -> None:
+        if self.masked is not None:
+            self.masked.expect()
+
+    def fill(self, start: int, panel: Words) -> None:
+        """As `Panels`."""
         if self.masked is None:
             one, two = self.keys
             panel[:] = 0
@@ -89,3 +110,73 @@ class Streamed:
         else:
             self.masked.read(start, panel)
             add_stream(self.keys[0], start, -2, panel)
+
+
+@dataclass(slots=True)
+class Sum:
+    """The factors of evaluator A and the dealer, where one process has both."""
+
+    first: Words | Panels | None = field(default=None, repr=False)
+    dealer: Words | Panels | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Derived(Panels):
+    """Evaluator B's factor in a process that also has the others', from which it follows:
+    m - 2 lam_2 = (m - 2 lam_1) + 2 (lam_1 - lam_2).
+    """
+
+    shape: tuple[int, int]
+    parts: Sum = field(repr=False)
+
+    def _expect(self) -> None:
+        if self.parts.first is None or self.parts.dealer is None:
+            raise LocalProtocolError("the other parties of this process do not have the weight yet")
+
+    def fill(self, start: int, panel: Words) -> None:
+        """As `Panels`."""
+        assert self.parts.first is not None and self.parts.dealer is not None
+        first, dealer = (
+            _words(part, start, panel.size) for part in (self.parts.first, self.parts.dealer)
+        )
+        add_twice(first, dealer, panel)
+
+
+def _words(factor: Words | Panels, start: int, count: int) -> Words:
+    """Words of a factor from number `start` on."""
+    if not isinstance(factor, Panels):
+        return factor.reshape(-1)[start : start + count]
+    words = np.empty(count, dtype=np.uint64)
+    factor.fill(start, words)
+    return words
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Panels):
+    """A table's factor, without the half of each word that follows from the table's halves.
+
+    Attributes:
+        high: the upper 32 bits of its words, (rows, columns).
+        halves: the table's, see `protocols.linear.Table`.
+    """
+
+    role: Role
+    high: Half = field(repr=False)
+    halves: tuple[Half, Half] = field(repr=False)
+
+    @classmethod
+    def of(cls, role: Role, factor: Words, halves: tuple[Half, Half]) -> "Split":
+        """From the factor itself."""
+        return cls(role, (factor >> np.uint64(32)).astype(np.uint32), halves)
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """Rows and columns."""
+        rows, columns = self.high.shape
+        return rows, columns
+
+    def fill(self, start: int, panel: Words) -> None:
+        """As `Panels`."""
+        part = slice(start, start + panel.size)
+        high, one, two = (half.reshape(-1)[part] for half in (self.high, *self.halves))
+        joined_factor(high, one, two, self.role.is_dealer, panel)

@@ -44,7 +44,8 @@ def _puma(*arguments: object) -> dict[str, Any]:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has at the moment."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -57,7 +58,7 @@ def write_cluster(folder: Path) -> Path:
     create_authority(folder / "certs")
     for role in (*COMPUTING, Role.OWNER, Role.CLIENT):
         issue(folder / "certs", PeerIdentity(role, str(role)), [_HOST])
-    ports = zip(COMPUTING, _free_ports(len(COMPUTING)), strict=True)
+    ports = zip(COMPUTING, free_ports(len(COMPUTING)), strict=True)
     lines = [f'{role} = "tls://{_HOST}:{port}"' for role, port in ports]
     config = folder / "cluster.toml"
     config.write_text("\n".join(["[parties]", *lines, ""]))

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tempfile
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -24,10 +25,7 @@ def write_checkpoint(folder: Path, given: dict[str, Any], *, seed: int = 7) -> M
     Args:
         given: its `config.json`.
     """
-    (folder / "config.json").write_text(json.dumps(given))
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {}}))
-    config = load_config(folder)
+    index, config = _begin(folder, given)
     generator = np.random.Generator(np.random.SFC64(seed))
     places: dict[str, str] = {}
     shard: dict[str, tuple[Shape, bytes]] = {}
@@ -43,6 +41,20 @@ def write_checkpoint(folder: Path, given: dict[str, Any], *, seed: int = 7) -> M
     _write(folder / _file(number), shard)
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return config
+
+
+def read_config(given: dict[str, Any]) -> ModelConfig:
+    """The configuration in a `config.json`, without weights."""
+    with tempfile.TemporaryDirectory(prefix="puma-bench-") as folder:
+        return _begin(Path(folder), given)[1]
+
+
+def _begin(folder: Path, given: dict[str, Any]) -> tuple[Path, ModelConfig]:
+    """Write a folder without weights: the file for the index of its shards, its configuration."""
+    (folder / "config.json").write_text(json.dumps(given))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {}}))
+    return index, load_config(folder)
 
 
 def _values(generator: np.random.Generator, name: str, shape: Shape) -> bytes:

@@ -48,13 +48,15 @@ SPU_MODELS = {
 }
 """Whole models, as in `SPU`: BERT-base 128 tokens, GPT-2 base 32 tokens to next-token logits."""
 PAPER_MODELS = {
-    "BERT-base": "PUMA: 33.9 s, 10.773 GB",
-    "RoBERTa-base": "PUMA: 41.6 s, 11.463 GB",
-    "BERT-large": "PUMA: 73.7 s, 27.246 GB",
-    "GPT-2 base": "PUMA: 15.5 s, 3.774 GB",
-    "GPT-2 medium": "PUMA: 30.3 s, 7.059 GB",
-    "GPT-2 large": "PUMA: 54.2 s, 11.952 GB",
-    "LLaMA-7B": "PUMA: 200.5 s, 1.794 GB",
+    "BERT-base, 128 tokens": "PUMA: 33.9 s, 10.773 GB",
+    "RoBERTa-base, 128 tokens": "PUMA: 41.6 s, 11.463 GB",
+    "BERT-large, 128 tokens": "PUMA: 73.7 s, 27.246 GB",
+    "GPT-2 base, 32 in, 1 out": "PUMA: 15.5 s, 3.774 GB",
+    "GPT-2 medium, 32 in, 1 out": "PUMA: 30.3 s, 7.059 GB",
+    "GPT-2 large, 32 in, 1 out": "PUMA: 54.2 s, 11.952 GB",
+    "LLaMA-7B, 4 in, 1 out": "PUMA: 122.0 s, 0.907 GB",
+    "LLaMA-7B, 8 in, 1 out": "PUMA: 200.5 s, 1.794 GB",
+    "LLaMA-7B, 8 in, 2 out": "PUMA: 364.5 s, 2.857 GB",
 }
 """arXiv 2307.12533, tables 3 to 5: BERT and RoBERTa 128 tokens; GPT-2 32 in, 1 out (three servers
 of 32 vCPU, 5 Gbit/s, 1 ms); LLaMA-7B 8 in, 1 out (128 threads each).

@@ -198,12 +198,13 @@ def _paper(rows: Sequence[Result]) -> Table:
     columns = (
         *("model", "published (other machines)", "seconds", "min .. max", "rounds", "online MB"),
         *("dealt MB", "max error", "SPU s*", "SPU MB", "MB / SPU", "peak memory"),
+        "disk s (bound)",
     )
     table = _table("The paper's models, five roles in one process", columns)
     for result in rows:
         cost, errors, reference = result.cost, result.errors, result.reference
         assert cost is not None
-        peak = result.details.get("peak_bytes")
+        peak, bound = (result.details.get(key) for key in ("peak_bytes", "bound_seconds"))
         table.add_row(
             result.case,
             result.note,
@@ -216,6 +217,7 @@ def _paper(rows: Sequence[Result]) -> Table:
             f"{reference.megabytes:g}" if reference else "",
             f"{result.traffic_ratio:.2g}" if reference else "",
             f"{peak / 1e9:.1f} GB" if peak else "",
+            f"{bound['disk']:.0f}" if bound else "",
         )
     return table
 

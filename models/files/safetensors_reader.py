@@ -23,6 +23,7 @@ from protocols.errors import ModelError
 _MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _DTYPES = "F64, F32, F16, BF16"
+_CHUNK = 1 << 16  # numbers that are converted at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ class SafetensorsFile:
     def tensor(self, name: str) -> NDArray[np.float32]:
         """The tensor in float32, a fresh C-contiguous array. Raises ModelError, KeyError."""
         self.check(name)
-        entry, raw = self.tensors[name], self.raw(name)
-        if entry.dtype == "BF16":  # the upper half of a float32
-            values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-        else:
-            code = f"<f{_ITEM_BYTES[entry.dtype]}"
-            values = np.frombuffer(raw, code).astype(np.float32)
-        return values.reshape(entry.shape)
+        entry = self.tensors[name]
+        code = "<u2" if entry.dtype == "BF16" else f"<f{_ITEM_BYTES[entry.dtype]}"
+        stored = np.frombuffer(self._map, code, math.prod(entry.shape), entry.start)
+        values = _single(stored, entry.dtype).reshape(entry.shape)
+        del stored  # the file cannot be closed while this is there
+        release(self._map, entry.start, entry.nbytes)
+        return values
 
     def _read_header(self) -> dict[str, StoredTensor]:
         size = len(self._map)
@@ -127,3 +128,15 @@ class SafetensorsFile:
             f"{self.path}: truncated: {what} ends at byte {end}, the file has {len(self._map)}; "
             "download it again"
         )
+
+
+def _single(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Numbers as they are in the file, in float32."""
+    if dtype != "BF16":
+        return stored.astype(np.float32)
+    values = np.empty(len(stored), dtype=np.uint32)
+    for start in range(0, len(stored), _CHUNK):
+        part = values[start : start + _CHUNK]
+        part[:] = stored[start : start + _CHUNK]
+        part <<= np.uint32(16)  # the upper half of a float32
+    return values.view(np.float32)

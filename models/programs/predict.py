@@ -86,9 +86,27 @@ def owner_bytes(config: ModelConfig) -> int:
 
 def share_bytes(config: ModelConfig) -> int:
     """Bytes of a model's shares in the memory of each computing party: one word per entry of a
-    weight, two for everything else (a table's product needs one, its look-ups two halves).
+    weight, half a word more of a table (for its look-ups), two words for everything else.
     """
+    bytes_of = {"weight": WORD_BYTES, "table": WORD_BYTES * 3 // 2}
     return sum(
-        WORD_BYTES * prod(parameter.shape) * (1 if parameter.kind == "weight" else 2)
+        bytes_of.get(parameter.kind, 2 * WORD_BYTES) * prod(parameter.shape)
+        for parameter in parameters_of(config).values()
+    )
+
+
+def common_bytes(config: ModelConfig, *, on_disk: bool = False) -> int:
+    """Bytes of a model's shares for three parties of one process, which do not hold twice what two
+    of them know: two words per entry of a weight, two and a half of a table, two for each party of
+    everything else.
+
+    Args:
+        on_disk: the factors of matrices are made while they are used.
+    """
+    bytes_of = {"weight": 2 * WORD_BYTES, "table": WORD_BYTES * 5 // 2}
+    if on_disk:
+        bytes_of = {"weight": 0, "table": WORD_BYTES * 3 // 2}
+    return sum(
+        bytes_of.get(parameter.kind, 6 * WORD_BYTES) * prod(parameter.shape)
         for parameter in parameters_of(config).values()
     )

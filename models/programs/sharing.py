@@ -19,6 +19,7 @@ from protocols.base.ring import (
     encode,
 )
 from protocols.base.shares import Role, SecretTensor
+from protocols.elsewhere import Elsewhere
 from protocols.embedding import LOOKUP_BITS
 from protocols.errors import RangeError
 from protocols.linear import Table, Weight, mask_key, weight_mask
@@ -122,9 +123,27 @@ def stream_parameter(
     Args:
         masked: the masked tensor, at an evaluator.
     """
-    shape = _matrix(parameter.shape)
-    keys = tuple(mask_key(seeds[which], number) for which in seeds_of(role))
+    shape, keys = _matrix(parameter.shape), keys_of(role, number, seeds)
     factor = Streamed(role, shape, keys, masked)
+    return matrix_parameter(role, parameter, factor, keys, masked)
+
+
+def keys_of(role: Role, number: int, seeds: Mapping[int, bytes]) -> tuple[bytes, ...]:
+    """The keys of the masks of tensor `number` that a party knows."""
+    return tuple(mask_key(seeds[which], number) for which in seeds_of(role))
+
+
+def matrix_parameter(
+    role: Role,
+    parameter: Parameter,
+    factor: Streamed | Elsewhere,
+    keys: Sequence[bytes],
+    masked: MaskedWords | None,
+) -> Weight | Table:
+    """The form of a matrix with a factor that is made while it is used, or held elsewhere; a table
+    also has the halves of its words, for look-ups.
+    """
+    shape = _matrix(parameter.shape)
     frac = FRACTIONS[parameter.kind]
     if parameter.kind == "weight":
         return Weight(role, shape, factor, frac)

@@ -12,6 +12,7 @@ from protocols.functions.activations import ACTIVATIONS
 from protocols.functions.normalize import Norm
 from protocols.functions.softcap import Cap
 
+_CHUNK = 1 << 18  # numbers of a matrix that are converted at a time
 Record = Callable[[str, Floats], None]
 
 
@@ -180,9 +181,14 @@ def _positional(q: Floats, k: Floats, relative: Relative) -> NDArray[np.float64]
 def affine(
     x: Floats, weight: Floats, precision: type[np.floating[Any]] = np.float64
 ) -> NDArray[np.float64]:
-    """x @ W, plus the bias in the last row if there is one; x is converted to a precision."""
-    features = x.shape[1]
-    product: NDArray[np.float64] = np.asarray(
-        np.asarray(x, dtype=precision) @ weight[:features], dtype=np.float64
-    )
+    """x @ W, plus the bias in the last row if there is one; both are converted to a precision, the
+    matrix in parts: in float64 it may be larger than all the rest of a large model's pass.
+    """
+    features, width = x.shape[1], weight.shape[1]
+    given = np.asarray(x, dtype=precision)
+    product = np.empty((len(x), width))
+    step = max(1, _CHUNK // max(1, features))
+    for start in range(0, width, step):
+        part = slice(start, start + step)
+        product[:, part] = given @ weight[:features, part].astype(precision, copy=False)
     return product if len(weight) == features else product + weight[features]

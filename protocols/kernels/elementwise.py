@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from protocols.kernels.jit import MODE, Words, kernel
 
+Half = NDArray[np.uint32]
 Moves = NDArray[np.int64]
 _ONE = np.uint64(1)
 
@@ -202,6 +203,45 @@ def _aligned_numba(words: Words, moves: Moves, half: bool, width: int, bits: int
     return out
 
 
+def add_twice_numpy(one: Words, two: Words, out: Words) -> None:
+    """NumPy twin of `add_twice`."""
+    np.add(two, two, out=out)
+    out += one
+
+
+@kernel("void(in1, in1, uint64[::1])")
+def _add_twice(one: Words, two: Words, out: Words) -> None:
+    for i in range(out.size):
+        out[i] = one[i] + two[i] + two[i]
+
+
+def _add_twice_numba(one: Words, two: Words, out: Words) -> None:
+    """Set out to one + 2 two; all are flat and of one size."""
+    _add_twice(one, two, out)
+
+
+def joined_factor_numpy(high: Half, one: Half, two: Half, dealer: bool, out: Words) -> None:
+    """NumPy twin of `joined_factor`."""
+    low = one - two if dealer else one - (two << np.uint32(1))
+    np.left_shift(high, np.uint64(32), out=out, dtype=np.uint64)
+    out |= low
+
+
+@kernel("void(in1_32, in1_32, in1_32, boolean, uint64[::1])")
+def _joined_factor(high: Half, one: Half, two: Half, dealer: Any, out: Words) -> None:
+    times = np.uint32(1) if dealer else np.uint32(2)
+    for i in range(out.size):
+        low = np.uint32(one[i] - times * two[i])
+        out[i] = np.uint64(high[i]) << np.uint64(32) | np.uint64(low)
+
+
+def _joined_factor_numba(high: Half, one: Half, two: Half, dealer: bool, out: Words) -> None:
+    """Set out to words with these high 32 bits. The low ones are those of one - two at the dealer,
+    of one - 2 two at an evaluator. All are flat and of one size.
+    """
+    _joined_factor(high, one, two, dealer, out)
+
+
 def flat(words: Words) -> Words:
     """A contiguous one-dimensional view or copy."""
     return np.ascontiguousarray(words).reshape(-1)
@@ -215,3 +255,5 @@ lift_word = _lift_word_numba if _NUMBA else lift_word_numpy
 joined = _joined_numba if _NUMBA else joined_numpy
 windows = _windows_numba if _NUMBA else windows_numpy
 aligned = _aligned_numba if _NUMBA else aligned_numpy
+add_twice = _add_twice_numba if _NUMBA else add_twice_numpy
+joined_factor = _joined_factor_numba if _NUMBA else joined_factor_numpy

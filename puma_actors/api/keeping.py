@@ -2,8 +2,7 @@
 
 from models.configs.architecture import ModelConfig
 from models.programs.families import parameters_of
-from models.programs.predict import owner_bytes, share_bytes, streamed_bytes
-from protocols.base.shares import COMPUTING
+from models.programs.predict import common_bytes, owner_bytes
 from protocols.errors import ConfigError
 from puma_actors.base.available import available_memory
 from puma_actors.roles.spool import Spool, check_room, spool_bytes, spool_folder
@@ -51,9 +50,9 @@ def _budget(memory: int | None) -> int:
 def in_memory_bytes(config: ModelConfig) -> int:
     """Bytes of all roles together at the peak: the owner's values turn into shares one by one."""
     entries = spool_bytes(parameters_of(config)) // 8
-    return max(len(COMPUTING) * share_bytes(config), _FLOAT * entries)
+    return max(common_bytes(config), _FLOAT * entries)
 
 
 def on_disk_bytes(config: ModelConfig) -> int:
     """The same if the parties read matrices from disk while they use them."""
-    return len(COMPUTING) * streamed_bytes(config) + owner_bytes(config)
+    return common_bytes(config, on_disk=True) + owner_bytes(config)

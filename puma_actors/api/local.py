@@ -8,7 +8,7 @@
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self, Unpack
@@ -19,7 +19,7 @@ from models.checkpoints.in_memory import open_model
 from models.checkpoints.weights import Checkpoint, open_checkpoint
 from models.programs.families import sources_of
 from models.programs.memory import footprint
-from models.programs.plan import Plan, Weights
+from models.programs.plan import Plan
 from models.programs.program import Batch
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.lane import Settings
@@ -34,15 +34,20 @@ from puma_actors.base.available import available_memory
 from puma_actors.base.compute import Compute, give_back
 from puma_actors.roles.actor import MEMORY, Actor, ActorOptions, connect_all
 from puma_actors.roles.client import Client
+from puma_actors.roles.common import Common, InCommon
 from puma_actors.roles.opened import Opened
 from puma_actors.roles.owner import Owner, Progress, check_opened, ignore_progress
 from puma_actors.roles.party import Party
 from puma_actors.roles.spool import Spool, Spooled
 from puma_actors.roles.upload import Kept
+from puma_actors.session.mailbox import Flow
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import Network, parse_network
 
 __all__ = ["LocalCluster", "Token", "Usage"]
+
+_WINDOW = 64 << 20
+"""Bytes dealt ahead of an evaluator: both are in this process, and one is as fast as the other."""
 
 
 async def check_memory(plan: Plan, batch: Batch, steps: int, settings: Settings | None) -> None:
@@ -107,6 +112,7 @@ class LocalLinks:
     async def settle(self) -> None:
         """Wait until the owner also knows that the parties have the model."""
         await self._owner.delivered.wait()
+        await give_back()  # sharing leaves a fifth of the model's size in fragments
         self.seconds.update(self._owner.seconds)
 
     async def aclose(self) -> None:
@@ -163,25 +169,23 @@ class LocalCluster(Cluster):
             raise ConfigError(f"settings are {type(settings).__name__}: give a Settings")
         check_opened(checkpoint)
         _check_tokenizer(checkpoint, tokenizer)
-        options = ActorOptions(compute=compute or Compute(), settings=settings, recorder=recorder)
+        options = ActorOptions(
+            settings=settings,
+            flow=Flow(window=_WINDOW),
+            compute=compute or Compute(),
+            recorder=recorder,
+        )
         self.checkpoint = checkpoint
         between = parse_network(network)
-        weights: Weights = "public" if public_weights else "private"
         spool = None if public_weights else spool_for(checkpoint.config, memory)
-        sources = list(sources_of(checkpoint)) if public_weights else []
-
-        def kept(role: Role) -> Kept | None:
-            if public_weights:
-                return Opened(role, sources)
-            return None if spool is None else Spooled(role, spool)
-
+        kept = _opened(checkpoint) if public_weights else _own_shares(spool)
         self._owner = Owner(
             checkpoint,
             options,
             texts=texts,
             progress=progress,
-            weights=weights,
-            lazy=not fits(checkpoint.config, memory),
+            weights="public" if public_weights else "private",
+            lazy=public_weights or not fits(checkpoint.config, memory),
         )
         self._parties = [Party(role, options, kept=kept(role)) for role in COMPUTING]
         links = LocalLinks(
@@ -271,6 +275,19 @@ class LocalCluster(Cluster):
         return (
             None if step is None else max(party.rounds(step.number) for party in self._parties[1:])
         )
+
+
+def _opened(checkpoint: Checkpoint) -> Callable[[Role], Kept]:
+    """Where each party finds public weights."""
+    return partial(Opened, sources=list(sources_of(checkpoint)))
+
+
+def _own_shares(spool: Spool | None) -> Callable[[Role], Kept]:
+    """Where each party keeps its shares: in memory, or in a spool."""
+    common = Common()
+    if spool is None:
+        return partial(InCommon, common=common)
+    return partial(Spooled, spool=spool, common=common)
 
 
 def _check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:

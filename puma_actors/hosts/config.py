@@ -115,6 +115,16 @@ class Allow(Strict):
         return plain or f"{identity.role}/{identity.name}" in names
 
 
+class ComputeTls(Strict):
+    """Files for the connections to this party's own Dask scheduler and workers, which trust every
+    certificate of the authority.
+    """
+
+    authority: str
+    certificate: str
+    key: str
+
+
 class ClusterConfig(Strict):
     """One machine's view of a cluster. `folder` is the folder of the file."""
 
@@ -125,6 +135,9 @@ class ClusterConfig(Strict):
     listen: str = ""
     network: str = ""
     insecure_no_tls: bool = False
+    compute: str = ""
+    compute_tls: ComputeTls | None = None
+    insecure_compute_no_tls: bool = False
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     allow: Allow = Allow()
@@ -180,13 +193,14 @@ def load_config(
     insecure_no_tls: bool = False,
     listen: str = "",
     network: str | None = None,
+    compute: str = "",
     environ: Mapping[str, str] | None = None,
 ) -> ClusterConfig:
     """Read a cluster.toml.
 
     Args:
-        insecure_no_tls, listen, network: override the file; the path of a network file is relative
-            to the current folder.
+        insecure_no_tls, listen, network, compute: override the file; the path of a network file is
+            relative to the current folder.
         environ: variables that override the file; default: the process's environment.
 
     Raises:
@@ -202,6 +216,8 @@ def load_config(
         data["insecure_no_tls"] = True
     if listen:
         data["listen"] = listen
+    if compute:
+        data["compute"] = compute
     if network is not None:
         is_file = network.lower().endswith(".toml")
         data["network"] = str(Path(network).absolute()) if is_file else network

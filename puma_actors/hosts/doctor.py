@@ -31,6 +31,7 @@ from puma_actors.base.compute import available_cores
 from puma_actors.hosts.caller import call
 from puma_actors.hosts.config import ClusterConfig
 from puma_actors.hosts.stores.store import ModelStore
+from puma_actors.hosts.workers.cluster import count_workers
 
 State = Literal["ok", "warning", "problem"]
 _GB = 1e9
@@ -60,6 +61,7 @@ def examine(
         steps.append(lambda: _certificates(config, role))
         steps.append(lambda: _addresses(config, role))
         if role in COMPUTING:
+            steps.append(lambda: _workers(config, role))
             steps.append(lambda: _store(config))
             steps.append(lambda: _models(config, role, quick))
     return [check for step in steps for check in step()]
@@ -195,6 +197,19 @@ def _unix(config: ClusterConfig, role: Role, path: Path, *, own: bool) -> Check:
         return Check(name, "problem", f"{path.parent} is not a writable folder")
     running = _running(config, role) if path.is_socket() else None
     return Check(name, "ok", f"unix://{path}{f', {running}' if running else ''}")
+
+
+def _workers(config: ClusterConfig, role: Role) -> Iterator[Check]:
+    if not config.compute:
+        return
+    name = "workers"
+    try:
+        found = anyio.run(count_workers, config, role)
+    except PumaError as error:
+        yield Check(name, "problem", str(error))
+        return
+    state: State = "ok" if found else "warning"
+    yield Check(name, state, f"{config.compute}, {found} workers")
 
 
 def _store(config: ClusterConfig) -> Iterator[Check]:

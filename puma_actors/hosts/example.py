@@ -18,6 +18,13 @@ store = "store"
 # Where this party listens, if not at its address below (behind a router, in a container).
 # listen = "tls://0.0.0.0:7101"
 
+# The scheduler of this party's own Dask workers, which then hold the matrices and multiply by them
+# (here, or `puma party --compute`). Needs puma-actors[dask], and [compute_tls] below.
+# compute = "tls://scheduler.example.org:8786"
+
+# A tcp:// scheduler runs the code of anybody who can reach it; it is refused unless this is true.
+# insecure_compute_no_tls = true
+
 # Delay incoming frames as a network would (here, or `puma party --network`). All parties, the
 # owner and the clients need the same setting.
 # network = "wan"                          # or "40ms,100mbit", or a .toml file
@@ -52,4 +59,11 @@ unfinished = 200000000000   # bytes on disk: uploads that were cut and can be co
 # clients = ["client", "alice"]
 # owners = ["owner"]
 # parties = ["dealer/dealer", "evaluator-a/alice", "evaluator-b/bob"]
+
+# For the connections to `compute`. Whoever has a certificate of this authority can use the workers
+# and be one: it must be this party's own, made by another `puma certs init`.
+# [compute_tls]
+#   authority = "workers/ca.pem"
+#   certificate = "workers/dealer.party.pem"
+#   key = "workers/dealer.party.key"
 """

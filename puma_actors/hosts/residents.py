@@ -13,6 +13,7 @@ that does not fit is refused with `Busy`, instead of running out of memory.
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -22,7 +23,7 @@ from models.programs.opened import opened_bytes
 from models.programs.plan import Plan
 from models.programs.predict import share_bytes, streamed_bytes
 from models.programs.sharing import STREAMED, hold_parameter, stream_parameter
-from protocols.errors import Busy, ConfigError
+from protocols.errors import Busy, ConfigError, WorkersError
 from protocols.kernels import warm_up
 from puma_actors.base.compute import Compute
 from puma_actors.base.logs import log
@@ -31,6 +32,8 @@ from puma_actors.hosts.shelf import take_down
 from puma_actors.hosts.stores.manifest import Manifest
 from puma_actors.hosts.stores.store import ModelStore
 from puma_actors.hosts.stores.stored import Stored, content_digest
+from puma_actors.hosts.workers.cluster import Workers
+from puma_actors.hosts.workers.placement import Placement
 from puma_actors.roles.upload import Model
 from puma_actors.session.mailbox import Flow
 
@@ -41,13 +44,21 @@ _MB = 1_000_000
 
 @dataclass(frozen=True)
 class Held:
-    """A loaded model. `files`: its published files. `nbytes`: an estimate of its memory."""
+    """A loaded model. `files`: its published files. `nbytes`: an estimate of its memory.
+    `placement`: its matrices, if this party's workers hold them.
+    """
 
     manifest: Manifest
     plan: Plan
     parameters: Mapping[str, Any] = field(repr=False)
     files: Mapping[str, bytes] = field(repr=False)
     nbytes: int
+    placement: Placement | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether a worker that held a part of it is gone."""
+        return self.placement is not None and bool(self.placement.lost)
 
     @property
     def model(self) -> Model:
@@ -77,7 +88,14 @@ def session_bytes(plan: Plan, tokens: int) -> int:
 class Residents:
     """See the module docstring."""
 
-    def __init__(self, store: ModelStore, limits: Limits, compute: Compute) -> None:
+    def __init__(
+        self,
+        store: ModelStore,
+        limits: Limits,
+        compute: Compute,
+        workers: Workers | None = None,
+    ) -> None:
+        self._workers = workers
         self._store = store
         self._limits = limits
         self._compute = compute
@@ -122,14 +140,31 @@ class Residents:
     async def _hold(self, name: str, manifest: Manifest) -> Held:
         async with self._loading:
             held = self._loaded.pop(name, None)
-            if held is None or held.manifest.upload != manifest.upload:
+            if held is not None and held.placement is not None:
+                await held.placement.check()
+            if held is None or held.manifest.upload != manifest.upload or held.lost:
+                del held
                 plan = Plan.from_public(manifest.plan)
                 size = self.model_bytes(plan)
                 with self._room(name, size, size, "model"):
-                    held = await self._compute.offload(self._load, name)
+                    held = await self._fetch(name, plan)
                 log.info("model loaded", model=name, megabytes=held.nbytes // _MB)
             self._loaded[name] = held
             return held
+
+    async def _fetch(self, name: str, plan: Plan) -> Held:
+        if self._workers is None or plan.weights == "public":  # which the party maps itself
+            return await self._compute.offload(self._load, name)
+        for other in [each for each in self._loaded if not self._users.get(each)]:
+            del self._loaded[other]  # the workers may need the room
+        stored = await self._compute.offload(partial(self._store.read, name, verify=False))
+        try:
+            spread = await self._workers.hold(stored)
+        except WorkersError as error:  # nothing is wrong with the request, or with the model
+            raise Busy(str(error)) from None
+        files = await self._compute.offload(stored.public_files)
+        size = self.model_bytes(stored.plan)
+        return Held(stored.manifest, stored.plan, spread.parameters, files, size, spread.placement)
 
     def _load(self, name: str) -> Held:
         stored = self._store.read(name, verify=False)  # each file is verified as it is read
@@ -154,12 +189,14 @@ class Residents:
         return parameters
 
     def _streams(self, plan: Plan) -> bool:
-        """Whether a model's matrices stay on disk: public ones do; private ones if no session would
-        fit beside them.
+        """Whether a model's matrices stay on disk or at the workers: public ones do; private ones
+        if there are workers, or with them in memory no session would fit.
         """
-        if plan.weights == "public":
-            return True
-        return share_bytes(plan.config) + self.session_need(plan) > self._limits.memory
+        return (
+            plan.weights == "public"
+            or self._workers is not None
+            or share_bytes(plan.config) + self.session_need(plan) > self._limits.memory
+        )
 
     def model_bytes(self, plan: Plan) -> int:
         """Bytes of memory that a loaded model takes."""

@@ -16,7 +16,7 @@ id can be used for one session.
 
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TypeAlias
 
 import anyio
@@ -58,6 +58,7 @@ from puma_actors.hosts.stores.draft import Draft
 from puma_actors.hosts.stores.manifest import check_name
 from puma_actors.hosts.stores.store import ModelStore
 from puma_actors.hosts.visits import Visits, disk, tidy_uploads, watch_certificates
+from puma_actors.hosts.workers.cluster import workers_of
 from puma_actors.roles.actor import ActorOptions
 from puma_actors.roles.party import Party
 from puma_actors.session.handshake import Identity, Peer, handshake, naming
@@ -94,7 +95,8 @@ class PartyServer:
         self.identity = config.identity(role)
         self.compute = compute or Compute()
         self.store = ModelStore(config.path(config.store), role, config.limits.unfinished)
-        self.residents = Residents(self.store, config.limits, self.compute)
+        self.workers = workers_of(config, role, self.compute)
+        self.residents = Residents(self.store, config.limits, self.compute, self.workers)
         self.links = Links(config, role)
         self.visits = Visits(self)
         self.listening = anyio.Event()
@@ -125,7 +127,7 @@ class PartyServer:
         address = self.config.listens(self.role)
         transport = self.config.transport(address, self.role)
         with self.store:
-            async with await transport.listen(address) as listener:
+            async with self.workers or nullcontext(), await transport.listen(address) as listener:
                 log.info("listening", role=str(self.role), address=listener.address)
                 try:
                     await self._serve(listener)
@@ -293,7 +295,7 @@ class PartyServer:
         with RequestLimits(self.role, limits, flow.window) as admission:
             party = Party(self.role, options, model=held.model, admission=admission)
             party.attach(peers)
-            await serve(party, limits.idle)
+            await serve(party, limits.idle, held.placement)
 
     async def _open(self, channel: Channel, request: Request, session: bytes, held: Held) -> None:
         parts = [

@@ -10,7 +10,7 @@ with RequestLimits(role, limits, window) as admission:
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Self
+from typing import NoReturn, Protocol, Self
 
 import anyio
 
@@ -108,11 +108,19 @@ def _tokens(request: InferMessage) -> int:
     return sum(request.lengths) + request.steps - 1
 
 
-async def serve(party: Party, idle: float) -> None:
+class Watched(Protocol):
+    """What a session needs besides its party."""
+
+    async def watch(self) -> NoReturn:
+        """Raise as soon as it is lost."""
+
+
+async def serve(party: Party, idle: float, needs: Watched | None = None) -> None:
     """Run a connected party until its client closes the session.
 
     Args:
         idle: seconds, as in `ServingLimits`.
+        needs: ends the session when it is lost, with its error.
 
     Raises:
         PeerFailed: the client left without closing the session, or another actor failed.
@@ -123,6 +131,8 @@ async def serve(party: Party, idle: float) -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(_watch_client, party)
                 group.start_soon(_watch_time, party, idle)
+                if needs is not None:
+                    group.start_soon(needs.watch)
                 await party.main()
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:

@@ -1,7 +1,7 @@
 """A model's masked words in one file, for parties of one process.
 
     with closing(Spool(folder)) as spool:
-        Spooled(role, spool)           an upload's `Destination` at a party
+        Spooled(role, spool, common)   an upload's `Destination` at a party
 
 Both evaluators know the same masked words, so they share the file. It has no name: when this
 process ends, however it ends, its room is free again.
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from models.programs.sharing import STREAMED, hold_parameter, stream_parameter
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from protocols.linear import Weight
+from puma_actors.roles.common import Common
 
 ASKED = "PUMA_SPOOL_DIR"
 AHEAD = 2
@@ -151,13 +153,18 @@ class SpooledWords:
 
 
 class Spooled:
-    """A party's `Kept` share of an upload whose matrices stay in a spool."""
+    """A party's `Kept` share of an upload whose matrices stay in a spool.
+
+    Args:
+        common: what the parties of this process have in common: the halves of tables.
+    """
 
     weights: Weights = "private"
 
-    def __init__(self, role: Role, spool: Spool) -> None:
+    def __init__(self, role: Role, spool: Spool, common: Common) -> None:
         self._role = role
         self._spool = spool
+        self._common = common
         self._seeds: dict[int, bytes] = {}
 
     def check_size(self, plan: Plan) -> None:
@@ -181,7 +188,10 @@ class Spooled:
         """As `Kept`."""
         masked = None if self._role.is_dealer else self._spool.words(number)
         if parameter.kind in STREAMED:
-            return stream_parameter(self._role, number, parameter, masked, self._seeds)
+            held = stream_parameter(self._role, number, parameter, masked, self._seeds)
+            if isinstance(held, Weight) or held.halves is None:
+                return held
+            return replace(held, halves=self._common.halves(self._role, number, held.halves))
         m = None
         if masked is not None:
             m = np.empty(parameter.shape, dtype=np.uint64)

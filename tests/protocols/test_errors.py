@@ -31,6 +31,7 @@ CODES = {
     "StoreError": 4,
     "StoreNameError": 2,
     "Busy": 3,
+    "WorkersError": 1,
 }
 
 

@@ -22,13 +22,18 @@ from puma_actors.hosts.server import PartyServer
 
 
 def write_config(
-    path: Path, addresses: dict[Role, str], certificates: Path, extra: str = "", network: str = ""
+    path: Path,
+    addresses: dict[Role, str],
+    certificates: Path,
+    extra: str = "",
+    network: str = "",
+    first: str = "",
 ) -> Path:
-    """A cluster.toml. `extra`: more tables."""
+    """A cluster.toml. `extra`: more tables. `first`: more keys outside of tables."""
     parties = "".join(f'{role} = "{address}"\n' for role, address in addresses.items())
     path.write_text(
         f'certificates = "{certificates}"\nstore = "{path.stem}-store"\n'
-        f'network = "{network}"\n'
+        f'network = "{network}"\n{first}'
         f"[parties]\n{parties}"
         f"[timeouts]\nretry = {HANG}\nsilence = {HANG}\nhandshake = {HANG}\n"
         f"opening = {HANG}\ngrace = {HANG}\n{extra}"
@@ -68,18 +73,18 @@ class Hosts:
     servers: dict[Role, PartyServer] = field(default_factory=dict)
     scopes: dict[Role, anyio.CancelScope] = field(default_factory=dict)
 
-    def config(self, who: str, extra: str | None = None) -> ClusterConfig:
+    def config(self, who: str, extra: str | None = None, first: str = "") -> ClusterConfig:
         path = self.folder / f"{who}.toml"
         extra = self.extra if extra is None else extra
-        write_config(path, self.addresses, self.certificates, extra, self.network)
+        write_config(path, self.addresses, self.certificates, extra, self.network, first)
         return load_config(path, environ={})
 
     @property
     def client(self) -> ClusterConfig:
         return self.config("client")
 
-    async def start(self, role: Role, extra: str | None = None) -> PartyServer:
-        server = PartyServer(self.config(str(role), extra), role)
+    async def start(self, role: Role, extra: str | None = None, first: str = "") -> PartyServer:
+        server = PartyServer(self.config(str(role), extra, first), role)
         scope = anyio.CancelScope()
         ended = anyio.Event()
 

@@ -51,6 +51,13 @@ def party(
             show_default=False,
         ),
     ] = None,
+    compute: Annotated[
+        str,
+        typer.Option(
+            help="The Dask scheduler (tls://HOST:PORT) of this party's own workers, which then "
+            "hold the matrices and multiply by them. Needs puma-actors[dask]."
+        ),
+    ] = "",
     insecure_no_tls: InsecureOption = False,
     example: Annotated[
         bool, typer.Option("--example", help="Print a commented cluster.toml, and stop.")
@@ -71,7 +78,9 @@ def party(
     if role is None:
         raise ConfigError("--role is missing: use dealer, evaluator-a or evaluator-b")
     show_logs(1, as_json=True)
-    config = load_config(cluster, insecure_no_tls=insecure_no_tls, listen=listen, network=network)
+    config = load_config(
+        cluster, insecure_no_tls=insecure_no_tls, listen=listen, network=network, compute=compute
+    )
     anyio.run(_run_party, config, Role(role))
 
 

@@ -310,3 +310,19 @@ def test_roots_are_right_to_the_last_bit(bits):
         angles = np.arange(count) * (2 * np.pi / 2**step)
         assert np.abs(rows[0, :count] - np.cos(angles) * 2.0**30).max() <= 0.51
         assert np.abs(rows[1, :count] - np.sin(angles) * 2.0**30).max() <= 0.51
+
+
+@given(size=st.integers(0, 70), dealer=st.booleans(), seed=st.integers(0, 99))
+def test_factors_are_joined_and_derived_as_their_twins_do(size, dealer, seed):
+    rng = np.random.default_rng(seed)
+    one, two = rng.integers(0, 2**64, (2, size), dtype=np.uint64)
+    halves = rng.integers(0, 2**32, (3, size), dtype=np.uint32)
+    for name, args in (("add_twice", (one, two)), ("joined_factor", (*halves, dealer))):
+        found, expected = np.empty((2, size), dtype=np.uint64)
+        getattr(elementwise, f"_{name}_numba")(*args, found)
+        getattr(elementwise, f"{name}_numpy")(*args, expected)
+        np.testing.assert_array_equal(found, expected)
+    elementwise.joined_factor(*halves, dealer, found)
+    for at, (high, first, second) in enumerate(halves.T.tolist()):
+        low = (first - (1 if dealer else 2) * second) % 2**32
+        assert int(found[at]) == (high << 32) + low

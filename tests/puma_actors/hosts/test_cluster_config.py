@@ -10,7 +10,7 @@ from reference import usual_logs
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import ConfigError
 from puma_actors.base.identity import PeerIdentity
-from puma_actors.hosts.config import Allow, load_config
+from puma_actors.hosts.config import Allow, ClusterConfig, ComputeTls, load_config
 from puma_actors.hosts.example import EXAMPLE
 from puma_actors.transports import TcpTransport, TlsTransport, UnixTransport
 
@@ -42,7 +42,8 @@ def test_the_example_shows_every_key_and_its_default(tmp_path: Path) -> None:
     assert shown["timeouts"] == config.timeouts.model_dump()
     assert shown["limits"] == config.limits.model_dump()
     assert set(shown["allow"]) == set(Allow.model_fields)
-    for key in ("name", "listen", "network", "insecure_no_tls", "certificates", "store"):
+    assert set(re.findall(r"(?m)^#   (\w+) = ", EXAMPLE)) == set(ComputeTls.model_fields)
+    for key in ClusterConfig.model_fields.keys() - {"parties", "folder", "compute_tls", *shown}:
         assert f"{key} = " in EXAMPLE
 
 

@@ -95,10 +95,12 @@ def test_a_folder_that_is_not_there_is_refused(model, spooled, monkeypatch):
 
 def test_available_memory_is_the_default(model, monkeypatch):
     config, memory = limit_of(model)
-    monkeypatch.setattr(keeping, "available_memory", lambda: memory)
+    monkeypatch.setattr(keeping, "available_memory", lambda: memory + memory // 7)
     found = spool_for(config, None)
     assert found is not None
     found.close()
+    monkeypatch.setattr(keeping, "available_memory", lambda: 2 * memory)
+    assert spool_for(config, None) is None
 
 
 def test_a_spool_keeps_what_came_first(spooled):

@@ -115,6 +115,16 @@ async def test_a_model_larger_than_the_memory_of_a_party(
         await serves(cluster)
 
 
+async def test_a_party_with_workers_maps_them_itself(
+    folder: Path, certificates: Path, model: Path
+) -> None:
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model, public_weights=True)
+        for server in cluster.servers.values():
+            server.residents._workers = object()  # type: ignore[assignment]
+        await serves(cluster)
+
+
 # -- the same numbers as in one process ------------------------------------------------------------
 
 
