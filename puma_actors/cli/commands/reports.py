@@ -7,8 +7,6 @@ import numpy as np
 from rich.table import Table as RichTable
 
 from models.checkpoints.weights import StoredCheckpoint, demo_model_path, open_checkpoint
-from models.configs.architecture import ModelConfig
-from models.programs.families import parameters_of
 from models.programs.head_layers import columns_of, default_rows
 from models.programs.memory import footprint
 from models.programs.opened import opened_bytes
@@ -32,12 +30,9 @@ from protocols.functions.elementary import exp_negative, reciprocal, rsqrt
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.linear import Table
 from protocols.selection import Term, select
-from puma_actors.api.keeping import fits, in_memory_bytes, on_disk_bytes
-from puma_actors.api.speed import pass_time
-from puma_actors.base.available import available_memory
+from puma_actors.cli.commands.weights import print_weights, weights_report
 from puma_actors.cli.notice import warn
 from puma_actors.cli.output import amount, print_json, progress, say, stdout
-from puma_actors.roles.spool import spool_bytes, spool_folder
 
 COUNT = 8000
 """Elements a protocol is traced with; a multiple of 8, so that bits fill bytes."""
@@ -247,7 +242,7 @@ def _report(
         f"{first}_by_protocol": {
             name: _cost_dict(cost) for name, cost in sorted(steps[0].by_protocol.items())
         },
-        "weights": _weights(config, prompt),
+        "weights": weights_report(checkpoint, prompt),
         "share_bytes": dict.fromkeys(map(str, COMPUTING), share_bytes(config)),
         "public_weights": {"evaluator_bytes": opened_bytes(config)},
         "request_bytes": {
@@ -257,40 +252,6 @@ def _report(
             for role in COMPUTING
         },
     }
-
-
-def _weights(config: ModelConfig, tokens: int) -> dict[str, Any]:
-    """Memory and disk for all roles in one process, with the weights in memory and on disk."""
-    free = available_memory()
-    kept = {
-        "available_bytes": free,
-        "in_memory_bytes": in_memory_bytes(config),
-        "on_disk_memory_bytes": on_disk_bytes(config),
-        "on_disk_bytes": spool_bytes(parameters_of(config)),
-    }
-    if fits(config, None):
-        return {"kept": "memory", **kept}
-    found = pass_time(config, tokens, spool_folder())
-    seconds = {"read": found.disk, "compute": found.work, "pass": found.total}
-    return {"kept": "disk", **kept, "pass_seconds": seconds}
-
-
-def _print_weights(weights: dict[str, Any]) -> None:
-    free, whole = amount(weights["available_bytes"]), amount(weights["in_memory_bytes"])
-    if weights["kept"] == "memory":
-        say(f"all roles in one process: {whole} of memory ({free} are available)")
-        return
-    rest, disk = amount(weights["on_disk_memory_bytes"]), amount(weights["on_disk_bytes"])
-    seconds = weights["pass_seconds"]
-    say(
-        f"all roles in one process: {whole} of memory, and {free} are available, so that the "
-        f"weights stay on disk: {rest} of memory and {disk} of disk in {spool_folder()}"
-    )
-    say(
-        f"a pass over them takes at least {seconds['pass']:.0f} s on this machine: "
-        f"{seconds['read']:.0f} s to read, {seconds['compute']:.0f} s to expand and multiply, at "
-        "the same time"
-    )
 
 
 def _cost_dict(cost: Cost) -> dict[str, int]:
@@ -346,9 +307,9 @@ def _print_report(report: dict[str, Any]) -> None:
     say(f"\nshares of the weights in memory: {memory}")
     public = amount(report["public_weights"]["evaluator_bytes"])
     say(f"with public weights: {public} at each evaluator, beside the checkpoint's mapped bytes")
-    _print_weights(report["weights"])
     peaks = ", ".join(f"{role} {amount(size)}" for role, size in report["request_bytes"].items())
     say(f"in addition, for this request: {peaks}")
+    print_weights(report["weights"])
     say(
         "with typical ranges: those proven from the weights may change a few rounds",
         style="dim",

@@ -6,7 +6,6 @@ import pytest
 from reference import save_model, save_tokenizer
 
 from puma_actors.api import keeping
-from puma_actors.cli.commands import reports
 
 SIZES = ("--prompt-tokens", 8, "--new-tokens", 2)
 
@@ -22,27 +21,29 @@ def inspected(puma, model):
     return json.loads(out)["weights"]
 
 
-def test_inspect_says_what_a_model_takes_in_memory(puma, model):
+def test_inspect_says_what_each_way_takes(puma, model):
     found = inspected(puma, model)
     assert found["kept"] == "memory"
-    assert found["in_memory_bytes"] < found["available_bytes"]
-    code, out, _ = puma("inspect", str(model), *SIZES)
-    assert code == 0
-    assert "all roles in one process: " in out
-
-
-def test_inspect_says_what_a_larger_one_takes_on_disk(puma, model, monkeypatch):
-    for module in (keeping, reports):
-        monkeypatch.setattr(module, "available_memory", lambda: 1000)
-    found = inspected(puma, model)
-    assert found["kept"] == "disk"
-    seconds = found["pass_seconds"]
-    assert 0 < seconds["pass"] == max(seconds["read"], seconds["compute"])
+    assert set(found["choices"]) == {"memory", "disk", "public"}
+    for kept, choice in found["choices"].items():
+        assert 0 < choice["memory_bytes"] < found["available_bytes"]
+        assert (choice["disk_bytes"] > 0) is (kept == "disk")
+        seconds = choice["pass_seconds"]
+        assert 0 < seconds["pass"] == max(seconds["read"], seconds["compute"])
+        assert (seconds["read"] > 0) is (kept == "disk")
     code, out, _ = puma("inspect", str(model), *SIZES)
     assert code == 0
     shown = " ".join(out.split())
-    assert "so that the weights stay on disk" in shown
-    assert "a pass over them takes at least" in shown
+    assert "weights in memory (default)" in shown
+    assert "--public-weights" in shown
+
+
+def test_what_does_not_fit_stays_on_disk_by_default(puma, model, monkeypatch):
+    monkeypatch.setattr(keeping, "available_memory", lambda: 1000)
+    assert inspected(puma, model)["kept"] == "disk"
+    code, out, _ = puma("inspect", str(model), *SIZES)
+    assert code == 0
+    assert "weights on disk (default)" in " ".join(out.split())
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_numbers(puma, model):
