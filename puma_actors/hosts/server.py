@@ -348,7 +348,10 @@ class PartyServer:
     ) -> None:
         name = check_name(request.model)
         if name in self._uploading:
-            raise StoreNameError(f"a model {name!r} is being uploaded to {self.role} already")
+            raise StoreNameError(
+                f"a model {name!r} is being uploaded to {self.role} already: if its owner is gone, "
+                f"try again in {self.config.timeouts.silence:g} s"
+            )
         upload = request.upload or session.hex()
         async with self._place(session), self._upload_of(name, upload) as draft:
             try:

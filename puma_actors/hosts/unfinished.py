@@ -161,11 +161,14 @@ class Record:
         return plan
 
     def _read(self) -> _Content | None:
-        if self._handle < 0 or time.time() - os.fstat(self._handle).st_mtime > MOST_SECONDS:
+        if self._handle < 0:
             return None
+        status = os.fstat(self._handle)
+        if status.st_mode & 0o077 or time.time() - status.st_mtime > MOST_SECONDS:
+            return None  # others may have copied the secret; or the parties have nothing any more
         try:
-            size = os.fstat(self._handle).st_size
-            content = _Content.model_validate(json.loads(os.pread(self._handle, size, 0)))
+            data = os.pread(self._handle, status.st_size, 0)
+            content = _Content.model_validate(json.loads(data))
         except (ValueError, ValidationError, RecursionError, OSError):
             return None
         same = (content.program, content.parties) == (program_digest(), self._parties)
@@ -211,6 +214,7 @@ class Record:
         content = content.model_copy(update={"checksum": content.digest()})
         if self._handle >= 0:
             data = content.model_dump_json().encode()
+            os.fchmod(self._handle, 0o600)
             os.ftruncate(self._handle, 0)
             while data:
                 data = data[os.pwrite(self._handle, data, os.fstat(self._handle).st_size) :]
