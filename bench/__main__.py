@@ -21,6 +21,7 @@ from bench import (
     perplexity,
     protocols,
     streaming,
+    vocabulary,
 )
 from bench.runtime import hosts, network, overlap, profiling, resident, workers
 from bench.tools.harness import Benchmark, Options, Result, document, machine
@@ -33,6 +34,7 @@ BENCHMARKS: list[Benchmark] = [
     *kernels.BENCHMARKS,
     *streaming.BENCHMARKS,
     *protocols.BENCHMARKS,
+    *vocabulary.BENCHMARKS,
     *network.BENCHMARKS,
     *decode.BENCHMARKS,
     *hosts.BENCHMARKS,

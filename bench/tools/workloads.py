@@ -343,8 +343,8 @@ def embedding(small: bool) -> Iterator[Workload]:
     )
 
 
-def largest(small: bool) -> Iterator[Workload]:
-    vocabulary = 300 if small else 49_152
+def largest(small: bool, vocabulary: int = 49_152) -> Iterator[Workload]:
+    vocabulary = 300 if small else vocabulary
     logits = _rng().normal(size=(1, vocabulary)) * 8
 
     def check(results: Shared) -> Errors:
