@@ -9,7 +9,7 @@ from models.programs.families import parameters_of
 from models.programs.inference import evaluate
 from models.programs.plan import Plan, draft_plan
 from models.programs.program import Batch, Cache
-from models.programs.sharing import STREAMED, hold_parameter
+from models.programs.sharing import hold_parameter
 from protocols.base.cost import Cost
 from protocols.base.lane import Lane, Link, Settings
 from protocols.base.ring import RING_BITS
@@ -109,13 +109,4 @@ def common_bytes(config: ModelConfig, *, on_disk: bool = False) -> int:
     return sum(
         bytes_of.get(parameter.kind, 6 * WORD_BYTES) * prod(parameter.shape)
         for parameter in parameters_of(config).values()
-    )
-
-
-def public_bytes(config: ModelConfig) -> int:
-    """Bytes of public weights for three parties of one process, which read matrices from files."""
-    return sum(
-        6 * WORD_BYTES * prod(parameter.shape)
-        for parameter in parameters_of(config).values()
-        if parameter.kind not in STREAMED
     )

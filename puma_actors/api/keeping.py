@@ -2,7 +2,9 @@
 
 from models.configs.architecture import ModelConfig
 from models.programs.families import parameters_of
-from models.programs.predict import common_bytes, owner_bytes, public_bytes
+from models.programs.opened import opened_bytes
+from models.programs.predict import common_bytes, owner_bytes
+from protocols.base.shares import EVALUATORS
 from protocols.errors import ConfigError
 from puma_actors.base.available import available_memory
 from puma_actors.roles.spool import Spool, check_room, spool_bytes, spool_folder
@@ -58,6 +60,6 @@ def on_disk_bytes(config: ModelConfig) -> int:
     return common_bytes(config, on_disk=True) + owner_bytes(config)
 
 
-def opened_bytes(config: ModelConfig) -> int:
+def public_bytes(config: ModelConfig) -> int:
     """The same if the weights are public."""
-    return public_bytes(config) + owner_bytes(config)
+    return len(EVALUATORS) * opened_bytes(config) + owner_bytes(config)

@@ -12,16 +12,21 @@ from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import Network
 
 
-class RunOptions(TypedDict, total=False):
-    """Keywords of `LocalCluster`, except those of `ClusterOptions`."""
+class KeepingOptions(TypedDict, total=False):
+    """How a `LocalCluster` computes, and where it keeps a model."""
 
     settings: Settings | None
+    memory: int | None
+    public_weights: bool
+
+
+class RunOptions(KeepingOptions, total=False):
+    """Keywords of `LocalCluster`, except those of `ClusterOptions`."""
+
     codec: bool
     address: str
     compute: Compute | None
     texts: Sequence[Sequence[int]]
-    memory: int | None
-    public_weights: bool
     progress: Progress
 
 

@@ -26,7 +26,7 @@ from protocols.kernels.matmul import matmul_into
 from protocols.kernels.stored.formats import FORMATS, FormatName
 from protocols.public_weight import Part, PublicWeight
 from protocols.streamed import Derived, Streamed, Sum
-from puma_actors.api.keeping import in_memory_bytes, on_disk_bytes, opened_bytes
+from puma_actors.api.keeping import in_memory_bytes, on_disk_bytes, public_bytes
 from puma_actors.base.compute import available_cores
 from puma_actors.roles.spool import ASKED, spool_bytes
 
@@ -79,7 +79,7 @@ def choices(checkpoint: Checkpoint, tokens: int, folder: Path) -> dict[Kept, Cho
     memory: dict[Kept, int] = {
         "memory": in_memory_bytes(config),
         "disk": on_disk_bytes(config),
-        "public": opened_bytes(config),
+        "public": public_bytes(config),
     }
     return {
         kept: Choice(

@@ -19,6 +19,7 @@ from protocols.errors import (
     Busy,
     PumaError,
 )
+from puma_actors.base.sizes import parse_size
 from puma_actors.cli.commands import certs, convert, generate_options, hosts, models, text_commands
 from puma_actors.cli.commands.texts import labels
 from puma_actors.cli.early import refuse_unsupported
@@ -26,8 +27,10 @@ from puma_actors.cli.options import (
     Choice,
     CodecOption,
     JsonOption,
+    MemoryOption,
     ModelOption,
     NetworkOption,
+    PublicOption,
     RunChoice,
 )
 from puma_actors.cli.spread import spread
@@ -227,6 +230,8 @@ def profile(
     *,
     choice: RunChoice,
     network: NetworkOption = None,
+    memory: MemoryOption = None,
+    public_weights: PublicOption = False,
     trace: Annotated[
         Path | None, typer.Option(help="Also write trace events (.json), for ui.perfetto.dev.")
     ] = None,
@@ -238,12 +243,15 @@ def profile(
     from puma_actors.cli.commands.profile import run
     from puma_actors.cli.settings import settings_of
 
-    settings = settings_of(choice)
     run(
         model,
         tokens_in,
         tokens_out,
-        settings,
+        {
+            "settings": settings_of(choice),
+            "memory": None if memory is None else parse_size(memory, "--memory"),
+            "public_weights": public_weights,
+        },
         network=network,
         trace=trace,
         html=html,

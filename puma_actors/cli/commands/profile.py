@@ -6,7 +6,7 @@ import anyio
 from rich.table import Table
 
 from models.checkpoints.weights import demo_model_path
-from protocols.base.lane import Settings
+from puma_actors.api.options import KeepingOptions
 from puma_actors.cli.output import (
     Plain,
     amount,
@@ -30,7 +30,7 @@ def run(
     model: str | None,
     tokens_in: int,
     tokens_out: int | None,
-    settings: Settings,
+    options: KeepingOptions,
     *,
     network: str | None,
     trace: Path | None,
@@ -49,9 +49,9 @@ def run(
                 demo_model_path() if model is None else model,
                 tokens_in=tokens_in,
                 tokens_out=tokens_out,
-                settings=settings,
-                progress=report,
                 network=network,
+                progress=report,
+                **options,
             )
 
     profile = anyio.run(profiled)

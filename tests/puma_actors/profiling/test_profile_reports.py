@@ -308,12 +308,20 @@ def test_tables(puma, folder):
     assert "…" not in out
 
 
+def test_public_weights_are_profiled(puma, folder):
+    options = ("--tokens-in", 3, "--tokens-out", 1, "--public-weights", "--memory", "1GB")
+    code, out, err = puma("profile", "-m", folder, *options, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["matches_prediction"] is True
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--trace", "trace.txt"], "--trace: trace.txt must end in .json"),
         (["--html", "nowhere/report.html"], "--html: cannot write nowhere/report.html"),
         (["--network", "wam"], "'wam' is not known"),
+        (["--memory", "much"], "--memory 'much' is not a size"),
         (["--tokens-in", "0"], "0 tokens in"),
         (["--tokens-in", "500"], "need more than the model's 20 positions"),
     ],
