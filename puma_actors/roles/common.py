@@ -15,7 +15,7 @@ from typing import Any
 from models.programs.families import parameters_of
 from models.programs.plan import Parameter, Plan, Weights
 from models.programs.predict import WORD_BYTES
-from protocols.base.shares import Role
+from protocols.base.shares import COMPUTING, Role
 from protocols.elsewhere import Elsewhere
 from protocols.kernels.sums import Half
 from protocols.linear import Factor, Table, Weight
@@ -31,20 +31,25 @@ _HALVES = {
 
 
 class Common:
-    """What the parties of one process have in common. Its methods are safe in threads."""
+    """What the parties of one process have in common, until each has taken it. Its methods are safe
+    in threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sums: dict[int, Sum] = {}
+        self._sums: dict[int, tuple[Sum, set[Role]]] = {}
         self._halves: dict[tuple[int, str], Half] = {}
 
     def factor(self, role: Role, number: int, shape: tuple[int, int], factor: Factor) -> Factor:
         """A party's factor of tensor `number`: its own, or one that follows from the others'."""
+        assert not isinstance(factor, Elsewhere), "a process with all parties has no workers"
         with self._lock:
-            parts = self._sums.setdefault(number, Sum())
+            parts, taken = self._sums.setdefault(number, (Sum(), set()))
+            taken.add(role)
+            if len(taken) == len(COMPUTING):
+                del self._sums[number]
         if role is Role.EVALUATOR_B:
             return Derived(shape, parts)
-        assert not isinstance(factor, Elsewhere), "a process with all parties has no workers"
         if role.is_dealer:
             parts.dealer = factor
         else:
@@ -52,13 +57,20 @@ class Common:
         return factor
 
     def halves(self, role: Role, number: int, halves: tuple[Half, Half]) -> tuple[Half, Half]:
-        """The halves of a table, of which the first arrays that were given are kept."""
+        """The halves of a table: the arrays that another party has already, if there are any."""
+        one, two = (
+            self._half((number, what), half)
+            for what, half in zip(_HALVES[role], halves, strict=True)
+        )
+        return one, two
+
+    def _half(self, which: tuple[int, str], half: Half) -> Half:
+        """Each half belongs to two parties."""
         with self._lock:
-            one, two = (
-                self._halves.setdefault((number, what), half)
-                for what, half in zip(_HALVES[role], halves, strict=True)
-            )
-            return one, two
+            known = self._halves.pop(which, None)
+            if known is None:
+                self._halves[which] = half
+            return half if known is None else known
 
 
 class InCommon:

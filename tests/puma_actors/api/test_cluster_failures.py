@@ -30,6 +30,7 @@ from puma_actors.api.blocking import PrivateModel
 from puma_actors.api.local import LocalCluster
 from puma_actors.base.compute import Compute
 from puma_actors.roles import party
+from puma_actors.roles.common import InCommon
 from puma_actors.roles.messages import EndedMessage, ReadyMessage
 from puma_actors.session import session as rounds
 
@@ -299,14 +300,14 @@ async def test_progress_that_raises(folder):
 
 @pytest.mark.parametrize("role", COMPUTING)
 async def test_a_party_that_fails_while_it_takes_the_model(folder, monkeypatch, role):
-    usual = party.InMemory.hold
+    usual = InCommon.hold
 
     def hold(self, number: int, parameter: Parameter):
         if self._role is role and number == 3:
             raise MemoryError
         return usual(self, number, parameter)
 
-    monkeypatch.setattr(party.InMemory, "hold", hold)
+    monkeypatch.setattr(InCommon, "hold", hold)
     async with leaves_nothing():
         with pytest.raises(MemoryError):
             async with LocalCluster.from_pretrained(folder):

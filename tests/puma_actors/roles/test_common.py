@@ -1,6 +1,7 @@
 """Parties of one process that keep nothing twice, against parties that each keep their own."""
 
 import itertools
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,6 +85,16 @@ def test_nothing_is_held_twice():
     assert found[B].factor.parts.first is found[A].factor
     assert found[B].factor.parts.dealer is found[D].factor
     assert isinstance(held(in_common(Common()), "weight", matrix)[A], Weight)
+
+
+@pytest.mark.parametrize("kind", ["weight", "table"])
+def test_what_everybody_has_taken_is_let_go(kind):
+    shared = Common()
+    found = held(in_common(shared), kind, np.ones((20, 10), dtype=np.float32))
+    factor = weakref.ref(found[A].factor.high if kind == "table" else found[A].factor)
+    assert factor() is not None
+    del found
+    assert factor() is None
 
 
 def test_a_factor_is_not_derived_before_the_others_are_there():

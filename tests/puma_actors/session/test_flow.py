@@ -30,6 +30,7 @@ from protocols.base.lane import Lane
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.drivers.lockstep import run_parties
 from protocols.errors import RemoteProtocolError
+from puma_actors.api import local
 from puma_actors.api.local import LocalCluster
 from puma_actors.session import session as rounds
 from puma_actors.session.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
@@ -379,7 +380,7 @@ async def test_a_model_runs_within_the_smallest_budgets(
 
     monkeypatch.setattr(rounds, "read_offer", noted)
     tiny = Flow(early=600, guest=4000, window=20_000)
-    monkeypatch.setattr(rounds, "Flow", lambda: tiny)
+    monkeypatch.setattr(local, "Flow", lambda window: tiny)
     for codec in (False, True):
         async with LocalCluster.from_pretrained(model, codec=codec) as cluster:
             assert np.abs(await cluster.forward(ids) - wanted).max() < 0.05
