@@ -1,11 +1,9 @@
 """Command line: `python -m bench.spu [NAME ...] [--quick] [--pairs N] [--docs FILE] ...`."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from rich.console import Console
 
 from bench.spu.install import spu_python
 from bench.spu.pairs import compare
-from bench.spu.plot import plot
+from bench.spu.report import draw, write_json, write_page
 from bench.spu.table import Conditions, Row, Side, markdown, replaced, warning
 from bench.spu.talk import Peer
 from bench.spu.workloads import ITEMS, Item
@@ -56,9 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with console.status("compiling kernels"):
         warm_up(lambda _: None)
     chosen = [item for item in ITEMS if not given.names or item.name in given.names]
-    rows = anyio.run(_all, chosen, peer, given, log)
-    _report(given, rows, _conditions(given, load, peer), log)
-    return 1 if any(side.failed for row in rows for side in (row.ours, row.theirs)) else 0
+    rows: list[Row] = []
+    whole = True
+    try:
+        anyio.run(_all, chosen, peer, given, rows, log)
+    except KeyboardInterrupt:
+        log("stopped: what was measured is reported")
+        whole = False
+    written = _write(given, rows, _conditions(given, load, peer), log, whole=whole)
+    failed = any(side.failed for row in rows for side in (row.ours, row.theirs))
+    return 0 if whole and written and not failed else 1
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -99,10 +104,9 @@ def _take_cores(threads: int) -> None:
 
 
 async def _all(
-    chosen: Sequence[Item], peer: Peer, given: argparse.Namespace, log: Log
-) -> list[Row]:
-    """All rows; a workload that cannot be set up gives one that says why."""
-    rows = []
+    chosen: Sequence[Item], peer: Peer, given: argparse.Namespace, rows: list[Row], log: Log
+) -> None:
+    """Add all rows; a workload that cannot be set up gives one that says why."""
     async with peer:
         for item in chosen:
             pairs = given.model_pairs if item.whole else given.pairs
@@ -112,7 +116,6 @@ async def _all(
                 reason = f"{type(error).__name__}: {error}"
                 log(f"{item.title}: failed: {reason}")
                 rows.append(Row(item.title, Side(failed=reason), Side()))
-    return rows
 
 
 def _conditions(given: argparse.Namespace, load: float, peer: Peer) -> Conditions:
@@ -127,55 +130,29 @@ def _conditions(given: argparse.Namespace, load: float, peer: Peer) -> Condition
     )
 
 
-def _report(
-    given: argparse.Namespace, rows: Sequence[Row], conditions: Conditions, log: Log
-) -> None:
-    """Write the JSON file and, if asked, the page; print the table."""
-    document = {
-        "schema": SCHEMA,
-        "quick": given.quick,
-        "conditions": asdict(conditions),
-        "rows": [
-            {**asdict(row), "time_ratio": row.time_ratio, "traffic_ratio": row.traffic_ratio}
-            for row in rows
-        ],
-    }
-    given.json.write_text(json.dumps(document, indent=2) + "\n")
-    log(f"figures: {given.json}")
+def _write(
+    given: argparse.Namespace,
+    rows: Sequence[Row],
+    conditions: Conditions,
+    log: Log,
+    *,
+    whole: bool,
+) -> bool:
+    """Print the table, write the files; whether that went well. A page takes only a whole run."""
     if given.quick:
         print("Small shapes: the names tell the usual ones.\n")
     print(markdown(rows, conditions, []))
-    both = [row for row in rows if row.time_ratio and row.traffic_ratio]
-    folder, prefix = given.json.parent, given.json.stem
-    if given.docs and not both:
-        log(f"{given.docs} stays as it is: no workload ran on both sides")
-    elif given.docs:
-        folder, prefix = given.docs.parent, "spu"
-    if not both:
-        return
-    plots = draw(folder, prefix, both)
-    log("plots: " + ", ".join(str(folder / file) for _, file in plots))
-    if given.docs:
-        page = replaced(given.docs.read_text("utf-8"), markdown(rows, conditions, plots))
-        given.docs.write_text(page, "utf-8")
-        log(f"table and plots: {given.docs}")
-
-
-def draw(folder: Path, prefix: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Write the plots; return the description and file name of each.
-
-    Args:
-        rows: those with figures of both systems.
-    """
-    seconds = [(row.workload, row.ours.median, row.theirs.median) for row in rows]
-    megabytes = [(row.workload, row.ours.megabytes, row.theirs.megabytes) for row in rows]
-    shown = [
-        (f"{prefix}-seconds.svg", "Seconds of a run", "seconds, logarithmic", seconds),
-        (f"{prefix}-megabytes.svg", "Sent by all parties", "MB, logarithmic", megabytes),
-    ]
-    for file, title, unit, points in shown:
-        (folder / file).write_text(plot(title, unit, points), "utf-8")
-    return [(f"{title}, PUMA actors and SPU", file) for file, title, _, _ in shown]
+    try:
+        write_json(given.json, rows, conditions, quick=given.quick)
+        plots = draw(given.json.parent, given.json.stem, rows)
+        log("written: " + ", ".join(map(str, (given.json, *plots))))
+        if given.docs and whole:
+            plots = write_page(given.docs, rows, conditions)
+            log("written: " + ", ".join(map(str, (given.docs, *plots))))
+    except (ConfigError, OSError) as error:
+        log(f"error: {error}")
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Three SPU parties as threads of one process, linked in memory; for SPU's own Python."""
 
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,9 +11,10 @@ import numpy as np
 from spu import api, libspu
 from spu.utils import frontend
 
+from bench.spu.reading import traffic
+
 _PARTIES = 3
 _SECRET = libspu.Visibility.VIS_SECRET
-_LINK = re.compile(r"total send bytes (\d+), recv bytes \d+, send actions (\d+)")
 
 
 class Engine:
@@ -100,17 +100,4 @@ class Prepared:
             raise next(e for e in errors if not isinstance(e, threading.BrokenBarrierError))
         seconds = max(end for _, end in spans) - min(start for start, _ in spans)
         result = self._io.reconstruct([outputs[rank] for rank in range(_PARTIES)])
-        return {"seconds": seconds, **traffic(self._log, before)}, result
-
-
-def traffic(log: Path, before: int) -> dict[str, float]:
-    """Megabytes that all parties sent and sends of the busiest, from what was logged after
-    `before` bytes.
-    """
-    with log.open("rb") as file:
-        file.seek(before)
-        found = _LINK.findall(file.read().decode(errors="replace"))
-    if len(found) != _PARTIES:
-        raise RuntimeError(f"SPU's log tells the traffic of {len(found)} parties, not {_PARTIES}")
-    sent, actions = zip(*((int(size), int(count)) for size, count in found), strict=True)
-    return {"megabytes": sum(sent) / 1e6, "sends": max(actions)}
+        return {"seconds": seconds, **traffic(self._log, before, _PARTIES)}, result

@@ -10,7 +10,6 @@ the file LOG.
 
 import json
 import os
-import struct
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -23,13 +22,14 @@ import numpy as np
 
 from bench.spu import functions
 from bench.spu.engine import Engine, Prepared
+from bench.spu.reading import read_weights
 
 Case = tuple[Callable[..., Any], tuple[Any, ...], Any]
 """A function, its arguments, the exact result."""
 
 
 def _rng() -> np.random.Generator:
-    return np.random.default_rng(2307_12533)  # the numbers of bench/tools/workloads.py
+    return np.random.default_rng(2307_12533)  # as in bench/tools/workloads.py
 
 
 def _floats(values: Any) -> Any:
@@ -93,21 +93,6 @@ CASES: dict[str, Callable[..., Case]] = {
     "norm": norm,
     "embedding": embedding,
 }
-
-
-def read_weights(folder: Path) -> dict[str, Any]:
-    """All tensors of a folder of safetensors files in bfloat16, as float32."""
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        data = file.read_bytes()
-        (size,) = struct.unpack("<Q", data[:8])
-        for name, entry in json.loads(data[8 : 8 + size]).items():
-            if name != "__metadata__":
-                start, end = (8 + size + offset for offset in entry["data_offsets"])
-                words = np.frombuffer(data[start:end], dtype="<u2").astype(np.uint32)
-                values = (words << np.uint32(16)).view(np.float32)
-                found[name] = values.reshape(entry["shape"])
-    return found
 
 
 class Peer:

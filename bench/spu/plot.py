@@ -12,13 +12,13 @@ _STYLE = (
 )
 
 
-def plot(title: str, unit: str, rows: Sequence[tuple[str, float, float]]) -> str:
+def plot(title: str, unit: str, rows: Sequence[tuple[str, float, float, str]]) -> str:
     """An SVG document.
 
     Args:
-        rows: workload, our figure, SPU's figure; both above 0. Right of them is their ratio.
+        rows: workload, our figure, SPU's figure, both above 0, and what stands right of them.
     """
-    values = [value for _, ours, theirs in rows for value in (ours, theirs)]
+    values = [value for _, ours, theirs, _ in rows for value in (ours, theirs)]
     low, high = floor(log10(min(values))), ceil(log10(max(values)))
     high = max(high, low + 1)
     bottom = _TOP + _STEP * len(rows)
@@ -38,7 +38,7 @@ def plot(title: str, unit: str, rows: Sequence[tuple[str, float, float]]) -> str
         parts.append(f'<path d="M{x:.1f} {_TOP - 12}V{bottom - 6}" stroke="#e3e7ec"/>')
         parts.append(_text(x, bottom + 14, f"{10.0**power:,.10g}", anchor="middle"))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 36, unit, anchor="middle"))
-    for number, (name, ours, theirs) in enumerate(rows):
+    for number, (name, ours, theirs, label) in enumerate(rows):
         y = _TOP + _STEP * number + 4
         start, end = across(ours), across(theirs)
         parts += [
@@ -46,7 +46,7 @@ def plot(title: str, unit: str, rows: Sequence[tuple[str, float, float]]) -> str
             f'<path d="M{start:.1f} {y}H{end:.1f}" stroke="#c4ccd6" stroke-width="3"/>',
             f'<circle cx="{end:.1f}" cy="{y}" r="6" fill="{_THEIRS}"/>',
             f'<circle cx="{start:.1f}" cy="{y}" r="6" fill="{_OURS}"/>',
-            _text(_WIDTH - 20, y + 4, f"{theirs / ours:.3g} x", "r", "end"),
+            _text(_WIDTH - 20, y + 4, label, "r", "end"),
         ]
     return "\n".join([*parts, "</svg>", ""])
 

@@ -151,10 +151,10 @@ def _cells(row: Row) -> list[str]:
         row.workload,
         _seconds(ours),
         _seconds(theirs),
-        _ratio(row.time_ratio),
+        ratio(row.time_ratio),
         _figure(ours, _megabytes(ours.megabytes)),
         _figure(theirs, _megabytes(theirs.megabytes)),
-        _ratio(row.traffic_ratio),
+        ratio(row.traffic_ratio),
         _figure(ours, f"{ours.steps:,}"),
         _figure(theirs, f"{theirs.steps:,}"),
         _figure(ours, f"{ours.error:.2g}"),
@@ -180,7 +180,8 @@ def _seconds(side: Side) -> str:
     return f"{median} ({min(side.seconds):.3g} to {max(side.seconds):.3g})"
 
 
-def _ratio(value: float | None) -> str:
+def ratio(value: float | None) -> str:
+    """2.3 x; nothing if there is none."""
     if value is None:
         return ""
     return f"{value:.1f} x" if value < 9.95 else f"{value:.0f} x"
