@@ -134,14 +134,14 @@ _TINY = {
 
 def models(options: Options) -> Iterator[Result]:
     for name, size in SIZES.items():
-        if options.quick:
-            small = {key: value for key, value in _TINY.items() if key in size.given}
-            few = tuple((min(given, 8), new) for given, new in size.lengths)
-            yield from _model(
-                name, replace(size, given={**size.given, **small}, lengths=few), options
-            )
-        else:
-            yield from _model(name, size, options)
+        yield from _model(name, shrunk(size) if options.quick else size, options)
+
+
+def shrunk(size: Size) -> Size:
+    """A tiny model of the same family and a short text, to see that everything works."""
+    small = {key: value for key, value in _TINY.items() if key in size.given}
+    few = tuple((min(given, 8), new) for given, new in size.lengths)
+    return replace(size, given={**size.given, **small}, lengths=few)
 
 
 def _model(name: str, size: Size, options: Options) -> Iterator[Result]:
@@ -216,13 +216,13 @@ async def _measure(
             found = await _generate(cluster, ids, new)
             details["tokens"] = found
         else:
-            logits = await cluster.forward(ids, rows=_rows(config))
+            logits = await cluster.forward(ids, rows=rows_of(config))
         seconds.append(time.perf_counter() - started)
     cost = cluster.usage.total
     if new < 2:
         if tokens not in case.exact:
             weights = LazyParameters(cluster.checkpoint)
-            case.exact[tokens] = plain_run(config, weights, [ids], _rows(config))
+            case.exact[tokens] = plain_run(config, weights, [ids], rows_of(config))
         distance = np.abs(logits - case.exact[tokens])
         errors = Errors(float(distance.max()), float(distance.mean()))
     if case.kind == "private" and not fits(config, None):
@@ -255,7 +255,7 @@ def _length(tokens: int, new: int) -> str:
     return f"{tokens} in, {new} out" if new else f"{tokens} tokens"
 
 
-def _rows(config: ModelConfig) -> Rows:
+def rows_of(config: ModelConfig) -> Rows:
     """The results of the paper's runs: a classification, or the next token's logits."""
     return "last" if config.head == "causal-lm" else default_rows(config)
 
@@ -263,7 +263,7 @@ def _rows(config: ModelConfig) -> Rows:
 def _predicted(name: str, size: Size) -> Iterator[Result]:
     config = read_config(size.given)
     for tokens, new in size.lengths:
-        steps = predict(config, Batch((tokens,), _rows(config)), max(0, new - 1))
+        steps = predict(config, Batch((tokens,), rows_of(config)), max(0, new - 1))
         length = _length(tokens, new)
         yield Result(
             _NAME,
