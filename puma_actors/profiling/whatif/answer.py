@@ -1,5 +1,6 @@
 """Seconds over networks, what would gain most, and two profiles side by side."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from puma_actors.transports.delay.network import PRESETS, Network, Route, parse_
 
 ROUND_TRIPS = ("0.5ms", "2ms", "10ms", "20ms", "40ms", "80ms", "150ms", "300ms")
 BANDWIDTHS = ("10mbit", "50mbit", "100mbit", "1gbit", "10gbit")
+_TIME = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)(ms|s)")
 _MOST_CELLS = 2500
 HALVED, DOUBLED, COMPUTED = "latency halved", "bandwidth doubled", "computation halved"
 
@@ -110,6 +112,14 @@ def grid_of(
         tuple(sorted(set(trips))),
         tuple(sorted(set(rates), key=lambda rate: rate or float("inf"))),
     )
+
+
+def seconds_of(option: str, text: str) -> float:
+    """Seconds in a text such as 600ms. Raises ConfigError."""
+    figure = _TIME.fullmatch(text.strip().lower())
+    if figure is None:
+        raise ConfigError(f"{option} {text!r}: give a time such as 3s or 600ms")
+    return float(figure[1]) / (1e3 if figure[2] == "ms" else 1.0)
 
 
 def check_size(cells: int) -> None:

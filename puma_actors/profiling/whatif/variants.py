@@ -71,12 +71,6 @@ class Variant:
     lanes: int
     works: tuple[Work, ...]
 
-    @property
-    def name(self) -> str:
-        """For tables."""
-        lanes = f", {self.lanes} lanes" if self.lanes > 1 else ""
-        return f"{self.tree}{lanes}"
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
