@@ -27,17 +27,17 @@ from puma_actors.profiling.profile import record, traced
 from puma_actors.roles.spool import spool_folder
 from puma_actors.session.recorder import Recorder
 
-_LONG, _STEPS = 48, 7  # tokens of the prompt; steps, of which all but the first are alike
+_LONG, _STEPS = 128, 7  # tokens of the prompt; steps, of which all but the first are alike
 _CONFIG: Mapping[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 64,
-    "hidden_size": 64,
-    "intermediate_size": 128,
+    "hidden_size": 128,
+    "intermediate_size": 512,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 256,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
@@ -75,11 +75,15 @@ class _Random(Checkpoint):
         return (values + (len(shape) == 1)).astype(np.float32)  # gains are near 1
 
 
+def small_model() -> Checkpoint:
+    """A LLaMA of two layers that fits everywhere, takes 256 tokens and knows nothing."""
+    return _Random(config_from_hf(dict(_CONFIG), None))
+
+
 async def measure() -> Speed:
-    """Run a small model for a moment, a second or two."""
+    """Run a small model for a moment, a few seconds."""
     recorder = Recorder()
-    checkpoint = _Random(config_from_hf(dict(_CONFIG), None))
-    async with LocalCluster(checkpoint, None, recorder=recorder) as cluster:
+    async with LocalCluster(small_model(), None, recorder=recorder) as cluster:
         batch = Batch((_LONG,), "last")
         await record(cluster, batch, 1)  # warm up
         first = await record(cluster, batch, _STEPS)

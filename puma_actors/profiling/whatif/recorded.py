@@ -139,24 +139,53 @@ class _Profile(_Table):
 
 
 def read_profile(path: Path) -> Request:
-    """The request in a profile's JSON, with the variants that the file knows.
-
-    Its computation is what rounds, bytes and waiting for the dealer do not explain of the measured
-    time; that of other variants is taken to be the same.
+    """The request in a file with a profile's JSON.
 
     Raises:
         ConfigError: the file is missing, no JSON, or no profile.
     """
-    profile = _parse(path)
     try:
-        network = profile.network.network() if profile.network else None
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path} is not a profile: it has more than {_MOST_BYTES >> 20} MB")
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}: {_GIVE}") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{path} is no JSON: {_GIVE}") from None
+    return request_of(data, str(path))
+
+
+def request_of(data: object, where: str) -> Request:
+    """The request in a profile's JSON, with the variants that it knows.
+
+    Its computation is what rounds, bytes and waiting for the dealer do not explain of the measured
+    time; that of other variants is taken to be the same.
+
+    Args:
+        where: what the data is called in errors.
+
+    Raises:
+        ConfigError: it is no profile.
+    """
+    try:
+        profile = _Profile.model_validate(data)
+    except ValidationError as error:
+        fault = first_fault(error)
+        place = f"{fault.place}: " if fault.place else ""
+        raise ConfigError(f"{where} is not a profile: {place}{fault.problem}; {_AGAIN}") from None
+    try:
+        return _request(profile)
     except ConfigError as error:
-        raise ConfigError(f"{path} is not a profile: {error}") from None
+        raise ConfigError(f"{where} is not a profile: {error}; {_AGAIN}") from None
+
+
+def _request(profile: _Profile) -> Request:
+    network = profile.network.network() if profile.network else None
     works = tuple(_measured(phase, network) for phase in profile.phases)
     settings = profile.settings
     variants = [Variant(settings.tree, settings.lanes, works)]
     variants += [
-        _alike(traced, profile.phases, works, path)
+        _alike(traced, profile.phases, works)
         for traced in profile.variants
         if (traced.tree, traced.lanes) != (settings.tree, settings.lanes)
     ]
@@ -172,32 +201,13 @@ def _measured(phase: _Phase, network: Network | None) -> Work:
     return replace(work, step=fitted(work.step, wall, network, phase.computed()))
 
 
-def _alike(traced: _Traced, phases: Sequence[_Phase], works: Sequence[Work], path: Path) -> Variant:
+def _alike(traced: _Traced, phases: Sequence[_Phase], works: Sequence[Work]) -> Variant:
     """Another variant, with the computation of the recorded one."""
     if [phase.name for phase in traced.phases] != [phase.name for phase in phases]:
-        raise ConfigError(f"{path} is not a profile: its variants have other phases; {_AGAIN}")
+        raise ConfigError("its variants have other phases")
     found = []
     for counts, phase, work in zip(traced.phases, phases, works, strict=True):
         other = counts.work(phase.ratios())
         step = replace(other.step, computation=work.step.computation)
         found.append(replace(other, step=step))
     return Variant(traced.tree, traced.lanes, tuple(found))
-
-
-def _parse(path: Path) -> _Profile:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{path} is no profile: it has more than {_MOST_BYTES >> 20} MB")
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}: give what puma profile --json wrote"
-        ) from None
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{path} is no JSON: {_GIVE}") from None
-    try:
-        return _Profile.model_validate(data)
-    except ValidationError as error:
-        fault = first_fault(error)
-        where = fault.place or "the file"
-        raise ConfigError(f"{path} is not a profile: {where}: {fault.problem}; {_AGAIN}") from None
