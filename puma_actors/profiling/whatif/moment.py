@@ -105,17 +105,17 @@ def solve(long: tuple[int, int, float], short: tuple[int, int, float]) -> Speed:
     """The speed that explains two steps, each given by its rounds, bytes and seconds.
 
     If times scatter so much that one speed would be negative, the other one explains everything.
+    The steps have different bytes a round.
     """
     (e1, b1, t1), (e2, b2, t2) = long, short
     determinant = e1 * b2 - e2 * b1
-    if determinant:
-        exchange = (t1 * b2 - t2 * b1) / determinant
-        byte = (e1 * t2 - e2 * t1) / determinant
-        if exchange >= 0 and byte >= 0:
-            return Speed(exchange, byte)
-    if t1 <= t2:
+    exchange = (t1 * b2 - t2 * b1) / determinant
+    byte = (e1 * t2 - e2 * t1) / determinant
+    if byte < 0:
         return Speed((t1 + t2) / (e1 + e2), 0.0)
-    return Speed(0.0, (t1 + t2) / (b1 + b2))
+    if exchange < 0:
+        return Speed(0.0, (t1 + t2) / (b1 + b2))
+    return Speed(exchange, byte)
 
 
 def computation(meter: Meter, speed: Speed, config: ModelConfig, tokens: int) -> float:

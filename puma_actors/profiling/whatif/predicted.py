@@ -23,6 +23,7 @@ from puma_actors.profiling.whatif.variants import (
     TracedPhase,
     Variant,
     Work,
+    led,
     traced_of,
     work_of,
 )
@@ -66,8 +67,8 @@ def predicted(
             meters = traced(plan, batch, 2 if generates else 1, each)
             known = traced_of(each, meters, "prefill" if generates else "forward")
             spent = _spent(meters, config, tokens_in, computing, speed)
-            works = map(_work, known.phases, spent)
-            variants.append(Variant(tree, count, tuple(works)))
+            works = list(map(_work, known.phases, spent))
+            variants.append(Variant(tree, count, led(works)))
     return Request(checkpoint.where, tokens_in, False, _source(speed), tuple(variants))
 
 

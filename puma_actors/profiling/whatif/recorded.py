@@ -13,7 +13,16 @@ from protocols.errors import ConfigError
 from puma_actors.base.strict import first_fault
 from puma_actors.profiling.sweep import COMPUTE, HIDDEN
 from puma_actors.profiling.whatif.timing import fitted
-from puma_actors.profiling.whatif.variants import DEALT, EVEN, Request, Row, Variant, Work, work_of
+from puma_actors.profiling.whatif.variants import (
+    DEALT,
+    EVEN,
+    Request,
+    Row,
+    Variant,
+    Work,
+    led,
+    work_of,
+)
 from puma_actors.transports.delay.network import ANY, Ends, Network, Route
 
 _MOST_BYTES = 256 << 20
@@ -181,7 +190,7 @@ def request_of(data: object, where: str) -> Request:
 
 def _request(profile: _Profile) -> Request:
     network = profile.network.network() if profile.network else None
-    works = tuple(_measured(phase, network) for phase in profile.phases)
+    works = _measured(profile.phases, network)
     settings = profile.settings
     variants = [Variant(settings.tree, settings.lanes, works)]
     variants += [
@@ -195,10 +204,15 @@ def _request(profile: _Profile) -> Request:
     return Request(profile.model, profile.tokens_in, True, source, tuple(variants))
 
 
-def _measured(phase: _Phase, network: Network | None) -> Work:
-    work = phase.work(phase.ratios())
-    wall = phase.wall_seconds / phase.steps
-    return replace(work, step=fitted(work.step, wall, network, phase.computed()))
+def _measured(phases: Sequence[_Phase], network: Network | None) -> tuple[Work, ...]:
+    """One step of each phase, with the computation that explains its time."""
+    works = led([phase.work(phase.ratios()) for phase in phases])
+    found = []
+    for phase, work in zip(phases, works, strict=True):
+        wall = phase.wall_seconds / phase.steps
+        step = fitted(work.step, wall, network, phase.computed())
+        found.append(replace(work, step=step))
+    return tuple(found)
 
 
 def _alike(traced: _Traced, phases: Sequence[_Phase], works: Sequence[Work]) -> Variant:
@@ -210,4 +224,4 @@ def _alike(traced: _Traced, phases: Sequence[_Phase], works: Sequence[Work]) -> 
         other = counts.work(phase.ratios())
         step = replace(other.step, computation=work.step.computation)
         found.append(replace(other, step=step))
-    return Variant(traced.tree, traced.lanes, tuple(found))
+    return Variant(traced.tree, traced.lanes, led(found))

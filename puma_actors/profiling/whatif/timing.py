@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from protocols.base.shares import EVALUATORS, Role
-from puma_actors.session.mailbox import Flow
+from puma_actors.transports.delay.channel import PIPE_BYTES
 from puma_actors.transports.delay.network import Network, Route
 from puma_actors.transports.frames import SESSION_BYTES, Frame, Kind, wire_bytes
 
+_HALVINGS = 50
 _OUTSIDE = 2
 """Flights of a step that are no round: the client's request, and the answer."""
 
@@ -43,11 +44,14 @@ class Step:
     Attributes:
         name: "prefill", "forward" or "decode". parts: in the order of the program.
         computation: seconds that the step would take on a network without delays.
+        ahead: bytes of later steps that the dealer deals before this one's tokens are known, to
+            the evaluator that gets more.
     """
 
     name: str
     parts: tuple[Part, ...]
     computation: float = 0.0
+    ahead: float = 0.0
 
     @property
     def further(self) -> bool:
@@ -159,30 +163,26 @@ def _flow(nbytes: float, network: Network) -> float:
 def _first(step: Step, network: Network) -> float:
     """Seconds of a step that the dealer begins when the evaluators do.
 
-    The evaluators begin a part when the frame with its first dealt message is there, and end it
-    when the last one is there, if not later. The dealer's frames hold `Flow.watermark` bytes.
+    They begin with its answer for the embedding, which is behind what it has dealt by then, as it
+    runs ahead: everything, or as much as its link holds. Later, a part ends when its last dealt
+    message is there, if not later.
     """
-    route, client = _dealer(network), network.route(Role.CLIENT, EVALUATORS[0])
-    asked = client.latency
-    frame, whole, dealt = Flow().watermark, step.dealt, 0.0
-    total = step.rounds
-
-    def arrived(nbytes: float) -> float:
-        until = asked + route.latency + _flow(min(whole, max(nbytes, frame)), network)
-        return until if whole else asked
-
-    now = asked
+    client = network.route(Role.CLIENT, EVALUATORS[0])
+    begin = client.latency + _dealer(network).latency
+    now, dealt, total = client.latency, 0.0, step.rounds
+    if step.dealt:
+        now = begin + _flow(min(step.dealt + step.ahead, PIPE_BYTES), network)
     for part, (latency, transfer) in zip(step.parts, _chains(step, network), strict=True):
-        share = part.rounds / total if total else 1 / len(step.parts)
-        if part.dealt:
-            now = max(now, arrived(dealt + 1))
         dealt += part.dealt
-        now = max(now + latency + transfer + share * step.computation, arrived(dealt))
+        share = part.rounds / total if total else 1 / len(step.parts)
+        now = max(
+            now + latency + transfer + share * step.computation, begin + _flow(dealt, network)
+        )
     return now + client.latency
 
 
 def fitted(step: Step, wall: float, network: Network | None, least: float) -> Step:
-    """The step with the computation that explains its measured time on the network.
+    """The step with the least computation that explains its measured time on the network.
 
     Args:
         wall: measured seconds. network: where; None: in memory, without delays.
@@ -190,4 +190,11 @@ def fitted(step: Step, wall: float, network: Network | None, least: float) -> St
     """
     if network is None:
         return replace(step, computation=wall)
-    return replace(step, computation=max(least, wall - time_of(step, network).total))
+    low, high = least, max(least, wall)  # some of it may be hidden while the dealer is waited for
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if time_of(replace(step, computation=middle), network).total < wall:
+            low = middle
+        else:
+            high = middle
+    return replace(step, computation=high)
