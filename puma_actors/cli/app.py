@@ -260,7 +260,7 @@ def profile(
     )
 
 
-app.command("what-if")(what_if_options.what_if)
+app.command("what-if")(spread(what_if_options.what_if))
 
 # The commands that people try first come first in the help.
 text_commands.register(app)

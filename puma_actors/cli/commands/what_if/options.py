@@ -1,5 +1,6 @@
 """`puma what-if`: its options."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,63 @@ import typer
 
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import Approximation, ApproximationOption, JsonOption
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a prediction needs to know; a profile knows it already."""
+
+    tokens_in: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Length of the prompt, for a prediction. Default: 32, or as many as the model's "
+            "positions allow.",
+            show_default=False,
+        ),
+    ] = None
+    lanes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Numbers of lanes to compare, for a prediction, such as 1,4.",
+            show_default=False,
+        ),
+    ] = None
+    approximation: ApproximationOption = Approximation.TIGHT
+    computation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST,FURTHER",
+            help="Time of computation until the first token and for a further one, for a "
+            "prediction, such as 3s,600ms. Default: estimated, by a moment's measurement.",
+            show_default=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Networks:
+    """The networks of the question."""
+
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A network, as for puma generate; repeatable. Default: lan, paper, wan, "
+            "intercontinental.",
+            show_default=False,
+        ),
+    ] = None
+    round_trips: Annotated[
+        str | None,
+        typer.Option(metavar="TIME,...", help="Of the grid, such as 1ms,40ms.", show_default=False),
+    ] = None
+    bandwidths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE,...", help="Of the grid, such as 50mbit,1gbit.", show_default=False
+        ),
+    ] = None
 
 
 def what_if(
@@ -19,51 +77,8 @@ def what_if(
             show_default=False,
         ),
     ] = None,
-    tokens_in: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Length of the prompt, for a prediction. Default: 32, or as many as the model's "
-            "positions allow.",
-            show_default=False,
-        ),
-    ] = None,
-    lanes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,...",
-            help="Numbers of lanes to compare, for a prediction, such as 1,4.",
-            show_default=False,
-        ),
-    ] = None,
-    approximation: ApproximationOption = Approximation.TIGHT,
-    computation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FIRST,FURTHER",
-            help="Seconds of computation until the first token and for a further one, for a "
-            "prediction, such as 3s,600ms. Default: estimated, by a moment's measurement.",
-            show_default=False,
-        ),
-    ] = None,
-    network: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A network, as for puma generate; repeatable. Default: lan, paper, wan, "
-            "intercontinental.",
-            show_default=False,
-        ),
-    ] = None,
-    round_trips: Annotated[
-        str | None,
-        typer.Option(metavar="TIME,...", help="Of the grid, such as 1ms,40ms.", show_default=False),
-    ] = None,
-    bandwidths: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RATE,...", help="Of the grid, such as 50mbit,1gbit.", show_default=False
-        ),
-    ] = None,
+    prediction: Prediction,
+    networks: Networks,
     compare: Annotated[
         Path | None,
         typer.Option(help="An older profile (.json), to set beside this one.", show_default=False),
@@ -79,19 +94,5 @@ def what_if(
         refuse_unsupported(source)
     from puma_actors.cli.commands.what_if.run import Asked, run
 
-    run(
-        Asked(
-            source=source,
-            recorded=recorded,
-            tokens_in=tokens_in,
-            lanes=lanes,
-            approximation=approximation,
-            computation=computation,
-            networks=tuple(network or ()),
-            round_trips=round_trips,
-            bandwidths=bandwidths,
-        ),
-        compare=compare,
-        html=html,
-        as_json=as_json,
-    )
+    asked = Asked(source, recorded, prediction, networks)
+    run(asked, compare=compare, html=html, as_json=as_json)

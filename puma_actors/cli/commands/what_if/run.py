@@ -7,6 +7,7 @@ from models.checkpoints.weights import demo_model_path, open_checkpoint
 from protocols.base.lane import APPROXIMATIONS, Settings
 from protocols.errors import ConfigError
 from puma_actors.cli.commands.reports import USUAL_PROMPT
+from puma_actors.cli.commands.what_if.options import Networks, Prediction
 from puma_actors.cli.commands.what_if.show import show
 from puma_actors.cli.output import check_file, print_json, progress, say, writing
 from puma_actors.profiling.whatif import page
@@ -18,23 +19,19 @@ from puma_actors.profiling.whatif.variants import Request
 _MOST_LANES = 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
-    """What the command line says, as texts. `recorded`: the source is a profile."""
+    """What the command line says. `recorded`: the source is a profile."""
 
     source: str | None
     recorded: bool
-    tokens_in: int | None
-    lanes: str | None
-    approximation: str
-    computation: str | None
-    networks: tuple[str, ...]
-    round_trips: str | None
-    bandwidths: str | None
+    prediction: Prediction
+    networks: Networks
 
     def grid(self) -> Grid:
         """The networks. Raises ConfigError."""
-        return grid_of(self.networks, _pieces(self.round_trips), _pieces(self.bandwidths))
+        given = self.networks
+        return grid_of(given.network or (), _pieces(given.round_trips), _pieces(given.bandwidths))
 
 
 def run(asked: Asked, *, compare: Path | None, html: Path | None, as_json: bool) -> None:
@@ -63,9 +60,9 @@ def run(asked: Asked, *, compare: Path | None, html: Path | None, as_json: bool)
 
 def _recorded(asked: Asked) -> Request:
     given = {
-        "--tokens-in": asked.tokens_in,
-        "--lanes": asked.lanes,
-        "--computation": asked.computation,
+        "--tokens-in": asked.prediction.tokens_in,
+        "--lanes": asked.prediction.lanes,
+        "--computation": asked.prediction.computation,
     }
     for option, value in given.items():
         if value is not None:
@@ -75,11 +72,12 @@ def _recorded(asked: Asked) -> Request:
 
 
 def _predicted(asked: Asked, *, quiet: bool) -> Request:
-    lanes, computing = _lanes(asked.lanes), _computing(asked.computation)
-    settings = Settings(next(each for each in APPROXIMATIONS if each == asked.approximation))
+    given = asked.prediction
+    lanes, computing = _lanes(given.lanes), _computing(given.computation)
+    settings = Settings(next(each for each in APPROXIMATIONS if each == given.approximation))
     source = demo_model_path() if asked.source is None else asked.source
     with progress(quiet=quiet) as report, open_checkpoint(source, progress=report) as checkpoint:
-        tokens = asked.tokens_in
+        tokens = given.tokens_in
         if tokens is None:
             tokens = max(1, min(USUAL_PROMPT, checkpoint.config.max_positions - 1))
         report("predicting", 0.0)
