@@ -115,9 +115,9 @@ class _Route(_Table):
     jitter_ms: float = 0.0
 
     def route(self) -> Route:
-        """With the mean of the jitter in its round trip. Raises ConfigError."""
+        """In seconds and bits a second. Raises ConfigError."""
         bandwidth = None if self.bandwidth_mbit is None else self.bandwidth_mbit * 1e6
-        return Route((self.round_trip_ms + self.jitter_ms / 2) / 1e3, bandwidth)
+        return Route(self.round_trip_ms / 1e3, bandwidth, self.jitter_ms / 1e3)
 
 
 class _Link(_Route):

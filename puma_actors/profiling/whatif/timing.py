@@ -109,9 +109,14 @@ def transfer_seconds(nbytes: float, route: Route) -> float:
     return 8 * nbytes / route.bandwidth if route.bandwidth else 0.0
 
 
+def one_way(route: Route) -> float:
+    """Mean seconds that an empty frame takes; each way draws up to half of the jitter."""
+    return route.latency + route.jitter / 4
+
+
 def chain_seconds(rounds: float, nbytes: float, route: Route) -> float:
     """Least seconds of rounds in a row: both evaluators send at once, so each takes one latency."""
-    return rounds * route.latency + transfer_seconds(nbytes, route)
+    return rounds * one_way(route) + transfer_seconds(nbytes, route)
 
 
 @cache
@@ -124,7 +129,7 @@ def head_bytes() -> int:
 def time_of(step: Step, network: Network) -> Time:
     """How long the step takes on the network."""
     chains = _chains(step, network)
-    outside = _OUTSIDE * network.route(Role.CLIENT, EVALUATORS[0]).latency
+    outside = _OUTSIDE * one_way(network.route(Role.CLIENT, EVALUATORS[0]))
     latency = outside + sum(latency for latency, _ in chains)
     transfer = sum(transfer for _, transfer in chains)
     busy = latency + transfer + step.computation
@@ -167,9 +172,9 @@ def _first(step: Step, network: Network) -> float:
     runs ahead: everything, or as much as its link holds. Later, a part ends when its last dealt
     message is there, if not later.
     """
-    client = network.route(Role.CLIENT, EVALUATORS[0])
-    begin = client.latency + _dealer(network).latency
-    now, dealt, total = client.latency, 0.0, step.rounds
+    client = one_way(network.route(Role.CLIENT, EVALUATORS[0]))
+    begin = client + one_way(_dealer(network))
+    now, dealt, total = client, 0.0, step.rounds
     if step.dealt:
         now = begin + _flow(min(step.dealt + step.ahead, PIPE_BYTES), network)
     for part, (latency, transfer) in zip(step.parts, _chains(step, network), strict=True):
@@ -178,7 +183,7 @@ def _first(step: Step, network: Network) -> float:
         now = max(
             now + latency + transfer + share * step.computation, begin + _flow(dealt, network)
         )
-    return now + client.latency
+    return now + client
 
 
 def fitted(step: Step, wall: float, network: Network | None, least: float) -> Step:

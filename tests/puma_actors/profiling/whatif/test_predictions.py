@@ -29,6 +29,7 @@ POINTS = [
     ("40ms,2mbit", "traffic"),
     ("intercontinental", "rounds"),
     ("20ms,1mbit", "traffic"),
+    ("40ms,100mbit,jitter=10ms,seed=7", "rounds"),
 ]
 
 

@@ -38,6 +38,11 @@ def test_a_step_takes_its_flights_and_bytes_and_computation():
     assert found.to_public()["seconds"] == 15.5
 
 
+def test_jitter_adds_its_mean():
+    jittery = Network("", Route(2.0, 8e3, jitter=0.4))
+    assert time_of(step(), jittery).latency == pytest.approx(12 * 1.1)
+
+
 def test_messages_have_heads():
     part = Part("embed", 1, 5, 0, 0)
     found = time_of(Step("decode", (part,)), SECOND)
