@@ -152,7 +152,11 @@ def _compare(found: Found) -> Iterable[str]:
 
 def _pair(name: str, pair: Found) -> list[str]:
     ratio = "" if pair["ratio"] is None else f"{pair['ratio']:.2f}"
-    return [escape(name), f"{pair['old']:,.6g}", f"{pair['new']:,.6g}", ratio]
+    return [escape(name), _number(pair["old"]), _number(pair["new"]), ratio]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
