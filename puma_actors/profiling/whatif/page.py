@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from puma_actors.profiling.whatif.chart import Curve, chart
-from puma_actors.profiling.whatif.words import TITLES, name_of, rate
+from puma_actors.profiling.whatif.words import TITLES, TYPICAL, name_of, rate
 
 _MARK = "<!--BODY-->"
 _CAUSES = {
@@ -26,6 +26,7 @@ def render(found: Found) -> str:
         f'<p class="dim">Computation: {escape(found["computation"])}.</p>',
         '<p class="dim">Seconds are latency, transfer, computation and waiting for the dealer, '
         "added up.</p>",
+        *(() if found["recorded"] else (f'<p class="dim">Rounds: {TYPICAL}.</p>',)),
         *(line for index in range(len(steps)) for line in _step(found, index)),
         *(_compare(found["compare"]) if "compare" in found else ()),
     ]

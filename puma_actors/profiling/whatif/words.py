@@ -10,6 +10,8 @@ TITLES = {
 }
 """What a step's time is, by the step's name."""
 
+TYPICAL = "predicted with typical ranges: those proven from the weights may change rounds and bytes"
+
 
 def name_of(variant: Mapping[str, Any]) -> str:
     """A variant: its tree, and the lanes if there are several."""

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from puma_actors.cli.output import Plain, amount, duration, figures, say, stdout
-from puma_actors.profiling.whatif.words import TITLES, name_of, rate
+from puma_actors.profiling.whatif.words import TITLES, TYPICAL, name_of, rate
 
 _WIDTH = 120  # where there is no terminal
 _PLACES = 10
@@ -17,6 +17,8 @@ def show(found: Found) -> None:
     """Print what `to_public` gave."""
     say(f"{found['model']}, {found['tokens_in']} tokens in", style="bold")
     say(f"computation: {found['computation']}", style="dim")
+    if not found["recorded"]:
+        say(f"rounds: {TYPICAL}", style="dim")
     for index, step in enumerate(found["variants"][0]["steps"]):
         name = step["name"]
         variants = [(name_of(each), each["steps"][index]) for each in found["variants"]]

@@ -78,6 +78,14 @@ def test_json_is_one_object_and_a_page_is_written(puma, folder, tmp_path):
     assert html.read_text().startswith("<!doctype html>")
 
 
+def test_a_predictions_tables(puma, folder):
+    code, out, err = puma("what-if", folder, "--tokens-in", 5, *GIVEN)
+    assert (code, err) == (0, "predicting ...\n")
+    assert "computation: given" in out
+    assert "rounds: predicted with typical ranges" in out
+    assert "decode: a further token" in out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -12,9 +12,11 @@ import pytest
 from clock import standing
 from tiny_models import save, tiny_model
 
+from models.checkpoints.weights import open_checkpoint
 from protocols.base.lane import Settings
 from protocols.drivers import observed
 from puma_actors.profiling.profile import run_profile
+from puma_actors.profiling.whatif.predicted import Computing, predicted
 from puma_actors.profiling.whatif.recorded import request_of
 from puma_actors.profiling.whatif.timing import time_of
 from puma_actors.session import recorder
@@ -64,3 +66,15 @@ def test_one_profile_predicts_every_network_and_tree(
         seconds = phase["wall_seconds"] / phase["steps"]
         found = time_of(work.step, parse_network(network)).total
         assert found == pytest.approx(seconds, rel=0.1), phase["name"]
+
+
+def test_a_prediction_from_shapes_alone(folder, monkeypatch):
+    """Its ranges are typical ones, not those proven from the weights, which take fewer rounds here:
+    next to none with this tree, a ninth with the other.
+    """
+    measured = profiled(folder, "wan", "rounds", monkeypatch)
+    with open_checkpoint(folder) as checkpoint:
+        request = predicted(checkpoint, 5, Settings(), [1], Computing(0.0, 0.0))
+    for phase, work in zip(measured["phases"], request.variants[0].works, strict=True):
+        seconds = phase["wall_seconds"] / phase["steps"]
+        assert time_of(work.step, parse_network("wan")).total == pytest.approx(seconds, rel=0.1)
