@@ -72,8 +72,9 @@ class _MadeUp(Checkpoint):
     def _read(self, name: str) -> NDArray[np.float32]:
         shape: Shape = self.shape(name)
         steps = np.arange(int(np.prod(shape))) * (1 + len(name) / 7)
-        values = 0.07 * np.sin(steps).reshape(shape)
-        return (values + (len(shape) == 1)).astype(np.float32)  # gains are near 1
+        gain = 1.0 if len(shape) == 1 else 0.0
+        values: NDArray[np.float32] = (gain + 0.07 * np.sin(steps)).astype(np.float32)
+        return values.reshape(shape)
 
 
 def small_model() -> Checkpoint:
