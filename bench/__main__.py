@@ -23,7 +23,7 @@ from bench import (
     streaming,
     vocabulary,
 )
-from bench.runtime import hosts, network, overlap, profiling, resident, workers
+from bench.runtime import hosts, network, overlap, profiling, resident, whatif, workers
 from bench.tools.harness import Benchmark, Options, Result, document, machine
 from bench.tools.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -39,6 +39,7 @@ BENCHMARKS: list[Benchmark] = [
     *decode.BENCHMARKS,
     *hosts.BENCHMARKS,
     *profiling.BENCHMARKS,
+    *whatif.BENCHMARKS,
     *errors.BENCHMARKS,
     *model.BENCHMARKS,
     *overlap.BENCHMARKS,

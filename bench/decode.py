@@ -14,6 +14,7 @@ from protocols.base.shares import EVALUATORS
 from puma_actors.api.local import LocalCluster
 from puma_actors.profiling.analysis import Phase, analyse, window_of
 from puma_actors.profiling.profile import record, traced, without_upload
+from puma_actors.profiling.whatif.timing import chain_seconds
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import PRESETS, Network
 
@@ -32,8 +33,7 @@ def bound(phase: Phase, network: Network, computing: float) -> float:
     one, two = EVALUATORS
     route = network.route(one, two)
     most = max(phase.sent[one, two][0], phase.sent[two, one][0])
-    flow = 8 * most / route.bandwidth if route.bandwidth else 0.0
-    return phase.rounds * route.latency + flow + computing
+    return chain_seconds(phase.rounds, most, route) + computing
 
 
 async def _steps(network: Network | None, count: int, recorder: Recorder) -> tuple[Phase, float]:

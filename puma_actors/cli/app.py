@@ -22,6 +22,7 @@ from protocols.errors import (
 from puma_actors.base.sizes import parse_size
 from puma_actors.cli.commands import certs, convert, generate_options, hosts, models, text_commands
 from puma_actors.cli.commands.texts import labels
+from puma_actors.cli.commands.what_if import options as what_if_options
 from puma_actors.cli.early import refuse_unsupported
 from puma_actors.cli.options import (
     Choice,
@@ -258,6 +259,8 @@ def profile(
         as_json=as_json,
     )
 
+
+app.command("what-if")(spread(what_if_options.what_if))
 
 # The commands that people try first come first in the help.
 text_commands.register(app)

@@ -22,6 +22,7 @@ from rich.console import (
 )
 from rich.segment import Segment
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 from protocols.errors import ConfigError
@@ -32,6 +33,8 @@ __all__ = [
     "Plain",
     "amount",
     "check_file",
+    "duration",
+    "figures",
     "print_json",
     "progress",
     "say",
@@ -110,6 +113,26 @@ def amount(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return ""
+
+
+def duration(seconds: float) -> str:
+    """A readable time: 1.25 s, or 3.5 ms."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def figures(title: str, *columns: str) -> Table:
+    """An empty table of figures, whose first column has names."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+        title_style="",
+    )
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
 
 
 def check_file(option: str, file: Path, suffix: str) -> None:

@@ -28,6 +28,7 @@ from puma_actors.api.local import LocalCluster
 from puma_actors.api.options import RunOptions
 from puma_actors.profiling.analysis import Phase, analyse
 from puma_actors.profiling.ranking import Advice, rank
+from puma_actors.profiling.whatif.variants import COMPARED, Traced, traced_of
 from puma_actors.roles.owner import ignore_progress
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import ANY, Network, Route, parse_network
@@ -45,6 +46,7 @@ class Profile:
         seconds: times of loading and sharing, by phase.
         phases: the prefill and all decode steps together, or the single forward pass.
         recorder: every event, for a trace.
+        others: declared counts of the same request with other comparison trees.
     """
 
     model: str
@@ -55,6 +57,7 @@ class Profile:
     seconds: dict[str, float]
     phases: list[Phase]
     recorder: Recorder
+    others: tuple[Traced, ...] = ()
 
     @property
     def matches(self) -> bool:
@@ -83,6 +86,7 @@ class Profile:
                 {**phase.to_public(), "ranking": [a.to_public() for a in self.ranking(phase)]}
                 for phase in self.phases
             ],
+            "variants": [other.to_public() for other in self.others],
         }
 
 
@@ -172,7 +176,19 @@ async def profile_cluster(
         seconds=dict(cluster.seconds),
         phases=phases_of(recorder, first, meters, generates=generates),
         recorder=recorder,
+        others=_others(cluster, batch, steps),
     )
+
+
+def _others(cluster: LocalCluster, batch: Batch, steps: int) -> tuple[Traced, ...]:
+    """What the request would have cost with the other trees, for `puma what-if`."""
+    first = "prefill" if cluster.config.head == GENERATES else "forward"
+    found = []
+    for tree in COMPARED:
+        if tree != cluster.settings.tree:
+            settings = replace(cluster.settings, tree=tree)
+            found.append(traced_of(settings, traced(cluster.plan, batch, steps, settings), first))
+    return tuple(found)
 
 
 def _name_of(checkpoint: Checkpoint) -> str:

@@ -8,10 +8,12 @@ from reference import save_model, save_tokenizer
 
 from bench import decode
 from bench.__main__ import BENCHMARKS
-from bench.runtime import hosts, overlap, profiling
+from bench.runtime import hosts, overlap, profiling, whatif
 from bench.tools.harness import Options, Result, Spread
 from bench.tools.report import _TABLES, console, show
+from protocols.base.lane import Settings
 from protocols.base.shares import Role
+from puma_actors.profiling.whatif.recorded import request_of
 from puma_actors.transports.delay.network import PRESETS, Network, Route
 
 A, B = Role.EVALUATOR_A, Role.EVALUATOR_B
@@ -33,7 +35,7 @@ def test_an_unlimited_link_adds_no_bytes():
 
 
 def test_long_benchmarks_run_only_when_named():
-    modules = (decode, hosts, overlap, profiling)
+    modules = (decode, hosts, overlap, profiling, whatif)
     for item in [item for module in modules for item in module.BENCHMARKS]:
         assert not item.default
 
@@ -73,3 +75,14 @@ def test_lanes_of_a_small_attention_layer():
         assert 0 <= result.details["hidden_share"] <= 1
         assert result.seconds.median > result.details["rounds"] * 0.25e-3  # one way
         assert result.details["online_bytes"] == results[0].details["online_bytes"]
+
+
+def test_a_prediction_beside_what_was_measured():
+    profile = anyio.run(whatif.profiled, "0ms,10gbit", Settings())
+    request = request_of(profile.to_public(), "the profile")
+    rows = list(whatif.beside(request, "1s,10gbit", "rounds", profile))
+    assert [row.case for row in rows] == [f"{n}, 1s,10gbit, rounds" for n in ("prefill", "decode")]
+    for row, phase in zip(rows, profile.phases, strict=True):
+        assert row.seconds.median == phase.wall / phase.steps
+        assert row.details["predicted"]["latency"] >= phase.rounds / 2
+        assert row.details["ratio"] > 1

@@ -11,6 +11,8 @@ from puma_actors.cli.output import (
     Plain,
     amount,
     check_file,
+    duration,
+    figures,
     print_json,
     progress,
     say,
@@ -104,50 +106,32 @@ def _title(phase: Phase) -> str:
     return phase.name if phase.steps == 1 else f"{phase.name}, {phase.steps} steps together"
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-        title_style="",
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
-
-
 def _summary(profile: Profile) -> Table:
-    table = _table(
+    table = figures(
         "", "", "time", "rounds", "online", "dealt ahead", "transfer", "hidden", "dealer's lead"
     )
     for phase in profile.phases:
         table.add_row(
             _title(phase),
-            _seconds(phase.wall),
+            duration(phase.wall),
             f"{phase.rounds:,}",
             amount(phase.online),
             amount(phase.offline),
-            _seconds(phase.transfer),
+            duration(phase.transfer),
             f"{phase.hidden_share:.0%}",
-            _seconds(phase.lead.median),
+            duration(phase.lead.median),
         )
     return table
 
 
 def _roles(phase: Phase) -> Table:
-    table = _table("by role", "", "computing", "blocked", "sent online", "sent ahead")
+    table = figures("by role", "", "computing", "blocked", "sent online", "sent ahead")
     for role in ROLES:
         sent = [both for (sender, _), both in phase.sent.items() if sender is role]
         table.add_row(
             str(role),
-            _seconds(phase.busy[role]),
-            _seconds(phase.blocked[role]),
+            duration(phase.busy[role]),
+            duration(phase.blocked[role]),
             amount(sum(online for online, _ in sent)),
             amount(sum(offline for _, offline in sent)),
         )
@@ -177,7 +161,7 @@ def condensed(rows: list[Row]) -> list[Row]:
 
 
 def _rows(title: str, rows: list[Row], phase: Phase) -> Table:
-    table = _table(
+    table = figures(
         f"\n{title}",
         "",
         "rounds",
@@ -196,9 +180,9 @@ def _rows(title: str, rows: list[Row], phase: Phase) -> Table:
             f"{row.exchanges:,}",
             amount(row.online),
             amount(row.offline),
-            _seconds(row.seconds[COMPUTE]),
-            _seconds(row.seconds[HIDDEN]),
-            _seconds(row.blocked),
+            duration(row.seconds[COMPUTE]),
+            duration(row.seconds[HIDDEN]),
+            duration(row.blocked),
             f"{row.total / phase.wall:.0%}" if phase.wall else "",
         )
     return table
@@ -214,5 +198,5 @@ def _ranking(profile: Profile, phase: Phase) -> Table:
         )
     table.show_header = False
     for advice in profile.ranking(phase):
-        table.add_row(f"{advice.share:.0%}", _seconds(advice.seconds), advice.what, advice.reason)
+        table.add_row(f"{advice.share:.0%}", duration(advice.seconds), advice.what, advice.reason)
     return table

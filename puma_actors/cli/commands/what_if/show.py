@@ -1,0 +1,121 @@
+"""`puma what-if`: tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from puma_actors.cli.output import Plain, amount, duration, figures, say, stdout
+from puma_actors.profiling.whatif.words import TITLES, TYPICAL, name_of, rate
+
+_WIDTH = 120  # where there is no terminal
+_PLACES = 10
+Found = Mapping[str, Any]
+
+
+def show(found: Found) -> None:
+    """Print what `to_public` gave."""
+    say(f"{found['model']}, {found['tokens_in']} tokens in", style="bold")
+    say(f"computation: {found['computation']}", style="dim")
+    if not found["recorded"]:
+        say(f"rounds: {TYPICAL}", style="dim")
+    for index, step in enumerate(found["variants"][0]["steps"]):
+        name = step["name"]
+        variants = [(name_of(each), each["steps"][index]) for each in found["variants"]]
+        say(f"\n{name}: {TITLES[name]}", style="bold")
+        _print(_networks(variants, [each[name] for each in found["best"]]))
+        _print(_grid(variants, found["grid"]))
+        _print(_gains(variants, [each[name] for each in found["best"]]))
+        _print(_places(variants[0]))
+    if "compare" in found:
+        _compare(found["compare"])
+
+
+def _print(table: Table) -> None:
+    console = stdout if stdout.is_terminal else Plain(width=_WIDTH)
+    console.print(table)
+
+
+Variants = Sequence[tuple[str, Found]]
+
+
+def _networks(variants: Variants, best: Sequence[Found]) -> Table:
+    columns = ("network", "tree", "time", "latency", "transfer", "computation", "waiting", "")
+    table = figures("\non these networks", *columns)
+    for at, network in enumerate(variants[0][1]["networks"]):
+        for name, step in variants:
+            times = step["networks"][at]
+            mark = "least" if len(variants) > 1 and name == name_of(best[at]) else ""
+            causes = ("seconds", "latency", "transfer", "computation", "waiting")
+            table.add_row(network["name"], name, *(duration(times[c]) for c in causes), mark)
+    return table
+
+
+def _grid(variants: Variants, grid: Found) -> Table:
+    rates = [rate(each) for each in grid["bandwidths_mbit"]]
+    title = "\nby round trip and bandwidth" + (", least of all trees" if len(variants) > 1 else "")
+    table = figures(title, "", *rates)
+    for row, trip in enumerate(grid["round_trips_ms"]):
+        cells = []
+        for column in range(len(rates)):
+            least, name = min((step["grid_seconds"][row][column], name) for name, step in variants)
+            cells.append(duration(least) + (f" {name}" if len(variants) > 1 else ""))
+        table.add_row(f"{trip:g} ms", *cells)
+    return table
+
+
+def _gains(variants: Variants, best: Sequence[Found]) -> Table:
+    """For the variant that takes least on each network."""
+    table = figures("\nwhat would gain most", "network", "1st", "2nd", "3rd")
+    steps = dict(variants)
+    for at, network in enumerate(variants[0][1]["networks"]):
+        gains = steps[name_of(best[at])]["networks"][at]["gains"]
+        cells = [f"{g['what']}: {duration(g['seconds'])} ({g['share']:.0%})" for g in gains]
+        table.add_row(network["name"], *cells)
+    return table
+
+
+def _places(variant: tuple[str, Found]) -> Table:
+    name, step = variant
+    title = f"\nby place, all layers together ({name})"
+    table = figures(title, "", "rounds", "share", "bytes", "share", "computing")
+    for row in step["places"][:_PLACES]:
+        spent = row["computation_share"]
+        table.add_row(
+            row["name"],
+            f"{row['rounds']:,.0f}",
+            f"{row['rounds_share']:.0%}",
+            amount(row["online_bytes"] + row["offline_bytes"]),
+            f"{row['bytes_share']:.0%}",
+            "" if spent is None else f"{spent:.0%}",
+        )
+    return table
+
+
+# -- two profiles ----------------------------------------------------------------------------------
+
+
+def _compare(found: Found) -> None:
+    say(f"\ncompared with {found['model']}, {found['tokens_in']} tokens in", style="bold")
+    say(f"computation there: {found['computation']}", style="dim")
+    for step in found["steps"]:
+        table = figures(f"\n{step['name']}", "", "old", "new", "new / old")
+        for name in ("rounds", "messages"):
+            _pair(table, name, step[name], "{:,.0f}".format)
+        for name, words in (("sent", "bytes, busier direction"), ("dealt", "bytes dealt, most")):
+            _pair(table, words, step[name], amount)
+        _pair(table, "computation", step["computation"], duration)
+        for network in step["networks"]:
+            _pair(table, f"time on {network['name']}", network, duration)
+        for place in step["places"]:
+            if any(place[kind]["old"] != place[kind]["new"] for kind in ("rounds", "bytes")):
+                _pair(table, f"rounds of {place['name']}", place["rounds"], "{:,.0f}".format)
+                _pair(table, f"bytes of {place['name']}", place["bytes"], amount)
+        _print(table)
+
+
+def _pair(table: Table, name: str, pair: Found, text: Callable[[float], str]) -> None:
+    ratio = pair["ratio"]
+    table.add_row(
+        name, text(pair["old"]), text(pair["new"]), "" if ratio is None else f"{ratio:.2f}"
+    )

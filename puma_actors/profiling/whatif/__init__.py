@@ -1,0 +1,1 @@
+"""What a request would cost on any network: from a recorded profile, or predicted from shapes."""

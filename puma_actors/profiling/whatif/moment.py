@@ -1,0 +1,128 @@
+"""What this machine needs to compute a step, from a moment's measurement.
+
+A small model of made-up weights answers a request in this process, without a network. Two of its
+steps, one with few bytes and one with many, give the seconds of a round and of a byte; the products
+with a real model's weights are measured apart (`puma_actors.api.speed`).
+"""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoints.checkpoint import Checkpoint
+from models.configs.architecture import ModelConfig
+from models.configs.names import Shape
+from models.configs.reading import config_from_hf
+from models.programs.program import Batch
+from protocols.base.meter import Meter
+from puma_actors.api.local import LocalCluster
+from puma_actors.api.speed import pass_time
+from puma_actors.profiling.analysis import window_of
+from puma_actors.profiling.counts import declared
+from puma_actors.profiling.profile import record, traced
+from puma_actors.roles.spool import spool_folder
+from puma_actors.session.recorder import Recorder
+
+_LONG, _STEPS = 128, 7  # tokens of the prompt; steps, of which all but the first are alike
+_CONFIG: Mapping[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 64,
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds of all roles together on this machine, without products with weights.
+
+    Attributes:
+        exchange: of a round, also beside others. byte: of a byte, online or dealt.
+    """
+
+    exchange: float
+    byte: float
+
+    def seconds(self, exchanges: float, nbytes: float) -> float:
+        """Of a step."""
+        return self.exchange * exchanges + self.byte * nbytes
+
+
+class _MadeUp(Checkpoint):
+    """Small weights without a meaning, equal each time."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.where, self.config = "a small model of made-up weights", config
+        self.nbytes = sum(4 * int(np.prod(shape)) for shape in config.tensors().values())
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _read(self, name: str) -> NDArray[np.float32]:
+        shape: Shape = self.shape(name)
+        steps = np.arange(int(np.prod(shape))) * (1 + len(name) / 7)
+        gain = 1.0 if len(shape) == 1 else 0.0
+        values: NDArray[np.float32] = (gain + 0.07 * np.sin(steps)).astype(np.float32)
+        return values.reshape(shape)
+
+
+def small_model() -> Checkpoint:
+    """A LLaMA of two layers that fits everywhere, takes 256 tokens and knows nothing."""
+    return _MadeUp(config_from_hf(dict(_CONFIG), None))
+
+
+async def measure() -> Speed:
+    """Run a small model for a moment, a few seconds."""
+    recorder = Recorder()
+    async with LocalCluster(small_model(), None, recorder=recorder) as cluster:
+        batch = Batch((_LONG,), "last")
+        await record(cluster, batch, 1)  # warm up
+        first = await record(cluster, batch, _STEPS)
+        meters = traced(cluster.plan, batch, 2, cluster.settings)
+    windows = [window_of(recorder, number) for number in range(first, first + _STEPS)]
+    long, *short = (end - start for start, end in windows)
+    many, few = map(sizes, meters)
+    return solve((*many, long), (*few, statistics.median(short)))
+
+
+def sizes(meter: Meter) -> tuple[int, int]:
+    """Rounds, also beside others, and bytes of all parties, as declared."""
+    counts = declared(meter)
+    nbytes = sum(counts.online.values()) + sum(counts.offline.values())
+    return sum(counts.exchanges.values()), nbytes
+
+
+def solve(long: tuple[int, int, float], short: tuple[int, int, float]) -> Speed:
+    """The speed that explains two steps, each given by its rounds, bytes and seconds.
+
+    If times scatter so much that one speed would be negative, the other one explains everything.
+    The steps have different bytes a round.
+    """
+    (e1, b1, t1), (e2, b2, t2) = long, short
+    determinant = e1 * b2 - e2 * b1
+    exchange = (t1 * b2 - t2 * b1) / determinant
+    byte = (e1 * t2 - e2 * t1) / determinant
+    if byte < 0:
+        return Speed((t1 + t2) / (e1 + e2), 0.0)
+    if exchange < 0:
+        return Speed(0.0, (t1 + t2) / (b1 + b2))
+    return Speed(exchange, byte)
+
+
+def computation(meter: Meter, speed: Speed, config: ModelConfig, tokens: int) -> float:
+    """Seconds of all roles together for a step of `tokens` rows, without a network, with the
+    weights in memory.
+    """
+    work = pass_time(config, tokens, spool_folder(), "memory").work
+    return speed.seconds(*sizes(meter)) + work

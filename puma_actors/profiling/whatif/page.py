@@ -1,0 +1,174 @@
+"""The answer as one HTML page that works offline, without scripts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from puma_actors.profiling.whatif.chart import Curve, chart
+from puma_actors.profiling.whatif.words import TITLES, TYPICAL, name_of, rate
+
+_MARK = "<!--BODY-->"
+_CAUSES = {
+    "latency": "latency of rounds",
+    "transfer": "transfer between the evaluators",
+    "computation": "computation",
+    "waiting": "waiting for the dealer",
+}
+Found = Mapping[str, Any]
+
+
+def render(found: Found) -> str:
+    """The page for what `to_public` gave."""
+    steps = found["variants"][0]["steps"]
+    body = [
+        f"<h1>{escape(found['model'])}, {found['tokens_in']} tokens in</h1>",
+        f'<p class="dim">Computation: {escape(found["computation"])}.</p>',
+        '<p class="dim">Seconds are latency, transfer, computation and waiting for the dealer, '
+        "added up.</p>",
+        *(() if found["recorded"] else (f'<p class="dim">Rounds: {TYPICAL}.</p>',)),
+        *(line for index in range(len(steps)) for line in _step(found, index)),
+        *(_compare(found["compare"]) if "compare" in found else ()),
+    ]
+    template = files("puma_actors.profiling.whatif").joinpath("page.html").read_text("utf-8")
+    return template.replace(_MARK, "\n".join(body))
+
+
+def _step(found: Found, index: int) -> Iterable[str]:
+    variants = [(name_of(each), each["steps"][index]) for each in found["variants"]]
+    name = variants[0][1]["name"]
+    title = f"{name}: {TITLES[name]}"
+    yield f"<h2>{escape(title)}</h2>"
+    if len(variants) > 1:
+        first, *others = (escape(name) for name, _ in variants)
+        yield f'<p class="dim">Full line: {first}. Dashed: {", ".join(others)}.</p>'
+    yield chart(found["grid"]["round_trips_ms"], _curves(variants, found["grid"]), title)
+    yield "<h3>Networks</h3>"
+    yield _legend()
+    yield _networks(variants)
+    yield "<h3>What would gain most</h3>"
+    best = [each[name] for each in found["best"]]
+    yield _gains(dict(variants), best)
+    yield f"<h3>By place, all layers together ({escape(variants[0][0])})</h3>"
+    yield _places(variants[0][1])
+
+
+def _curves(variants: Sequence[tuple[str, Found]], grid: Found) -> list[Curve]:
+    curves = []
+    for number, (name, step) in enumerate(variants):
+        for column, mbit in enumerate(grid["bandwidths_mbit"]):
+            seconds = tuple(row[column] for row in step["grid_seconds"])
+            label = rate(mbit) if number == 0 else ""
+            title = f"{name}, {rate(mbit)}"
+            curves.append(Curve(label, title, column, number > 0, seconds))
+    return curves
+
+
+def _legend() -> str:
+    items = (f'<span><i class="{key}"></i>{words}</span>' for key, words in _CAUSES.items())
+    return f'<div class="legend">{"".join(items)}</div>'
+
+
+def _networks(variants: Sequence[tuple[str, Found]]) -> str:
+    rows = [
+        (name, times)
+        for at in range(len(variants[0][1]["networks"]))
+        for name, times in ((name, step["networks"][at]) for name, step in variants)
+    ]
+    most = max(times["seconds"] for _, times in rows) or 1.0
+    lines = [
+        [
+            escape(times["name"]),
+            escape(name),
+            f"{times['round_trip_ms']:g} ms",
+            rate(times["bandwidth_mbit"]),
+            f"{times['seconds']:.3g} s",
+            *(f"{times[cause]:.3g} s" for cause in _CAUSES),
+            _bar(times, most),
+        ]
+        for name, times in rows
+    ]
+    head = ["network", "tree", "round trip", "bandwidth", "time", *_CAUSES, ""]
+    return _table(head, lines)
+
+
+def _bar(times: Found, most: float) -> str:
+    parts = "".join(
+        f'<i class="{cause}" style="width: {100 * times[cause] / most:.2f}%" '
+        f'title="{words}: {times[cause]:.3g} s"></i>'
+        for cause, words in _CAUSES.items()
+        if times[cause] > 0
+    )
+    return f"<div>{parts}</div>"
+
+
+def _gains(steps: Mapping[str, Found], best: Sequence[Found]) -> str:
+    lines = []
+    for at, variant in enumerate(best):
+        network = steps[name_of(variant)]["networks"][at]
+        gains = network["gains"]
+        cells = [f"{escape(g['what'])}: {g['seconds']:.3g} s ({g['share']:.0%})" for g in gains]
+        lines.append([escape(network["name"]), *cells])
+    return _table(["network", "1st", "2nd", "3rd"], lines)
+
+
+def _places(step: Found) -> str:
+    lines = []
+    for row in step["places"]:
+        spent = row["computation_share"]
+        lines.append(
+            [
+                escape(row["name"]),
+                f"{row['rounds']:,.0f}",
+                f"{row['rounds_share']:.1%}",
+                f"{(row['online_bytes'] + row['offline_bytes']) / 1e6:,.3f} MB",
+                f"{row['bytes_share']:.1%}",
+                "" if spent is None else f"{spent:.1%}",
+            ]
+        )
+    return _table(["", "rounds", "share", "bytes", "share", "computation"], lines)
+
+
+def _compare(found: Found) -> Iterable[str]:
+    yield f"<h2>Compared with {escape(found['model'])}, {found['tokens_in']} tokens in</h2>"
+    yield f'<p class="dim">Computation there: {escape(found["computation"])}.</p>'
+    for step in found["steps"]:
+        lines = [
+            _pair(name, step[key])
+            for key, name in (
+                ("rounds", "rounds"),
+                ("messages", "messages"),
+                ("sent", "bytes, busier direction"),
+                ("dealt", "bytes dealt, most"),
+                ("computation", "seconds of computation"),
+            )
+        ]
+        lines += [_pair(f"seconds on {each['name']}", each) for each in step["networks"]]
+        for place in step["places"]:
+            lines.append(_pair(f"rounds of {place['name']}", place["rounds"]))
+            lines.append(_pair(f"bytes of {place['name']}", place["bytes"]))
+        yield f"<h3>{escape(step['name'])}</h3>"
+        yield _table(["", "old", "new", "new / old"], lines)
+
+
+def _pair(name: str, pair: Found) -> list[str]:
+    ratio = "" if pair["ratio"] is None else f"{pair['ratio']:.2f}"
+    return [escape(name), _number(pair["old"]), _number(pair["new"]), ratio]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML already."""
+
+    def cell(text: str, tag: str) -> str:
+        kind = ' class="bar"' if text.startswith("<div") else ""
+        return f"<{tag}{kind}>{text}</{tag}>"
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(cell(text, tag) for text in cells)}</tr>"
+
+    rows = [row(head, "th"), *(row(cells, "td") for cells in lines)]
+    return f'<div class="scroll"><table>{"".join(rows)}</table></div>'

@@ -1,0 +1,264 @@
+"""Where what-if's counts come from: a recorded profile, or a prediction."""
+
+import copy
+import json
+from functools import partial
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import save, tiny_model
+
+from models.checkpoints.weights import open_checkpoint
+from models.programs.predict import predict
+from models.programs.program import Batch
+from protocols.base.lane import Settings
+from protocols.errors import ConfigError
+from puma_actors.profiling.profile import run_profile
+from puma_actors.profiling.whatif import moment, recorded
+from puma_actors.profiling.whatif.answer import grid_of, places, to_public
+from puma_actors.profiling.whatif.moment import Speed, measure, solve
+from puma_actors.profiling.whatif.predicted import Computing, predicted
+from puma_actors.profiling.whatif.recorded import read_profile, request_of
+from puma_actors.profiling.whatif.timing import time_of
+from puma_actors.transports.delay.network import parse_network
+
+FAST = "1ms,1gbit"
+GIVEN = Computing(3.0, 0.5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(tiny_model("llama", "causal-lm"), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def recording(folder):
+    found = anyio.run(partial(run_profile, folder, network=FAST, tokens_in=4, tokens_out=3))
+    return json.loads(json.dumps(found.to_public()))
+
+
+@pytest.fixture
+def data(recording):
+    return copy.deepcopy(recording)
+
+
+# -- recorded --------------------------------------------------------------------------------------
+
+
+def test_a_profile_knows_both_trees(data):
+    request = request_of(data, "it")
+    assert (request.tokens_in, request.recorded) == (4, True)
+    assert [variant.tree for variant in request.variants] == ["rounds", "traffic"]
+    rounds, traffic = request.variants
+    for index, phase in enumerate(data["phases"]):
+        step, other = rounds.works[index].step, traffic.works[index].step
+        assert step.name == phase["name"]
+        assert step.rounds == pytest.approx(phase["rounds"] / phase["steps"])
+        assert step.messages == pytest.approx(phase["exchanges"] / phase["steps"])
+        assert other.rounds > step.rounds
+        assert other.computation == step.computation > 0
+
+
+def test_bytes_are_those_of_the_busier_link(data):
+    request = request_of(data, "it")
+    for phase, work in zip(data["phases"], request.variants[0].works, strict=True):
+        links = {(s["from"], s["to"]): s for s in phase["sent"]}
+        dealt = max(links["dealer", f"evaluator-{x}"]["offline_bytes"] for x in "ab")
+        sent = links["evaluator-a", "evaluator-b"]["online_bytes"]
+        assert work.step.dealt == pytest.approx(dealt / phase["steps"])
+        assert work.step.sent == pytest.approx(sent / phase["steps"])
+
+
+def test_the_dealer_works_ahead_at_the_next_step(data):
+    first, further = request_of(data, "it").variants[0].works
+    assert first.step.ahead == pytest.approx(further.step.dealt)
+    assert further.step.ahead == 0
+    data["phases"].pop()
+    for variant in data["variants"]:
+        variant["phases"].pop()
+    assert request_of(data, "it").variants[0].works[0].step.ahead == 0
+
+
+def test_the_recorded_network_gives_the_recorded_time(data):
+    request = request_of(data, "it")
+    for phase, work in zip(data["phases"], request.variants[0].works, strict=True):
+        wall = phase["wall_seconds"] / phase["steps"]
+        assert time_of(work.step, parse_network(FAST)).total == pytest.approx(wall, rel=1e-6)
+
+
+def test_a_profile_without_a_network_is_all_computation(data):
+    data["network"] = None
+    (prefill, _) = request_of(data, "it").variants[0].works
+    assert prefill.step.computation == data["phases"][0]["wall_seconds"]
+
+
+def test_an_older_profile_knows_one_tree(data):
+    del data["variants"]
+    (variant,) = request_of(data, "it").variants
+    assert (variant.tree, variant.lanes) == ("rounds", 1)
+
+
+def test_links_of_their_own_are_read(data):
+    route = {"round_trip_ms": 9.0, "bandwidth_mbit": 5.0, "jitter_ms": 2.0}
+    data["network"]["links"] = [{"between": ["dealer", "*"], **route}]
+    assert request_of(data, "it").variants[0].works[0].step.computation > 0
+
+
+def test_shares_of_places_add_up(data):
+    for work in request_of(data, "it").variants[0].works:
+        found = places(work)
+        assert {row.name for row, *_ in found} >= {"embed", "layers.*.attention", "head"}
+        for column in (1, 2, 3):
+            assert sum(entry[column] for entry in found) == pytest.approx(1)
+
+
+def _without(*path):
+    def change(data):
+        for key in path[:-1]:
+            data = data[key]
+        del data[path[-1]]
+
+    return change
+
+
+def _with(value, *path):
+    def change(data):
+        for key in path[:-1]:
+            data = data[key]
+        data[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("phases"), "phases: Field required"),
+        (_without("settings", "tree"), "settings.tree: Field required"),
+        (_with([], "phases"), "phases: List should have at least 1 item"),
+        (_with(-1, "phases", 0, "layers", 0, "rounds"), "phases.0.layers.0.rounds"),
+        (_with(0, "phases", 1, "steps"), "phases.1.steps"),
+        (_with(0.0, "phases", 0, "wall_seconds"), "phases.0.wall_seconds"),
+        (_with(float("nan"), "phases", 0, "wall_seconds"), "finite number"),
+        (_with("training", "phases", 0, "name"), "phases.0.name"),
+        (_with("no phases", "phases"), "phases: Input should be a valid list"),
+        (_with(-3.0, "network", "round_trip_ms"), "round_trip of -0.003 s"),
+        (_with([], "variants", 0, "phases"), "its variants have other phases"),
+        (
+            _with(
+                [{"between": ["dealer", "cat"], "round_trip_ms": 1, "bandwidth_mbit": None}],
+                *("network", "links"),
+            ),
+            "no such roles",
+        ),
+    ],
+)
+def test_what_is_no_profile_is_refused_by_name(data, change, message):
+    change(data)
+    with pytest.raises(ConfigError, match=r"p\.json is not a profile: ") as error:
+        request_of(data, "p.json")
+    assert message in str(error.value)
+    assert str(error.value).endswith("write it again with puma profile --json")
+
+
+@pytest.mark.parametrize("data", [None, 3, [], "profile", {}])
+def test_other_json_is_no_profile(data):
+    with pytest.raises(ConfigError, match="is not a profile"):
+        request_of(data, "p.json")
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch, data):
+    with pytest.raises(ConfigError, match=r"none.json: No such file .* puma profile --json wrote"):
+        read_profile(tmp_path / "none.json")
+    file = tmp_path / "p.json"
+    for text in (b"", b"{", b"\xff", b"[" * 100_000):
+        file.write_bytes(text)
+        with pytest.raises(ConfigError, match="is no JSON"):
+            read_profile(file)
+    file.write_text(json.dumps(data))
+    assert read_profile(file) == request_of(data, str(file))
+    monkeypatch.setattr(recorded, "_MOST_BYTES", 100)
+    with pytest.raises(ConfigError, match="more than 0 MB"):
+        read_profile(file)
+
+
+# -- predicted -------------------------------------------------------------------------------------
+
+
+def test_a_prediction_counts_what_predict_counts(folder):
+    with open_checkpoint(folder) as checkpoint:
+        request = predicted(checkpoint, 4, Settings("fast"), [1, 2], GIVEN)
+    found = [(variant.tree, variant.lanes) for variant in request.variants]
+    assert found == [("rounds", 1), ("rounds", 2), ("traffic", 1), ("traffic", 2)]
+    assert (request.recorded, request.source) == (False, "given")
+    for variant in request.variants:
+        settings = Settings("fast", variant.tree, variant.lanes)
+        costs = predict(checkpoint.config, Batch((4,), "last"), 1, settings)
+        for work, cost in zip(variant.works, costs, strict=True):
+            assert work.step.rounds == cost.cost.rounds
+            assert work.step.sent == cost.cost.online / 2
+            assert sum(row.online for row in work.places) == cost.cost.online
+            assert sum(row.offline for row in work.places) == cost.cost.offline
+        assert [work.step.computation for work in variant.works] == [3.0, 0.5]
+    assert request.variants[1].works[0].step.messages > request.variants[0].works[0].step.messages
+
+
+def test_a_model_that_generates_nothing_has_one_step(tmp_path):
+    path = save(tiny_model("bert", "none"), tmp_path)
+    with open_checkpoint(path) as checkpoint:
+        request = predicted(checkpoint, 4, Settings(), [1], GIVEN)
+    assert [work.step.name for work in request.variants[0].works] == ["forward"]
+    assert list(to_public(request, grid_of(["wan"]))["best"][0]) == ["network", "forward"]
+
+
+@pytest.mark.parametrize("tokens", [0, 20, 10**9])
+def test_the_models_positions_are_the_limit(folder, tokens):
+    with (
+        open_checkpoint(folder) as checkpoint,
+        pytest.raises(ConfigError, match=f"{tokens} tokens in: this model takes 1 to 19"),
+    ):
+        predicted(checkpoint, tokens, Settings(), [1], GIVEN)
+
+
+def test_computation_is_estimated_from_a_measured_speed(folder, monkeypatch):
+    async def measured():
+        return Speed(exchange=0.25, byte=0.0)
+
+    monkeypatch.setattr("puma_actors.profiling.whatif.predicted.measure", measured)
+    monkeypatch.setattr(moment, "pass_time", lambda *_: type("Pass", (), {"work": 1.0}))
+    with open_checkpoint(folder) as checkpoint:
+        request = predicted(checkpoint, 4, Settings(), [1], None)
+    for work in request.variants[0].works:
+        assert work.step.computation == 1.0 + 0.25 * work.step.messages
+    assert "250000 us a round" in request.source
+
+
+# -- a moment's measurement ------------------------------------------------------------------------
+
+SPEEDS = st.floats(0, 1e-3)
+
+
+@given(SPEEDS, st.floats(0, 1e-8))
+def test_two_steps_give_the_speed(exchange, byte):
+    speed = Speed(exchange, byte)
+    sizes = ((120, 10**7), (90, 10**5))
+    long, short = ((*each, speed.seconds(*each)) for each in sizes)
+    found = solve(long, short)
+    for each in sizes:
+        assert found.seconds(*each) == pytest.approx(speed.seconds(*each), rel=1e-6, abs=1e-12)
+
+
+@given(st.floats(1e-6, 10), st.floats(1e-6, 10))
+def test_no_speed_is_negative_however_times_scatter(long, short):
+    found = solve((120, 10**7, long), (90, 10**5, short))
+    assert found.exchange >= 0
+    assert found.byte >= 0
+    assert found.exchange + found.byte > 0
+
+
+def test_this_machine_is_measured():
+    found = anyio.run(measure)
+    assert found.exchange > 0 or found.byte > 0
+    assert found.exchange < 1
