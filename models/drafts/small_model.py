@@ -31,18 +31,19 @@ class ModelDrafting:
     Args:
         checkpoint: the small model's. It is read here, and may be closed afterwards.
         vocab_size: that of the model that answers.
+        name: its name in reports.
 
     Raises:
         ConfigError: the small model does not predict tokens.
     """
 
-    def __init__(self, checkpoint: Checkpoint, vocab_size: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, vocab_size: int, name: str) -> None:
         if checkpoint.config.head != "causal-lm":
             raise ConfigError(
                 f"draft: {checkpoint.where} has head {checkpoint.config.head!r}, a draft needs "
                 "'causal-lm': use another model, or 'ngram'"
             )
-        self.name = str(checkpoint.where)
+        self.name = name
         self._config = checkpoint.config
         self._parameters = dict(load_parameters(checkpoint))
         self._vocab_size = vocab_size
@@ -63,7 +64,7 @@ class ModelDrafting:
         checkpoint = open_checkpoint(path)
         try:
             check_tokenizers(tokenizer, Tokenizer.load(checkpoint.path))
-            return cls(checkpoint, vocab_size)
+            return cls(checkpoint, vocab_size, str(path))
         finally:
             checkpoint.close()
 

@@ -274,6 +274,7 @@ class Party(Actor):
             scope = self._running_inferences.get(message.number)
             if scope is None:
                 raise RemoteProtocolError(f"inference {message.number} is not running")
+            self._announced.pop(message.number, None)
             scope.cancel()
         else:
             raise RemoteProtocolError(f"the client may not send a {message.do!r} request")
@@ -295,7 +296,6 @@ class Party(Actor):
 
     async def _ended(self, message: InferMessage) -> None:
         del self._running_inferences[message.number]
-        self._announced.pop(message.number, None)
         self._refused.discard(message.number)
         self._forget(message)
         ended = EndedMessage(number=message.number).header()

@@ -80,13 +80,13 @@ class Turns:
         if self.next >= self._stop:
             raise ConfigError(f"step {self.next} is announced, the last is {self._stop - 1}")
         if not 0 <= accepted <= offered:
-            raise ConfigError(f"{accepted} tokens accepted of {offered} that were proposed")
+            raise ConfigError(f"{accepted} accepted of {offered} proposed tokens")
         if not 0 <= proposed <= self._most:
-            raise ConfigError(f"{proposed} tokens proposed, the request allows {self._most}")
+            raise ConfigError(f"{proposed} proposed tokens, the request allows {self._most}")
         kept = self._held - offered + accepted
         if kept + 1 + proposed > self._room:
             raise ConfigError(
-                f"{proposed} tokens proposed after {kept + 1}, the request has {self._room}"
+                f"a step up to token {kept + 1 + proposed} of a request of {self._room}"
             )
         bound = _bound(*self._last.bound, self.next, accepted, proposed)
         return self._to(kept, proposed, bound)
