@@ -24,9 +24,9 @@ from models.tokens.chat_template import ChatOptions
 from models.tokens.sampling import (
     SamplingConfig,
     SamplingOptions,
-    StopWatcher,
     settings_of_model,
 )
+from models.tokens.stopping import AnswerText
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.cost import Cost
 from protocols.base.lane import Settings
@@ -318,8 +318,7 @@ class Requests(ABC):
         secret = self.settings.reveal == "argmax"
         answer = Answer(ids, sampling, ends, secret=secret, drafting=drafting, most=most)
         inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings, most)
-        stream = self.tokenizer.stream() if self.tokenizer is not None else None
-        watcher = StopWatcher(sampling.stop)
+        text = AnswerText(self.tokenizer, sampling.stop)
         try:
             while not usage.stop_reason:
                 for token in answer.chosen(await self._next(inference, answer)):
@@ -327,15 +326,14 @@ class Requests(ABC):
                     if token in ends:
                         usage.stop_reason = "end of text"
                         break
-                    yield Token(token, watcher.push(stream.push(token)) if stream else "")
-                    if watcher.stopped:
+                    yield Token(token, text.push(token))
+                    if text.stopped:
                         usage.stop_reason = "stop string"
                         break
                 if not usage.stop_reason and len(usage.token_ids) == steps:
                     full = steps == sampling.max_new_tokens
                     usage.stop_reason = "length" if full else "context"
-            rest = (watcher.push(stream.finish()) + watcher.finish()) if stream else ""
-            if rest:
+            if rest := text.finish():
                 yield Token(None, rest)
         finally:
             await self._finish(inference)
