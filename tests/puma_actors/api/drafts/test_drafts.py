@@ -1,8 +1,7 @@
 """Answers with a draft are those without, at the cost that was predicted."""
 
 import pytest
-from conversation import IDS, PROMPT, generated, text_of
-from drafting import Scripted
+from conversation import IDS, PROMPT, Scripted, generated, text_of
 from family_variants import LONGROPE, STRETCHED
 from tiny_models import save, tiny_model
 

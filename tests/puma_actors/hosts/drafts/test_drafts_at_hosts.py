@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conversation import generated
-from drafting import Scripted
+from conversation import Scripted, generated
 from hosts import hosts, quiet
 from reference import leaves_nothing
 
