@@ -23,12 +23,22 @@ from protocols.embedding import request_rows, reveal, revealed
 
 
 async def evaluate(
-    lane: Lane, plan: Plan, parameters: Parameters, batch: Batch, cache: Cache
+    lane: Lane,
+    plan: Plan,
+    parameters: Parameters,
+    batch: Batch,
+    cache: Cache,
+    kept: int | None = None,
 ) -> None:
-    """A computing party's part: the batch's result goes to the client."""
+    """A computing party's part: the batch's result goes to the client.
+
+    kept: how many tokens of the cache the batch follows; the others are forgotten first. None: all.
+    """
     ops = (
         Observed(lane, plan.ranges) if isinstance(lane, ObservedLane) else Secure(lane, plan.ranges)
     )
+    if kept is not None:
+        cache.keep(ops, kept)
     result = await forward(ops, plan.config, parameters, batch, cache)
     if lane.settings.reveal == "argmax":
         result = await ops.argmax(result)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from models.configs.architecture import ModelConfig
 from models.programs.families import forward, parameters_of
-from models.programs.program import Batch, Cache
+from models.programs.program import Batch, Cache, next_batch
 from protocols.base.blocks import ACTIVATION_ENTRIES, row_blocks, score_pieces, waves
 from protocols.base.lane import Settings
 from protocols.drivers.ops import Heads, Index, Rotation, Span
@@ -281,6 +281,7 @@ def footprint(
     *,
     dealer: bool,
     window: int = 256 << 20,
+    draft: int = 0,
 ) -> Footprint:
     """The memory of a request of `steps` steps that begins with a batch.
 
@@ -290,6 +291,7 @@ def footprint(
     Args:
         dealer: whether the party is the dealer, or an evaluator.
         window: bytes that may be dealt ahead, to each evaluator.
+        draft: how many tokens a later step may propose.
     """
     settings = settings or Settings()
     sizes = Sizes(settings, dealer=dealer)
@@ -298,12 +300,13 @@ def footprint(
     cache = Cache.empty(shallow.num_layers)
     _evaluate(sizes, shallow, parameters, batch, cache)
     if steps > 1:
-        before = batch.tokens + steps - 2
+        proposed = min(draft, steps - 2)  # a step makes at most as many tokens as are wanted
+        before = batch.tokens + steps - 2 - proposed
         keys, values = (
             [_grown(each, before) for each in half] for half in (cache.keys, cache.values)
         )
         cache = Cache(keys, values, before)
-        _evaluate(sizes, shallow, parameters, Batch((1,), "last"), cache)
+        _evaluate(sizes, shallow, parameters, next_batch(proposed), cache)
     held = sum(each.bytes for each in (*cache.keys, *cache.values) if each is not None)
     layers = config.num_layers / shallow.num_layers
     # Every layer deals the same amount, and no more can wait than is dealt in total.

@@ -1,6 +1,6 @@
 """The cost of an inference and the size of a shared model, before anything runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -8,7 +8,7 @@ from models.configs.architecture import ModelConfig
 from models.programs.families import parameters_of
 from models.programs.inference import evaluate
 from models.programs.plan import Plan, draft_plan
-from models.programs.program import Batch, Cache
+from models.programs.program import Batch, Cache, Drafted, next_batch
 from models.programs.sharing import hold_parameter
 from protocols.base.cost import Cost
 from protocols.base.lane import Lane, Link, Settings
@@ -35,13 +35,13 @@ class Prediction:
 def predict(
     plan: Plan | ModelConfig,
     batch: Batch | int,
-    decode: int = 0,
+    decode: int | Sequence[Drafted] = 0,
     settings: Settings | None = None,
     *,
     lane_of: Callable[[Link], Lane] = Lane,
 ) -> list[Prediction]:
     """Cost of a batch (an integer means a prompt of that many tokens and the logits of its last
-    one) and of each of `decode` further steps.
+    one) and of each further step: of `decode` steps of one token, or of steps with drafts.
 
     An architecture without a plan gets typical ranges. `lane_of` creates each step's lane.
     """
@@ -53,14 +53,20 @@ def predict(
         for number, (name, parameter) in enumerate(parameters_of(config).items())
     }
     cache = Cache.empty(config.num_layers)
-    steps = []
-    for part in (first, *[Batch((1,), "last")] * decode):
+    steps, rejected = [], 0
+    later = [Drafted(0, 0)] * decode if isinstance(decode, int) else decode
+    for part, (proposed, accepted) in [
+        (first, Drafted(0, 0)),
+        *((next_batch(drafted.proposed), drafted) for drafted in later),
+    ]:
+        kept = cache.length - rejected
 
-        async def step(lane: Lane, part: Batch = part) -> None:
-            await evaluate(lane, plan, parameters, part, cache)
+        async def step(lane: Lane, part: Batch = part, kept: int = kept) -> None:
+            await evaluate(lane, plan, parameters, part, cache, kept)
 
         cost, labels = trace(step, settings, lane_of=lane_of)
         steps.append(Prediction(part.tokens, cost, labels))
+        rejected = proposed - accepted
     return steps
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -34,11 +34,14 @@ class Batch:
         lengths: number of tokens of each sequence.
         rows: which results are wanted.
         types: token types (0 or 1 for the second text of a pair), or None for zeros.
+        one_by_one: each token is evaluated as if those after it did not exist yet. This matters
+            for rotary angles that depend on the length of the sequence.
     """
 
     lengths: tuple[int, ...]
     rows: Rows = "all"
     types: tuple[int, ...] | None = None
+    one_by_one: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.rows, str):
@@ -77,6 +80,22 @@ class Batch:
         return np.concatenate([np.arange(start, start + size) for size in self.lengths])
 
 
+class Drafted(NamedTuple):
+    """A decoding step with a draft: how many tokens were proposed, and how many accepted."""
+
+    proposed: int
+    accepted: int
+
+
+def next_batch(proposed: int = 0) -> Batch:
+    """The batch of a decoding step: the last token of the answer, and the tokens proposed to follow
+    it. Its results are the logits after each of them.
+    """
+    if proposed == 0:
+        return Batch((1,), "last")
+    return Batch((1 + proposed,), "all", one_by_one=True)
+
+
 @dataclass
 class Cache:
     """Shared keys and values of the tokens so far, a pair per layer: (key heads, tokens, size)."""
@@ -94,6 +113,16 @@ class Cache:
         self.keys[layer] = ops.append(self.keys[layer], k)
         self.values[layer] = ops.append(self.values[layer], v)
         return self.keys[layer], self.values[layer]
+
+    def keep(self, ops: Ops, length: int) -> None:
+        """Forget all tokens but the first `length`."""
+        if length == self.length:
+            return
+        index = np.arange(length)
+        for half in (self.keys, self.values):
+            for layer, tensor in enumerate(half):  # one at a time, so that memory stays bounded
+                half[layer] = None if tensor is None else ops.heads_at(tensor, index)
+        self.length = length
 
 
 def spans_of(
@@ -145,10 +174,14 @@ def rotation_of(turns: Callable[[int], Words], batch: Batch, start: int) -> Rota
             of a turn.
         start: number of tokens of the (only) sequence that are already in the cache.
     """
-    steps = [
-        np.arange(start, start + size, dtype=np.uint64)[:, None] * turns(start + size)
-        for size in batch.lengths
-    ]
+    if batch.one_by_one:
+        places = range(start, start + batch.tokens)
+        steps = [np.uint64(place) * turns(place + 1)[None] for place in places]
+    else:
+        steps = [
+            np.arange(start, start + size, dtype=np.uint64)[:, None] * turns(start + size)
+            for size in batch.lengths
+        ]
     parts = cosines(np.concatenate(steps))
     return Rotation(*(np.concatenate([part, part], axis=1) for part in parts))
 

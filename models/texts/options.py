@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from models.texts.requested import GenerateOptions
+from models.texts.requested import DraftOptions, GenerateOptions
 from models.tokens.sampling_config import ChoiceOptions
 from protocols.errors import ConfigError
 
 
-class TaskOptions(ChoiceOptions, total=False):
+class TaskOptions(ChoiceOptions, DraftOptions, total=False):
     """Options of all tasks together; a task's `job` says which ones it takes. A call with an option
     that its task does not take is refused immediately.
     """

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypedDict, cast
 
 from models.configs.generation import GenerationSettings
 from models.configs.validate import short
+from models.drafts.drafter import Drafting
 from models.tokens.chat_template import CHAT_OPTIONS, ChatOptions
 from models.tokens.sampling_config import SamplingConfig, SamplingOptions, settings_of_model
 from protocols.errors import ConfigError
 
 _BEAMS = "one answer is decoded, without beams; leave it out"
-_ASSISTED = "there is no speculative decoding; leave it out"
+_ASSISTED = "use draft='ngram', or draft=PATH with a small model, and draft_tokens"
 _PROMPT = (
     "nothing is padded here; give the prompt alone, as the first argument: a text, ids or a chat"
 )
@@ -79,13 +81,33 @@ _REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     ),
 }
 """Names in transformers -> values that change nothing, beside None; and the remedy."""
-_OF_CALL = ("do_sample", "max_length", "eos_token_id", "stop_strings", "generation_config")
+_OF_DRAFT = ("draft", "draft_tokens")
+_OF_CALL = (
+    "do_sample",
+    "max_length",
+    "eos_token_id",
+    "stop_strings",
+    "generation_config",
+    *_OF_DRAFT,
+)
 _FIELDS = SamplingConfig.__dataclass_fields__
 OPTIONS = frozenset((*_FIELDS, *_OF_CALL, *_WITHOUT_EFFECT, *_REFUSED))
 """Every known name, supported or not."""
 
 
-class GenerateOptions(SamplingOptions, ChatOptions, total=False):
+class DraftOptions(TypedDict, total=False):
+    """How tokens are drafted at the client, so that one step can evaluate several.
+
+    draft: None or "none": not at all; "ngram": what followed the same tokens before; a path or a
+    name on the Hugging Face hub: a small public model with the same tokenizer; or a
+    `models.drafts.drafter.Drafting`. draft_tokens: most tokens proposed a step.
+    """
+
+    draft: str | Path | Drafting | None
+    draft_tokens: int | None
+
+
+class GenerateOptions(SamplingOptions, ChatOptions, DraftOptions, total=False):
     """Keywords of `generate`: the fields of a `SamplingConfig`, how a chat is made, and more names
     of transformers.
 
@@ -105,11 +127,15 @@ class GenerateOptions(SamplingOptions, ChatOptions, total=False):
     num_return_sequences: int
 
 
-def split_options(options: GenerateOptions) -> tuple[ChatOptions, GenerateOptions]:
-    """The options of the chat template, and the others."""
+def split_options(
+    options: GenerateOptions,
+) -> tuple[ChatOptions, DraftOptions, GenerateOptions]:
+    """The options of the chat template, those of a draft, and the others."""
     chat = {name: each for name, each in options.items() if name in CHAT_OPTIONS}
-    rest = {name: each for name, each in options.items() if name not in CHAT_OPTIONS}
-    return cast(ChatOptions, chat), cast(GenerateOptions, rest)
+    draft = {name: each for name, each in options.items() if name in _OF_DRAFT}
+    taken = (*CHAT_OPTIONS, *_OF_DRAFT)
+    rest = {name: each for name, each in options.items() if name not in taken}
+    return cast(ChatOptions, chat), cast(DraftOptions, draft), cast(GenerateOptions, rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -35,6 +36,7 @@ from models.tokens.stopping import StopWatcher
 from protocols.errors import ConfigError, RangeError
 
 __all__ = [
+    "Proposal",
     "Sampler",
     "SamplingConfig",
     "SamplingOptions",
@@ -46,6 +48,19 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A token that a draft proposes.
+
+    Attributes:
+        token: its id.
+        chances: the distribution that it was drawn from, (vocabulary,); None: it was not drawn.
+    """
+
+    token: int
+    chances: Floats | None = None
+
+
 class Sampler:
     """Chooses tokens; holds the random generator of one generation.
 
@@ -54,33 +69,72 @@ class Sampler:
     Args:
         prompt: number of tokens in the prompt.
         ends: ids that end a text.
+        stream: generators of different names are independent, also with the same seed.
     """
 
     def __init__(
-        self, config: SamplingConfig, *, prompt: int = 0, ends: Collection[int] = ()
+        self,
+        config: SamplingConfig,
+        *,
+        prompt: int = 0,
+        ends: Collection[int] = (),
+        stream: str = "",
     ) -> None:
         self.config = config
         self._prompt = prompt
         self._ends = tuple(ends)
         # An insecure generator is fine: the draw only decides what the client reads. It masks
         # nothing, no party depends on it, and it must be repeatable with a seed.
+        seed = config.seed if not stream else f"{stream} {config.seed}"
         self._random = (
-            random.SystemRandom() if config.seed is None else random.Random(config.seed)  # noqa: S311
+            random.SystemRandom() if config.seed is None else random.Random(seed)  # noqa: S311
         )
 
-    def next(self, logits: ArrayLike, previous_ids: Sequence[int]) -> int:
-        """Choose the next token and return its id.
+    def next(
+        self,
+        logits: ArrayLike,
+        previous_ids: Sequence[int],
+        proposal: Proposal | None = None,
+    ) -> int:
+        """Choose the next token and return its id. It is a proposed token if that is accepted, and
+        another one if not; either way its distribution is that of no proposal.
 
         logits: (vocabulary,); previous_ids: prompt and answer so far. Raises RangeError if a logit
         is NaN or +inf. Raises ConfigError if a previous id is not in the vocabulary, or if the
         settings rule out every token when sampling.
         """
-        scores = self._processed(_as_scores(logits), previous_ids)
         if self.config.temperature == 0:
-            return int(np.argmax(scores))
+            return int(np.argmax(self._processed(_as_scores(logits), previous_ids)))
+        chances = self.chances(logits, previous_ids)
+        if proposal is None or proposal.chances is None:
+            # A proposal that was not drawn is accepted with its probability. So it is if a token
+            # is drawn as ever and happens to be the proposed one.
+            return self._draw(chances)
+        return self._judged(chances, proposal.token, proposal.chances)
+
+    def chances(self, logits: ArrayLike, previous_ids: Sequence[int]) -> Floats:
+        """The distribution of the next token when sampling: (vocabulary,). Raises as `next`."""
+        scores = self._processed(_as_scores(logits), previous_ids)
         if not scores.max() > -math.inf:
             raise ConfigError("the settings rule out every token: suppress fewer")
-        return self._draw(softmax(filter_logits(scores, self.config)))
+        return softmax(filter_logits(scores, self.config))
+
+    def propose(self, logits: ArrayLike, previous_ids: Sequence[int]) -> Proposal:
+        """The token that this sampler would choose, as a proposal. Raises as `next`."""
+        if self.config.temperature == 0:
+            return Proposal(self.next(logits, previous_ids))
+        chances = self.chances(logits, previous_ids)
+        return Proposal(self._draw(chances), chances)
+
+    def _judged(self, chances: Floats, token: int, proposed: Floats) -> int:
+        """Speculative sampling (Leviathan et al., "Fast Inference from Transformers via Speculative
+        Decoding", ICML 2023, section 2.3): the token, drawn from `proposed`, or another one.
+        """
+        if self._random.random() * proposed[token] < chances[token]:
+            return token
+        rest = np.maximum(chances - proposed, 0.0)
+        # Rounding may leave nothing where both distributions are equal; then the token is as good.
+        return self._draw(rest) if rest.any() else token
 
     def _processed(self, scores: Floats, ids: Sequence[int]) -> Floats:
         """Scores after the steps that greedy decoding also has, in transformers' order."""

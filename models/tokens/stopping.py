@@ -1,8 +1,10 @@
-"""Detection of stop strings in a growing text."""
+"""The text of a growing answer, and detection of stop strings in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from models.tokens.tokenizer import Tokenizer
 
 
 class StopWatcher:
@@ -44,3 +46,31 @@ class StopWatcher:
             if any(s.startswith(tail) for s in self._stops):
                 return size
         return 0
+
+
+class AnswerText:
+    """The text of a growing answer, up to the first stop string.
+
+    Args:
+        tokenizer: None: there is no text.
+        stop: the stop strings.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
+        self._stream = None if tokenizer is None else tokenizer.stream()
+        self._watcher = StopWatcher(stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self._watcher.stopped
+
+    def push(self, token: int) -> str:
+        """Take one id; return the text that can no longer change (may be empty)."""
+        return "" if self._stream is None else self._watcher.push(self._stream.push(token))
+
+    def finish(self) -> str:
+        """Return the text held back."""
+        if self._stream is None:
+            return ""
+        return self._watcher.push(self._stream.finish()) + self._watcher.finish()

@@ -50,12 +50,15 @@ _WINDOW = 64 << 20
 """Bytes dealt ahead of an evaluator: both are in this process, and one is as fast as the other."""
 
 
-async def check_memory(plan: Plan, batch: Batch, steps: int, settings: Settings | None) -> None:
+async def check_memory(
+    plan: Plan, batch: Batch, steps: int, settings: Settings | None, draft: int = 0
+) -> None:
     """Check that there is enough memory for a request at all three parties, which share this
     process. Raises ConfigError if not.
     """
     needs = (
-        footprint(plan.config, batch, steps, settings, dealer=role.is_dealer) for role in COMPUTING
+        footprint(plan.config, batch, steps, settings, dealer=role.is_dealer, draft=draft)
+        for role in COMPUTING
     )
     need = sum(each.total for each in needs)
     if need > available_memory():

@@ -213,7 +213,8 @@ class TextPipeline:
         usage.prompt_ids = usage.prompt_ids + last.prompt_ids
         usage.token_ids = usage.token_ids + last.token_ids
         usage.steps = usage.steps + last.steps
-        usage.stop_reason = last.stop_reason
+        usage.stop_reason, usage.draft = last.stop_reason, last.draft
+        usage.drafts, usage.decoded = usage.drafts + last.drafts, usage.decoded + last.decoded
         for phase, spent in last.seconds.items():
             usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
 

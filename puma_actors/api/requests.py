@@ -13,25 +13,26 @@ from models.configs.architecture import ModelConfig
 from models.configs.encoders.encoder import EncoderConfig
 from models.configs.tasks.ranking import RankingSettings
 from models.configs.tasks.sentences import SentenceSettings
+from models.drafts.drafter import Drafting
 from models.owner.perplexity import log_likelihoods
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan, Weights
 from models.programs.predict import predict
-from models.programs.program import Batch, Rows
-from models.texts.requested import GenerateOptions, read_options, split_options
+from models.programs.program import Batch, Drafted, Rows
+from models.texts.requested import DraftOptions, GenerateOptions, read_options, split_options
 from models.tokens.chat_template import ChatOptions
 from models.tokens.sampling import (
-    Sampler,
     SamplingConfig,
     SamplingOptions,
-    StopWatcher,
     settings_of_model,
 )
+from models.tokens.stopping import AnswerText
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.cost import Cost
 from protocols.base.lane import Settings
 from protocols.base.ring import Floats
 from protocols.errors import ConfigError, PumaError
+from puma_actors.api.drafting import Answer, Drafts, check_draft
 from puma_actors.api.ids import token_ids, token_sequences, whole
 from puma_actors.api.prompts import (
     Prompt,
@@ -77,6 +78,7 @@ class Requests(ABC):
         self.no_tokenizer = "none was passed"
         self.sentences: SentenceSettings | None = None
         self.ranking: RankingSettings | None = None
+        self._drafts = Drafts()
         self._busy = anyio.Semaphore(1)  # not a lock: another task may close a stream
 
     @property
@@ -100,12 +102,13 @@ class Requests(ABC):
         """Whether the parties know the weights: "private" or "public"."""
         return self.plan.weights
 
-    def predict(self, batch: Batch | int, decode: int = 0) -> list[Cost]:
+    def predict(self, batch: Batch | int, decode: int | Sequence[Drafted] = 0) -> list[Cost]:
         """Predict the cost of a request from shapes alone: first the batch (or a prompt of that
-        many tokens), then each decoded token.
+        many tokens), then each decoded token, or each step with a draft.
         """
         first = batch if isinstance(batch, Batch) else Batch((whole(batch, "a length"),), "last")
-        steps = predict(self.plan, first, whole(decode, "decode"), self.settings)
+        later = decode if isinstance(decode, list | tuple) else whole(decode, "decode")
+        steps = predict(self.plan, first, later, self.settings)
         return [step.cost for step in steps]
 
     async def forward(
@@ -230,6 +233,10 @@ class Requests(ABC):
                 "options not given come from the model's generation_config.json)"
             )
 
+    def find_draft(self, options: DraftOptions) -> tuple[Drafting | None, int]:
+        """What drafts answers, and the most tokens it proposes a step; see `Drafts.find`."""
+        return self._drafts.find(options, self.tokenizer, self.config.vocab_size)
+
     def of_model(self, options: SamplingOptions) -> dict[str, Any]:
         """The model's own sampling settings, by field of a `SamplingConfig`, for options that were
         not given. See `models.tokens.sampling_config.settings_of_model`.
@@ -261,17 +268,20 @@ class Requests(ABC):
                 (`max_new_tokens=32`, `temperature=0.7`, ...); the model's own settings then fill in
                 the rest.
             raw: do not apply the chat template.
-            options: see `models.texts.requested.GenerateOptions`.
+            options: see `models.texts.requested.GenerateOptions`. Those of a draft go with
+                `sampling`, too.
 
         Raises:
             ConfigError: an unusable prompt, or an option that is not supported or not known.
         """
-        chat, rest = split_options(options)
+        chat, draft, rest = split_options(options)
+        check_draft(draft)
         self._chosen(sampling, rest, 0)  # a wrong name is told before a wrong prompt
         ids = self.encode(prompt, raw=raw, **chat)
         chosen, ends = self._chosen(sampling, rest, len(ids))
         self.check_sampling(chosen)
-        async with self._busy, aclosing(self._tokens(ids, chosen, ends)) as tokens:
+        drafting = await anyio.to_thread.run_sync(self.find_draft, draft)
+        async with self._busy, aclosing(self._tokens(ids, chosen, ends, *drafting)) as tokens:
             async for token in tokens:
                 yield token
 
@@ -293,43 +303,55 @@ class Requests(ABC):
         return sampling, None
 
     async def _tokens(
-        self, ids: list[int], sampling: SamplingConfig, ends: set[int] | None
+        self,
+        ids: list[int],
+        sampling: SamplingConfig,
+        ends: set[int] | None,
+        drafting: Drafting | None,
+        most: int,
     ) -> AsyncGenerator[Token, None]:
         self._check_running()
-        usage = self.usage = Usage(prompt_ids=ids)
+        usage = self.usage = Usage(prompt_ids=ids, draft=drafting.name if drafting else "none")
         # Request at least one, so that a prompt that does not fit is refused with a clear message.
         steps = min(sampling.max_new_tokens, max(1, self.most_new_tokens(len(ids))))
-        inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings)
-        stream = self.tokenizer.stream() if self.tokenizer is not None else None
         ends = self._ends() if ends is None else ends
-        sampler = Sampler(sampling, prompt=len(ids), ends=ends)
-        watcher = StopWatcher(sampling.stop)
-        given = ids
+        secret = self.settings.reveal == "argmax"
+        answer = Answer(ids, sampling, ends, secret=secret, drafting=drafting, most=most)
+        inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings, most)
+        text = AnswerText(self.tokenizer, sampling.stop)
         try:
-            for _ in range(steps):
-                started = time.perf_counter()
-                answer = await self._step(inference, given)
-                phase = "prefill" if given is ids else "decode"
-                spent = time.perf_counter() - started
-                usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
-                usage.steps = _known_costs(inference)
-                token = self._pick(answer, sampler, ids + usage.token_ids)
-                usage.token_ids.append(token)
-                if token in ends:
-                    usage.stop_reason = "end of text"
-                    break
-                yield Token(token, watcher.push(stream.push(token)) if stream else "")
-                if watcher.stopped:
-                    usage.stop_reason = "stop string"
-                    break
-                given = [token]
-            else:
-                usage.stop_reason = "length" if steps == sampling.max_new_tokens else "context"
-            rest = (watcher.push(stream.finish()) + watcher.finish()) if stream else ""
-            if rest:
+            while not usage.stop_reason:
+                for token in answer.chosen(await self._next(inference, answer)):
+                    usage.took(token, answer.accepted)
+                    if token in ends:
+                        usage.stop_reason = "end of text"
+                        break
+                    yield Token(token, text.push(token))
+                    if text.stopped:
+                        usage.stop_reason = "stop string"
+                        break
+                if not usage.stop_reason and len(usage.token_ids) == steps:
+                    full = steps == sampling.max_new_tokens
+                    usage.stop_reason = "length" if full else "context"
+            if rest := text.finish():
                 yield Token(None, rest)
         finally:
             await self._finish(inference)
+
+    async def _next(self, inference: Inference, answer: Answer) -> Floats:
+        """Take the next step of an answer, and count it."""
+        usage, started = self.usage, time.perf_counter()
+        if inference.taken == 0:
+            phase, result = "prefill", await self._step(inference, answer.text)
+        else:
+            phase, accepted = "decode", answer.accepted
+            given = await answer.next(inference.steps - len(usage.token_ids))
+            result = await self._step(inference, given, accepted)
+            usage.drafts.append(Drafted(answer.proposed, 0))
+        spent = time.perf_counter() - started
+        usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
+        usage.steps = _known_costs(inference)
+        return result
 
     def _ends(self) -> set[int]:
         """Tokens that end a text. The tokenizer may add some to the model's own, unless the model's
@@ -354,19 +376,14 @@ class Requests(ABC):
             return f"the parties take {tokens} tokens at a time (limits.inference_tokens)"
         return f"the model has {positions} positions"
 
-    async def _step(self, inference: Inference, ids: Sequence[int]) -> Floats:
+    async def _step(self, inference: Inference, ids: Sequence[int], accepted: int = 0) -> Floats:
         taken, began = inference.taken, time.monotonic()
         number, settings = inference.number + taken, inference.settings
         self.step = Step(number, inference.batch, inference.steps, taken, settings, began)
         try:
-            return await self.client.step(inference, ids)
+            return await self.client.step(inference, ids, accepted)
         finally:
             self.step = None
-
-    def _pick(self, answer: Floats, sampler: Sampler, previous: list[int]) -> int:
-        if self.settings.reveal == "argmax":
-            return int(answer[0])
-        return sampler.next(answer[-1], previous)
 
     async def _finish(self, inference: Inference) -> None:
         """End an inference, unless the session is broken anyway; keep the final costs."""

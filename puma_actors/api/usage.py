@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from models.programs.program import Batch
+from models.programs.program import Batch, Drafted
 from protocols.base.cost import Cost
 from protocols.base.lane import Settings
 
@@ -12,6 +12,9 @@ class Usage:
     """Cost of one request: seconds by phase; one cost for prefill and one for each later step.
 
     Attributes:
+        draft: what proposed tokens, or "none".
+        drafts: proposed and accepted tokens of each step after the first.
+        decoded: number of tokens that those steps yielded.
         dropped_tokens: number of tokens that a task on texts left out of each of its sequences
             because it was too long.
     """
@@ -21,7 +24,22 @@ class Usage:
     seconds: dict[str, float] = field(default_factory=dict)
     steps: list[Cost] = field(default_factory=list)
     stop_reason: str = ""
+    draft: str = "none"
+    drafts: list[Drafted] = field(default_factory=list)
+    decoded: int = 0
     dropped_tokens: list[int] = field(default_factory=list)
+
+    def took(self, token: int, accepted: int) -> None:
+        """Count a token of the answer; `accepted`: how many of its step's draft are by now."""
+        self.token_ids.append(token)
+        if self.drafts:
+            self.decoded += 1
+            self.drafts[-1] = Drafted(self.drafts[-1].proposed, accepted)
+
+    @property
+    def tokens_a_step(self) -> float:
+        """Tokens that a step yields on average, without the first step; 0 if there are none."""
+        return self.decoded / len(self.drafts) if self.drafts else 0.0
 
     @property
     def total(self) -> Cost:

@@ -43,7 +43,11 @@ def usage_report(cluster: Cluster, usage: Usage, *, generated: bool = True) -> d
     made: dict[str, Any] = {}
     if generated:
         spent["decode"] = usage.seconds.get("decode", 0.0)
-        made = {"token_ids": usage.token_ids, "stop_reason": usage.stop_reason}
+        made = {
+            "token_ids": usage.token_ids,
+            "stop_reason": usage.stop_reason,
+            "draft": _draft_report(usage),
+        }
     return {
         "prompt_ids": usage.prompt_ids,
         **made,
@@ -73,14 +77,13 @@ def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> N
         table.add_row(*_row(f"prefill, {tokens} tokens", spent, usage.steps[0]))
     elif usage.steps:
         table.add_row(*_row(f"forward, {tokens} tokens", spent, usage.total))
-    decoded = usage.steps[1 : len(usage.token_ids)]
+    decoded = usage.steps[1 : 1 + len(usage.drafts)]
     if decoded:
         count = len(decoded)
         total = sum(decoded, Cost())
         mean = Cost(total.rounds // count, total.online // count, total.offline // count)
         each = usage.seconds.get("decode", 0.0) / count
-        name = "one more token" if count == 1 else f"each of {count} more tokens"
-        table.add_row(*_row(name, each, mean))
+        table.add_row(*_row(_decoding(usage, count), each, mean))
     stderr.print()
     stderr.print(table)
     if (network := network_of(cluster)) is not None:
@@ -89,6 +92,25 @@ def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> N
     end = f"stopped: {reason} · no" if stopped else "no"
     hidden = _hidden(cluster, "prompt" if stopped else "text")
     stderr.print(f"{end} party saw the {hidden}", style="dim")
+
+
+def _draft_report(usage: Usage) -> dict[str, Any]:
+    """What was drafted, as JSON."""
+    return {
+        "by": usage.draft,
+        "steps": len(usage.drafts),
+        "proposed": sum(step.proposed for step in usage.drafts),
+        "accepted": sum(step.accepted for step in usage.drafts),
+        "tokens_a_step": usage.tokens_a_step,
+    }
+
+
+def _decoding(usage: Usage, steps: int) -> str:
+    """What the row of steps after the first is called."""
+    if usage.draft != "none":
+        name = "one more step" if steps == 1 else f"each of {steps} more steps"
+        return f"{name}, {usage.tokens_a_step:.2f} tokens a step"
+    return "one more token" if steps == 1 else f"each of {steps} more tokens"
 
 
 def _hidden(cluster: Cluster, text: str) -> str:

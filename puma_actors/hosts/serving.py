@@ -88,6 +88,7 @@ class RequestLimits:
             request.settings(),
             dealer=self._role.is_dealer,
             window=self._window,
+            draft=request.draft,
         ).total
         running = sum(self._needs.values())
         before, after = (max(self._limits.memory, each) for each in (running, running + need))

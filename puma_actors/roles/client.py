@@ -30,6 +30,7 @@ from puma_actors.roles.messages import (
     CloseMessage,
     EndedMessage,
     EndMessage,
+    NextMessage,
     PlanMessage,
     ReadyMessage,
     RefusedMessage,
@@ -37,6 +38,7 @@ from puma_actors.roles.messages import (
     infer_message,
     parse,
 )
+from puma_actors.roles.turns import Turn, Turns
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Inference:
     Attributes:
         number: number of the first step. batch: the batch of that step. steps: maximum number.
         taken: steps done so far.
+        turns: its steps, as the parties count them.
         costs: cost of each step for all parties together, as far as they have reported.
         refusal: the reason why a party does not take part, if any.
     """
@@ -54,7 +57,7 @@ class Inference:
     batch: Batch
     steps: int
     settings: Settings
-    bound: tuple[int, ...] = ()
+    turns: Turns
     taken: int = 0
     costs: dict[int, Cost] = field(default_factory=dict)
     refusal: PumaError | None = None
@@ -94,8 +97,10 @@ class Inference:
         return all(self._reports.get(step, set()) >= set(COMPUTING) for step in range(steps))
 
 
-RequestCheck = Callable[[Plan, Batch, int, Settings | None], Awaitable[None]]
-"""Called with the model's plan, the first batch, the steps and the settings of a request."""
+RequestCheck = Callable[[Plan, Batch, int, Settings | None, int], Awaitable[None]]
+"""Called with the model's plan, the first batch, the steps, the settings and the largest draft of a
+request.
+"""
 
 
 class Client(Actor):
@@ -193,9 +198,10 @@ class Client(Actor):
     # -- inferences -------------------------------------------------------------------------------
 
     async def begin(
-        self, batch: Batch, steps: int = 1, settings: Settings | None = None
+        self, batch: Batch, steps: int = 1, settings: Settings | None = None, draft: int = 0
     ) -> Inference:
-        """Request the evaluation of a batch, and up to `steps` - 1 more tokens after it.
+        """Request the evaluation of a batch, and up to `steps` - 1 more tokens after it. A step may
+        propose up to `draft` tokens.
 
         Raises:
             ConfigError: the model's context is too short, the model has no such results, or the
@@ -204,7 +210,7 @@ class Client(Actor):
         self._check_tokens(batch, steps)
         plan = await self.wait_ready()
         if self._check is not None:
-            await self._check(plan, batch, steps, settings)
+            await self._check(plan, batch, steps, settings, draft)
         limit, longest = plan.config.max_positions, max(batch.lengths)
         if longest + steps - 1 > limit:
             raise ConfigError(
@@ -213,14 +219,18 @@ class Client(Actor):
             )
         check_rows(plan.config, batch.rows)
         settings = settings or Settings()
-        request = infer_message(self._next, batch, steps, settings)
-        inference = Inference(self._next, batch, steps, settings, request.binding())
+        request = infer_message(self._next, batch, steps, settings, draft)
+        inference = Inference(self._next, batch, steps, settings, Turns(request))
         self._next += steps
         self._inferences[inference.number] = inference
-        with anyio.CancelScope(shield=True):  # all parties get the request, or none
-            for role in COMPUTING:
-                await self.scheduler.send_control(role, request.header())
+        await self._tell(request.header())
         return inference
+
+    async def _tell(self, header: dict[str, Any]) -> None:
+        """Send all parties a request, or none."""
+        with anyio.CancelScope(shield=True):
+            for role in COMPUTING:
+                await self.scheduler.send_control(role, header)
 
     def _check_tokens(self, batch: Batch, steps: int) -> None:
         running = sum(each.batch.tokens + each.steps - 1 for each in self._inferences.values())
@@ -231,37 +241,52 @@ class Client(Actor):
                 "shorten the text or ask for fewer tokens"
             )
 
-    async def step(self, inference: Inference, ids: Sequence[int]) -> Floats:
+    async def step(self, inference: Inference, ids: Sequence[int], accepted: int = 0) -> Floats:
         """Send the next tokens; return the results that the parties reveal.
+
+        Args:
+            ids: the batch's tokens; later the last token of the answer, and those that a draft
+                proposes after it.
+            accepted: how many of the tokens that the last step proposed stay, the first of them.
 
         Returns:
             (results, columns); with "argmax" the best column of each row, (results,).
 
         Raises:
-            ConfigError: an id is not in the vocabulary, there are too few or too many, or a party
-            refuses the request.
+            ConfigError: an id is not in the vocabulary, there are too few or too many, more are
+            accepted than were proposed, or a party refuses the request.
             Busy: a party has no memory for it now.
         """
         assert self.plan is not None
         config = self.plan.config
-        batch = inference.batch if inference.taken == 0 else Batch((1,), "last")
-        if len(ids) != batch.tokens:
-            raise ConfigError(f"{len(ids)} token ids for a step of {batch.tokens}")
         for token in ids:
             if not 0 <= token < config.vocab_size:
                 raise ConfigError(f"token id {token} is not below {config.vocab_size}")
-        number = inference.number + inference.taken
         result: Floats | None = None
         with inference.refusable():
-            async with self.scheduler.link(number, inference.settings, inference.bound) as link:
+            turn = await self._turn(inference, len(ids), accepted)
+            async with self.scheduler.link(turn.number, inference.settings, turn.bound) as link:
                 lane = self.lane(link)
-                result = await lane.watch(ask(lane, config, batch, ids))
+                result = await lane.watch(ask(lane, config, turn.batch, ids))
         if result is None:
             raise inference.refusal or LocalProtocolError("a step ended without a result")
         cost = Cost(0, link.traffic.online_bytes, link.traffic.offline_bytes)
         inference.add(inference.taken, Role.CLIENT, cost)
         inference.taken += 1
         return result
+
+    async def _turn(self, inference: Inference, count: int, accepted: int) -> Turn:
+        """The next step, of `count` tokens, announced to the parties if they must know."""
+        turns = inference.turns
+        if inference.taken == 0 or not turns.drafts:
+            wanted = inference.batch.tokens if inference.taken == 0 else 1
+            if count != wanted:
+                raise ConfigError(f"{count} token ids for a step of {wanted}")
+            return turns.following() if inference.taken else turns.first
+        turn = turns.drafted(accepted, count - 1)
+        message = NextMessage(number=turn.number, accepted=accepted, proposed=count - 1)
+        await self._tell(message.header())
+        return turn
 
     async def wait_reports(self, inference: Inference) -> None:
         """Wait until all parties have reported the cost of the steps taken so far."""
@@ -270,9 +295,7 @@ class Client(Actor):
     async def end(self, inference: Inference) -> None:
         """Tell the parties that no more steps follow, and wait until they have forgotten it."""
         with anyio.CancelScope(shield=True):
-            request = EndMessage(number=inference.number).header()
-            for role in COMPUTING:
-                await self.scheduler.send_control(role, request)
+            await self._tell(EndMessage(number=inference.number).header())
             await self._until(lambda: inference.forgotten)
         self._inferences.pop(inference.number, None)
         self.scheduler.end(inference.number, inference.number + inference.steps)

@@ -5,8 +5,9 @@ where models are stored also `file` before the plan, which is answered with `hel
 after every party is `ready`. For public weights `matrix` and `piece` instead of `seed` and
 `tensor`, to the evaluators alone.
 Parties to each other: `agree`, before they serve a model. Then to all waiting roles: `ready`.
-Client to parties: `infer`, `end`, `close`. Parties to the client: `step` after each step, `ended`
-after the last, and `refused` instead of all steps of an inference for which they have no memory.
+Client to parties: `infer`, `end`, `close`; with a draft also `next`, before each step except the
+first. Parties to the client: `step` after each step, `ended` after the last, and `refused` instead
+of all steps of an inference for which they have no memory.
 """
 
 import hashlib
@@ -26,6 +27,8 @@ from puma_actors.roles.described import Description
 
 MAX_TOKENS = 1 << 20
 MAX_SEQUENCES = 1 << 12
+MAX_DRAFT = 64
+"""Most tokens that a step may propose."""
 _Short: TypeAlias = Annotated[str, Field(max_length=16)]
 
 
@@ -127,7 +130,8 @@ class ReadyMessage(_Message):
 
 class InferMessage(_Message):
     """Evaluate sequences of these `lengths` (see `models.programs.program.Batch`), and decode up to
-    `steps` - 1 more tokens of the only one, one per step.
+    `steps` - 1 more tokens of the only one: one per step or, with a draft of up to `draft` proposed
+    tokens a step, several.
 
     Step k is inference number `number` + k, which no party may have seen before.
     """
@@ -140,6 +144,7 @@ class InferMessage(_Message):
     rows: Rows = "all"
     types: list[Annotated[int, Field(ge=0, lt=1 << 16)]] | None = None
     steps: int = Field(ge=1, le=MAX_TOKENS)
+    draft: int = Field(default=0, ge=0, le=MAX_DRAFT)
     approximation: Approximation = APPROXIMATIONS[0]
     tree: Tree = "rounds"
     lanes: int = Field(default=1, ge=1, le=1024)
@@ -172,8 +177,21 @@ class InferMessage(_Message):
             raise RemoteProtocolError(f"unusable batch: {error}") from None
 
 
-def infer_message(number: int, batch: Batch, steps: int, settings: Settings) -> InferMessage:
-    """The request for an inference with these settings.
+class NextMessage(_Message):
+    """Begin step `number` of a request with a draft: of the tokens that the step before it proposed
+    the first `accepted` stay, and this one proposes `proposed`.
+    """
+
+    do: Literal["next"] = "next"
+    number: int = Field(ge=0, lt=1 << 62)
+    accepted: int = Field(ge=0, le=MAX_DRAFT)
+    proposed: int = Field(ge=0, le=MAX_DRAFT)
+
+
+def infer_message(
+    number: int, batch: Batch, steps: int, settings: Settings, draft: int = 0
+) -> InferMessage:
+    """The request for an inference with these settings, and up to `draft` proposed tokens a step.
 
     Raises:
         ConfigError: one of them is unusable.
@@ -185,6 +203,7 @@ def infer_message(number: int, batch: Batch, steps: int, settings: Settings) -> 
             rows=batch.rows,
             types=None if batch.types is None else list(batch.types),
             steps=steps,
+            draft=draft,
             approximation=settings.approximation,
             tree=settings.tree,
             lanes=settings.lanes,
@@ -247,6 +266,7 @@ Message: TypeAlias = Annotated[
     | AgreeMessage
     | ReadyMessage
     | InferMessage
+    | NextMessage
     | StepMessage
     | RefusedMessage
     | EndMessage

@@ -1,7 +1,7 @@
 """A computing party: dealer or evaluator. It receives shares of a model and serves inferences."""
 
-import contextlib
 from collections.abc import Sequence
+from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
 import anyio
@@ -11,7 +11,7 @@ from models.programs.families import parameters_of
 from models.programs.head_layers import check_rows
 from models.programs.inference import evaluate
 from models.programs.plan import Plan
-from models.programs.program import Batch, Cache
+from models.programs.program import Cache
 from models.programs.public import plan_digests
 from protocols.base.lane import Lane
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
@@ -32,6 +32,7 @@ from puma_actors.roles.messages import (
     EndedMessage,
     EndMessage,
     InferMessage,
+    NextMessage,
     PlanMessage,
     ReadyMessage,
     RefusedMessage,
@@ -41,6 +42,7 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
+from puma_actors.roles.turns import Announced, Turn
 from puma_actors.roles.upload import InMemory, Kept, Model, Upload, different_weights
 
 DEALER_LEAD = 2
@@ -90,6 +92,7 @@ class Party(Actor):
 
     An inference is a chain of steps that share a cache of keys and values. The dealer's steps need
     no input except for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
+    Steps with a draft begin when the client has announced them.
 
     Args:
         model: the model to serve, whose parameters are not changed; None: the owner uploads one.
@@ -122,6 +125,7 @@ class Party(Actor):
             self._plan, self._origin, self._content = model.plan, model.upload, model.content
             self._parameters.update(model.parameters)
         self._running_inferences: dict[int, anyio.CancelScope] = {}
+        self._announced: dict[int, Announced] = {}  # of the running ones, by their first number
         self._refused: set[int] = set()  # the refused ones among these
         self._lanes: dict[int, Lane] = {}  # of running steps
         self._unused = 0  # the lowest number that no inference has used
@@ -257,13 +261,20 @@ class Party(Actor):
                 self._refused.add(message.number)
                 group.start_soon(self._refuse, message, error)
             else:
-                group.start_soon(self._infer, message, self._plan)
+                steps = self._announced[message.number] = Announced(message)
+                group.start_soon(self._infer, message, self._plan, steps)
             self._unused = message.number + message.steps
             self._running_inferences[message.number] = anyio.CancelScope()
+        elif isinstance(message, NextMessage):
+            first = max((each for each in self._announced if each < message.number), default=None)
+            if first is None:
+                raise RemoteProtocolError(f"step {message.number} is of no running request")
+            self._announced[first].take(message)
         elif isinstance(message, EndMessage):
             scope = self._running_inferences.get(message.number)
             if scope is None:
                 raise RemoteProtocolError(f"inference {message.number} is not running")
+            self._announced.pop(message.number, None)
             scope.cancel()
         else:
             raise RemoteProtocolError(f"the client may not send a {message.do!r} request")
@@ -290,17 +301,18 @@ class Party(Actor):
         ended = EndedMessage(number=message.number).header()
         await self.scheduler.send_control(Role.CLIENT, ended)
 
-    async def _infer(self, message: InferMessage, plan: Plan) -> None:
+    async def _infer(self, message: InferMessage, plan: Plan, steps: Announced) -> None:
         """Run all steps, then wait for the client's `end`, which may also come earlier."""
         with self._running_inferences[message.number]:
             cache = Cache.empty(plan.config.num_layers)
             lead = anyio.Semaphore(DEALER_LEAD if self.role.is_dealer else 1)
             async with anyio.create_task_group() as group:
-                for step in range(message.steps):
-                    await lead.acquire()
-                    done = anyio.Event()
-                    group.start_soon(self._step, message, plan, step, cache, done, lead)
-                    await done.wait()
+                async with aclosing(steps.steps()) as turns:
+                    async for turn in turns:
+                        await lead.acquire()
+                        done = anyio.Event()
+                        group.start_soon(self._step, message, plan, turn, cache, done, lead)
+                        await done.wait()
                 await anyio.sleep_forever()
         self._admission.release(message.number)
         await self._ended(message)
@@ -309,22 +321,21 @@ class Party(Actor):
         self,
         message: InferMessage,
         plan: Plan,
-        step: int,
+        turn: Turn,
         cache: Cache,
         done: anyio.Event,
         lead: anyio.Semaphore,
     ) -> None:
         """Run one step. `done` is set when the next may begin; `lead` is released at the end."""
-        number, settings = message.number + step, message.settings()
-        batch = message.batch() if step == 0 else Batch((1,), "last")
-        link = self.scheduler.link(number, settings, message.binding())
+        number, batch, kept = turn.number, turn.batch, turn.kept
+        link = self.scheduler.link(number, message.settings(), turn.bound)
         lane = self._lanes[number] = self.lane(link)
         try:
             async with link:
-                await lane.watch(evaluate(lane, plan, self._parameters, batch, cache))
+                await lane.watch(evaluate(lane, plan, self._parameters, batch, cache, kept))
                 done.set()
         except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True), contextlib.suppress(PumaError):
+            with anyio.CancelScope(shield=True), suppress(PumaError):
                 await self._report(number, lane)  # what was dealt ahead was sent anyway
             raise
         finally:
@@ -357,6 +368,8 @@ def _check_request(message: InferMessage, plan: Plan) -> None:
         raise RemoteProtocolError(
             f"the client asked for more than {config.max_positions} positions"
         )
+    if message.draft and config.head != "causal-lm":
+        raise RemoteProtocolError(f"the client asked for a draft of a {config.head} model")
     types = int(getattr(config, "type_vocab_size", 0))
     if batch.types is not None and max(batch.types) >= max(1, types):
         raise RemoteProtocolError(f"token types go up to {types - 1}")

@@ -6,7 +6,7 @@ from typing import cast
 import anyio
 import numpy as np
 
-from models.texts.requested import GenerateOptions
+from models.texts.requested import DraftOptions, GenerateOptions
 from models.tokens.chat_template import ChatOptions
 from models.tokens.sampling import SamplingConfig, SamplingOptions
 from protocols.base.lane import Settings
@@ -30,6 +30,7 @@ def run_generate(
     *,
     where: Where,
     chat: ChatOptions,
+    draft: DraftOptions,
     raw: bool,
     as_json: bool,
 ) -> None:
@@ -45,6 +46,7 @@ def run_generate(
         known = cluster.tokenizer.chat_templates if cluster.tokenizer is not None else {}
         chat["chat_template"] = template_of([*known], chat.get("chat_template"), Reader())
         ids.extend(cluster.encode(prompt, raw=raw, **chat))
+        cluster.find_draft(draft)
         if not raw and cluster.tokenizer is not None and cluster.tokenizer.note:
             tell(f"note: {printable(cluster.tokenizer.note)}")
 
@@ -53,7 +55,7 @@ def run_generate(
             sampling = _sampling(cluster, choice)
             told = {} if isinstance(choice, SamplingConfig) else cluster.of_model(choice)
             announce(cluster, ids, sampling, told)
-            text = await _stream(cluster, ids, sampling, quiet=as_json)
+            text = await _stream(cluster, ids, sampling, draft, quiet=as_json)
         if as_json:
             report = usage_report(cluster, cluster.usage)
             source = {"from_generation_config": told} if told else {}
@@ -71,12 +73,17 @@ def _sampling(cluster: Cluster, choice: SamplingConfig | SamplingOptions) -> Sam
 
 
 async def _stream(
-    cluster: Cluster, ids: list[int], sampling: SamplingConfig, *, quiet: bool
+    cluster: Cluster,
+    ids: list[int],
+    sampling: SamplingConfig,
+    draft: DraftOptions,
+    *,
+    quiet: bool,
 ) -> str:
     """Print the answer as it grows, with a status line below it on a terminal."""
     text = ""
     with progress(quiet=quiet) as report, report.following(Following(cluster)):
-        async for token in cluster.generate(ids, sampling):
+        async for token in cluster.generate(ids, sampling, **draft):
             text += token.text
             report.write(shown(token.text))
         report.write("\n")

@@ -12,6 +12,7 @@ from puma_actors.cli.options import ChatChoice, JsonOption, ModelOption, PromptC
 from puma_actors.cli.where import Where
 
 if TYPE_CHECKING:  # it is heavy
+    from models.texts.requested import DraftOptions
     from models.tokens.sampling import SamplingOptions
 
 
@@ -52,6 +53,35 @@ class SamplingChoice:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftChoice:
+    """What proposes several tokens a step. For commands decorated with `spread`."""
+
+    draft: Annotated[
+        str,
+        typer.Option(
+            metavar="none|ngram|PATH",
+            help="Propose tokens, so that a step can yield several: 'ngram' copies what followed "
+            "the same tokens before; a path or name is a small public model with the same "
+            "tokenizer, which this client runs. The parties learn how many were accepted.",
+        ),
+    ] = "none"
+    draft_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Most tokens proposed a step. Default: 8.", show_default=False
+        ),
+    ] = None
+
+    def given(self) -> DraftOptions:
+        """The options that were given. Raises ConfigError for unusable ones."""
+        from puma_actors.api.drafting import check_draft
+
+        options: DraftOptions = {"draft": self.draft, "draft_tokens": self.draft_tokens}
+        check_draft(options)
+        return options
+
+
 def generate(
     *,
     asked: PromptChoice,
@@ -60,6 +90,7 @@ def generate(
     chat: ChatChoice,
     raw: Annotated[bool, typer.Option("--raw", help="Skip the chat template.")] = False,
     draw: SamplingChoice,
+    drafting: DraftChoice,
     secret_logits: Annotated[
         bool,
         typer.Option("--secret-logits", help="Reveal only the best token, not the logits."),
@@ -90,6 +121,7 @@ def generate(
         settings_of(choice, secret_logits=secret_logits),
         where=where,
         chat=chat_options(chat, reader),
+        draft=drafting.given(),
         raw=raw,
         as_json=as_json,
     )

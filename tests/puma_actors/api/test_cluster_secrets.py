@@ -8,6 +8,9 @@ import pytest
 from conversation import IDS, PROMPT, generated
 
 from models.programs.families import load_parameters, parameters_of
+from models.programs.program import Drafted
+from models.tokens.sampling import Proposal
+from protocols.base import prf
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from puma_actors.api import local
@@ -166,6 +169,69 @@ async def test_equal_requests_travel_under_different_masks(folder, monkeypatch):
     for key in long:
         assert len(first[key]) == len(second[key])
         assert first[key] != second[key], key
+
+
+class Wrong:
+    """Proposes the same three tokens at every position, none of which is right."""
+
+    name = "wrong"
+
+    def begin(self, sampling, prompt, ends):
+        return self
+
+    def propose(self, ids, most):
+        return [Proposal(0)] * min(most, 3)
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["as it is", "keys without numbers"])
+async def test_what_a_draft_gave_up_is_masked_anew(folder, monkeypatch, broken):
+    """Two requests of equal drafts, and within them the same tokens at the same positions again:
+    no message comes twice, and half of the bits between the evaluators are set. Keys that depend on
+    neither the step's number nor what was announced are seen.
+    """
+    from puma_actors.session import session as rounds
+
+    seen: dict[tuple, bytes] = {}
+    link_send, derive = rounds.InferenceLink.send, prf.derive
+
+    async def send(self, to, tag, data, *, online):
+        whole = b"".join(bytes(memoryview(part).cast("B")) for part in data)
+        assert (self.number, self.role, to, tag) not in seen
+        seen[self.number, self.role, to, tag] = whole
+        await link_send(self, to, tag, data, online=online)
+
+    monkeypatch.setattr(rounds.InferenceLink, "send", send)
+    if broken:
+        monkeypatch.setattr(
+            prf, "derive", lambda secret, label, path: derive(secret, label, path[5:])
+        )
+    async with LocalCluster.from_pretrained(folder) as cluster:
+        for _ in range(2):
+            await generated(cluster, max_new_tokens=7, draft=Wrong())
+            assert cluster.usage.drafts[:2] == [Drafted(3, 0), Drafted(1, 0)]
+    long = [(to, message) for (_, _, to, _), message in seen.items() if len(message) >= 16]
+    assert len(long) > 1000
+    again = len(long) - len({*long})  # some are sent to both evaluators
+    assert again > 1000 if broken else again == 0
+    if not broken:
+        between = b"".join(
+            message for (_, role, to, _), message in seen.items() if {role, to} == {*EVALUATORS}
+        )
+        bits = np.unpackbits(np.frombuffer(between, dtype=np.uint8))
+        assert abs(bits.mean() - 0.5) < 0.01
+
+
+async def test_parties_hear_of_a_draft_how_long_it_is_and_no_more(folder, sent):
+    _, requests = sent
+    async with LocalCluster.from_pretrained(folder) as cluster:
+        await generated(cluster, max_new_tokens=12, draft="ngram")
+        drafts = cluster.usage.drafts
+    told = [h for role, to, h, _ in requests if (role, to) == (Role.CLIENT, Role.DEALER)]
+    steps = [header for header in told if header["do"] == "next"]
+    assert [step["proposed"] for step in steps] == [draft.proposed for draft in drafts]
+    assert [step["accepted"] for step in steps[1:]] == [draft.accepted for draft in drafts[:-1]]
+    for step in steps:
+        assert step.keys() == {"do", "number", "accepted", "proposed"}
 
 
 async def test_inference_numbers_are_never_used_twice(folder, sent):

@@ -46,6 +46,7 @@ def test_generate_json_is_one_object(puma, folder, answer):
         "prompt_ids",
         "token_ids",
         "stop_reason",
+        "draft",
         "seconds",
         "traffic",
         "network",
@@ -95,6 +96,30 @@ def test_generate_prints_the_answer_on_stdout_and_the_rest_on_stderr(puma, folde
     for part in ("loading", "sharing", "prefill, 7 tokens", "each of 3 more tokens", "rounds", end):
         assert part in err
     assert "Traceback" not in err
+
+
+def test_generate_with_a_draft(puma, folder, answer):
+    """The same answer; the table and JSON say how many tokens a step yields."""
+    asked = ("generate", "-m", folder, "-p", PROMPT, "-n", 4)
+    code, out, err = puma(*asked, "--draft", folder, "--draft-tokens", 2)
+    assert code == 0
+    assert out.strip() == Tokenizer.load(folder).decode(answer)
+    assert "one more step, 3.00 tokens a step" in err
+    code, out, _ = puma(*asked, "--draft", "ngram", "--json")
+    found = json.loads(out)
+    assert found["token_ids"] == answer
+    report = found["draft"]
+    assert list(report) == ["by", "steps", "proposed", "accepted", "tokens_a_step"]
+    assert report["by"] == "ngram"
+    assert report["steps"] * report["tokens_a_step"] == 3
+    for wrong, reason in (
+        (("--draft", "ngram", "--draft-tokens", 65), "64"),
+        (("--draft-tokens", 3), "draft_tokens=3 without a draft"),
+        (("--draft", folder / "missing"), "missing"),
+    ):
+        code, out, err = puma(*asked, *wrong)
+        assert (code, out) == (2, "")
+        assert reason in err
 
 
 def test_generate_options(puma, folder, answer):

@@ -159,7 +159,7 @@ def test_labels(puma, terminal, classifier, tagger, tmp_path, monkeypatch):
 
 
 def test_an_answer(puma, terminal, folder, monkeypatch):
-    async def said(self, ids, sampling):
+    async def said(self, ids, sampling, **draft):
         self.usage.stop_reason = "length"
         for part in ("A ", HOSTILE[:50], HOSTILE[50:], "\n\t\u05d0\u200d\U0001f468"):
             yield Token(1, part)

@@ -27,6 +27,7 @@ from puma_actors.roles.messages import (
     EndedMessage,
     EndMessage,
     InferMessage,
+    NextMessage,
     PlanMessage,
     ReadyMessage,
     SeedMessage,
@@ -219,6 +220,8 @@ async def test_a_party_refuses_an_owner(name):
 
 
 INFER = InferMessage(number=5, lengths=[2], steps=3)
+DRAFT = tell(InferMessage(number=5, lengths=[2], steps=9, draft=3))
+NEXT = NextMessage(number=6, accepted=0, proposed=1).header()
 FROM_CLIENT: dict[str, list[Request]] = {
     "malformed": [({"do": "infer"}, ())],
     "an owner's request": [tell(UploadedMessage())],
@@ -238,6 +241,25 @@ FROM_CLIENT: dict[str, list[Request]] = {
     "a number within": [tell(INFER), tell(InferMessage(number=7, lengths=[1], steps=1))],
     "an earlier number": [tell(INFER), tell(InferMessage(number=4, lengths=[1], steps=1))],
     "the end of another": [tell(INFER), tell(EndMessage(number=6))],
+    "a step of nothing": [tell(NextMessage(number=1, accepted=0, proposed=0))],
+    "a step of a request without a draft": [
+        tell(INFER),
+        tell(NextMessage(number=6, accepted=0, proposed=0)),
+    ],
+    "a step too early": [DRAFT, tell(NextMessage(number=7, accepted=0, proposed=1))],
+    "the first step": [DRAFT, tell(NextMessage(number=5, accepted=0, proposed=1))],
+    "a step beyond the last": [DRAFT, tell(NextMessage(number=14, accepted=0, proposed=1))],
+    "more accepted than proposed": [DRAFT, tell(NextMessage(number=6, accepted=1, proposed=1))],
+    "fewer than none accepted": [DRAFT, ({**NEXT, "accepted": -1}, ())],
+    "fewer than none proposed": [DRAFT, ({**NEXT, "proposed": -1}, ())],
+    "more proposed than asked for": [DRAFT, tell(NextMessage(number=6, accepted=0, proposed=4))],
+    "far too many proposed": [DRAFT, ({**NEXT, "proposed": 65}, ())],
+    "a draft of too many tokens": [({**INFER.header(), "draft": 65}, ())],
+    "a step after the end": [
+        DRAFT,
+        tell(EndMessage(number=5)),
+        tell(NextMessage(number=6, accepted=0, proposed=1)),
+    ],
     "the same number again, after its end": [tell(INFER), tell(EndMessage(number=5)), tell(INFER)],
 }
 

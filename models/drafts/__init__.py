@@ -1,0 +1,1 @@
+"""Drafts of an answer: tokens that the client proposes, so that one step can evaluate several."""
