@@ -157,7 +157,8 @@ def _model(name: str, size: Size, options: Options) -> Iterator[Result]:
         exact: dict[int, Floats] = {}
         for kind in size.kinds:
             label = shown if kind == "private" else f"{shown}, {kind} weights"
-            case = _Case(name, label, kind, size.lengths, folder, exact)
+            on_disk = kind == "private" and not fits(read_config(given), None)
+            case = _Case(name, label, kind, size.lengths, folder, on_disk, exact)
             yield from anyio.run(_run, case, options)
             gc.collect()
 
@@ -181,13 +182,19 @@ def _layers(size: Size, place: Path) -> tuple[int, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Case:
-    """A model with one kind of weights. `exact`: results in floating point by length, as found."""
+    """A model with one kind of weights.
+
+    Attributes:
+        on_disk: whether its masked words will be on disk.
+        exact: results in floating point by length, as found.
+    """
 
     name: str
     label: str
     kind: Weights
     lengths: tuple[tuple[int, int], ...]
     folder: Path
+    on_disk: bool
     exact: dict[int, Floats]
 
 
@@ -225,7 +232,7 @@ async def _measure(
             case.exact[tokens] = plain_run(config, weights, [ids], rows_of(config))
         distance = np.abs(logits - case.exact[tokens])
         errors = Errors(float(distance.max()), float(distance.mean()))
-    if case.kind == "private" and not fits(config, None):
+    if case.on_disk:
         bound = await anyio.to_thread.run_sync(pass_time, config, tokens, spool_folder())
         details["bound_seconds"] = {"disk": bound.disk * max(1, new), "work": bound.work}
     length = _length(tokens, new)

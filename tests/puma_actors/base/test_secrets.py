@@ -139,7 +139,7 @@ async def test_errors_of_a_run(folder, seen, logs, monkeypatch):
         told.append(str(failure))
         emit(self, failure)
 
-    async def program(lane, plan, parameters, batch, cache) -> None:
+    async def program(lane, plan, parameters, batch, cache, *rest) -> None:
         held = parameters["table"]
         raise ValueError(f"{PROMPT} {held.a if hasattr(held, 'a') else held}")
 

@@ -224,8 +224,8 @@ def test_the_rounds_told_are_the_predicted(folder, monkeypatch):
         monkeypatch.setattr(following, "_PATIENCE", 0.0)
         step = type(model.cluster.client).step
 
-        async def last(self, inference, ids):
-            result = await step(self, inference, ids)
+        async def last(self, inference, *given):
+            result = await step(self, inference, *given)
             counted.append(found._predicted(model.cluster.step))
             return result
 
@@ -397,9 +397,9 @@ def test_a_client_of_parties_elsewhere_tells_the_whole_and_no_share_of_it(folder
         assert describe().startswith("running the model on shares · ")
         step = type(model.cluster.client).step
 
-        async def asked(self, inference, ids):
+        async def asked(self, inference, *given):
             told.append(describe())
-            return await step(self, inference, ids)
+            return await step(self, inference, *given)
 
         monkeypatch.setattr(type(model.cluster.client), "step", asked)
         model.generate(PROMPT, max_new_tokens=3)

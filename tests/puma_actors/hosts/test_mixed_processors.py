@@ -131,9 +131,9 @@ def inputs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     shared: list[Any] = []
     step = Client.step
 
-    async def noted(self: Client, inference: Any, ids: Sequence[int]) -> Any:
+    async def noted(self: Client, inference: Any, ids: Sequence[int], *rest: Any) -> Any:
         shared.append(ids)
-        return await step(self, inference, ids)
+        return await step(self, inference, ids, *rest)
 
     monkeypatch.setattr(Client, "step", noted)
     return shared
