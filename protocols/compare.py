@@ -34,7 +34,7 @@ from protocols.kernels.bits import DIGIT_BITS, digit_relations, onehot_digits
 from protocols.kernels.elementwise import windows
 from protocols.selection import Term, select
 
-_RADIX = {"rounds": 5, "traffic": 3}
+_RADIX = {"rounds": 5, "balanced": 5, "traffic": 3}
 """Digits combined in one level: 5 keeps the dealt subsets of a level below 40 bits per element."""
 _NO_CUT = np.zeros(1, dtype=np.uint64)
 

@@ -33,9 +33,9 @@ APPROXIMATIONS: tuple[Approximation, ...] = get_args(Approximation)
 """Sets of approximations. "tight" (the default): within 2.5e-4 of the function; "fast": least
 traffic, no less accurate than "puma": the paper's own formulas.
 """
-Tree: TypeAlias = Literal["rounds", "traffic"]
+Tree: TypeAlias = Literal["rounds", "balanced", "traffic"]
 TREES: tuple[Tree, ...] = get_args(Tree)
-"""What comparisons keep to a minimum."""
+"""What a step keeps to a minimum: its rounds, its bytes, or neither at the other's expense."""
 Reveal: TypeAlias = Literal["logits", "argmax"]
 """What the client learns: the logits, or only the best token."""
 
@@ -46,7 +46,8 @@ class Settings:
 
     Attributes:
         approximation: one of `APPROXIMATIONS`, see `protocols.functions.activations`.
-        tree: whether comparisons take the fewest "rounds" or the least "traffic".
+        tree: one of `TREES`: the fewest "rounds", whatever is dealt for them; few rounds at a
+            moderate price ("balanced"); or the least "traffic".
         lanes: groups of attention heads that run as concurrent lanes.
         reveal: "logits" (the client samples) or "argmax" (the client learns only the token).
         block: entries of a nonlinear function (scores of attention, say) that are worked on at a

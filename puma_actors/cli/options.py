@@ -23,9 +23,10 @@ class Require(StrEnum):
 
 
 class Tree(StrEnum):
-    """What comparisons keep to a minimum."""
+    """What a step keeps to a minimum."""
 
     ROUNDS = "rounds"
+    BALANCED = "balanced"
     TRAFFIC = "traffic"
 
 
@@ -48,7 +49,9 @@ ApproximationOption = Annotated[
         "'puma': the paper's own formulas, which cost modern chat models their accuracy."
     ),
 ]
-TreeOption = Annotated[Tree, typer.Option(help="Comparisons with fewest rounds or least traffic.")]
+TreeOption = Annotated[
+    Tree, typer.Option(help="Fewest rounds, least traffic, or few rounds at a moderate price.")
+]
 LanesOption = Annotated[
     int, typer.Option(min=1, max=1024, help="Groups of attention heads computed concurrently.")
 ]
