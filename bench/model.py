@@ -1,8 +1,6 @@
 """The demo model from file to token, all five roles in this process."""
 
 import gc
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -13,6 +11,7 @@ from typing import Any
 import anyio
 
 from bench.tools.harness import Benchmark, Options, Result, Spread
+from bench.tools.peaks import peak_bytes
 from bench.tools.reference import PUMA_PAPER, SPU_GPT2
 from models.files.locate import demo_model_path
 from models.programs.plan import Plan
@@ -28,7 +27,6 @@ _LOADS, _PREFILLS, _STEPS = 2, 3, 5
 _SPARE = 3
 """Steps requested beyond those timed: the dealer is always ahead, as in a long answer."""
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
 
 
 def reset_peak() -> bool:
@@ -38,16 +36,6 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def peak_bytes() -> int:
-    """Largest resident memory of this process, since `reset_peak` if that worked."""
-    if _STATUS.is_file():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def tokens_of(cluster: LocalCluster, count: int) -> list[int]:

@@ -47,9 +47,24 @@ class Peak:
 
 def anonymous_bytes() -> int:
     """Memory of this process that is not from files, in bytes; see `Peak`."""
-    if _STATUS.is_file():
-        found = re.search(r"RssAnon:\s+(\d+) kB", _STATUS.read_text())
-        if found:
-            return int(found[1]) * 1024
+    return _status("RssAnon") or _largest()
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process, page cache counted, since it began; where the system
+    can forget that figure (`bench.model.reset_peak`), since it did.
+    """
+    return _status("VmHWM") or _largest()
+
+
+def _status(name: str) -> int:
+    """A line of this process's status file, in bytes; 0 if there is none."""
+    if not _STATUS.is_file():
+        return 0
+    found = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def _largest() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

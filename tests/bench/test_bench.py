@@ -15,9 +15,10 @@ from bench import __main__ as command
 from bench import errors as error_benchmarks
 from bench import protocols as protocol_benchmarks
 from bench.fidelity import TorchModel, differences
-from bench.model import layer_cost, peak_bytes
+from bench.model import layer_cost
 from bench.runtime import network as network_benchmarks
 from bench.tools.harness import Benchmark, Errors, Options, Repeats, Result, Spread, document
+from bench.tools.peaks import peak_bytes
 from bench.tools.reference import SPU
 from bench.tools.report import console, scaled, seconds_text, show
 from bench.tools.workloads import comparison, embedding, gelu, product, softmax
