@@ -101,7 +101,8 @@ class Scaled:
 
     Attributes:
         value: between 1/2 and 10; over the narrow ring that truncation leaves, which `mul3` reads,
-            or over Z_2^64 under the tree of least "traffic".
+            or, if the tree is not that of fewest "rounds", over Z_2^64: a lift of one number a row
+            is less to deal than `mul3` of a row by a narrow one.
         scale: a power of two over Z_2^64; its fraction bits say how far it was scaled up to be an
             integer.
     """
@@ -135,7 +136,7 @@ async def _negative_power(
     span = Exponents(low, high)
     u, scale = await mantissa(lane, v, span, halves=halves, frac=spline.frac)
     value = await evaluate(lane, u, spline, frac)
-    if lane.settings.tree == "traffic":
+    if lane.settings.tree != "rounds":
         value = await lift(lane, value)
     # v^(-halves/2) = u^(-halves/2) 2^(-halves j) 2^(halves frac / 2), and the scale is
     # 2^(halves (high - j)).
@@ -157,7 +158,7 @@ async def rsqrt(
     Args:
         frac: fraction bits of the result's `value`, at most `MAX_POWER_FRAC`.
 
-    Cost: 2 rounds ("traffic": 3, with a lift of the value).
+    Cost: 2 rounds ("balanced" and "traffic": 3, with a lift of the value).
     """
     if v.frac % 2:
         raise LocalProtocolError(f"rsqrt needs an even number of fraction bits, not {v.frac}")

@@ -220,8 +220,8 @@ async def normalize(
 
     Cost: 5 rounds: sum of squares; inverse root (2); x * value * scale; lift. One more where bits
     are dropped first: the shifted entries are lifted again, because squares need the whole ring.
-    One more under the tree of least "traffic", which lifts the root's value, and two for a late
-    gain. An early gain takes two rounds beside the inverse root; so does what truncation needs
+    One more under the trees "balanced" and "traffic", which lift the root's value, and two for a
+    late gain. An early gain takes two rounds beside the inverse root; so does what truncation needs
     before it, so that both together take one more.
     """
     small, x = await _prepared(lane, x, norm, bounds)

@@ -35,7 +35,7 @@ def test_norm(settings, largest, center, factor, eps):
     cost = same(program, tensor((3, 6), 64, 22), *rest, settings=settings)
     plain = same(program, tensor((3, 6), 64, 22), settings=settings)
     late = factor is not None and not bounds.early
-    lifted = settings.tree == "traffic"
+    lifted = settings.tree != "rounds"
     # What a constant row needs and an early gain take four rounds beside the inverse root's three.
     longer = factor is not None and bounds.early and norm.steady and not lifted
     assert cost.rounds == plain.rounds + 2 * late + longer
