@@ -122,7 +122,7 @@ async def attend(
     large values and a long context would not fit that product, the values' last bits are dropped
     first, beside the numerators.
 
-    Cost: softmax_numerators, then 5 or 6 rounds.
+    Cost: softmax_numerators, then 4 rounds ("balanced" and "traffic": 5).
 
     Raises:
         RangeError: the values are so large that dropping bits would leave nothing of small ones.

@@ -1,8 +1,7 @@
 """exp on (-inf, 0], and negative powers of a positive number of any size.
 
-A power v^p (p = -1 or -1/2) is taken at every scale 4^j at once: the spline is evaluated on v / 4^j
-for each j beside the comparisons v < 4^j, and one selection keeps the right one. Row-wise work:
-rounds matter, traffic does not.
+A power v^p (p = -1 or -1/2) is that of v / 4^j, near [1/4, 1), which a spline gives, times a power
+of two: both come from one round of comparisons (`protocols.functions.mantissa`).
 """
 
 import math
@@ -15,12 +14,12 @@ from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RING_BITS
-from protocols.base.shares import SecretBits, SecretTensor, constant, stack
+from protocols.base.shares import SecretBits, SecretTensor
 from protocols.compare import less
 from protocols.errors import LocalProtocolError
 from protocols.functions.exponential import FAST, TIGHT, exp_part
+from protocols.functions.mantissa import Exponents, mantissa
 from protocols.kernels.bits import DIGIT_BITS
-from protocols.kernels.elementwise import aligned, flat
 from protocols.kernels.waves import EXACT_BITS
 from protocols.selection import Term, select
 from protocols.spline import Spline, evaluate, fit
@@ -98,11 +97,14 @@ async def _exp_puma(lane: Lane, x: SecretTensor) -> SecretTensor:
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """v^p as a product `value * scale`, both over Z_2^64.
+    """v^p as a product `value * scale`.
 
     Attributes:
-        value: between 1/2 and 10.
-        scale: a power of two; its fraction bits say how far it was scaled up to be an integer.
+        value: between 1/2 and 10; over the narrow ring that truncation leaves, which `mul3` reads,
+            or, if the tree is not that of fewest "rounds", over Z_2^64: a lift of one number a row
+            is less to deal than `mul3` of a row by a narrow one.
+        scale: a power of two over Z_2^64; its fraction bits say how far it was scaled up to be an
+            integer.
     """
 
     value: SecretTensor
@@ -131,53 +133,14 @@ async def _negative_power(
 ) -> Scaled:
     """gain * (v / 2^v.frac)^(-halves/2) for ring integers 4^low <= v < 4^high."""
     spline, exponent = gained_spline(halves, gain)
-    exponents = range(low + 1, high + 1)
-    resolution = max(0, 2 * low - 4)  # a sixteenth of the smallest threshold
-    digits = -(-(2 * high + 1 - resolution) // 4)
-    digits = min(digits, (v.width - resolution) // 4)
-    if resolution + 4 * digits < 2 * high + 1:
-        raise LocalProtocolError(
-            f"values up to 4^{high} leave no room in a ring of {v.width} bits: drop more bits"
-        )
-
-    async def values(strand: Lane) -> SecretTensor:
-        scaled = _aligned(v, [2 * j for j in exponents], spline)
-        return await lift(strand, await evaluate(strand, scaled, spline, frac))
-
-    y, under = await lane.both(
-        values,
-        lambda strand: less(
-            strand, v, [4**j for j in exponents[:-1]], digits=digits, shift=resolution
-        ),
-    )
-    # With c_j = [v < 4^j]: sum_j (c_j - c_(j-1)) y_j = y_last + sum_j c_j (y_j - y_(j+1)). The same
-    # bits pick the power of two that goes with y_j, so both are selected in one message.
-    powers = np.array([1 << (halves * (high - j)) for j in exponents], dtype=np.uint64)
-    scales = constant(v.role, np.broadcast_to(powers, y.shape).copy(), frac=frac)
-    rows = stack([y, scales], axis=-2)
-    terms = [Term((under.reshape(*v.shape, 1, -1),), rows[..., :-1] - rows[..., 1:])]
-    shape = (*v.shape, 2)
-    picked = (
-        await select(lane, terms, width=RING_BITS, frac=frac, shape=shape, total=True)
-        + rows[..., -1]
-    )
-    # v^(-halves/2) = y 2^(-halves j) 2^(halves frac / 2); the scale holds 2^(halves (high - j)).
-    scale_frac = halves * high - halves * v.frac // 2 - exponent
-    return Scaled(picked[..., 0], picked[..., 1].reinterpret(scale_frac))
-
-
-def _aligned(v: SecretTensor, units: list[int], spline: Spline) -> SecretTensor:
-    """v / 2^unit for all units, along a new last axis, with the spline's fraction bits and over
-    exactly the bits it reads: `SecretTensor.drop` or `scale_up`, then `narrow`.
-    """
-    bits = spline.segment_bits + spline.local_bits
-    moves = np.array(units) - spline.frac
-    shape = (*v.shape, len(units))
-    a, b = (
-        aligned(flat(words), moves, half, v.width, bits).reshape(shape)
-        for words, half in ((v.a, not v.role.is_dealer), (v.b, False))
-    )
-    return SecretTensor(v.role, a, b, bits, spline.frac)
+    span = Exponents(low, high)
+    u, scale = await mantissa(lane, v, span, halves=halves, frac=spline.frac)
+    value = await evaluate(lane, u, spline, frac)
+    if lane.settings.tree != "rounds":
+        value = await lift(lane, value)
+    # v^(-halves/2) = u^(-halves/2) 2^(-halves j) 2^(halves frac / 2), and the scale is
+    # 2^(halves (high - j)).
+    return Scaled(value, scale.reinterpret(halves * high - halves * v.frac // 2 - exponent))
 
 
 @protocol("rsqrt")
@@ -195,7 +158,7 @@ async def rsqrt(
     Args:
         frac: fraction bits of the result's `value`, at most `MAX_POWER_FRAC`.
 
-    Cost: 4 rounds (3 if the comparison has no more than 5 digits).
+    Cost: 2 rounds ("balanced" and "traffic": 3, with a lift of the value).
     """
     if v.frac % 2:
         raise LocalProtocolError(f"rsqrt needs an even number of fraction bits, not {v.frac}")

@@ -106,7 +106,7 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
     - centring: |n x_i - sum(x)| <= sqrt(n (n - 1)) L. That is shifted down and lifted, which needs
       it below 2^62 by more than the two units that the shift may add;
     - squares: 4^low <= v < 4^high for their sum v with eps (`_largest_sum`), and high at most 29,
-      so that v has room in the comparisons of `rsqrt`. Both are computed from bit lengths of
+      so that v has room in the comparisons of `mantissa`. Both are computed from bit lengths of
       integers: a logarithm may round the wrong way near a power of two;
     - an early gain: (L stretch + 2) (gain 2^18 + 1/2) < 2^61, what `mul` needs. L stretch is below
       2^51 here and the first factor's product with the gain below 2^60, so only the two units are
@@ -218,9 +218,11 @@ async def normalize(
     roundings; truncation leaves none (`remask`), for one more word per entry, and runs beside the
     inverse root.
 
-    Cost: 7 rounds: sum of squares; inverse root (4); x * value * scale; lift. One more where bits
+    Cost: 5 rounds: sum of squares; inverse root (2); x * value * scale; lift. One more where bits
     are dropped first: the shifted entries are lifted again, because squares need the whole ring.
-    Two more for a late gain.
+    One more under the trees "balanced" and "traffic", which lift the root's value, and two for a
+    late gain. An early gain takes two rounds beside the inverse root; so does what truncation needs
+    before it, so that both together take one more.
     """
     small, x = await _prepared(lane, x, norm, bounds)
 

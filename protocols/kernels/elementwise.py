@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from protocols.kernels.jit import MODE, Words, kernel
 
 Half = NDArray[np.uint32]
-Moves = NDArray[np.int64]
 _ONE = np.uint64(1)
 
 
@@ -161,48 +160,6 @@ def _windows_numba(words: Words, cuts: Words, width: int, shift: int, bits: int)
     return out
 
 
-def aligned_numpy(words: Words, moves: Moves, half: bool, width: int, bits: int) -> Words:
-    """NumPy twin of `aligned`."""
-    out = np.empty((words.size, moves.size), dtype=np.uint64)
-    for place, move in enumerate(moves.tolist()):
-        if move > 0:
-            low = np.uint64(1 << (move - 1) if half else 0)
-            moved = ((words - low) & _low(width)) >> np.uint64(move)
-        else:
-            moved = words << np.uint64(-move)
-        out[:, place] = moved & _low(bits)
-    return out
-
-
-@kernel("void(in1, int64[::1], boolean, uint64, uint64, uint64[:, ::1])")
-def _aligned(words: Words, moves: Any, half: Any, width: Any, bits: Any, out: Words) -> None:
-    ring = ~np.uint64(0) >> (np.uint64(64) - width)
-    kept = ~np.uint64(0) >> (np.uint64(64) - bits)
-    for i in range(words.size):
-        for j in range(moves.size):
-            move = np.uint64(abs(moves[j]))
-            if moves[j] > 0:
-                low = (_ONE << (move - _ONE)) if half else np.uint64(0)
-                out[i, j] = (((words[i] - low) & ring) >> move) & kept
-            else:
-                out[i, j] = (words[i] << move) & kept
-
-
-def _aligned_numba(words: Words, moves: Moves, half: bool, width: int, bits: int) -> Words:
-    """Words of `width` bits shifted right by every one of `moves` (below 0: left), to `bits` bits.
-
-    Args:
-        words: (n,). moves: (count,), above -64 and below `width`.
-        half: half a unit of the result is taken off before a shift to the right.
-
-    Returns:
-        (n, count).
-    """
-    out = np.empty((words.size, moves.size), dtype=np.uint64)
-    _aligned(words, moves, half, width, bits, out)
-    return out
-
-
 def add_twice_numpy(one: Words, two: Words, out: Words) -> None:
     """NumPy twin of `add_twice`."""
     np.add(two, two, out=out)
@@ -254,6 +211,5 @@ lift_secrets = _lift_secrets_numba if _NUMBA else lift_secrets_numpy
 lift_word = _lift_word_numba if _NUMBA else lift_word_numpy
 joined = _joined_numba if _NUMBA else joined_numpy
 windows = _windows_numba if _NUMBA else windows_numpy
-aligned = _aligned_numba if _NUMBA else aligned_numpy
 add_twice = _add_twice_numba if _NUMBA else add_twice_numpy
 joined_factor = _joined_factor_numba if _NUMBA else joined_factor_numpy

@@ -81,7 +81,7 @@ def expand_numpy(party: int, roots: Words, correction: Words, v: int, w: int) ->
     return shares.reshape(len(roots), 1 << v, w)
 
 
-def _as_words(data: Bytes) -> Words:
+def as_words(data: Bytes) -> Words:
     """Bytes as words; copied only where a frame put them at an odd address."""
     return np.require(np.ascontiguousarray(data).view(np.uint64), requirements="A")
 
@@ -90,7 +90,7 @@ def root_words(roots: Bytes, n: int) -> Words:
     """Roots (n, 16) bytes as blocks (n, 2)."""
     if roots.shape != (n, 16):
         raise LocalProtocolError(f"roots have shape {roots.shape}, but ({n}, 16) bytes are needed")
-    return _as_words(roots)
+    return as_words(roots)
 
 
 def correction_words(correction: Bytes, n: int, v: int, w: int) -> Words:
@@ -104,4 +104,4 @@ def correction_words(correction: Bytes, n: int, v: int, w: int) -> Words:
             f"point-function correction has {correction.size} bytes, but {n} elements of"
             f" v={v}, w={w} take {expected}; both parties must run the same program"
         )
-    return _as_words(correction).reshape(n, correction_bytes(v, w) // 8)
+    return as_words(correction).reshape(n, correction_bytes(v, w) // 8)

@@ -27,6 +27,7 @@ from protocols.arithmetic import (
 )
 from protocols.base.cost import Cost, Traffic
 from protocols.base.lane import APPROXIMATIONS, Settings
+from protocols.base.ring import packed_bytes
 from protocols.base.shares import COMPUTING, Role
 from protocols.boolean import and_bits, to_bits
 from protocols.compare import less, maximum
@@ -36,6 +37,7 @@ from protocols.embedding import embed, embed_cost, request_rows, reveal, reveal_
 from protocols.errors import LocalProtocolError
 from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate
 from protocols.functions.elementary import exp_negative, reciprocal, rsqrt
+from protocols.functions.mantissa import Exponents, mantissa
 from protocols.linear import Table, linear, table_product
 from protocols.selection import Term, select
 from protocols.spline import evaluate, fit
@@ -54,6 +56,9 @@ def test_products(shape, shift):
     same(mul, x, row, shift)
     assert same(mul3, x, row, row, shift) == Cost(1, 2 * size, 3 * size + size // shape[-1])
     same(mul3, x, x, x, shift)
+    gap = packed_bytes(size // 8, 64 - 31), packed_bytes(size // 8 // shape[-1], 64 - 31)
+    extra = same(mul3, x, row, tensor((*shape[:-1], 1), 31), shift) - same(mul3, x, row, row, shift)
+    assert extra == Cost(0, 0, 2 * gap[0] + 3 * gap[1])
 
 
 @pytest.mark.parametrize("width", [13, 44, 64])
@@ -226,8 +231,22 @@ def test_functions_of_one_number(settings):
             expected = rounds[function.__name__][settings.approximation]
             assert cost.rounds == expected, function.__name__
     same(gate, x, tensor((3, 2), 44), settings=settings)
-    same(root, tensor((3, 5)), settings=settings)
-    same(inverse, tensor((4,)), settings=settings)
+    lifted = settings.tree != "rounds"
+    assert same(root, tensor((3, 5)), settings=settings).rounds == 2 + lifted
+    assert same(inverse, tensor((4,)), settings=settings).rounds == 2 + lifted
+
+
+@limits(max_examples=15, deadline=None)
+@given(st.integers(0, 20), st.integers(1, 9), st.integers(1, 2), st.integers(1, 30))
+def test_mantissas(low, more, halves, frac):
+    span = Exponents(low, low + more)
+
+    async def program(lane, x):
+        return await mantissa(lane, x, span, halves=halves, frac=frac)
+
+    bits = 2 * more + min(1, low)
+    online = 2 * (packed_bytes(15, frac) + 8 * 15)
+    assert same(program, tensor((3, 5))) == Cost(1, online, 2 * 15 * (32 * bits + 16))
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 3, 5), (4, 7, 2), (9, 1, 1)])

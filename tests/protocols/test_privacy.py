@@ -36,6 +36,7 @@ from protocols.drivers import lockstep
 from protocols.drivers.lockstep import Exchange, LockstepLink, run_parties
 from protocols.drivers.trace import run_now
 from protocols.embedding import embed, request_rows, reveal, revealed
+from protocols.functions import mantissa
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,7 +134,19 @@ def test_messages_are_not_tied_to_what_the_party_knows(name, role):
 
 @pytest.mark.parametrize("role", EVALUATORS)
 @pytest.mark.parametrize(
-    "name", ["mul", "lift", "less", "select", "spline", "silu", "waves", "exp part"]
+    "name",
+    [
+        "mul",
+        "lift",
+        "less",
+        "select",
+        "spline",
+        "silu",
+        "waves",
+        "exp part",
+        "mul3, narrow",
+        "mantissa",
+    ],
 )
 def test_a_simulator_without_inputs_makes_the_same_view(name, role):
     """The party's own code, run on random shares against messages made of coins, opens values with
@@ -184,7 +197,8 @@ def fails(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["mul", "lift", "less", "select", "and", "silu", "rms_norm", "waves", "exp part"]
+    "name",
+    ["mul", "lift", "less", "select", "and", "silu", "rms_norm", "waves", "exp part", "mantissa"],
 )
 def test_masks_of_zeros_are_noticed(name, monkeypatch):
     whole = Lane.draw
@@ -202,7 +216,9 @@ def test_masks_of_zeros_are_noticed(name, monkeypatch):
     fails(name)
 
 
-@pytest.mark.parametrize("name", ["less", "and", "select", "lift", "waves", "exp part"])
+@pytest.mark.parametrize(
+    "name", ["less", "and", "select", "lift", "waves", "exp part", "mul3, narrow"]
+)
 def test_unmasked_shares_from_the_dealer_are_noticed(name, monkeypatch):
     whole = Lane._draw_fields
 
@@ -213,7 +229,7 @@ def test_unmasked_shares_from_the_dealer_are_noticed(name, monkeypatch):
     fails(name)
 
 
-@pytest.mark.parametrize("name", ["mul", "less", "spline"])
+@pytest.mark.parametrize("name", ["mul", "less", "spline", "mantissa"])
 def test_keys_used_for_two_runs_are_noticed(name, monkeypatch):
     fixed = {
         (one, two): bytes(sorted((one + two).encode()))[:32].ljust(32)
@@ -273,9 +289,16 @@ def forgetful(stream):
 
 def test_roots_used_again_are_noticed(monkeypatch):
     monkeypatch.setattr(
-        spline, "_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
+        spline, "draw_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
     )
     fails("spline")
+
+
+def test_roots_of_comparisons_used_again_are_noticed(monkeypatch):
+    monkeypatch.setattr(
+        mantissa, "draw_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
+    )
+    fails("mantissa")
 
 
 def test_words_tied_by_an_addition_are_noticed():

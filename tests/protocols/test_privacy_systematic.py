@@ -40,7 +40,7 @@ from puma_actors.cli.commands.reports import _programs
 COVERED = {
     "product, truncated": ["mul", "mul by one bit"],
     "lift to 64 bits": ["lift"],
-    "product of three": ["mul3", "mul3 broadcast"],
+    "product of three": ["mul3", "mul3 broadcast", "mul3, narrow"],
     "matrix product (32,64)(64,32)": ["matmul"],
     "comparison, 20 bits": ["less", "less exactly"],
     "AND of 4": ["and"],
@@ -49,7 +49,7 @@ COVERED = {
     "exp": ["exp", "exp part"],
     "SiLU": ["silu", "waves"],
     "GeLU": ["gelu"],
-    "reciprocal": ["reciprocal", "spline"],
+    "reciprocal": ["reciprocal", "spline", "mantissa"],
     "rsqrt": ["rsqrt"],
     "RMSNorm, rows of 768": ["rms_norm", "square_sum"],
     "LayerNorm, rows of 768": ["layer_norm", "layer_norm, late gain", "layer_norm, tiny eps"],
@@ -186,7 +186,10 @@ def top_leaning(drawn: Words, width: int) -> Words:
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        (lowest_stuck, ["mul", "lift", "less", "select", "spline", "embedding", "reveal"]),
+        (
+            lowest_stuck,
+            ["mul", "lift", "less", "select", "spline", "mantissa", "embedding", "reveal"],
+        ),
         (lowest_stuck, ["linear, public", "table_product, public", "embedding, public"]),
         (lowest_stuck, ["layer_norm, public gain", "mul by a public value"]),
         (top_stuck, ["mul", "less", "embedding", "reveal"]),  # the sum of two such is balanced
@@ -202,7 +205,9 @@ def test_one_bad_bit_of_the_masks(
             check(once_of(name), receivers(name))
 
 
-@pytest.mark.parametrize("name", ["mul", "square_sum", "lift", "less", "and", "maximum", "waves"])
+@pytest.mark.parametrize(
+    "name", ["mul", "square_sum", "lift", "less", "and", "maximum", "waves", "mantissa"]
+)
 def test_a_constant_top_bit_of_what_is_opened(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opening = Lane.open
 

@@ -265,15 +265,6 @@ def test_selection_equals_the_twins_and_the_truth(seed, terms, k, count):
     np.testing.assert_array_equal(total, (chosen * (y - lam)).sum(axis=0, dtype=np.uint64))
 
 
-@LIMIT
-@given(SEEDS, st.integers(1, 50), st.booleans(), st.integers(30, 64), st.integers(1, 29))
-def test_aligned_equals_the_twin(seed, count, half, width, bits):
-    moves = np.arange(-20, 29, 7)
-    x = words(seed, count)
-    got = elementwise._aligned_numba(x, moves, half, width, bits)
-    np.testing.assert_array_equal(got, elementwise.aligned_numpy(x, moves, half, width, bits))
-
-
 # -- waves -----------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,8 @@ from protocols.base.fields import Field
 from protocols.base.lane import Lane
 from protocols.base.ring import Words
 from protocols.base.shares import Role
-from protocols.dpf import generate, generate_selectors
+from protocols.dpf import generate_selectors
+from protocols.kernels import dcf
 from protocols.kernels.packing import unpack_numpy
 
 ELEMENTS = 1 << 10
@@ -91,10 +92,13 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
             note(key, item.width, np.ascontiguousarray(total).reshape(-1))
         return sums
 
-    def generating(alpha: Words, *rest: Any) -> Any:
-        made = generate(alpha, *rest)
-        corrections[id(made)] = made, made.size // 8 // alpha.size
-        return made
+    def noting(generate: Callable[..., Any]) -> Callable[..., Any]:
+        def generating(alpha: Words, *rest: Any) -> Any:
+            made = generate(alpha, *rest)
+            corrections[id(made)] = made, made.size // 8 // alpha.size
+            return made
+
+        return generating
 
     def choosing(alpha: Words, *rest: Any) -> Any:
         made, found = generate_selectors(alpha, *rest)
@@ -102,7 +106,8 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
         return made, found
 
     with (
-        mock.patch.object(spline, "generate", generating),
+        mock.patch.object(spline, "generate", noting(spline.generate)),
+        mock.patch.object(dcf, "generate", noting(dcf.generate)),
         mock.patch.object(embedding, "generate_selectors", choosing),
         mock.patch.object(Lane, "_send", lane_send),
         mock.patch.object(Lane, "_exchange", lane_exchange),

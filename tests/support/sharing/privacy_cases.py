@@ -29,6 +29,7 @@ from protocols.functions.attention import AttentionRange, attend
 from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.elementary import exp_negative, power_spline, reciprocal, rsqrt
 from protocols.functions.exponential import TIGHT, exp_part
+from protocols.functions.mantissa import Exponents, mantissa
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
@@ -125,6 +126,10 @@ async def inverse(lane, v):
     return await reciprocal(lane, v, 8, 12)
 
 
+async def mantissas(lane, v):
+    return await mantissa(lane, v, Exponents(8, 12), halves=2, frac=16)
+
+
 async def norm(lane, x):
     return await normalize(lane, x, NORM, norm_range(NORM, 20.0))
 
@@ -189,6 +194,10 @@ def inputs_of(name, variant):
         "square_sum": lambda: (square_sum, [share(pair)]),
         "mul3": lambda: (mul3, [share(x), share(x), wide, 36]),
         "mul3 broadcast": lambda: (mul3, [share(pair), share(x[:, None]), share(x[:, None]), 36]),
+        "mul3, narrow": lambda: (
+            mul3,
+            [share(pair), share(x[:, None]), share(x[:, None], width=31), 36],
+        ),
         "matmul": lambda: (matmul, [share(pair[:, None, :]), share(pair[:, :, None]), 18]),
         "poly": lambda: (cube, [share(x / 4, 12)]),
         "lift": lambda: (lift, [share(x, width=44)]),
@@ -205,6 +214,7 @@ def inputs_of(name, variant):
         "exp": lambda: (exp_negative, [share(x, width=32)]),
         "rsqrt": lambda: (root, [v]),
         "reciprocal": lambda: (inverse, [v]),
+        "mantissa": lambda: (mantissas, [v]),
         "silu": lambda: (silu, [share(x, width=44)]),
         "gelu": lambda: (gelu, [share(x, width=44)]),
         "tanh": lambda: (tanh, [share(x, width=44)]),
@@ -247,7 +257,7 @@ NAMES = [
     "rms_norm", "layer_norm", "layer_norm, late gain", "layer_norm, tiny eps", "map_public",
     "attention", "wide attention", "linear", "table_product", "linear, public",
     "table_product, public", "layer_norm, public gain", "layer_norm, public late gain",
-    "mul by a public value",
+    "mul by a public value", "mul3, narrow", "mantissa",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)
