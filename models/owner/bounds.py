@@ -248,6 +248,9 @@ class Bounds:
         _check("result", x.entry, OUTPUT_LIMIT)
         return x
 
+    async def residual(self, reader: str, norm: Norm, x: Bound, *parts: Bound) -> Bound:
+        return Bound(x.size, x.length + sum(part.length for part in parts))
+
     def add(self, x: Bound, y: Bound) -> Bound:
         return Bound(x.size, x.length + y.length)
 

@@ -250,6 +250,9 @@ class Sizes:
         dealt = _DEALT["argmax"] * rows * columns
         self._took(logits, work=self._rates.argmax * most, dealt=dealt, largest=_LARGEST * most)
 
+    async def residual(self, reader: str, norm: Norm, x: Any, *parts: Any) -> _Sized:
+        return _Sized(x.shape)
+
     # -- local -------------------------------------------------------------------------------------
 
     def result(self, x: Any) -> _Sized:

@@ -216,6 +216,9 @@ class Observed(Secure):
     def linear(self, x: Any, weight: Any, name: str) -> Task:
         return self._at(name, super().linear(x, weight, name))
 
+    def residual(self, reader: str, norm: Norm, x: Any, *parts: Any) -> Task:
+        return self._at(reader or "residual", super().residual(reader, norm, x, *parts))
+
     def dense(self, x: Any, weight: Any, name: str, activation: str) -> Task:
         return self._at(name, super().dense(x, weight, name, activation))
 

@@ -174,7 +174,14 @@ class Ops(Protocol):
         """Apply a soft cap to the result of `output`, for the client."""
 
     async def linear(self, x: Tensor, weight: Any, name: str) -> Tensor:
-        """x @ W, for the residual stream."""
+        """x @ W, to be read by `norm` or `residual`."""
+
+    async def residual(self, reader: str, norm: Norm, x: Tensor, *parts: Tensor) -> Tensor:
+        """The residual stream: x plus results of `linear` or `norm`.
+
+        `norm` and `residual` may read the sum, and if `reader` is "" everything may. Otherwise
+        `reader` names the first norm that reads it, which is like `norm`.
+        """
 
     async def dense(self, x: Tensor, weight: Any, name: str, activation: str) -> Tensor:
         """activation(x @ W)."""

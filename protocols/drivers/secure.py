@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from protocols.arithmetic import lift, map_public, mul
+from protocols.arithmetic import lift, map_public
 from protocols.base.blocks import ACTIVATION_ENTRIES, Piece, in_blocks, score_pieces, waves
 from protocols.base.lane import Lane
-from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
+from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, Words, encode
 from protocols.base.shares import SecretTensor, concat, constant, stack
 from protocols.compare import maximum
 from protocols.drivers.attending import Added, attend_piece
@@ -18,7 +18,7 @@ from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Span, rotate
 from protocols.drivers.trace import traced_once
 from protocols.embedding import embed
 from protocols.errors import LocalProtocolError
-from protocols.functions.activations import ACTIVATIONS, activate
+from protocols.functions.activations import ACTIVATIONS, activate, gate
 from protocols.functions.normalize import Norm, normalize, truncated
 from protocols.functions.softcap import Cap, softcap
 from protocols.linear import AnyTable, AnyWeight, linear, table_product
@@ -59,11 +59,13 @@ class Secure:
         residual: bool = False,
     ) -> SecretTensor:
         """With a shift, the result has the fraction bits of the shift and the residual stream."""
+        bounds = _range(self._ranges.norms, name)
+        x = x.scale_up(RESIDUAL_BITS - x.frac)
         return await normalize(
             self.lane,
-            x.scale_up(RESIDUAL_BITS - x.frac),
+            x if bounds.fit(norm, x.width) else await lift(self.lane, x),
             norm,
-            _range(self._ranges.norms, name),
+            bounds,
             gain=gain,
             shift=shift,
             frac=FRACTION_BITS if shift is None and not residual else RESIDUAL_BITS,
@@ -78,15 +80,40 @@ class Secure:
         return await lift(self.lane, product)
 
     async def linear(self, x: SecretTensor, weight: AnyWeight, name: str) -> SecretTensor:
-        product = await linear(self.lane, _with_one(x, weight.shape[0]), weight, frac=RESIDUAL_BITS)
-        return await lift(self.lane, product)
+        return await self._multiplied(_with_one(x, weight.shape[0]), weight)
+
+    async def _multiplied(self, x: SecretTensor, weight: AnyWeight) -> SecretTensor:
+        """For a norm or the residual stream: narrow where rounds are to be few, as a norm lifts it
+        beside other steps.
+        """
+        product = await linear(self.lane, x, weight, frac=RESIDUAL_BITS)
+        return product if self.lane.settings.tree == "rounds" else await lift(self.lane, product)
+
+    async def residual(
+        self, reader: str, norm: Norm, x: SecretTensor, *parts: SecretTensor
+    ) -> SecretTensor:
+        """Over the narrowest ring of all parts if the sum, which the range bounds, fits it."""
+        frac = max(part.frac for part in (x, *parts))
+        every = [part.scale_up(frac - part.frac) for part in (x, *parts)]
+        width = min(part.width for part in every)
+        if width < RING_BITS and not (
+            reader and _range(self._ranges.norms, reader).fit(norm, width)
+        ):
+            thin = [partial(lift, x=part) for part in every if part.width < RING_BITS]
+            every = [part for part in every if part.width == RING_BITS]
+            every += await self.lane.parallel(thin)
+            width = RING_BITS
+        total = every[0].narrow(width)
+        for part in every[1:]:
+            total = total + part.narrow(width)
+        return total
 
     async def dense(
         self, x: SecretTensor, weight: AnyWeight, name: str, activation: str
     ) -> SecretTensor:
         async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
             hidden = await linear(lane, rows, weight)
-            return (await activate(lane, hidden, ACTIVATIONS[activation]))[0]
+            return await activate(lane, hidden, ACTIVATIONS[activation])
 
         return await self._in_blocks(x, weight, weight.shape[1], activation, block)
 
@@ -98,10 +125,7 @@ class Secure:
 
         async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
             joint = await linear(lane, rows, weight)
-            gate, up = await activate(lane, joint[:, :half], function, beside=joint[:, half:])
-            if up is None:
-                raise LocalProtocolError("the gate lost its other half")
-            return await lift(lane, await mul(lane, gate, up, FRACTION_BITS))
+            return await lift(lane, await gate(lane, joint[:, :half], joint[:, half:], function))
 
         return await self._in_blocks(x, weight, half, activation, block)
 
@@ -165,8 +189,7 @@ class Secure:
         gains: tuple[SecretTensor, SecretTensor],
     ) -> SecretTensor:
         """(T, heads, size) with queries and keys normalised, then rotated (Qwen3)."""
-        wide = await lift(self.lane, await linear(self.lane, x, weight, frac=RESIDUAL_BITS))
-        split = _split(wide, heads.size)
+        split = _split(await self._multiplied(x, weight), heads.size)
         query, rotated = heads.query, heads.query + heads.key
         gain = concat(
             [

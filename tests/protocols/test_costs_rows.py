@@ -36,9 +36,10 @@ def test_norm(settings, largest, center, factor, eps):
     plain = same(program, tensor((3, 6), 64, 22), settings=settings)
     late = factor is not None and not bounds.early
     assert cost.rounds == plain.rounds + 2 * late
+    narrow = next(width for width in range(8, 65) if bounds.fit(norm, width))
+    thin = same(program, tensor((3, 6), narrow, 22), settings=settings)
     if settings.tree == "rounds":
-        dropped = bounds.drop > 0 or center
-        assert plain.rounds == 7 + dropped
+        assert plain.rounds == thin.rounds == 7
 
 
 def test_a_gain_is_late_only_where_its_product_would_not_fit():

@@ -32,6 +32,7 @@ from protocols.functions.exponential import TIGHT, exp_part
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
+from protocols.narrow import narrow_mul, narrow_square_sum
 from protocols.selection import Term, select
 
 RUNS = 128
@@ -65,19 +66,19 @@ def public(values, frac=18):
 
 
 async def silu(lane, x):
-    return (await activate(lane, x, SILU))[0]
+    return await activate(lane, x, SILU)
 
 
 async def gelu(lane, x):
-    return (await activate(lane, x, GELU))[0]
+    return await activate(lane, x, GELU)
 
 
 async def tanh(lane, x):
-    return (await activate(lane, x, ACTIVATIONS["tanh"]))[0]
+    return await activate(lane, x, ACTIVATIONS["tanh"])
 
 
 async def relu(lane, x):
-    return (await activate(lane, x, ACTIVATIONS["relu"]))[0]
+    return await activate(lane, x, ACTIVATIONS["relu"])
 
 
 async def cosines(lane, x):
@@ -187,6 +188,8 @@ def inputs_of(name, variant):
         "mul": lambda: (mul, [wide, wide, 18]),
         "mul by one bit": lambda: (mul, [wide, wide, 1]),
         "square_sum": lambda: (square_sum, [share(pair)]),
+        "square_sum, narrow": lambda: (narrow_square_sum, [share(pair, width=44)]),
+        "mul, narrow": lambda: (narrow_mul, [share(x, width=44), wide, 18]),
         "mul3": lambda: (mul3, [share(x), share(x), wide, 36]),
         "mul3 broadcast": lambda: (mul3, [share(pair), share(x[:, None]), share(x[:, None]), 36]),
         "matmul": lambda: (matmul, [share(pair[:, None, :]), share(pair[:, :, None]), 18]),
@@ -214,7 +217,12 @@ def inputs_of(name, variant):
         "waves": lambda: (cosines, [share(x, width=44)]),
         "exp part": lambda: (exp_alone, [share(x, width=32)]),
         "rms_norm": lambda: (norm, [share(np.tile(x[:, None], (1, 4)) + 0.1, 22)]),
+        "rms_norm, narrow": lambda: (
+            norm,
+            [share(np.tile(x[:, None], (1, 4)) + 0.1, 22, width=47)],
+        ),
         "layer_norm": lambda: (layer_norm, affine),
+        "layer_norm, narrow": lambda: (layer_norm, [share(row, 22, width=47), *affine[1:]]),
         "layer_norm, late gain": lambda: (late_norm, affine),
         "layer_norm, tiny eps": lambda: (steady_norm, affine),
         "layer_norm, public gain": lambda: (layer_norm, open_affine),
@@ -247,7 +255,8 @@ NAMES = [
     "rms_norm", "layer_norm", "layer_norm, late gain", "layer_norm, tiny eps", "map_public",
     "attention", "wide attention", "linear", "table_product", "linear, public",
     "table_product, public", "layer_norm, public gain", "layer_norm, public late gain",
-    "mul by a public value",
+    "mul by a public value", "square_sum, narrow", "mul, narrow", "rms_norm, narrow",
+    "layer_norm, narrow",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)
