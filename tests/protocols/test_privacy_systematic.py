@@ -47,7 +47,7 @@ COVERED = {
     "selection": ["select", "select of three"],
     "maximum of 64, 20 bits": ["maximum"],
     "exp": ["exp", "exp part"],
-    "SiLU": ["silu", "waves"],
+    "SiLU": ["silu", "waves", "gate"],
     "GeLU": ["gelu"],
     "reciprocal": ["reciprocal", "spline"],
     "rsqrt": ["rsqrt"],

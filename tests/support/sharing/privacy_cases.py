@@ -24,7 +24,7 @@ from protocols.base.shares import COMPUTING, EVALUATORS, Role, constant
 from protocols.boolean import and_bits
 from protocols.compare import less, maximum
 from protocols.drivers.lockstep import deal, run_parties
-from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate
+from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate, gate
 from protocols.functions.attention import AttentionRange, attend
 from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.elementary import exp_negative, power_spline, reciprocal, rsqrt
@@ -67,6 +67,10 @@ def public(values, frac=18):
 
 async def silu(lane, x):
     return await activate(lane, x, SILU)
+
+
+async def gated(lane, x, up):
+    return await gate(lane, x, up, SILU)
 
 
 async def gelu(lane, x):
@@ -209,6 +213,7 @@ def inputs_of(name, variant):
         "rsqrt": lambda: (root, [v]),
         "reciprocal": lambda: (inverse, [v]),
         "silu": lambda: (silu, [share(x, width=44)]),
+        "gate": lambda: (gated, [share(x, width=44), share(x, width=44)]),
         "gelu": lambda: (gelu, [share(x, width=44)]),
         "tanh": lambda: (tanh, [share(x, width=44)]),
         "relu": lambda: (relu, [share(x, width=44)]),
@@ -256,12 +261,13 @@ NAMES = [
     "attention", "wide attention", "linear", "table_product", "linear, public",
     "table_product, public", "layer_norm, public gain", "layer_norm, public late gain",
     "mul by a public value", "square_sum, narrow", "mul, narrow", "rms_norm, narrow",
-    "layer_norm, narrow",
+    "layer_norm, narrow", "gate",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)
     for settings, names in (
         (Settings(tree="traffic"), ["less", "less exactly", "maximum"]),
+        (Settings(tree="balanced"), ["gelu", "relu", "layer_norm"]),
         (Settings(approximation="puma"), ["silu", "gelu", "exp"]),
         (Settings(approximation="fast"), ["silu", "gelu", "exp"]),
     )
