@@ -48,22 +48,31 @@ class Rates:
     pieces: int
     centre: int
     wave: float
+    wide: int
     gated: int
 
 
 _DEALER = Rates(
     embed=234, norm=121, centred=146, linear=84, project=90, normed=116, output=56, attend=371,
-    argmax=401, sign=206, pieces=304, centre=25, wave=58.5, gated=16,
+    argmax=401, sign=206, pieces=304, centre=25, wave=58.5, wide=12, gated=16,
 )  # fmt: skip
 _EVALUATOR = Rates(
     embed=210, norm=97, centred=146, linear=64, project=66, normed=133, output=48, attend=242,
-    argmax=264, sign=136, pieces=402, centre=168, wave=16.5, gated=51,
+    argmax=264, sign=136, pieces=402, centre=168, wave=16.5, wide=78, gated=51,
 )  # fmt: skip
 _TRAFFIC_ATTEND = 310
 """Bytes per score at the dealer under the tree of least traffic."""
 _MASK = 9
 """Bytes per entry of a mask: where it is set, and the columns to look at."""
-_DEALT = {"attend": 150, "argmax": 153, "norm": 69, "linear": 17, "embed": 26, "centre": 60}
+_DEALT = {
+    "attend": 150,
+    "argmax": 153,
+    "norm": 69,
+    "linear": 17,
+    "embed": 26,
+    "centre": 60,
+    "wide": 29,
+}
 _DEALT_WAVE, _LARGEST_WAVE, _LARGEST = 10.25, 10.25, 42
 """Bytes dealt per entry; and those of the largest message among them."""
 
@@ -166,6 +175,8 @@ class Sizes:
         rate, dealt, largest = self._activation(activation)
         if gated:
             rate, dealt = rate + self._rates.gated, dealt + 26
+        elif self._settings.tree == "rounds":  # which selects over the whole ring
+            rate, dealt = rate + self._rates.wide, dealt + _DEALT["wide"]
         return self._blocks(x, columns, (rate, dealt, largest))
 
     def _blocks(self, x: Any, columns: int, costs: tuple[float, float, float]) -> _Sized:
