@@ -64,16 +64,8 @@ _TRAFFIC_ATTEND = 310
 """Bytes per score at the dealer under the tree of least traffic."""
 _MASK = 9
 """Bytes per entry of a mask: where it is set, and the columns to look at."""
-_DEALT = {
-    "attend": 150,
-    "argmax": 153,
-    "norm": 69,
-    "linear": 17,
-    "embed": 26,
-    "centre": 60,
-    "wide": 29,
-}
-_DEALT_WAVE, _LARGEST_WAVE, _LARGEST = 10.25, 10.25, 42
+_DEALT = {"attend": 150, "argmax": 153, "norm": 69, "linear": 17, "embed": 26, "centre": 60}
+_DEALT_WAVE, _LARGEST_WAVE, _LARGEST, _DEALT_WIDE = 10.25, 10.25, 42, 29
 """Bytes dealt per entry; and those of the largest message among them."""
 
 
@@ -176,7 +168,8 @@ class Sizes:
         if gated:
             rate, dealt = rate + self._rates.gated, dealt + 26
         elif self._settings.tree == "rounds":  # which selects over the whole ring
-            rate, dealt = rate + self._rates.wide, dealt + _DEALT["wide"]
+            exact = ACTIVATIONS[activation].tight is None  # and lifts x, not x / 2 and the waves
+            rate, dealt = rate + self._rates.wide // (1 + exact), dealt + _DEALT_WIDE
         return self._blocks(x, columns, (rate, dealt, largest))
 
     def _blocks(self, x: Any, columns: int, costs: tuple[float, float, float]) -> _Sized:
