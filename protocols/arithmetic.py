@@ -234,10 +234,20 @@ def mul3_cost(shape: tuple[int, ...], rows: tuple[int, ...], width: int) -> Cost
 
 @protocol("mul3")
 async def mul3(
-    lane: Lane, x: SecretTensor, s: SecretTensor, t: SecretTensor, shift: int = 0
+    lane: Lane,
+    x: SecretTensor,
+    s: SecretTensor,
+    t: SecretTensor,
+    shift: int = 0,
+    *,
+    then: LinearMap | None = None,
 ) -> SecretTensor:
     """x * s * t in one round, divided by 2^shift; s and t of one shape that broadcasts to x's.
     |x * s * t| < 2^(width-2).
+
+    Args:
+        then: a public linear map on the ring words of the product, applied before the division;
+            it keeps the shape, and the size of its values takes the place of |x * s * t|.
 
     The dealer shares every product of masks, so that each party expands (m_x - lam_x)(m_s -
     lam_s)(m_t - lam_t) alone.
@@ -253,11 +263,14 @@ async def mul3(
         lx, ls, lt = x.lam, s.lam, t.lam
         st = ls * lt
         await lane.share(fields, [lx * ls, lx * lt, st])
-        return await remask(lane, np.uint64(0) - lx * st, frac=frac, width=width, shift=shift)
+        part = np.uint64(0) - lx * st
+        part = part if then is None else then(part)
+        return await remask(lane, part, frac=frac, width=width, shift=shift)
     xs, xt, st = await lane.share(fields)
     both = s.a * t.a
     beside = st - s.b * t.a - s.a * t.b + (both if lane.leads else np.uint64(0))
     part = x.a * beside - x.b * both + xs * t.a + xt * s.a
+    part = part if then is None else then(part)
     return await remask(lane, part, frac=frac, width=width, shift=shift)
 
 

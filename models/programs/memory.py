@@ -20,7 +20,14 @@ from models.programs.families import forward, parameters_of
 from models.programs.program import Batch, Cache, next_batch
 from protocols.base.blocks import ACTIVATION_ENTRIES, row_blocks, score_pieces, waves
 from protocols.base.lane import Settings
-from protocols.drivers.ops import Heads, Index, Rotation, Span
+from protocols.drivers.ops import (
+    Heads,
+    Index,
+    Rotation,
+    Span,
+    norm_then_gated,
+    norm_then_project,
+)
 from protocols.drivers.trace import run_now
 from protocols.embedding import domain_bits
 from protocols.functions.activations import ACTIVATIONS
@@ -193,6 +200,8 @@ class Sizes:
         count = centre.waves.count
         rate = max(rates.centre + rates.wave * count, rates.sign)
         return rate, _DEALT["centre"] + _DEALT_WAVE * count, max(_LARGEST, _LARGEST_WAVE * count)
+
+    normed_gated, normed_project = norm_then_gated, norm_then_project
 
     async def project(
         self,

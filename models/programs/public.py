@@ -17,7 +17,16 @@ from models.programs.program import Batch, Cache
 from protocols.base.precise import cosines
 from protocols.base.ring import FRACTION_BITS, encode
 from protocols.drivers.attending import bias_words
-from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Slopes, Span
+from protocols.drivers.ops import (
+    Heads,
+    Index,
+    Ranges,
+    Rotation,
+    Slopes,
+    Span,
+    norm_then_gated,
+    norm_then_project,
+)
 from protocols.drivers.public import Number, cap_words, digest, spline_words
 from protocols.drivers.secure import scale_word
 from protocols.drivers.trace import run_now
@@ -128,6 +137,8 @@ class _Places:
 
     async def gated(self, x: None, weight: Any, name: str, activation: str) -> None:
         return None
+
+    normed_gated, normed_project = norm_then_gated, norm_then_project
 
     async def project(
         self,

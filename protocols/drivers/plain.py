@@ -7,7 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.base.ring import Floats
-from protocols.drivers.ops import Heads, Index, Relative, Rotation, Span, rotate
+from protocols.drivers.ops import (
+    Heads,
+    Index,
+    Relative,
+    Rotation,
+    Span,
+    norm_then_gated,
+    norm_then_project,
+    rotate,
+)
 from protocols.functions.activations import ACTIVATIONS
 from protocols.functions.normalize import Norm
 from protocols.functions.softcap import Cap
@@ -69,6 +78,8 @@ class Plain:
         half = weight.shape[1] // 2
         gate, up = joint[:, :half], joint[:, half:]
         return self._seen(name, self.activated(activation, gate, name) * up)
+
+    normed_gated, normed_project = norm_then_gated, norm_then_project
 
     async def project(
         self,

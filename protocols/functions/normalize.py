@@ -243,10 +243,7 @@ async def normalize(
         small = x = await lift(lane, x)  # the same words: a lift of both is dealt less
 
     async def inverse(strand: Lane) -> Scaled:
-        squared = square_sum if small.width == RING_BITS else narrow_square_sum
-        squares = (await squared(strand, small)).add_public(bounds.eps_word(norm))
-        root = 1.0 if unit else math.sqrt(norm.size)
-        return await rsqrt(strand, squares, bounds.low, bounds.high, gain=root, frac=bounds.frac)
+        return await inverse_root(strand, small, norm, bounds, unit=unit, frac=bounds.frac)
 
     async def gained(strand: Lane) -> SecretTensor:
         if norm.steady:
@@ -264,6 +261,18 @@ async def normalize(
     if gain is not None and not bounds.early:
         result = await lift(lane, await mul(lane, result, gain, gain.frac))
     return result if shift is None else result + shift.broadcast(result.shape)
+
+
+async def inverse_root(
+    lane: Lane, small: SecretTensor, norm: Norm, bounds: NormRange, *, frac: int, unit: bool = False
+) -> Scaled:
+    """1 / sqrt(mean(x^2) + eps) of each row (`unit`: of length), from its entries less the bits
+    that the range drops.
+    """
+    squared = square_sum if small.width == RING_BITS else narrow_square_sum
+    squares = (await squared(lane, small)).add_public(bounds.eps_word(norm))
+    root = 1.0 if unit else math.sqrt(norm.size)
+    return await rsqrt(lane, squares, bounds.low, bounds.high, gain=root, frac=frac)
 
 
 def _centred(x: SecretTensor, norm: Norm) -> SecretTensor:

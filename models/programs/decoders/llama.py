@@ -54,9 +54,9 @@ async def forward(
     for i in range(config.num_layers):
         name, turn = f"layers.{i}", turns.get(config.rotary_of(i))
         gains = (parameters[f"{name}.q_norm"], parameters[f"{name}.k_norm"]) if head_norm else None
-        y = await ops.norm(x, f"{name}.attention_norm", norm)
-        q, k, v = await ops.project(
-            y, parameters[f"{name}.qkv"], name, heads, turn, head_norm, gains
+        before, qkv = f"{name}.attention_norm", parameters[f"{name}.qkv"]
+        q, k, v = await ops.normed_project(
+            x, before, norm, qkv, name, heads, turn, head_norm, gains
         )
         k, v = cache.extend(ops, i, k, v)  # (key heads, context, size)
         wanted = None
@@ -68,8 +68,8 @@ async def forward(
         y = await ops.attention(q, k, v, name, spans)  # (tokens, query heads * size)
         y = await ops.linear(y, parameters[f"{name}.output"], f"{name}.output")
         x = await added(x, y, f"{name}.output_norm", f"{name}.mlp_norm")
-        y = await ops.norm(x, f"{name}.mlp_norm", norm)
-        y = await ops.gated(y, parameters[f"{name}.gate_up"], f"{name}.gate_up", config.hidden_act)
+        before, weight = f"{name}.mlp_norm", parameters[f"{name}.gate_up"]
+        y = await ops.normed_gated(x, before, norm, weight, f"{name}.gate_up", config.hidden_act)
         y = await ops.linear(y, parameters[f"{name}.down"], f"{name}.down")
         x = await added(x, y, f"{name}.down_norm", norm_after(config, i))
     cache.length += batch.tokens

@@ -11,10 +11,10 @@ from reference import save_model, torch_logits, torch_model
 
 from models.checkpoints.weights import open_checkpoint
 from models.configs.reading import LlamaConfig
-from models.owner.bounds import MAX_ROPE_FRAC, MIN_ROPE_FRAC
 from models.owner.calibrate import calibrate, plain_run
+from models.owner.rotary import MIN_ROPE_FRAC
 from models.programs.families import load_parameters, parameters_of
-from models.programs.plan import MAX_VALUE_BITS, Plan, draft_plan
+from models.programs.plan import MAX_ROPE_FRAC, MAX_VALUE_BITS, Plan, draft_plan
 from protocols.drivers.ops import Ranges
 from protocols.errors import ModelError, RangeError
 from protocols.functions.attention import MAX_SCORE_BITS
