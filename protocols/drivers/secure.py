@@ -94,7 +94,7 @@ class Secure(Residual):
         activation: str,
     ) -> Any:
         late = self._late(name, weight, norm)
-        if late is None:
+        if late is None or late.rope:
             return await norm_then_gated(self, x, before, norm, weight, name, activation)
         return await self.late_gated(x, before, norm, weight, late, activation)
 

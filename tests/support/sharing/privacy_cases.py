@@ -29,6 +29,7 @@ from protocols.functions.attention import AttentionRange, attend
 from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.elementary import exp_negative, power_spline, reciprocal, rsqrt
 from protocols.functions.exponential import TIGHT, exp_part
+from protocols.functions.late import LateRange, late_norm
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
@@ -134,13 +135,19 @@ async def norm(lane, x):
     return await normalize(lane, x, NORM, norm_range(NORM, 20.0))
 
 
+async def after_product(lane, x, weight):
+    """A norm after the product that reads it."""
+    bounds = norm_range(NORM, 20.0)
+    return await late_norm(lane, x, NORM, bounds, weight, LateRange(1, 13, 13))
+
+
 async def layer_norm(lane, x, gain, shift):
     """Its gain before the inverse root."""
     bounds = norm_range(CENTRED, 20.0, 2.0)
     return await normalize(lane, x, CENTRED, bounds, gain=gain, shift=shift, frac=22)
 
 
-async def late_norm(lane, x, gain, shift):
+async def late_gain_norm(lane, x, gain, shift):
     """Its gain after the inverse root."""
     bounds = replace(norm_range(CENTRED, 20.0), early=False)
     return await normalize(lane, x, CENTRED, bounds, gain=gain, shift=shift, frac=22)
@@ -226,12 +233,16 @@ def inputs_of(name, variant):
             norm,
             [share(np.tile(x[:, None], (1, 4)) + 0.1, 22, width=47)],
         ),
+        "late_norm": lambda: (
+            after_product,
+            [share(np.tile(x[:, None], (1, 4)) + 0.1, 22, width=47), weight_of(matrix[:4])],
+        ),
         "layer_norm": lambda: (layer_norm, affine),
         "layer_norm, narrow": lambda: (layer_norm, [share(row, 22, width=47), *affine[1:]]),
-        "layer_norm, late gain": lambda: (late_norm, affine),
+        "layer_norm, late gain": lambda: (late_gain_norm, affine),
         "layer_norm, tiny eps": lambda: (steady_norm, affine),
         "layer_norm, public gain": lambda: (layer_norm, open_affine),
-        "layer_norm, public late gain": lambda: (late_norm, open_affine),
+        "layer_norm, public late gain": lambda: (late_gain_norm, open_affine),
         "mul by a public value": lambda: (mul, [wide, public(x), 18]),
         "map_public": lambda: (mapped, [wide]),
         "attention": lambda: (attention, [share(pair[:, None, :]), share(pair[:, :, None])]),
@@ -261,7 +272,7 @@ NAMES = [
     "attention", "wide attention", "linear", "table_product", "linear, public",
     "table_product, public", "layer_norm, public gain", "layer_norm, public late gain",
     "mul by a public value", "square_sum, narrow", "mul, narrow", "rms_norm, narrow",
-    "layer_norm, narrow", "gate",
+    "layer_norm, narrow", "gate", "late_norm",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)
