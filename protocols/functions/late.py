@@ -16,6 +16,7 @@ from protocols.base.entry import protocol
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Words
 from protocols.base.shares import SecretTensor
+from protocols.errors import LocalProtocolError
 from protocols.functions.elementary import MAX_POWER_FRAC, Scaled, gained_spline
 from protocols.functions.normalize import Norm, NormRange, inverse_root, longest_result
 from protocols.linear import AnyWeight, linear
@@ -151,5 +152,10 @@ async def late_norm(
     root, joint = await lane.both(root_of, product)
     scale, value = root.scale.reshape(-1, 1), root.value.reshape(-1, 1)
     shift = joint.frac + scale.frac + value.frac + late.rope - FRACTION_BITS
+    if not 0 < shift <= RING_BITS - FRACTION_BITS - 2:
+        raise LocalProtocolError(
+            f"a product cannot be normalised late with {joint.frac} and {value.frac} fraction bits:"
+            " the owner must publish other ranges"
+        )
     scaled = await mul3(lane, joint, scale, value, shift, then=then)
     return scaled.reinterpret(FRACTION_BITS)
