@@ -237,10 +237,20 @@ def mul3_cost(shape: tuple[int, ...], rows: tuple[int, ...], width: int, narrow:
 
 @protocol("mul3")
 async def mul3(
-    lane: Lane, x: SecretTensor, s: SecretTensor, t: SecretTensor, shift: int = 0
+    lane: Lane,
+    x: SecretTensor,
+    s: SecretTensor,
+    t: SecretTensor,
+    shift: int = 0,
+    *,
+    then: LinearMap | None = None,
 ) -> SecretTensor:
     """x * s * t in one round, divided by 2^shift; s and t of one shape that broadcasts to x's.
     |x * s * t| < 2^(width-2).
+
+    Args:
+        then: a public linear map on the ring words of the product, applied before the division;
+            it keeps the shape, and the size of its values takes the place of |x * s * t|.
 
     The dealer shares every product of masks, so that each party expands (m_x - lam_x)(m_s -
     lam_s)(m_t - lam_t) alone.
@@ -271,7 +281,9 @@ async def mul3(
         msb, carry = lift_secrets(t.a, t.b, t.width) if gap else (lt, lt)
         wrap = [lx * msb, lx * (ls * msb), msb, ls * msb, carry] if gap else []
         await lane.share(fields, [lx * ls, lx * lt, st, *wrap])
-        return await remask(lane, np.uint64(0) - lx * st, frac=frac, width=width, shift=shift)
+        part = np.uint64(0) - lx * st
+        part = part if then is None else then(part)
+        return await remask(lane, part, frac=frac, width=width, shift=shift)
     xs, xt, st, *wrap = await lane.share(fields)
     mt, own = _halves(t, wrap[-1]) if gap else (t.a, t.b)
     both = s.a * mt
@@ -279,6 +291,7 @@ async def mul3(
     part = x.a * beside - x.b * both + xs * mt + xt * s.a
     if gap:
         part += _wrapped(x, s, t, wrap)
+    part = part if then is None else then(part)
     return await remask(lane, part, frac=frac, width=width, shift=shift)
 
 

@@ -112,6 +112,7 @@ async def linear(
 
     Cost: 1 round; 64 bits per output element each way and dealt.
     """
+    _check_whole(x)
     shift = x.frac + weight.frac + then_frac - frac
     rows, (depth, columns) = x.shape[0], weight.shape
     if lane.tracing:
@@ -126,6 +127,13 @@ async def linear(
     if then is not None:
         part = then(part)
     return await _truncated(lane, part, weight, frac, shift)
+
+
+def _check_whole(x: SecretTensor) -> None:
+    if x.width != RING_BITS:
+        raise LocalProtocolError(
+            f"a weight is multiplied by a sharing over 64 bits, not over {x.width}: lift it"
+        )
 
 
 async def _truncated(
@@ -167,6 +175,7 @@ async def table_product(lane: Lane, x: SecretTensor, table: AnyTable) -> SecretT
 
     Otherwise as `linear`.
     """
+    _check_whole(x)
     shift = x.frac + table.frac - FRACTION_BITS
     count = x.shape[0] * table.shape[0]
     if lane.tracing:

@@ -14,12 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.owner.rotary import largest_pair, product_limit, rope_bits, turn_factor
 from models.owner.spectral import SLACK, spectral
-from models.programs.plan import MAX_ROPE_FRAC, MAX_VALUE_DROP
+from models.programs.plan import MAX_ROPE_FRAC
 from models.programs.sharing import TABLE_LIMIT
 from protocols.arithmetic import PRODUCT_BITS
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Floats
-from protocols.drivers.ops import Heads, Index, Ranges, Relative, Rotation, Span
+from protocols.drivers.ops import (
+    Heads,
+    Index,
+    Ranges,
+    Relative,
+    Rotation,
+    Span,
+    norm_then_gated,
+    norm_then_project,
+)  # fmt: skip
 from protocols.drivers.secure import OUTPUT_LIMIT, OUTPUT_WIDTH, SCALE_BITS
 from protocols.errors import RangeError
 from protocols.functions.attention import MAX_SCORE_BITS, AttentionRange, spare_bits
@@ -37,13 +47,8 @@ and these must not reach the limit even with the error of that shift. Without th
 ACTIVATION_ERROR = 0.08
 """A bound on the error of an approximated activation (the largest is 0.0725: SiLU in "puma")."""
 _ULP = 2.0**-17  # two units in the last of 18 fraction bits
-MIN_ROPE_FRAC = 8
 _SCORE_WIDTH = RING_BITS - 1 - FRACTION_BITS
 """Bits of the ring of a score, which is a truncated product."""
-_ENOUGH_ROPE_FRAC, _LEAST_BESIDE_VALUES = 16, 12
-"""Large values give up fraction bits until angles have the first number of bits; angles must keep
-at least the second. The error of an angle is multiplied by the score.
-"""
 
 
 @dataclass(frozen=True)
@@ -147,28 +152,30 @@ class Bounds:
         return Bound(x.size, cap.value * (1 + CAP_ERROR), frac=FRACTION_BITS)
 
     async def linear(self, x: Bound, weight: Floats, name: str) -> Bound:
-        matrix, bias = _effective(x, weight)
-        _check(name, float(_entries(x, matrix, bias).max()), _limit(x))
+        matrix, bias = effective(x, weight)
+        _check(name, float(entry_sizes(x, matrix, bias).max()), _limit(x))
         return Bound(matrix.shape[1], _length(x, matrix, bias))
 
     async def dense(self, x: Bound, weight: Floats, name: str, activation: str) -> Bound:
-        matrix, bias = _effective(x, weight)
-        _check(name, float(_entries(x, matrix, bias).max()), ACTIVATION_LIMIT)
+        matrix, bias = effective(x, weight)
+        _check(name, float(entry_sizes(x, matrix, bias).max()), ACTIVATION_LIMIT)
         # An activation is never further from 0 than its argument, but its approximation may be.
         size = matrix.shape[1]
         length = _length(x, matrix, bias) + math.sqrt(size) * ACTIVATION_ERROR
         return Bound(size, length, frac=FRACTION_BITS)
 
     async def gated(self, x: Bound, weight: Floats, name: str, activation: str) -> Bound:
-        matrix, bias = _effective(x, weight)
+        matrix, bias = effective(x, weight)
         half = matrix.shape[1] // 2
-        sizes = _entries(x, matrix, bias)
+        sizes = entry_sizes(x, matrix, bias)
         gate, up = sizes[:half] + ACTIVATION_ERROR, sizes[half:]
         _check(name, float(sizes.max()), ACTIVATION_LIMIT)
         _check(name, float((gate * up).max()), 2.0 ** (PRODUCT_BITS - 2 * FRACTION_BITS))
         # The product is rounded once more; the gate's factors are at least ACTIVATION_ERROR.
         length = _length(x, matrix[:, half:], bias[half:]) + _noise(half) / ACTIVATION_ERROR
         return Bound(half, length, gate, None, FRACTION_BITS)
+
+    normed_gated, normed_project = norm_then_gated, norm_then_project
 
     async def project(
         self,
@@ -180,9 +187,9 @@ class Bounds:
         norm: Norm | None = None,
         gains: tuple[Floats, Floats] | None = None,
     ) -> tuple[HeadBound, HeadBound, HeadBound]:
-        matrix, bias = _effective(x, weight)
+        matrix, bias = effective(x, weight)
         bound = _heads(x, matrix, bias, heads.size)
-        sizes = _entries(x, matrix, bias)
+        sizes = entry_sizes(x, matrix, bias)
         _check(name, float(sizes.max()), _limit(x))
         rotated = heads.query + heads.key
         lengths = bound.copy()
@@ -197,8 +204,10 @@ class Bounds:
             lengths[: heads.query], lengths[heads.query : rotated] = limits
             self._rope[name] = MAX_ROPE_FRAC, 0
         elif rotation is not None:
-            pair = _pairs(sizes[: rotated * heads.size], heads.size)
-            self._rope[name] = _rope_bits(name, x, pair, float(sizes[rotated * heads.size :].max()))
+            pair = largest_pair(sizes[: rotated * heads.size], heads.size)
+            self._rope[name] = rope_bits(
+                name, x.frac, pair, float(sizes[rotated * heads.size :].max())
+            )
         entry = float(sizes[rotated * heads.size :].max())
         parts = np.split(lengths, [heads.query, rotated])
         q, k, v = (HeadBound(heads.size, part, entry) for part in parts)
@@ -209,7 +218,7 @@ class Bounds:
     ) -> Bound:
         share = len(q.lengths) // len(k.lengths)
         rope_frac, drop = self._rope.get(name, (0, 0))
-        score = float((q.lengths * np.repeat(k.lengths, share)).max()) * _turned(rope_frac) ** 2
+        score = float((q.lengths * np.repeat(k.lengths, share)).max()) * turn_factor(rope_frac) ** 2
         biases = [s.slopes.bias(self._positions) for s in spans if s.slopes is not None]
         score += max((float(np.abs(bias).max()) for bias in biases), default=0.0)
         score += max((_positional(q, k, s.relative) for s in spans), default=0.0)
@@ -229,8 +238,8 @@ class Bounds:
         return Bound(size, length, frac=FRACTION_BITS)
 
     async def output(self, x: Bound, weight: Floats, name: str, *, tied: bool = False) -> Bound:
-        matrix, bias = _effective(x, np.asarray(weight).T if tied else weight)
-        largest = float(_entries(x, matrix, bias).max())
+        matrix, bias = effective(x, np.asarray(weight).T if tied else weight)
+        largest = float(entry_sizes(x, matrix, bias).max())
         fraction = RESIDUAL_BITS if tied else WEIGHT_BITS
         _check(name, largest, min(OUTPUT_LIMIT, 2.0 ** (PRODUCT_BITS - x.frac - fraction)))
         return Bound(matrix.shape[1], largest)
@@ -247,6 +256,9 @@ class Bounds:
         # are below 2^31 HELD steps of 2^-13 in 32 bits.
         _check("result", x.entry, OUTPUT_LIMIT)
         return x
+
+    async def residual(self, reader: str, norm: Norm, x: Bound, *parts: Bound) -> Bound:
+        return Bound(x.size, x.length + sum(part.length for part in parts))
 
     def add(self, x: Bound, y: Bound) -> Bound:
         return Bound(x.size, x.length + y.length)
@@ -290,7 +302,7 @@ def _with_spans(name: str, score: float, spans: Sequence[Span]) -> float:
     return score
 
 
-def _effective(x: Bound, weight: Floats) -> tuple[Floats, Vector]:
+def effective(x: Bound, weight: Floats) -> tuple[Floats, Vector]:
     """The matrix and bias as they apply to z, where x = scale * z + shift."""
     matrix = np.asarray(weight[: x.size], dtype=np.float32)
     bias = np.zeros(matrix.shape[1])
@@ -316,15 +328,15 @@ def _rounded(x: Bound) -> float:
     return 2.0 ** -(WEIGHT_BITS + 1) * across * x.radius
 
 
-def _entries(x: Bound, matrix: Floats, bias: Vector) -> Vector:
-    """Largest size of each entry of the product of x and a matrix (see `_effective`)."""
+def entry_sizes(x: Bound, matrix: Floats, bias: Vector) -> Vector:
+    """Largest size of each entry of the product of x and a matrix (see `effective`)."""
     lengths = np.sqrt(np.einsum("ij,ij->j", matrix, matrix, dtype=np.float64))
     sizes: Vector = SLACK * lengths * x.radius + np.abs(bias) + _rounded(x) + _ULP
     return sizes
 
 
 def _length(x: Bound, matrix: Floats, bias: Vector) -> float:
-    """Largest length of a row of the product of x and a matrix (see `_effective`)."""
+    """Largest length of a row of the product of x and a matrix (see `effective`)."""
     size = matrix.shape[1]
     exact = spectral(matrix) * x.radius + float(np.linalg.norm(bias))
     return exact + math.sqrt(size) * _rounded(x) + _noise(size)
@@ -334,50 +346,6 @@ def _heads(x: Bound, matrix: Floats, bias: Vector, size: int) -> Vector:
     """Largest length of each head's part of a projection."""
     parts = [slice(start, start + size) for start in range(0, matrix.shape[1], size)]
     return np.array([_length(x, matrix[:, part], bias[part]) for part in parts])
-
-
-def _turned(frac: int) -> float:
-    """The factor by which a rotation can stretch a row. Sines and cosines rounded to `frac`
-    fraction bits (0: no rotation) are each off by up to 2^-(frac + 1).
-    """
-    return 1.0 + 2.0**-frac if frac > 0 else 1.0
-
-
-def _pairs(sizes: Vector, size: int) -> float:
-    """Largest entry after any rotation, which mixes entries half a head apart."""
-    pairs = sizes.reshape(-1, 2, size // 2)
-    return float(np.hypot(pairs[:, 0], pairs[:, 1]).max())
-
-
-def _rope_bits(name: str, x: Bound, pair: float, value: float) -> tuple[int, int]:
-    """Fraction bits of rotary angles, and the number of bits that values give up for them.
-
-    Rotated entries are at most `pair`, values at most `value`.
-    """
-    turned, held = (
-        PRODUCT_BITS - x.frac - WEIGHT_BITS - math.ceil(math.log2(max(size, 1.0)))
-        for size in (pair, value)
-    )
-    turned -= pair * _turned(turned) * 2.0**turned >= _limit(x)
-    drop = min(MAX_VALUE_DROP, max(0, min(turned, _ENOUGH_ROPE_FRAC) - held))
-    found = min(turned, held + drop, MAX_ROPE_FRAC)
-    for what, bits, least, largest in (
-        ("query or key", found, MIN_ROPE_FRAC, pair),
-        ("value", held + drop, min(turned, _LEAST_BESIDE_VALUES), value),
-    ):
-        if bits < least:
-            raise RangeError(
-                f"{name}: a {what} can reach {largest:.3g}, which leaves {bits} bits for rotary "
-                f"angles, but {least} are needed: the weights are too large"
-            )
-    return found, drop
-
-
-def product_limit(frac: int) -> float:
-    """The limit on products of a weight and an input with `frac` fraction bits. As integers they
-    must be below 2^61, since twice the product is computed (`protocols.arithmetic`).
-    """
-    return 2.0 ** (PRODUCT_BITS - frac - WEIGHT_BITS)
 
 
 def _limit(x: Bound) -> float:

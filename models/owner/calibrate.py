@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from models.configs.architecture import ModelConfig
-from models.owner.bounds import Bounds
+from models.owner.late import LateBounds
 from models.owner.probe import probe
 from models.programs.families import forward
 from models.programs.head_layers import proven_rows
 from models.programs.plan import Plan
 from models.programs.program import Batch, Cache, Rows, batch_of
 from protocols.base.ring import Floats
-from protocols.drivers.ops import Ranges
 from protocols.drivers.plain import Plain, Record
 from protocols.drivers.trace import run_now
 
@@ -33,14 +32,14 @@ def calibrate(
         the error of a rounding or an approximation too much (see `models.owner.probe`).
         ConfigError: a text contains an id that is not a token.
     """
-    bounds = Bounds(config.max_positions)
+    bounds = LateBounds(config.max_positions)
     for rows in proven_rows(config):
         cache = Cache.empty(config.num_layers)
         with np.errstate(over="ignore", invalid="ignore"):  # ends as a RangeError
             run_now(_forward(bounds, config, parameters, Batch((1,), rows), cache))
     found = bounds.ranges
     probe(config, parameters, found, texts)
-    return Plan(config, Ranges(found.norms, found.attention))
+    return Plan(config, found)
 
 
 async def _forward(ops: object, *args: object) -> object:

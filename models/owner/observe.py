@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from models.configs.architecture import ModelConfig
-from models.owner.bounds import ACTIVATION_LIMIT, product_limit
+from models.owner.bounds import ACTIVATION_LIMIT
+from models.owner.rotary import product_limit
 from models.programs.families import forward, parameters_of
 from models.programs.plan import Plan
 from models.programs.program import Batch, Cache
@@ -26,7 +27,14 @@ from protocols.base.lane import Lane, Settings
 from protocols.base.ring import RESIDUAL_BITS, WEIGHT_BITS, Floats, decode
 from protocols.base.shares import COMPUTING, EVALUATORS, Role, SecretTensor
 from protocols.drivers.lockstep import Pause, combine, run_parties
-from protocols.drivers.ops import Heads, Ranges, Rotation, Span
+from protocols.drivers.ops import (
+    Heads,
+    Ranges,
+    Rotation,
+    Span,
+    norm_then_gated,
+    norm_then_project,
+)
 from protocols.drivers.plain import Plain, affine, raw_scores
 from protocols.drivers.secure import OUTPUT_LIMIT, OUTPUT_WIDTH, Secure
 from protocols.drivers.trace import run_now
@@ -79,6 +87,9 @@ class _Watched(_Driver):  # type: ignore[misc]
         y = await super().gated(x, weight, name, activation)
         await self._show(name, y, sizes)
         return y
+
+    # Step by step, so that each place is shown.
+    normed_gated, normed_project = norm_then_gated, norm_then_project
 
     async def project(
         self,
@@ -259,14 +270,14 @@ class SecureWatched(_Watched, Secure):
         return {"entries": limit}
 
     def _norm(self, x: SecretTensor, name: str, norm: Norm) -> Sizes:
-        return {"row lengths": longest_row(norm, self._ranges.norms[name])}
+        return {"row lengths": longest_row(norm, self.ranges.norms[name])}
 
     def _product(
         self, x: SecretTensor, weight: Any, *limits: float, tied: bool = False, turned: str = ""
     ) -> Sizes:
         frac = x.frac
         if turned:
-            bounds = self._ranges.attention[turned]
+            bounds = self.ranges.attention[turned]
             frac += bounds.rope_frac - bounds.value_drop
         frac += RESIDUAL_BITS - WEIGHT_BITS if tied else 0
         return {"products": min(product_limit(frac), *limits, math.inf)}
@@ -274,7 +285,7 @@ class SecureWatched(_Watched, Secure):
     def _attention(
         self, q: Any, k: Any, v: SecretTensor, name: str, spans: Sequence[Span]
     ) -> Sizes:
-        bounds = self._ranges.attention[name]
+        bounds = self.ranges.attention[name]
         return {"scores": 2.0**bounds.score_bits, "values": 2.0**bounds.value_bits}
 
 

@@ -161,6 +161,32 @@ class Rounded(Plain):
         x = self._noisy(self.product(x, weight), 2.0**-FRACTION_BITS, active)
         return self.activated(activation, x, name)
 
+    async def normed_gated(
+        self, x: Floats, before: str, norm: Norm, weight: Floats, name: str, activation: str
+    ) -> Floats:
+        y = self._late(x, await self.norm(x, before, norm), norm, name)
+        return await self.gated(y, weight, name, activation)
+
+    async def normed_project(
+        self, x: Floats, before: str, norm: Norm, weight: Floats, name: str, *rest: Any
+    ) -> tuple[Floats, Floats, Floats]:
+        y = self._late(x, await self.norm(x, before, norm), norm, f"{name}.qkv")
+        return await self.project(y, weight, name, *rest)
+
+    def _late(self, x: Floats, y: Floats, norm: Norm, name: str) -> Floats:
+        """y with the noise of a norm after the product: of what is dropped from x, and of the
+        product, of which it is as if each entry of y had its share.
+        """
+        late = self._ranges.late.get(name)
+        if late is None or not self._active:
+            return y
+        step = 1.5 * 2.0 ** (late.drop - RESIDUAL_BITS) * (late.drop > 0)
+        step += 2.0**-late.frac / norm.size**0.5
+        size = np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps)
+        relative = 2.0**-late.root + (2.0**-late.rope if late.rope else 0.0)
+        noisy = self._shifted(y, step / size)
+        return np.asarray(noisy * (1 + relative * noise((len(y), 1), next(self._seeds))))
+
     async def gated(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
         active = self._enter(name)
         joint = self._noisy(self.product(x, weight), 2.0**-FRACTION_BITS, active)

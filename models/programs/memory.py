@@ -20,7 +20,14 @@ from models.programs.families import forward, parameters_of
 from models.programs.program import Batch, Cache, next_batch
 from protocols.base.blocks import ACTIVATION_ENTRIES, row_blocks, score_pieces, waves
 from protocols.base.lane import Settings
-from protocols.drivers.ops import Heads, Index, Rotation, Span
+from protocols.drivers.ops import (
+    Heads,
+    Index,
+    Rotation,
+    Span,
+    norm_then_gated,
+    norm_then_project,
+)
 from protocols.drivers.trace import run_now
 from protocols.embedding import domain_bits
 from protocols.functions.activations import ACTIVATIONS
@@ -40,6 +47,7 @@ class Rates:
     centred: int
     linear: int
     project: int
+    late: int
     normed: int
     output: int
     attend: int
@@ -48,16 +56,17 @@ class Rates:
     pieces: int
     centre: int
     wave: float
+    wide: int
     gated: int
 
 
 _DEALER = Rates(
-    embed=234, norm=130, centred=146, linear=84, project=90, normed=116, output=56, attend=371,
-    argmax=401, sign=206, pieces=304, centre=25, wave=58.5, gated=16,
+    embed=234, norm=130, centred=146, linear=84, project=90, late=106, normed=116, output=56,
+    attend=371, argmax=401, sign=206, pieces=304, centre=25, wave=58.5, wide=12, gated=16,
 )  # fmt: skip
 _EVALUATOR = Rates(
-    embed=210, norm=106, centred=146, linear=64, project=66, normed=133, output=48, attend=242,
-    argmax=264, sign=136, pieces=402, centre=168, wave=16.5, gated=51,
+    embed=210, norm=106, centred=146, linear=64, project=66, late=94, normed=133, output=48,
+    attend=242, argmax=264, sign=136, pieces=402, centre=168, wave=16.5, wide=78, gated=51,
 )  # fmt: skip
 _TRAFFIC_ATTEND = 310
 """Bytes per score at the dealer under the tree of least traffic."""
@@ -65,6 +74,7 @@ _MASK = 9
 """Bytes per entry of a mask: where it is set, and the columns to look at."""
 _DEALT = {"attend": 150, "argmax": 153, "norm": 75, "linear": 17, "embed": 26, "centre": 60}
 _DEALT_WAVE, _LARGEST_WAVE, _LARGEST = 10.25, 10.25, 42
+_DEALT_WIDE, _DEALT_LATE = 29, 36
 """Bytes dealt per entry; and those of the largest message among them."""
 
 
@@ -166,6 +176,9 @@ class Sizes:
         rate, dealt, largest = self._activation(activation)
         if gated:
             rate, dealt = rate + self._rates.gated, dealt + 26
+        elif self._settings.tree == "rounds":  # which selects over the whole ring
+            exact = ACTIVATIONS[activation].tight is None  # and lifts x, not x / 2 and the waves
+            rate, dealt = rate + self._rates.wide // (1 + exact), dealt + _DEALT_WIDE
         return self._blocks(x, columns, (rate, dealt, largest))
 
     def _blocks(self, x: Any, columns: int, costs: tuple[float, float, float]) -> _Sized:
@@ -189,6 +202,24 @@ class Sizes:
         count = centre.waves.count
         rate = max(rates.centre + rates.wave * count, rates.sign)
         return rate, _DEALT["centre"] + _DEALT_WAVE * count, max(_LARGEST, _LARGEST_WAVE * count)
+
+    async def normed_gated(
+        self, x: Any, before: str, norm: Norm, weight: Any, name: str, activation: str
+    ) -> Any:
+        self._late(x, norm, weight)
+        return await norm_then_gated(self, x, before, norm, weight, name, activation)
+
+    async def normed_project(
+        self, x: Any, before: str, norm: Norm, weight: Any, name: str, *rest: Any
+    ) -> Any:
+        self._late(x, norm, weight)
+        return await norm_then_project(self, x, before, norm, weight, name, *rest)
+
+    def _late(self, x: Any, norm: Norm, weight: Any) -> None:
+        """What a norm after the product takes, whether or not the plan allows it."""
+        if self._settings.tree == "rounds" and not norm.center:
+            size = x.shape[0] * weight.shape[1]
+            self._took(x, work=self._rates.late * size, dealt=_DEALT_LATE * size)
 
     async def project(
         self,
@@ -249,6 +280,9 @@ class Sizes:
         most = columns * max(block.stop - block.start for block in blocks)
         dealt = _DEALT["argmax"] * rows * columns
         self._took(logits, work=self._rates.argmax * most, dealt=dealt, largest=_LARGEST * most)
+
+    async def residual(self, reader: str, norm: Norm, x: Any, *parts: Any) -> _Sized:
+        return _Sized(x.shape)
 
     # -- local -------------------------------------------------------------------------------------
 

@@ -3,16 +3,19 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from models.configs.architecture import ModelConfig
 from models.configs.reading import config_from_public
 from models.configs.tasks.ranking import RankingSettings
 from models.configs.tasks.sentences import SentenceSettings
+from protocols.base.ring import RESIDUAL_BITS
 from protocols.drivers.ops import Ranges
 from protocols.errors import ModelError
 from protocols.functions.attention import MAX_SCORE_BITS, AttentionRange
+from protocols.functions.elementary import MAX_POWER_FRAC
+from protocols.functions.late import LEAST_FRAC, LateRange
 from protocols.functions.normalize import MAX_ROOT_FRAC, MIN_ROOT_FRAC, NormRange
 
 T = TypeVar("T")
@@ -33,7 +36,7 @@ class Parameter:
 
 _KEYS = {"config", "norms", "attention"}
 Weights = Literal["private", "public"]
-_OPTIONAL = {"sentences", "ranking", "weights"}
+_OPTIONAL = {"sentences", "ranking", "weights", "late"}
 MAX_VALUE_BITS = 24
 MAX_ROPE_FRAC = 18
 MAX_VALUE_DROP = 6
@@ -48,6 +51,12 @@ _ATTENTION_BOUNDS = {
     "value_bits": (0, MAX_VALUE_BITS),
     "rope_frac": (0, MAX_ROPE_FRAC),
     "value_drop": (0, MAX_VALUE_DROP),
+}
+_LATE_BOUNDS = {
+    "drop": (0, RESIDUAL_BITS - LEAST_FRAC - 1),
+    "frac": (LEAST_FRAC, RESIDUAL_BITS),
+    "root": (LEAST_FRAC, MAX_POWER_FRAC),
+    "rope": (0, MAX_ROPE_FRAC),
 }
 
 
@@ -78,7 +87,12 @@ class Plan:
             "config": self.config.to_public(),
             "norms": {name: asdict(item) for name, item in self.ranges.norms.items()},
             "attention": {name: asdict(item) for name, item in self.ranges.attention.items()},
+            **self._late(),
         }
+
+    def _late(self) -> dict[str, Any]:
+        late = {name: asdict(item) for name, item in self.ranges.late.items()}
+        return {"late": late} if late else {}
 
     @classmethod
     def from_public(cls, data: object) -> "Plan":
@@ -98,6 +112,7 @@ class Plan:
         attention = _entries(
             "attention", data["attention"], most, AttentionRange, _ATTENTION_BOUNDS
         )
+        late = _entries("late product", data.get("late", {}), most, LateRange, _LATE_BOUNDS)
         sentences, ranking = None, None
         if "sentences" in data:
             sentences = SentenceSettings.from_public(data["sentences"])
@@ -106,7 +121,7 @@ class Plan:
         weights = data.get("weights", "private")
         if weights not in get_args(Weights):
             raise ModelError(f"plan: weights = {str(weights)[:40]} is neither private nor public")
-        return cls(config, Ranges(norms, attention), sentences, ranking, weights)
+        return cls(config, Ranges(norms, attention, late), sentences, ranking, weights)
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hex; the parties compare it before they serve."""
@@ -130,11 +145,18 @@ class _Typical(Mapping[str, T]):
         return 0
 
 
+class _TypicalLate(_Typical[LateRange]):
+    """With angles where they belong."""
+
+    def __getitem__(self, name: str) -> LateRange:
+        return replace(self._item, rope=12) if name.endswith(".qkv") else self._item
+
+
 def draft_plan(config: ModelConfig) -> Plan:
     """A plan with typical exponents: good for shapes and costs, not for secure runs."""
     norms: Mapping[str, NormRange] = _Typical(NormRange(drop=10, low=1, high=29, frac=18))
     attention: Mapping[str, AttentionRange] = _Typical(AttentionRange(11, 6, 12))
-    return Plan(config, Ranges(norms, attention))
+    return Plan(config, Ranges(norms, attention, _TypicalLate(LateRange(3, 14, 14))))
 
 
 def _entries(

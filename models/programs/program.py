@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from models.configs.architecture import ModelConfig
 from models.configs.tasks.dense import Pooling
 from models.configs.validate import short
 from protocols.base.precise import cosines
@@ -94,6 +95,12 @@ def next_batch(proposed: int = 0) -> Batch:
     if proposed == 0:
         return Batch((1,), "last")
     return Batch((1 + proposed,), "all", one_by_one=True)
+
+
+def norm_after(config: ModelConfig, layer: int) -> str:
+    """The norm that reads what a layer leaves, where norms come before blocks."""
+    last = layer == config.num_layers - 1
+    return "norm" if last else f"layers.{layer + 1}.attention_norm"
 
 
 @dataclass

@@ -17,7 +17,16 @@ from models.programs.program import Batch, Cache
 from protocols.base.precise import cosines
 from protocols.base.ring import FRACTION_BITS, encode
 from protocols.drivers.attending import bias_words
-from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Slopes, Span
+from protocols.drivers.ops import (
+    Heads,
+    Index,
+    Ranges,
+    Rotation,
+    Slopes,
+    Span,
+    norm_then_gated,
+    norm_then_project,
+)
 from protocols.drivers.public import Number, cap_words, digest, spline_words
 from protocols.drivers.secure import scale_word
 from protocols.drivers.trace import run_now
@@ -129,6 +138,8 @@ class _Places:
     async def gated(self, x: None, weight: Any, name: str, activation: str) -> None:
         return None
 
+    normed_gated, normed_project = norm_then_gated, norm_then_project
+
     async def project(
         self,
         x: None,
@@ -152,6 +163,9 @@ class _Places:
         return None
 
     async def mean(self, x: None, lengths: Sequence[int], *, inner: bool = False) -> None:
+        return None
+
+    async def residual(self, reader: str, norm: Norm, x: None, *parts: None) -> None:
         return None
 
     def result(self, x: None) -> None:

@@ -34,6 +34,7 @@ from protocols.base.meter import (
 from protocols.base.shares import Role, SecretTensor
 from protocols.drivers.ops import Heads, Ranges, Rotation
 from protocols.drivers.secure import Secure
+from protocols.functions.late import LateRange
 from protocols.functions.normalize import Norm
 from protocols.functions.softcap import Cap
 from protocols.linear import AnyWeight
@@ -216,11 +217,22 @@ class Observed(Secure):
     def linear(self, x: Any, weight: Any, name: str) -> Task:
         return self._at(name, super().linear(x, weight, name))
 
+    def residual(self, reader: str, norm: Norm, x: Any, *parts: Any) -> Task:
+        return self._at(reader or "residual", super().residual(reader, norm, x, *parts))
+
     def dense(self, x: Any, weight: Any, name: str, activation: str) -> Task:
         return self._at(name, super().dense(x, weight, name, activation))
 
     def gated(self, x: Any, weight: Any, name: str, activation: str) -> Task:
         return self._at(name, super().gated(x, weight, name, activation))
+
+    def late_gated(
+        self, x: Any, before: str, norm: Norm, weight: Any, late: LateRange, activation: str
+    ) -> Task:
+        return self._at(before, super().late_gated(x, before, norm, weight, late, activation))
+
+    def late_project(self, x: Any, before: str, *rest: Any) -> Task:
+        return self._at(before, super().late_project(x, before, *rest))
 
     def project(
         self,

@@ -7,13 +7,14 @@ rows, to find the ranges that the owner publishes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocols.functions.attention import AttentionRange
+from protocols.functions.late import LateRange
 from protocols.functions.normalize import Norm, NormRange
 from protocols.functions.softcap import Cap
 
@@ -135,10 +136,14 @@ def _bfloat16(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Ranges:
-    """All exponents that the owner publishes, by the program's name for the place."""
+    """All exponents that the owner publishes, by the program's name for the place.
+
+    `late` has the products that can be normalised late, by the name of the product.
+    """
 
     norms: Mapping[str, NormRange]
     attention: Mapping[str, AttentionRange]
+    late: Mapping[str, LateRange] = field(default_factory=dict)
 
 
 class Ops(Protocol):
@@ -174,13 +179,39 @@ class Ops(Protocol):
         """Apply a soft cap to the result of `output`, for the client."""
 
     async def linear(self, x: Tensor, weight: Any, name: str) -> Tensor:
-        """x @ W, for the residual stream."""
+        """x @ W, to be read by `norm` or `residual`."""
+
+    async def residual(self, reader: str, norm: Norm, x: Tensor, *parts: Tensor) -> Tensor:
+        """The residual stream: x plus results of `linear` or `norm`.
+
+        `norm` and `residual` may read the sum, and if `reader` is "" everything may. Otherwise
+        `reader` names the first norm that reads it, which is like `norm`.
+        """
 
     async def dense(self, x: Tensor, weight: Any, name: str, activation: str) -> Tensor:
         """activation(x @ W)."""
 
     async def gated(self, x: Tensor, weight: Any, name: str, activation: str) -> Tensor:
         """activation(gate) * up for [gate | up] = x @ W."""
+
+    async def normed_gated(
+        self, x: Tensor, before: str, norm: Norm, weight: Any, name: str, activation: str
+    ) -> Tensor:
+        """`gated` of `norm` at the place `before`, which nothing else reads."""
+
+    async def normed_project(
+        self,
+        x: Tensor,
+        before: str,
+        norm: Norm,
+        weight: Any,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        head_norm: Norm | None = None,
+        gains: tuple[Any, Any] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`project` of `norm` at the place `before`, which nothing else reads."""
 
     async def project(
         self,
@@ -225,3 +256,17 @@ class Ops(Protocol):
 
     def heads_at(self, x: Tensor, index: Index) -> Tensor:
         """Entries of x (heads, T, size) at public indices along T."""
+
+
+async def norm_then_gated(
+    ops: Any, x: Tensor, before: str, norm: Norm, weight: Any, name: str, activation: str
+) -> Any:
+    """`Ops.normed_gated` as its two parts."""
+    return await ops.gated(await ops.norm(x, before, norm), weight, name, activation)
+
+
+async def norm_then_project(
+    ops: Any, x: Tensor, before: str, norm: Norm, weight: Any, name: str, *rest: Any
+) -> Any:
+    """`Ops.normed_project` as its two parts."""
+    return await ops.project(await ops.norm(x, before, norm), weight, name, *rest)

@@ -7,7 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.base.ring import Floats
-from protocols.drivers.ops import Heads, Index, Relative, Rotation, Span, rotate
+from protocols.drivers.ops import (
+    Heads,
+    Index,
+    Relative,
+    Rotation,
+    Span,
+    norm_then_gated,
+    norm_then_project,
+    rotate,
+)
 from protocols.functions.activations import ACTIVATIONS
 from protocols.functions.normalize import Norm
 from protocols.functions.softcap import Cap
@@ -70,6 +79,8 @@ class Plain:
         gate, up = joint[:, :half], joint[:, half:]
         return self._seen(name, self.activated(activation, gate, name) * up)
 
+    normed_gated, normed_project = norm_then_gated, norm_then_project
+
     async def project(
         self,
         x: Floats,
@@ -119,6 +130,9 @@ class Plain:
 
     def result(self, x: Floats) -> Floats:
         return x
+
+    async def residual(self, reader: str, norm: Norm, x: Floats, *parts: Floats) -> Floats:
+        return np.asarray(sum(parts, x))
 
     def add(self, x: Floats, y: Floats) -> Floats:
         return x + y

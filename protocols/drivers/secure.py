@@ -1,25 +1,35 @@
 """`Ops` on shares: evaluates models under MPC, or predicts their cost on a tracing lane."""
 
 import itertools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from protocols.arithmetic import lift, map_public, mul
+from protocols.arithmetic import lift, map_public
 from protocols.base.blocks import ACTIVATION_ENTRIES, Piece, in_blocks, score_pieces, waves
 from protocols.base.lane import Lane
-from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, Words, encode
+from protocols.base.ring import FRACTION_BITS, Words
 from protocols.base.shares import SecretTensor, concat, constant, stack
 from protocols.compare import maximum
 from protocols.drivers.attending import Added, attend_piece
-from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Span, rotate
+from protocols.drivers.layout import Turn, rejoined, split_heads, within
+from protocols.drivers.ops import (
+    Heads,
+    Index,
+    Rotation,
+    Span,
+    norm_then_gated,
+    norm_then_project,
+)
+from protocols.drivers.residual import Residual, range_of, with_one
 from protocols.drivers.trace import traced_once
 from protocols.embedding import embed
 from protocols.errors import LocalProtocolError
-from protocols.functions.activations import ACTIVATIONS, activate
-from protocols.functions.normalize import Norm, normalize, truncated
+from protocols.functions.activations import ACTIVATIONS, activate, gate
+from protocols.functions.late import LateRange, late_norm
+from protocols.functions.normalize import Norm, truncated
 from protocols.functions.softcap import Cap, softcap
 from protocols.linear import AnyTable, AnyWeight, linear, table_product
 
@@ -35,40 +45,13 @@ SCALE_BITS = 16
 """Fraction bits of a public factor."""
 
 
-class Secure:
+class Secure(Residual):
     """See the module docstring. One object drives one lane."""
-
-    def __init__(self, lane: Lane, ranges: Ranges) -> None:
-        self.lane = lane
-        self._ranges = ranges
 
     async def embed(self, table: AnyTable, count: int, columns: int) -> SecretTensor:
         return (await embed(self.lane, table, count))[:, :columns]
 
     # -- norms and products ------------------------------------------------------------------------
-
-    async def norm(
-        self,
-        x: SecretTensor,
-        name: str,
-        norm: Norm,
-        gain: SecretTensor | None = None,
-        shift: SecretTensor | None = None,
-        *,
-        unit: bool = False,
-        residual: bool = False,
-    ) -> SecretTensor:
-        """With a shift, the result has the fraction bits of the shift and the residual stream."""
-        return await normalize(
-            self.lane,
-            x.scale_up(RESIDUAL_BITS - x.frac),
-            norm,
-            _range(self._ranges.norms, name),
-            gain=gain,
-            shift=shift,
-            frac=FRACTION_BITS if shift is None and not residual else RESIDUAL_BITS,
-            unit=unit,
-        )
 
     async def scaled(self, x: SecretTensor, factor: float) -> SecretTensor:
         word = scale_word(factor)
@@ -77,18 +60,15 @@ class Secure:
         )
         return await lift(self.lane, product)
 
-    async def linear(self, x: SecretTensor, weight: AnyWeight, name: str) -> SecretTensor:
-        product = await linear(self.lane, _with_one(x, weight.shape[0]), weight, frac=RESIDUAL_BITS)
-        return await lift(self.lane, product)
-
     async def dense(
         self, x: SecretTensor, weight: AnyWeight, name: str, activation: str
     ) -> SecretTensor:
         async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
             hidden = await linear(lane, rows, weight)
-            return (await activate(lane, hidden, ACTIVATIONS[activation]))[0]
+            return await activate(lane, hidden, ACTIVATIONS[activation])
 
-        return await self._in_blocks(x, weight, weight.shape[1], activation, block)
+        key = weight.shape, weight.frac, activation
+        return await self._in_blocks(x, weight, weight.shape[1], key, block)
 
     async def gated(
         self, x: SecretTensor, weight: AnyWeight, name: str, activation: str
@@ -98,31 +78,109 @@ class Secure:
 
         async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
             joint = await linear(lane, rows, weight)
-            gate, up = await activate(lane, joint[:, :half], function, beside=joint[:, half:])
-            if up is None:
-                raise LocalProtocolError("the gate lost its other half")
-            return await lift(lane, await mul(lane, gate, up, FRACTION_BITS))
+            return await lift(lane, await gate(lane, joint[:, :half], joint[:, half:], function))
 
-        return await self._in_blocks(x, weight, half, activation, block)
+        return await self._in_blocks(
+            x, weight, half, (weight.shape, weight.frac, activation), block
+        )
+
+    async def normed_gated(
+        self,
+        x: SecretTensor,
+        before: str,
+        norm: Norm,
+        weight: AnyWeight,
+        name: str,
+        activation: str,
+    ) -> Any:
+        late = self._late(name, weight, norm)
+        if late is None or late.rope:
+            return await norm_then_gated(self, x, before, norm, weight, name, activation)
+        return await self.late_gated(x, before, norm, weight, late, activation)
+
+    def _late(self, name: str, weight: AnyWeight, norm: Norm) -> LateRange | None:
+        """How to normalise after the product, if rounds are to be few and the owner allows it."""
+        if self.lane.settings.tree != "rounds" or weight.shape[0] != norm.size or norm.center:
+            return None
+        return self.ranges.late.get(name)
+
+    async def late_gated(
+        self,
+        x: SecretTensor,
+        before: str,
+        norm: Norm,
+        weight: AnyWeight,
+        late: LateRange,
+        activation: str,
+    ) -> SecretTensor:
+        """`normed_gated` with the norm after the product."""
+        bounds, half = range_of(self.ranges.norms, before), weight.shape[1] // 2
+        function = ACTIVATIONS[activation]
+
+        async def block(lane: Lane, rows: SecretTensor) -> SecretTensor:
+            joint = await late_norm(lane, rows, norm, bounds, weight, late)
+            return await lift(lane, await gate(lane, joint[:, :half], joint[:, half:], function))
+
+        x = x if bounds.fit(norm, x.width) else await lift(self.lane, x)
+        key = weight.shape, weight.frac, activation, norm, bounds, late
+        return await self._in_blocks(x, weight, half, key, block)
 
     async def _in_blocks(
         self,
         x: SecretTensor,
         weight: AnyWeight,
         columns: int,
-        activation: str,
+        kind: Hashable,
         block: Callable[[Lane, SecretTensor], Coroutine[Any, Any, SecretTensor]],
     ) -> SecretTensor:
-        """Compute an activation with this many columns, in blocks of rows."""
+        """Compute an activation with this many columns, in blocks of rows; `kind` has what its cost
+        depends on, besides the rows.
+        """
 
         async def once(rows: SecretTensor) -> SecretTensor:
-            key = (*_kind(rows), weight.shape, weight.frac, columns, activation)
-            return await traced_once(self.lane, key, lambda lane: block(lane, rows))
+            return await traced_once(self.lane, (_kind(rows), kind), lambda lane: block(lane, rows))
 
         entries = ACTIVATION_ENTRIES * columns
-        return await in_blocks(self.lane, _with_one(x, weight.shape[0]), entries, once)
+        return await in_blocks(self.lane, with_one(x, weight.shape[0]), entries, once)
 
     # -- attention ---------------------------------------------------------------------------------
+
+    async def normed_project(
+        self,
+        x: SecretTensor,
+        before: str,
+        norm: Norm,
+        weight: AnyWeight,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None = None,
+        head_norm: Norm | None = None,
+        gains: tuple[SecretTensor, SecretTensor] | None = None,
+    ) -> Any:
+        late = self._late(f"{name}.qkv", weight, norm)
+        if late is None or head_norm is not None or (rotation is None) != (late.rope == 0):
+            rest = heads, rotation, head_norm, gains
+            return await norm_then_project(self, x, before, norm, weight, name, *rest)
+        return await self.late_project(x, before, norm, weight, late, name, heads, rotation)
+
+    async def late_project(
+        self,
+        x: SecretTensor,
+        before: str,
+        norm: Norm,
+        weight: AnyWeight,
+        late: LateRange,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None,
+    ) -> tuple[SecretTensor, SecretTensor, SecretTensor]:
+        """`normed_project` with the norm after the product."""
+        bounds, rotated = range_of(self.ranges.norms, before), heads.query + heads.key
+        turn = None if rotation is None else Turn(rotation, rotated, heads.size, late.rope)
+        x = x if bounds.fit(norm, x.width) else await lift(self.lane, x)
+        joint = await late_norm(self.lane, x, norm, bounds, weight, late, then=turn)
+        split = split_heads(await lift(self.lane, joint), heads.size).transpose(1, 0, 2)
+        return split[: heads.query], split[heads.query : rotated], split[rotated:]
 
     async def project(
         self,
@@ -135,17 +193,17 @@ class Secure:
         gains: tuple[SecretTensor, SecretTensor] | None = None,
     ) -> tuple[SecretTensor, SecretTensor, SecretTensor]:
         rotated = heads.query + heads.key
-        x = _with_one(x, weight.shape[0])
+        x = with_one(x, weight.shape[0])
         turn, frac, drop = None, 0, 0
         if rotation is not None:
-            bounds = _range(self._ranges.attention, name)
+            bounds = range_of(self.ranges.attention, name)
             frac, drop = bounds.rope_frac, bounds.value_drop
-            turn = _Turn(rotation, rotated, heads.size, frac, drop)
+            turn = Turn(rotation, rotated, heads.size, frac, drop)
         if norm is None or gains is None:
             joint = await linear(
                 self.lane, x, weight, then=turn, then_frac=frac if turn is not None else 0
             )
-            split = _split(await lift(self.lane, joint), heads.size)
+            split = split_heads(await lift(self.lane, joint), heads.size)
         else:
             split = await self._normed(x, weight, name, heads, turn, norm, gains)
         split = split.transpose(1, 0, 2)
@@ -160,13 +218,12 @@ class Secure:
         weight: AnyWeight,
         name: str,
         heads: Heads,
-        turn: "_Turn | None",
+        turn: Turn | None,
         norm: Norm,
         gains: tuple[SecretTensor, SecretTensor],
     ) -> SecretTensor:
         """(T, heads, size) with queries and keys normalised, then rotated (Qwen3)."""
-        wide = await lift(self.lane, await linear(self.lane, x, weight, frac=RESIDUAL_BITS))
-        split = _split(wide, heads.size)
+        split = split_heads(await self.multiplied(x, weight), heads.size)
         query, rotated = heads.query, heads.query + heads.key
         gain = concat(
             [
@@ -204,7 +261,7 @@ class Secure:
         Lanes run together as long as they fit `Settings.block`; longer texts are cut into blocks of
         rows.
         """
-        bounds = _range(self._ranges.attention, name)
+        bounds = range_of(self.ranges.attention, name)
         groups = min(self.lane.settings.lanes, k.shape[0])
         share, most = q.shape[0] // k.shape[0], self.lane.settings.block
         cuts = [k.shape[0] * i // groups for i in range(groups + 1)]
@@ -213,8 +270,8 @@ class Secure:
         jobs = [(*cell, piece) for cell, cut in zip(cells, pieces, strict=True) for piece in cut]
 
         async def attend_job(span: Span, lo: int, hi: int, at: Piece, lane: Lane) -> SecretTensor:
-            heads, rows = slice(lo * share, hi * share), _within(span.rows, at.rows)
-            seen = _within(span.context, at.columns)
+            heads, rows = slice(lo * share, hi * share), within(span.rows, at.rows)
+            seen = within(span.context, at.columns)
             added = Added.of(span, heads, at, q.shape[2])
             mask = span.mask[at.rows, at.columns]
             qkv = q[heads, rows], k[lo:hi, seen], v[lo:hi, seen]
@@ -228,7 +285,7 @@ class Secure:
         found: list[SecretTensor] = []
         for wave in waves(sizes, most):
             found += await self.lane.parallel([partial(attend_job, *job) for job in jobs[wave]])
-        return _rejoined(found, [len(cut) for cut in pieces], groups)
+        return rejoined(found, [len(cut) for cut in pieces], groups)
 
     # -- for the client ----------------------------------------------------------------------------
 
@@ -237,7 +294,7 @@ class Secure:
     ) -> SecretTensor:
         depth = weight.shape[1] if tied else weight.shape[0]
         product = table_product if tied else linear
-        return (await product(self.lane, _with_one(x, depth), weight)).narrow(OUTPUT_WIDTH)
+        return (await product(self.lane, with_one(x, depth), weight)).narrow(OUTPUT_WIDTH)
 
     async def capped(self, x: SecretTensor, name: str, cap: Cap) -> SecretTensor:
         if self.lane.settings.reveal == "argmax":  # a soft cap keeps the largest logit the largest
@@ -279,12 +336,6 @@ class Secure:
 
     # -- local -------------------------------------------------------------------------------------
 
-    def add(self, x: SecretTensor, y: SecretTensor) -> SecretTensor:
-        if x.frac == y.frac:
-            return x + y
-        frac = max(x.frac, y.frac)
-        return x.scale_up(frac - x.frac) + y.scale_up(frac - y.frac)
-
     def sums(self, x: SecretTensor, lengths: Sequence[int]) -> SecretTensor:
         ends = np.cumsum(lengths)
         runs = [x[end - size : end].sum(0) for size, end in zip(lengths, ends, strict=True)]
@@ -302,25 +353,6 @@ class Secure:
         return x[:, index]
 
 
-class _Turn:
-    """RoPE as a linear map on ring words (T, columns).
-
-    Heads after the first `rotated` are only scaled, by `drop` bits less than the others.
-    """
-
-    def __init__(
-        self, rotation: Rotation, rotated: int, size: int, frac: int, drop: int = 0
-    ) -> None:
-        self._cos, self._sin = (encode(angles, frac) for angles in (rotation.cos, rotation.sin))
-        self._rotated, self._size, self.frac, self._drop = rotated, size, frac, drop
-
-    def __call__(self, words: Words) -> Words:
-        split = words.reshape(words.shape[0], -1, self._size)
-        rest = split[:, self._rotated :] << np.uint64(self.frac - self._drop)
-        turned = rotate(split[:, : self._rotated], self._cos, self._sin)
-        return np.concatenate([turned, rest], axis=1).reshape(words.shape)
-
-
 def scale_word(factor: float) -> np.uint64:
     """A public factor with `SCALE_BITS` fraction bits."""
     return np.uint64(round(factor * 2**SCALE_BITS))
@@ -332,42 +364,6 @@ def inverse_lengths(lengths: Sequence[int]) -> Words:
     return (np.uint64(1 << _MEAN_FRAC) + sizes // np.uint64(2)) // sizes
 
 
-def _range(ranges: Any, name: str) -> Any:
-    found = ranges.get(name)
-    if found is None:
-        raise LocalProtocolError(f"{name} has no range: the owner must publish one")
-    return found
-
-
-def _with_one(x: SecretTensor, rows: int) -> SecretTensor:
-    """x with a column of ones for the bias in the weight's last row, if the weight has a bias."""
-    if rows == x.shape[1]:
-        return x
-    ones = np.full((x.shape[0], 1), 1 << x.frac, dtype=np.uint64)
-    return concat([x, constant(x.role, ones, x.width, x.frac)], axis=1)
-
-
 def _kind(x: SecretTensor) -> tuple[tuple[int, ...], int, int]:
     """The properties of x that the cost may depend on."""
     return x.shape, x.width, x.frac
-
-
-def _rejoined(parts: Sequence[SecretTensor], cuts: Sequence[int], groups: int) -> SecretTensor:
-    """Join the parts of all sequences, with the heads of a row concatenated: (rows, columns).
-
-    Parts are ordered by sequence, group of heads and block of rows; `cuts` has the number of blocks
-    of each group.
-    """
-    rest = iter(parts)
-    done = [concat(list(itertools.islice(rest, count)), axis=1) for count in cuts]
-    rows = [concat(done[start : start + groups], axis=0) for start in range(0, len(done), groups)]
-    whole = concat(rows, axis=1).transpose(1, 0, 2)
-    return whole.reshape(whole.shape[0], -1)
-
-
-def _within(whole: slice, part: slice) -> slice:
-    return slice(whole.start + part.start, whole.start + part.stop)
-
-
-def _split(joint: SecretTensor, size: int) -> SecretTensor:
-    return joint.reshape(joint.shape[0], -1, size)

@@ -12,7 +12,7 @@ from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RING_BITS
-from protocols.base.shares import SecretBits, SecretTensor, constant
+from protocols.base.shares import SecretBits, SecretTensor, constant, stack
 from protocols.compare import less
 from protocols.functions.activation_tables import (
     ACTIVATIONS,
@@ -22,10 +22,11 @@ from protocols.functions.activation_tables import (
     Centre,
     Pieces,
 )
+from protocols.narrow import narrow_mul
 from protocols.selection import Term, select
 from protocols.waves import evaluate
 
-__all__ = ["ACTIVATIONS", "GELU", "SILU", "Activation", "activate"]
+__all__ = ["ACTIVATIONS", "GELU", "SILU", "Activation", "activate", "gate"]
 
 _INTEGER_BITS = 15
 """|x| < 2^15."""
@@ -43,43 +44,57 @@ _PUMA_DIGITS = 6
 
 
 @protocol("activation")
-async def activate(
-    lane: Lane, x: SecretTensor, activation: Activation, beside: SecretTensor | None = None
-) -> tuple[SecretTensor, SecretTensor | None]:
+async def activate(lane: Lane, x: SecretTensor, activation: Activation) -> SecretTensor:
     """The function at x (18 fraction bits, a ring of at least 36 bits), over Z_2^64.
 
     |x| < 2^15 - 2^-11: ReLU's sign is read off 28 bits above 6 that are shifted away, which may add
     two steps of 2^-12.
 
-    Args:
-        beside: another tensor, over any ring, that is lifted in the same rounds.
-
     Returns:
-        The function's value with 18 fraction bits, and `beside` over Z_2^64.
+        The function's value with 18 fraction bits.
 
     Cost: 4 rounds ("tight" and "fast"), 6 ("puma"'s own pieces, 7 over rings below 38 bits), 5
-    (ReLU).
+    (ReLU). With the tree of fewest "rounds" one less, but for the paper's pieces: what is selected
+    from is lifted first, beside the comparison.
     """
-
-    async def value(strand: Lane) -> SecretTensor:
-        chosen = await _narrow_value(strand, x, activation)
-        missing = FRACTION_BITS - chosen.frac
-        return (await lift(strand, chosen, RING_BITS - missing)).scale_up(missing)
-
-    if beside is None:
-        return await value(lane), None
-    other = beside
-    return await lane.both(value, lambda strand: lift(strand, other))
+    chosen = await _value(lane, x, activation, wide=lane.settings.tree == "rounds")
+    missing = FRACTION_BITS - chosen.frac
+    return (await lift(lane, chosen, RING_BITS - missing)).scale_up(missing)
 
 
-async def _narrow_value(lane: Lane, x: SecretTensor, activation: Activation) -> SecretTensor:
+@protocol("gate")
+async def gate(
+    lane: Lane, x: SecretTensor, up: SecretTensor, activation: Activation
+) -> SecretTensor:
+    """The function at x, as in `activate`, times `up` of the same shape: 18 fraction bits, over
+    Z_2^(64 - f), where f is at most 18, the fraction bits with which the function comes out.
+
+    `up` (18 fraction bits) is over any ring that a lift takes, and is lifted beside the function;
+    the product reads the function's value as it stands (`protocols.narrow`). It must be below
+    2^25, so that with 2 f or more fraction bits it is below 2^62.
+
+    Cost: as `activate`: the last lift is saved, and the product takes a round.
+    """
+    value, wide = await lane.both(
+        lambda strand: _value(strand, x, activation, wide=False), lambda strand: lift(strand, up)
+    )
+    return await narrow_mul(lane, value, wide, value.frac)
+
+
+async def _value(
+    lane: Lane, x: SecretTensor, activation: Activation, *, wide: bool
+) -> SecretTensor:
+    """The function's value over a narrow ring, or, if it is to be `wide` and a select ends it, over
+    Z_2^64 less the fraction bits it lacks.
+    """
     kind = lane.settings.approximation
     if kind == "puma" and activation.paper is not None:
         return await _pieces(lane, x, activation.paper)
     centre = activation.fast if kind == "fast" else activation.tight
     if centre is None:
-        return await _rectified(lane, x)
-    return await _centre(lane, x, activation, centre)
+        return await _rectified(lane, x, RING_BITS if wide else _NARROW)
+    missing = FRACTION_BITS - centre.frac
+    return await _centre(lane, x, activation, centre, RING_BITS - missing if wide else 0)
 
 
 async def _below(
@@ -92,36 +107,61 @@ async def _below(
 # -- exact, tight and fast -------------------------------------------------------------------------
 
 
-async def _rectified(lane: Lane, x: SecretTensor) -> SecretTensor:
-    negative = (await _below(lane, x, (0.0,), _SIGN_DIGITS, _SIGN_FRAC))[..., 0]
-    small = x.narrow(_NARROW)
-    terms = [Term((~negative,), small)]
-    return await select(lane, terms, width=small.width, frac=small.frac, shape=x.shape)
+async def _rectified(lane: Lane, x: SecretTensor, width: int) -> SecretTensor:
+    async def held(strand: Lane) -> SecretTensor:
+        return await lift(strand, x.narrow(_NARROW), width)
+
+    negative, kept = await lane.both(
+        lambda strand: _below(strand, x, (0.0,), _SIGN_DIGITS, _SIGN_FRAC), held
+    )
+    terms = [Term((~negative[..., 0],), kept)]
+    return await select(lane, terms, width=width, frac=x.frac, shape=x.shape)
 
 
 async def _centre(
-    lane: Lane, x: SecretTensor, activation: Activation, centre: Centre
+    lane: Lane, x: SecretTensor, activation: Activation, centre: Centre, wide: int
 ) -> SecretTensor:
+    """Over Z_2^wide, or the narrowest ring if that is 0."""
     frac = centre.frac
-    width = frac + 2 + (_INTEGER_BITS if activation.right is None else 1)
+    narrow = frac + 2 + (_INTEGER_BITS if activation.right is None else 1)
+    width = wide or narrow
     # A comparison may take a value just below a threshold as not below it: on the left, as inside.
     cuts = (-centre.cut + 1 / (1 << _CUT_FRAC), centre.cut)
-    waves, below = await lane.both(
-        lambda strand: evaluate(strand, x, centre.waves, frac, width),
-        lambda strand: _below(strand, x, cuts, _DIGITS, _CUT_FRAC),
-    )
-    left = _everywhere(x, activation.left, width, frac)
-    if activation.right is None:
-        right = x.drop(x.frac - frac).narrow(width)
-        half = x.drop(1).reinterpret(x.frac)  # x / 2
-        y = waves + half.drop(x.frac - frac).narrow(width)
+    sides = _sides(x, activation, frac, narrow, width)
+
+    async def curve(strand: Lane) -> SecretTensor:
+        return await evaluate(strand, x, centre.waves, frac, width)
+
+    async def compare(strand: Lane) -> SecretBits:
+        return await _below(strand, x, cuts, _DIGITS, _CUT_FRAC)
+
+    if sides.width < width:
+        held = sides
+        (waves, sides), below = await lane.both(
+            lambda strand: strand.both(curve, lambda inner: lift(inner, held, width)), compare
+        )
     else:
-        right, y = _everywhere(x, activation.right, width, frac), waves
+        waves, below = await lane.both(curve, compare)
+    right, y = sides[0], waves + sides[1]
+    left = _everywhere(x, activation.left, width, frac)
     # With c_low = [x < low cut] and c_high = [x < high cut]: right + c_high (y - right) - c_low (y
     # - left).
     terms = [Term((below[..., 1],), y - right), Term((below[..., 0],), left - y)]
     chosen = await select(lane, terms, width=width, frac=frac, shape=x.shape)
     return chosen + right
+
+
+def _sides(
+    x: SecretTensor, activation: Activation, frac: int, narrow: int, width: int
+) -> SecretTensor:
+    """(2, ...): the limit on the right, and what is added to the waves: x and x / 2 over
+    Z_2^narrow, or constants over Z_2^width.
+    """
+    if activation.right is not None:
+        limit = _everywhere(x, activation.right, width, frac)
+        return stack([limit, _everywhere(x, 0.0, width, frac)], axis=0)
+    half = x.drop(1).reinterpret(x.frac)
+    return stack([part.drop(x.frac - frac).narrow(narrow) for part in (x, half)], axis=0)
 
 
 def _everywhere(x: SecretTensor, value: float, width: int, frac: int) -> SecretTensor:

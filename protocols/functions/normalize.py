@@ -13,6 +13,7 @@ from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS
 from protocols.base.shares import SecretTensor
 from protocols.errors import RangeError
 from protocols.functions.elementary import Scaled, rsqrt
+from protocols.narrow import narrow_square_sum
 
 # Bounds on products of normalised and weighted rows: one bit is kept in reserve.
 HELD_PRODUCT_BITS = PRODUCT_BITS - 1  # of two factors
@@ -74,6 +75,18 @@ class NormRange:
     def eps_word(self, norm: Norm) -> np.uint64:
         """size * eps with the fraction bits of a square of the dropped entries; at least 1."""
         return np.uint64(_eps_word(norm, self.drop))
+
+    def fit(self, norm: Norm, width: int) -> bool:
+        """Whether every row that the range allows can be normalised as it is over Z_2^width.
+
+        What `normalize` reads, n x - sum(x) if centred and x if not, must stay below 2^(width-2),
+        before and after its last bits are shifted away. With L, stretch and length as in
+        `_largest_sum`, and n = stretch 2^extra, it is at most n L 2^22 (n = 1 if not centred), and
+        so at most length 2^(extra + drop). As (length + lost)^2 < 4^high, where lost is 3 or more
+        if anything is shifted away, not even the two units that a shift may add reach
+        2^(high + extra + drop).
+        """
+        return self.high + norm.extra + self.drop <= width - 2
 
 
 def _stretched(norm: Norm) -> Fraction:
@@ -201,7 +214,8 @@ async def normalize(
     frac: int = FRACTION_BITS,
     unit: bool = False,
 ) -> SecretTensor:
-    """RMSNorm or LayerNorm over the last axis; over Z_2^64, x with 22 fraction bits.
+    """RMSNorm or LayerNorm over the last axis; over Z_2^64. x has 22 fraction bits, over a ring
+    that the range fits (`NormRange.fit`).
 
     The gain and shift of a pre-norm are folded into the next weights by the owner; those of a
     post-norm are given here: the gain (18 fraction bits) is multiplied while the inverse root is
@@ -218,21 +232,26 @@ async def normalize(
     roundings; truncation leaves none (`remask`), for one more word per entry, and runs beside the
     inverse root.
 
-    Cost: 5 rounds: sum of squares; inverse root (2); x * value * scale; lift. One more where bits
-    are dropped first: the shifted entries are lifted again, because squares need the whole ring.
-    One more under the trees "balanced" and "traffic", which lift the root's value, and two for a
-    late gain. An early gain takes two rounds beside the inverse root; so does what truncation needs
-    before it, so that both together take one more.
+    Cost: 5 rounds: sum of squares; inverse root (2); x * value * scale; lift. The squares read what
+    a shift left as it stands (`protocols.narrow`), and the lift of x, if it is narrow, runs beside
+    them. One more under the trees "balanced" and "traffic", which lift the root's value, and two
+    for a late gain. An early gain takes as long as the root; what truncation needs before it takes
+    one more.
     """
-    small, x = await _prepared(lane, x, norm, bounds)
+    x = _centred(x, norm)
+    small = x.drop(norm.extra + bounds.drop)
+    x = x if norm.steady else x.drop(norm.extra)
+    if x.width == small.width and lane.settings.tree != "rounds":
+        small = x = await lift(lane, x)  # the same words: a lift of both is dealt less
 
     async def inverse(strand: Lane) -> Scaled:
-        squares = (await square_sum(strand, small)).add_public(bounds.eps_word(norm))
-        root = 1.0 if unit else math.sqrt(norm.size)
-        return await rsqrt(strand, squares, bounds.low, bounds.high, gain=root, frac=bounds.frac)
+        return await inverse_root(strand, small, norm, bounds, unit=unit, frac=bounds.frac)
 
     async def gained(strand: Lane) -> SecretTensor:
-        wide = await truncated(strand, x, norm.extra) if norm.steady else x
+        if norm.steady:
+            wide = await truncated(strand, x, norm.extra)
+        else:
+            wide = await lift(strand, x)
         if gain is None or not bounds.early:
             return wide
         return await lift(strand, await mul(strand, wide, gain, gain.frac))
@@ -246,24 +265,24 @@ async def normalize(
     return result if shift is None else result + shift.broadcast(result.shape)
 
 
-async def _prepared(
-    lane: Lane, x: SecretTensor, norm: Norm, bounds: NormRange
-) -> tuple[SecretTensor, SecretTensor]:
-    """The entries to be squared, and those to be scaled: both centred and over Z_2^64. The latter
-    keep the bits that centring adds where zeros must stay zeros.
+async def inverse_root(
+    lane: Lane, small: SecretTensor, norm: Norm, bounds: NormRange, *, frac: int, unit: bool = False
+) -> Scaled:
+    """1 / sqrt(mean(x^2) + eps) of each row (`unit`: of length), from its entries less the bits
+    that the range drops.
     """
-    extra = norm.extra
-    if norm.center:
-        total = x.sum(-1).reshape(*x.shape[:-1], 1).broadcast(x.shape)
-        x = (x.times(np.uint64(norm.size)) - total).reinterpret(x.frac + extra)
-    small = x.drop(extra + bounds.drop)
-    if extra == 0 or norm.steady:
-        return await lift(lane, small), x
-    wide = x.drop(extra)
-    if bounds.drop == 0:
-        wide = await lift(lane, wide)
-        return wide, wide
-    return await lane.both(lambda s: lift(s, small), lambda s: lift(s, wide))
+    squared = square_sum if small.width == RING_BITS else narrow_square_sum
+    squares = (await squared(lane, small)).add_public(bounds.eps_word(norm))
+    root = 1.0 if unit else math.sqrt(norm.size)
+    return await rsqrt(lane, squares, bounds.low, bounds.high, gain=root, frac=frac)
+
+
+def _centred(x: SecretTensor, norm: Norm) -> SecretTensor:
+    """n x - sum(x) read as x - mean(x) times `Norm.stretch`; x itself if the norm has no centre."""
+    if not norm.center:
+        return x
+    total = x.sum(-1).reshape(*x.shape[:-1], 1).broadcast(x.shape)
+    return (x.times(np.uint64(norm.size)) - total).reinterpret(x.frac + norm.extra)
 
 
 async def truncated(lane: Lane, x: SecretTensor, bits: int) -> SecretTensor:

@@ -130,6 +130,108 @@ def _joined_numba(low: Words, offset: int, high: Words, width: int) -> Words:
     return out
 
 
+# -- products that read a narrow ring --------------------------------------------------------------
+
+Wraps = tuple[Words, Words, Words]
+"""An evaluator's shares of the carry of both masks, of the top bit of their sum, and of that bit
+times a factor.
+"""
+
+
+def narrow_squares_numpy(m: Words, own: Words, dealt: Wraps, width: int, leads: bool) -> Words:
+    """NumPy twin of `narrow_squares`."""
+    word, kept = _unwrapped(m, width)
+    carry, msb, both = (each.reshape(m.shape) for each in dealt)
+    part = (word if leads else np.uint64(0)) * word - ((word * (own & _low(width))) << _ONE)
+    part += (word * (carry + kept * msb) - kept * both) << np.uint64(width) << _ONE
+    if 2 * width < 64:
+        part += (kept * msb) << np.uint64(2 * width)
+    total: Words = part.sum(axis=-1, dtype=np.uint64)
+    return total
+
+
+@kernel("void(in2, in2, in1, in1, in1, uint64, boolean, uint64[::1])")
+def _narrow_squares(
+    m: Words, own: Words, carry: Words, msb: Words, both: Words, width: Any, leads: Any, out: Words
+) -> None:
+    mask = ~np.uint64(0) >> (np.uint64(64) - width)
+    half, last = np.uint64(1) << (width - np.uint64(2)), width - np.uint64(1)
+    size = m.shape[1]
+    for row in range(out.size):
+        plain, high, top = np.uint64(0), np.uint64(0), np.uint64(0)
+        for i in range(size):
+            zeta, at = (m[row, i] + half) & mask, row * size + i
+            word, kept = zeta - half, np.uint64(1) - (zeta >> last)
+            bit = kept * msb[at]
+            plain += (word if leads else np.uint64(0)) * word
+            plain -= (word * (own[row, i] & mask)) << _ONE
+            high += word * (carry[at] + bit) - kept * both[at]
+            top += bit
+        out[row] = plain + ((high << width) << _ONE)
+        if width < np.uint64(32):
+            out[row] += top << (width + width)
+
+
+def _narrow_squares_numba(m: Words, own: Words, dealt: Wraps, width: int, leads: bool) -> Words:
+    """An evaluator's part of the sum of squares of each row of x over Z_2^width, modulo 2^64.
+
+    Args:
+        m, own: (rows, n), the public word and the evaluator's mask; width < 64.
+        dealt: for the factor L, the sum of both masks.
+    """
+    out = np.empty(m.shape[0], dtype=np.uint64)
+    _narrow_squares(m, own, *map(flat, dealt), width, leads, out)
+    return out
+
+
+def narrow_product_numpy(
+    m: Words, own: Words, dealt: Wraps, y: Words, y_own: Words, width: int, leads: bool
+) -> Words:
+    """NumPy twin of `narrow_product`."""
+    word, kept = _unwrapped(m, width)
+    carry, msb, both = (each.reshape(m.shape) for each in dealt)
+    known = (word if leads else np.uint64(0)) - (own & _low(width))
+    part: Words = known * y - word * y_own
+    part += ((carry + kept * msb) * y - kept * both) << np.uint64(width)
+    return part
+
+
+@kernel("void(in1, in1, in1, in1, in1, in1, in1, uint64, boolean, uint64[::1])")
+def _narrow_product(
+    m: Words, own: Words, carry: Words, msb: Words, both: Words, y: Words, y_own: Words,
+    width: Any, leads: Any, out: Words,
+) -> None:  # fmt: skip
+    mask = ~np.uint64(0) >> (np.uint64(64) - width)
+    half, last = np.uint64(1) << (width - np.uint64(2)), width - np.uint64(1)
+    for i in range(out.size):
+        zeta = (m[i] + half) & mask
+        word, kept = zeta - half, np.uint64(1) - (zeta >> last)
+        known = (word if leads else np.uint64(0)) - (own[i] & mask)
+        high = (carry[i] + kept * msb[i]) * y[i] - kept * both[i]
+        out[i] = known * y[i] - word * y_own[i] + (high << width)
+
+
+def _narrow_product_numba(
+    m: Words, own: Words, dealt: Wraps, y: Words, y_own: Words, width: int, leads: bool
+) -> Words:
+    """An evaluator's part of x y, for x over Z_2^width and y over Z_2^64; all flat.
+
+    Args:
+        m, own, y, y_own: the public words and the evaluator's masks of both factors; width < 64.
+        dealt: for the factor y's mask.
+    """
+    out = np.empty(m.size, dtype=np.uint64)
+    _narrow_product(m, own, *map(flat, dealt), y, y_own, width, leads, out)
+    return out
+
+
+def _unwrapped(m: Words, width: int) -> tuple[Words, Words]:
+    """The public word as an integer from -2^(width-2) on, and where its top bit is not set."""
+    half = np.uint64(1 << width - 2)
+    zeta = (m + half) & _low(width)
+    return zeta - half, _ONE - (zeta >> np.uint64(width - 1))
+
+
 # -- comparison and selection ----------------------------------------------------------------------
 
 
@@ -210,6 +312,8 @@ rounded = _rounded_numba if _NUMBA else rounded_numpy
 lift_secrets = _lift_secrets_numba if _NUMBA else lift_secrets_numpy
 lift_word = _lift_word_numba if _NUMBA else lift_word_numpy
 joined = _joined_numba if _NUMBA else joined_numpy
+narrow_squares = _narrow_squares_numba if _NUMBA else narrow_squares_numpy
+narrow_product = _narrow_product_numba if _NUMBA else narrow_product_numpy
 windows = _windows_numba if _NUMBA else windows_numpy
 add_twice = _add_twice_numba if _NUMBA else add_twice_numpy
 joined_factor = _joined_factor_numba if _NUMBA else joined_factor_numpy

@@ -38,7 +38,7 @@ from protocols.linear import linear
 from puma_actors.cli.commands.reports import _programs
 
 COVERED = {
-    "product, truncated": ["mul", "mul by one bit"],
+    "product, truncated": ["mul", "mul by one bit", "mul, narrow"],
     "lift to 64 bits": ["lift"],
     "product of three": ["mul3", "mul3 broadcast", "mul3, narrow"],
     "matrix product (32,64)(64,32)": ["matmul"],
@@ -47,12 +47,14 @@ COVERED = {
     "selection": ["select", "select of three"],
     "maximum of 64, 20 bits": ["maximum"],
     "exp": ["exp", "exp part"],
-    "SiLU": ["silu", "waves"],
+    "SiLU": ["silu", "waves", "gate"],
     "GeLU": ["gelu"],
     "reciprocal": ["reciprocal", "spline", "mantissa"],
     "rsqrt": ["rsqrt"],
-    "RMSNorm, rows of 768": ["rms_norm", "square_sum"],
-    "LayerNorm, rows of 768": ["layer_norm", "layer_norm, late gain", "layer_norm, tiny eps"],
+    "RMSNorm, rows of 768": ["rms_norm", "rms_norm, narrow", "square_sum", "square_sum, narrow"],
+    "LayerNorm, rows of 768": [
+        *("layer_norm", "layer_norm, narrow", "layer_norm, late gain", "layer_norm, tiny eps"),
+    ],
     "softmax (32,32) @ (32,64)": ["attention", "wide attention"],
     "embedding, a token of 49152 x 576": ["embedding"],
     "reveal to the client": ["reveal"],
@@ -61,6 +63,7 @@ BESIDE = [
     *("poly", "tanh", "relu", "map_public", "linear", "table_product"),
     *("disentangled", "soft cap", "linear, public", "table_product, public"),
     *("layer_norm, public gain", "layer_norm, public late gain", "mul by a public value"),
+    "late_norm",
 ]
 """Protocols that the command does not list."""
 

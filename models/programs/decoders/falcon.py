@@ -17,7 +17,7 @@ from models.configs.rope import rotary_order
 from models.programs.folding import Matrix, Source, Stored, dense, norm_of
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter
-from models.programs.program import Batch, Cache, rotation_of, spans_of
+from models.programs.program import Batch, Cache, norm_after, rotation_of, spans_of
 from protocols.base.precise import PRECISE, inverse_root
 from protocols.drivers.ops import Heads, Ops, Parameters, Slopes, Tensor
 from protocols.functions.normalize import Norm
@@ -67,12 +67,13 @@ async def forward(
         attended = await ops.attention(q, k, v, name, spans(wanted=wanted))
         attended = await ops.linear(attended, parameters[f"{name}.output"], f"{name}.output")
         if not config.parallel_attn:
-            x = ops.add(x, attended)
+            x = await ops.residual(f"{name}.mlp_norm", norm, x, attended)
         if config.parallel_norms != 1:
             y = await ops.norm(x, f"{name}.mlp_norm", norm)
         y = await ops.dense(y, parameters[f"{name}.up"], f"{name}.up", config.hidden_act)
         y = await ops.linear(y, parameters[f"{name}.down"], f"{name}.down")
-        x = ops.add(x, ops.add(attended, y) if config.parallel_attn else y)
+        parts = (attended, y) if config.parallel_attn else (y,)
+        x = await ops.residual(norm_after(config, i), norm, x, *parts)
     cache.length += batch.tokens
 
     x = await ops.norm(x, "norm", norm, parameters["norm.gain"], parameters["norm.shift"])

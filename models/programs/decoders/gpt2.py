@@ -7,7 +7,7 @@ from models.configs.decoders.gpt2 import Gpt2Config
 from models.programs.folding import Source, Stored, dense, norm_of
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter
-from models.programs.program import Batch, Cache, spans_of
+from models.programs.program import Batch, Cache, norm_after, spans_of
 from protocols.drivers.ops import Heads, Ops, Parameters, Tensor
 from protocols.functions.normalize import Norm
 
@@ -33,10 +33,12 @@ async def forward(
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         spans = spans_of(batch, start, causal=True, wanted=wanted)
         y = await ops.attention(q, k, v, name, spans)  # (tokens, hidden)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.output"], f"{name}.output"))
+        y = await ops.linear(y, parameters[f"{name}.output"], f"{name}.output")
+        x = await ops.residual(f"{name}.mlp_norm", norm, x, y)
         y = await ops.norm(x, f"{name}.mlp_norm", norm)
         y = await ops.dense(y, parameters[f"{name}.up"], f"{name}.up", config.hidden_act)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.down"], f"{name}.down"))
+        y = await ops.linear(y, parameters[f"{name}.down"], f"{name}.down")
+        x = await ops.residual(norm_after(config, i), norm, x, y)
     cache.length += batch.tokens
 
     x = await ops.norm(x, "norm", norm, parameters["norm.gain"], parameters["norm.shift"])

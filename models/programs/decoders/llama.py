@@ -19,7 +19,7 @@ from models.configs.rope import rotary_order
 from models.programs.folding import Matrix, Source, Stored, dense
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter
-from models.programs.program import Batch, Cache, rotation_of, spans_of
+from models.programs.program import Batch, Cache, norm_after, rotation_of, spans_of
 from protocols.drivers.ops import Heads, Ops, Parameters, Rotation, Tensor
 from protocols.functions.normalize import Norm
 from protocols.functions.softcap import Cap
@@ -43,10 +43,10 @@ async def forward(
     }
     cap = None if config.score_cap is None else Cap(config.score_cap)
 
-    async def added(x: Tensor, y: Tensor, name: str) -> Tensor:
+    async def added(x: Tensor, y: Tensor, name: str, reader: str) -> Tensor:
         if config.post_norms:
             y = await ops.norm(y, name, norm, parameters[name], residual=True)
-        return ops.add(x, y)
+        return await ops.residual(reader, norm, x, y)
 
     x = await ops.embed(parameters["table"], batch.tokens, hidden)  # (tokens, hidden)
     if config.embedding_scale != 1:
@@ -54,9 +54,9 @@ async def forward(
     for i in range(config.num_layers):
         name, turn = f"layers.{i}", turns.get(config.rotary_of(i))
         gains = (parameters[f"{name}.q_norm"], parameters[f"{name}.k_norm"]) if head_norm else None
-        y = await ops.norm(x, f"{name}.attention_norm", norm)
-        q, k, v = await ops.project(
-            y, parameters[f"{name}.qkv"], name, heads, turn, head_norm, gains
+        before, qkv = f"{name}.attention_norm", parameters[f"{name}.qkv"]
+        q, k, v = await ops.normed_project(
+            x, before, norm, qkv, name, heads, turn, head_norm, gains
         )
         k, v = cache.extend(ops, i, k, v)  # (key heads, context, size)
         wanted = None
@@ -67,11 +67,11 @@ async def forward(
         spans = spans_of(batch, start, causal=True, wanted=wanted, window=window, cap=cap)
         y = await ops.attention(q, k, v, name, spans)  # (tokens, query heads * size)
         y = await ops.linear(y, parameters[f"{name}.output"], f"{name}.output")
-        x = await added(x, y, f"{name}.output_norm")
-        y = await ops.norm(x, f"{name}.mlp_norm", norm)
-        y = await ops.gated(y, parameters[f"{name}.gate_up"], f"{name}.gate_up", config.hidden_act)
+        x = await added(x, y, f"{name}.output_norm", f"{name}.mlp_norm")
+        before, weight = f"{name}.mlp_norm", parameters[f"{name}.gate_up"]
+        y = await ops.normed_gated(x, before, norm, weight, f"{name}.gate_up", config.hidden_act)
         y = await ops.linear(y, parameters[f"{name}.down"], f"{name}.down")
-        x = await added(x, y, f"{name}.down_norm")
+        x = await added(x, y, f"{name}.down_norm", norm_after(config, i))
     cache.length += batch.tokens
 
     x = await ops.norm(x, "norm", norm, parameters["norm"])

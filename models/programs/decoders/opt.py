@@ -7,7 +7,7 @@ from models.configs.decoders.opt import FIRST_POSITION, OptConfig
 from models.programs.folding import Matrix, Source, Stored, dense, norm_of
 from models.programs.head_layers import finish, task_parameters, task_weights
 from models.programs.plan import Parameter
-from models.programs.program import Batch, Cache, spans_of
+from models.programs.program import Batch, Cache, norm_after, spans_of
 from protocols.drivers.ops import Heads, Ops, Parameters, Tensor
 from protocols.functions.normalize import Norm
 
@@ -29,7 +29,8 @@ async def forward(
     x = await ops.embed(parameters["table"], batch.tokens, config.embedding_columns)
     if config.projects:
         x = await ops.linear(x, parameters["embeddings.project"], "embeddings.project")
-    x = ops.add(x, ops.take(parameters["positions"], batch.positions(start + FIRST_POSITION)))
+    positions = ops.take(parameters["positions"], batch.positions(start + FIRST_POSITION))
+    x = await ops.residual("layers.0.attention_norm" if first else "", norm, x, positions)
     for i in range(config.num_layers):
         name = f"layers.{i}"
         y = await normed(x, f"{name}.attention_norm", first)
@@ -41,18 +42,29 @@ async def forward(
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         spans = spans_of(batch, start, causal=True, wanted=wanted)
         y = await ops.attention(q, k, v, name, spans)  # (tokens, hidden)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.output"], f"{name}.output"))
+        y = await ops.linear(y, parameters[f"{name}.output"], f"{name}.output")
+        x = await ops.residual(f"{name}.{'mlp' if first else 'attention'}_norm", norm, x, y)
         x = await normed(x, f"{name}.attention_norm", not first)
         y = await normed(x, f"{name}.mlp_norm", first)
         y = await ops.dense(y, parameters[f"{name}.up"], f"{name}.up", config.hidden_act)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.down"], f"{name}.down"))
+        y = await ops.linear(y, parameters[f"{name}.down"], f"{name}.down")
+        x = await ops.residual(_norm_after(config, i), norm, x, y)
         x = await normed(x, f"{name}.mlp_norm", not first)
     cache.length += batch.tokens
 
     x = await normed(x, "norm", config.ends_in_norm)
     if config.projects:
         x = await ops.linear(x, parameters["head.project"], "head.project")
+        x = await ops.residual("", norm, x)
     return await finish(ops, config, parameters, x, batch)
+
+
+def _norm_after(config: OptConfig, i: int) -> str:
+    """The norm after a layer, or ""."""
+    if not config.norm_first:
+        return f"layers.{i}.mlp_norm"
+    last = i == config.num_layers - 1
+    return "" if last and not config.ends_in_norm else norm_after(config, i)
 
 
 def _norm_parameters(name: str, size: int) -> dict[str, Parameter]:

@@ -34,12 +34,16 @@ async def forward(
     """The head's output for the batch. An encoder sees whole texts: the cache stays empty."""
     hidden, columns = config.hidden_size, config.embedding_size
     heads = Heads(config.num_heads, config.num_heads, config.head_dim)
+    norm = Norm(hidden, config.layer_norm_eps, center=True)
 
     async def normed(x: Tensor, name: str, size: int = hidden) -> Tensor:
         norm = Norm(size, config.layer_norm_eps, center=True)
         return await ops.norm(
             x, name, norm, parameters[f"{name}.gain"], parameters[f"{name}.shift"]
         )
+
+    async def added(x: Tensor, y: Tensor, name: str) -> Tensor:
+        return await normed(await ops.residual(name, norm, x, y), name)
 
     x = await ops.embed(parameters["table"], batch.tokens, columns)  # (tokens, columns)
     if "positions" in parameters:
@@ -50,6 +54,7 @@ async def forward(
     x = await normed(x, "embeddings", columns)
     if columns != hidden:
         x = await ops.linear(x, parameters["embeddings.project"], "embeddings.project")
+        x = await ops.residual("", norm, x)
     for i in range(config.num_layers):
         name = f"layers.{i}"
         q, k, v = await ops.project(x, parameters[f"{name}.qkv"], name, heads)
@@ -60,11 +65,11 @@ async def forward(
         relative = relative_of(config, parameters, name)
         spans = spans_of(batch, causal=False, wanted=wanted, relative=relative)
         y = await ops.attention(q, k, v, name, spans)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.output"], f"{name}.output"))
-        x = await normed(x, f"{name}.attention_norm")
+        y = await ops.linear(y, parameters[f"{name}.output"], f"{name}.output")
+        x = await added(x, y, f"{name}.attention_norm")
         y = await ops.dense(x, parameters[f"{name}.up"], f"{name}.up", config.hidden_act)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.down"], f"{name}.down"))
-        x = await normed(x, f"{name}.mlp_norm")
+        y = await ops.linear(y, parameters[f"{name}.down"], f"{name}.down")
+        x = await added(x, y, f"{name}.mlp_norm")
     return await finish(ops, config, parameters, x, batch)
 
 

@@ -14,7 +14,7 @@ from models.programs.head_layers import (
     task_weights,
 )
 from models.programs.plan import Parameter
-from models.programs.program import Batch, Cache, rotation_of, spans_of
+from models.programs.program import Batch, Cache, norm_after, rotation_of, spans_of
 from protocols.drivers.ops import Heads, Ops, Parameters, Tensor
 from protocols.functions.normalize import Norm
 
@@ -45,10 +45,12 @@ async def forward(
             x, q = ops.take(x, wanted), ops.heads_at(q, wanted)
         spans = spans_of(batch, causal=False, wanted=wanted, window=windows[i])
         y = await ops.attention(q, k, v, name, spans)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.output"], f"{name}.output"))
+        y = await ops.linear(y, parameters[f"{name}.output"], f"{name}.output")
+        x = await ops.residual(f"{name}.mlp_norm", norm, x, y)
         y = await ops.norm(x, f"{name}.mlp_norm", norm)
         y = await ops.gated(y, parameters[f"{name}.gate_up"], f"{name}.gate_up", config.hidden_act)
-        x = ops.add(x, await ops.linear(y, parameters[f"{name}.down"], f"{name}.down"))
+        y = await ops.linear(y, parameters[f"{name}.down"], f"{name}.down")
+        x = await ops.residual(norm_after(config, i), norm, x, y)
 
     x = await ops.norm(x, "norm", norm, parameters["norm"])
     return await finish(ops, config, parameters, x, batch)

@@ -13,7 +13,8 @@ from tiny_models import CASES, SETTINGS
 
 from models.owner import calibrate as calibration
 from models.owner import spectral as spectral_bound
-from models.owner.bounds import Bound, Bounds, HeadBound, _rope_bits, _turned
+from models.owner.bounds import Bound, Bounds, HeadBound
+from models.owner.rotary import rope_bits, turn_factor
 from models.owner.spectral import spectral
 from models.programs.families import forward
 from models.programs.head_layers import default_rows
@@ -238,18 +239,18 @@ def turned_most(frac):
 
 @pytest.mark.parametrize("frac", [8, 9, 12, 18])
 def test_a_rotation_of_rounded_angles_stretches_no_more_than_is_said(frac):
-    assert 1 < turned_most(frac) <= _turned(frac)
-    assert _turned(0) == 1.0
+    assert 1 < turned_most(frac) <= turn_factor(frac)
+    assert turn_factor(0) == 1.0
 
 
 def test_rotated_entries_beside_a_power_of_two_keep_their_room():
     """8 bits of angles stretch by 0.3 percent, three times the reserve of products."""
     for pair in (2.0**14 * (1 - 1e-6), 2.0**14 * 0.997, 2.0**13 * 1.001, 2.0**14 * 0.99):
-        bits, _ = _rope_bits("layers.0", Bound(8, 1.0, frac=FRACTION_BITS), pair, 1.0)
+        bits, _ = rope_bits("layers.0", FRACTION_BITS, pair, 1.0)
         product = pair * turned_most(bits) * 2.0 ** (FRACTION_BITS + WEIGHT_BITS + bits)
         assert product < 2.0**61
     with pytest.raises(RangeError, match="rotary angles, but 8 are needed"):
-        _rope_bits("layers.0", Bound(8, 1.0, frac=FRACTION_BITS), 2.0**15 * 0.9999, 1.0)
+        rope_bits("layers.0", FRACTION_BITS, 2.0**15 * 0.9999, 1.0)
 
 
 def test_scores_of_rotated_heads_beside_a_power_of_two():

@@ -11,10 +11,10 @@ from reference import save_model, torch_logits, torch_model
 
 from models.checkpoints.weights import open_checkpoint
 from models.configs.reading import LlamaConfig
-from models.owner.bounds import MAX_ROPE_FRAC, MIN_ROPE_FRAC
 from models.owner.calibrate import calibrate, plain_run
+from models.owner.rotary import MIN_ROPE_FRAC
 from models.programs.families import load_parameters, parameters_of
-from models.programs.plan import MAX_VALUE_BITS, Plan, draft_plan
+from models.programs.plan import MAX_ROPE_FRAC, MAX_VALUE_BITS, Plan, draft_plan
 from protocols.drivers.ops import Ranges
 from protocols.errors import ModelError, RangeError
 from protocols.functions.attention import MAX_SCORE_BITS
@@ -83,6 +83,10 @@ def test_digests_differ_where_anything_differs(model):
         Ranges(norms, {**attention, "layers.0": replace(layer, rope_frac=9)}),
         Ranges(norms, {**attention, "layers.0": replace(layer, value_bits=layer.value_bits + 1)}),
     ]
+    late = plan.ranges.late
+    assert {*late} == {f"layers.{i}.{part}" for i in range(2) for part in ("qkv", "gate_up")}
+    other = {**late, "layers.0.qkv": replace(late["layers.0.qkv"], drop=9)}
+    others += [Ranges(norms, attention, other), Ranges(norms, attention)]
     plans = [plan, *(Plan(config, ranges) for ranges in others)]
     plans.append(Plan(replace(config, max_positions=65), plan.ranges))
     assert len({found.digest() for found in plans}) == len(plans)
@@ -92,7 +96,7 @@ def with_entry(kind, change):
     """A plan with one range changed."""
 
     def changed(p):
-        name = "norm" if kind == "norms" else "layers.0"
+        name = {"norms": "norm", "late": "layers.0.qkv"}.get(kind, "layers.0")
         return {**p, kind: {**p[kind], name: change(p[kind][name])}}
 
     return changed
@@ -141,6 +145,14 @@ BAD = {
             ("attention", "rope_frac", MAX_ROPE_FRAC + 1),
             ("attention", "rope_frac", "8"),
             ("attention", "more", 1),
+            ("late", "drop", 10),
+            ("late", "frac", 11),
+            ("late", "frac", 23),
+            ("late", "root", 27),
+            ("late", "root", "12"),
+            ("late", "rope", -1),
+            ("late", "rope", True),
+            ("late", "more", 1),
         ]
     },
 }

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from bench.fit import centres, fitted, largest_errors
 from protocols.base.lane import APPROXIMATIONS, Settings
-from protocols.base.shares import COMPUTING
 from protocols.functions import exact
-from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate
+from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate, gate
 
 NAMES = sorted({activation.name for activation in ACTIVATIONS.values()})
 IN_PAPER = [name for name in NAMES if ACTIVATIONS[name].paper is not None]
@@ -36,7 +35,7 @@ HINT = "`python -m bench.fit` shows whether the waves or the cut are to blame"
 
 
 async def function(lane, x, activation):
-    return (await activate(lane, x, activation))[0]
+    return await activate(lane, x, activation)
 
 
 def cuts_of(activation):
@@ -132,23 +131,35 @@ def test_the_papers_constants():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("approximation", APPROXIMATIONS)
-def test_another_tensor_is_lifted_beside(name, approximation):
+def test_a_gate_is_the_function_times_another_tensor(name, approximation):
     rng = generator(3)
     activation = ACTIVATIONS[name]
-    x, other = rng.normal(size=(3, 4)) * 5, rng.normal(size=(3, 2)) * 900
+    x, up = rng.normal(size=(2, 3, 40)) * np.array([5, 900]).reshape(2, 1, 1)
 
-    async def program(lane, x, other):
-        return await activate(lane, x, activation, beside=other)
+    async def program(lane, x, up):
+        return await gate(lane, x, up, activation)
 
     settings = Settings(approximation=approximation)
-    results = run(program, share(x, width=44), share(other, width=44), settings=settings).results
-    lifted = {role: results[role][1] for role in COMPUTING}
-    assert lifted[A].width == 64
-    assert np.abs(value_of(lifted) - other).max() <= 2.0**-18
-    values = {role: results[role][0] for role in COMPUTING}
-    assert (values[A].width, values[A].frac) == (64, 18)
+    results = run(program, share(x, width=44), share(up, width=44), settings=settings).results
+    assert results[A].frac == 18
     bound = {"tight": 2.5e-4, "fast": 0.02, "puma": 0.08}[approximation]
-    assert np.abs(value_of(values) - activation.exact(x)).max() <= bound
+    error = np.abs(value_of(results) - activation.exact(x) * up)
+    assert (error <= bound * np.abs(up) + 2.0**-10).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gate_holds_products_up_to_its_limit(name):
+    """2^15 times 2^10, and the other way round, with either sign."""
+    activation = ACTIVATIONS[name]
+    x = np.array([EDGE, EDGE, -EDGE, 1000.0, -1000.0])
+    up = np.array([1023.0, -1023.0, 1023.0, -30000.0, 30000.0])
+
+    async def program(lane, x, up):
+        return await gate(lane, x, up, activation)
+
+    results = run(program, share(x, width=44), share(up, width=44)).results
+    expected = activation.exact(x) * up
+    assert np.abs(value_of(results) - expected).max() <= 2.5e-4 * np.abs(up).max()
 
 
 @every

@@ -8,14 +8,14 @@ from helpers import combine, floats, generator, ints, run, share, signed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.arithmetic import square_sum
+from protocols.arithmetic import lift, square_sum
 from protocols.base.ring import RESIDUAL_BITS
 from protocols.base.shares import Role
 from protocols.errors import RangeError
 from protocols.functions.elementary import rsqrt
 from protocols.functions.normalize import (
     Norm,
-    _prepared,
+    _centred,
     longest_result,
     norm_range,
     normalize,
@@ -139,10 +139,10 @@ def held(norm, length):
     x = share(words * 2.0**-RESIDUAL_BITS, RESIDUAL_BITS)
 
     async def prepared(lane, x):
-        return (await _prepared(lane, x, norm, bounds))[0]
+        return await lift(lane, _centred(x, norm).drop(norm.extra + bounds.drop))
 
     async def summed(lane, x):
-        small, _ = await _prepared(lane, x, norm, bounds)
+        small = await prepared(lane, x)
         return (await square_sum(lane, small)).add_public(bounds.eps_word(norm))
 
     async def product(lane, x):

@@ -13,7 +13,7 @@ from protocols.base.ring import RESIDUAL_BITS
 from protocols.errors import RangeError
 from protocols.functions.normalize import Norm, NormRange, norm_range, normalize
 
-TREES = ["rounds", "traffic"]
+TREES = ["rounds", "balanced", "traffic"]
 KINDS = [False, True]
 
 
@@ -31,14 +31,14 @@ def length_of(x):
     return float(np.sqrt((x * x).sum(-1)).max())
 
 
-def secure(x, norm, bounds, gain=None, shift=None, tree="rounds", unit=False):
+def secure(x, norm, bounds, gain=None, shift=None, tree="rounds", unit=False, width=64):
     async def program(lane, x, *affine):
         gain, shift = affine or (None, None)
         frac = RESIDUAL_BITS if affine else 18
         return await normalize(lane, x, norm, bounds, gain=gain, shift=shift, frac=frac, unit=unit)
 
     affine = [] if gain is None else [share(gain), share(shift, RESIDUAL_BITS)]
-    return floats(program, share(x, RESIDUAL_BITS), *affine, settings=Settings(tree=tree))
+    return floats(program, share(x, RESIDUAL_BITS, width), *affine, settings=Settings(tree=tree))
 
 
 def check(x, norm, bounds, tolerance, **options):
@@ -122,6 +122,49 @@ def test_rows_of_any_size(exponent, size, rows, seed, center):
     resolution = step * (1 + np.abs(moved).max() / np.sqrt(smallest + 1e-5))
     error = np.abs(secure(x, norm, bounds) - exact(x, norm)).max()
     assert error < 2e-3 + resolution / np.sqrt(smallest + 1e-5)
+
+
+def narrowest(norm, bounds):
+    """The width of the narrowest ring that the range fits."""
+    width = next(width for width in range(8, 65) if bounds.fit(norm, width))
+    assert width == 64 or not bounds.fit(norm, width - 1)
+    return width
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.floats(-3, 3.5),
+    st.integers(1, 80),
+    st.sampled_from([1e-5, 1e-12]),
+    st.integers(0, 1000),
+    st.booleans(),
+    st.sampled_from(["rounds", "balanced", "traffic"]),
+)
+def test_rows_over_the_narrowest_ring_they_fit(exponent, size, eps, seed, center, tree):
+    """As over the whole ring, up to the roundings of a shift; the longest rows that are allowed
+    among them, all in one entry.
+    """
+    norm, scale = Norm(size, eps, center), 10.0**exponent
+    x = generator(seed).normal(size=(4, size)) * scale
+    x[1], x[2] = 0, -scale
+    x[1, 0], x[2, -1] = 4 * length_of(x), 4 * length_of(x)
+    bounds = norm_range(norm, length_of(x))
+    whole = secure(x, norm, bounds, tree=tree)
+    got = secure(x, norm, bounds, tree=tree, width=narrowest(norm, bounds))
+    moved = x - x.mean(-1, keepdims=True) if center else x
+    square = (moved * moved).mean(-1) + eps
+    step = 2.0 ** (bounds.drop + 2 - RESIDUAL_BITS) / np.sqrt(square)
+    error = np.abs(got - whole).max(-1)
+    size = np.abs(whole).max(-1)
+    assert (error <= 2.0**-13 * (1 + size) + 2 * step * (1 + size)).all()
+
+
+@pytest.mark.parametrize("center", KINDS)
+def test_a_row_that_is_constant_gives_zeros_over_a_narrow_ring(center):
+    norm = Norm(48, 1e-12, center)
+    x = np.full((2, 48), 300.0) * np.array([[center], [0.0]])
+    bounds = norm_range(norm, 48 * 300.0)
+    assert not secure(x, norm, bounds, width=narrowest(norm, bounds)).any()
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])

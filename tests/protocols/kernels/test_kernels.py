@@ -265,6 +265,19 @@ def test_selection_equals_the_twins_and_the_truth(seed, terms, k, count):
     np.testing.assert_array_equal(total, (chosen * (y - lam)).sum(axis=0, dtype=np.uint64))
 
 
+@LIMIT
+@given(SEEDS, st.integers(1, 5), st.integers(1, 9), st.integers(2, 63), st.booleans())
+def test_narrow_products_equal_the_twins(seed, rows, size, width, leads):
+    m, own, y, y_own, *dealt = words(seed, 7, rows, size)
+    args = (m, own, tuple(dealt), width, leads)
+    got = elementwise._narrow_squares_numba(*args)
+    np.testing.assert_array_equal(got, elementwise.narrow_squares_numpy(*args))
+    m, own, y, y_own = (each.reshape(-1) for each in (m, own, y, y_own))
+    args = (m, own, tuple(dealt), y, y_own, width, leads)
+    got = elementwise._narrow_product_numba(*args)
+    np.testing.assert_array_equal(got, elementwise.narrow_product_numpy(*args))
+
+
 # -- waves -----------------------------------------------------------------------------------------
 
 

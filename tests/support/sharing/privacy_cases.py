@@ -24,15 +24,17 @@ from protocols.base.shares import COMPUTING, EVALUATORS, Role, constant
 from protocols.boolean import and_bits
 from protocols.compare import less, maximum
 from protocols.drivers.lockstep import deal, run_parties
-from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate
+from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate, gate
 from protocols.functions.attention import AttentionRange, attend
 from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.elementary import exp_negative, power_spline, reciprocal, rsqrt
 from protocols.functions.exponential import TIGHT, exp_part
+from protocols.functions.late import LateRange, late_norm
 from protocols.functions.mantissa import Exponents, mantissa
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
+from protocols.narrow import narrow_mul, narrow_square_sum
 from protocols.selection import Term, select
 
 RUNS = 128
@@ -66,19 +68,23 @@ def public(values, frac=18):
 
 
 async def silu(lane, x):
-    return (await activate(lane, x, SILU))[0]
+    return await activate(lane, x, SILU)
+
+
+async def gated(lane, x, up):
+    return await gate(lane, x, up, SILU)
 
 
 async def gelu(lane, x):
-    return (await activate(lane, x, GELU))[0]
+    return await activate(lane, x, GELU)
 
 
 async def tanh(lane, x):
-    return (await activate(lane, x, ACTIVATIONS["tanh"]))[0]
+    return await activate(lane, x, ACTIVATIONS["tanh"])
 
 
 async def relu(lane, x):
-    return (await activate(lane, x, ACTIVATIONS["relu"]))[0]
+    return await activate(lane, x, ACTIVATIONS["relu"])
 
 
 async def cosines(lane, x):
@@ -134,13 +140,19 @@ async def norm(lane, x):
     return await normalize(lane, x, NORM, norm_range(NORM, 20.0))
 
 
+async def after_product(lane, x, weight):
+    """A norm after the product that reads it."""
+    bounds = norm_range(NORM, 20.0)
+    return await late_norm(lane, x, NORM, bounds, weight, LateRange(1, 13, 13))
+
+
 async def layer_norm(lane, x, gain, shift):
     """Its gain before the inverse root."""
     bounds = norm_range(CENTRED, 20.0, 2.0)
     return await normalize(lane, x, CENTRED, bounds, gain=gain, shift=shift, frac=22)
 
 
-async def late_norm(lane, x, gain, shift):
+async def late_gain_norm(lane, x, gain, shift):
     """Its gain after the inverse root."""
     bounds = replace(norm_range(CENTRED, 20.0), early=False)
     return await normalize(lane, x, CENTRED, bounds, gain=gain, shift=shift, frac=22)
@@ -192,6 +204,8 @@ def inputs_of(name, variant):
         "mul": lambda: (mul, [wide, wide, 18]),
         "mul by one bit": lambda: (mul, [wide, wide, 1]),
         "square_sum": lambda: (square_sum, [share(pair)]),
+        "square_sum, narrow": lambda: (narrow_square_sum, [share(pair, width=44)]),
+        "mul, narrow": lambda: (narrow_mul, [share(x, width=44), wide, 18]),
         "mul3": lambda: (mul3, [share(x), share(x), wide, 36]),
         "mul3 broadcast": lambda: (mul3, [share(pair), share(x[:, None]), share(x[:, None]), 36]),
         "mul3, narrow": lambda: (
@@ -216,6 +230,7 @@ def inputs_of(name, variant):
         "reciprocal": lambda: (inverse, [v]),
         "mantissa": lambda: (mantissas, [v]),
         "silu": lambda: (silu, [share(x, width=44)]),
+        "gate": lambda: (gated, [share(x, width=44), share(x, width=44)]),
         "gelu": lambda: (gelu, [share(x, width=44)]),
         "tanh": lambda: (tanh, [share(x, width=44)]),
         "relu": lambda: (relu, [share(x, width=44)]),
@@ -224,11 +239,20 @@ def inputs_of(name, variant):
         "waves": lambda: (cosines, [share(x, width=44)]),
         "exp part": lambda: (exp_alone, [share(x, width=32)]),
         "rms_norm": lambda: (norm, [share(np.tile(x[:, None], (1, 4)) + 0.1, 22)]),
+        "rms_norm, narrow": lambda: (
+            norm,
+            [share(np.tile(x[:, None], (1, 4)) + 0.1, 22, width=47)],
+        ),
+        "late_norm": lambda: (
+            after_product,
+            [share(np.tile(x[:, None], (1, 4)) + 0.1, 22, width=47), weight_of(matrix[:4])],
+        ),
         "layer_norm": lambda: (layer_norm, affine),
-        "layer_norm, late gain": lambda: (late_norm, affine),
+        "layer_norm, narrow": lambda: (layer_norm, [share(row, 22, width=47), *affine[1:]]),
+        "layer_norm, late gain": lambda: (late_gain_norm, affine),
         "layer_norm, tiny eps": lambda: (steady_norm, affine),
         "layer_norm, public gain": lambda: (layer_norm, open_affine),
-        "layer_norm, public late gain": lambda: (late_norm, open_affine),
+        "layer_norm, public late gain": lambda: (late_gain_norm, open_affine),
         "mul by a public value": lambda: (mul, [wide, public(x), 18]),
         "map_public": lambda: (mapped, [wide]),
         "attention": lambda: (attention, [share(pair[:, None, :]), share(pair[:, :, None])]),
@@ -257,12 +281,14 @@ NAMES = [
     "rms_norm", "layer_norm", "layer_norm, late gain", "layer_norm, tiny eps", "map_public",
     "attention", "wide attention", "linear", "table_product", "linear, public",
     "table_product, public", "layer_norm, public gain", "layer_norm, public late gain",
-    "mul by a public value", "mul3, narrow", "mantissa",
+    "mul by a public value", "mul3, narrow", "mantissa", "square_sum, narrow", "mul, narrow",
+    "rms_norm, narrow", "layer_norm, narrow", "gate", "late_norm",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)
     for settings, names in (
         (Settings(tree="traffic"), ["less", "less exactly", "maximum"]),
+        (Settings(tree="balanced"), ["gelu", "relu", "layer_norm"]),
         (Settings(approximation="puma"), ["silu", "gelu", "exp"]),
         (Settings(approximation="fast"), ["silu", "gelu", "exp"]),
     )
