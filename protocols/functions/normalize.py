@@ -106,7 +106,7 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
     - centring: |n x_i - sum(x)| <= sqrt(n (n - 1)) L. That is shifted down and lifted, which needs
       it below 2^62 by more than the two units that the shift may add;
     - squares: 4^low <= v < 4^high for their sum v with eps (`_largest_sum`), and high at most 29,
-      so that v has room in the comparisons of `mantissa`. Both are computed from bit lengths of
+      so that v has room in the powers of four of `rsqrt`. Both are computed from bit lengths of
       integers: a logarithm may round the wrong way near a power of two;
     - an early gain: (L stretch + 2) (gain 2^18 + 1/2) < 2^61, what `mul` needs. L stretch is below
       2^51 here and the first factor's product with the gain below 2^60, so only the two units are
@@ -218,18 +218,19 @@ async def normalize(
     roundings; truncation leaves none (`remask`), for one more word per entry, and runs beside the
     inverse root.
 
-    Cost: 5 rounds: sum of squares; inverse root (2); x * value * scale; lift. One more where bits
-    are dropped first: the shifted entries are lifted again, because squares need the whole ring.
-    One more under the trees "balanced" and "traffic", which lift the root's value, and two for a
-    late gain. An early gain takes two rounds beside the inverse root; so does what truncation needs
-    before it, so that both together take one more.
+    Cost: 4 rounds: sum of squares; inverse root; x * value * scale; lift. One more where bits are
+    dropped first: the shifted entries are lifted again, because squares need the whole ring. One
+    more under the trees "balanced" and "traffic", which lift the root's value: that is less to
+    deal. Two more for a late gain. An early gain takes two rounds beside the inverse root, and a
+    truncation two before it: together two more than the root (one if its value is lifted).
     """
     small, x = await _prepared(lane, x, norm, bounds)
 
     async def inverse(strand: Lane) -> Scaled:
         squares = (await square_sum(strand, small)).add_public(bounds.eps_word(norm))
         root = 1.0 if unit else math.sqrt(norm.size)
-        return await rsqrt(strand, squares, bounds.low, bounds.high, gain=root, frac=bounds.frac)
+        found = await rsqrt(strand, squares, bounds.low, bounds.high, gain=root, frac=bounds.frac)
+        return found if lane.settings.tree == "rounds" else await found.lifted(strand)
 
     async def gained(strand: Lane) -> SecretTensor:
         wide = await truncated(strand, x, norm.extra) if norm.steady else x
