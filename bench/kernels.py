@@ -16,7 +16,7 @@ from protocols.base.ring import Bytes, Words
 from protocols.dpf import generate, spline_shares
 from protocols.functions.activation_tables import ACTIVATIONS
 from protocols.functions.elementary import power_spline
-from protocols.kernels import dcf
+from protocols.kernels import ladder
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.packing import pack, packed_bytes, unpack
 from protocols.kernels.waves import combined, harmonics
@@ -116,19 +116,20 @@ def dpf(options: Options) -> Iterator[Result]:
         yield Result("kernels.dpf", f"deal, 2^{v} places", seconds, count, "elements")
 
 
-def comparisons(options: Options) -> Iterator[Result]:
-    """Comparison functions as inverse roots use them: a number with every power of four."""
-    bits, points = 24, 12
+def scales(options: Options) -> Iterator[Result]:
+    """Splines at a number's own scale, as inverse roots use them."""
+    fitted = power_spline(1, 1.0)
+    low, high = 18, 29
+    shape = 2 * high + 1, high - low, fitted.local_bits
     for count in (1, 32) if options.quick else (1, 32, 701):
-        one, two = _roots(1, count), _roots(2, count)
-        mask = np.uint64((1 << bits) - 1)
-        deal = partial(dcf.generate, _random(count) & mask, _random(count, 2), one, two, bits)
-        case = f"{bits} bits, {count} rows"
-        yield Result("kernels.dcf", f"deal {case}", timed(deal, options), count, "elements")
-        places = _random(count, points) & mask
-        evaluate = partial(dcf.evaluate, 0, one, deal(), bits, places)
-        name = f"evaluate {case} at {points} points"
-        yield Result("kernels.dcf", name, timed(evaluate, options), count, "elements")
+        one, two, lam = _roots(1, count), _roots(2, count), _random(count)
+        deal = partial(ladder.generate, lam, one, two, *shape)
+        case = f"{high - low} powers of four, {count} rows"
+        yield Result("kernels.ladder", f"deal {case}", timed(deal, options), count, "elements")
+        m = lam + np.uint64(3 << 50)
+        evaluate = partial(ladder.evaluate, 0, one, deal(), m, fitted.tables[0], *shape, 1)
+        seconds = timed(evaluate, options)
+        yield Result("kernels.ladder", f"evaluate {case}", seconds, count, "elements")
 
 
 def spline(options: Options) -> Iterator[Result]:
@@ -167,7 +168,7 @@ BENCHMARKS = [
     Benchmark("kernels.prf", "drawing masks (AES-128-CTR)", prf),
     Benchmark("kernels.packing", "packing ring words for the wire", packing),
     Benchmark("kernels.dpf", "dealing point functions", dpf),
-    Benchmark("kernels.dcf", "dealing and evaluating comparison functions", comparisons),
+    Benchmark("kernels.ladder", "dealing and evaluating splines at every scale", scales),
     Benchmark("kernels.spline", "dealing and evaluating splines", spline),
     Benchmark("kernels.waves", "dealing and evaluating sums of waves", waves),
 ]

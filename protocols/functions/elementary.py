@@ -1,7 +1,7 @@
 """exp on (-inf, 0], and negative powers of a positive number of any size.
 
 A power v^p (p = -1 or -1/2) is that of v / 4^j, near [1/4, 1), which a spline gives, times a power
-of two: both come from one round of comparisons (`protocols.functions.mantissa`).
+of two: both in one round (`protocols.functions.scaled`).
 """
 
 import math
@@ -18,11 +18,11 @@ from protocols.base.shares import SecretBits, SecretTensor
 from protocols.compare import less
 from protocols.errors import LocalProtocolError
 from protocols.functions.exponential import FAST, TIGHT, exp_part
-from protocols.functions.mantissa import Exponents, mantissa
+from protocols.functions.scaled import at_its_scale
 from protocols.kernels.bits import DIGIT_BITS
 from protocols.kernels.waves import EXACT_BITS
 from protocols.selection import Term, select
-from protocols.spline import Spline, evaluate, fit
+from protocols.spline import Spline, fit
 
 EXP_CLIP = 13.375
 """exp(-13.375) = 1.6e-6, less than half the resolution of 18 fraction bits."""
@@ -100,15 +100,18 @@ class Scaled:
     """v^p as a product `value * scale`.
 
     Attributes:
-        value: between 1/2 and 10; over the narrow ring that truncation leaves, which `mul3` reads,
-            or, if the tree is not that of fewest "rounds", over Z_2^64: a lift of one number a row
-            is less to deal than `mul3` of a row by a narrow one.
+        value: between 1/2 and 10, over the narrow ring that truncation leaves. `mul3` reads it as
+            it is; a `lift` first takes a round, and is less to deal if rows are long.
         scale: a power of two over Z_2^64; its fraction bits say how far it was scaled up to be an
             integer.
     """
 
     value: SecretTensor
     scale: SecretTensor
+
+    async def lifted(self, lane: Lane) -> "Scaled":
+        """Both over Z_2^64. Cost: that of `lift`."""
+        return Scaled(await lift(lane, self.value), self.scale)
 
 
 @cache
@@ -133,12 +136,8 @@ async def _negative_power(
 ) -> Scaled:
     """gain * (v / 2^v.frac)^(-halves/2) for ring integers 4^low <= v < 4^high."""
     spline, exponent = gained_spline(halves, gain)
-    span = Exponents(low, high)
-    u, scale = await mantissa(lane, v, span, halves=halves, frac=spline.frac)
-    value = await evaluate(lane, u, spline, frac)
-    if lane.settings.tree != "rounds":
-        value = await lift(lane, value)
-    # v^(-halves/2) = u^(-halves/2) 2^(-halves j) 2^(halves frac / 2), and the scale is
+    value, scale = await at_its_scale(lane, v, spline, low=low, high=high, halves=halves, frac=frac)
+    # v^(-halves/2) = (v / 4^j)^(-halves/2) 2^(-halves j) 2^(halves frac / 2), and the scale is
     # 2^(halves (high - j)).
     return Scaled(value, scale.reinterpret(halves * high - halves * v.frac // 2 - exponent))
 
@@ -158,7 +157,7 @@ async def rsqrt(
     Args:
         frac: fraction bits of the result's `value`, at most `MAX_POWER_FRAC`.
 
-    Cost: 2 rounds ("balanced" and "traffic": 3, with a lift of the value).
+    Cost: 1 round.
     """
     if v.frac % 2:
         raise LocalProtocolError(f"rsqrt needs an even number of fraction bits, not {v.frac}")

@@ -119,7 +119,7 @@ def norm_range(norm: Norm, largest: float, gain: float = 1.0) -> NormRange:
     - centring: |n x_i - sum(x)| <= sqrt(n (n - 1)) L. That is shifted down and lifted, which needs
       it below 2^62 by more than the two units that the shift may add;
     - squares: 4^low <= v < 4^high for their sum v with eps (`_largest_sum`), and high at most 29,
-      so that v has room in the comparisons of `mantissa`. Both are computed from bit lengths of
+      so that v has room in the powers of four of `rsqrt`. Both are computed from bit lengths of
       integers: a logarithm may round the wrong way near a power of two;
     - an early gain: (L stretch + 2) (gain 2^18 + 1/2) < 2^61, what `mul` needs. L stretch is below
       2^51 here and the first factor's product with the gain below 2^60, so only the two units are
@@ -232,11 +232,11 @@ async def normalize(
     roundings; truncation leaves none (`remask`), for one more word per entry, and runs beside the
     inverse root.
 
-    Cost: 5 rounds: sum of squares; inverse root (2); x * value * scale; lift. The squares read what
-    a shift left as it stands (`protocols.narrow`), and the lift of x, if it is narrow, runs beside
-    them. One more under the trees "balanced" and "traffic", which lift the root's value, and two
-    for a late gain. An early gain takes as long as the root; what truncation needs before it takes
-    one more.
+    Cost: 4 rounds: sum of squares; inverse root; x * value * scale; lift. The squares read what a
+    shift left as it stands (`protocols.narrow`), and the lift of x, if it is narrow, runs beside
+    them. One more under the trees "balanced" and "traffic", which lift the root's value: that is
+    less to deal. Two more for a late gain. Beside the root, an early gain takes three rounds and a
+    truncation two: together two more than the root and the squares (one if its value is lifted).
     """
     x = _centred(x, norm)
     small = x.drop(norm.extra + bounds.drop)
@@ -274,7 +274,8 @@ async def inverse_root(
     squared = square_sum if small.width == RING_BITS else narrow_square_sum
     squares = (await squared(lane, small)).add_public(bounds.eps_word(norm))
     root = 1.0 if unit else math.sqrt(norm.size)
-    return await rsqrt(lane, squares, bounds.low, bounds.high, gain=root, frac=frac)
+    found = await rsqrt(lane, squares, bounds.low, bounds.high, gain=root, frac=frac)
+    return found if lane.settings.tree == "rounds" else await found.lifted(lane)
 
 
 def _centred(x: SecretTensor, norm: Norm) -> SecretTensor:

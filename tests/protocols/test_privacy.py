@@ -36,7 +36,7 @@ from protocols.drivers import lockstep
 from protocols.drivers.lockstep import Exchange, LockstepLink, run_parties
 from protocols.drivers.trace import run_now
 from protocols.embedding import embed, request_rows, reveal, revealed
-from protocols.functions import mantissa
+from protocols.functions import scaled
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,7 +145,7 @@ def test_messages_are_not_tied_to_what_the_party_knows(name, role):
         "waves",
         "exp part",
         "mul3, narrow",
-        "mantissa",
+        "rsqrt",
     ],
 )
 def test_a_simulator_without_inputs_makes_the_same_view(name, role):
@@ -198,7 +198,7 @@ def fails(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["mul", "lift", "less", "select", "and", "silu", "rms_norm", "waves", "exp part", "mantissa"],
+    ["mul", "lift", "less", "select", "and", "silu", "rms_norm", "waves", "exp part", "rsqrt"],
 )
 def test_masks_of_zeros_are_noticed(name, monkeypatch):
     whole = Lane.draw
@@ -229,7 +229,7 @@ def test_unmasked_shares_from_the_dealer_are_noticed(name, monkeypatch):
     fails(name)
 
 
-@pytest.mark.parametrize("name", ["mul", "less", "spline", "mantissa"])
+@pytest.mark.parametrize("name", ["mul", "less", "spline", "rsqrt"])
 def test_keys_used_for_two_runs_are_noticed(name, monkeypatch):
     fixed = {
         (one, two): bytes(sorted((one + two).encode()))[:32].ljust(32)
@@ -294,11 +294,11 @@ def test_roots_used_again_are_noticed(monkeypatch):
     fails("spline")
 
 
-def test_roots_of_comparisons_used_again_are_noticed(monkeypatch):
+def test_roots_of_ladders_used_again_are_noticed(monkeypatch):
     monkeypatch.setattr(
-        mantissa, "draw_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
+        scaled, "draw_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
     )
-    fails("mantissa")
+    fails("rsqrt")
 
 
 def test_words_tied_by_an_addition_are_noticed():

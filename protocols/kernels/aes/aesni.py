@@ -70,10 +70,9 @@ def _schedule(key: bytes) -> bytes:
 
 
 @cache
-def round_keys(count: int, first: int = 0) -> Words:
-    """Round keys of `count` fixed keys from number `first` on: (count * KEY_WORDS,) words."""
-    keys = [_schedule(fixed_key(i)) for i in range(first, first + count)]
-    return np.frombuffer(b"".join(keys), dtype=np.uint64)
+def round_keys(count: int) -> Words:
+    """Round keys of the first `count` fixed keys: (count * KEY_WORDS,) words."""
+    return np.frombuffer(b"".join(_schedule(fixed_key(i)) for i in range(count)), dtype=np.uint64)
 
 
 class _Emitter:
@@ -177,40 +176,6 @@ def make_hash(count: int, add: bool) -> Any:
         return types.void(keys, n, nodes, n, n, out, n, n, fix, n), codegen
 
     return vector_op(hash_nodes)
-
-
-def make_block_hash() -> Any:
-    """An op that hashes blocks under one key, as they are: no control bits and no corrections."""
-
-    def hash_blocks(
-        typing: Any, keys: Any, blocks: Any, count: Any, out: Any
-    ) -> tuple[Any, Callable[..., Any]]:
-        """keys: one schedule, KEY_WORDS words. Up to GROUP_LIMIT - 1 blocks after the last are
-        read, and overwritten in `out`."""
-        from numba import types
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            cgutils = builder_tools()
-
-            emit = _Emitter(builder)
-            const, total = emit.ir.Constant, args[2]
-
-            def at(which: int, position: Any, kind: Any) -> Any:
-                return pointer(context, builder, signature.args[which], args[which], position, kind)
-
-            rounds = [
-                emit.spread(at(0, const(emit.word, 2 * r), emit.block)) for r in range(_ROUNDS + 1)
-            ]
-            zero, step = const(emit.word, 0), const(emit.word, emit.group)
-            with cgutils.for_range_slice(builder, zero, total, step) as (i, _n):
-                place = builder.mul(i, const(emit.word, 2))
-                hashed = emit.mmo(builder.load(at(1, place, emit.vector), align=8), rounds)
-                builder.store(hashed, at(3, place, emit.vector), align=8)
-            return context.get_dummy_value()
-
-        return types.void(keys, blocks, types.intp, out), codegen
-
-    return vector_op(hash_blocks)
 
 
 COUNTER_SLACK = 2 * 4 * GROUP_LIMIT  # words that `make_counter` may write after the last

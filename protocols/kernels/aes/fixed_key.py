@@ -5,9 +5,6 @@ make the left and right child of a tree node, keys 2, 3, ... turn a leaf into ri
 has two uses. Security rests on modelling AES under each fixed key as an independent random
 permutation, as in Boyle, Gilboa, Ishai, "Function Secret Sharing: Improvements and Extensions"
 (CCS 2016).
-
-Comparisons (`protocols.kernels.dcf`) have a key of their own, below 0. Their seeds leave two bits
-of a block free, which tell its four uses apart.
 """
 
 import hashlib
@@ -22,7 +19,6 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 from protocols.kernels.jit import Words
 
 LEFT, RIGHT, LEAF = 0, 1, 2
-COMPARISON = -1
 _OVERHANG = 15  # update_into needs room for one more block less a byte
 
 _local = threading.local()

@@ -17,7 +17,7 @@ from protocols.base.lane import Lane
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.dpf import generate_selectors
-from protocols.kernels import dcf
+from protocols.kernels import ladder
 from protocols.kernels.packing import unpack_numpy
 
 ELEMENTS = 1 << 10
@@ -107,7 +107,7 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
 
     with (
         mock.patch.object(spline, "generate", noting(spline.generate)),
-        mock.patch.object(dcf, "generate", noting(dcf.generate)),
+        mock.patch.object(ladder, "generate", noting(ladder.generate)),
         mock.patch.object(embedding, "generate_selectors", choosing),
         mock.patch.object(Lane, "_send", lane_send),
         mock.patch.object(Lane, "_exchange", lane_exchange),

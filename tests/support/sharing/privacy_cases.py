@@ -30,7 +30,6 @@ from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.elementary import exp_negative, power_spline, reciprocal, rsqrt
 from protocols.functions.exponential import TIGHT, exp_part
 from protocols.functions.late import LateRange, late_norm
-from protocols.functions.mantissa import Exponents, mantissa
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
@@ -132,10 +131,6 @@ async def inverse(lane, v):
     return await reciprocal(lane, v, 8, 12)
 
 
-async def mantissas(lane, v):
-    return await mantissa(lane, v, Exponents(8, 12), halves=2, frac=16)
-
-
 async def norm(lane, x):
     return await normalize(lane, x, NORM, norm_range(NORM, 20.0))
 
@@ -228,7 +223,6 @@ def inputs_of(name, variant):
         "exp": lambda: (exp_negative, [share(x, width=32)]),
         "rsqrt": lambda: (root, [v]),
         "reciprocal": lambda: (inverse, [v]),
-        "mantissa": lambda: (mantissas, [v]),
         "silu": lambda: (silu, [share(x, width=44)]),
         "gate": lambda: (gated, [share(x, width=44), share(x, width=44)]),
         "gelu": lambda: (gelu, [share(x, width=44)]),
@@ -281,7 +275,7 @@ NAMES = [
     "rms_norm", "layer_norm", "layer_norm, late gain", "layer_norm, tiny eps", "map_public",
     "attention", "wide attention", "linear", "table_product", "linear, public",
     "table_product, public", "layer_norm, public gain", "layer_norm, public late gain",
-    "mul by a public value", "mul3, narrow", "mantissa", "square_sum, narrow", "mul, narrow",
+    "mul by a public value", "mul3, narrow", "square_sum, narrow", "mul, narrow",
     "rms_norm, narrow", "layer_norm, narrow", "gate", "late_norm",
 ]  # fmt: skip
 OTHER_SETTINGS = [
