@@ -84,12 +84,12 @@ def _walk(path: Words, root_a: Words, root_b: Words, depth: int, correction: Wor
     """Both parties' nodes (2, n, 2) at the end of the path; fills the levels' corrections."""
     nodes = np.stack([root_a & ~_CONTROL, root_b | _CONTROL])
     for level in range(depth):
-        block, nodes = _descend(nodes, (path >> np.uint64(level)) & _ONE)
+        block, nodes = descend(nodes, (path >> np.uint64(level)) & _ONE)
         correction[:, 2 * level : 2 * level + 2] = block
     return nodes
 
 
-def _descend(nodes: Words, bit: Words) -> tuple[Words, Words]:
+def descend(nodes: Words, bit: Words) -> tuple[Words, Words]:
     """One level on both parties' paths: nodes (2, n, 2), next bit of alpha -> correction, nodes."""
     seeds = seeds_of(nodes)
     left, right = mmo(LEFT, seeds), mmo(RIGHT, seeds)

@@ -177,7 +177,7 @@ async def evaluate(lane: Lane, x: SecretTensor, spline: Spline, frac: int) -> Se
 
 async def _read(lane: Lane, x: SecretTensor, spline: Spline, tables: Words) -> Words:
     """An evaluator's shares (classes, n) of the tables' values, for the point function dealt."""
-    roots = _roots(lane, Role.DEALER, x.size)
+    roots = draw_roots(lane, Role.DEALER, x.size)
     width = int(tables.shape[1])
     nbytes = x.size * correction_bytes(spline.segment_bits, width)
     correction = await lane.broadcast(nbytes)
@@ -193,7 +193,8 @@ async def _read(lane: Lane, x: SecretTensor, spline: Spline, tables: Words) -> W
     )
 
 
-def _roots(lane: Lane, peer: Role, count: int) -> Bytes:
+def draw_roots(lane: Lane, peer: Role, count: int) -> Bytes:
+    """Fresh roots (count, 16) of point functions, which `peer` draws too."""
     return lane.draw(peer, (count, 2)).view(np.uint8).reshape(count, 16)
 
 
@@ -208,7 +209,7 @@ def _powers(low: Words, count: int) -> Words:
 
 async def _deal(lane: Lane, spline: Spline, top: Words, payload: Words) -> None:
     """The dealer's part of `_read`: point functions at `top` (n,) with `payload` (n, width)."""
-    roots = [_roots(lane, evaluator, top.size) for evaluator in EVALUATORS]
+    roots = [draw_roots(lane, evaluator, top.size) for evaluator in EVALUATORS]
     bits = spline.segment_bits
     correction = await lane.run(100 * top.size, generate, top, payload, *roots, bits)
     await lane.broadcast(top.size * correction_bytes(bits, payload.shape[1]), correction)

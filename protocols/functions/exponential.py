@@ -26,6 +26,7 @@ from protocols.base.precise import PRECISE
 from protocols.base.ring import FRACTION_BITS, Words, bit_mask, packed_bytes
 from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
+from protocols.kernels.waves import rounded
 
 _GAIN = 7
 """x is multiplied by this, which makes a segment 32/7 long: three of them reach -13.7."""
@@ -142,27 +143,27 @@ def factor_tables() -> tuple[NDArray[np.int64], ...]:
     """
     low_bits = _LOCAL_BITS - _HALF_BITS
     unit = Decimal(1) / (_GAIN << FRACTION_BITS)
-    upper = _powers(unit * (1 << low_bits), 1 << _HALF_BITS)
-    lower = _powers(unit, 1 << low_bits)
+    upper = exp_table(unit * (1 << low_bits), 1 << _HALF_BITS, _UNIT_BITS)
+    lower = exp_table(unit, 1 << low_bits, _UNIT_BITS)
     length = unit * (1 << _LOCAL_BITS)
-    turns = [_fixed(Decimal(_HEAD) + length * t) for t in (0, -3, -2, -1)]
-    return upper, lower, np.array([_rounded(turn) for turn in turns], dtype=np.int64)
+    turns = [exp_fixed(Decimal(_HEAD) + length * t, _UNIT_BITS) for t in (0, -3, -2, -1)]
+    return upper, lower, np.array(turns, dtype=np.int64)
 
 
-def _powers(step: Decimal, count: int) -> NDArray[np.int64]:
-    """exp(j step) for j below count."""
+def exp_table(step: Decimal, count: int, bits: int) -> NDArray[np.int64]:
+    """exp(j step) for j below count, with `bits` fraction bits; from integers alone."""
     factor, value, powers = _fixed(step), 1 << _EXACT, []
     for _ in range(count):
-        powers.append(_rounded(value))
+        powers.append(rounded(value, _EXACT - bits))
         value = value * factor >> _EXACT
     return np.array(powers, dtype=np.int64)
+
+
+def exp_fixed(exponent: Decimal, bits: int) -> int:
+    """exp(exponent) with `bits` fraction bits."""
+    return rounded(_fixed(exponent), _EXACT - bits)
 
 
 def _fixed(exponent: Decimal) -> int:
     with localcontext(PRECISE):
         return int(exponent.exp() * (1 << _EXACT))
-
-
-def _rounded(value: int) -> int:
-    shift = _EXACT - _UNIT_BITS
-    return (value + (1 << shift - 1)) >> shift

@@ -22,11 +22,25 @@ _LEAF_KEY = LEAF * KEY_WORDS
 
 
 @kernel()
-def _side_corrections(word0: np.uint64, word1: np.uint64, fix: Words) -> None:
+def side_corrections(word0: np.uint64, word1: np.uint64, fix: Words) -> None:
     """A level's correction -> the blocks for the left and for the right child."""
     seed = word0 & _SEED
     fix[0], fix[1] = seed | (word0 & _ONE), word1
     fix[2], fix[3] = seed | ((word0 >> _ONE) & _ONE), word1
+
+
+@kernel()
+def grow(
+    keys: Words, party: int, roots: Words, correction: Words, e: int, base: int, depth: int,
+    nodes: Words, fix: Words,
+) -> None:  # fmt: skip
+    """All nodes of element e at level `depth`; the levels' corrections start at word `base`."""
+    nodes[0] = (roots[2 * e] & ~_ONE) | np.uint64(party)
+    nodes[1] = roots[2 * e + 1]
+    for level in range(depth):
+        at = base + 2 * level
+        side_corrections(correction[at], correction[at + 1], fix)
+        _children(keys, 0, nodes, 0, 1 << level, nodes, 0, 2 << level, fix, 0)
 
 
 @kernel()
@@ -36,12 +50,7 @@ def _leaves(
 ) -> None:  # fmt: skip
     """Expand element e. Leaf conversion b of node j goes to leaves[b * stride + 2 j ..]."""
     base = e * (2 * depth + words)
-    nodes[0] = (roots[2 * e] & ~_ONE) | np.uint64(party)
-    nodes[1] = roots[2 * e + 1]
-    for level in range(depth):
-        at = base + 2 * level
-        _side_corrections(correction[at], correction[at + 1], fix)
-        _children(keys, 0, nodes, 0, 1 << level, nodes, 0, 2 << level, fix, 0)
+    grow(keys, party, roots, correction, e, base, depth, nodes, fix)
     final = base + 2 * depth
     fix[words] = 0
     for i in range(words):
@@ -93,6 +102,31 @@ def spline(
             out[c * n + e] = -total if party == 1 else total
 
 
+@kernel()
+def descend(
+    keys: Words, nodes: Words, both: Words, fix: Words, zeros: Words, bit: np.uint64,
+    out: Words, at: int,
+) -> None:  # fmt: skip
+    """The dealer's step down one level: both parties' nodes (words 0..3) go to the child that `bit`
+    names, and the level's correction to out[at ..]. `both`, `fix` are scratch, `zeros` four zeros.
+    """
+    # Words 0..3: left children of both parties; 4..7: right children.
+    _children(keys, 0, nodes, 0, 2, both, 0, 4, zeros, 0)
+    keep = 4 * np.int64(bit)
+    lose = 4 - keep
+    left = (both[0] ^ both[2] ^ bit ^ _ONE) & _ONE
+    right = (both[4] ^ both[6] ^ bit) & _ONE
+    word0 = ((both[lose] ^ both[lose + 2]) & _SEED) | left | (right << _ONE)
+    word1 = both[lose + 1] ^ both[lose + 3]
+    out[at], out[at + 1] = word0, word1
+    side_corrections(word0, word1, fix)
+    for party in range(2):
+        mask = np.uint64(0) - (nodes[2 * party] & _ONE)
+        for i in range(2):
+            corrected = fix[2 * np.int64(bit) + i] & mask
+            nodes[2 * party + i] = both[keep + 2 * party + i] ^ corrected
+
+
 @kernel("void(in1, in1, in1, in1, in1, int64, int64, uint64[::1])")
 def generate(
     keys: Words, alpha: Words, payload: Words, roots_a: Words, roots_b: Words, v: int, w: int,
@@ -113,22 +147,8 @@ def generate(
         at = e * (2 * depth + words)
         for level in range(depth):
             bit = (alpha[e] >> np.uint64(level + early)) & _ONE
-            # Words 0..3: left children of both parties; 4..7: right children.
-            _children(keys, 0, nodes, 0, 2, both, 0, 4, zeros, 0)
-            keep = 4 * np.int64(bit)
-            lose = 4 - keep
-            left = (both[0] ^ both[2] ^ bit ^ _ONE) & _ONE
-            right = (both[4] ^ both[6] ^ bit) & _ONE
-            word0 = ((both[lose] ^ both[lose + 2]) & _SEED) | left | (right << _ONE)
-            word1 = both[lose + 1] ^ both[lose + 3]
-            out[at], out[at + 1] = word0, word1
+            descend(keys, nodes, both, fix, zeros, bit, out, at)
             at += 2
-            _side_corrections(word0, word1, fix)
-            for party in range(2):
-                mask = np.uint64(0) - (nodes[2 * party] & _ONE)
-                for i in range(2):
-                    corrected = fix[2 * np.int64(bit) + i] & mask
-                    nodes[2 * party + i] = both[keep + 2 * party + i] ^ corrected
         for b in range(blocks):
             _leaf_single(keys, _LEAF_KEY + b * KEY_WORDS, nodes, 0, 2, leaves, 4 * b, 0, none, 0)
         for i in range(words):

@@ -273,7 +273,7 @@ def forgetful(stream):
 
 def test_roots_used_again_are_noticed(monkeypatch):
     monkeypatch.setattr(
-        spline, "_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
+        spline, "draw_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
     )
     fails("spline")
 
