@@ -22,8 +22,12 @@ MIN_VALUE_FRAC = 6
 """Fraction bits that the values must keep in a long context."""
 _LEAST_INVERSE = 16
 """Fraction bits that the reciprocal of a sum of numerators near the maximum must keep."""
-_MOST_NEAR = 6
+_MOST_SPARE = 6
 """Bits that the values may lose for them; where they would lose more, the maximum is found."""
+_MOST_DEALT = 1 << 28
+"""Bytes that may be dealt for the numerators of one call; for more, the maximum is found, which
+takes a tenth.
+"""
 MAX_SCORE_BITS = 23
 """Scores are products over 64 - 1 - 18 bits, of which 12 are shifted away before the maximum is
 found in `peak_width`: 32 of the 33 that are left. One more bit of score would take 36.
@@ -170,7 +174,7 @@ def _fits_near(score_bits: int, value_bits: int, length: int) -> bool:
     return (
         score_bits <= histogram.MAX_SCORE_BITS
         and length <= histogram.MAX_ROW
-        and spare_near(value_bits, length) <= _MOST_NEAR
+        and spare_near(value_bits, length) <= _MOST_SPARE
     )
 
 
@@ -187,18 +191,20 @@ def _division_bits(value_bits: int, high: int) -> int:
     return value_bits + 2 * high + 3
 
 
-def fit(settings: Settings, bounds: AttentionRange, length: int) -> Fit:
-    """The public numbers of `attend` for rows of up to `length` scores; raises as `spare_bits`."""
-    value_bits = bounds.value_bits
+def fit(settings: Settings, bounds: AttentionRange, mask: NDArray[np.bool_], heads: int) -> Fit:
+    """The public numbers of `attend`, from what is public; raises as `spare_bits`."""
+    value_bits, length = bounds.value_bits, mask.shape[1]
     spare = spare_bits(value_bits, length)
+    lengths = np.tile(mask.sum(axis=1), heads)
     near = (
         settings.tree == "rounds"
         and settings.approximation != "puma"
         and _fits_near(bounds.score_bits, value_bits, length)
+        and histogram.dealt_bytes(lengths, bounds.score_bits) <= _MOST_DEALT
     )
     if near:
         spare, frac = spare_near(value_bits, length), histogram.FRAC
-        # The largest is at least 2^-8.94, and 2,047 roundings of two units are a tenth of that.
+        # The largest is at least 2^-8.94; 2,047 errors of four units are a sixteenth of that.
         low = (frac - 10) // 2
     else:
         # The sum of a row lies between exp(-1/16), for its maximum, and the number of entries.
@@ -227,13 +233,11 @@ async def attend(
     Raises:
         RangeError: the values are so large that dropping bits would leave nothing of small ones.
     """
-    fitted = fit(lane.settings, bounds, mask.shape[1])
+    fitted = fit(lane.settings, bounds, mask, scores.shape[0])
     spare = fitted.spare
 
     async def numerators(strand: Lane) -> SecretTensor:
-        return await softmax_numerators(
-            strand, scores, mask, bounds.score_bits, near=fitted.near
-        )
+        return await softmax_numerators(strand, scores, mask, bounds.score_bits, near=fitted.near)
 
     async def fitting(strand: Lane) -> SecretTensor:
         return await lift(strand, values.drop(spare)) if spare else values

@@ -83,9 +83,7 @@ class Layout:
         return np.ascontiguousarray(words).view(self._lanes)
 
 
-def generate(
-    layout: Layout, alpha: Words, payload: Words, roots_a: Bytes, roots_b: Bytes
-) -> Bytes:
+def generate(layout: Layout, alpha: Words, payload: Words, roots_a: Bytes, roots_b: Bytes) -> Bytes:
     """The dealer's part: one contiguous buffer of 8 n `layout.words` bytes.
 
     alpha (n,) buckets below 2^bits; payload (n,) ring words; roots (n, 16) bytes of each party.
@@ -212,9 +210,7 @@ def weigh(
     out = np.empty(len(roots), dtype=np.uint64)
     flat = [np.ascontiguousarray(item).reshape(-1) for item in (seeds, words, first)]
     table = np.ascontiguousarray(factors)
-    buckets.weigh(
-        _keys(), party, *flat[:2], layout.bits, layout.counter_words, flat[2], table, out
-    )
+    buckets.weigh(_keys(), party, *flat[:2], layout.bits, layout.counter_words, flat[2], table, out)
     return out
 
 

@@ -62,7 +62,7 @@ REACH = (_STEP + 1) * BUCKET
 _WINDOW = 9
 _DEALT = _PUBLIC = 26  # fraction bits of the dealer's words and of the evaluators' factors
 _SCALE = _DEALT + _PUBLIC
-FRAC = 24
+FRAC = 26
 """Fraction bits of a numerator."""
 _WIDTH = _SCALE + 3  # numerators are below 1; the rest is the room that `lift` needs
 _UNIT_BITS = 29  # fraction bits of the tables: products of two stay below 2^62
@@ -128,6 +128,13 @@ class Plan:
         return top, words & bit_mask(_LOCAL_BITS)
 
 
+def dealt_bytes(lengths: NDArray[np.int64], score_bits: int) -> int:
+    """Bytes that the dealer sends for rows of these lengths; for the tables of a long row most of
+    them, so that a caller may choose another way.
+    """
+    return numerators_cost(np.cumsum(lengths), score_bits).offline
+
+
 def numerators_cost(ends: NDArray[np.int64], score_bits: int) -> Cost:
     """Cost of `numerators`."""
     plan, size = Plan(ends, score_bits), int(ends[-1])
@@ -144,8 +151,9 @@ async def numerators(
     """exp(x - c) with `FRAC` fraction bits over Z_2^(FRAC + 3); c is a row's own, and the row's
     largest result is between exp(-REACH) and 1.
 
-    Off by less than 2^-27 + 2^-26 and two units of 2^-24: the roundings of the dealer's words and
-    of the evaluators' factors, and what `drop` loses.
+    Off by at most four units of 2^-26, 6e-8: two that `drop` loses, one for the roundings of the
+    dealer's words and the evaluators' factors, half a unit each, and one for what lies below the
+    window and for the tables.
 
     Args:
         x: (n,) with 18 fraction bits, |x| < 2^score_bits, over a ring of at least 37 bits (fewer

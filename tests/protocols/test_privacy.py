@@ -36,6 +36,7 @@ from protocols.drivers import lockstep
 from protocols.drivers.lockstep import Exchange, LockstepLink, run_parties
 from protocols.drivers.trace import run_now
 from protocols.embedding import embed, request_rows, reveal, revealed
+from protocols.functions import histogram
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -184,7 +185,11 @@ def fails(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["mul", "lift", "less", "select", "and", "silu", "rms_norm", "waves", "exp part"]
+    "name",
+    [
+        *("mul", "lift", "less", "select", "and", "silu", "rms_norm", "waves", "exp part"),
+        "histogram",
+    ],
 )
 def test_masks_of_zeros_are_noticed(name, monkeypatch):
     whole = Lane.draw
@@ -276,6 +281,13 @@ def test_roots_used_again_are_noticed(monkeypatch):
         spline, "draw_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
     )
     fails("spline")
+
+
+def test_roots_of_buckets_used_again_are_noticed(monkeypatch):
+    monkeypatch.setattr(
+        histogram, "draw_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
+    )
+    fails("histogram")
 
 
 def test_words_tied_by_an_addition_are_noticed():

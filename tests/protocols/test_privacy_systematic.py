@@ -61,6 +61,7 @@ BESIDE = [
     *("poly", "tanh", "relu", "map_public", "linear", "table_product"),
     *("disentangled", "soft cap", "linear, public", "table_product, public"),
     *("layer_norm, public gain", "layer_norm, public late gain", "mul by a public value"),
+    "histogram",
 ]
 """Protocols that the command does not list."""
 
@@ -188,7 +189,7 @@ def top_leaning(drawn: Words, width: int) -> Words:
     [
         (lowest_stuck, ["mul", "lift", "less", "select", "spline", "embedding", "reveal"]),
         (lowest_stuck, ["linear, public", "table_product, public", "embedding, public"]),
-        (lowest_stuck, ["layer_norm, public gain", "mul by a public value"]),
+        (lowest_stuck, ["layer_norm, public gain", "mul by a public value", "histogram"]),
         (top_stuck, ["mul", "less", "embedding", "reveal"]),  # the sum of two such is balanced
         (top_leaning, ["less", "and", "embedding", "reveal"]),
     ],

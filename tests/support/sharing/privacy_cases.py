@@ -29,6 +29,7 @@ from protocols.functions.attention import AttentionRange, attend
 from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.elementary import exp_negative, power_spline, reciprocal, rsqrt
 from protocols.functions.exponential import TIGHT, exp_part
+from protocols.functions.histogram import numerators
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
@@ -151,9 +152,14 @@ async def mapped(lane, x):
     return await map_public(lane, x, lambda words: words * np.uint64(77), shift=5, frac=18)
 
 
+async def near_largest(lane, x):
+    """Rows of two entries, so that no field ends in padding."""
+    return await numerators(lane, x, np.arange(2, x.size + 1, 2), 6)
+
+
 async def attention(lane, scores, values):
     return await attend(
-        lane, scores, values, np.ones((1, 2), dtype=np.bool_), AttentionRange(11, 6, 0)
+        lane, scores, values, np.ones((1, 2), dtype=np.bool_), AttentionRange(6, 6, 0)
     )
 
 
@@ -221,6 +227,7 @@ def inputs_of(name, variant):
         "layer_norm, public late gain": lambda: (late_norm, open_affine),
         "mul by a public value": lambda: (mul, [wide, public(x), 18]),
         "map_public": lambda: (mapped, [wide]),
+        "histogram": lambda: (near_largest, [share(x, width=45)]),
         "attention": lambda: (attention, [share(pair[:, None, :]), share(pair[:, :, None])]),
         "wide attention": lambda: (
             wide_attention,
@@ -247,12 +254,13 @@ NAMES = [
     "rms_norm", "layer_norm", "layer_norm, late gain", "layer_norm, tiny eps", "map_public",
     "attention", "wide attention", "linear", "table_product", "linear, public",
     "table_product, public", "layer_norm, public gain", "layer_norm, public late gain",
-    "mul by a public value",
+    "mul by a public value", "histogram",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)
     for settings, names in (
         (Settings(tree="traffic"), ["less", "less exactly", "maximum"]),
+        (Settings(tree="balanced"), ["attention"]),
         (Settings(approximation="puma"), ["silu", "gelu", "exp"]),
         (Settings(approximation="fast"), ["silu", "gelu", "exp"]),
     )
