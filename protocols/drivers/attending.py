@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from protocols.arithmetic import matmul
 from protocols.base.blocks import Piece
 from protocols.base.lane import Lane
-from protocols.base.ring import FRACTION_BITS, Words, encode
+from protocols.base.ring import FRACTION_BITS, RING_BITS, Words, encode
 from protocols.base.shares import SecretTensor
 from protocols.drivers.ops import Index, Mask, Relative, Span
-from protocols.functions.attention import AttentionRange, attend
+from protocols.functions.attention import AttentionRange, attend, product_width
 from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.softcap import Cap, softcap
 
@@ -90,7 +90,9 @@ async def attend_piece(
         scores = await disentangled_scores(lane, q, k, *added.positional)
     else:
         stacked = q.reshape(groups, share * tokens, size)
-        scores = await matmul(lane, stacked, k.transpose(0, 2, 1), FRACTION_BITS)
+        width = RING_BITS if added.cap is not None else product_width(bounds.score_bits)
+        keys = k.transpose(0, 2, 1).narrow(width)
+        scores = await matmul(lane, stacked.narrow(width), keys, FRACTION_BITS)
     scores = await added.to(lane, scores.reshape(q.shape[0], tokens, -1))
     scores = scores.reshape(groups, share * tokens, -1)
     context = await attend(lane, scores, v, np.tile(mask, (share, 1)), bounds)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from protocols.arithmetic import lift, matmul, mul3
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane, Settings
-from protocols.base.ring import FRACTION_BITS
+from protocols.base.ring import FRACTION_BITS, RING_BITS
 from protocols.base.shares import SecretTensor
 from protocols.compare import maximum
 from protocols.errors import RangeError
@@ -63,6 +63,18 @@ def peak_width(score_bits: int) -> int:
     of its ring, as the scores' proof leaves a thousandth (`models.owner.bounds`).
     """
     return max(16, -(-(score_bits + 3 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS)
+
+
+def product_width(score_bits: int) -> int:
+    """Bits of the ring in which a product of queries and keys below 2^score_bits can be taken.
+
+    The product has 36 fraction bits and `matmul` needs three more than its size; the scores that
+    are left, 19 bits fewer, must have those that `maximum` and `histogram.numerators` read.
+    """
+    read = peak_width(score_bits) + FRACTION_BITS - COARSE_FRAC
+    if score_bits <= histogram.MAX_SCORE_BITS:
+        read = max(read, histogram.read_bits(score_bits))
+    return min(RING_BITS, max(score_bits + 2 * FRACTION_BITS + 3, read + FRACTION_BITS + 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class Plan:
                 f"rows of {longest} entries below 2^{score_bits}: rows must have 1 to {MAX_ROW} "
                 f"entries below 2^{MAX_SCORE_BITS}, use `maximum` for others"
             )
-        self.layout = Layout(max(6, score_bits) + 1, wide=longest > 255)
+        self.layout = Layout(_bucket_bits(score_bits), wide=longest > 255)
         self.count_bits = max(_LEAST_COUNT_BITS, longest.bit_length())
         self.asked_bits = self.layout.bits - 1
         self.asked = 1 << self.asked_bits
@@ -99,11 +99,6 @@ class Plan:
     @property
     def rows(self) -> int:
         return self.ends.size
-
-    @property
-    def bits(self) -> int:
-        """Bits of g x that are read."""
-        return _LOCAL_BITS + self.layout.bits
 
     def counts(self) -> Field:
         """What is opened in the first round."""
@@ -126,6 +121,15 @@ class Plan:
         """Bucket and local part of masked entries or of their masks, flat."""
         top = (words >> np.uint64(_LOCAL_BITS)) & bit_mask(self.layout.bits)
         return top, words & bit_mask(_LOCAL_BITS)
+
+
+def _bucket_bits(score_bits: int) -> int:
+    return max(6, score_bits) + 1
+
+
+def read_bits(score_bits: int) -> int:
+    """Bits of the ring that `numerators` reads."""
+    return _LOCAL_BITS + _bucket_bits(score_bits)
 
 
 def dealt_bytes(lengths: NDArray[np.int64], score_bits: int) -> int:
@@ -164,10 +168,10 @@ async def numerators(
     bit more; 64 more if a row has more than 255 entries). A row, at 11 score bits and 2^k > its
     length: 2,048 k bits each way, 256 2^k bytes dealt.
     """
-    plan = Plan(ends, score_bits)
-    if x.frac != FRACTION_BITS or x.width < plan.bits or x.shape != (int(ends[-1]),):
+    plan, bits = Plan(ends, score_bits), read_bits(score_bits)
+    if x.frac != FRACTION_BITS or x.width < bits or x.shape != (int(ends[-1]),):
         raise LocalProtocolError(
-            f"a histogram over {FRACTION_BITS} fraction bits and {plan.bits} bits of ring, of "
+            f"a histogram over {FRACTION_BITS} fraction bits and {bits} bits of ring, of "
             f"{int(ends[-1])} entries, was given {x.frac} and {x.width}, and {x.shape}"
         )
     if lane.tracing:
