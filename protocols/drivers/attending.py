@@ -82,8 +82,11 @@ async def attend_piece(
     mask: Mask,
     added: Added,
     bounds: AttentionRange,
+    near: bool,
 ) -> SecretTensor:
-    """Attention of (H, T, C) queries to (G, L, C) keys and values: (H, T, C)."""
+    """Attention of (H, T, C) queries to (G, L, C) keys and values: (H, T, C); `near` as in
+    `attend`.
+    """
     groups, tokens, size = k.shape[0], q.shape[1], q.shape[2]
     share = q.shape[0] // groups
     if added.positional is not None:
@@ -95,5 +98,6 @@ async def attend_piece(
         scores = await matmul(lane, stacked.narrow(width), keys, FRACTION_BITS)
     scores = await added.to(lane, scores.reshape(q.shape[0], tokens, -1))
     scores = scores.reshape(groups, share * tokens, -1)
-    context = await attend(lane, scores, v, np.tile(mask, (share, 1)), bounds)
+    tiled = np.tile(mask, (share, 1))
+    context = await attend(lane, scores, v, tiled, bounds, near=near)
     return context.reshape(q.shape[0], tokens, size)

@@ -1,6 +1,7 @@
 """Softmax attention: row-wise work in as few rounds as possible."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +26,8 @@ _LEAST_INVERSE = 16
 _MOST_SPARE = 6
 """Bits that the values may lose for them; where they would lose more, the maximum is found."""
 _MOST_DEALT = 1 << 28
-"""Bytes that may be dealt for the numerators of one call; for more, the maximum is found, which
-takes a tenth.
+"""Bytes that may be dealt for the numerators of a layer; instead of more, the maximum is found,
+which takes a tenth.
 """
 MAX_SCORE_BITS = 23
 """Scores are products over 64 - 1 - 18 bits, of which 12 are shifted away before the maximum is
@@ -203,17 +204,48 @@ def _division_bits(value_bits: int, high: int) -> int:
     return value_bits + 2 * high + 3
 
 
-def fit(settings: Settings, bounds: AttentionRange, mask: NDArray[np.bool_], heads: int) -> Fit:
-    """The public numbers of `attend`, from what is public; raises as `spare_bits`."""
-    value_bits, length = bounds.value_bits, mask.shape[1]
+def near_dealt(
+    settings: Settings, masks: Sequence[NDArray[np.bool_]], heads: int, score_bits: int
+) -> int | None:
+    """Bytes dealt for numerators near the maximum of all rows under these masks, or None where the
+    maximum is found: except with the fewest "rounds", with "puma", and where these are more than
+    `_MOST_DEALT` or rows or scores are too large for a histogram.
+    """
+    if settings.tree != "rounds" or settings.approximation == "puma":
+        return None
+    if score_bits > histogram.MAX_SCORE_BITS or any(m.shape[1] > histogram.MAX_ROW for m in masks):
+        return None
+    plans = [near_plan(mask, heads, score_bits) for mask in masks]
+    dealt = sum(plan.dealt_bytes for plan in plans)
+    return dealt if dealt <= _MOST_DEALT else None
+
+
+def most_score_bits(
+    settings: Settings, masks: Sequence[NDArray[np.bool_]], heads: int
+) -> int | None:
+    """The most bits of score with which these rows get a histogram, which takes the most memory; or
+    None.
+    """
+    for bits in range(histogram.MAX_SCORE_BITS, 0, -1):
+        if near_dealt(settings, masks, heads, bits) is not None:
+            return bits
+    return None
+
+
+def near_plan(mask: NDArray[np.bool_], heads: int, score_bits: int) -> histogram.Plan:
+    """How numerators near the maximum are found for the rows of a mask."""
+    return histogram.Plan(np.cumsum(np.tile(mask.sum(axis=1), heads)), score_bits)
+
+
+def fit(bounds: AttentionRange, length: int, *, near: bool) -> Fit:
+    """The public numbers of `attend` for rows of up to `length` scores; raises as `spare_bits`.
+
+    Args:
+        near: numerators are near the maximum, if values fit.
+    """
+    value_bits = bounds.value_bits
     spare = spare_bits(value_bits, length)
-    lengths = np.tile(mask.sum(axis=1), heads)
-    near = (
-        settings.tree == "rounds"
-        and settings.approximation != "puma"
-        and _fits_near(bounds.score_bits, value_bits, length)
-        and histogram.dealt_bytes(lengths, bounds.score_bits) <= _MOST_DEALT
-    )
+    near = near and _fits_near(bounds.score_bits, value_bits, length)
     if near:
         spare, frac = spare_near(value_bits, length), histogram.FRAC
         # The largest is at least 2^-8.94; 2,047 errors of four units are a sixteenth of that.
@@ -233,6 +265,8 @@ async def attend(
     values: SecretTensor,
     mask: NDArray[np.bool_],
     bounds: AttentionRange,
+    *,
+    near: bool | None = None,
 ) -> SecretTensor:
     """softmax(scores) @ values, (H, R, L) and (H, L, C) -> (H, R, C), over Z_2^64.
 
@@ -240,12 +274,19 @@ async def attend(
     large values and a long context would not fit that product, the values' last bits are dropped
     first, beside the numerators.
 
+    Args:
+        near: what `near_dealt` says of the whole of which these rows are a part; by default, of
+            these rows.
+
     Cost: softmax_numerators, then 5 or 6 rounds.
 
     Raises:
         RangeError: the values are so large that dropping bits would leave nothing of small ones.
     """
-    fitted = fit(lane.settings, bounds, mask, scores.shape[0])
+    if near is None:
+        dealt = near_dealt(lane.settings, [mask], scores.shape[0], bounds.score_bits)
+        near = dealt is not None
+    fitted = fit(bounds, mask.shape[1], near=near)
     spare = fitted.spare
 
     async def numerators(strand: Lane) -> SecretTensor:

@@ -21,6 +21,7 @@ from protocols.dpf import descend
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.kernels.aes import buckets
 from protocols.kernels.aes.aesni import available, round_keys
+from protocols.kernels.aes.buckets import Counts
 from protocols.kernels.aes.fixed_key import LEAF, mmo
 from protocols.kernels.jit import Bytes, Words
 from protocols.kernels.tree import convert, next_level, root_words, seeds_of
@@ -141,7 +142,7 @@ def _counter_blocks(layout: Layout, seeds: Words) -> Words:
 
 def count(
     layout: Layout, party: int, roots: Bytes, correction: Bytes, top: Words, ends: Words
-) -> Words:
+) -> Counts:
     """Shares (rows, 2^bits) of histograms: how many of a row's elements have alpha = top - p.
 
     Modulo 2^8 or 2^16, as the counters are; higher bits are meaningless.
@@ -156,7 +157,7 @@ def count(
     words, seeds = _words(layout, correction, len(roots)), root_words(roots, len(roots))
     if not available():
         return count_numpy(layout, party, seeds, words, top, ends)
-    out = np.empty((ends.size, layout.size), dtype=np.uint64)
+    out = np.empty((ends.size, layout.size), dtype=np.uint32)
     flat = [np.ascontiguousarray(item).reshape(-1) for item in (seeds, words)]
     tops, stops = np.ascontiguousarray(top), np.ascontiguousarray(ends)
     buckets.count(_keys(), party, *flat, layout.bits, layout.counter_words, tops, stops, out)
@@ -165,9 +166,9 @@ def count(
 
 def count_numpy(
     layout: Layout, party: int, roots: Words, correction: Words, top: Words, ends: Words
-) -> Words:
+) -> Counts:
     """NumPy twin of the fused kernel: roots (n, 2), correction (n, words)."""
-    out = np.zeros((ends.size, layout.size), dtype=np.uint64)
+    out = np.zeros((ends.size, layout.size), dtype=np.uint32)
     row_of = np.searchsorted(ends, np.arange(len(roots)), side="right")
     places = np.arange(layout.size, dtype=np.uint64)
     step = max(1, _CHUNK_WORDS // layout.size)
@@ -179,7 +180,7 @@ def count_numpy(
     return out
 
 
-def _counters(layout: Layout, party: int, roots: Words, correction: Words) -> Words:
+def _counters(layout: Layout, party: int, roots: Words, correction: Words) -> Counts:
     """Shares (n, 2^bits) of the counters."""
     nodes = roots[:, None, :].copy()
     nodes[..., 0] = (nodes[..., 0] & ~_ONE) | np.uint64(party)
@@ -189,7 +190,7 @@ def _counters(layout: Layout, party: int, roots: Words, correction: Words) -> Wo
     fix = correction[:, None, at : at + layout.counter_words]
     applied = layout.lanes(fix & ((nodes[..., :1] & _ONE) * _ALL))
     lanes = layout.lanes(_counter_blocks(layout, seeds_of(nodes))) + applied
-    shares = lanes.reshape(len(roots), -1).astype(np.uint64)
+    shares = lanes.reshape(len(roots), -1).astype(np.uint32)
     return np.negative(shares) if party else shares
 
 

@@ -49,6 +49,7 @@ from protocols.base.shares import EVALUATORS, Role, SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.functions.buckets import Layout, count, generate, weigh
 from protocols.functions.exponential import exp_fixed, exp_table
+from protocols.kernels.aes.buckets import Counts
 from protocols.spline import draw_roots
 
 _GAIN = 31
@@ -100,6 +101,11 @@ class Plan:
     def rows(self) -> int:
         return self.ends.size
 
+    @property
+    def dealt_bytes(self) -> int:
+        """Bytes that the dealer sends for all entries and rows."""
+        return 16 * self.layout.words * int(self.ends[-1]) + fields_bytes(self.dealt())
+
     def counts(self) -> Field:
         """What is opened in the first round."""
         return field((self.rows, self.asked), self.count_bits)
@@ -132,19 +138,11 @@ def read_bits(score_bits: int) -> int:
     return _LOCAL_BITS + _bucket_bits(score_bits)
 
 
-def dealt_bytes(lengths: NDArray[np.int64], score_bits: int) -> int:
-    """Bytes that the dealer sends for rows of these lengths; for the tables of a long row most of
-    them, so that a caller may choose another way.
-    """
-    return numerators_cost(np.cumsum(lengths), score_bits).offline
-
-
 def numerators_cost(ends: NDArray[np.int64], score_bits: int) -> Cost:
     """Cost of `numerators`."""
     plan, size = Plan(ends, score_bits), int(ends[-1])
     online = 2 * fields_bytes([plan.counts()]) + 2 * fields_bytes([plan.turned()])
-    points = 2 * 8 * plan.layout.words * size
-    peak = Cost(rounds=2, online=online, offline=points + fields_bytes(plan.dealt()))
+    peak = Cost(rounds=2, online=online, offline=plan.dealt_bytes)
     return peak + remask_cost(size, _WIDTH, dealt=False)
 
 
@@ -213,11 +211,10 @@ def _tables(plan: Plan, masks: Words, turn: Words) -> Words:
     """(rows, asked, words): the one-hots of the masks, for the lower half of each turned row."""
     tables = np.zeros(plan.dealt()[0].shape, dtype=np.uint64)
     places = np.arange(plan.asked, dtype=np.uint64)
-    real = (places - turn[:, None]) & bit_mask(plan.asked_bits)
-    row, column = np.nonzero(real < plan.asked // 2)
-    mask = masks[row, column]
-    word = (mask >> np.uint64(6)).astype(np.intp)
-    tables[row, column, word] = np.uint64(1) << (mask & np.uint64(63))
+    bits = np.uint64(1) << (masks & np.uint64(63))
+    bits *= ((places - turn[:, None]) & bit_mask(plan.asked_bits)) < np.uint64(plan.asked // 2)
+    words = (masks >> np.uint64(6)).astype(np.intp)
+    np.put_along_axis(tables, words[..., None], bits[..., None], axis=2)
     return tables
 
 
@@ -240,12 +237,12 @@ async def _evaluate(lane: Lane, plan: Plan, m: Words) -> Words:
     return await lane.run(600 * n, weigh, layout, party, roots, correction, first, factors)
 
 
-def _above(plan: Plan, counts: Words) -> Words:
+def _above(plan: Plan, counts: Counts) -> Words:
     """For every second bucket, the sum of the NB / 2 buckets after it, around the end."""
-    total = np.cumsum(counts, axis=1, dtype=np.uint64)
+    total = np.cumsum(counts, axis=1, dtype=np.uint32)
     half = plan.layout.size // 2
-    lower, upper = total[:, :half:_STEP], total[:, half::_STEP]
-    return np.concatenate([upper - lower, total[:, -1:] - upper + lower], axis=1)
+    after = total[:, half::_STEP] - total[:, :half:_STEP]
+    return np.concatenate([after, total[:, -1:] - after], axis=1).astype(np.uint64)
 
 
 def _changes(plan: Plan, tables: Words, opened: Words) -> Words:

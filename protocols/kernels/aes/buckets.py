@@ -4,12 +4,17 @@ The tree is that of `protocols.functions.buckets`, where the layout of a correct
 twins are; same results bit for bit.
 """
 
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols.kernels.aes.aesni import GROUP_LIMIT, KEY_WORDS, make_hash
 from protocols.kernels.aes.fixed_key import LEAF
 from protocols.kernels.forest import descend, grow, side_corrections
 from protocols.kernels.jit import Words, kernel
+
+Counts: TypeAlias = NDArray[np.uint32]
 
 _child = make_hash(1, add=False)
 _hashed = make_hash(2, add=False)
@@ -49,10 +54,10 @@ def _counters(
             flat[words * j + i] = _plus(word, correction[at + i] & active, tops)
 
 
-@kernel("void(in1, int64, in1, in1, int64, int64, in1, in1, uint64[:, ::1])")
+@kernel("void(in1, int64, in1, in1, int64, int64, in1, in1, uint32[:, ::1])")
 def count(
     keys: Words, party: int, roots: Words, correction: Words, v: int, words: int,
-    top: Words, ends: Words, out: Words,
+    top: Words, ends: Words, out: Counts,
 ) -> None:  # fmt: skip
     """Add up the counters of each row's elements, turned by `top`: out (rows, 2^v)."""
     size, depth = 1 << v, v - 5
@@ -87,8 +92,8 @@ def count(
                     total[j - turn] += pairwise[j]
         start = end
         for p in range(size):
-            word = np.uint64(total[(size - p) & (size - 1)])
-            out[row, p] = -word if party == 1 else word
+            word = np.uint32(total[(size - p) & (size - 1)])
+            out[row, p] = np.uint32(0) - word if party == 1 else word
 
 
 @kernel("void(in1, int64, in1, in1, int64, int64, in1, in2, uint64[::1])")

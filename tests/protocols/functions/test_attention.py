@@ -1,7 +1,6 @@
 """Attention: causal masks, scores of every width, and what no width may get wrong."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +13,8 @@ from protocols.functions.attention import (
     AttentionRange,
     attend,
     fit,
+    near_dealt,
+    near_plan,
     peak_width,
     softmax_numerators,
     spare_bits,
@@ -153,21 +154,31 @@ def test_a_mask_may_leave_one_entry_anywhere(bounds):
 
 
 @pytest.mark.parametrize(
-    ("change", "heads", "near"),
+    ("score_bits", "heads", "length", "near"),
     [
-        ({}, 9, True),
-        ({"score_bits": 13}, 9, False),
-        ({"value_bits": 15}, 9, False),  # too many of their bits would go
-        ({}, 1 << 13, False),  # more would be dealt than a call may
+        (11, 9, 64, True),
+        (12, 9, 512, True),
+        (13, 9, 64, False),
+        (11, 9, 2048, False),  # too long a row
+        (11, 1 << 13, 64, False),  # more would be dealt than for a layer may be
     ],
 )
-def test_which_rows_get_a_histogram(change, heads, near):
-    bounds, mask = replace(AttentionRange(11, 8, 0), **change), np.ones((1, 64), dtype=np.bool_)
-    assert fit(Settings(), bounds, mask, heads).near is near
-    assert not fit(Settings(approximation="puma"), bounds, mask, heads).near
-    balanced = fit(Settings(tree="balanced"), bounds, mask, heads)
-    assert balanced == fit(Settings(tree="traffic"), bounds, mask, heads)
-    assert not balanced.near
+def test_which_rows_get_a_histogram(score_bits, heads, length, near):
+    masks = [np.ones((1, length), dtype=np.bool_)] * 2
+    dealt = near_dealt(Settings(tree="rounds"), masks, heads, score_bits)
+    assert (dealt is not None) is near
+    if dealt is not None:
+        assert dealt == 2 * near_plan(masks[0], heads, score_bits).dealt_bytes
+    for other in (Settings(tree="balanced"), Settings(tree="traffic"), Settings("puma", "rounds")):
+        assert near_dealt(other, masks, heads, score_bits) is None
+
+
+def test_values_that_would_lose_too_many_bits_keep_the_maximum():
+    for value_bits, near in ((14, True), (15, False)):
+        bounds = AttentionRange(11, value_bits, 0)
+        assert fit(bounds, 64, near=True).near is near
+        assert fit(bounds, 64, near=True).spare <= 6
+    assert fit(bounds, 64, near=True) == fit(bounds, 64, near=False)
 
 
 @pytest.mark.parametrize(("length", "found"), [(16, 9), (64, 12), (256, 15), (1024, 18)])

@@ -37,8 +37,7 @@ def histogram(layout, a, b, correction, top, ends):
         buckets.count(layout, party, held, correction, top, ends)
         for party, held in enumerate((a, b))
     ]
-    bits = np.uint64(16 if layout.wide else 8)
-    return (shares[0] + shares[1]) & ((np.uint64(1) << bits) - np.uint64(1))
+    return (shares[0] + shares[1]) & np.uint32(0xFFFF if layout.wide else 0xFF)
 
 
 @pytest.mark.usefixtures("path")
@@ -75,7 +74,7 @@ def test_both_paths_agree_bit_for_bit(layout):
     words = buckets.generate_numpy(layout, alpha, payload, root_words(a, n), root_words(b, n))
     assert made.tobytes() == words.tobytes()
     ends, factors = np.array([2, 3, 9], dtype=np.uint64), draw(rng, n, 9)
-    low = np.uint64(0xFFFF if layout.wide else 0xFF)
+    low = np.uint32(0xFFFF if layout.wide else 0xFF)
     for party, held in enumerate((a, b)):
         seeds = root_words(held, n)
         one = buckets.count(layout, party, held, made, top, ends)
