@@ -62,8 +62,8 @@ _EVALUATOR = Rates(
 )  # fmt: skip
 _TRAFFIC_ATTEND = 310
 """Bytes per score at the dealer under the tree of least traffic."""
-_MANY_ATTEND = 230, 172
-"""Bytes per score at the dealer and at an evaluator where `MANY` scores are compared in pairs."""
+_MANY_ATTEND, _MANY_ARGMAX = (160, 172), (275, 165)
+"""Bytes per score and per logit at dealer and evaluator where `MANY` are compared in pairs."""
 _MASK = 9
 """Bytes per entry of a mask: where it is set, and the columns to look at."""
 _DEALT = {"attend": 150, "argmax": 153, "norm": 69, "linear": 17, "embed": 26, "centre": 60}
@@ -267,7 +267,7 @@ class Sizes:
         traffic = self._dealer and self._settings.tree == "traffic"
         rate = _TRAFFIC_ATTEND if traffic else self._rates.attend
         if many and self._settings.tree != "rounds":
-            rate = _MANY_ATTEND[0 if self._dealer else 1]
+            rate = _MANY_ATTEND[not self._dealer]
         return max(rate, bent[0]), _DEALT["attend"] + bent[1], max(_LARGEST, bent[2])
 
     async def output(self, x: Any, weight: Any, name: str, *, tied: bool = False) -> _Sized:
@@ -283,7 +283,9 @@ class Sizes:
         blocks = row_blocks(rows, columns, self._settings.block)
         most = columns * max(block.stop - block.start for block in blocks)
         dealt = _DEALT["argmax"] * rows * columns
-        self._took(logits, work=self._rates.argmax * most, dealt=dealt, largest=_LARGEST * most)
+        pairs = most >= MANY and self._settings.tree != "rounds"
+        rate = _MANY_ARGMAX[not self._dealer] if pairs else self._rates.argmax
+        self._took(logits, work=rate * most, dealt=dealt, largest=_LARGEST * most)
 
     # -- local -------------------------------------------------------------------------------------
 
