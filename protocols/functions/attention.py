@@ -248,7 +248,7 @@ def fit(bounds: AttentionRange, length: int, *, near: bool) -> Fit:
     near = near and _fits_near(bounds.score_bits, value_bits, length)
     if near:
         spare, frac = spare_near(value_bits, length), histogram.FRAC
-        # The largest is at least 2^-8.94; 2,047 errors of four units are a sixteenth of that.
+        # The largest is at least 2^-8.94; 2,047 errors of three units are a twentieth of that.
         low = (frac - 10) // 2
     else:
         # The sum of a row lies between exp(-1/16), for its maximum, and the number of entries.

@@ -68,7 +68,8 @@ FAST = ExpForm(dealt=16, public=12, frac=13)
 def exp_part_cost(count: int, form: ExpForm) -> Cost:
     """Cost of `exp_part`."""
     dealt = packed_bytes(_SEGMENTS * count, form.width)
-    return remask_cost(count, form.width, dealt=False) + Cost(offline=dealt)
+    shift = form.scale - form.frac
+    return remask_cost(count, form.width, dealt=False, shift=shift) + Cost(offline=dealt)
 
 
 @protocol("exp part")
@@ -78,7 +79,7 @@ async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
     x has 18 fraction bits, over a ring of at least 25 bits. Outside this range the result is
     meaningless, to be selected away.
 
-    Cost: 1 round; form.width bits each way, and four times that dealt.
+    Cost: 1 round; form.frac + 3 bits each way, and four times form.width dealt.
     """
     if x.frac != FRACTION_BITS or x.width < _BITS:
         raise LocalProtocolError(
@@ -98,8 +99,8 @@ async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
         (shares,) = await lane.share(fields)
         flat = np.ascontiguousarray(moved.a).reshape(-1)
         part = (await lane.run(30 * x.size, _combined, flat, shares, form)).reshape(x.shape)
-    whole = await remask(lane, part, frac=form.scale, width=form.width, dealt=False)
-    return whole.drop(form.scale - form.frac)
+    shift = form.scale - form.frac
+    return await remask(lane, part, frac=form.frac, width=form.width, shift=shift, dealt=False)
 
 
 def _split(words: Words) -> tuple[Words, Words]:

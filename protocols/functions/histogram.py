@@ -143,7 +143,7 @@ def numerators_cost(ends: NDArray[np.int64], score_bits: int) -> Cost:
     plan, size = Plan(ends, score_bits), int(ends[-1])
     online = 2 * fields_bytes([plan.counts()]) + 2 * fields_bytes([plan.turned()])
     peak = Cost(rounds=2, online=online, offline=plan.dealt_bytes)
-    return peak + remask_cost(size, _WIDTH, dealt=False)
+    return peak + remask_cost(size, _WIDTH, dealt=False, shift=_SCALE - FRAC)
 
 
 @protocol("histogram")
@@ -153,7 +153,7 @@ async def numerators(
     """exp(x - c) with `FRAC` fraction bits over Z_2^(FRAC + 3); c is a row's own, and the row's
     largest result is between exp(-REACH) and 1.
 
-    Off by at most four units of 2^-26, 6e-8: two that `drop` loses, one for the roundings of the
+    Off by at most three units of 2^-26, 5e-8: one of the division, one for the roundings of the
     dealer's words and the evaluators' factors, half a unit each, and one for what lies below the
     window and for the tables.
 
@@ -162,7 +162,7 @@ async def numerators(
             for fewer score bits: 25 and these).
         ends: (rows,) the number of the entry after each row's last. No row is empty.
 
-    Cost: 3 rounds. An entry: 55 bits each way; 448 bytes dealt at 11 score bits (32 more for each
+    Cost: 3 rounds. An entry: 29 bits each way; 448 bytes dealt at 11 score bits (32 more for each
     bit more; 64 more if a row has more than 255 entries). A row, at 11 score bits and 2^k > its
     length: 2,048 k bits each way, 256 2^k bytes dealt.
     """
@@ -182,8 +182,8 @@ async def numerators(
         part = np.zeros(x.shape, dtype=np.uint64)
     else:
         part = await _evaluate(lane, plan, moved.a)
-    whole = await remask(lane, part, frac=_SCALE, width=_WIDTH, dealt=False)
-    return whole.drop(_SCALE - FRAC)
+    shift = _SCALE - FRAC
+    return await remask(lane, part, frac=FRAC, width=_WIDTH, shift=shift, dealt=False)
 
 
 async def _deal(lane: Lane, plan: Plan, lam: Words) -> None:
