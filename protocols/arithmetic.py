@@ -82,12 +82,13 @@ async def remask(
 
     Cost: 1 round; width - shift bits each way; width bits dealt if `dealt`.
     """
+    left = width - shift
     if lane.is_dealer:
-        one, two = lane.masks(part.shape)
+        one, two = lane.masks(part.shape, left)
         if dealt:
             await lane.share([field(part.shape, width)], [part])
-        return SecretTensor(lane.role, one, two, width - shift, frac)
-    mask = lane.mask(part.shape)
+        return SecretTensor(lane.role, one, two, left, frac)
+    mask = lane.mask(part.shape, left)
     up = (1 << shift) - 1 if lane.leads else 0
     if dealt:
         (correction,) = await lane.share([field(part.shape, width)])
@@ -96,8 +97,8 @@ async def remask(
         total = shift_right(part + np.uint64(up), shift, width) + mask
     else:
         total = part + mask
-    (opened,) = await lane.open([field(part.shape, width - shift)], [total])
-    return SecretTensor(lane.role, opened, mask, width - shift, frac)
+    (opened,) = await lane.open([field(part.shape, left)], [total])
+    return SecretTensor(lane.role, opened, mask, left, frac)
 
 
 def lift_cost(count: int, width: int, to: int) -> Cost:

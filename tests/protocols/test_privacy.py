@@ -37,6 +37,7 @@ from protocols.drivers.lockstep import Exchange, LockstepLink, run_parties
 from protocols.drivers.trace import run_now
 from protocols.embedding import embed, request_rows, reveal, revealed
 from protocols.functions import histogram
+from protocols.kernels.packing import unpack
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,8 +119,18 @@ def joint_words(name, role, runs=RUNS):
             run_parties({party: program(party) for party in COMPUTING})
         record = records[role]
         known = [*unique, *record.drawn, *record.received]
-        rows.append(np.frombuffer(b"".join(known), dtype=np.uint64))
+        rows.append(np.concatenate([whole_words(part) for part in known]))
     return np.stack(rows)
+
+
+def whole_words(part):
+    """The words of a message; those of a narrower ring are filled up with coins."""
+    if len(part) % 8 == 0:
+        return np.frombuffer(part, dtype=np.uint64)
+    width = 8 * len(part) // COUNT
+    narrow = unpack(np.frombuffer(part, dtype=np.uint8), width, COUNT)
+    coins = np.frombuffer(os.urandom(8 * COUNT), dtype=np.uint64)
+    return narrow | coins << np.uint64(width)
 
 
 @pytest.mark.parametrize("role", EVALUATORS)

@@ -190,7 +190,7 @@ def top_leaning(drawn: Words, width: int) -> Words:
         (lowest_stuck, ["mul", "lift", "less", "select", "spline", "embedding", "reveal"]),
         (lowest_stuck, ["linear, public", "table_product, public", "embedding, public"]),
         (lowest_stuck, ["layer_norm, public gain", "mul by a public value", "histogram"]),
-        (top_stuck, ["mul", "less", "embedding", "reveal"]),  # the sum of two such is balanced
+        (top_stuck, ["lift", "less", "embedding", "reveal"]),  # the sum of two such is balanced
         (top_leaning, ["less", "and", "embedding", "reveal"]),
     ],
 )

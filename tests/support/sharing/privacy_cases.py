@@ -233,11 +233,11 @@ def inputs_of(name, variant):
             wide_attention,
             [share(5e5 * pair[:, None, :]), share(pair[:, :, None])],
         ),
-        "linear": lambda: (linear, [share(np.tile(x, (2, 1))), weight_of(matrix)]),
+        "linear": lambda: (linear, [share(np.tile(x, (8, 1))), weight_of(matrix)]),
         "table_product": lambda: (table_product, [share(np.tile(x[:3], (8, 1))), table_of(matrix)]),
         "linear, public": lambda: (
             linear,
-            [share(np.tile(x, (2, 1))), public_weights(matrix, COMPUTING)],
+            [share(np.tile(x, (8, 1))), public_weights(matrix, COMPUTING)],
         ),
         "table_product, public": lambda: (
             table_product,
