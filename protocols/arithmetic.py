@@ -25,7 +25,7 @@ from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import Field, field
 from protocols.base.lane import Lane
-from protocols.base.ring import RING_BITS, Words, canonical, packed_bytes
+from protocols.base.ring import RING_BITS, Words, canonical, packed_bytes, shift_right
 from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.kernels.elementwise import (
@@ -33,7 +33,6 @@ from protocols.kernels.elementwise import (
     lift_secrets,
     lift_word,
     masked_sum,
-    rounded,
 )
 from protocols.kernels.matmul import batched_matmul
 
@@ -44,10 +43,10 @@ PRODUCT_BITS = RING_BITS - 3
 """Ring integers x * y must stay below 2^PRODUCT_BITS to be truncated."""
 
 
-def remask_cost(count: int, width: int, *, dealt: bool) -> Cost:
+def remask_cost(count: int, width: int, *, dealt: bool, shift: int = 0) -> Cost:
     """Cost of `remask` for `count` elements."""
-    size = packed_bytes(count, width)
-    return Cost(rounds=1, online=2 * size, offline=size if dealt else 0)
+    online = 2 * packed_bytes(count, width - shift)
+    return Cost(rounds=1, online=online, offline=packed_bytes(count, width) if dealt else 0)
 
 
 async def remask(
@@ -61,41 +60,45 @@ async def remask(
 ) -> SecretTensor:
     """Turn additive parts of `z`, one at each party, into a sharing of `z / 2^shift`.
 
-    Every product ends here. With `shift` this is the robust truncation: the output masks l1, l2
-    are drawn first, `r = 2^shift * ((l1 + l2) mod 2^(width-shift)) + e` with `shift` random bits e
-    of the dealer masks z, and `m = (z + 2^(width-2) + r) >> shift`, less the offset, fits them in
-    the ring Z_2^(width-shift).
+    Every product ends here. With `shift` this is the robust truncation: the dealer splits its part
+    between the evaluators, so that their halves a + b = z modulo 2^width are uniform. Each divides
+    its own half, A rounding up and B down. A wrap of a + b is a multiple of 2^(width-shift) then:
+    nothing modulo the ring Z_2^(width-shift) of the result, in which alone they exchange the
+    quotients under the output's masks.
 
-    Functionality: for |z| < 2^(width-2) the result is floor((z + e) / 2^shift), i.e. z / 2^shift
-    rounded down or up with mean exactly z / 2^shift. It is the usual probabilistic truncation: the
-    rounding bit depends on e, which the dealer alone knows and which masks z here (see "On
-    Probabilistic Truncation in Privacy-preserving Machine Learning", AAAI 2025).
+    Functionality: the result is floor((z + e) / 2^shift) for uniform e, i.e. z / 2^shift rounded
+    down or up with mean exactly z / 2^shift: with f and g the lowest `shift` bits of a and of z, it
+    is rounded up if and only if 0 < f <= g. It is the usual probabilistic truncation. The bits f
+    that the rounding depends on are evaluator A's alone, and uniform whatever z (see "On
+    Probabilistic Truncation in Privacy-preserving Machine Learning", AAAI 2025). What B receives is
+    masked by A's half of the output mask, and the other way around.
 
     Args:
         part: this party's part. The dealer's counts only if `dealt`.
         frac: fraction bits of the result.
-        dealt: the dealer has a part (or `shift` is positive): one word per element is dealt.
+        dealt: the dealer has a part: one word per element is dealt. Without it the result of a
+            division is still z / 2^shift rounded down or up, but with the probabilities that the
+            parts' lowest bits have; the mean error is zero if those of either part are uniform.
 
-    Cost: 1 round; width bits each way; width bits dealt if `dealt`.
+    Cost: 1 round; width - shift bits each way; width bits dealt if `dealt`.
     """
-    dealt = dealt or shift > 0
-    fields = [field(part.shape, width)]
+    left = width - shift
     if lane.is_dealer:
-        one, two = lane.masks(part.shape)
+        one, two = lane.masks(part.shape, left)
         if dealt:
-            rounding = lane.private(part.shape, shift) if shift else np.uint64(0)
-            await lane.share(fields, [part + rounding])
-        return SecretTensor(lane.role, one, two, width - shift, frac)
-    mask = lane.mask(part.shape)
+            await lane.share([field(part.shape, width)], [part])
+        return SecretTensor(lane.role, one, two, left, frac)
+    mask = lane.mask(part.shape, left)
+    up = (1 << shift) - 1 if lane.leads else 0
     if dealt:
-        (correction,) = await lane.share(fields)
-        total = masked_sum(part, mask, shift, correction)
+        (correction,) = await lane.share([field(part.shape, width)])
+        total = masked_sum(part, correction, mask, width, shift, up)
+    elif shift:
+        total = shift_right(part + np.uint64(up), shift, width) + mask
     else:
         total = part + mask
-    (opened,) = await lane.open(fields, [total])
-    if shift:
-        opened = rounded(opened, width, shift)
-    return SecretTensor(lane.role, opened, mask, width - shift, frac)
+    (opened,) = await lane.open([field(part.shape, left)], [total])
+    return SecretTensor(lane.role, opened, mask, left, frac)
 
 
 def lift_cost(count: int, width: int, to: int) -> Cost:
@@ -148,11 +151,11 @@ async def map_public(
     Args:
         frac: fraction bits of the result.
 
-    Cost: 1 round; a word each way and dealt.
+    Cost: 1 round; width - shift bits each way, width bits dealt.
     """
     if lane.tracing:
         shape = function(x.a).shape
-        lane.charge("map", remask_cost(int(np.prod(shape)), x.width, dealt=True))
+        lane.charge("map", remask_cost(int(np.prod(shape)), x.width, dealt=True, shift=shift))
         return lane.blank(shape, x.width - shift, frac)
     if lane.is_dealer:
         part = np.zeros_like(function(x.a))
@@ -193,13 +196,14 @@ async def mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -> Secre
     """Elementwise product with broadcasting, divided by 2^shift (at least 1), over Z_2^(width - 1 -
     shift). |x * y| < 2^(width-3).
 
-    Cost: 1 round; width bits each way; width bits dealt.
+    Cost: 1 round; width - 1 - shift bits each way; width bits dealt.
     """
     _check_shift(shift)
     width, frac = _same_width(x, y), x.frac + y.frac - shift
     shape = np.broadcast_shapes(x.shape, y.shape)
     if lane.tracing:
-        lane.charge("mul", remask_cost(int(np.prod(shape)), width, dealt=True))
+        cost = remask_cost(int(np.prod(shape)), width, dealt=True, shift=shift + 1)
+        lane.charge("mul", cost)
         return lane.blank(shape, width - 1 - shift, frac)
     part = left_factor(x) * right_factor(y)
     return await remask(lane, part, frac=frac, width=width, shift=shift + 1)
@@ -225,14 +229,17 @@ async def square_sum(lane: Lane, x: SecretTensor) -> SecretTensor:
     return await remask(lane, total, frac=2 * x.frac, width=x.width)
 
 
-def mul3_cost(shape: tuple[int, ...], rows: tuple[int, ...], width: int, narrow: int = 0) -> Cost:
+def mul3_cost(
+    shape: tuple[int, ...], rows: tuple[int, ...], width: int, shift: int, narrow: int = 0
+) -> Cost:
     """Cost of `mul3` for x of `shape` and two factors of shape `rows`, the last over a ring that is
     `narrow` bits narrower.
     """
     count, row_count = int(np.prod(shape)), int(np.prod(rows))
     size, row_size = packed_bytes(count, width), packed_bytes(row_count, width)
     wrap = 2 * packed_bytes(count, narrow) + 3 * packed_bytes(row_count, narrow)
-    return Cost(rounds=1, online=2 * size, offline=3 * size + row_size + wrap)
+    more = Cost(offline=2 * size + row_size + wrap)
+    return remask_cost(count, width, dealt=True, shift=shift) + more
 
 
 @protocol("mul3")
@@ -263,15 +270,15 @@ async def mul3(
     as in `lift`: a public number, less L (the evaluators' halves, less 2^k times their carry), and
     products with msb(L), which are dealt modulo 2^(width-k).
 
-    Cost: 1 round; width bits each way; 3 width bits dealt, and one word for each element of s. For
-    a narrow t 2 (width - k) bits more, and 3 (width - k) for each element of s.
+    Cost: 1 round; width - shift bits each way; 3 width bits dealt, and one word for each element of
+    s. For a narrow t 2 (width - k) bits more, and 3 (width - k) for each element of s.
     """
     width, frac = _same_width(x, s), x.frac + s.frac + t.frac - shift
     gap = width - t.width
     if gap < 0:
         raise LocalProtocolError(f"a factor over {t.width} bits among {width}: narrow it")
     if lane.tracing:
-        lane.charge("mul3", mul3_cost(x.shape, s.shape, width, gap))
+        lane.charge("mul3", mul3_cost(x.shape, s.shape, width, shift, gap))
         return lane.blank(x.shape, width - shift, frac)
     fields = [field(x.shape, width), field(x.shape, width), field(s.shape, width)]
     fields += [field(x.shape, gap)] * 2 + [field(s.shape, gap)] * 3 if gap else []
@@ -318,14 +325,15 @@ async def matmul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -> Se
     """Batched product (B, T, K) @ (B, K, L) of two sharings, divided by 2^shift; otherwise as
     `mul`.
 
-    Cost: 1 round; width bits per output element each way and dealt.
+    Cost: 1 round; width - 1 - shift bits per output element each way, width bits dealt.
     """
     _check_shift(shift)
     width, frac = _same_width(x, y), x.frac + y.frac - shift
     batch, rows, depth = x.shape
     columns = y.shape[2]
     if lane.tracing:
-        lane.charge("matmul", remask_cost(batch * rows * columns, width, dealt=True))
+        cost = remask_cost(batch * rows * columns, width, dealt=True, shift=shift + 1)
+        lane.charge("matmul", cost)
         return lane.blank((batch, rows, columns), width - 1 - shift, frac)
     work = batch * rows * depth * columns
     part = await lane.run(work, batched_matmul, left_factor(x), right_factor(y))
@@ -360,9 +368,8 @@ class Polynomial:
 
 def poly_cost(count: int, degree: int, width: int, *, shift: int) -> Cost:
     """Cost of `poly`."""
-    size = packed_bytes(count, width)
-    dealt = (degree - 1) * size + (size if shift else 0)
-    return Cost(rounds=1, online=2 * size, offline=dealt)
+    powers = Cost(offline=(degree - 1) * packed_bytes(count, width))
+    return remask_cost(count, width, dealt=shift > 0, shift=shift) + powers
 
 
 @protocol("poly")
@@ -374,7 +381,8 @@ async def poly(
     The dealer shares lam^2 .. lam^n; each evaluator expands `sum c_i (m - lam)^i` alone. The value
     is formed with `scale` fraction bits and must stay below 2^(62 - scale); x must be over Z_2^64.
 
-    Cost: 1 round; 64 bits each way; 64 (degree - 1) bits dealt, and 64 more if truncated.
+    Cost: 1 round; 64 - scale + frac bits each way; 64 (degree - 1) bits dealt, and 64 more if
+    truncated.
     """
     shift, degree = scale - frac, polynomial.degree
     if x.width != RING_BITS:
@@ -389,7 +397,7 @@ async def poly(
             powers.append(powers[-1] * powers[0])
         await lane.share(fields, powers[1:])
         zero = np.zeros(x.shape, dtype=np.uint64)
-        return await remask(lane, zero, frac=frac, shift=shift, dealt=False)
+        return await remask(lane, zero, frac=frac, shift=shift, dealt=shift > 0)
     masks = [x.b, *await lane.share(fields)]
     words = polynomial.encoded(x.frac, scale)
     part = _horner(words, x.a) if lane.leads else np.zeros(x.shape, dtype=np.uint64)
@@ -400,7 +408,7 @@ async def poly(
         ]
         sign = np.uint64(1) if power % 2 == 0 else ~np.uint64(0)
         part = part + sign * mask * _horner(tail, x.a)
-    return await remask(lane, part, frac=frac, shift=shift, dealt=False)
+    return await remask(lane, part, frac=frac, shift=shift, dealt=shift > 0)
 
 
 def _horner(words: list[np.uint64], x: Words) -> Words:

@@ -13,6 +13,7 @@ from functools import cache
 
 import numpy as np
 
+from protocols.base.blocks import MANY
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import field
@@ -177,11 +178,12 @@ async def maximum(
 
     A tree of radix 4: on each level six comparisons side by side, then one selection. Exact over
     the ring; the first of equal entries wins. Differences must stay below 2^(width-1); the width
-    must be a multiple of 4.
+    must be a multiple of 4. While there are `MANY` entries, the radix is 2 (except with "rounds"):
+    two such levels take a third of the bytes of one of radix 4, which leaves as many entries.
 
     Cost: per level of the tree, the comparison's levels + 2 rounds (3 at 20 bits with "rounds";
     "traffic" takes one more where three or more are compared). Each level leaves a quarter of the
-    entries.
+    entries, or half.
     """
     if x.width % DIGIT_BITS:
         raise LocalProtocolError(f"maximum needs a multiple of 4 bits, not {x.width}: narrow first")
@@ -221,7 +223,8 @@ async def _contest(
     lane: Lane, x: SecretTensor, payload: SecretTensor | None
 ) -> tuple[SecretTensor, SecretTensor | None]:
     size = x.shape[-1]
-    radix = min(4, size)
+    pairs = lane.settings.tree != "rounds" and x.size >= MANY
+    radix = min(2 if pairs else 4, size)
     groups = -(-size // radix)
     index = np.minimum(np.arange(groups * radix), size - 1).reshape(groups, radix)
     columns = [x[..., index[:, k]] for k in range(radix)]

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from protocols.arithmetic import left_factor, remask, remask_cost, right_factor
+from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane
 from protocols.base.prf import Stream, derive
@@ -110,13 +111,14 @@ async def linear(
 
     |result| < 2^(61 - x.frac - W.frac - then_frac), of public weights too: a program runs on both.
 
-    Cost: 1 round; 64 bits per output element each way and dealt.
+    Cost: 1 round; 63 - shift bits per output element each way, 64 bits dealt (63 for a public
+    weight), with `shift` the fraction bits that are dropped.
     """
     _check_whole(x)
     shift = x.frac + weight.frac + then_frac - frac
     rows, (depth, columns) = x.shape[0], weight.shape
     if lane.tracing:
-        lane.charge("linear", remask_cost(rows * columns, RING_BITS, dealt=True))
+        lane.charge("linear", _truncated_cost(rows * columns, weight, shift))
         return lane.blank((rows, columns), RING_BITS - 1 - shift, frac)
     if isinstance(weight, PublicWeight):
         part = await public_product(lane, x, weight)
@@ -142,9 +144,13 @@ async def _truncated(
     """Divide by 2^shift. Products with secret weights come out twice as large; the same ring is
     left in both cases.
     """
-    if isinstance(factor, PublicWeight | PublicTable):
-        return (await remask(lane, part, frac=frac, shift=shift)).narrow(RING_BITS - 1 - shift)
-    return await remask(lane, part, frac=frac, shift=shift + 1)
+    public = isinstance(factor, PublicWeight | PublicTable)
+    return await remask(lane, part, frac=frac, width=RING_BITS - public, shift=shift + (not public))
+
+
+def _truncated_cost(count: int, factor: AnyWeight | AnyTable, shift: int) -> Cost:
+    public = isinstance(factor, PublicWeight | PublicTable)
+    return remask_cost(count, RING_BITS - public, dealt=True, shift=shift + (not public))
 
 
 def _weight_part(x: SecretTensor, weight: Weight) -> Words:
@@ -179,7 +185,7 @@ async def table_product(lane: Lane, x: SecretTensor, table: AnyTable) -> SecretT
     shift = x.frac + table.frac - FRACTION_BITS
     count = x.shape[0] * table.shape[0]
     if lane.tracing:
-        lane.charge("table_product", remask_cost(count, RING_BITS, dealt=True))
+        lane.charge("table_product", _truncated_cost(count, table, shift))
         return lane.blank((x.shape[0], table.shape[0]), RING_BITS - 1 - shift, FRACTION_BITS)
     if isinstance(table, PublicTable):
         part = await public_product(lane, x, table.weight)

@@ -87,10 +87,10 @@ async def narrow_square_sum(lane: Lane, x: SecretTensor) -> SecretTensor:
     return await remask(lane, part, frac=2 * x.frac)
 
 
-def narrow_mul_cost(count: int, width: int) -> Cost:
+def narrow_mul_cost(count: int, width: int, shift: int) -> Cost:
     """Cost of `narrow_mul` for `count` elements of x over Z_2^width."""
     dealt = fields_bytes(_dealt((count,), RING_BITS - width))
-    return remask_cost(count, RING_BITS, dealt=True) + Cost(offline=dealt)
+    return remask_cost(count, RING_BITS, dealt=True, shift=shift) + Cost(offline=dealt)
 
 
 @protocol("mul")
@@ -101,7 +101,7 @@ async def narrow_mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -
 
     x y = (M - L) (m_y - lam_y) + 2^K n s (m_y - lam_y).
 
-    Cost: 1 round; 64 bits each way and dealt; 3 (64 - K) bits dealt. (To lift x first is a round
+    Cost: 1 round; 64 - shift bits each way; 64 bits and 3 (64 - K) bits dealt. (To lift x first is a round
     more, and 4 (64 - K) bits, half of them between the evaluators.)
     """
     if y.width != RING_BITS or x.shape != y.shape:
@@ -112,7 +112,7 @@ async def narrow_mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -
     frac, width = x.frac + y.frac - shift, x.width
     fields = _dealt(x.shape, RING_BITS - width)
     if lane.tracing:
-        lane.charge("mul", narrow_mul_cost(x.size, width))
+        lane.charge("mul", narrow_mul_cost(x.size, width, shift))
         return lane.blank(x.shape, RING_BITS - shift, frac)
     if lane.is_dealer:
         y_mask = y.lam

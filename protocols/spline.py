@@ -146,10 +146,10 @@ def _least_squares(values: list[int], cosines: list[list[int]], degree: int) -> 
     return powers
 
 
-def spline_cost(count: int, spline: Spline) -> Cost:
+def spline_cost(count: int, spline: Spline, shift: int) -> Cost:
     """Cost of `evaluate`."""
     dealt = 2 * count * correction_bytes(spline.segment_bits, spline.degree + 1)
-    return remask_cost(count, RING_BITS, dealt=True) + Cost(offline=dealt)
+    return remask_cost(count, RING_BITS, dealt=True, shift=shift) + Cost(offline=dealt)
 
 
 @protocol("spline")
@@ -159,12 +159,13 @@ async def evaluate(lane: Lane, x: SecretTensor, spline: Spline, frac: int) -> Se
     x must carry the spline's fraction bits and lie in its range; outside, the result is a value of
     some segment (bounded, meaningless), to be selected away.
 
-    Cost: 1 round; 64 bits each way; 64 bits and twice the point function's correction dealt.
+    Cost: 1 round; 64 - scale + frac bits each way; 64 bits and twice the point function's
+    correction dealt.
     """
     shift = spline.scale - frac
     spline.check(x, shift)
     if lane.tracing:
-        lane.charge("spline", spline_cost(x.size, spline))
+        lane.charge("spline", spline_cost(x.size, spline, shift))
         return lane.blank(x.shape, RING_BITS - shift, frac)
     if lane.is_dealer:
         top, low = spline.split(x.lam)
@@ -194,7 +195,7 @@ async def _read(lane: Lane, x: SecretTensor, spline: Spline, tables: Words) -> W
 
 
 def draw_roots(lane: Lane, peer: Role, count: int) -> Bytes:
-    """Roots (count, 16) of trees, which `peer` draws too."""
+    """Fresh roots (count, 16) of point functions, which `peer` draws too."""
     return lane.draw(peer, (count, 2)).view(np.uint8).reshape(count, 16)
 
 

@@ -89,18 +89,19 @@ class Waves:
         return result
 
 
-def waves_cost(count: int, waves: Waves) -> Cost:
-    """Cost of `evaluate`."""
+def waves_cost(count: int, waves: Waves, shift: int) -> Cost:
+    """Cost of the sum, divided by 2^shift."""
     dealt = packed_bytes(2 * waves.count * count, waves.width)
-    return remask_cost(count, waves.width, dealt=False) + Cost(offline=dealt)
+    return remask_cost(count, waves.width, dealt=False, shift=shift) + Cost(offline=dealt)
 
 
 @protocol("waves")
 async def evaluate(lane: Lane, x: SecretTensor, waves: Waves, frac: int, to: int) -> SecretTensor:
     """The sum at x (18 fraction bits), with `frac` fraction bits, over Z_2^to.
 
-    Cost: 2 rounds (the second is the lift); waves.width bits each way, and for each wave twice that
-    dealt. The size of x does not matter: where the sum is not wanted it is still bounded.
+    Cost: 2 rounds (the second is the lift); waves.width - waves.scale + frac bits each way, and for
+    each wave twice waves.width dealt. The size of x does not matter: where the sum is not wanted it
+    is still bounded.
     """
     if x.frac != FRACTION_BITS or x.width < waves.bits:
         raise LocalProtocolError(
@@ -108,14 +109,15 @@ async def evaluate(lane: Lane, x: SecretTensor, waves: Waves, frac: int, to: int
             f"{x.frac} and {x.width}"
         )
     offset = waves.offset_word(frac)
-    narrow = (await _sum(lane, x, waves)).drop(waves.scale - frac)
+    narrow = await _sum(lane, x, waves, frac)
     return (await lift(lane, narrow, to)).add_public(offset)
 
 
-async def _sum(lane: Lane, x: SecretTensor, waves: Waves) -> SecretTensor:
+async def _sum(lane: Lane, x: SecretTensor, waves: Waves, frac: int) -> SecretTensor:
+    shift = waves.scale - frac
     if lane.tracing:
-        lane.charge("waves", waves_cost(x.size, waves))
-        return lane.blank(x.shape, waves.width, waves.scale)
+        lane.charge("waves", waves_cost(x.size, waves, shift))
+        return lane.blank(x.shape, waves.width - shift, frac)
     fields = [field((x.size, 2 * waves.count), waves.width)]
     gain = np.uint64(waves.gain)
     work = 8 * x.size * waves.count
@@ -131,4 +133,4 @@ async def _sum(lane: Lane, x: SecretTensor, waves: Waves) -> SecretTensor:
         how = (waves.bits, waves.weights, waves.odd, shares, waves.down)
         flat = await lane.run(work, combined, angles, *how)
         part = flat.reshape(x.shape)
-    return await remask(lane, part, frac=waves.scale, width=waves.width, dealt=False)
+    return await remask(lane, part, frac=frac, width=waves.width, shift=shift, dealt=False)

@@ -32,7 +32,7 @@ from protocols.drivers.ops import (
 )  # fmt: skip
 from protocols.drivers.secure import OUTPUT_LIMIT, OUTPUT_WIDTH, SCALE_BITS
 from protocols.errors import RangeError
-from protocols.functions.attention import MAX_SCORE_BITS, AttentionRange, spare_bits
+from protocols.functions.attention import MAX_SCORE_BITS, AttentionRange, most_spare
 from protocols.functions.normalize import Norm, NormRange, longest_result, norm_range
 from protocols.functions.softcap import CAP_ERROR, Cap
 
@@ -230,7 +230,7 @@ class Bounds:
             )
         bits = max(4, math.ceil(math.log2(max(score * SLACK, 1.0))))
         value_bits = max(0, math.ceil(math.log2(max(v.entry * SLACK, 1.0))))
-        spare = _named(name, spare_bits, value_bits, self._positions)
+        spare = _named(name, most_spare, bits, value_bits, self._positions)
         self._attention[name] = AttentionRange(bits, value_bits, rope_frac, drop)
         lengths = np.repeat(v.lengths, share)
         size = len(lengths) * v.size

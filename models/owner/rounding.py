@@ -15,7 +15,7 @@ from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, WEIGHT_BITS, Float
 from protocols.drivers.ops import Heads, Index, Ranges, Rotation, Span
 from protocols.drivers.plain import Plain, affine
 from protocols.functions.activations import ACTIVATIONS
-from protocols.functions.attention import spare_bits
+from protocols.functions.attention import most_spare
 from protocols.functions.normalize import Norm, NormRange
 from protocols.functions.softcap import CAP_ROUNDING, Cap
 
@@ -226,7 +226,8 @@ class Rounded(Plain):
         y = await super().attention(q, k, v, name, [self._tabled(span) for span in spans])
         if not active:
             return y
-        spare = spare_bits(self._ranges.attention[name].value_bits, v.shape[1])
+        bounds = self._ranges.attention[name]
+        spare = most_spare(bounds.score_bits, bounds.value_bits, v.shape[1])
         size = np.repeat(np.abs(v).max(axis=1, initial=0.0), q.shape[0] // k.shape[0], axis=0)
         size = size.reshape(-1)
         step = _EXP_ERROR * size + 2.0 ** (spare - FRACTION_BITS)

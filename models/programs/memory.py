@@ -18,11 +18,12 @@ from typing import Any, TypeAlias
 from models.configs.architecture import ModelConfig
 from models.programs.families import forward, parameters_of
 from models.programs.program import Batch, Cache, next_batch
-from protocols.base.blocks import ACTIVATION_ENTRIES, row_blocks, score_pieces, waves
+from protocols.base.blocks import ACTIVATION_ENTRIES, MANY, row_blocks, score_pieces, waves
 from protocols.base.lane import Settings
 from protocols.drivers.ops import (
     Heads,
     Index,
+    Mask,
     Rotation,
     Span,
     norm_then_gated,
@@ -31,6 +32,7 @@ from protocols.drivers.ops import (
 from protocols.drivers.trace import run_now
 from protocols.embedding import domain_bits
 from protocols.functions.activations import ACTIVATIONS
+from protocols.functions.attention import most_score_bits, near_plan
 from protocols.functions.normalize import Norm
 from protocols.functions.softcap import CAP_WAVES, Cap
 
@@ -70,9 +72,13 @@ _EVALUATOR = Rates(
 )  # fmt: skip
 _TRAFFIC_ATTEND = 310
 """Bytes per score at the dealer under the tree of least traffic."""
+_MANY_ATTEND, _MANY_ARGMAX = (160, 172), (275, 165)
+"""Bytes per score and per logit at dealer and evaluator where `MANY` are compared in pairs."""
 _MASK = 9
 """Bytes per entry of a mask: where it is set, and the columns to look at."""
 _DEALT = {"attend": 150, "argmax": 153, "norm": 75, "linear": 17, "embed": 26, "centre": 60}
+_NEAR_BUCKET = 72, 75
+"""Bytes per bucket that a histogram asks, at the dealer and at an evaluator."""
 _DEALT_WAVE, _LARGEST_WAVE, _LARGEST = 10.25, 10.25, 42
 _DEALT_WIDE, _DEALT_LATE = 29, 36
 """Bytes dealt per entry; and those of the largest message among them."""
@@ -92,6 +98,19 @@ class Footprint:
 
 
 Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """A piece of attention: its scores, the bytes of its mask; and of the histograms of its rows
+    the bytes in use, dealt, and of the largest message.
+    """
+
+    scores: int
+    mask: int
+    work: float = 0
+    dealt: int = 0
+    largest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,28 +261,45 @@ class Sizes:
         most = self._settings.block
         groups = min(self._settings.lanes, k.shape[0])
         share = -(-k.shape[0] // groups) * (heads // k.shape[0])
-        pieces = _score_sizes(spans, share, most, groups)
-        runs = [pieces[run] for run in waves([scores for scores, _ in pieces], most)]
+        near = most_score_bits(self._settings, [span.mask for span in spans], heads)
+        masks = _score_masks(spans, share, most, groups)
+        pieces = [self._piece(count, mask, near) for count, mask in masks]
+        runs = [pieces[run] for run in waves([piece.scores for piece in pieces], most)]
         if self._dealer:  # which runs one piece after another
             runs = [[piece] for piece in pieces]
-        rate, dealt, largest = self._score_costs(spans)
-        work = max(sum(rate * scores + _MASK * mask for scores, mask in run) for run in runs)
-        masks = sum(span.mask.nbytes for span in spans)
-        result, scores = _Sized((rows, heads * size)), sum(scores for scores, _ in pieces)
-        work += masks + result.bytes * (len(runs) > 1)
+        rate, dealt, largest = self._score_costs(spans, many=pieces[0].scores >= MANY)
+        work = max(sum(max(rate * p.scores, p.work) + p.mask for p in run) for run in runs)
+        held = sum(span.mask.nbytes for span in spans)
+        result = _Sized((rows, heads * size))
+        work += held + result.bytes * (len(runs) > 1)
         self._took(
             q,
-            work=max(work, masks + 3 * result.bytes),
-            dealt=dealt * scores,
-            largest=largest * max(scores for scores, _ in pieces),
+            work=max(work, held + 3 * result.bytes),
+            dealt=sum(max(dealt * piece.scores, piece.dealt) for piece in pieces),
+            largest=max(max(largest * piece.scores, piece.largest) for piece in pieces),
         )
         return result
 
-    def _score_costs(self, spans: Sequence[Span]) -> tuple[float, float, float]:
+    def _piece(self, heads: int, mask: Mask, near: int | None) -> _Scores:
+        """A piece's sizes."""
+        found = _Scores(heads * mask.size, _MASK * mask.size)
+        if near is None:
+            return found
+        plan = near_plan(mask, heads, near)
+        buckets, tables = plan.rows * plan.asked, plan.dealt()[0].nbytes
+        if self._dealer:
+            work = max(_NEAR_BUCKET[0] * buckets, 4.2 * tables + 15 * buckets)
+        else:
+            work = max(_NEAR_BUCKET[1] * buckets, 1.95 * plan.dealt_bytes)
+        return replace(found, work=work, dealt=plan.dealt_bytes, largest=tables)
+
+    def _score_costs(self, spans: Sequence[Span], *, many: bool) -> tuple[float, float, float]:
         """Of a score: bytes an entry, dealt, and of the largest message."""
         bent = self._cap() if any(span.cap is not None for span in spans) else (0.0, 0.0, 0.0)
         traffic = self._dealer and self._settings.tree == "traffic"
         rate = _TRAFFIC_ATTEND if traffic else self._rates.attend
+        if many and self._settings.tree != "rounds":
+            rate = _MANY_ATTEND[not self._dealer]
         return max(rate, bent[0]), _DEALT["attend"] + bent[1], max(_LARGEST, bent[2])
 
     async def output(self, x: Any, weight: Any, name: str, *, tied: bool = False) -> _Sized:
@@ -279,7 +315,9 @@ class Sizes:
         blocks = row_blocks(rows, columns, self._settings.block)
         most = columns * max(block.stop - block.start for block in blocks)
         dealt = _DEALT["argmax"] * rows * columns
-        self._took(logits, work=self._rates.argmax * most, dealt=dealt, largest=_LARGEST * most)
+        pairs = most >= MANY and self._settings.tree != "rounds"
+        rate = _MANY_ARGMAX[not self._dealer] if pairs else self._rates.argmax
+        self._took(logits, work=rate * most, dealt=dealt, largest=_LARGEST * most)
 
     async def residual(self, reader: str, norm: Norm, x: Any, *parts: Any) -> _Sized:
         return _Sized(x.shape)
@@ -359,12 +397,12 @@ def _evaluate(
     run_now(program())
 
 
-def _score_sizes(
+def _score_masks(
     spans: Sequence[Span], share: int, most: int, groups: int
-) -> list[tuple[int, int]]:
-    """Scores and mask entries of every piece that attention is cut into."""
+) -> list[tuple[int, Mask]]:
+    """Heads and mask of every piece that attention is cut into."""
     return [
-        (piece.size(share), piece.size(1))
+        (share, span.mask[piece.rows, piece.columns])
         for span in spans
         for piece in score_pieces(span.mask, share, most)
         for _ in range(groups)

@@ -20,6 +20,11 @@ from protocols.base.shares import SecretTensor, concat
 ACTIVATION_ENTRIES = 2
 """An activation of the default set takes as much memory as two scores: it has its waves."""
 
+MANY = 1 << 16
+"""From this many entries on, what they send outweighs a round: 20 bytes each are a megabyte."""
+_WORTH_CUTTING = 1 << 17
+_FULL = 7 / 8
+
 
 class Piece(NamedTuple):
     """Rows of a score matrix, and the columns that any of them may look at."""
@@ -45,19 +50,23 @@ def row_blocks(rows: int, columns: int, most: int) -> list[slice]:
 
 def score_pieces(mask: NDArray[np.bool_], heads: int, most: int) -> list[Piece]:
     """Cut the scores of `heads` under a mask (rows, context) into pieces of at most `most` scores
-    (but at least one row). Scores that fit stay whole; other pieces leave out the columns that none
-    of their rows may see, which halves a causal mask.
+    (but at least one row). A piece leaves out the columns that none of its rows may see; one of
+    `_WORTH_CUTTING` scores or more ends where less than `_FULL` of it may be seen. So of a causal
+    mask little more than half is computed. Pieces may run at the same time (`waves`).
     """
     rows, context = mask.shape
-    if heads * rows * context <= most:
+    if heads * rows * context <= min(most, _WORTH_CUTTING):
         return [Piece(slice(0, rows), slice(0, context))]
     firsts = mask.argmax(axis=1).tolist()
     lasts = (context - mask[:, ::-1].argmax(axis=1)).tolist()
+    seen = [0, *np.cumsum(mask.sum(axis=1)).tolist()]
     pieces: list[Piece] = []
     start, low, high = 0, firsts[0], lasts[0]
     for row in range(1, rows):
         left, right = min(low, firsts[row]), max(high, lasts[row])
-        if heads * (row + 1 - start) * (right - left) > most:
+        size = (row + 1 - start) * (right - left)
+        loose = seen[row + 1] - seen[start] < _FULL * size and heads * size > _WORTH_CUTTING
+        if heads * size > most or loose:
             pieces.append(Piece(slice(start, row), slice(low, high)))
             start, left, right = row, firsts[row], lasts[row]
         low, high = left, right

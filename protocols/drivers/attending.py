@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from protocols.arithmetic import matmul
 from protocols.base.blocks import Piece
 from protocols.base.lane import Lane
-from protocols.base.ring import FRACTION_BITS, Words, encode
+from protocols.base.ring import FRACTION_BITS, RING_BITS, Words, encode
 from protocols.base.shares import SecretTensor
 from protocols.drivers.ops import Index, Mask, Relative, Span
-from protocols.functions.attention import AttentionRange, attend
+from protocols.functions.attention import AttentionRange, attend, product_width
 from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.softcap import Cap, softcap
 
@@ -82,16 +82,22 @@ async def attend_piece(
     mask: Mask,
     added: Added,
     bounds: AttentionRange,
+    near: bool,
 ) -> SecretTensor:
-    """Attention of (H, T, C) queries to (G, L, C) keys and values: (H, T, C)."""
+    """Attention of (H, T, C) queries to (G, L, C) keys and values: (H, T, C); `near` as in
+    `attend`.
+    """
     groups, tokens, size = k.shape[0], q.shape[1], q.shape[2]
     share = q.shape[0] // groups
     if added.positional is not None:
         scores = await disentangled_scores(lane, q, k, *added.positional)
     else:
         stacked = q.reshape(groups, share * tokens, size)
-        scores = await matmul(lane, stacked, k.transpose(0, 2, 1), FRACTION_BITS)
+        width = RING_BITS if added.cap is not None else product_width(bounds.score_bits)
+        keys = k.transpose(0, 2, 1).narrow(width)
+        scores = await matmul(lane, stacked.narrow(width), keys, FRACTION_BITS)
     scores = await added.to(lane, scores.reshape(q.shape[0], tokens, -1))
     scores = scores.reshape(groups, share * tokens, -1)
-    context = await attend(lane, scores, v, np.tile(mask, (share, 1)), bounds)
+    tiled = np.tile(mask, (share, 1))
+    context = await attend(lane, scores, v, tiled, bounds, near=near)
     return context.reshape(q.shape[0], tokens, size)

@@ -16,6 +16,7 @@ from protocols.drivers.secure import inverse_lengths
 from protocols.functions.activations import ACTIVATIONS, Activation, piece_words
 from protocols.functions.elementary import power_spline
 from protocols.functions.exponential import factor_tables
+from protocols.functions.histogram import bucket_tables
 from protocols.functions.softcap import Cap
 from protocols.kernels.spline import signed_binomials
 from protocols.kernels.waves import Ints, roots
@@ -36,6 +37,7 @@ def table_digests() -> dict[str, str]:
     return {
         "waves": digest(_waves([each for _, each in activations])),
         "pieces": digest(word for _, each in activations for word in _pieces(each)),
+        "buckets": digest(bucket_tables()),
         "exp": digest(factor_tables()),
         "splines": digest(_base_splines()),
         "cosines": digest([cosine_table()]),

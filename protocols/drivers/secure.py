@@ -28,6 +28,7 @@ from protocols.drivers.trace import traced_once
 from protocols.embedding import embed
 from protocols.errors import LocalProtocolError
 from protocols.functions.activations import ACTIVATIONS, activate, gate
+from protocols.functions.attention import near_dealt
 from protocols.functions.late import LateRange, late_norm
 from protocols.functions.normalize import Norm, truncated
 from protocols.functions.softcap import Cap, softcap
@@ -268,6 +269,8 @@ class Secure(Residual):
         cells = [(span, lo, hi) for span in spans for lo, hi in itertools.pairwise(cuts)]
         pieces = [score_pieces(span.mask, (hi - lo) * share, most) for span, lo, hi in cells]
         jobs = [(*cell, piece) for cell, cut in zip(cells, pieces, strict=True) for piece in cut]
+        masks = [span.mask for span in spans]
+        dealt = near_dealt(self.lane.settings, masks, q.shape[0], bounds.score_bits)
 
         async def attend_job(span: Span, lo: int, hi: int, at: Piece, lane: Lane) -> SecretTensor:
             heads, rows = slice(lo * share, hi * share), within(span.rows, at.rows)
@@ -276,9 +279,10 @@ class Secure(Residual):
             mask = span.mask[at.rows, at.columns]
             qkv = q[heads, rows], k[lo:hi, seen], v[lo:hi, seen]
             seen_by = mask.tobytes() if lane.tracing else b""
-            key = (*map(_kind, qkv), seen_by, bounds, added.kind)
+            near = dealt is not None
+            key = (*map(_kind, qkv), seen_by, bounds, added.kind, near)
             return await traced_once(
-                lane, key, lambda s: attend_piece(s, *qkv, mask, added, bounds)
+                lane, key, lambda s: attend_piece(s, *qkv, mask, added, bounds, near)
             )
 
         sizes = [piece.size((hi - lo) * share) for _, lo, hi, piece in jobs]

@@ -1,6 +1,7 @@
 """Softmax attention: row-wise work in as few rounds as possible."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,17 +9,26 @@ from numpy.typing import NDArray
 
 from protocols.arithmetic import lift, matmul, mul3
 from protocols.base.entry import protocol
-from protocols.base.lane import Lane
-from protocols.base.ring import FRACTION_BITS
+from protocols.base.lane import Lane, Settings
+from protocols.base.ring import FRACTION_BITS, RING_BITS
 from protocols.base.shares import SecretTensor
 from protocols.compare import maximum
 from protocols.errors import RangeError
+from protocols.functions import histogram
 from protocols.functions.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal
 from protocols.functions.normalize import HELD_PRODUCT_BITS, HELD_TRIPLE_BITS
 from protocols.kernels.bits import DIGIT_BITS
 
 MIN_VALUE_FRAC = 6
 """Fraction bits that the values must keep in a long context."""
+_LEAST_INVERSE = 16
+"""Fraction bits that the reciprocal of a sum of numerators near the maximum must keep."""
+_MOST_SPARE = 6
+"""Bits that the values may lose for them; where they would lose more, the maximum is found."""
+_MOST_DEALT = 1 << 28
+"""Bytes that may be dealt for the numerators of a layer; instead of more, the maximum is found,
+which takes a tenth.
+"""
 MAX_SCORE_BITS = 23
 """Scores are products over 64 - 1 - 18 bits, of which 12 are shifted away before the maximum is
 found in `peak_width`: 32 of the 33 that are left. One more bit of score would take 36.
@@ -56,18 +66,69 @@ def peak_width(score_bits: int) -> int:
     return max(16, -(-(score_bits + 3 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS)
 
 
+def product_width(score_bits: int) -> int:
+    """Bits of the ring in which a product of queries and keys below 2^score_bits can be taken.
+
+    The product has 36 fraction bits and `matmul` needs three more than its size; the scores that
+    are left, 19 bits fewer, must have those that `maximum` and `histogram.numerators` read.
+    """
+    read = peak_width(score_bits) + FRACTION_BITS - COARSE_FRAC
+    if score_bits <= histogram.MAX_SCORE_BITS:
+        read = max(read, histogram.read_bits(score_bits))
+    return min(RING_BITS, max(score_bits + 2 * FRACTION_BITS + 3, read + FRACTION_BITS + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How weights and values share the ring; public.
+
+    Attributes:
+        near: numerators are relative to a number near the row's largest score
+            (`protocols.functions.histogram`) rather than to that score.
+        spare: bits dropped from the values first.
+        low, high: a row's sum is at least 4^low and below 4^high in ring units.
+        inverse: fraction bits of the reciprocal's `value`.
+    """
+
+    near: bool
+    spare: int
+    low: int
+    high: int
+    inverse: int
+
+    @property
+    def frac(self) -> int:
+        """Fraction bits of the numerators."""
+        return histogram.FRAC if self.near else FRACTION_BITS
+
+
 @protocol("softmax")
 async def softmax_numerators(
-    lane: Lane, scores: SecretTensor, mask: NDArray[np.bool_], score_bits: int
+    lane: Lane,
+    scores: SecretTensor,
+    mask: NDArray[np.bool_],
+    score_bits: int,
+    *,
+    near: bool = False,
 ) -> SecretTensor:
-    """exp(scores - row maximum) where the public mask is set, 0 elsewhere; over Z_2^64.
+    """exp(scores - c) where the public mask is set, 0 elsewhere; over Z_2^64. c is the row's
+    maximum, or `near` it: then numerators are between 0 and 1, a row's largest is at least
+    exp(-`histogram.REACH`), and they have `histogram.FRAC` fraction bits.
 
     Args:
         scores: (H, R, L) with 18 fraction bits, |score| < 2^score_bits.
         mask: (R, L), at least one entry of every row set.
 
-    Cost: that of the maximum (a radix-4 tree over the row), then that of exp.
+    Cost: that of the maximum (a radix-4 tree over the row), then that of exp; `near`: that of
+    `histogram.numerators` for the entries whose mask is set, and a lift.
     """
+    where = np.nonzero(mask)
+    if near:
+        counts = np.tile(mask.sum(axis=1), scores.shape[0])
+        flat = scores[:, where[0], where[1]].reshape(-1)
+        narrow = await histogram.numerators(lane, flat, np.cumsum(counts), score_bits)
+        values = (await lift(lane, narrow)).reshape(scores.shape[0], -1)
+        return values.scatter(scores.shape, (slice(None), *where))
     first = mask.argmax(axis=1)[:, None]  # a masked entry repeats a valid one
     columns = np.where(mask, np.arange(mask.shape[1]), first)
     rows = np.arange(mask.shape[0])[:, None]
@@ -75,7 +136,6 @@ async def softmax_numerators(
     peak, _ = await maximum(lane, coarse.narrow(peak_width(score_bits)))
     fine = peak.scale_up(scores.frac - COARSE_FRAC)
     shifted = scores.narrow(fine.width) - fine.reshape(*peak.shape, 1).broadcast(scores.shape)
-    where = np.nonzero(mask)
     values = await exp_negative(lane, shifted[:, where[0], where[1]])
     return values.scatter(scores.shape, (slice(None), *where))
 
@@ -92,8 +152,7 @@ def spare_bits(value_bits: int, length: int) -> int:
 
     A numerator is at most exp(1/16) plus its error, below 1.1; so a sum of `length` of them
     times values stays below 2^total, and with both factors' fraction bits, less the bits dropped,
-    below 2^60, one bit less than `matmul` needs. Then |total * scale * value| of the division is
-    below 2^(value_bits - spare + 18) 2^(2 high) 2^(frac + 2), which `attend` keeps at 2^61.
+    below 2^60, one bit less than `matmul` needs.
 
     Raises:
         RangeError: too few fraction bits would be left.
@@ -108,6 +167,97 @@ def spare_bits(value_bits: int, length: int) -> int:
     return spare
 
 
+def spare_near(value_bits: int, length: int) -> int:
+    """As `spare_bits`, for numerators near the maximum, whose sums range over more powers of two;
+    so many that the reciprocal of a sum keeps `_LEAST_INVERSE` bits.
+    """
+    product = value_bits + _sum_bits(length) + histogram.FRAC + FRACTION_BITS - HELD_PRODUCT_BITS
+    division = _division_bits(value_bits, _high(histogram.FRAC, length)) + _LEAST_INVERSE
+    return max(0, product, division - HELD_TRIPLE_BITS)
+
+
+def most_spare(score_bits: int, value_bits: int, length: int) -> int:
+    """The most bits that values may lose with any settings; raises as `spare_bits`."""
+    spare = spare_bits(value_bits, length)
+    fits = _fits_near(score_bits, value_bits, length)
+    return max(spare, spare_near(value_bits, length)) if fits else spare
+
+
+def _fits_near(score_bits: int, value_bits: int, length: int) -> bool:
+    return (
+        score_bits <= histogram.MAX_SCORE_BITS
+        and length <= histogram.MAX_ROW
+        and spare_near(value_bits, length) <= _MOST_SPARE
+    )
+
+
+def _high(frac: int, length: int) -> int:
+    return math.ceil((frac + _sum_bits(length)) / 2)
+
+
+def _division_bits(value_bits: int, high: int) -> int:
+    """Bits of |total * scale * value| in `attend`, without the bits dropped and those of `value`.
+
+    The mean is below 2^value_bits, `scale` times the sum has 2 high - frac fraction bits and total
+    the weights' frac; three bits cover the errors of all.
+    """
+    return value_bits + 2 * high + 3
+
+
+def near_dealt(
+    settings: Settings, masks: Sequence[NDArray[np.bool_]], heads: int, score_bits: int
+) -> int | None:
+    """Bytes dealt for numerators near the maximum of all rows under these masks, or None where the
+    maximum is found: except with the fewest "rounds", with "puma", and where these are more than
+    `_MOST_DEALT` or rows or scores are too large for a histogram.
+    """
+    if settings.tree != "rounds" or settings.approximation == "puma":
+        return None
+    if score_bits > histogram.MAX_SCORE_BITS or any(m.shape[1] > histogram.MAX_ROW for m in masks):
+        return None
+    plans = [near_plan(mask, heads, score_bits) for mask in masks]
+    dealt = sum(plan.dealt_bytes for plan in plans)
+    return dealt if dealt <= _MOST_DEALT else None
+
+
+def most_score_bits(
+    settings: Settings, masks: Sequence[NDArray[np.bool_]], heads: int
+) -> int | None:
+    """The most bits of score with which these rows get a histogram, which takes the most memory; or
+    None.
+    """
+    for bits in range(histogram.MAX_SCORE_BITS, 0, -1):
+        if near_dealt(settings, masks, heads, bits) is not None:
+            return bits
+    return None
+
+
+def near_plan(mask: NDArray[np.bool_], heads: int, score_bits: int) -> histogram.Plan:
+    """How numerators near the maximum are found for the rows of a mask."""
+    return histogram.Plan(np.cumsum(np.tile(mask.sum(axis=1), heads)), score_bits)
+
+
+def fit(bounds: AttentionRange, length: int, *, near: bool) -> Fit:
+    """The public numbers of `attend` for rows of up to `length` scores; raises as `spare_bits`.
+
+    Args:
+        near: numerators are near the maximum, if values fit.
+    """
+    value_bits = bounds.value_bits
+    spare = spare_bits(value_bits, length)
+    near = near and _fits_near(bounds.score_bits, value_bits, length)
+    if near:
+        spare, frac = spare_near(value_bits, length), histogram.FRAC
+        # The largest is at least 2^-8.94; 2,047 errors of three units are a twentieth of that.
+        low = (frac - 10) // 2
+    else:
+        # The sum of a row lies between exp(-1/16), for its maximum, and the number of entries.
+        frac, low = FRACTION_BITS, (FRACTION_BITS - 1) // 2
+    high = _high(frac, length)
+    inverse = min(22, HELD_TRIPLE_BITS - _division_bits(value_bits, high) + spare)
+    return Fit(near, spare, low, high, inverse)
+
+
 @protocol("attend")
 async def attend(
     lane: Lane,
@@ -115,6 +265,8 @@ async def attend(
     values: SecretTensor,
     mask: NDArray[np.bool_],
     bounds: AttentionRange,
+    *,
+    near: bool | None = None,
 ) -> SecretTensor:
     """softmax(scores) @ values, (H, R, L) and (H, L, C) -> (H, R, C), over Z_2^64.
 
@@ -122,32 +274,36 @@ async def attend(
     large values and a long context would not fit that product, the values' last bits are dropped
     first, beside the numerators.
 
+    Args:
+        near: what `near_dealt` says of the whole of which these rows are a part; by default, of
+            these rows.
+
     Cost: softmax_numerators, then 4 rounds.
 
     Raises:
         RangeError: the values are so large that dropping bits would leave nothing of small ones.
     """
-    # The sum of a row lies between exp(-1/16), for its maximum, and the number of entries.
-    low = (FRACTION_BITS - 1) // 2
-    high = math.ceil((FRACTION_BITS + _sum_bits(mask.shape[1])) / 2)
-    spare = spare_bits(bounds.value_bits, mask.shape[1])
+    if near is None:
+        dealt = near_dealt(lane.settings, [mask], scores.shape[0], bounds.score_bits)
+        near = dealt is not None
+    fitted = fit(bounds, mask.shape[1], near=near)
+    spare = fitted.spare
 
     async def numerators(strand: Lane) -> SecretTensor:
-        return await softmax_numerators(strand, scores, mask, bounds.score_bits)
+        return await softmax_numerators(strand, scores, mask, bounds.score_bits, near=fitted.near)
 
     async def fitting(strand: Lane) -> SecretTensor:
         return await lift(strand, values.drop(spare)) if spare else values
 
     weights, values = await lane.both(numerators, fitting)
-    frac = min(22, HELD_TRIPLE_BITS - 2 * high - 3 - bounds.value_bits + spare)
 
     async def product(strand: Lane) -> SecretTensor:
         return await lift(strand, await matmul(strand, weights, values, FRACTION_BITS))
 
     async def inverted(strand: Lane) -> Scaled:
-        return await (await reciprocal(strand, weights.sum(-1), low, high, frac=frac)).lifted(
-            strand
-        )
+        total = weights.sum(-1)
+        found = await reciprocal(strand, total, fitted.low, fitted.high, frac=fitted.inverse)
+        return await found.lifted(strand)
 
     total, inverse = await lane.both(product, inverted)
     shape = (*scores.shape[:-1], 1)

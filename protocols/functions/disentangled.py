@@ -43,7 +43,8 @@ async def disentangled_scores(
     shift = frac - FRACTION_BITS
     shape = (q.shape[0], *index.shape)
     if lane.tracing:
-        lane.charge("disentangled", remask_cost(int(np.prod(shape)), q.width, dealt=True))
+        cost = remask_cost(int(np.prod(shape)), q.width, dealt=True, shift=shift + 1)
+        lane.charge("disentangled", cost)
         return lane.blank(shape, q.width - 1 - shift, FRACTION_BITS)
     rows, where = np.unique(index, return_inverse=True)
     where = where.reshape(index.shape)

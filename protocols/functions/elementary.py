@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 
 from protocols.arithmetic import Polynomial, lift, mul, poly
+from protocols.base.blocks import MANY
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RING_BITS
@@ -44,14 +45,15 @@ async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
     x is over a ring of at least 28 bits and below a quarter of it in size. "tight" and "fast":
     exact except for rounding, beside one comparison; "puma": (1 + x/2^5)^(2^5), 0 below -14.
 
-    Cost: 3 rounds ("tight"; 4 with "fast" or the tree of least "traffic", which selects before it
-    lifts), 8 ("puma").
+    Cost: 3 rounds ("tight"), 8 ("puma"); 4 where the selection comes before the lift, on a narrower
+    ring: with "fast", with the tree of least "traffic", and of `MANY` entries except with "rounds".
     """
     settings = lane.settings
     if settings.approximation == "puma":
         return await _exp_puma(lane, x)
     form = FAST if settings.approximation == "fast" else TIGHT
-    lifts_last = form is FAST or settings.tree == "traffic"
+    many = x.size >= MANY and settings.tree != "rounds"
+    lifts_last = form is FAST or settings.tree == "traffic" or many
     missing = FRACTION_BITS - form.frac
     wide = RING_BITS - missing
 

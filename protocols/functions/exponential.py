@@ -26,6 +26,7 @@ from protocols.base.precise import PRECISE
 from protocols.base.ring import FRACTION_BITS, Words, bit_mask, packed_bytes
 from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
+from protocols.kernels.waves import rounded
 
 _GAIN = 7
 """x is multiplied by this, which makes a segment 32/7 long: three of them reach -13.7."""
@@ -67,7 +68,8 @@ FAST = ExpForm(dealt=16, public=12, frac=13)
 def exp_part_cost(count: int, form: ExpForm) -> Cost:
     """Cost of `exp_part`."""
     dealt = packed_bytes(_SEGMENTS * count, form.width)
-    return remask_cost(count, form.width, dealt=False) + Cost(offline=dealt)
+    shift = form.scale - form.frac
+    return remask_cost(count, form.width, dealt=False, shift=shift) + Cost(offline=dealt)
 
 
 @protocol("exp part")
@@ -77,7 +79,7 @@ async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
     x has 18 fraction bits, over a ring of at least 25 bits. Outside this range the result is
     meaningless, to be selected away.
 
-    Cost: 1 round; form.width bits each way, and four times that dealt.
+    Cost: 1 round; form.frac + 3 bits each way, and four times form.width dealt.
     """
     if x.frac != FRACTION_BITS or x.width < _BITS:
         raise LocalProtocolError(
@@ -97,8 +99,8 @@ async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
         (shares,) = await lane.share(fields)
         flat = np.ascontiguousarray(moved.a).reshape(-1)
         part = (await lane.run(30 * x.size, _combined, flat, shares, form)).reshape(x.shape)
-    whole = await remask(lane, part, frac=form.scale, width=form.width, dealt=False)
-    return whole.drop(form.scale - form.frac)
+    shift = form.scale - form.frac
+    return await remask(lane, part, frac=form.frac, width=form.width, shift=shift, dealt=False)
 
 
 def _split(words: Words) -> tuple[Words, Words]:
@@ -142,27 +144,27 @@ def factor_tables() -> tuple[NDArray[np.int64], ...]:
     """
     low_bits = _LOCAL_BITS - _HALF_BITS
     unit = Decimal(1) / (_GAIN << FRACTION_BITS)
-    upper = _powers(unit * (1 << low_bits), 1 << _HALF_BITS)
-    lower = _powers(unit, 1 << low_bits)
+    upper = exp_table(unit * (1 << low_bits), 1 << _HALF_BITS, _UNIT_BITS)
+    lower = exp_table(unit, 1 << low_bits, _UNIT_BITS)
     length = unit * (1 << _LOCAL_BITS)
-    turns = [_fixed(Decimal(_HEAD) + length * t) for t in (0, -3, -2, -1)]
-    return upper, lower, np.array([_rounded(turn) for turn in turns], dtype=np.int64)
+    turns = [exp_fixed(Decimal(_HEAD) + length * t, _UNIT_BITS) for t in (0, -3, -2, -1)]
+    return upper, lower, np.array(turns, dtype=np.int64)
 
 
-def _powers(step: Decimal, count: int) -> NDArray[np.int64]:
-    """exp(j step) for j below count."""
+def exp_table(step: Decimal, count: int, bits: int) -> NDArray[np.int64]:
+    """exp(j step) for j below count, with `bits` fraction bits; from integers alone."""
     factor, value, powers = _fixed(step), 1 << _EXACT, []
     for _ in range(count):
-        powers.append(_rounded(value))
+        powers.append(rounded(value, _EXACT - bits))
         value = value * factor >> _EXACT
     return np.array(powers, dtype=np.int64)
+
+
+def exp_fixed(exponent: Decimal, bits: int) -> int:
+    """exp(exponent) with `bits` fraction bits."""
+    return rounded(_fixed(exponent), _EXACT - bits)
 
 
 def _fixed(exponent: Decimal) -> int:
     with localcontext(PRECISE):
         return int(exponent.exp() * (1 << _EXACT))
-
-
-def _rounded(value: int) -> int:
-    shift = _EXACT - _UNIT_BITS
-    return (value + (1 << shift - 1)) >> shift

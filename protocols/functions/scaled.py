@@ -21,9 +21,9 @@ _WORK = 1200
 """Of an exponent, in multiply-adds."""
 
 
-def scaled_cost(count: int, low: int, high: int) -> Cost:
+def scaled_cost(count: int, low: int, high: int, shift: int) -> Cost:
     """Cost of `at_its_scale`."""
-    value = remask_cost(count, RING_BITS, dealt=True)
+    value = remask_cost(count, RING_BITS, dealt=True, shift=shift)
     scale = remask_cost(count, RING_BITS, dealt=False)
     return value.beside(scale) + Cost(offline=2 * count * ladder.ladder_bytes(high - low))
 
@@ -48,7 +48,7 @@ async def at_its_scale(
     Raises:
         LocalProtocolError: 4^high does not fit v's ring, or is above 4^29.
 
-    Cost: 1 round; 128 bits each way; 64 bits dealt, and twice 80 + 64 (high - low) bytes.
+    Cost: 1 round; 128 - shift bits each way; 64 bits dealt, and twice 80 + 64 (high - low) bytes.
     """
     shift, top, steps = spline.scale - frac, 2 * high + 1, high - low
     if top > v.width or top > RING_BITS - 5:
@@ -56,7 +56,7 @@ async def at_its_scale(
             f"values up to 4^{high} leave no room in a ring of {v.width} bits: drop more bits"
         )
     if lane.tracing:
-        lane.charge("scaled", scaled_cost(v.size, low, high))
+        lane.charge("scaled", scaled_cost(v.size, low, high, shift))
         return lane.blank(v.shape, RING_BITS - shift, frac), lane.blank(v.shape)
     value, scale = np.zeros((2, *v.shape), dtype=np.uint64)
     if lane.is_dealer:

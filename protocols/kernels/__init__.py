@@ -5,7 +5,7 @@ from importlib import import_module
 from pkgutil import walk_packages
 
 from protocols.kernels import forest, ladder
-from protocols.kernels.aes import ctr
+from protocols.kernels.aes import buckets, ctr
 from protocols.kernels.aes.aesni import available
 from protocols.kernels.jit import MODE, kernels, sources_digest
 from protocols.kernels.places import CacheWarning, Place, place
@@ -13,7 +13,7 @@ from protocols.kernels.places import CacheWarning, Place, place
 __all__ = ["CacheWarning", "Place", "cached", "place", "warm_up"]
 
 _STORED = f"{__name__}.stored."
-_INSTRUCTIONS = (ctr.__name__, forest.__name__, ladder.__name__)
+_INSTRUCTIONS = (buckets.__name__, ctr.__name__, forest.__name__, ladder.__name__)
 
 
 def cached() -> int:

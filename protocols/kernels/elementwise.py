@@ -19,46 +19,30 @@ def _low(width: Any) -> Any:
 # -- truncation ------------------------------------------------------------------------------------
 
 
-def masked_sum_numpy(part: Words, mask: Words, shift: int, dealt: Words) -> Words:
+def masked_sum_numpy(
+    part: Words, dealt: Words, mask: Words, width: int, shift: int, up: int
+) -> Words:
     """NumPy twin of `masked_sum`."""
-    total: Words = part + (mask << np.uint64(shift)) + dealt
+    half = (part + dealt + np.uint64(up)) & _low(width)
+    total: Words = (half >> np.uint64(shift)) + mask
     return total
 
 
-@kernel("void(in1, in1, uint64, in1, uint64[::1])")
-def _masked_sum(part: Words, mask: Words, shift: Any, dealt: Words, out: Words) -> None:
+@kernel("void(in1, in1, in1, uint64, uint64, uint64, uint64[::1])")
+def _masked_sum(
+    part: Words, dealt: Words, mask: Words, width: Any, shift: Any, up: Any, out: Words
+) -> None:
+    low = ~np.uint64(0) >> (np.uint64(64) - width)
     for i in range(out.size):
-        out[i] = part[i] + (mask[i] << shift) + dealt[i]
+        out[i] = (((part[i] + dealt[i] + up) & low) >> shift) + mask[i]
 
 
-def _masked_sum_numba(part: Words, mask: Words, shift: int, dealt: Words) -> Words:
-    """part + mask * 2^shift + dealt, of one shape; shift < 64."""
+def _masked_sum_numba(
+    part: Words, dealt: Words, mask: Words, width: int, shift: int, up: int
+) -> Words:
+    """(part + dealt + up mod 2^width) >> shift, plus mask; arrays of one shape; shift < 64."""
     out = np.empty(part.shape, dtype=np.uint64)
-    _masked_sum(flat(part), flat(mask), shift, flat(dealt), out.reshape(-1))
-    return out
-
-
-def rounded_numpy(opened: Words, width: int, shift: int) -> Words:
-    """NumPy twin of `rounded`."""
-    moved = (opened + np.uint64(1 << width - 2)) & _low(width)
-    down: Words = (moved >> np.uint64(shift)) - np.uint64(1 << width - 2 - shift)
-    return down
-
-
-@kernel("void(in1, uint64, uint64, uint64[::1])")
-def _rounded(opened: Words, width: Any, shift: Any, out: Words) -> None:
-    mask = ~np.uint64(0) >> (np.uint64(64) - width)
-    half = np.uint64(1) << (width - np.uint64(2))
-    less = half >> shift
-    for i in range(out.size):
-        out[i] = (((opened[i] + half) & mask) >> shift) - less
-
-
-def _rounded_numba(opened: Words, width: int, shift: int) -> Words:
-    """The signed `width`-bit words shifted right: (x + 2^(width-2) mod 2^width) >> shift, less the
-    offset."""
-    out = np.empty(opened.shape, dtype=np.uint64)
-    _rounded(flat(opened), width, shift, out.reshape(-1))
+    _masked_sum(flat(part), flat(dealt), flat(mask), width, shift, up, out.reshape(-1))
     return out
 
 
@@ -308,7 +292,6 @@ def flat(words: Words) -> Words:
 
 _NUMBA = MODE == "numba"
 masked_sum = _masked_sum_numba if _NUMBA else masked_sum_numpy
-rounded = _rounded_numba if _NUMBA else rounded_numpy
 lift_secrets = _lift_secrets_numba if _NUMBA else lift_secrets_numpy
 lift_word = _lift_word_numba if _NUMBA else lift_word_numpy
 joined = _joined_numba if _NUMBA else joined_numpy

@@ -30,18 +30,27 @@ def side_corrections(word0: np.uint64, word1: np.uint64, fix: Words) -> None:
 
 
 @kernel()
-def _leaves(
-    keys: Words, party: int, roots: Words, correction: Words, e: int, depth: int, words: int,
-    nodes: Words, leaves: Words, stride: int, fix: Words,
+def grow(
+    keys: Words, party: int, roots: Words, correction: Words, e: int, base: int, depth: int,
+    nodes: Words, fix: Words,
 ) -> None:  # fmt: skip
-    """Expand element e. Leaf conversion b of node j goes to leaves[b * stride + 2 j ..]."""
-    base = e * (2 * depth + words)
+    """All nodes of element e at level `depth`; the levels' corrections start at word `base`."""
     nodes[0] = (roots[2 * e] & ~_ONE) | np.uint64(party)
     nodes[1] = roots[2 * e + 1]
     for level in range(depth):
         at = base + 2 * level
         side_corrections(correction[at], correction[at + 1], fix)
         children(keys, 0, nodes, 0, 1 << level, nodes, 0, 2 << level, fix, 0)
+
+
+@kernel()
+def _leaves(
+    keys: Words, party: int, roots: Words, correction: Words, e: int, depth: int, words: int,
+    nodes: Words, leaves: Words, stride: int, fix: Words,
+) -> None:  # fmt: skip
+    """Expand element e. Leaf conversion b of node j goes to leaves[b * stride + 2 j ..]."""
+    base = e * (2 * depth + words)
+    grow(keys, party, roots, correction, e, base, depth, nodes, fix)
     final = base + 2 * depth
     fix[words] = 0
     for i in range(words):

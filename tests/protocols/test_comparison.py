@@ -2,10 +2,24 @@
 
 import numpy as np
 import pytest
-from helpers import A, B, D, bits, generator, ints, run, share, share_bits, share_ints, words
+from helpers import (
+    A,
+    B,
+    D,
+    bits,
+    declared,
+    generator,
+    ints,
+    run,
+    share,
+    share_bits,
+    share_ints,
+    words,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocols import compare
 from protocols.base.lane import Settings
 from protocols.base.ring import canonical, signed
 from protocols.base.shares import SecretTensor, constant
@@ -224,6 +238,27 @@ def test_maximum_of_both_trees_and_other_widths(tree):
     for width in (32, 44, 48):
         got = ints(best, share_ints(x, width), settings=Settings(tree=tree))
         np.testing.assert_array_equal(got, x.max(axis=-1))
+
+
+@pytest.mark.parametrize("kind", ["balanced", "traffic"])
+@pytest.mark.parametrize("size", [2, 3, 17, 64])
+def test_many_entries_meet_in_pairs(size, kind, monkeypatch):
+    """The same result, and the first of equals; fewer bytes; not with the fewest rounds."""
+    x = generator(size).integers(-3, 3, (5, size))
+    few = Settings(tree=kind)
+    quads = run(best, share_ints(x, 20), settings=few).cost
+    monkeypatch.setattr(compare, "MANY", 2 * size)
+    shared = share_ints(x, 20)
+    np.testing.assert_array_equal(ints(best, shared, settings=few), x.max(axis=1))
+    np.testing.assert_array_equal(ints(place, shared, settings=few), x.argmax(axis=1))
+    pairs = run(best, shared, settings=few).cost
+    assert pairs == declared(best, shared, settings=few)
+    if size == 64:  # two levels of pairs, then 16 entries are left, and one in eight less
+        most = {"balanced": 0.62, "traffic": 0.78}[kind]
+        assert pairs.online + pairs.offline < most * (quads.online + quads.offline)
+    assert run(best, shared).cost == run(best, shared, settings=Settings(tree="rounds")).cost
+    rounds = run(best, shared, settings=Settings(tree="rounds")).cost.rounds
+    assert rounds == 3 * next(n for n in range(4) if 4**n >= size)
 
 
 @settings(max_examples=25, deadline=None)

@@ -50,12 +50,14 @@ shapes = st.lists(st.integers(1, 5), min_size=2, max_size=3).map(tuple)
 @given(shapes, st.integers(1, 40))
 def test_products(shape, shift):
     x = tensor(shape)
-    size = 8 * int(np.prod(shape))
-    assert same(mul, x, x, shift) == Cost(1, 2 * size, size)
+    count = int(np.prod(shape))
+    size = 8 * count
+    assert same(mul, x, x, shift) == Cost(1, 2 * packed_bytes(count, 63 - shift), size)
     assert same(square_sum, x) == Cost(1, 2 * size // shape[-1], size // shape[-1])
     row = tensor((*shape[:-1], 1))
     same(mul, x, row, shift)
-    assert same(mul3, x, row, row, shift) == Cost(1, 2 * size, 3 * size + size // shape[-1])
+    sent, dealt = 2 * packed_bytes(count, 64 - shift), 3 * size + size // shape[-1]
+    assert same(mul3, x, row, row, shift) == Cost(1, sent, dealt)
     same(mul3, x, x, x, shift)
     gap = packed_bytes(size // 8, 64 - 31), packed_bytes(size // 8 // shape[-1], 64 - 31)
     extra = same(mul3, x, row, tensor((*shape[:-1], 1), 31), shift) - same(mul3, x, row, row, shift)
@@ -74,7 +76,8 @@ def test_narrow_products(width):
 def test_matmul(sides, shift):
     batch, rows, depth, columns = sides
     cost = same(matmul, tensor((batch, rows, depth)), tensor((batch, depth, columns)), shift)
-    assert cost == Cost(1, 16 * batch * rows * columns, 8 * batch * rows * columns)
+    count = batch * rows * columns
+    assert cost == Cost(1, 2 * packed_bytes(count, 63 - shift), 8 * count)
 
 
 @limits(max_examples=15, deadline=None)
@@ -84,12 +87,12 @@ def test_lift(shape, width, to):
 
 
 def test_the_figures_of_a_product_with_truncation_and_lift():
-    """Per element: 102 bits dealt, 83 each way, 2 rounds, at 18 fraction bits."""
+    """Per element: 102 bits dealt, 64 each way, 2 rounds, at 18 fraction bits."""
 
     async def program(lane, x):
         return await lift(lane, await mul(lane, x, x, 18))
 
-    assert same(program, tensor((800,))) == Cost(2, 2 * 83 * 100, 102 * 100)
+    assert same(program, tensor((800,))) == Cost(2, 2 * 64 * 100, 102 * 100)
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 6])
@@ -277,10 +280,11 @@ def test_weights(rows, depth, columns):
         (table_product, "table", tensor((rows, columns))),
     ):
         party = program(function, held(kind), x)
-        counted = run_parties(dict.fromkeys(COMPUTING, party)).cost
-        assert trace(party)[0] == counted
-        outputs = rows * (depth if kind == "table" else columns)
-        assert counted == remask_cost(outputs, 64, dealt=True)
+        outcome = run_parties(dict.fromkeys(COMPUTING, party))
+        assert trace(party)[0] == outcome.cost
+        product = outcome.results[A]
+        shift = 64 - product.width
+        assert outcome.cost == remask_cost(product.size, 64, dealt=True, shift=shift)
 
 
 @pytest.mark.parametrize(("count", "rows", "columns"), [(1, 2, 1), (3, 5, 7), (9, 300, 4)])

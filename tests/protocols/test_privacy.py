@@ -36,7 +36,8 @@ from protocols.drivers import lockstep
 from protocols.drivers.lockstep import Exchange, LockstepLink, run_parties
 from protocols.drivers.trace import run_now
 from protocols.embedding import embed, request_rows, reveal, revealed
-from protocols.functions import scaled
+from protocols.functions import histogram, scaled
+from protocols.kernels.packing import unpack
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,8 +119,18 @@ def joint_words(name, role, runs=RUNS):
             run_parties({party: program(party) for party in COMPUTING})
         record = records[role]
         known = [*unique, *record.drawn, *record.received]
-        rows.append(np.frombuffer(b"".join(known), dtype=np.uint64))
+        rows.append(np.concatenate([whole_words(part) for part in known]))
     return np.stack(rows)
+
+
+def whole_words(part):
+    """The words of a message; those of a narrower ring are filled up with coins."""
+    if len(part) % 8 == 0:
+        return np.frombuffer(part, dtype=np.uint64)
+    width = 8 * len(part) // COUNT
+    narrow = unpack(np.frombuffer(part, dtype=np.uint8), width, COUNT)
+    coins = np.frombuffer(os.urandom(8 * COUNT), dtype=np.uint64)
+    return narrow | coins << np.uint64(width)
 
 
 @pytest.mark.parametrize("role", EVALUATORS)
@@ -198,7 +209,10 @@ def fails(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["mul", "lift", "less", "select", "and", "silu", "rms_norm", "waves", "exp part", "rsqrt"],
+    [
+        *("mul", "lift", "less", "select", "and", "silu", "rms_norm", "waves", "exp part"),
+        *("rsqrt", "histogram"),
+    ],
 )
 def test_masks_of_zeros_are_noticed(name, monkeypatch):
     whole = Lane.draw
@@ -299,6 +313,13 @@ def test_roots_of_ladders_used_again_are_noticed(monkeypatch):
         scaled, "draw_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
     )
     fails("rsqrt")
+
+
+def test_roots_of_buckets_used_again_are_noticed(monkeypatch):
+    monkeypatch.setattr(
+        histogram, "draw_roots", lambda lane, peer, count: np.full((count, 16), 5, dtype=np.uint8)
+    )
+    fails("histogram")
 
 
 def test_words_tied_by_an_addition_are_noticed():

@@ -63,7 +63,7 @@ BESIDE = [
     *("poly", "tanh", "relu", "map_public", "linear", "table_product"),
     *("disentangled", "soft cap", "linear, public", "table_product, public"),
     *("layer_norm, public gain", "layer_norm, public late gain", "mul by a public value"),
-    "late_norm",
+    *("late_norm", "histogram"),
 ]
 """Protocols that the command does not list."""
 
@@ -194,8 +194,8 @@ def top_leaning(drawn: Words, width: int) -> Words:
             ["mul", "lift", "less", "select", "spline", "rsqrt", "embedding", "reveal"],
         ),
         (lowest_stuck, ["linear, public", "table_product, public", "embedding, public"]),
-        (lowest_stuck, ["layer_norm, public gain", "mul by a public value"]),
-        (top_stuck, ["mul", "less", "embedding", "reveal"]),  # the sum of two such is balanced
+        (lowest_stuck, ["layer_norm, public gain", "mul by a public value", "histogram"]),
+        (top_stuck, ["lift", "less", "embedding", "reveal"]),  # the sum of two such is balanced
         (top_leaning, ["less", "and", "embedding", "reveal"]),
     ],
 )

@@ -77,7 +77,18 @@ def test_a_causal_mask_in_pieces_is_half_the_work():
     pieces = score_pieces(mask, 32, 1 << 21)
     total = sum(piece.size(32) for piece in pieces)
     assert total < 0.55 * 32 * mask.size
-    assert len(pieces) <= 1 + total // (1 << 20)
+    assert len(pieces) <= 1 + total // (1 << 20) + 12
+
+
+@pytest.mark.parametrize("tokens", [256, 701])
+def test_a_causal_mask_that_fits_is_cut_where_it_saves_work(tokens):
+    """And its pieces still run together: they take no more rounds."""
+    mask = np.tri(tokens, dtype=np.bool_)
+    pieces = score_pieces(mask, 9, 1 << 23)
+    sizes = [piece.size(9) for piece in pieces]
+    assert sum(sizes) < 0.7 * 9 * mask.size
+    assert len(waves(sizes, 1 << 23)) == 1 < len(pieces) < 10
+    assert len(score_pieces(np.ones((tokens, tokens), dtype=np.bool_), 9, 1 << 23)) == 1
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120))

@@ -31,9 +31,10 @@ from protocols.drivers.public import differing, digest, refusal, table_digests
 from protocols.drivers.secure import inverse_lengths
 from protocols.errors import RangeError
 from protocols.functions.activation_tables import ACTIVATIONS
-from protocols.functions.attention import spare_bits
+from protocols.functions.attention import most_spare, spare_bits, spare_near
 from protocols.functions.elementary import gained_spline, power_spline
 from protocols.functions.exponential import factor_tables
+from protocols.functions.histogram import bucket_tables
 from protocols.functions.normalize import Norm, NormRange
 from protocols.kernels.spline import signed_binomials
 from protocols.kernels.waves import roots
@@ -79,7 +80,7 @@ def test_fewer_instructions_and_other_threads_make_the_same_words(here: dict[str
 
 
 PINNED = {
-    "tables": "36ed94c23d08ffad 09c6650443b6f78f bbc11b3647f3a645 "
+    "tables": "98d803069fd08325 36ed94c23d08ffad 09c6650443b6f78f bbc11b3647f3a645 "
     "b71cbec74a21b708 3095624e0a138d67 a02329365d6acb04",
     "plain": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
     "70b8f61f806f59fd a40b6b1473507b1a bee3c9d2a749320a",
@@ -123,6 +124,8 @@ def held() -> Iterator[tuple[str, Any]]:
                 yield "waves", roots(centre.waves.bits)
     for table in factor_tables():
         yield "exp", table
+    for table in bucket_tables():
+        yield "buckets", table
     for halves in (1, 2):
         yield "splines", power_spline(halves, 1.0).tables
     yield "splines", signed_binomials(4)
@@ -291,6 +294,26 @@ def test_bits_to_spare_are_counted_exactly(length: int, value_bits: int) -> None
     assert 2**total >= Fraction(11, 10) * length * 2**value_bits or spare == 0
     if spare > 0:
         assert 2 ** (total - 1) < Fraction(11, 10) * length * 2**value_bits
+
+
+@given(st.integers(1, 12), st.integers(0, 24), st.integers(2, 2047))
+def test_bits_to_spare_for_numerators_near_the_maximum(
+    score_bits: int, value_bits: int, length: int
+) -> None:
+    """Product and division fit, and a bit less would not do; without a logarithm."""
+    spare = spare_near(value_bits, length)
+    fraction, sums = 26, Fraction(11, 10) * length
+    high = next(n for n in range(64) if 4**n >= sums * 2**fraction)
+    product = 2**value_bits * sums * 2 ** (fraction + FRACTION_BITS)
+
+    def fits(bits: int) -> bool:
+        division = value_bits + 2 * high + 3 + 16 - bits
+        return product <= 2 ** (PRODUCT_BITS - 1 + bits) and division <= 61
+
+    assert fits(spare)
+    assert spare == 0 or not fits(spare - 1)
+    if spare_bits(value_bits, length) <= spare <= 6:
+        assert most_spare(score_bits, value_bits, length) == spare
 
 
 @given(

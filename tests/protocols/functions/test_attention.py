@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import floats, generator, share
+from helpers import declared, floats, generator, share
 
 from protocols.base.lane import Settings
 from protocols.errors import RangeError
@@ -12,13 +12,18 @@ from protocols.functions.attention import (
     MAX_SCORE_BITS,
     AttentionRange,
     attend,
+    fit,
+    near_dealt,
+    near_plan,
     peak_width,
     softmax_numerators,
     spare_bits,
 )
 
-TREES = ["rounds", "traffic"]
+TREES = ["rounds", "balanced", "traffic"]
 WIDE = AttentionRange(score_bits=13, value_bits=8, rope_frac=0)
+"""Too many bits of score for a histogram."""
+NARROW = AttentionRange(score_bits=8, value_bits=8, rope_frac=0)
 
 
 def softmax(scores, mask):
@@ -32,16 +37,17 @@ def causal(rows, length):
 
 
 @pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("bounds", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize(
     ("heads", "rows", "length"), [(2, 7, 7), (1, 1, 1), (3, 1, 19), (2, 4, 9), (1, 33, 33)]
 )
-def test_attention_with_a_causal_mask(heads, rows, length, tree):
+def test_attention_with_a_causal_mask(heads, rows, length, bounds, tree):
     rng = generator(length)
     scores = rng.normal(size=(heads, rows, length)) * 4
     values = rng.normal(size=(heads, length, 5))
     mask = causal(rows, length)
-    got = floats(attend, share(scores), share(values), mask, WIDE, settings=Settings(tree=tree))
-    assert np.abs(got - softmax(scores, mask) @ values).max() < 1e-3
+    got = floats(attend, share(scores), share(values), mask, bounds, settings=Settings(tree=tree))
+    assert np.abs(got - softmax(scores, mask) @ values).max() < 5e-4
 
 
 def test_large_scores_and_ties():
@@ -57,11 +63,13 @@ def test_large_scores_and_ties():
     assert np.abs(got - softmax(scores, mask) @ values).max() < 2e-2
 
 
-def test_one_far_score_takes_all():
+@pytest.mark.parametrize("score_bits", [9, 13])
+def test_one_far_score_takes_all(score_bits):
     scores = np.full((1, 1, 5), -300.0)
     scores[0, 0, 3] = 300.0
     values = generator(2).normal(size=(1, 5, 4))
-    got = floats(attend, share(scores), share(values), np.ones((1, 5), dtype=np.bool_), WIDE)
+    bounds = AttentionRange(score_bits, 8, 0)
+    got = floats(attend, share(scores), share(values), np.ones((1, 5), dtype=np.bool_), bounds)
     assert np.abs(got[0, 0] - values[0, 3]).max() < 2e-4
 
 
@@ -132,16 +140,70 @@ def test_values_as_large_as_their_range(value_bits, length):
     assert error < 3e-4 * 2.0**value_bits + 1e-3
 
 
-def test_a_mask_may_leave_one_entry_anywhere():
+@pytest.mark.parametrize("bounds", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_a_mask_may_leave_one_entry_anywhere(bounds):
     """Windows and batches mask on both sides."""
     rng = generator(9)
     scores, values = rng.normal(size=(2, 4, 6)) * 9, rng.normal(size=(2, 6, 3))
     mask = np.zeros((4, 6), dtype=np.bool_)
     mask[0, 3] = mask[1, 5] = mask[2, 0] = True
     mask[3, 2:4] = True
-    got = floats(attend, share(scores), share(values), mask, WIDE)
+    got = floats(attend, share(scores), share(values), mask, bounds)
     assert np.abs(got - softmax(scores, mask) @ values).max() < 1e-3
     assert math.isclose(float(got[0, 0, 0]), values[0, 3, 0], abs_tol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("score_bits", "heads", "length", "near"),
+    [
+        (11, 9, 64, True),
+        (12, 9, 512, True),
+        (13, 9, 64, False),
+        (11, 9, 2048, False),  # too long a row
+        (11, 1 << 13, 64, False),  # more would be dealt than for a layer may be
+    ],
+)
+def test_which_rows_get_a_histogram(score_bits, heads, length, near):
+    masks = [np.ones((1, length), dtype=np.bool_)] * 2
+    dealt = near_dealt(Settings(tree="rounds"), masks, heads, score_bits)
+    assert (dealt is not None) is near
+    if dealt is not None:
+        assert dealt == 2 * near_plan(masks[0], heads, score_bits).dealt_bytes
+    for other in (Settings(tree="balanced"), Settings(tree="traffic"), Settings("puma", "rounds")):
+        assert near_dealt(other, masks, heads, score_bits) is None
+
+
+def test_values_that_would_lose_too_many_bits_keep_the_maximum():
+    for value_bits, near in ((14, True), (15, False)):
+        bounds = AttentionRange(11, value_bits, 0)
+        assert fit(bounds, 64, near=True).near is near
+        assert fit(bounds, 64, near=True).spare <= 6
+    assert fit(bounds, 64, near=True) == fit(bounds, 64, near=False)
+
+
+@pytest.mark.parametrize(("length", "found"), [(16, 9), (64, 12), (256, 15), (1024, 18)])
+def test_rounds_near_the_maximum_do_not_grow_with_the_length_of_a_row(length, found):
+    mask, scores = np.ones((1, length), dtype=np.bool_), share(np.zeros((1, 1, length)), width=45)
+    settings = Settings(tree="balanced")
+    exact = declared(softmax_numerators, scores, mask, 11, settings=settings)
+    assert exact.rounds == found
+    near = declared(lambda lane, x: softmax_numerators(lane, x, mask, 11, near=True), scores)
+    assert near.rounds == 4
+
+
+def test_near_the_maximum_no_less_accurate_than_at_it():
+    """The root of the mean square over many rows, of every distance to the end of a bucket."""
+    rng = generator(5)
+    scores, values = rng.normal(size=(4, 16, 64)) * 5, rng.normal(size=(4, 64, 16))
+    mask = np.ones((16, 64), dtype=np.bool_)
+    exact = softmax(scores, mask) @ values
+    errors = {}
+    for tree in ("rounds", "balanced"):
+        got = floats(
+            attend, share(scores), share(values), mask, NARROW, settings=Settings(tree=tree)
+        )
+        errors[tree] = np.sqrt(np.mean((got - exact) ** 2))
+    assert errors["rounds"] <= 1.2 * errors["balanced"]
 
 
 def test_values_beyond_every_context_are_refused():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from protocols.base.cost import Cost
 from protocols.base.lane import APPROXIMATIONS, Settings
+from protocols.base.ring import packed_bytes
 from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.softcap import (
     CAP_ERROR,
@@ -99,5 +100,5 @@ def test_positions_cost_no_more_than_contents():
         return await disentangled_scores(lane, q, k, keys, queries, index)
 
     given = [tensor((2, n, 4)) for n in (5, 7, 9, 9)]
-    words = 2 * 5 * 7 * 8
-    assert same(program, *given) == Cost(1, 2 * words, words)
+    count = 2 * 5 * 7
+    assert same(program, *given) == Cost(1, 2 * packed_bytes(count, 45), 8 * count)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stored_matrices import KINDS, SUPER, part, public_tables, public_weights, read
 
 from protocols.base.cost import Cost
-from protocols.base.ring import RESIDUAL_BITS, decode, encode, signed
+from protocols.base.ring import RESIDUAL_BITS, decode, encode, packed_bytes, signed
 from protocols.base.shares import COMPUTING, Role
 from protocols.drivers.lockstep import combine, run_parties
 from protocols.drivers.trace import trace
@@ -102,9 +102,10 @@ def test_declared_cost_equals_counted_cost(rows):
             own = lane.blank((rows, 7), frac=18) if lane.tracing else x[lane.role]
             return await function(lane, own, held[lane.role])
 
-        counted = run_parties(dict.fromkeys(COMPUTING, party)).cost
+        outcome = run_parties(dict.fromkeys(COMPUTING, party))
         declared, _ = trace(party)
-        assert declared == counted == Cost(1, 16 * rows * 5, 8 * rows * 5)
+        sent = 2 * packed_bytes(rows * 5, outcome.results[A].width)
+        assert declared == outcome.cost == Cost(1, sent, packed_bytes(rows * 5, 63))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,6 +17,9 @@ from protocols.base.lane import Lane
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.dpf import generate_selectors
+from protocols.functions import histogram
+from protocols.functions.buckets import Layout
+from protocols.functions.buckets import generate as generate_buckets
 from protocols.kernels import ladder
 from protocols.kernels.packing import unpack_numpy
 
@@ -105,7 +108,13 @@ def dissecting(seen: dict[Key, list[Words]], widths: dict[Key, int]) -> Iterator
         corrections[id(made)] = made, made.size // 8 // alpha.size
         return made, found
 
+    def filling(layout: Layout, alpha: Words, *rest: Any) -> Any:
+        made = generate_buckets(layout, alpha, *rest)
+        corrections[id(made)] = made, layout.words
+        return made
+
     with (
+        mock.patch.object(histogram, "generate", filling),
         mock.patch.object(spline, "generate", noting(spline.generate)),
         mock.patch.object(ladder, "generate", noting(ladder.generate)),
         mock.patch.object(embedding, "generate_selectors", choosing),

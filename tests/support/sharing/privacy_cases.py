@@ -29,6 +29,7 @@ from protocols.functions.attention import AttentionRange, attend
 from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.elementary import exp_negative, power_spline, reciprocal, rsqrt
 from protocols.functions.exponential import TIGHT, exp_part
+from protocols.functions.histogram import numerators
 from protocols.functions.late import LateRange, late_norm
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.functions.softcap import Cap, softcap
@@ -163,9 +164,14 @@ async def mapped(lane, x):
     return await map_public(lane, x, lambda words: words * np.uint64(77), shift=5, frac=18)
 
 
+async def near_largest(lane, x):
+    """Rows of two entries, so that no field ends in padding."""
+    return await numerators(lane, x, np.arange(2, x.size + 1, 2), 6)
+
+
 async def attention(lane, scores, values):
     return await attend(
-        lane, scores, values, np.ones((1, 2), dtype=np.bool_), AttentionRange(11, 6, 0)
+        lane, scores, values, np.ones((1, 2), dtype=np.bool_), AttentionRange(6, 6, 0)
     )
 
 
@@ -249,16 +255,17 @@ def inputs_of(name, variant):
         "layer_norm, public late gain": lambda: (late_gain_norm, open_affine),
         "mul by a public value": lambda: (mul, [wide, public(x), 18]),
         "map_public": lambda: (mapped, [wide]),
+        "histogram": lambda: (near_largest, [share(x, width=45)]),
         "attention": lambda: (attention, [share(pair[:, None, :]), share(pair[:, :, None])]),
         "wide attention": lambda: (
             wide_attention,
             [share(5e5 * pair[:, None, :]), share(pair[:, :, None])],
         ),
-        "linear": lambda: (linear, [share(np.tile(x, (2, 1))), weight_of(matrix)]),
+        "linear": lambda: (linear, [share(np.tile(x, (8, 1))), weight_of(matrix)]),
         "table_product": lambda: (table_product, [share(np.tile(x[:3], (8, 1))), table_of(matrix)]),
         "linear, public": lambda: (
             linear,
-            [share(np.tile(x, (2, 1))), public_weights(matrix, COMPUTING)],
+            [share(np.tile(x, (8, 1))), public_weights(matrix, COMPUTING)],
         ),
         "table_product, public": lambda: (
             table_product,
@@ -276,13 +283,13 @@ NAMES = [
     "attention", "wide attention", "linear", "table_product", "linear, public",
     "table_product, public", "layer_norm, public gain", "layer_norm, public late gain",
     "mul by a public value", "mul3, narrow", "square_sum, narrow", "mul, narrow",
-    "rms_norm, narrow", "layer_norm, narrow", "gate", "late_norm",
+    "rms_norm, narrow", "layer_norm, narrow", "gate", "late_norm", "histogram",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)
     for settings, names in (
         (Settings(tree="traffic"), ["less", "less exactly", "maximum"]),
-        (Settings(tree="balanced"), ["gelu", "relu", "layer_norm"]),
+        (Settings(tree="balanced"), ["gelu", "relu", "layer_norm", "attention"]),
         (Settings(approximation="puma"), ["silu", "gelu", "exp"]),
         (Settings(approximation="fast"), ["silu", "gelu", "exp"]),
     )

@@ -1,0 +1,172 @@
+"""Point functions over buckets, element by element, on AES instructions.
+
+The tree is that of `protocols.functions.buckets`, where the layout of a correction is and the NumPy
+twins are; same results bit for bit.
+"""
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocols.kernels.aes.aesni import GROUP_LIMIT, KEY_WORDS, make_hash
+from protocols.kernels.aes.fixed_key import LEAF
+from protocols.kernels.forest import LEAF_KEY, begin, descend, grow, side_corrections
+from protocols.kernels.jit import Words, kernel
+
+Counts: TypeAlias = NDArray[np.uint32]
+
+_child = make_hash(1, add=False)
+_hashed = make_hash(2, add=False)
+_leaf_pair = make_hash(2, add=True)
+
+_ONE = np.uint64(1)
+_COUNT_KEY = (LEAF + 2) * KEY_WORDS
+_BYTE_TOPS = np.uint64(0x8080808080808080)
+_PAIR_TOPS = np.uint64(0x8000800080008000)
+
+
+@kernel()
+def _plus(a: np.uint64, b: np.uint64, tops: np.uint64) -> np.uint64:
+    """The sum of two words lane by lane; `tops` has the top bit of every lane."""
+    return ((a & ~tops) + (b & ~tops)) ^ ((a ^ b) & tops)
+
+
+@kernel()
+def _minus(a: np.uint64, b: np.uint64, tops: np.uint64) -> np.uint64:
+    return ((a | tops) - (b & ~tops)) ^ ((a ^ ~b) & tops)
+
+
+@kernel()
+def _counters(
+    keys: Words, correction: Words, at: int, depth: int, words: int, tops: np.uint64,
+    nodes: Words, leaves: Words, stride: int, zeros: Words, flat: Words,
+) -> None:  # fmt: skip
+    """The counters of all nodes of a level, in order, from their correction at word `at`."""
+    for b in range(0, words // 2, 2):
+        _hashed(keys, _COUNT_KEY + b * KEY_WORDS, nodes, 0, 1 << depth,
+                leaves, b * stride, stride, zeros, 0)  # fmt: skip
+    for j in range(1 << depth):
+        active = np.uint64(0) - (nodes[2 * j] & _ONE)
+        for i in range(words):
+            word = leaves[(i // 2) * stride + 2 * j + i % 2]
+            flat[words * j + i] = _plus(word, correction[at + i] & active, tops)
+
+
+@kernel("void(in1, int64, in1, in1, int64, int64, in1, in1, uint32[:, ::1])")
+def count(
+    keys: Words, party: int, roots: Words, correction: Words, v: int, words: int,
+    top: Words, ends: Words, out: Counts,
+) -> None:  # fmt: skip
+    """Add up the counters of each row's elements, turned by `top`: out (rows, 2^v)."""
+    size, depth = 1 << v, v - 5
+    each = 2 * (v - 2) + words + 4
+    stride = (2 << depth) + 2 * GROUP_LIMIT
+    nodes, leaves = np.empty(stride, np.uint64), np.empty(stride * (words // 2), np.uint64)
+    fix, zeros = np.empty(4, np.uint64), np.zeros(4, np.uint64)
+    flat = np.empty(words << depth, np.uint64)
+    nodes[:] = 0
+    tops = _BYTE_TOPS if words == 4 else _PAIR_TOPS
+    bytewise, pairwise = flat.view(np.uint8), flat.view(np.uint16)
+    total = np.empty(size, np.uint16)
+    start = np.int64(0)
+    for row in range(ends.size):
+        end = np.int64(ends[row])
+        total[:] = 0
+        for e in range(start, end):
+            grow(keys, party, roots, correction, e, e * each, depth, nodes, fix)
+            _counters(keys, correction, e * each + 2 * depth, depth, words, tops,
+                      nodes, leaves, stride, zeros, flat)  # fmt: skip
+            turn = np.int64(top[e])
+            # The share of bucket j counts at top - j; `total` runs backwards, so that both ascend.
+            if words == 4:
+                for j in range(turn):
+                    total[size - turn + j] += bytewise[j]
+                for j in range(turn, size):
+                    total[j - turn] += bytewise[j]
+            else:
+                for j in range(turn):
+                    total[size - turn + j] += pairwise[j]
+                for j in range(turn, size):
+                    total[j - turn] += pairwise[j]
+        start = end
+        for p in range(size):
+            word = np.uint32(total[(size - p) & (size - 1)])
+            out[row, p] = np.uint32(0) - word if party == 1 else word
+
+
+@kernel("void(in1, int64, in1, in1, int64, int64, in1, in2, uint64[::1])")
+def weigh(
+    keys: Words, party: int, roots: Words, correction: Words, v: int, words: int,
+    first: Words, factors: Words, out: Words,
+) -> None:  # fmt: skip
+    """For each element the sum of factors[:, d] times the payload's share at first + d."""
+    depth, above = v - 2, v - 5
+    each = 2 * depth + words + 4
+    node = np.empty(2 + 2 * GROUP_LIMIT, np.uint64)
+    leaf = np.empty(4 + 2 * GROUP_LIMIT, np.uint64)
+    fix = np.empty(4, np.uint64)
+    node[:] = 0
+    for e in range(first.size):
+        total, found = np.uint64(0), np.int64(-1)
+        for d in range(factors.shape[1]):
+            place = (np.int64(first[e]) + d) & ((1 << v) - 1)
+            if place >> 2 != found:
+                found = place >> 2
+                node[0] = (roots[2 * e] & ~_ONE) | np.uint64(party)
+                node[1] = roots[2 * e + 1]
+                for level in range(depth):
+                    at = e * each + 2 * level + (words if level >= above else 0)
+                    bit = 5 + level if level < above else 2 + level - above
+                    side = (place >> bit) & 1
+                    side_corrections(correction[at], correction[at + 1], fix)
+                    _child(keys, side * KEY_WORDS, node, 0, 1, node, 0, 0, fix, 2 * side)
+                for i in range(4):
+                    fix[i] = correction[e * each + 2 * depth + words + i]
+                _leaf_pair(keys, LEAF_KEY, node, 0, 1, leaf, 0, 2, fix, 0)
+            total += factors[e, d] * leaf[place & 3]
+        out[e] = -total if party == 1 else total
+
+
+@kernel("void(in1, in1, in1, in1, in1, int64, int64, uint64[::1])")
+def generate(
+    keys: Words, alpha: Words, payload: Words, roots_a: Words, roots_b: Words, v: int, words: int,
+    out: Words,
+) -> None:  # fmt: skip
+    """The dealer's corrections, flat."""
+    depth, above = v - 2, v - 5
+    each = 2 * depth + words + 4
+    nodes = np.empty(4 + 2 * GROUP_LIMIT, np.uint64)
+    both = np.empty(4 + 2 * GROUP_LIMIT, np.uint64)
+    leaves = np.empty(4 * (words // 2) + 2 * GROUP_LIMIT, np.uint64)
+    fix, zeros = np.empty(4, np.uint64), np.zeros(4, np.uint64)
+    tops = _BYTE_TOPS if words == 4 else _PAIR_TOPS
+    lanes = 32 // words
+    nodes[:] = 0
+    for e in range(alpha.size):
+        begin(roots_a, roots_b, e, nodes)
+        at = e * each
+        for level in range(depth):
+            if level == above:
+                for b in range(0, words // 2, 2):
+                    _hashed(keys, _COUNT_KEY + b * KEY_WORDS, nodes, 0, 2,
+                            leaves, 4 * b, 4, zeros, 0)  # fmt: skip
+                lane = np.int64(alpha[e]) & 31
+                for i in range(words):
+                    one = np.uint64(0)
+                    if lane // lanes == i:
+                        one = _ONE << np.uint64(lane % lanes * (64 // lanes))
+                    place = 4 * (i // 2) + i % 2
+                    gap = _plus(_minus(one, leaves[place], tops), leaves[place + 2], tops)
+                    out[at + i] = _minus(np.uint64(0), gap, tops) if nodes[2] & _ONE else gap
+                at += words
+            place = 5 + level if level < above else 2 + level - above
+            bit = (alpha[e] >> np.uint64(place)) & _ONE
+            descend(keys, nodes, bit, out, at, both, fix)
+            at += 2
+        _hashed(keys, LEAF_KEY, nodes, 0, 2, leaves, 0, 4, zeros, 0)
+        for i in range(4):
+            place = 4 * (i // 2) + i % 2
+            target = payload[e] if np.int64(alpha[e]) & 3 == i else np.uint64(0)
+            gap = target - leaves[place] + leaves[place + 2]
+            out[at + i] = -gap if nodes[2] & _ONE else gap
