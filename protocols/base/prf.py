@@ -100,18 +100,27 @@ class Stream:
         position: number of eight-byte words to leave out.
     """
 
-    __slots__ = ("_source",)
+    __slots__ = ("_source", "_state")
 
     def __init__(self, key: bytes, position: int = 0) -> None:
-        self._source = (kernel_source if available() else library_source)(key, position)
+        self._source: Source | None = None
+        self._state: Words
+        if available():
+            self._state = _kernel_state(key, position)
+        else:
+            self._source = library_source(key, position)
 
     def words(self, shape: tuple[int, ...], width: int = 64) -> Words:
         """Uniform ring elements of `width` bits, as uint64 of the given shape."""
-        return self._source(math.prod(shape), width).reshape(shape)
+        if self._source is not None:
+            return self._source(math.prod(shape), width).reshape(shape)
+        out = np.empty(shape, dtype=np.uint64)
+        draw.run(self._state, width, out.ravel())
+        return out
 
     def fill(self, count: int) -> Bytes:
         """The next `count` bytes; the rest of the last eight-byte word is skipped."""
-        return self._source((count + 7) // 8, 64).view(np.uint8)[:count]
+        return self.words(((count + 7) // 8,)).view(np.uint8)[:count]
 
     def bits(self, shape: tuple[int, ...]) -> Bytes:
         """Uniform bits, one 0/1 byte each."""

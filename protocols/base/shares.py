@@ -70,7 +70,7 @@ class SecretTensor:
         return SecretTensor(self.role, a, b, self.width, self.frac)
 
     def _check(self, other: "SecretTensor") -> None:
-        if (self.width, self.frac) != (other.width, other.frac):
+        if self.width != other.width or self.frac != other.frac:
             raise LocalProtocolError(
                 f"cannot add a sharing over 2^{other.width} with {other.frac} fraction bits to one "
                 f"over 2^{self.width} with {self.frac}: lift, drop or narrow one of them first"
@@ -94,7 +94,7 @@ class SecretTensor:
 
     def add_public(self, words: Words | np.uint64) -> "SecretTensor":
         """Add public ring words (already encoded with this tensor's fraction bits)."""
-        return self if self.role.is_dealer else self._like(self.a + words, self.b)
+        return self if self.role is Role.DEALER else self._like(self.a + words, self.b)
 
     def times(self, words: Words | np.uint64, frac: int = 0) -> "SecretTensor":
         """Multiply by public ring words that carry `frac` fraction bits."""
@@ -193,7 +193,7 @@ def _joined(tensors: Sequence[SecretTensor], join: Callable[[list[Words]], Words
 def constant(role: Role, words: Words, width: int = RING_BITS, frac: int = 0) -> SecretTensor:
     """A public value as a sharing with zero masks."""
     zeros = np.zeros_like(words)
-    return SecretTensor(role, zeros if role.is_dealer else words, zeros, width, frac)
+    return SecretTensor(role, zeros if role is Role.DEALER else words, zeros, width, frac)
 
 
 @dataclass(slots=True, eq=False)
@@ -216,7 +216,9 @@ class SecretBits:
         return self.a ^ self.b
 
     def __invert__(self) -> "SecretBits":
-        return self if self.role.is_dealer else SecretBits(self.role, self.a ^ np.uint8(1), self.b)
+        if self.role is Role.DEALER:
+            return self
+        return SecretBits(self.role, self.a ^ np.uint8(1), self.b)
 
     def __xor__(self, other: "SecretBits") -> "SecretBits":
         return SecretBits(self.role, self.a ^ other.a, self.b ^ other.b)

@@ -55,6 +55,7 @@ class ObservedLane(Lane):
         tape: the tape of the task that this lane's code runs in.
     """
 
+    observed = True
     meter: Meter
     tape: Tape
 
@@ -163,12 +164,9 @@ class ObservedLane(Lane):
         self.clock += 1
         return data
 
-    def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+    async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
         if work < LEAST_WORK:
-            return self.link.run(work, function, *args)
-        return self._timed(work, function, *args)
-
-    async def _timed(self, work: int, function: Callable[..., T], *args: Any) -> T:
+            return await super().run(work, function, *args)
         asked, loop = clock(), threading.get_ident()
         ran: tuple[float, float, bool] = (asked, asked, False)
 

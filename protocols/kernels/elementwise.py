@@ -35,7 +35,7 @@ def _masked_sum(part: Words, mask: Words, shift: Any, dealt: Words, out: Words) 
 def _masked_sum_numba(part: Words, mask: Words, shift: int, dealt: Words) -> Words:
     """part + mask * 2^shift + dealt, of one shape; shift < 64."""
     out = np.empty(part.shape, dtype=np.uint64)
-    _masked_sum(flat(part), flat(mask), shift, flat(dealt), out.reshape(-1))
+    _masked_sum.run(part.ravel(), mask.ravel(), shift, dealt.ravel(), out.reshape(-1))
     return out
 
 
@@ -59,7 +59,7 @@ def _rounded_numba(opened: Words, width: int, shift: int) -> Words:
     """The signed `width`-bit words shifted right: (x + 2^(width-2) mod 2^width) >> shift, less the
     offset."""
     out = np.empty(opened.shape, dtype=np.uint64)
-    _rounded(flat(opened), width, shift, out.reshape(-1))
+    _rounded.run(opened.ravel(), width, shift, out.reshape(-1))
     return out
 
 
@@ -84,7 +84,7 @@ def _lift_secrets(one: Words, two: Words, width: Any, msb: Words, carry: Words) 
 def _lift_secrets_numba(one: Words, two: Words, width: int) -> tuple[Words, Words]:
     """The top bit of the sum of two `width`-bit masks, and the sum's carry; width < 64."""
     msb, carry = np.empty(one.shape, np.uint64), np.empty(one.shape, np.uint64)
-    _lift_secrets(flat(one), flat(two), width, msb.reshape(-1), carry.reshape(-1))
+    _lift_secrets.run(one.ravel(), two.ravel(), width, msb.reshape(-1), carry.reshape(-1))
     return msb, carry
 
 
@@ -106,7 +106,7 @@ def _lift_word(m: Words, msb: Words, carry: Words, upper: Words, width: Any, out
 def _lift_word_numba(m: Words, msb: Words, carry: Words, upper: Words, width: int) -> Words:
     """(1 - msb(zeta)) * share(msb) + share(carry) + upper for zeta = m + 2^(width-2)."""
     out = np.empty(m.shape, dtype=np.uint64)
-    _lift_word(flat(m), flat(msb), flat(carry), flat(upper), width, out.reshape(-1))
+    _lift_word.run(m.ravel(), msb.ravel(), carry.ravel(), upper.ravel(), width, out.reshape(-1))
     return out
 
 
@@ -127,7 +127,7 @@ def _joined(low: Words, offset: Any, high: Words, width: Any, out: Words) -> Non
 def _joined_numba(low: Words, offset: int, high: Words, width: int) -> Words:
     """(low + offset mod 2^width) - offset + high * 2^width; width < 64."""
     out = np.empty(low.shape, dtype=np.uint64)
-    _joined(flat(low), offset, flat(high), width, out.reshape(-1))
+    _joined.run(low.ravel(), offset, high.ravel(), width, out.reshape(-1))
     return out
 
 
@@ -157,7 +157,7 @@ def _windows(words: Words, cuts: Words, width: Any, shift: Any, bits: Any, out: 
 def _windows_numba(words: Words, cuts: Words, width: int, shift: int, bits: int) -> Words:
     """Bits shift .. shift + bits - 1 of words - cut modulo 2^width: (words.size, cuts.size)."""
     out = np.empty((words.size, cuts.size), dtype=np.uint64)
-    _windows(flat(words), cuts, width, shift, bits, out.reshape(-1))
+    _windows.run(words.ravel(), cuts, width, shift, bits, out.reshape(-1))
     return out
 
 
@@ -199,7 +199,7 @@ def _aligned_numba(words: Words, moves: Moves, half: bool, width: int, bits: int
         (n, count).
     """
     out = np.empty((words.size, moves.size), dtype=np.uint64)
-    _aligned(words, moves, half, width, bits, out)
+    _aligned.run(words, moves, half, width, bits, out)
     return out
 
 
@@ -217,7 +217,7 @@ def _add_twice(one: Words, two: Words, out: Words) -> None:
 
 def _add_twice_numba(one: Words, two: Words, out: Words) -> None:
     """Set out to one + 2 two; all are flat and of one size."""
-    _add_twice(one, two, out)
+    _add_twice.run(one, two, out)
 
 
 def joined_factor_numpy(high: Half, one: Half, two: Half, dealer: bool, out: Words) -> None:
@@ -239,12 +239,12 @@ def _joined_factor_numba(high: Half, one: Half, two: Half, dealer: bool, out: Wo
     """Set out to words with these high 32 bits. The low ones are those of one - two at the dealer,
     of one - 2 two at an evaluator. All are flat and of one size.
     """
-    _joined_factor(high, one, two, dealer, out)
+    _joined_factor.run(high, one, two, dealer, out)
 
 
 def flat(words: Words) -> Words:
     """A contiguous one-dimensional view or copy."""
-    return np.ascontiguousarray(words).reshape(-1)
+    return words.ravel()
 
 
 _NUMBA = MODE == "numba"

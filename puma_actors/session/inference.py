@@ -15,6 +15,7 @@ from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError
 from puma_actors.base.concurrency import gather, in_turn, unwrap
 from puma_actors.session.mailbox import Mailbox
+from puma_actors.session.strands import Strands
 from puma_actors.transports.frames import flat
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class InferenceLink:
         self._group: TaskGroup | None = None
         self._deferred: list[Coroutine[Any, Any, None]] = []
         self._boxes: dict[Role, Mailbox] = {}
+        self._ports = scheduler.ports
+        self._others = 0  # strands beside the first one
+        self._strands: Strands | None = None
         self._ended = False
 
     # -- life -------------------------------------------------------------------------------------
@@ -59,6 +63,7 @@ class InferenceLink:
     async def __aenter__(self) -> "InferenceLink":
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
+        self._strands = Strands(self._group)
         return self
 
     async def __aexit__(
@@ -67,7 +72,8 @@ class InferenceLink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool | None:
-        assert self._group is not None
+        assert self._group is not None and self._strands is not None
+        self._strands.close()
         try:
             handled = await self._group.__aexit__(kind, error, trace)
             if error is None:
@@ -98,21 +104,24 @@ class InferenceLink:
         Raises:
             PeerFailed: the session failed, or the receiver has left.
         """
-        port = self._scheduler.port(to)
+        port = self._ports[to] if to in self._ports else self._scheduler.port(to)
         if port.left or self._ended or self._scheduler.over:
             self._check()
             port.check()
-        if len(data) == 1:
-            payload = flat(data[0]).toreadonly()
-        else:
-            payload = memoryview(b"".join([flat(part) for part in data]))
+        first, *rest = data
+        payload = memoryview(b"".join(data) if rest else first)
+        if payload.format != "B" or payload.ndim != 1:
+            payload = flat(payload)
+        payload, size, number = payload.toreadonly(), payload.nbytes, self.number
         if not online:
-            await port.window(self.number).acquire(payload.nbytes)
-        self.traffic.count(payload.nbytes, online=online)
-        if port.put((self.number, *tag), payload, not online):
+            window = port.windows[number] if number in port.windows else port.window(number)
+            if not window.admit(size):
+                await window.acquire(size)
+        self.traffic.count(size, online=online)
+        if port.put((number, *tag), payload, not online, alone=online and self._others == 0):
             await checkpoint()
             await port.drained()
-        return payload.nbytes
+        return size
 
     def receive(self, sender: Role, tag: Path) -> Coroutine[Any, Any, Buffer]:
         """As `Link.receive`.
@@ -136,7 +145,14 @@ class InferenceLink:
         """
         if self.role is Role.DEALER:
             return await in_turn(tasks)
-        return await gather(tasks)
+        others = len(tasks) - 1
+        if others == 0:
+            return [await tasks[0]]
+        self._others += others
+        try:
+            return await (gather if self._strands is None else self._strands.gather)(tasks)
+        finally:
+            self._others -= others
 
     def defer(self, task: Coroutine[Any, Any, None]) -> None:
         """As `Link.defer`; inside `async with` only."""

@@ -17,6 +17,7 @@ message gets through, however large, and in whatever order the lanes want theirs
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -111,6 +112,8 @@ class CreditWindow:
         if total > self.limit:
             return False
         self.outstanding = total
+        if total > self.peak:
+            self.peak = total
         return True
 
     def release(self, size: int) -> None:
@@ -202,10 +205,11 @@ class Mailbox:
         self._check = check
         self._ready: dict[Tag, tuple[memoryview, bool]] = {}
         self._waiting: dict[Tag, asyncio.Future[memoryview | None]] = {}
-        self._taken: dict[Lane, int] = {}  # number of the last message taken in each lane
+        self._taken: defaultdict[Lane, int] = defaultdict(int)  # number of the last message taken
         self._parts: dict[Tag, _Parts] = {}
         self._offers: set[Tag] = set()
         self._asked: set[Tag] = set()  # requested offers, until they arrive
+        self._alarmed = True  # look for a failure before the next wait
         self._early = 0
         self._owed = 0
         self._account = CreditAccount(flow.window, acknowledge)
@@ -220,13 +224,19 @@ class Mailbox:
         Raises:
             RemoteProtocolError: it came before (replay), or it exceeds the budget.
         """
-        waiter = self._waiting.pop(tag, None)
+        waiter = self._waiting.pop(tag) if tag in self._waiting else None
         if waiter is not None and not (dealt or self._parts or self._asked or waiter.done()):
-            self._spend(buffer.nbytes)
+            self._owed += buffer.nbytes + MESSAGE_OVERHEAD
+            if 4 * self._owed >= self._flow.early:
+                self._pay()
             waiter.set_result(buffer)  # the usual course of a round
             return
         if waiter is None or tag in self._parts:
             self._refuse_replay(tag)
+        if waiter is None and dealt:
+            self._account.arrived(buffer.nbytes)
+            self._ready[tag] = (buffer, True)
+            return
         self._reserve(buffer.nbytes, dealt, waiter is not None or tag in self._asked)
         self._hand_over(tag, buffer, dealt, waiter)
 
@@ -301,16 +311,19 @@ class Mailbox:
         elif tag in self._asked:
             self._asked.remove(tag)
         else:
-            self._spend(buffer.nbytes)
+            self._consumed(buffer.nbytes)
         if not waiter.done():
             waiter.set_result(buffer)
 
-    def _spend(self, size: int) -> None:
+    def _consumed(self, size: int) -> None:
         """Count an online message as consumed."""
         self._owed += size + MESSAGE_OVERHEAD
         if 4 * self._owed >= self._flow.early:
-            owed, self._owed = self._owed, 0
-            self._spent(owed)
+            self._pay()
+
+    def _pay(self) -> None:
+        owed, self._owed = self._owed, 0
+        self._spent(owed)
 
     def _refuse_replay(self, tag: Tag) -> None:
         seen = tag in self._ready or tag in self._parts or tag in self._offers
@@ -339,21 +352,22 @@ class Mailbox:
             PeerFailed: the session failed, or the sender has left.
         """
         lane, number = tag[:-1], tag[-1]
-        if number != self._taken.get(lane, 0) + 1:
+        if number != self._taken[lane] + 1:
             raise LocalProtocolError(f"message {tag} is taken out of order")
-        entry = self._ready.pop(tag, None)
         self._taken[lane] = number
-        if entry is not None:
-            buffer, dealt = entry
+        if tag in self._ready:
+            buffer, dealt = self._ready.pop(tag)
             if dealt:
                 self._account.consumed(buffer.nbytes)
             elif tag in self._asked:
                 self._asked.remove(tag)
             else:
                 self._early -= buffer.nbytes + MESSAGE_OVERHEAD
-                self._spend(buffer.nbytes)
+                self._consumed(buffer.nbytes)
             return buffer
-        self._check()
+        if self._alarmed:
+            self._check()
+            self._alarmed = False
         waiter: asyncio.Future[memoryview | None] = asyncio.get_running_loop().create_future()
         self._waiting[tag] = waiter
         if self._offers and tag in self._offers:
@@ -364,14 +378,15 @@ class Mailbox:
             if self._waiting.pop(tag, None) is not None:
                 self._taken[lane] = number - 1  # if it still comes, it is not a replay
             raise
-        self._waiting.pop(tag, None)
         if found is None:
+            self._waiting.pop(tag, None)
             self._check()
             raise LocalProtocolError("the inference ended while a lane waited for a message")
         return found
 
     def wake(self) -> None:
         """Wake every waiter, which then sees the failure."""
+        self._alarmed = True
         for waiter in self._waiting.values():
             if not waiter.done():
                 waiter.set_result(None)

@@ -8,7 +8,8 @@
 
 The flush is a callback for the next turn of the loop, not a task: by then the messages of all lanes
 that are ready in this turn are in the batch, and a round costs no task switches besides those of
-the lanes.
+the lanes. If there is only one lane, or if a frame costs nothing, an online message leaves at once,
+which saves a turn of the loop.
 
 On a slow channel two queues form. Frames that a round waits for (small online messages, credit,
 failures) go before the parts of large messages, dealt messages and requests; each queue keeps its
@@ -67,10 +68,6 @@ def _is_urgent(frame: Frame) -> bool:
     return frame.kind in (Kind.CREDIT, Kind.OFFER, Kind.ASK, Kind.ERROR)
 
 
-def unheard(tags: Sequence[Any]) -> None:
-    """Ignore arrivals: no profiler is attached."""
-
-
 class Port:
     """Everything about the connection to one peer.
 
@@ -99,7 +96,7 @@ class Port:
         self.windows: dict[int, CreditWindow] = {}
         self.outboxes: dict[int, Outbox] = {}
         self.room = Signal()
-        self.arrived: Callable[[Sequence[Any]], None] = unheard
+        self.arrived: Callable[[Sequence[Any]], None] | None = None
         """Called with the tags of messages as soon as they arrive; for a profiler."""
         self._flow = flow
         self._incoming = flow.incoming(own, peer.role)
@@ -108,6 +105,7 @@ class Port:
         self._check = check
         self.control_window = CreditWindow(flow.control, self.check)
         self.control_account = CreditAccount(flow.control, lambda size: self.credit((), size))
+        self._instant = self.channel.instant
         self._chunk = min(flow.chunk or self.channel.chunk_bytes, self.channel.chunk_bytes)
         self._online, self._dealt = _Batch(False), _Batch(True)
         self._scheduled = False
@@ -189,11 +187,24 @@ class Port:
 
     # -- sending ----------------------------------------------------------------------------------
 
-    def put(self, tag: Tag, payload: memoryview, dealt: bool) -> bool:
-        """Queue a message; True if the caller should let others run before it sends more."""
-        if not dealt and not self.outbox(tag[0]).admit(tag, payload):
-            self._emit(Frame(Kind.OFFER, self.session, tag, {"total": payload.nbytes}))
-            return True
+    def put(self, tag: Tag, payload: memoryview, dealt: bool, *, alone: bool = False) -> bool:
+        """Queue a message; True if the caller should let others run before it sends more.
+
+        Args:
+            alone: no other lane of the inference has messages to send in this turn: it leaves now.
+        """
+        if not dealt:
+            number = tag[0]
+            box = self.outboxes[number] if number in self.outboxes else self.outbox(number)
+            if not box.window.admit(payload.nbytes):
+                box.hold(tag, payload)
+                self._emit(Frame(Kind.OFFER, self.session, tag, {"total": payload.nbytes}))
+                return True
+            at_once = alone or self._instant
+            if at_once and not self._online.tags and payload.nbytes < self._flow.watermark:
+                header = {"tags": [tag], "dealt": False}
+                self._emit(Frame(Kind.BATCH, self.session, (), header, [payload]))
+                return self._pending_bytes > self._flow.backlog
         return self._put(tag, payload, dealt)
 
     def _put(self, tag: Tag, payload: memoryview, dealt: bool) -> bool:
@@ -212,7 +223,7 @@ class Port:
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
-        return len(batch.tags) >= self._flow.batch or self.slow
+        return len(batch.tags) >= self._flow.batch or self._pending_bytes > self._flow.backlog
 
     def _turn(self) -> None:
         self._scheduled = False
@@ -274,14 +285,14 @@ class Port:
     def _emit(self, frame: Frame) -> None:
         if self.left or self.closed or self._gone:
             return
-        queue = self._urgent if _is_urgent(frame) else self._pending
-        if not (self._urgent or queue):
+        if not (self._urgent or self._pending) or (_is_urgent(frame) and not self._urgent):
             try:
                 if self.channel.try_send(frame):
                     return
             except PumaError as error:
                 self._unsent(error)
                 return
+        queue = self._urgent if _is_urgent(frame) else self._pending
         queue.append(frame)
         self._pending_bytes += frame.nbytes
         self._work.notify()

@@ -92,6 +92,8 @@ class RoundScheduler:
         self._controls: deque[tuple[Port, dict[str, Any], list[memoryview], int]] = deque()
         self._changed = Signal()  # a control message arrived, or a peer left
         self._failure: PumaError | None = None
+        self.over = False
+        """Whether the session has failed or ended."""
         self._failed = anyio.Event()
         self._state = "new"
         self._handlers = {
@@ -234,11 +236,6 @@ class RoundScheduler:
             root = unwrap(errors)
             raise root from root.__cause__
 
-    @property
-    def over(self) -> bool:
-        """Whether the session has failed or ended."""
-        return self._failure is not None or self._state == "ended"
-
     def check(self) -> None:
         """Raise if the session has failed or ended."""
         if self._failure is not None:
@@ -275,6 +272,7 @@ class RoundScheduler:
             for port in self.ports.values():
                 await port.close()
         self._state = "ended"
+        self.over = True
         for port in self.ports.values():
             port.wake()
         self._changed.notify()
@@ -305,6 +303,7 @@ class RoundScheduler:
         if self._failure is not None:
             return
         self._failure = failure
+        self.over = True
         self._failed.set()
         header = {"text": str(failure)[:TEXT_CHARS]}
         for port in self.ports.values():
@@ -318,12 +317,11 @@ class RoundScheduler:
         if self._failure is not None:
             return
         try:
-            handler = self._handlers.get(frame.kind)
-            if handler is None:
+            if frame.kind not in self._handlers:
                 raise RemoteProtocolError(f"{frame.kind.name} frame outside the handshake")
             if frame.session != port.session:
                 raise RemoteProtocolError(f"frame of another session: {frame.session.hex()}")
-            handler(port, frame)
+            self._handlers[frame.kind](port, frame)
         except RemoteProtocolError as error:
             self._lost(port, error)
 
@@ -348,12 +346,17 @@ class RoundScheduler:
             raise RemoteProtocolError("malformed batch of messages")
         for raw, buffer in zip(tags, buffers, strict=True):
             tag = raw if type(raw) is tuple else message_tag(raw)
-            box = port.mailboxes.get(tag[0]) or self._mailbox(port, tag)
+            number = tag[0]
+            if number in port.mailboxes:
+                box: Mailbox | None = port.mailboxes[number]
+            else:
+                box = self._mailbox(port, tag)
             if box is not None:
                 box.put(tag, buffer, dealt)
             elif dealt:
                 port.credit(tag[:1], buffer.nbytes + MESSAGE_OVERHEAD)
-        port.arrived(tags)
+        if port.arrived is not None:
+            port.arrived(tags)
 
     def _on_data(self, port: Port, frame: Frame) -> None:
         tag, offset, total, dealt, buffer = read_part(frame)
@@ -365,7 +368,8 @@ class RoundScheduler:
             box.put(tag, buffer, dealt)
         else:
             box.put_chunk(tag, offset, total, buffer, dealt)
-        port.arrived((tag,))
+        if port.arrived is not None:
+            port.arrived((tag,))
 
     def _on_offer(self, port: Port, frame: Frame) -> None:
         tag, total = read_offer(frame)
