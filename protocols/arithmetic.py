@@ -32,6 +32,7 @@ from protocols.kernels.elementwise import (
     joined,
     lift_secrets,
     lift_word,
+    lifted,
     masked_sum,
     rounded,
 )
@@ -126,8 +127,7 @@ async def lift(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor
     upper = lane.mask(x.shape, gap)
     msb, carry = await lane.share(fields)
     (high,) = await lane.open(fields[:1], [lift_word(x.a, msb, carry, upper, x.width)])
-    m = joined(x.a, 1 << (x.width - 2), high, x.width)
-    own = joined(x.b, 0, upper, x.width)
+    m, own = lifted(x.a, x.b, high, upper, x.width)
     return SecretTensor(lane.role, m, own, to, x.frac)
 
 

@@ -25,12 +25,10 @@ T = TypeVar("T")
 U = TypeVar("U")
 Path: TypeAlias = tuple[int, ...]
 
-_WORK = 12
-"""Work of drawing, adding or packing one element, in multiply-adds."""
-_FEW = 1 << 13
-"""Up to this many elements run in place: asking the runtime would cost more than a thread gains."""
 _LITTLE = 1 << 16
-"""Work below which any function runs in place, for the same reason."""
+"""Work below which a function runs in place: asking the runtime would cost more than a thread
+gains.
+"""
 
 Approximation: TypeAlias = Literal["tight", "fast", "puma"]
 APPROXIMATIONS: tuple[Approximation, ...] = get_args(Approximation)
@@ -96,12 +94,6 @@ class Link(Protocol):
         """Call a function that takes about `work` multiply-adds, off the loop if that is many."""
 
 
-def _work(fields: Sequence[Field]) -> int:
-    """Work of drawing, adding or packing the fields, in `Lane.run`'s unit; 0: run it in place."""
-    count = layout(tuple(fields)).count
-    return _WORK * count if count >= _FEW else 0
-
-
 class _Streams(dict[Role, Stream]):
     """A lane's streams by peer, each opened when it is first read."""
 
@@ -131,6 +123,7 @@ class Lane:
         self.clock = clock
         """Rounds on the longest chain of exchanges up to here."""
         self._forks = 0
+        self._free: list[Lane] = []
         self._shares = 0
         self._streams = _Streams(link, path)
         self._sent: defaultdict[Role, int] = defaultdict(int)
@@ -202,7 +195,7 @@ class Lane:
             An evaluator's halves (they add up, or XOR, to the values); nothing at the dealer.
         """
         self._shares += 1
-        receiver, work = EVALUATORS[self._shares & 1], _work(fields)
+        receiver, work = EVALUATORS[self._shares & 1], layout(tuple(fields)).work
         if self.is_dealer:
             drawer, rests = EVALUATORS[1 - (self._shares & 1)], self._rests
             parts = (
@@ -248,10 +241,10 @@ class Lane:
 
         Online bytes: `2 * fields_bytes(fields)`.
         """
-        work = _work(fields)
-        parts = await self.run(work, join, fields, values) if work else join(fields, values)
-        theirs = await self._exchange(parts)
-        return await self.run(work, split, theirs, fields) if work else split(theirs, fields)
+        if work := layout(tuple(fields)).work:
+            parts = await self.run(work, join, fields, values)
+            return await self.run(work, split, await self._exchange(parts), fields)
+        return split(await self._exchange(join(fields, values)), fields)
 
     async def open(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
         """A round after which both evaluators know the sums (or XORs) of their `values`."""
@@ -334,6 +327,17 @@ class Lane:
             for index in range(count)
         ]
 
+    def branches(self, count: int) -> list["Lane"]:
+        """As `fork`, with lanes that earlier tasks of this lane have left: a new lane costs
+        deriving the keys of its streams. Program order alone decides which, so that all parties
+        take the same.
+        """
+        free = self._free
+        lanes = [free.pop() if free else self.fork(1)[0] for _ in range(count)]
+        for lane in lanes:
+            lane.clock = self.clock
+        return lanes
+
     def join(self, lanes: Sequence["Lane"]) -> None:
         """Continue after `lanes`."""
         self.clock = max((self.clock, *(lane.clock for lane in lanes)))
@@ -343,15 +347,15 @@ class Lane:
     ) -> list[T]:
         """Run each task on its own lane; rounds of different tasks overlap.
 
-        The first task stays on this lane, which is otherwise idle: a new lane costs deriving the
-        keys of its streams.
+        The first task stays on this lane, which is otherwise idle.
         """
         first, *rest = tasks
-        lanes = self.fork(len(rest))
+        lanes = self.branches(len(rest))
         results: list[T] = await self.link.gather(
             [first(self), *(lane.watch(task(lane)) for task, lane in zip(rest, lanes, strict=True))]
         )
         self.join(lanes)
+        self._free += lanes
         return results
 
     async def both(

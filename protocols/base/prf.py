@@ -37,8 +37,9 @@ whole number of eight-byte words.
 
 def _kernel_state(key: bytes, position: int) -> Words:
     state = np.empty(STATE_WORDS, dtype=np.uint64)
-    begin(np.frombuffer(key, dtype=np.uint64), state)
-    move_to(state, position)
+    begin.run(np.frombuffer(key, dtype=np.uint64), state)
+    if position:
+        move_to(state, position)
     return state
 
 
@@ -115,7 +116,7 @@ class Stream:
         if self._source is not None:
             return self._source(math.prod(shape), width).reshape(shape)
         out = np.empty(shape, dtype=np.uint64)
-        draw.run(self._state, width, out.ravel())
+        draw.run(self._state, width, out if out.ndim == 1 else out.ravel())
         return out
 
     def fill(self, count: int) -> Bytes:
@@ -139,7 +140,8 @@ def add_stream(key: bytes, position: int, factor: int, out: Words) -> None:
 
 def derive(key: bytes, label: bytes, path: tuple[int, ...]) -> bytes:
     """A fresh AES key for a place in the program (keyed BLAKE2b over an injective encoding)."""
-    message = struct.pack(f"<I{len(path)}Q", len(path), *path)
+    length = len(path)
+    message = struct.pack(f"<I{length}Q", length, *path)
     return hashlib.blake2b(message, digest_size=KEY_BYTES, key=key, person=label[:16]).digest()
 
 
@@ -165,11 +167,10 @@ class KeyRing:
         """
         if (peer, path) in self._opened:
             raise LocalProtocolError(f"random stream {path} with {peer} was opened twice")
-        secret = self._secrets.get(peer)
-        if secret is None:
+        if peer not in self._secrets:
             raise LocalProtocolError(f"no key agreed with {peer}")
         self._opened.add((peer, path))
-        return Stream(derive(secret, b"puma lane", path))
+        return Stream(derive(self._secrets[peer], b"puma lane", path))
 
     def forget(self, prefix: tuple[int, ...]) -> None:
         """Drop the record of streams below `prefix`, whose number will never be used again."""

@@ -75,6 +75,13 @@ class ObservedLane(Lane):
             lane.meter, lane.tape = self.meter, self.tape
         return lanes
 
+    def branches(self, count: int) -> list[Lane]:
+        lanes = super().branches(count)
+        for lane in lanes:
+            assert isinstance(lane, ObservedLane)
+            lane.tape = self.tape
+        return lanes
+
     def join(self, lanes: Sequence[Lane]) -> None:
         super().join(lanes)
         if not self.is_dealer:

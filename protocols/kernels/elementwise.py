@@ -131,6 +131,31 @@ def _joined_numba(low: Words, offset: int, high: Words, width: int) -> Words:
     return out
 
 
+def lifted_numpy(low: Words, own: Words, high: Words, upper: Words, width: int) -> Words:
+    """NumPy twin of `lifted`."""
+    return np.stack(
+        [joined_numpy(low, 1 << width - 2, high, width), joined_numpy(own, 0, upper, width)]
+    )
+
+
+@kernel("void(in1, in1, in1, in1, uint64, uint64[:, ::1])")
+def _lifted(low: Words, own: Words, high: Words, upper: Words, width: Any, out: Words) -> None:
+    mask = ~np.uint64(0) >> (np.uint64(64) - width)
+    offset = np.uint64(1) << (width - np.uint64(2))
+    for i in range(low.size):
+        out[0, i] = ((low[i] + offset) & mask) - offset + (high[i] << width)
+        out[1, i] = (own[i] & mask) + (upper[i] << width)
+
+
+def _lifted_numba(low: Words, own: Words, high: Words, upper: Words, width: int) -> Words:
+    """An evaluator's words of a lifted sharing, m and mask, along a new first axis: `joined` of low
+    and high with the offset 2^(width-2), and of own and upper.
+    """
+    out = np.empty((2, *low.shape), dtype=np.uint64)
+    _lifted.run(low.ravel(), own.ravel(), high.ravel(), upper.ravel(), width, out.reshape(2, -1))
+    return out
+
+
 # -- comparison and selection ----------------------------------------------------------------------
 
 
@@ -253,6 +278,7 @@ rounded = _rounded_numba if _NUMBA else rounded_numpy
 lift_secrets = _lift_secrets_numba if _NUMBA else lift_secrets_numpy
 lift_word = _lift_word_numba if _NUMBA else lift_word_numpy
 joined = _joined_numba if _NUMBA else joined_numpy
+lifted = _lifted_numba if _NUMBA else lifted_numpy
 windows = _windows_numba if _NUMBA else windows_numpy
 aligned = _aligned_numba if _NUMBA else aligned_numpy
 add_twice = _add_twice_numba if _NUMBA else add_twice_numpy

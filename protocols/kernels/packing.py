@@ -109,6 +109,8 @@ def _pack_numba(words: Words, width: int) -> Bytes:
     Unused final bits are zero. At width 64 the result is a view of `words`, if they are contiguous.
     """
     flat = words.ravel()
+    if width == 64:
+        return flat.view(np.uint8)
     if width in _NATIVE:
         return flat.astype(_NATIVE[width], copy=False).view(np.uint8)
     if not 1 <= width <= 64:
@@ -130,7 +132,9 @@ def _unpack_numba(buffer: Bytes, width: int, count: int) -> Words:
     if not buffer.flags.c_contiguous:
         buffer = np.ascontiguousarray(buffer)
     if width in _NATIVE:
-        words = buffer.view(_NATIVE[width]).astype(np.uint64, copy=False)
+        words = buffer.view(_NATIVE[width])
+        if width < 64:
+            return words.astype(np.uint64)
         return words if words.flags.aligned else words.copy()
     out = np.empty(count, dtype=np.uint64)
     _unpack.run(buffer, width, out)

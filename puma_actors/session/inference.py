@@ -108,8 +108,9 @@ class InferenceLink:
         if port.left or self._ended or self._scheduler.over:
             self._check()
             port.check()
-        first, *rest = data
-        payload = memoryview(b"".join(data) if rest else first)
+        parts: Sequence[Any] = data
+        first, *rest = parts
+        payload = memoryview(b"".join(parts) if rest else first)
         if payload.format != "B" or payload.ndim != 1:
             payload = flat(payload)
         payload, size, number = payload.toreadonly(), payload.nbytes, self.number
@@ -129,11 +130,10 @@ class InferenceLink:
         Raises:
             PeerFailed: the session failed, or the sender has left.
         """
-        box = self._boxes.get(sender)
-        if box is None or self._ended:
+        if self._ended or sender not in self._boxes:
             self._check()
-            box = self._boxes[sender] = self._scheduler.port(sender).mailbox(self.number)
-        return box.take((self.number, *tag))
+            self._boxes[sender] = self._scheduler.port(sender).mailbox(self.number)
+        return self._boxes[sender].take((self.number, *tag))
 
     def _check(self) -> None:
         if self._ended:

@@ -3,7 +3,6 @@
     Flow           every size and limit of the runtime; all parties of a session use the same
     Mailbox        put, put_chunk, offer (from the channel), take (from a lane); refuses replays
                        and floods
-    CreditWindow   the sender's count of bytes that the receiver has not consumed yet
 
 A message is consumed when a lane takes it. Dealt messages may run ahead as far as their window
 allows: the sender waits while more than `window` bytes are out, and the receiver returns credit a
@@ -24,11 +23,8 @@ from typing import TypeAlias
 
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from puma_actors.base.concurrency import Signal
+from puma_actors.session.credit import MESSAGE_OVERHEAD, CreditAccount
 from puma_actors.transports.frames import Tag
-
-MESSAGE_OVERHEAD = 256
-"""Bytes that each message counts in addition to its content, so that empty ones are bounded too."""
 
 GUEST_OFFERS = 64
 """Offers of a guest that may wait: a client has two messages for each party, for any request."""
@@ -82,88 +78,6 @@ class Flow:
         offers = min(self.offers, GUEST_OFFERS)
         early = min(least, self.early)
         return replace(self, message=least, early=early, window=least, offers=offers)
-
-
-class CreditWindow:
-    """Bytes sent and not yet consumed. `peak` is the most there were at any time."""
-
-    def __init__(self, limit: int, check: Callable[[], None]) -> None:
-        self.limit = limit
-        self.outstanding = 0
-        self.peak = 0
-        self.changed = Signal()
-        self._check = check
-
-    async def acquire(self, size: int) -> None:
-        """Wait while more than the limit is out, then count `size` bytes (and the overhead) as
-        sent.
-
-        One message is always allowed to exceed the limit, so that a large one cannot wait forever.
-        """
-        while self.outstanding > self.limit:
-            await self.changed.wait()
-            self._check()
-        self.outstanding += size + MESSAGE_OVERHEAD
-        self.peak = max(self.peak, self.outstanding)
-
-    def admit(self, size: int) -> bool:
-        """Count `size` bytes (and the overhead) as sent, if they stay within the limit."""
-        total = self.outstanding + size + MESSAGE_OVERHEAD
-        if total > self.limit:
-            return False
-        self.outstanding = total
-        if total > self.peak:
-            self.peak = total
-        return True
-
-    def release(self, size: int) -> None:
-        """The receiver consumed `size` bytes.
-
-        Raises:
-            RemoteProtocolError: more than were sent.
-        """
-        if not 0 < size <= self.outstanding:
-            raise RemoteProtocolError(f"credit for {size} bytes while {self.outstanding} are out")
-        self.outstanding -= size
-        self.changed.notify()
-
-
-@dataclass(slots=True)
-class CreditAccount:
-    """The receiver's side: counts bytes that have arrived, and decides when to acknowledge."""
-
-    limit: int
-    acknowledge: Callable[[int], None]
-    held: int = 0
-    owed: int = 0
-
-    def arrived(self, size: int) -> None:
-        """Raises:
-        RemoteProtocolError: the sender did not wait for credit.
-        """
-        if self.held > self.limit:
-            raise RemoteProtocolError(
-                f"more than {self.limit} bytes sent ahead: all parties must use one `Flow`"
-            )
-        self.held += size + MESSAGE_OVERHEAD
-
-    def consumed(self, size: int) -> None:
-        """Count a message as consumed; acknowledge once a quarter of the window has added up."""
-        self.held -= size + MESSAGE_OVERHEAD
-        self.owed += size + MESSAGE_OVERHEAD
-        if 4 * self.owed >= self.limit:
-            self._pay()
-
-    def close(self) -> None:
-        """Acknowledge everything."""
-        self.owed += self.held
-        self.held = 0
-        self._pay()
-
-    def _pay(self) -> None:
-        if self.owed:
-            owed, self.owed = self.owed, 0
-            self.acknowledge(owed)
 
 
 @dataclass(slots=True)
@@ -224,7 +138,10 @@ class Mailbox:
         Raises:
             RemoteProtocolError: it came before (replay), or it exceeds the budget.
         """
-        waiter = self._waiting.pop(tag) if tag in self._waiting else None
+        waiter = None
+        if tag in self._waiting:
+            waiter = self._waiting[tag]
+            del self._waiting[tag]
         if waiter is not None and not (dealt or self._parts or self._asked or waiter.done()):
             self._owed += buffer.nbytes + MESSAGE_OVERHEAD
             if 4 * self._owed >= self._flow.early:
@@ -327,7 +244,8 @@ class Mailbox:
 
     def _refuse_replay(self, tag: Tag) -> None:
         seen = tag in self._ready or tag in self._parts or tag in self._offers
-        late = tag[-1] <= self._taken.get(tag[:-1], 0) and tag not in self._waiting
+        lane = tag[:-1]  # looked up without adding it: a peer may name any
+        late = lane in self._taken and tag[-1] <= self._taken[lane] and tag not in self._waiting
         if seen or late:
             raise RemoteProtocolError(f"message {tag} came twice")
 
@@ -356,7 +274,8 @@ class Mailbox:
             raise LocalProtocolError(f"message {tag} is taken out of order")
         self._taken[lane] = number
         if tag in self._ready:
-            buffer, dealt = self._ready.pop(tag)
+            buffer, dealt = self._ready[tag]
+            del self._ready[tag]
             if dealt:
                 self._account.consumed(buffer.nbytes)
             elif tag in self._asked:

@@ -3,7 +3,7 @@ described in `puma_actors.session.mailbox`.
 """
 
 from puma_actors.base.concurrency import Signal
-from puma_actors.session.mailbox import CreditWindow
+from puma_actors.session.credit import CreditWindow
 from puma_actors.transports.frames import Tag
 
 

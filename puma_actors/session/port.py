@@ -29,8 +29,9 @@ from protocols.errors import (
     TransportError,
 )
 from puma_actors.base.concurrency import Signal
+from puma_actors.session.credit import CreditAccount, CreditWindow
 from puma_actors.session.handshake import Peer
-from puma_actors.session.mailbox import CreditAccount, CreditWindow, Flow, Mailbox
+from puma_actors.session.mailbox import Flow, Mailbox
 from puma_actors.session.outbox import Outbox
 from puma_actors.transports.frames import Frame, Kind, Tag
 
@@ -44,18 +45,18 @@ each of which has one or two in transit.
 class _Batch:
     """Messages that leave together; dealt and online ones are kept apart."""
 
-    __slots__ = ("buffers", "dealt", "nbytes", "tags")
+    __slots__ = ("buffers", "count", "dealt", "nbytes", "tags")
 
     def __init__(self, dealt: bool) -> None:
         self.dealt = dealt
         self.tags: list[Tag] = []
         self.buffers: list[memoryview] = []
-        self.nbytes = 0
+        self.count = self.nbytes = 0
 
     def frame(self, session: bytes) -> Frame:
         header = {"tags": self.tags, "dealt": self.dealt}
         frame = Frame(Kind.BATCH, session, (), header, self.buffers)
-        self.tags, self.buffers, self.nbytes = [], [], 0
+        self.tags, self.buffers, self.count, self.nbytes = [], [], 0, 0
         return frame
 
 
@@ -216,14 +217,15 @@ class Port:
         batch = self._dealt if dealt else self._online
         batch.tags.append(tag)
         batch.buffers.append(payload)
+        batch.count += 1
         batch.nbytes += size
-        if batch.nbytes >= self._flow.watermark or len(batch.tags) >= _MOST_PER_FRAME:
+        if batch.nbytes >= self._flow.watermark or batch.count >= _MOST_PER_FRAME:
             self._emit(batch.frame(self.session))
             return True
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
-        return len(batch.tags) >= self._flow.batch or self._pending_bytes > self._flow.backlog
+        return batch.count >= self._flow.batch or self._pending_bytes > self._flow.backlog
 
     def _turn(self) -> None:
         self._scheduled = False

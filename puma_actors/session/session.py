@@ -43,10 +43,11 @@ from protocols.errors import (
 from puma_actors.base.compute import Compute
 from puma_actors.base.concurrency import Signal, unwrap
 from puma_actors.base.texts import TEXT_CHARS, told
+from puma_actors.session.credit import MESSAGE_OVERHEAD
 from puma_actors.session.handshake import Peer
 from puma_actors.session.headers import read_ask, read_credit, read_offer, read_part
 from puma_actors.session.inference import InferenceLink
-from puma_actors.session.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
+from puma_actors.session.mailbox import Flow, Mailbox
 from puma_actors.session.numbers import Numbers
 from puma_actors.session.port import Port
 from puma_actors.transports.frames import Frame, Kind, Tag, flat, message_tag
@@ -92,8 +93,7 @@ class RoundScheduler:
         self._controls: deque[tuple[Port, dict[str, Any], list[memoryview], int]] = deque()
         self._changed = Signal()  # a control message arrived, or a peer left
         self._failure: PumaError | None = None
-        self.over = False
-        """Whether the session has failed or ended."""
+        self.over = False  # it has failed or ended
         self._failed = anyio.Event()
         self._state = "new"
         self._handlers = {
@@ -140,10 +140,9 @@ class RoundScheduler:
         Raises:
             LocalProtocolError: there is no channel to that role.
         """
-        port = self.ports.get(role)
-        if port is None:
+        if role not in self.ports:
             raise LocalProtocolError(f"{self.role} has no channel to {role}")
-        return port
+        return self.ports[role]
 
     # -- control messages -------------------------------------------------------------------------
 
@@ -305,9 +304,8 @@ class RoundScheduler:
         self._failure = failure
         self.over = True
         self._failed.set()
-        header = {"text": str(failure)[:TEXT_CHARS]}
         for port in self.ports.values():
-            port.post(Frame(Kind.ERROR, port.session, (), header))
+            port.post(Frame(Kind.ERROR, port.session, (), {"text": str(failure)[:TEXT_CHARS]}))
             port.wake()
         self._changed.notify()
 
@@ -340,17 +338,16 @@ class RoundScheduler:
         return port.mailbox(number)
 
     def _on_batch(self, port: Port, frame: Frame) -> None:
-        tags, dealt = frame.header.get("tags"), frame.header.get("dealt")
-        buffers = frame.buffers
-        if type(tags) is not list or len(tags) != len(buffers) or type(dealt) is not bool:
+        boxes, tags, dealt = port.mailboxes, frame.header.get("tags"), frame.header.get("dealt")
+        try:
+            messages = list(zip(tags or (), frame.buffers, strict=True))
+        except (TypeError, ValueError):
+            tags = None
+        if type(tags) is not list or type(dealt) is not bool:
             raise RemoteProtocolError("malformed batch of messages")
-        for raw, buffer in zip(tags, buffers, strict=True):
+        for raw, buffer in messages:
             tag = raw if type(raw) is tuple else message_tag(raw)
-            number = tag[0]
-            if number in port.mailboxes:
-                box: Mailbox | None = port.mailboxes[number]
-            else:
-                box = self._mailbox(port, tag)
+            box = boxes[tag[0]] if tag[0] in boxes else self._mailbox(port, tag)
             if box is not None:
                 box.put(tag, buffer, dealt)
             elif dealt:

@@ -33,7 +33,8 @@ from protocols.errors import RemoteProtocolError
 from puma_actors.api import local
 from puma_actors.api.local import LocalCluster
 from puma_actors.session import session as rounds
-from puma_actors.session.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
+from puma_actors.session.credit import MESSAGE_OVERHEAD
+from puma_actors.session.mailbox import Flow, Mailbox
 from puma_actors.session.session import RoundScheduler
 from puma_actors.transports.frames import Frame
 
