@@ -214,11 +214,11 @@ class Lane:
 
     def _rests(self, drawer: Role, fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
         """The halves that complete the values, given those that the drawer draws; packed."""
-        stream, parts = self._streams[drawer], []
-        for item, value in zip(fields, values, strict=True):
-            half = stream.words(item.shape, item.width)
-            parts.append(pack(value ^ half if item.xor else value - half, item.width))
-        return parts
+        halves = self._draw_fields(drawer, fields)
+        return [
+            pack(value ^ half if item.xor else value - half, item.width)
+            for item, value, half in zip(fields, values, halves, strict=True)
+        ]
 
     def _draw_fields(self, peer: Role, fields: Sequence[Field]) -> list[Words]:
         stream = self._streams[peer]

@@ -38,6 +38,7 @@ class FrameQueue:
         held: bytes that wait.
         closed: whether this side has closed.
         ended: whether the other side has finished.
+        over: whether no more frames will come.
         pumped: whether frames go straight to a function.
         changed: notified when frames come or are taken, or when any of these states changes.
     """
@@ -46,7 +47,7 @@ class FrameQueue:
         self, peer: str = "the other side", eased: Callable[[int], None] | None = None
     ) -> None:
         self.held = 0
-        self.closed = self.ended = self.pumped = False
+        self.closed = self.ended = self.over = self.pumped = False
         self.changed = Signal()
         self._peer = peer
         self._eased = eased
@@ -63,12 +64,6 @@ class FrameQueue:
         """Whether new frames are dropped, because this side has closed or failed."""
         return self.closed or self._broken is not None
 
-    @property
-    def over(self) -> bool:
-        """Whether no more frames will come."""
-        broken = self._broken is not None or self._lost is not None
-        return broken or self.closed or self.ended
-
     # -- from the carrier -------------------------------------------------------------------------
 
     def put(self, frame: Frame, size: int) -> None:
@@ -78,10 +73,10 @@ class FrameQueue:
         Raises:
             RemoteProtocolError: the other side had already finished.
         """
-        if self.closed or self._broken is not None or self._lost is not None:
+        if self.over:
+            if self.ended and not (self.refusing or self._lost is not None):
+                raise RemoteProtocolError(f"{frame.kind.name} frame after the last one")
             return
-        if self.ended:
-            raise RemoteProtocolError(f"{frame.kind.name} frame after the last one")
         if self._sink is not None and not self._frames:
             self._deliver(self._sink, frame, size)
             return
@@ -91,7 +86,7 @@ class FrameQueue:
 
     def end(self) -> None:
         """Note that the other side has finished. Frames in the queue can still be taken."""
-        self.ended = True
+        self.ended = self.over = True
         self.changed.notify()
 
     def lose(self, error: Exception) -> None:
@@ -100,6 +95,7 @@ class FrameQueue:
         """
         if not self.ended:
             self._lost = self._lost or error
+            self.over = True
         self.changed.notify()
 
     def fail(self, error: Exception) -> None:
@@ -116,6 +112,7 @@ class FrameQueue:
         self._drop()
 
     def _drop(self) -> None:
+        self.over = True
         self._frames.clear()
         self.held = 0
         if self._eased is not None:
