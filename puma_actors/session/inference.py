@@ -15,7 +15,6 @@ from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError
 from puma_actors.base.concurrency import gather, in_turn, unwrap
 from puma_actors.session.mailbox import Mailbox
-from puma_actors.session.strands import Strands
 from puma_actors.transports.frames import flat
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ class InferenceLink:
         self._boxes: dict[Role, Mailbox] = {}
         self._ports = scheduler.ports
         self._others = 0  # strands beside the first one
-        self._strands: Strands | None = None
         self._ended = False
 
     # -- life -------------------------------------------------------------------------------------
@@ -63,7 +61,6 @@ class InferenceLink:
     async def __aenter__(self) -> "InferenceLink":
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
-        self._strands = Strands(self._group)
         return self
 
     async def __aexit__(
@@ -72,8 +69,7 @@ class InferenceLink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool | None:
-        assert self._group is not None and self._strands is not None
-        self._strands.close()
+        assert self._group is not None
         try:
             handled = await self._group.__aexit__(kind, error, trace)
             if error is None:
@@ -150,7 +146,8 @@ class InferenceLink:
             return [await tasks[0]]
         self._others += others
         try:
-            return await (gather if self._strands is None else self._strands.gather)(tasks)
+            strands = self._scheduler.strands
+            return await (gather if strands is None else strands.gather)(tasks)
         finally:
             self._others -= others
 

@@ -8,8 +8,9 @@
 
 The flush is a callback for the next turn of the loop, not a task: by then the messages of all lanes
 that are ready in this turn are in the batch, and a round costs no task switches besides those of
-the lanes. If there is only one lane, or if a frame costs nothing, an online message leaves at once,
-which saves a turn of the loop.
+the lanes. If there is only one lane, or if a frame costs nothing, an online message between
+computing parties leaves at once, which saves a turn of the loop. A client gets its result together
+with the report of the step.
 
 On a slow channel two queues form. Frames that a round waits for (small online messages, credit,
 failures) go before the parts of large messages, dealt messages and requests; each queue keeps its
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from protocols.base.shares import Role
+from protocols.base.shares import COMPUTING, Role
 from protocols.errors import (
     LocalProtocolError,
     PumaError,
@@ -106,6 +107,7 @@ class Port:
         self._check = check
         self.control_window = CreditWindow(flow.control, self.check)
         self.control_account = CreditAccount(flow.control, lambda size: self.credit((), size))
+        self._inner = own in COMPUTING and peer.role in COMPUTING
         self._instant = self.channel.instant
         self._chunk = min(flow.chunk or self.channel.chunk_bytes, self.channel.chunk_bytes)
         self._online, self._dealt = _Batch(False), _Batch(True)
@@ -201,8 +203,8 @@ class Port:
                 box.hold(tag, payload)
                 self._emit(Frame(Kind.OFFER, self.session, tag, {"total": payload.nbytes}))
                 return True
-            at_once = alone or self._instant
-            if at_once and not self._online.tags and payload.nbytes < self._flow.watermark:
+            at_once = self._inner and (alone or self._instant) and not self._online.tags
+            if at_once and payload.nbytes < self._flow.watermark:
                 header = {"tags": [tag], "dealt": False}
                 self._emit(Frame(Kind.BATCH, self.session, (), header, [payload]))
                 return self._pending_bytes > self._flow.backlog

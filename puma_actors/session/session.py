@@ -7,10 +7,8 @@
         role, header, buffers = await scheduler.control()
     scheduler.wire                                   frames and bytes that left
 
-`link.send` queues; all that is ready in one turn of the event loop leaves as one frame per peer
-(see `port`). A received frame is put directly into the mailboxes (see `mailbox`); there is one
-receive loop per channel and no task per message. A buffer must not change once it has been sent:
-within a process it is passed by reference.
+`link.send` queues; `port` says what leaves as one frame. A received frame is put directly into the
+mailboxes. A buffer must not change once it was sent: within a process it is passed by reference.
 
 Failure: if a channel breaks, a peer breaks the rules or reports an error, or the code inside
 `running()` raises, then every waiter of this party wakes with `PeerFailed` (`RemoteProtocolError`
@@ -50,6 +48,7 @@ from puma_actors.session.inference import InferenceLink
 from puma_actors.session.mailbox import Flow, Mailbox
 from puma_actors.session.numbers import Numbers
 from puma_actors.session.port import Port
+from puma_actors.session.strands import Strands
 from puma_actors.transports.frames import Frame, Kind, Tag, flat, message_tag
 
 
@@ -95,6 +94,7 @@ class RoundScheduler:
         self._failure: PumaError | None = None
         self.over = False  # it has failed or ended
         self._failed = anyio.Event()
+        self.strands: Strands | None = None
         self._state = "new"
         self._handlers = {
             Kind.BATCH: self._on_batch,
@@ -149,8 +149,7 @@ class RoundScheduler:
     async def send_control(
         self, to: Role, header: Mapping[str, Any], buffers: Sequence[Any] = ()
     ) -> None:
-        """Send a request to a peer, in order; waits while more than `Flow.control` bytes are unread
-        there.
+        """Send a request to a peer, in order; waits while `Flow.control` bytes are unread there.
 
         Raises:
             LocalProtocolError: it does not fit one frame (cut large data into several requests).
@@ -219,6 +218,7 @@ class RoundScheduler:
         self._state = "running"
         try:
             async with anyio.create_task_group() as group:
+                self.strands = Strands(group)
                 for port in self.ports.values():
                     group.start_soon(self._pump, port)
                     group.start_soon(port.write)

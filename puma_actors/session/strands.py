@@ -48,10 +48,6 @@ class _Strand:
     def begin(self, fork: _Fork, index: int, task: Coroutine[Any, Any, Any]) -> None:
         """Run a task of a fork."""
         self._job = fork, index, task
-        self.dismiss()
-
-    def dismiss(self) -> None:
-        """Go on: to the next job, or home if there is none."""
         if self._called is not None and not self._called.done():
             self._called.set_result(None)
 
@@ -60,8 +56,8 @@ class _Strand:
         if self._job is not None and self._job[0] is fork:
             self.scope.cancel()
 
-    async def serve(self, pool: "Strands") -> None:
-        """Run jobs until there is none."""
+    async def serve(self, idle: list["_Strand"]) -> None:
+        """Run jobs, until it is cancelled."""
         try:
             with self.scope:
                 while self._job is not None:
@@ -72,32 +68,27 @@ class _Strand:
                         fork.errors.append(error)
                     self._job = None
                     fork.ended()
-                    if pool.closed:
-                        return
                     self._called = asyncio.get_running_loop().create_future()
-                    pool.idle.append(self)
+                    idle.append(self)
                     await self._called
         finally:
-            if self in pool.idle:
-                pool.idle.remove(self)
+            if self in idle:
+                idle.remove(self)
             if self._job is not None:
                 fork, _, task = self._job
                 task.close()  # it may have been cancelled before it began
+                fork.errors.append(PeerFailed("the session ended while a lane ran"))
                 fork.ended()
 
 
 class Strands:
     """Args:
-    group: where the tasks run. It ends after `close`.
-
-    Attributes:
-        idle: tasks that wait for a job. closed: none waits any more.
+    group: where the tasks run, until it is cancelled.
     """
 
     def __init__(self, group: "TaskGroup") -> None:
         self._group = group
-        self.idle: list[_Strand] = []
-        self.closed = False
+        self._idle: list[_Strand] = []
 
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         """Run tasks concurrently and return their results in order. If one fails, the others are
@@ -121,17 +112,11 @@ class Strands:
         return fork.results
 
     def _begin(self, fork: _Fork, index: int, task: Coroutine[Any, Any, Any]) -> _Strand:
-        if self.idle:
-            strand = self.idle.pop()
+        if self._idle:
+            strand = self._idle.pop()
             strand.begin(fork, index, task)
         else:
             strand = _Strand()
             strand.begin(fork, index, task)
-            self._group.start_soon(strand.serve, self)
+            self._group.start_soon(strand.serve, self._idle)
         return strand
-
-    def close(self) -> None:
-        """Let the tasks that wait for a job end, now and in future."""
-        self.closed = True
-        while self.idle:
-            self.idle.pop().dismiss()

@@ -39,7 +39,7 @@ async def inside(*rounds: list[Coroutine[Any, Any, Any]]) -> list[list[Any]]:
         try:
             return [await strands.gather(tasks) for tasks in rounds]
         finally:
-            strands.close()
+            group.cancel_scope.cancel()
 
 
 async def test_results_come_in_order_and_tasks_are_used_again() -> None:
@@ -59,7 +59,7 @@ async def test_forks_inside_forks() -> None:
 
         for _ in range(2):
             assert await strands.gather([forked(1), forked(2), value(7)]) == [11, 22, 7]
-        strands.close()
+        group.cancel_scope.cancel()
 
 
 async def test_the_error_itself_is_raised_after_the_others_have_ended() -> None:
@@ -70,7 +70,7 @@ async def test_the_error_itself_is_raised_after_the_others_have_ended() -> None:
             await strands.gather([waits(ended), fails(KeyError("mine")), waits(ended)])
         assert ended == ["waits", "waits"]
         assert await strands.gather([value(1), value(2)]) == [1, 2]
-        strands.close()
+        group.cancel_scope.cancel()
 
 
 async def test_another_party_s_failure_does_not_hide_the_cause() -> None:
@@ -78,7 +78,7 @@ async def test_another_party_s_failure_does_not_hide_the_cause() -> None:
         strands = Strands(group)
         with pytest.raises(ValueError, match="cause"):
             await strands.gather([fails(PeerFailed("other")), fails(ValueError("cause"))])
-        strands.close()
+        group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("idle", [False, True])
@@ -99,14 +99,4 @@ async def test_a_cancelled_fork_ends_its_tasks(idle: bool, early: bool) -> None:
         assert begun.cr_frame is None and beside.cr_frame is None
         assert early or ended == ["waits", "waits"]
         assert await strands.gather([value(1), value(2)]) == [1, 2]
-        strands.close()
-
-
-async def test_a_closed_set_still_runs_forks_and_keeps_no_task() -> None:
-    before = asyncio.all_tasks()
-    async with anyio.create_task_group() as group:
-        strands = Strands(group)
-        await strands.gather([value(1), value(2)])
-        strands.close()
-        assert await strands.gather([value(3), value(4)]) == [3, 4]
-    assert asyncio.all_tasks() == before
+        group.cancel_scope.cancel()
