@@ -355,7 +355,7 @@ class Lane:
             [first(self), *(lane.watch(task(lane)) for task, lane in zip(rest, lanes, strict=True))]
         )
         self.join(lanes)
-        self._free += lanes
+        self._free += reversed(lanes)
         return results
 
     async def both(
