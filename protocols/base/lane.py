@@ -340,7 +340,9 @@ class Lane:
 
     def join(self, lanes: Sequence["Lane"]) -> None:
         """Continue after `lanes`."""
-        self.clock = max((self.clock, *(lane.clock for lane in lanes)))
+        for lane in lanes:
+            if lane.clock > self.clock:
+                self.clock = lane.clock
 
     async def parallel(
         self, tasks: Sequence[Callable[["Lane"], Coroutine[Any, Any, T]]]

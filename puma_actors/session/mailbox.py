@@ -150,9 +150,12 @@ class Mailbox:
             return
         if waiter is None or tag in self._parts:
             self._refuse_replay(tag)
-        if waiter is None and dealt:
-            self._account.arrived(buffer.nbytes)
-            self._ready[tag] = (buffer, True)
+        if waiter is None and not self._asked:  # the usual course of what comes early
+            if dealt:
+                self._account.arrived(buffer.nbytes)
+            else:
+                self._came_early(buffer.nbytes)
+            self._ready[tag] = (buffer, dealt)
             return
         self._reserve(buffer.nbytes, dealt, waiter is not None or tag in self._asked)
         self._hand_over(tag, buffer, dealt, waiter)
@@ -253,11 +256,14 @@ class Mailbox:
         if dealt:
             self._account.arrived(size)
         elif not awaited:
-            self._early += size + MESSAGE_OVERHEAD
-            if self._early > self._flow.early:
-                raise RemoteProtocolError(
-                    f"more than {self._flow.early} bytes came before any task waited for them"
-                )
+            self._came_early(size)
+
+    def _came_early(self, size: int) -> None:
+        self._early += size + MESSAGE_OVERHEAD
+        if self._early > self._flow.early:
+            raise RemoteProtocolError(
+                f"more than {self._flow.early} bytes came before any task waited for them"
+            )
 
     # -- from the program -------------------------------------------------------------------------
 
