@@ -23,7 +23,7 @@ from bench import (
     streaming,
     vocabulary,
 )
-from bench.runtime import hosts, network, overlap, profiling, resident, whatif, workers
+from bench.runtime import calls, hosts, network, overlap, profiling, resident, whatif, workers
 from bench.tools.harness import Benchmark, Options, Result, document, machine
 from bench.tools.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -37,6 +37,7 @@ BENCHMARKS: list[Benchmark] = [
     *vocabulary.BENCHMARKS,
     *network.BENCHMARKS,
     *decode.BENCHMARKS,
+    *calls.BENCHMARKS,
     *hosts.BENCHMARKS,
     *profiling.BENCHMARKS,
     *whatif.BENCHMARKS,

@@ -26,12 +26,13 @@ from protocols.base.entry import protocol
 from protocols.base.fields import Field, field
 from protocols.base.lane import Lane
 from protocols.base.ring import RING_BITS, Words, canonical, packed_bytes, shift_right
-from protocols.base.shares import SecretTensor
+from protocols.base.shares import Role, SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.kernels.elementwise import (
     joined,
     lift_secrets,
     lift_word,
+    lifted,
     masked_sum,
 )
 from protocols.kernels.matmul import batched_matmul
@@ -129,8 +130,7 @@ async def lift(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor
     upper = lane.mask(x.shape, gap)
     msb, carry = await lane.share(fields)
     (high,) = await lane.open(fields[:1], [lift_word(x.a, msb, carry, upper, x.width)])
-    m = joined(x.a, 1 << (x.width - 2), high, x.width)
-    own = joined(x.b, 0, upper, x.width)
+    m, own = lifted(x.a, x.b, high, upper, x.width)
     return SecretTensor(lane.role, m, own, to, x.frac)
 
 
@@ -171,12 +171,12 @@ async def map_public(
 
 def left_factor(x: SecretTensor) -> Words:
     """The factor of `right_factor(y)` in a party's part of 2 x y; see the module docstring."""
-    return (x.b - x.a) << _ONE if x.role.is_dealer else right_factor(x)
+    return (x.b - x.a) << _ONE if x.role is Role.DEALER else right_factor(x)
 
 
 def right_factor(y: SecretTensor) -> Words:
     """m - 2 lam_i at an evaluator, lam1 - lam2 at the dealer."""
-    return y.a - y.b if y.role.is_dealer else y.a - (y.b << _ONE)
+    return y.a - y.b if y.role is Role.DEALER else y.a - (y.b << _ONE)
 
 
 def _check_shift(shift: int) -> None:
@@ -185,10 +185,12 @@ def _check_shift(shift: int) -> None:
 
 
 def _same_width(*tensors: SecretTensor) -> int:
-    widths = {t.width for t in tensors}
-    if len(widths) != 1:
-        raise LocalProtocolError(f"factors over different rings {sorted(widths)}: lift or narrow")
-    return widths.pop()
+    first, *others = tensors
+    for other in others:
+        if other.width != first.width:
+            widths = sorted({tensor.width for tensor in tensors})
+            raise LocalProtocolError(f"factors over different rings {widths}: lift or narrow")
+    return first.width
 
 
 @protocol("mul")
@@ -200,8 +202,8 @@ async def mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -> Secre
     """
     _check_shift(shift)
     width, frac = _same_width(x, y), x.frac + y.frac - shift
-    shape = np.broadcast_shapes(x.shape, y.shape)
     if lane.tracing:
+        shape = np.broadcast_shapes(x.shape, y.shape)
         cost = remask_cost(int(np.prod(shape)), width, dealt=True, shift=shift + 1)
         lane.charge("mul", cost)
         return lane.blank(shape, width - 1 - shift, frac)

@@ -8,13 +8,13 @@ local (ABY2.0, section on multi-input gates).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
-from protocols.base.fields import field
+from protocols.base.fields import Field, field
 from protocols.base.lane import Lane
 from protocols.base.ring import Words, packed_bytes
 from protocols.base.shares import SecretBits
@@ -49,17 +49,18 @@ class Circuit:
     subsets: Words
     rows: Words
 
-    @property
+    @cached_property
     def fields(self) -> int:
         """Words per element that hold the dealt products."""
         return -(-len(self.subsets) // _WORD)
 
-    def widths(self) -> list[int]:
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
         """Bits used in each of those words."""
         left = len(self.subsets)
-        return [min(_WORD, left - _WORD * i) for i in range(self.fields)]
+        return tuple(min(_WORD, left - _WORD * i) for i in range(self.fields))
 
-    @property
+    @cached_property
     def small(self) -> bool:
         """Whether tables over all public words are worth their memory."""
         return self.inputs <= _TABLE_INPUTS
@@ -115,7 +116,7 @@ def _subsets(mask: int) -> list[int]:
 
 def products_cost(count: int, plan: Circuit) -> Cost:
     """Cost of `products`: no round, the dealt subsets."""
-    return Cost(offline=sum(packed_bytes(count, width) for width in plan.widths()))
+    return Cost(offline=sum(packed_bytes(count, width) for width in plan.widths))
 
 
 async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Words:
@@ -127,25 +128,31 @@ async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Wor
 
     Cost: no round; one bit dealt per subset.
     """
-    fields = [field(mask.shape, width, xor=True) for width in plan.widths()]
-    flat = np.ascontiguousarray(mask).reshape(-1)
+    flat = mask.ravel()
+    fields = _fields(plan.widths, flat.size)
     if lane.is_dealer:
         if fields:
             if plan.small:
                 dealt = plan.dealt[:, flat]
             else:
-                dealt = mask_products(flat, plan.subsets, plan.fields)
-            await lane.share(fields, [dealt[i].reshape(mask.shape) for i in range(plan.fields)])
+                dealt = mask_products.run(flat, plan.subsets, plan.fields)
+            await lane.share(fields, list(dealt))
         return np.zeros(mask.shape, dtype=np.uint64)
     shares = await lane.share(fields) if fields else []
     dealt = np.empty((plan.fields, flat.size), dtype=np.uint64)
     for i, share in enumerate(shares):
-        dealt[i] = share.reshape(-1)
-    public = np.ascontiguousarray(np.broadcast_to(opened, mask.shape)).reshape(-1)
+        dealt[i] = share
+    whole = opened if opened.shape == mask.shape else np.broadcast_to(opened, mask.shape)
     kernel, table = (look_up_products, plan.asked) if plan.small else (expand_products, plan.rows)
-    work = public.size * _WORK
-    word: Words = await lane.run(work, kernel, public, flat, dealt, table, lane.leads)
+    work, public = flat.size * _WORK, whole.ravel()
+    word: Words = await lane.run(work, kernel.run, public, flat, dealt, table, lane.leads)
     return word.reshape(mask.shape)
+
+
+@lru_cache(maxsize=1024)
+def _fields(widths: tuple[int, ...], count: int) -> tuple[Field, ...]:
+    """Of the products dealt for `count` elements."""
+    return tuple(field((count,), width, xor=True) for width in widths)
 
 
 def open_masked_cost(count: int, width: int) -> Cost:

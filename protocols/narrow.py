@@ -101,8 +101,8 @@ async def narrow_mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -
 
     x y = (M - L) (m_y - lam_y) + 2^K n s (m_y - lam_y).
 
-    Cost: 1 round; 64 - shift bits each way; 64 bits and 3 (64 - K) bits dealt. (To lift x first is a round
-    more, and 4 (64 - K) bits, half of them between the evaluators.)
+    Cost: 1 round; 64 - shift bits each way; 64 bits and 3 (64 - K) bits dealt. (To lift x first is
+    a round more, and 4 (64 - K) bits, half of them between the evaluators.)
     """
     if y.width != RING_BITS or x.shape != y.shape:
         raise LocalProtocolError(

@@ -6,6 +6,7 @@ A bit b = c ^ r is c + (1 - 2c) r over the integers: linear in the mask r, which
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from protocols.base.entry import protocol
 from protocols.base.fields import Field, field, fields_bytes
 from protocols.base.lane import Lane
 from protocols.base.ring import Bytes, Words
-from protocols.base.shares import SecretBits, SecretTensor
+from protocols.base.shares import SecretBits, SecretTensor, side_by_side
 from protocols.kernels.select import select_part, select_secrets
 
 
@@ -27,6 +28,9 @@ class Term:
     y: SecretTensor | Words
 
 
+_broadcast = lru_cache(maxsize=1024)(np.broadcast_shapes)
+
+
 def _subset_masks(count: int) -> range:
     return range(1, 1 << count)
 
@@ -34,33 +38,37 @@ def _subset_masks(count: int) -> range:
 def select_cost(shape: tuple[int, ...], terms: Sequence[Term], width: int) -> Cost:
     """Cost of `select`; `shape` is that of the result."""
     return remask_cost(math.prod(shape), width, dealt=False) + Cost(
-        offline=fields_bytes(_term_fields(terms, shape, width))
+        offline=fields_bytes(_term_fields(terms, shape, width, _even(terms, shape)))
     )
 
 
 def _even(terms: Sequence[Term], shape: tuple[int, ...]) -> bool:
     """Whether all terms have the same number of bits, and every array has the result's shape."""
     count = len(terms[0].bits)
-    return all(
-        isinstance(term.y, SecretTensor)
-        and len(term.bits) == count
-        and term.y.shape == shape
-        and all(bit.shape == shape for bit in term.bits)
-        for term in terms
-    )
+    for term in terms:
+        if not isinstance(term.y, SecretTensor) or term.y.shape != shape:
+            return False
+        if len(term.bits) != count:
+            return False
+        for bit in term.bits:
+            if bit.shape != shape:
+                return False
+    return True
 
 
-def _term_fields(terms: Sequence[Term], shape: tuple[int, ...], width: int) -> list[Field]:
-    if _even(terms, shape):
+def _term_fields(
+    terms: Sequence[Term], shape: tuple[int, ...], width: int, even: bool
+) -> list[Field]:
+    if even:
         rows = 2 * len(_subset_masks(len(terms[0].bits)))
         return [field((len(terms), rows, math.prod(shape)), width)]
     fields = []
     for term in terms:
-        bits = np.broadcast_shapes(*(bit.shape for bit in term.bits))
+        bits = _broadcast(*(bit.shape for bit in term.bits))
         for _ in _subset_masks(len(term.bits)):
             fields.append(field(bits, width))
             if isinstance(term.y, SecretTensor):
-                fields.append(field(np.broadcast_shapes(bits, term.y.shape), width))
+                fields.append(field(_broadcast(bits, term.y.shape), width))
     return fields
 
 
@@ -89,7 +97,8 @@ async def select(
     if lane.tracing:
         lane.charge("select", select_cost(shape, terms, width))
         return lane.blank(shape, width, frac)
-    fields, even = _term_fields(terms, shape, width), _even(terms, shape)
+    even = _even(terms, shape)
+    fields = _term_fields(terms, shape, width, even)
     if lane.is_dealer:
         values = _dealt_even(terms) if even else [v for t in terms for v in _dealt_products(t)]
         await lane.share(fields, values)
@@ -107,11 +116,11 @@ async def select(
 
 def _rows(arrays: Sequence[Words]) -> Words:
     """Arrays of one shape, flattened, as the rows of a (count, n) array."""
-    return np.stack(arrays).reshape(len(arrays), -1)
+    return side_by_side(arrays).reshape(len(arrays), -1)
 
 
 def _bit_rows(terms: Sequence[Term], of: Callable[[SecretBits], Bytes]) -> Bytes:
-    rows = np.stack([of(bit) for term in terms for bit in term.bits])
+    rows = side_by_side([of(bit) for term in terms for bit in term.bits])
     return rows.reshape(len(terms), len(terms[0].bits), -1)
 
 
@@ -139,7 +148,7 @@ def _dealt_products(term: Term) -> list[Words]:
         for place, mask in enumerate(masks):
             if subset >> place & 1:
                 product = product * mask
-        shape = np.broadcast_shapes(*(mask.shape for mask in masks))
+        shape = _broadcast(*(mask.shape for mask in masks))
         values.append(np.broadcast_to(product, shape))
         if isinstance(term.y, SecretTensor):
             values.append(product * term.y.lam)

@@ -283,7 +283,23 @@ def _memory(rows: Sequence[Result]) -> Table:
     return table
 
 
+def _calls(rows: Sequence[Result]) -> Table:
+    table = _table(
+        "Function calls of a decode step", ("case", "where", "function", "calls"), left=3
+    )
+    for result in rows:
+        details = result.details
+        table.add_row(result.case, "", "all", f"{details['calls']:,}")
+        table.add_row("", "", "of them in Python", f"{details['python']:,}")
+        for place, count in details["places"]:
+            table.add_row("", place, "all", f"{count:,}")
+        for place, name, count in details["functions"]:
+            table.add_row("", place, name, f"{count:,}")
+    return table
+
+
 _TABLES = {
+    "calls": _calls,
     "errors": _errors,
     "kernels": _kernels,
     "memory": _memory,

@@ -19,7 +19,8 @@ def protocol(label: str) -> Callable[[Entry[P, T]], Entry[P, T]]:
     def named(function: Entry[P, T]) -> Entry[P, T]:
         @wraps(function)
         def call(lane: Lane, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
-            return lane.span(label, function(lane, *args, **kwargs))
+            task = function(lane, *args, **kwargs)
+            return lane.span(label, task) if lane.observed else task
 
         return call
 

@@ -1,5 +1,6 @@
 """The fields of a message: arrays of ring words or bits, packed."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,6 +11,11 @@ import numpy as np
 from protocols.base.ring import RING_BITS, Bytes, Words, packed_bytes
 from protocols.errors import RemoteProtocolError
 from protocols.kernels.packing import pack, unpack
+
+_WORK = 12
+"""Work of drawing, adding or packing one element, in multiply-adds."""
+_FEW = 1 << 13
+"""Up to this many elements run in place: asking the runtime would cost more than a thread gains."""
 
 Buffer: TypeAlias = Bytes | memoryview | bytes
 
@@ -35,9 +41,34 @@ field = lru_cache(maxsize=4096)(Field)
 """`Field`, cached by shape and width."""
 
 
+class Layout:
+    """What the fields of a message have in common, computed once.
+
+    Attributes:
+        nbytes: bytes of the message.
+        work: of drawing, adding or packing them, in `Lane.run`'s unit; 0: do it in place.
+        only: the field, if there is one.
+        places: every field, and where it begins and ends in the message.
+    """
+
+    __slots__ = ("nbytes", "only", "places", "work")
+
+    def __init__(self, fields: tuple[Field, ...]) -> None:
+        self.only = fields[0] if len(fields) == 1 else None
+        ends = list(itertools.accumulate((item.nbytes for item in fields), initial=0))
+        self.places = list(zip(fields, ends, ends[1:], strict=False))
+        self.nbytes = ends[-1]
+        count = sum(item.count for item in fields)
+        self.work = _WORK * count if count >= _FEW else 0
+
+
+layout = lru_cache(maxsize=4096)(Layout)
+"""`Layout`, cached by fields."""
+
+
 def fields_bytes(fields: Sequence[Field]) -> int:
     """Bytes of a message with these fields; each starts on a byte."""
-    return sum(field.nbytes for field in fields)
+    return layout(tuple(fields)).nbytes
 
 
 def split(buffer: Buffer, fields: Sequence[Field]) -> list[Words]:
@@ -46,24 +77,17 @@ def split(buffer: Buffer, fields: Sequence[Field]) -> list[Words]:
     Raises:
         RemoteProtocolError: its size does not match the fields.
     """
-    data = np.frombuffer(buffer, dtype=np.uint8)
-    parts, start = [], 0
-    for item in fields:
-        end = start + item.nbytes
-        if end > data.size:
-            break
-        whole = data if end - start == data.size else data[start:end]
-        parts.append(unpack(whole, item.width, item.count).reshape(item.shape))
-        start = end
-    if start != data.size or len(parts) != len(fields):
-        expected = fields_bytes(fields)
-        raise RemoteProtocolError(f"message of {data.size} bytes, expected {expected}")
-    return parts
+    plan, data = layout(tuple(fields)), np.frombuffer(buffer, dtype=np.uint8)
+    if data.size != plan.nbytes:
+        raise RemoteProtocolError(f"message of {data.size} bytes, expected {plan.nbytes}")
+    if (only := plan.only) is not None:
+        return [unpack(data, only.width, only.count).reshape(only.shape)]
+    return [
+        unpack(data[start:end], item.width, item.count).reshape(item.shape)
+        for item, start, end in plan.places
+    ]
 
 
 def join(fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
     """Pack a message; the inverse of `split`."""
-    return [
-        pack(np.ascontiguousarray(value).reshape(-1), item.width)
-        for item, value in zip(fields, values, strict=True)
-    ]
+    return [pack(value, item.width) for item, value in zip(fields, values, strict=True)]

@@ -6,6 +6,7 @@ lane everything happens in program order. A `Link`, supplied by the runtime or b
 driver, carries the messages.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
@@ -13,20 +14,21 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 import numpy as np
 
 from protocols.base.cost import Cost, Traffic
-from protocols.base.fields import Buffer, Field, join, split
+from protocols.base.fields import Buffer, Field, join, layout, split
 from protocols.base.prf import Stream
 from protocols.base.ring import RING_BITS, Bytes, Words
 from protocols.base.shares import EVALUATORS, Role, SecretBits, SecretTensor
 from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.kernels.packing import pack
 
 T = TypeVar("T")
 U = TypeVar("U")
 Path: TypeAlias = tuple[int, ...]
 
-_WORK = 12
-"""Work of drawing, adding or packing one element, in multiply-adds."""
-_FEW = 1 << 13
-"""Up to this many elements run in place: asking the runtime would cost more than a thread gains."""
+_LITTLE = 1 << 16
+"""Work below which a function runs in place: asking the runtime would cost more than a thread
+gains.
+"""
 
 Approximation: TypeAlias = Literal["tight", "fast", "puma"]
 APPROXIMATIONS: tuple[Approximation, ...] = get_args(Approximation)
@@ -92,14 +94,26 @@ class Link(Protocol):
         """Call a function that takes about `work` multiply-adds, off the loop if that is many."""
 
 
-def _work(fields: Sequence[Field]) -> int:
-    """Work of drawing, adding or packing the fields, in `Lane.run`'s unit; 0: run it in place."""
-    count = sum([item.count for item in fields])
-    return _WORK * count if count >= _FEW else 0
+class _Streams(dict[Role, Stream]):
+    """A lane's streams by peer, each opened when it is first read."""
+
+    def __init__(self, link: Link, path: Path) -> None:
+        self._link = link
+        self._path = path
+
+    def __missing__(self, peer: Role) -> Stream:
+        stream = self[peer] = self._link.stream(peer, self._path)
+        return stream
 
 
 class Lane:
-    """One sequential strand of a program at one party. See the module docstring."""
+    """One sequential strand of a program at one party. See the module docstring.
+
+    Attributes:
+        observed: calls of protocols are told to `span`.
+    """
+
+    observed = False
 
     def __init__(self, link: Link, path: Path = (), clock: int = 0) -> None:
         self.link = link
@@ -109,31 +123,19 @@ class Lane:
         self.clock = clock
         """Rounds on the longest chain of exchanges up to here."""
         self._forks = 0
+        self._free: list[Lane] = []
         self._shares = 0
-        self._streams: dict[Role, Stream] = {}
-        self._sent: dict[Role, int] = {}
-        self._received: dict[Role, int] = {}
+        self._streams = _Streams(link, path)
+        self._sent: defaultdict[Role, int] = defaultdict(int)
+        self._received: defaultdict[Role, int] = defaultdict(int)
         self._busy = False
-
-    # -- who am I ----------------------------------------------------------------------------------
-
-    @property
-    def is_dealer(self) -> bool:
-        return self.role is Role.DEALER
-
-    @property
-    def tracing(self) -> bool:
-        return self.role is Role.TRACE
-
-    @property
-    def leads(self) -> bool:
+        # Who am I? Read too often for properties.
+        self.is_dealer = self.role is Role.DEALER
+        self.tracing = self.role is Role.TRACE
+        self.leads = self.role is Role.EVALUATOR_A
         """True at evaluator A, which adds the terms that only one evaluator may add."""
-        return self.role is Role.EVALUATOR_A
-
-    @property
-    def peer(self) -> Role:
+        self.peer = Role.EVALUATOR_B if self.leads else Role.EVALUATOR_A
         """The other evaluator."""
-        return Role.EVALUATOR_B if self.role is Role.EVALUATOR_A else Role.EVALUATOR_A
 
     # -- cost --------------------------------------------------------------------------------------
 
@@ -159,28 +161,26 @@ class Lane:
 
     def stream(self, peer: Role) -> Stream:
         """This lane's stream with `peer`, opened when first used."""
-        stream = self._streams.get(peer)
-        if stream is None:
-            stream = self._streams[peer] = self.link.stream(peer, self.path)
-        return stream
+        return self._streams[peer]
 
     def draw(self, peer: Role, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
         """Uniform words that `peer` draws too, in the same order, unknown to the third party."""
-        return self.stream(peer).words(shape, width)
+        return self._streams[peer].words(shape, width)
 
     def private(self, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
         """Uniform words that no other party knows."""
-        return self.stream(self.role).words(shape, width)
+        return self._streams[self.role].words(shape, width)
 
     def mask(self, shape: tuple[int, ...], width: int = RING_BITS) -> Words:
         """An evaluator's half of an output mask, shared with the dealer."""
-        return self.draw(Role.DEALER, shape, width)
+        return self._streams[Role.DEALER].words(shape, width)
 
     def masks(self, shape: tuple[int, ...], width: int = RING_BITS) -> tuple[Words, Words]:
         """The dealer's view of an output mask: evaluator A's half and B's."""
+        streams = self._streams
         return (
-            self.draw(Role.EVALUATOR_A, shape, width),
-            self.draw(Role.EVALUATOR_B, shape, width),
+            streams[Role.EVALUATOR_A].words(shape, width),
+            streams[Role.EVALUATOR_B].words(shape, width),
         )
 
     # -- dealing -----------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class Lane:
             An evaluator's halves (they add up, or XOR, to the values); nothing at the dealer.
         """
         self._shares += 1
-        receiver, work = EVALUATORS[self._shares & 1], _work(fields)
+        receiver, work = EVALUATORS[self._shares & 1], layout(tuple(fields)).work
         if self.is_dealer:
             drawer, rests = EVALUATORS[1 - (self._shares & 1)], self._rests
             parts = (
@@ -215,14 +215,13 @@ class Lane:
     def _rests(self, drawer: Role, fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
         """The halves that complete the values, given those that the drawer draws; packed."""
         halves = self._draw_fields(drawer, fields)
-        rests = [
-            value ^ half if item.xor else value - half
+        return [
+            pack(value ^ half if item.xor else value - half, item.width)
             for item, value, half in zip(fields, values, halves, strict=True)
         ]
-        return join(fields, rests)
 
     def _draw_fields(self, peer: Role, fields: Sequence[Field]) -> list[Words]:
-        stream = self.stream(peer)
+        stream = self._streams[peer]
         return [stream.words(item.shape, item.width) for item in fields]
 
     async def broadcast(self, nbytes: int, value: Bytes | None = None) -> Bytes:
@@ -242,10 +241,10 @@ class Lane:
 
         Online bytes: `2 * fields_bytes(fields)`.
         """
-        work = _work(fields)
-        parts = await self.run(work, join, fields, values) if work else join(fields, values)
-        theirs = await self._exchange(parts)
-        return await self.run(work, split, theirs, fields) if work else split(theirs, fields)
+        if work := layout(tuple(fields)).work:
+            parts = await self.run(work, join, fields, values)
+            return await self.run(work, split, await self._exchange(parts), fields)
+        return split(await self._exchange(join(fields, values)), fields)
 
     async def open(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
         """A round after which both evaluators know the sums (or XORs) of their `values`."""
@@ -282,10 +281,10 @@ class Lane:
             )
         return data
 
-    def _tag(self, counts: dict[Role, int], peer: Role) -> Path:
+    def _tag(self, counts: defaultdict[Role, int], peer: Role) -> Path:
         """The tag of the next message to or from a peer."""
-        number = counts[peer] = counts.get(peer, 0) + 1
-        return (*self.path, number)
+        counts[peer] += 1
+        return (*self.path, counts[peer])
 
     async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
         await self.link.send(to, self._tag(self._sent, to), parts, online=online)
@@ -295,7 +294,8 @@ class Lane:
         if self._busy:
             raise LocalProtocolError("two tasks wait on one lane: fork it")
         self._busy = True
-        return self._tag(self._received, sender)
+        self._received[sender] += 1
+        return (*self.path, self._received[sender])
 
     async def _receive(self, sender: Role) -> Buffer:
         tag = self._expect(sender)
@@ -306,8 +306,9 @@ class Lane:
 
     async def _exchange(self, parts: Sequence[Buffer]) -> Buffer:
         """A round: send the other evaluator the parts, and get its message."""
-        peer = self.peer
-        await self.link.send(peer, self._tag(self._sent, peer), parts, online=True)
+        peer, sent = self.peer, self._sent
+        sent[peer] += 1
+        await self.link.send(peer, (*self.path, sent[peer]), parts, online=True)
         tag = self._expect(peer)
         try:
             theirs = await self.link.receive(peer, tag)
@@ -326,24 +327,37 @@ class Lane:
             for index in range(count)
         ]
 
+    def branches(self, count: int) -> list["Lane"]:
+        """As `fork`, with lanes that earlier tasks of this lane have left: a new lane costs
+        deriving the keys of its streams. Program order alone decides which, so that all parties
+        take the same.
+        """
+        free = self._free
+        lanes = [free.pop() if free else self.fork(1)[0] for _ in range(count)]
+        for lane in lanes:
+            lane.clock = self.clock
+        return lanes
+
     def join(self, lanes: Sequence["Lane"]) -> None:
         """Continue after `lanes`."""
-        self.clock = max((self.clock, *(lane.clock for lane in lanes)))
+        for lane in lanes:
+            if lane.clock > self.clock:
+                self.clock = lane.clock
 
     async def parallel(
         self, tasks: Sequence[Callable[["Lane"], Coroutine[Any, Any, T]]]
     ) -> list[T]:
         """Run each task on its own lane; rounds of different tasks overlap.
 
-        The first task stays on this lane, which is otherwise idle: a new lane costs deriving the
-        keys of its streams.
+        The first task stays on this lane, which is otherwise idle.
         """
         first, *rest = tasks
-        lanes = self.fork(len(rest))
+        lanes = self.branches(len(rest))
         results: list[T] = await self.link.gather(
             [first(self), *(lane.watch(task(lane)) for task, lane in zip(rest, lanes, strict=True))]
         )
         self.join(lanes)
+        self._free += reversed(lanes)
         return results
 
     async def both(
@@ -356,9 +370,11 @@ class Lane:
         one, two = await self.parallel(tasks)
         return one, two
 
-    def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+    async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
         """Call `function(*args)`, about `work` multiply-adds, where the runtime decides."""
-        return self.link.run(work, function, *args)
+        if work < _LITTLE:
+            return function(*args)
+        return await self.link.run(work, function, *args)
 
     def defer(self, task: Coroutine[Any, Any, None], *others: "Lane") -> None:
         """Run beside the program, on this lane and the others; its failure is the program's

@@ -37,8 +37,9 @@ whole number of eight-byte words.
 
 def _kernel_state(key: bytes, position: int) -> Words:
     state = np.empty(STATE_WORDS, dtype=np.uint64)
-    begin(np.frombuffer(key, dtype=np.uint64), state)
-    move_to(state, position)
+    begin.run(np.frombuffer(key, dtype=np.uint64), state)
+    if position:
+        move_to(state, position)
     return state
 
 
@@ -100,18 +101,27 @@ class Stream:
         position: number of eight-byte words to leave out.
     """
 
-    __slots__ = ("_source",)
+    __slots__ = ("_source", "_state")
 
     def __init__(self, key: bytes, position: int = 0) -> None:
-        self._source = (kernel_source if available() else library_source)(key, position)
+        self._source: Source | None = None
+        self._state: Words
+        if available():
+            self._state = _kernel_state(key, position)
+        else:
+            self._source = library_source(key, position)
 
     def words(self, shape: tuple[int, ...], width: int = 64) -> Words:
         """Uniform ring elements of `width` bits, as uint64 of the given shape."""
-        return self._source(math.prod(shape), width).reshape(shape)
+        if self._source is not None:
+            return self._source(math.prod(shape), width).reshape(shape)
+        out = np.empty(shape, dtype=np.uint64)
+        draw.run(self._state, width, out if out.ndim == 1 else out.ravel())
+        return out
 
     def fill(self, count: int) -> Bytes:
         """The next `count` bytes; the rest of the last eight-byte word is skipped."""
-        return self._source((count + 7) // 8, 64).view(np.uint8)[:count]
+        return self.words(((count + 7) // 8,)).view(np.uint8)[:count]
 
     def bits(self, shape: tuple[int, ...]) -> Bytes:
         """Uniform bits, one 0/1 byte each."""
@@ -130,7 +140,8 @@ def add_stream(key: bytes, position: int, factor: int, out: Words) -> None:
 
 def derive(key: bytes, label: bytes, path: tuple[int, ...]) -> bytes:
     """A fresh AES key for a place in the program (keyed BLAKE2b over an injective encoding)."""
-    message = struct.pack(f"<I{len(path)}Q", len(path), *path)
+    length = len(path)
+    message = struct.pack(f"<I{length}Q", length, *path)
     return hashlib.blake2b(message, digest_size=KEY_BYTES, key=key, person=label[:16]).digest()
 
 
@@ -156,11 +167,10 @@ class KeyRing:
         """
         if (peer, path) in self._opened:
             raise LocalProtocolError(f"random stream {path} with {peer} was opened twice")
-        secret = self._secrets.get(peer)
-        if secret is None:
+        if peer not in self._secrets:
             raise LocalProtocolError(f"no key agreed with {peer}")
         self._opened.add((peer, path))
-        return Stream(derive(secret, b"puma lane", path))
+        return Stream(derive(self._secrets[peer], b"puma lane", path))
 
     def forget(self, prefix: tuple[int, ...]) -> None:
         """Drop the record of streams below `prefix`, whose number will never be used again."""

@@ -8,12 +8,15 @@ Every operation here is local and linear; a product needs a round and lives in
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols.base.ring import FRACTION_BITS, RING_BITS, Bytes, Words, shift_left, shift_right
 from protocols.errors import LocalProtocolError
+
+T = TypeVar("T", bound=np.generic)
 
 
 class Role(StrEnum):
@@ -35,7 +38,7 @@ COMPUTING = (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B)
 EVALUATORS = (Role.EVALUATOR_A, Role.EVALUATOR_B)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, init=False)
 class SecretTensor:
     """A tensor of ring elements, shared. `width` is the ring's bits, `frac` the fraction bits.
 
@@ -46,12 +49,19 @@ class SecretTensor:
     role: Role
     a: Words = field(repr=False)
     b: Words = field(repr=False)
-    width: int = RING_BITS
-    frac: int = FRACTION_BITS
+    width: int
+    frac: int
+    shape: tuple[int, ...] = field(init=False)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.a.shape
+    def __init__(
+        self, role: Role, a: Words, b: Words, width: int = RING_BITS, frac: int = FRACTION_BITS
+    ) -> None:
+        self.role = role
+        self.a = a
+        self.b = b
+        self.width = width
+        self.frac = frac
+        self.shape = a.shape
 
     @property
     def size(self) -> int:
@@ -69,20 +79,21 @@ class SecretTensor:
     def _like(self, a: Words, b: Words) -> "SecretTensor":
         return SecretTensor(self.role, a, b, self.width, self.frac)
 
-    def _check(self, other: "SecretTensor") -> None:
-        if (self.width, self.frac) != (other.width, other.frac):
-            raise LocalProtocolError(
-                f"cannot add a sharing over 2^{other.width} with {other.frac} fraction bits to one "
-                f"over 2^{self.width} with {self.frac}: lift, drop or narrow one of them first"
-            )
+    def _refuse(self, other: "SecretTensor") -> NoReturn:
+        raise LocalProtocolError(
+            f"cannot add a sharing over 2^{other.width} with {other.frac} fraction bits to one "
+            f"over 2^{self.width} with {self.frac}: lift, drop or narrow one of them first"
+        )
 
     def __add__(self, other: "SecretTensor") -> "SecretTensor":
-        self._check(other)
-        return self._like(self.a + other.a, self.b + other.b)
+        if self.width != other.width or self.frac != other.frac:
+            self._refuse(other)
+        return SecretTensor(self.role, self.a + other.a, self.b + other.b, self.width, self.frac)
 
     def __sub__(self, other: "SecretTensor") -> "SecretTensor":
-        self._check(other)
-        return self._like(self.a - other.a, self.b - other.b)
+        if self.width != other.width or self.frac != other.frac:
+            self._refuse(other)
+        return SecretTensor(self.role, self.a - other.a, self.b - other.b, self.width, self.frac)
 
     def __neg__(self) -> "SecretTensor":
         return self._like(np.uint64(0) - self.a, np.uint64(0) - self.b)
@@ -94,7 +105,7 @@ class SecretTensor:
 
     def add_public(self, words: Words | np.uint64) -> "SecretTensor":
         """Add public ring words (already encoded with this tensor's fraction bits)."""
-        return self if self.role.is_dealer else self._like(self.a + words, self.b)
+        return self if self.role is Role.DEALER else self._like(self.a + words, self.b)
 
     def times(self, words: Words | np.uint64, frac: int = 0) -> "SecretTensor":
         """Multiply by public ring words that carry `frac` fraction bits."""
@@ -145,7 +156,7 @@ class SecretTensor:
     # -- shape -------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any) -> "SecretTensor":
-        return self._like(self.a[index], self.b[index])
+        return SecretTensor(self.role, self.a[index], self.b[index], self.width, self.frac)
 
     def reshape(self, *shape: int) -> "SecretTensor":
         return self._like(self.a.reshape(shape), self.b.reshape(shape))
@@ -172,6 +183,14 @@ class SecretTensor:
         return self._like(a, b)
 
 
+def side_by_side(arrays: Sequence[NDArray[T]], axis: int = 0) -> NDArray[T]:
+    """`np.stack` of arrays of one shape and type; along the first axis it takes a single call."""
+    if axis == 0 and arrays[0].ndim:
+        joined: NDArray[T] = np.concatenate(arrays).reshape(-1, *arrays[0].shape)
+        return joined
+    return np.stack(arrays, axis=axis)
+
+
 def concat(tensors: Sequence[SecretTensor], axis: int) -> SecretTensor:
     """Join sharings of one width along an axis."""
     return _joined(tensors, lambda parts: np.concatenate(parts, axis=axis))
@@ -179,13 +198,14 @@ def concat(tensors: Sequence[SecretTensor], axis: int) -> SecretTensor:
 
 def stack(tensors: Sequence[SecretTensor], axis: int) -> SecretTensor:
     """Sharings of one shape side by side along a new axis."""
-    return _joined(tensors, lambda parts: np.stack(parts, axis=axis))
+    return _joined(tensors, lambda parts: side_by_side(parts, axis))
 
 
 def _joined(tensors: Sequence[SecretTensor], join: Callable[[list[Words]], Words]) -> SecretTensor:
     first = tensors[0]
     for other in tensors[1:]:
-        first._check(other)
+        if first.width != other.width or first.frac != other.frac:
+            first._refuse(other)
     a, b = join([t.a for t in tensors]), join([t.b for t in tensors])
     return SecretTensor(first.role, a, b, first.width, first.frac)
 
@@ -193,20 +213,23 @@ def _joined(tensors: Sequence[SecretTensor], join: Callable[[list[Words]], Words
 def constant(role: Role, words: Words, width: int = RING_BITS, frac: int = 0) -> SecretTensor:
     """A public value as a sharing with zero masks."""
     zeros = np.zeros_like(words)
-    return SecretTensor(role, zeros if role.is_dealer else words, zeros, width, frac)
+    return SecretTensor(role, zeros if role is Role.DEALER else words, zeros, width, frac)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, init=False)
 class SecretBits:
     """Bits shared over Z_2: `x = c ^ r1 ^ r2`, one 0/1 byte each. Held as in `SecretTensor`."""
 
     role: Role
     a: Bytes = field(repr=False)
     b: Bytes = field(repr=False)
+    shape: tuple[int, ...] = field(init=False)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.a.shape
+    def __init__(self, role: Role, a: Bytes, b: Bytes) -> None:
+        self.role = role
+        self.a = a
+        self.b = b
+        self.shape = a.shape
 
     @property
     def mask(self) -> Bytes:
@@ -216,7 +239,9 @@ class SecretBits:
         return self.a ^ self.b
 
     def __invert__(self) -> "SecretBits":
-        return self if self.role.is_dealer else SecretBits(self.role, self.a ^ np.uint8(1), self.b)
+        if self.role is Role.DEALER:
+            return self
+        return SecretBits(self.role, self.a ^ np.uint8(1), self.b)
 
     def __xor__(self, other: "SecretBits") -> "SecretBits":
         return SecretBits(self.role, self.a ^ other.a, self.b ^ other.b)
@@ -230,4 +255,5 @@ class SecretBits:
 
 def stack_bits(bits: Sequence[SecretBits]) -> SecretBits:
     """Bits of one shape side by side along a new first axis."""
-    return SecretBits(bits[0].role, np.stack([b.a for b in bits]), np.stack([b.b for b in bits]))
+    a, b = side_by_side([bit.a for bit in bits]), side_by_side([bit.b for bit in bits])
+    return SecretBits(bits[0].role, a, b)

@@ -56,6 +56,7 @@ class ObservedLane(Lane):
         tape: the tape of the task that this lane's code runs in.
     """
 
+    observed = True
     meter: Meter
     tape: Tape
 
@@ -73,6 +74,13 @@ class ObservedLane(Lane):
         for lane in lanes:
             assert isinstance(lane, ObservedLane)
             lane.meter, lane.tape = self.meter, self.tape
+        return lanes
+
+    def branches(self, count: int) -> list[Lane]:
+        lanes = super().branches(count)
+        for lane in lanes:
+            assert isinstance(lane, ObservedLane)
+            lane.tape = self.tape
         return lanes
 
     def join(self, lanes: Sequence[Lane]) -> None:
@@ -164,12 +172,9 @@ class ObservedLane(Lane):
         self.clock += 1
         return data
 
-    def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+    async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
         if work < LEAST_WORK:
-            return self.link.run(work, function, *args)
-        return self._timed(work, function, *args)
-
-    async def _timed(self, work: int, function: Callable[..., T], *args: Any) -> T:
+            return await super().run(work, function, *args)
         asked, loop = clock(), threading.get_ident()
         ran: tuple[float, float, bool] = (asked, asked, False)
 

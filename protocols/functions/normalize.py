@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 
@@ -94,6 +95,7 @@ def _stretched(norm: Norm) -> Fraction:
     return Fraction(norm.size, 1 << norm.extra) if norm.center else Fraction(1)
 
 
+@cache
 def _eps_word(norm: Norm, drop: int) -> int:
     """In integers, since both evaluators add it and must get the same word."""
     bits = 2 * (RESIDUAL_BITS - drop)

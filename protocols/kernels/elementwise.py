@@ -42,7 +42,7 @@ def _masked_sum_numba(
 ) -> Words:
     """(part + dealt + up mod 2^width) >> shift, plus mask; arrays of one shape; shift < 64."""
     out = np.empty(part.shape, dtype=np.uint64)
-    _masked_sum(flat(part), flat(dealt), flat(mask), width, shift, up, out.reshape(-1))
+    _masked_sum.run(part.ravel(), dealt.ravel(), mask.ravel(), width, shift, up, out.reshape(-1))
     return out
 
 
@@ -67,7 +67,7 @@ def _lift_secrets(one: Words, two: Words, width: Any, msb: Words, carry: Words) 
 def _lift_secrets_numba(one: Words, two: Words, width: int) -> tuple[Words, Words]:
     """The top bit of the sum of two `width`-bit masks, and the sum's carry; width < 64."""
     msb, carry = np.empty(one.shape, np.uint64), np.empty(one.shape, np.uint64)
-    _lift_secrets(flat(one), flat(two), width, msb.reshape(-1), carry.reshape(-1))
+    _lift_secrets.run(one.ravel(), two.ravel(), width, msb.reshape(-1), carry.reshape(-1))
     return msb, carry
 
 
@@ -89,7 +89,7 @@ def _lift_word(m: Words, msb: Words, carry: Words, upper: Words, width: Any, out
 def _lift_word_numba(m: Words, msb: Words, carry: Words, upper: Words, width: int) -> Words:
     """(1 - msb(zeta)) * share(msb) + share(carry) + upper for zeta = m + 2^(width-2)."""
     out = np.empty(m.shape, dtype=np.uint64)
-    _lift_word(flat(m), flat(msb), flat(carry), flat(upper), width, out.reshape(-1))
+    _lift_word.run(m.ravel(), msb.ravel(), carry.ravel(), upper.ravel(), width, out.reshape(-1))
     return out
 
 
@@ -110,7 +110,32 @@ def _joined(low: Words, offset: Any, high: Words, width: Any, out: Words) -> Non
 def _joined_numba(low: Words, offset: int, high: Words, width: int) -> Words:
     """(low + offset mod 2^width) - offset + high * 2^width; width < 64."""
     out = np.empty(low.shape, dtype=np.uint64)
-    _joined(flat(low), offset, flat(high), width, out.reshape(-1))
+    _joined.run(low.ravel(), offset, high.ravel(), width, out.reshape(-1))
+    return out
+
+
+def lifted_numpy(low: Words, own: Words, high: Words, upper: Words, width: int) -> Words:
+    """NumPy twin of `lifted`."""
+    return np.stack(
+        [joined_numpy(low, 1 << width - 2, high, width), joined_numpy(own, 0, upper, width)]
+    )
+
+
+@kernel("void(in1, in1, in1, in1, uint64, uint64[:, ::1])")
+def _lifted(low: Words, own: Words, high: Words, upper: Words, width: Any, out: Words) -> None:
+    mask = ~np.uint64(0) >> (np.uint64(64) - width)
+    offset = np.uint64(1) << (width - np.uint64(2))
+    for i in range(low.size):
+        out[0, i] = ((low[i] + offset) & mask) - offset + (high[i] << width)
+        out[1, i] = (own[i] & mask) + (upper[i] << width)
+
+
+def _lifted_numba(low: Words, own: Words, high: Words, upper: Words, width: int) -> Words:
+    """An evaluator's words of a lifted sharing, m and mask, along a new first axis: `joined` of low
+    and high with the offset 2^(width-2), and of own and upper.
+    """
+    out = np.empty((2, *low.shape), dtype=np.uint64)
+    _lifted.run(low.ravel(), own.ravel(), high.ravel(), upper.ravel(), width, out.reshape(2, -1))
     return out
 
 
@@ -164,7 +189,7 @@ def _narrow_squares_numba(m: Words, own: Words, dealt: Wraps, width: int, leads:
         dealt: for the factor L, the sum of both masks.
     """
     out = np.empty(m.shape[0], dtype=np.uint64)
-    _narrow_squares(m, own, *map(flat, dealt), width, leads, out)
+    _narrow_squares.run(m, own, *map(flat, dealt), width, leads, out)
     return out
 
 
@@ -242,7 +267,7 @@ def _windows(words: Words, cuts: Words, width: Any, shift: Any, bits: Any, out: 
 def _windows_numba(words: Words, cuts: Words, width: int, shift: int, bits: int) -> Words:
     """Bits shift .. shift + bits - 1 of words - cut modulo 2^width: (words.size, cuts.size)."""
     out = np.empty((words.size, cuts.size), dtype=np.uint64)
-    _windows(flat(words), cuts, width, shift, bits, out.reshape(-1))
+    _windows.run(words.ravel(), cuts, width, shift, bits, out.reshape(-1))
     return out
 
 
@@ -260,7 +285,7 @@ def _add_twice(one: Words, two: Words, out: Words) -> None:
 
 def _add_twice_numba(one: Words, two: Words, out: Words) -> None:
     """Set out to one + 2 two; all are flat and of one size."""
-    _add_twice(one, two, out)
+    _add_twice.run(one, two, out)
 
 
 def joined_factor_numpy(high: Half, one: Half, two: Half, dealer: bool, out: Words) -> None:
@@ -282,12 +307,12 @@ def _joined_factor_numba(high: Half, one: Half, two: Half, dealer: bool, out: Wo
     """Set out to words with these high 32 bits. The low ones are those of one - two at the dealer,
     of one - 2 two at an evaluator. All are flat and of one size.
     """
-    _joined_factor(high, one, two, dealer, out)
+    _joined_factor.run(high, one, two, dealer, out)
 
 
 def flat(words: Words) -> Words:
     """A contiguous one-dimensional view or copy."""
-    return np.ascontiguousarray(words).reshape(-1)
+    return words.ravel()
 
 
 _NUMBA = MODE == "numba"
@@ -297,6 +322,7 @@ lift_word = _lift_word_numba if _NUMBA else lift_word_numpy
 joined = _joined_numba if _NUMBA else joined_numpy
 narrow_squares = _narrow_squares_numba if _NUMBA else narrow_squares_numpy
 narrow_product = _narrow_product_numba if _NUMBA else narrow_product_numpy
+lifted = _lifted_numba if _NUMBA else lifted_numpy
 windows = _windows_numba if _NUMBA else windows_numpy
 add_twice = _add_twice_numba if _NUMBA else add_twice_numpy
 joined_factor = _joined_factor_numba if _NUMBA else joined_factor_numpy

@@ -36,6 +36,10 @@ class Kernel:
 
     `signature` is a Numba signature in which `in1`, `in2`, `in3` stand for read-only C-contiguous
     uint64 arrays of that rank: one specialisation then serves both writable and frozen arrays.
+
+    Attributes:
+        run: the compiled function (or the twin) itself, once it was called: what is called
+            thousands of times a second is called as `name.run(...)`, which takes no Python call.
     """
 
     def __init__(self, function: FunctionType, signature: str | None, twin: Any) -> None:
@@ -44,12 +48,15 @@ class Kernel:
         self.twin = twin
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
-        self._run: Callable[..., Any] | None = twin if MODE == "numpy" else None
+        numpy = MODE == "numpy" and twin is not None
+        self.run: Callable[..., Any] = twin if numpy else self._first
 
     def __call__(self, *args: Any) -> Any:
-        if self._run is None:
-            self._run = self.compiled()
-        return self._run(*args)
+        return self.run(*args)
+
+    def _first(self, *args: Any) -> Any:
+        self.run = self.compiled()
+        return self.run(*args)
 
     def compiled(self) -> Callable[..., Any]:
         """The Numba dispatcher, whatever the mode; the twins are tested against it."""

@@ -185,13 +185,23 @@ def _product64(
     _product(x, w, out, batch, rows, depth, columns, lo, hi, lanes)
 
 
+def _plain(operand: Any) -> Any:
+    """The operand, or a copy: contiguous and aligned."""
+    flags = operand.flags
+    if flags.c_contiguous and flags.aligned:
+        return operand
+    return np.require(operand, requirements=["C", "A"])
+
+
 def _run(product: Any, x: Any, w: Any, out: Any, lo: int, hi: int) -> None:
     """Add x @ w to columns lo..hi of out; matrices of a batch if they have three dimensions."""
     *batch, rows, depth = x.shape
     columns = w.shape[-1]
-    flat = [np.require(operand, requirements=["C", "A"]).reshape(-1) for operand in (x, w)]
+    flat = [_plain(operand).reshape(-1) for operand in (x, w)]
     lanes = vector_bytes() // out.itemsize
-    product(*flat, out.reshape(-1), batch[0] if batch else 1, rows, depth, columns, lo, hi, lanes)
+    product.run(
+        *flat, out.reshape(-1), batch[0] if batch else 1, rows, depth, columns, lo, hi, lanes
+    )
 
 
 def _check(x: Any, w: Any, out: Any, lo: int, hi: int) -> None:
@@ -236,8 +246,8 @@ def _batched_matmul(x: Words, y: Words) -> Words:
     yt = y.transpose(0, 2, 1)
     if x.shape[1] <= _STREAMED_ROWS and yt.flags.c_contiguous:
         # One query against rows of cached keys: transposing them would cost more than the product.
-        x, yt = (np.require(operand, requirements=["C", "A"]) for operand in (x, yt))
-        row_products(x.reshape(-1), yt.reshape(-1), out.reshape(-1), *x.shape, y.shape[2])
+        x, yt = _plain(x), _plain(yt)
+        row_products.run(x.reshape(-1), yt.reshape(-1), out.reshape(-1), *x.shape, y.shape[2])
         return out
     _run(_product64, x, y, out, 0, y.shape[2])
     return out

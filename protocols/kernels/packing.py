@@ -104,16 +104,20 @@ def _unpack(packed: Bytes, width: Any, out: Words) -> None:
 
 
 def _pack_numba(words: Words, width: int) -> Bytes:
-    """The low `width` bits (1..64) of each word of a 1-D uint64 array: ceil(n * width / 8) bytes.
+    """The low `width` bits (1..64) of each word of an array, flattened: ceil(n * width / 8) bytes.
 
-    Unused final bits are zero. At width 64 the result is a view of `words`.
+    Unused final bits are zero. At width 64 the result is a view of `words`, if they are contiguous.
     """
-    native = _NATIVE.get(width)
-    if native is not None:
-        return np.ascontiguousarray(words).astype(native, copy=False).view(np.uint8)
-    size = packed_bytes(words.size, width)
+    flat = words.ravel()
+    if width == 64:
+        return flat.view(np.uint8)
+    if width in _NATIVE:
+        return flat.astype(_NATIVE[width], copy=False).view(np.uint8)
+    if not 1 <= width <= 64:
+        packed_bytes(flat.size, width)
+    size = (flat.size * width + 7) // 8
     out = np.empty(size // 8 + 2, dtype=np.uint64)
-    _pack(np.ascontiguousarray(words), width, out)
+    _pack.run(flat, width, out)
     return out.view(np.uint8)[:size]
 
 
@@ -122,14 +126,18 @@ def _unpack_numba(buffer: Bytes, width: int, count: int) -> Words:
 
     Raises RemoteProtocolError for a wrong length or nonzero padding.
     """
-    _check(buffer, width, count)
-    buffer = np.ascontiguousarray(buffer)
-    native = _NATIVE.get(width)
-    if native is not None:
-        words = buffer.view(native).astype(np.uint64, copy=False)
+    size, spare = (count * width + 7) // 8, -count * width % 8
+    if buffer.size != size or (spare and buffer[-1] >> 8 - spare):
+        _check(buffer, width, count)
+    if not buffer.flags.c_contiguous:
+        buffer = np.ascontiguousarray(buffer)
+    if width in _NATIVE:
+        words = buffer.view(_NATIVE[width])
+        if width < 64:
+            return words.astype(np.uint64)
         return words if words.flags.aligned else words.copy()
     out = np.empty(count, dtype=np.uint64)
-    _unpack(buffer, width, out)
+    _unpack.run(buffer, width, out)
     return out
 
 

@@ -44,7 +44,7 @@ def _select_secrets_numba(masks: Bytes, lam: Words) -> Words:
     """What the dealer shares, from the whole masks of the bits and of the words."""
     terms, k, n = masks.shape
     out = np.empty((terms, 2 * ((1 << k) - 1), n), dtype=np.uint64)
-    _select_secrets(masks.reshape(-1), lam, k, out)
+    _select_secrets.run(masks.reshape(-1), lam, k, out)
     return out
 
 
@@ -96,7 +96,7 @@ def _select_part_numba(bits: Bytes, y: Words, own: Words, dealt: Words) -> Words
         dealt: its halves of `select_secrets`.
     """
     out = np.empty(y.shape[1], dtype=np.uint64)
-    _select_part(bits.reshape(-1), y, own, dealt, bits.shape[1], out)
+    _select_part.run(bits.reshape(-1), y, own, dealt, bits.shape[1], out)
     return out
 
 

@@ -128,7 +128,7 @@ def _harmonics_numba(words: Words, bits: int, count: int, frac: int) -> Words:
         (n, 2 count) signed words with `frac` (at most 30) fraction bits: cos, sin, cos 2a, sin 2a..
     """
     out = np.empty((words.size, 2 * count), dtype=np.uint64)
-    _harmonics(words, roots(bits), bits, count, UNIT_BITS - frac, out)
+    _harmonics.run(words, roots(bits), bits, count, UNIT_BITS - frac, out)
     return out
 
 
@@ -184,7 +184,7 @@ def _combined_numba(
     """
     out = np.empty(words.size, dtype=np.uint64)
     whole = np.ascontiguousarray(shares)
-    _combined(words, roots(bits), bits, weights, odd, whole, down, out)
+    _combined.run(words, roots(bits), bits, weights, odd, whole, down, out)
     return out
 
 

@@ -52,6 +52,8 @@ class InferenceLink:
         self._group: TaskGroup | None = None
         self._deferred: list[Coroutine[Any, Any, None]] = []
         self._boxes: dict[Role, Mailbox] = {}
+        self._ports = scheduler.ports
+        self._others = 0  # strands beside the first one
         self._ended = False
 
     # -- life -------------------------------------------------------------------------------------
@@ -98,21 +100,25 @@ class InferenceLink:
         Raises:
             PeerFailed: the session failed, or the receiver has left.
         """
-        port = self._scheduler.port(to)
+        port = self._ports[to] if to in self._ports else self._scheduler.port(to)
         if port.left or self._ended or self._scheduler.over:
             self._check()
             port.check()
-        if len(data) == 1:
-            payload = flat(data[0]).toreadonly()
-        else:
-            payload = memoryview(b"".join([flat(part) for part in data]))
+        parts: Sequence[Any] = data
+        first, *rest = parts
+        payload = memoryview(b"".join(parts) if rest else first)
+        if payload.format != "B" or payload.ndim != 1:
+            payload = flat(payload)
+        payload, size, number = payload.toreadonly(), payload.nbytes, self.number
         if not online:
-            await port.window(self.number).acquire(payload.nbytes)
-        self.traffic.count(payload.nbytes, online=online)
-        if port.put((self.number, *tag), payload, not online):
+            window = port.windows[number] if number in port.windows else port.window(number)
+            if not window.admit(size):
+                await window.acquire(size)
+        self.traffic.count(size, online=online)
+        if port.put((number, *tag), payload, not online, alone=online and self._others == 0):
             await checkpoint()
             await port.drained()
-        return payload.nbytes
+        return size
 
     def receive(self, sender: Role, tag: Path) -> Coroutine[Any, Any, Buffer]:
         """As `Link.receive`.
@@ -120,11 +126,10 @@ class InferenceLink:
         Raises:
             PeerFailed: the session failed, or the sender has left.
         """
-        box = self._boxes.get(sender)
-        if box is None or self._ended:
+        if self._ended or sender not in self._boxes:
             self._check()
-            box = self._boxes[sender] = self._scheduler.port(sender).mailbox(self.number)
-        return box.take((self.number, *tag))
+            self._boxes[sender] = self._scheduler.port(sender).mailbox(self.number)
+        return self._boxes[sender].take((self.number, *tag))
 
     def _check(self) -> None:
         if self._ended:
@@ -136,7 +141,15 @@ class InferenceLink:
         """
         if self.role is Role.DEALER:
             return await in_turn(tasks)
-        return await gather(tasks)
+        others = len(tasks) - 1
+        if others == 0:
+            return [await tasks[0]]
+        self._others += others
+        try:
+            strands = self._scheduler.strands
+            return await (gather if strands is None else strands.gather)(tasks)
+        finally:
+            self._others -= others
 
     def defer(self, task: Coroutine[Any, Any, None]) -> None:
         """As `Link.defer`; inside `async with` only."""

@@ -3,7 +3,6 @@
     Flow           every size and limit of the runtime; all parties of a session use the same
     Mailbox        put, put_chunk, offer (from the channel), take (from a lane); refuses replays
                        and floods
-    CreditWindow   the sender's count of bytes that the receiver has not consumed yet
 
 A message is consumed when a lane takes it. Dealt messages may run ahead as far as their window
 allows: the sender waits while more than `window` bytes are out, and the receiver returns credit a
@@ -17,17 +16,15 @@ message gets through, however large, and in whatever order the lanes want theirs
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from puma_actors.base.concurrency import Signal
+from puma_actors.session.credit import MESSAGE_OVERHEAD, CreditAccount
 from puma_actors.transports.frames import Tag
-
-MESSAGE_OVERHEAD = 256
-"""Bytes that each message counts in addition to its content, so that empty ones are bounded too."""
 
 GUEST_OFFERS = 64
 """Offers of a guest that may wait: a client has two messages for each party, for any request."""
@@ -83,86 +80,6 @@ class Flow:
         return replace(self, message=least, early=early, window=least, offers=offers)
 
 
-class CreditWindow:
-    """Bytes sent and not yet consumed. `peak` is the most there were at any time."""
-
-    def __init__(self, limit: int, check: Callable[[], None]) -> None:
-        self.limit = limit
-        self.outstanding = 0
-        self.peak = 0
-        self.changed = Signal()
-        self._check = check
-
-    async def acquire(self, size: int) -> None:
-        """Wait while more than the limit is out, then count `size` bytes (and the overhead) as
-        sent.
-
-        One message is always allowed to exceed the limit, so that a large one cannot wait forever.
-        """
-        while self.outstanding > self.limit:
-            await self.changed.wait()
-            self._check()
-        self.outstanding += size + MESSAGE_OVERHEAD
-        self.peak = max(self.peak, self.outstanding)
-
-    def admit(self, size: int) -> bool:
-        """Count `size` bytes (and the overhead) as sent, if they stay within the limit."""
-        total = self.outstanding + size + MESSAGE_OVERHEAD
-        if total > self.limit:
-            return False
-        self.outstanding = total
-        return True
-
-    def release(self, size: int) -> None:
-        """The receiver consumed `size` bytes.
-
-        Raises:
-            RemoteProtocolError: more than were sent.
-        """
-        if not 0 < size <= self.outstanding:
-            raise RemoteProtocolError(f"credit for {size} bytes while {self.outstanding} are out")
-        self.outstanding -= size
-        self.changed.notify()
-
-
-@dataclass(slots=True)
-class CreditAccount:
-    """The receiver's side: counts bytes that have arrived, and decides when to acknowledge."""
-
-    limit: int
-    acknowledge: Callable[[int], None]
-    held: int = 0
-    owed: int = 0
-
-    def arrived(self, size: int) -> None:
-        """Raises:
-        RemoteProtocolError: the sender did not wait for credit.
-        """
-        if self.held > self.limit:
-            raise RemoteProtocolError(
-                f"more than {self.limit} bytes sent ahead: all parties must use one `Flow`"
-            )
-        self.held += size + MESSAGE_OVERHEAD
-
-    def consumed(self, size: int) -> None:
-        """Count a message as consumed; acknowledge once a quarter of the window has added up."""
-        self.held -= size + MESSAGE_OVERHEAD
-        self.owed += size + MESSAGE_OVERHEAD
-        if 4 * self.owed >= self.limit:
-            self._pay()
-
-    def close(self) -> None:
-        """Acknowledge everything."""
-        self.owed += self.held
-        self.held = 0
-        self._pay()
-
-    def _pay(self) -> None:
-        if self.owed:
-            owed, self.owed = self.owed, 0
-            self.acknowledge(owed)
-
-
 @dataclass(slots=True)
 class _Parts:
     """A message that arrives in chunks; `data` grows only with the bytes that have arrived, however
@@ -202,10 +119,11 @@ class Mailbox:
         self._check = check
         self._ready: dict[Tag, tuple[memoryview, bool]] = {}
         self._waiting: dict[Tag, asyncio.Future[memoryview | None]] = {}
-        self._taken: dict[Lane, int] = {}  # number of the last message taken in each lane
+        self._taken: defaultdict[Lane, int] = defaultdict(int)  # number of the last message taken
         self._parts: dict[Tag, _Parts] = {}
         self._offers: set[Tag] = set()
         self._asked: set[Tag] = set()  # requested offers, until they arrive
+        self._alarmed = True  # look for a failure before the next wait
         self._early = 0
         self._owed = 0
         self._account = CreditAccount(flow.window, acknowledge)
@@ -220,13 +138,25 @@ class Mailbox:
         Raises:
             RemoteProtocolError: it came before (replay), or it exceeds the budget.
         """
-        waiter = self._waiting.pop(tag, None)
+        waiter = None
+        if tag in self._waiting:
+            waiter = self._waiting[tag]
+            del self._waiting[tag]
         if waiter is not None and not (dealt or self._parts or self._asked or waiter.done()):
-            self._spend(buffer.nbytes)
+            self._owed += buffer.nbytes + MESSAGE_OVERHEAD
+            if 4 * self._owed >= self._flow.early:
+                self._pay()
             waiter.set_result(buffer)  # the usual course of a round
             return
         if waiter is None or tag in self._parts:
             self._refuse_replay(tag)
+        if waiter is None and not self._asked:  # the usual course of what comes early
+            if dealt:
+                self._account.arrived(buffer.nbytes)
+            else:
+                self._came_early(buffer.nbytes)
+            self._ready[tag] = (buffer, dealt)
+            return
         self._reserve(buffer.nbytes, dealt, waiter is not None or tag in self._asked)
         self._hand_over(tag, buffer, dealt, waiter)
 
@@ -301,20 +231,24 @@ class Mailbox:
         elif tag in self._asked:
             self._asked.remove(tag)
         else:
-            self._spend(buffer.nbytes)
+            self._consumed(buffer.nbytes)
         if not waiter.done():
             waiter.set_result(buffer)
 
-    def _spend(self, size: int) -> None:
+    def _consumed(self, size: int) -> None:
         """Count an online message as consumed."""
         self._owed += size + MESSAGE_OVERHEAD
         if 4 * self._owed >= self._flow.early:
-            owed, self._owed = self._owed, 0
-            self._spent(owed)
+            self._pay()
+
+    def _pay(self) -> None:
+        owed, self._owed = self._owed, 0
+        self._spent(owed)
 
     def _refuse_replay(self, tag: Tag) -> None:
         seen = tag in self._ready or tag in self._parts or tag in self._offers
-        late = tag[-1] <= self._taken.get(tag[:-1], 0) and tag not in self._waiting
+        lane = tag[:-1]  # looked up without adding it: a peer may name any
+        late = lane in self._taken and tag[-1] <= self._taken[lane] and tag not in self._waiting
         if seen or late:
             raise RemoteProtocolError(f"message {tag} came twice")
 
@@ -322,11 +256,14 @@ class Mailbox:
         if dealt:
             self._account.arrived(size)
         elif not awaited:
-            self._early += size + MESSAGE_OVERHEAD
-            if self._early > self._flow.early:
-                raise RemoteProtocolError(
-                    f"more than {self._flow.early} bytes came before any task waited for them"
-                )
+            self._came_early(size)
+
+    def _came_early(self, size: int) -> None:
+        self._early += size + MESSAGE_OVERHEAD
+        if self._early > self._flow.early:
+            raise RemoteProtocolError(
+                f"more than {self._flow.early} bytes came before any task waited for them"
+            )
 
     # -- from the program -------------------------------------------------------------------------
 
@@ -339,21 +276,23 @@ class Mailbox:
             PeerFailed: the session failed, or the sender has left.
         """
         lane, number = tag[:-1], tag[-1]
-        if number != self._taken.get(lane, 0) + 1:
+        if number != self._taken[lane] + 1:
             raise LocalProtocolError(f"message {tag} is taken out of order")
-        entry = self._ready.pop(tag, None)
         self._taken[lane] = number
-        if entry is not None:
-            buffer, dealt = entry
+        if tag in self._ready:
+            buffer, dealt = self._ready[tag]
+            del self._ready[tag]
             if dealt:
                 self._account.consumed(buffer.nbytes)
             elif tag in self._asked:
                 self._asked.remove(tag)
             else:
                 self._early -= buffer.nbytes + MESSAGE_OVERHEAD
-                self._spend(buffer.nbytes)
+                self._consumed(buffer.nbytes)
             return buffer
-        self._check()
+        if self._alarmed:
+            self._check()
+            self._alarmed = False
         waiter: asyncio.Future[memoryview | None] = asyncio.get_running_loop().create_future()
         self._waiting[tag] = waiter
         if self._offers and tag in self._offers:
@@ -364,14 +303,15 @@ class Mailbox:
             if self._waiting.pop(tag, None) is not None:
                 self._taken[lane] = number - 1  # if it still comes, it is not a replay
             raise
-        self._waiting.pop(tag, None)
         if found is None:
+            self._waiting.pop(tag, None)
             self._check()
             raise LocalProtocolError("the inference ended while a lane waited for a message")
         return found
 
     def wake(self) -> None:
         """Wake every waiter, which then sees the failure."""
+        self._alarmed = True
         for waiter in self._waiting.values():
             if not waiter.done():
                 waiter.set_result(None)

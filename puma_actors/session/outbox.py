@@ -3,7 +3,7 @@ described in `puma_actors.session.mailbox`.
 """
 
 from puma_actors.base.concurrency import Signal
-from puma_actors.session.mailbox import CreditWindow
+from puma_actors.session.credit import CreditWindow
 from puma_actors.transports.frames import Tag
 
 
@@ -22,12 +22,9 @@ class Outbox:
         self.emptied = Signal()
         self._held: dict[Tag, memoryview] = {}
 
-    def admit(self, tag: Tag, payload: memoryview) -> bool:
-        """Whether a message may be sent; otherwise it is held and must be offered."""
-        if self.window.admit(payload.nbytes):
-            return True
+    def hold(self, tag: Tag, payload: memoryview) -> None:
+        """Keep a message that the window did not admit; it must be offered."""
         self._held[tag] = payload
-        return False
 
     @property
     def holds(self) -> bool:

@@ -15,7 +15,6 @@ from protocols.base.meter import Meter
 from protocols.base.shares import Role
 from protocols.drivers.observed import ObservedLane, clock
 from puma_actors.session.inference import InferenceLink
-from puma_actors.session.port import unheard
 
 if TYPE_CHECKING:
     from puma_actors.session.session import RoundScheduler
@@ -50,7 +49,7 @@ class Recorder:
     def detach(scheduler: "RoundScheduler") -> None:
         """Stop recording a party's messages."""
         for port in scheduler.ports.values():
-            port.arrived = unheard
+            port.arrived = None
 
     def lane(self, link: InferenceLink) -> ObservedLane:
         """The first lane of a party in an inference."""

@@ -7,10 +7,8 @@
         role, header, buffers = await scheduler.control()
     scheduler.wire                                   frames and bytes that left
 
-`link.send` queues; all that is ready in one turn of the event loop leaves as one frame per peer
-(see `port`). A received frame is put directly into the mailboxes (see `mailbox`); there is one
-receive loop per channel and no task per message. A buffer must not change once it has been sent:
-within a process it is passed by reference.
+`link.send` queues; `port` says what leaves as one frame. A received frame is put directly into the
+mailboxes. A buffer must not change once it was sent: within a process it is passed by reference.
 
 Failure: if a channel breaks, a peer breaks the rules or reports an error, or the code inside
 `running()` raises, then every waiter of this party wakes with `PeerFailed` (`RemoteProtocolError`
@@ -43,12 +41,14 @@ from protocols.errors import (
 from puma_actors.base.compute import Compute
 from puma_actors.base.concurrency import Signal, unwrap
 from puma_actors.base.texts import TEXT_CHARS, told
+from puma_actors.session.credit import MESSAGE_OVERHEAD
 from puma_actors.session.handshake import Peer
 from puma_actors.session.headers import read_ask, read_credit, read_offer, read_part
 from puma_actors.session.inference import InferenceLink
-from puma_actors.session.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
+from puma_actors.session.mailbox import Flow, Mailbox
 from puma_actors.session.numbers import Numbers
 from puma_actors.session.port import Port
+from puma_actors.session.strands import Strands
 from puma_actors.transports.frames import Frame, Kind, Tag, flat, message_tag
 
 
@@ -92,7 +92,9 @@ class RoundScheduler:
         self._controls: deque[tuple[Port, dict[str, Any], list[memoryview], int]] = deque()
         self._changed = Signal()  # a control message arrived, or a peer left
         self._failure: PumaError | None = None
+        self.over = False  # it has failed or ended
         self._failed = anyio.Event()
+        self.strands: Strands | None = None
         self._state = "new"
         self._handlers = {
             Kind.BATCH: self._on_batch,
@@ -138,18 +140,16 @@ class RoundScheduler:
         Raises:
             LocalProtocolError: there is no channel to that role.
         """
-        port = self.ports.get(role)
-        if port is None:
+        if role not in self.ports:
             raise LocalProtocolError(f"{self.role} has no channel to {role}")
-        return port
+        return self.ports[role]
 
     # -- control messages -------------------------------------------------------------------------
 
     async def send_control(
         self, to: Role, header: Mapping[str, Any], buffers: Sequence[Any] = ()
     ) -> None:
-        """Send a request to a peer, in order; waits while more than `Flow.control` bytes are unread
-        there.
+        """Send a request to a peer, in order; waits while `Flow.control` bytes are unread there.
 
         Raises:
             LocalProtocolError: it does not fit one frame (cut large data into several requests).
@@ -218,6 +218,7 @@ class RoundScheduler:
         self._state = "running"
         try:
             async with anyio.create_task_group() as group:
+                self.strands = Strands(group)
                 for port in self.ports.values():
                     group.start_soon(self._pump, port)
                     group.start_soon(port.write)
@@ -233,11 +234,6 @@ class RoundScheduler:
         except BaseExceptionGroup as errors:
             root = unwrap(errors)
             raise root from root.__cause__
-
-    @property
-    def over(self) -> bool:
-        """Whether the session has failed or ended."""
-        return self._failure is not None or self._state == "ended"
 
     def check(self) -> None:
         """Raise if the session has failed or ended."""
@@ -275,6 +271,7 @@ class RoundScheduler:
             for port in self.ports.values():
                 await port.close()
         self._state = "ended"
+        self.over = True
         for port in self.ports.values():
             port.wake()
         self._changed.notify()
@@ -305,10 +302,10 @@ class RoundScheduler:
         if self._failure is not None:
             return
         self._failure = failure
+        self.over = True
         self._failed.set()
-        header = {"text": str(failure)[:TEXT_CHARS]}
         for port in self.ports.values():
-            port.post(Frame(Kind.ERROR, port.session, (), header))
+            port.post(Frame(Kind.ERROR, port.session, (), {"text": str(failure)[:TEXT_CHARS]}))
             port.wake()
         self._changed.notify()
 
@@ -318,12 +315,11 @@ class RoundScheduler:
         if self._failure is not None:
             return
         try:
-            handler = self._handlers.get(frame.kind)
-            if handler is None:
+            if frame.kind not in self._handlers:
                 raise RemoteProtocolError(f"{frame.kind.name} frame outside the handshake")
             if frame.session != port.session:
                 raise RemoteProtocolError(f"frame of another session: {frame.session.hex()}")
-            handler(port, frame)
+            self._handlers[frame.kind](port, frame)
         except RemoteProtocolError as error:
             self._lost(port, error)
 
@@ -342,18 +338,22 @@ class RoundScheduler:
         return port.mailbox(number)
 
     def _on_batch(self, port: Port, frame: Frame) -> None:
-        tags, dealt = frame.header.get("tags"), frame.header.get("dealt")
-        buffers = frame.buffers
-        if type(tags) is not list or len(tags) != len(buffers) or type(dealt) is not bool:
+        boxes, tags, dealt = port.mailboxes, frame.header.get("tags"), frame.header.get("dealt")
+        try:
+            messages = list(zip(tags or (), frame.buffers, strict=True))
+        except (TypeError, ValueError):
+            tags = None
+        if type(tags) is not list or type(dealt) is not bool:
             raise RemoteProtocolError("malformed batch of messages")
-        for raw, buffer in zip(tags, buffers, strict=True):
+        for raw, buffer in messages:
             tag = raw if type(raw) is tuple else message_tag(raw)
-            box = port.mailboxes.get(tag[0]) or self._mailbox(port, tag)
+            box = boxes[tag[0]] if tag[0] in boxes else self._mailbox(port, tag)
             if box is not None:
                 box.put(tag, buffer, dealt)
             elif dealt:
                 port.credit(tag[:1], buffer.nbytes + MESSAGE_OVERHEAD)
-        port.arrived(tags)
+        if port.arrived is not None:
+            port.arrived(tags)
 
     def _on_data(self, port: Port, frame: Frame) -> None:
         tag, offset, total, dealt, buffer = read_part(frame)
@@ -365,7 +365,8 @@ class RoundScheduler:
             box.put(tag, buffer, dealt)
         else:
             box.put_chunk(tag, offset, total, buffer, dealt)
-        port.arrived((tag,))
+        if port.arrived is not None:
+            port.arrived((tag,))
 
     def _on_offer(self, port: Port, frame: Frame) -> None:
         tag, total = read_offer(frame)

@@ -76,6 +76,7 @@ class Channel(_Closing):
         chunk_bytes: a buffer larger than this is better sent in several frames.
         sent_frames, sent_bytes: frames and bytes sent so far, in wire form if there is one.
         peer_identity: the other side's identity, if the transport has proof of it.
+        instant: a frame is delivered while it is sent, and many cost no more than one.
     """
 
     local_address: str = ""
@@ -85,6 +86,7 @@ class Channel(_Closing):
     sent_frames: int = 0
     sent_bytes: int = 0
     peer_identity: PeerIdentity | None = None
+    instant: bool = False
 
     @abstractmethod
     async def send(self, frame: Frame) -> None:

@@ -26,10 +26,6 @@ from puma_actors.transports.frames import Frame
 Sink: TypeAlias = Callable[[Frame], None]
 
 
-def _nothing(size: int) -> None:
-    """The default for carriers that do not need to know how much was taken."""
-
-
 class FrameQueue:
     """See the module docstring.
 
@@ -42,14 +38,16 @@ class FrameQueue:
         held: bytes that wait.
         closed: whether this side has closed.
         ended: whether the other side has finished.
+        over: whether no more frames will come.
+        pumped: whether frames go straight to a function.
         changed: notified when frames come or are taken, or when any of these states changes.
     """
 
     def __init__(
-        self, peer: str = "the other side", eased: Callable[[int], None] = _nothing
+        self, peer: str = "the other side", eased: Callable[[int], None] | None = None
     ) -> None:
         self.held = 0
-        self.closed = self.ended = False
+        self.closed = self.ended = self.over = self.pumped = False
         self.changed = Signal()
         self._peer = peer
         self._eased = eased
@@ -62,19 +60,9 @@ class FrameQueue:
         return len(self._frames)
 
     @property
-    def pumped(self) -> bool:
-        """Whether frames go straight to a function."""
-        return self._sink is not None
-
-    @property
     def refusing(self) -> bool:
         """Whether new frames are dropped, because this side has closed or failed."""
         return self.closed or self._broken is not None
-
-    @property
-    def over(self) -> bool:
-        """Whether no more frames will come."""
-        return self.refusing or self.ended or self._lost is not None
 
     # -- from the carrier -------------------------------------------------------------------------
 
@@ -85,10 +73,10 @@ class FrameQueue:
         Raises:
             RemoteProtocolError: the other side had already finished.
         """
-        if self.refusing or self._lost is not None:
+        if self.over:
+            if self.ended and not (self.refusing or self._lost is not None):
+                raise RemoteProtocolError(f"{frame.kind.name} frame after the last one")
             return
-        if self.ended:
-            raise RemoteProtocolError(f"{frame.kind.name} frame after the last one")
         if self._sink is not None and not self._frames:
             self._deliver(self._sink, frame, size)
             return
@@ -98,7 +86,7 @@ class FrameQueue:
 
     def end(self) -> None:
         """Note that the other side has finished. Frames in the queue can still be taken."""
-        self.ended = True
+        self.ended = self.over = True
         self.changed.notify()
 
     def lose(self, error: Exception) -> None:
@@ -107,6 +95,7 @@ class FrameQueue:
         """
         if not self.ended:
             self._lost = self._lost or error
+            self.over = True
         self.changed.notify()
 
     def fail(self, error: Exception) -> None:
@@ -123,9 +112,11 @@ class FrameQueue:
         self._drop()
 
     def _drop(self) -> None:
+        self.over = True
         self._frames.clear()
         self.held = 0
-        self._eased(0)
+        if self._eased is not None:
+            self._eased(0)
         self.changed.notify()
 
     # -- to the program ---------------------------------------------------------------------------
@@ -154,7 +145,8 @@ class FrameQueue:
             self.check()
             await self.changed.wait()
         frame, size = self._pop()
-        self._eased(size)
+        if self._eased is not None:
+            self._eased(size)
         self.changed.notify()
         return frame
 
@@ -168,6 +160,7 @@ class FrameQueue:
         if self._sink is not None:
             raise LocalProtocolError("the channel is pumped already")
         self._sink = sink
+        self.pumped = True
         try:
             while self._frames:
                 self._deliver(sink, *self._pop())
@@ -179,6 +172,7 @@ class FrameQueue:
             return
         finally:
             self._sink = None
+            self.pumped = False
 
     def _pop(self) -> tuple[Frame, int]:
         frame, size = self._frames.popleft()
@@ -186,7 +180,8 @@ class FrameQueue:
         return frame, size
 
     def _deliver(self, sink: Sink, frame: Frame, size: int) -> None:
-        self._eased(size)
+        if self._eased is not None:
+            self._eased(size)
         try:
             sink(frame)
         except Exception as error:  # `pump` raises it; the carrier must not see it

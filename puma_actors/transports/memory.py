@@ -41,6 +41,7 @@ class _Pipe:
         self.decoder = Decoder(limits) if codec else None
         self.queue = FrameQueue(sender)
         self.turn = anyio.Lock()
+        self.senders = 0  # that wait for room, or for their turn
         self.sent_frames = self.sent_bytes = 0
 
     @property
@@ -58,31 +59,30 @@ class _Pipe:
 
     def put(self, frame: Frame) -> None:
         """Pass a frame on; there must be room."""
-        if self.decoder is None:
-            self._accept(frame, self._size(frame))
+        if self.decoder is not None:
+            self._put_coded(self.decoder, frame)
             return
-        pieces = encode(frame, self.limits)
-        size = sum(piece.nbytes for piece in pieces)
-        try:
-            frames = [got for piece in pieces for got in self.decoder.feed(piece)]
-        except RemoteProtocolError as error:
-            self.queue.fail(error)
-            return
-        for got in frames:
-            self._accept(got, size)
-
-    def _size(self, frame: Frame) -> int:
         size = frame.nbytes
         if size > self.limits.frame:
             raise LocalProtocolError(
                 f"frame with {size} payload bytes, the limit is {self.limits.frame}: split it"
             )
-        return size
-
-    def _accept(self, frame: Frame, size: int) -> None:
         self.sent_frames += 1
         self.sent_bytes += size
         self.queue.put(frame, size)
+
+    def _put_coded(self, decoder: Decoder, frame: Frame) -> None:
+        pieces = encode(frame, self.limits)
+        size = sum(piece.nbytes for piece in pieces)
+        try:
+            frames = [got for piece in pieces for got in decoder.feed(piece)]
+        except RemoteProtocolError as error:
+            self.queue.fail(error)
+            return
+        for got in frames:
+            self.sent_frames += 1
+            self.sent_bytes += size
+            self.queue.put(got, size)
 
 
 class MemoryChannel(Channel):
@@ -96,6 +96,7 @@ class MemoryChannel(Channel):
         self.frame_bytes = outward.limits.frame
         codec = outward.decoder is not None
         self.chunk_bytes = _CODEC_CHUNK if codec else outward.limits.frame
+        self.instant = not codec
 
     @property
     def sent_frames(self) -> int:  # type: ignore[override]
@@ -106,20 +107,26 @@ class MemoryChannel(Channel):
         return self._out.sent_bytes
 
     def try_send(self, frame: Frame) -> bool:
-        self._out.check()
-        if self._out.turn.locked() or not self._out.room:
+        pipe, queue = self._out, self._out.queue
+        if queue.over:
+            pipe.check()
+        if pipe.senders or not (queue.pumped or pipe.room):
             return False
-        self._out.put(frame)
+        pipe.put(frame)
         return True
 
     async def send(self, frame: Frame) -> None:
         pipe = self._out
-        async with pipe.turn:  # senders take turns, so that waiting ones are not overtaken
-            pipe.check()
-            while not pipe.room:
-                await pipe.queue.changed.wait()
+        pipe.senders += 1
+        try:
+            async with pipe.turn:  # senders take turns, so that waiting ones are not overtaken
                 pipe.check()
-            pipe.put(frame)
+                while not pipe.room:
+                    await pipe.queue.changed.wait()
+                    pipe.check()
+                pipe.put(frame)
+        finally:
+            pipe.senders -= 1
 
     async def receive(self) -> Frame:
         return await self._in.queue.take()

@@ -84,7 +84,7 @@ def test_a_circuit_wider_than_a_word_of_subsets():
     """Six inputs in one product have 57 subsets of two and more; two such products need 114."""
     plan = circuit(12, (((1 << 6) - 1, ((1 << 6) - 1) << 6),))
     assert plan.fields == 2
-    assert plan.widths() == [64, 50]
+    assert plan.widths == (64, 50)
 
 
 def test_to_bits_makes_new_masks():

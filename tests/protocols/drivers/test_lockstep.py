@@ -259,3 +259,34 @@ def test_every_party_forks_to_the_same_paths():
     results = run(program, share([1.0])).results
     assert results[A] == results[B] == results[D]
     assert len(set(results[A])) == 4
+
+
+def test_lanes_are_used_again_and_never_twice_at_a_time():
+    """A fork inside the task that stays on the lane takes other lanes than those that are busy;
+    later forks take the same ones again, and no two draws are alike."""
+    seen: dict[object, list[tuple[int, ...]]] = {}
+
+    async def leaf(lane):
+        seen.setdefault(lane.role, []).append(lane.path)
+        return lane.draw(lane.peer, (2,)).tolist()
+
+    async def nested(lane):
+        inner = await lane.parallel([leaf] * 3)
+        return [word for pair in inner for word in pair]
+
+    async def program(lane):
+        if lane.is_dealer:
+            return []
+        drawn = []
+        for _ in range(3):
+            for part in await lane.parallel([nested, leaf, nested]):
+                drawn += part
+        return drawn
+
+    results = run_parties(dict.fromkeys(COMPUTING, program)).results
+    assert results[A] == results[B]
+    assert len(set(results[A])) == len(results[A])
+    assert sorted(seen[A]) == sorted(seen[B])
+    one = seen[A][: len(seen[A]) // 3]
+    assert len(set(one)) == len(one)
+    assert set(seen[A]) == set(one)

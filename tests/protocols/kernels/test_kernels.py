@@ -330,3 +330,22 @@ def test_factors_are_joined_and_derived_as_their_twins_do(size, dealer, seed):
     for at, (high, first, second) in enumerate(halves.T.tolist()):
         low = (first - (1 if dealer else 2) * second) % 2**32
         assert int(found[at]) == (high << 32) + low
+
+
+@LIMIT
+@given(SEEDS, st.integers(0, 40), st.integers(2, 63))
+def test_a_lift_equals_its_twin_and_its_halves(seed, count, width):
+    low, own, high, upper = words(seed, 4, count)
+    got = elementwise._lifted_numba(low, own, high, upper, width)
+    np.testing.assert_array_equal(got, elementwise.lifted_numpy(low, own, high, upper, width))
+    parts = (low, 1 << width - 2, high, width), (own, 0, upper, width)
+    for found, part in zip(got, parts, strict=True):
+        np.testing.assert_array_equal(found, elementwise._joined_numba(*part))
+
+
+def test_arrays_of_any_layout_are_packed():
+    whole = words(5, 6, 8)
+    for layout in (whole[:, ::2], whole.T, whole[0, ::3], np.broadcast_to(whole[0], (3, 8))):
+        for width in (5, 16, 64):
+            expected = packing.pack(np.array(layout).reshape(-1), width)
+            np.testing.assert_array_equal(packing.pack(layout, width), expected)

@@ -28,7 +28,6 @@ from puma_actors.profiling.profile import (
 )
 from puma_actors.profiling.sweep import message_of
 from puma_actors.session import recorder
-from puma_actors.session.port import unheard
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import PRESETS, Route, parse_network
 
@@ -191,7 +190,7 @@ async def test_nothing_is_recorded_without_a_recorder(folder):
         parties = [*cluster._parties, cluster.client]
         assert all(type(party.lane(party.scheduler.link(99))) is Lane for party in parties)
         ports = [port for party in parties for port in party.scheduler.ports.values()]
-        assert all(port.arrived is unheard for port in ports)
+        assert all(port.arrived is None for port in ports)
     lane = Lane.__new__(Lane)
     task = _nothing()
     assert lane.watch(task) is lane.span("less", task) is task

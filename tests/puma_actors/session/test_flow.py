@@ -33,7 +33,8 @@ from protocols.errors import RemoteProtocolError
 from puma_actors.api import local
 from puma_actors.api.local import LocalCluster
 from puma_actors.session import session as rounds
-from puma_actors.session.mailbox import MESSAGE_OVERHEAD, Flow, Mailbox
+from puma_actors.session.credit import MESSAGE_OVERHEAD
+from puma_actors.session.mailbox import Flow, Mailbox
 from puma_actors.session.session import RoundScheduler
 from puma_actors.transports.frames import Frame
 
@@ -49,7 +50,7 @@ async def test_parallel_lanes_share_frames() -> None:
     async def program(lane: Lane) -> None:
         await lane.parallel([strand] * lanes)
 
-    parties = schedulers(EVALUATORS)
+    parties = schedulers(EVALUATORS, codec=True)  # by reference, a frame costs nothing
     found = await run(parties, dict.fromkeys(EVALUATORS, on_lane(program)))
     for role in EVALUATORS:
         _, clock, traffic = found[role]
@@ -77,7 +78,8 @@ async def test_large_messages_travel_in_chunks(codec: bool) -> None:
     parties = schedulers(EVALUATORS, codec=codec, flow=flow)
     found = await run(parties, dict.fromkeys(EVALUATORS, on_lane(program)))
     assert found[A][0] == found[B][0] == len(sizes)
-    assert parties[A].wire.frames == 2 + 1 + 1 + 2 + 34 + 1  # ... and a goodbye
+    frames = 2 + 1 + 1 + 2 + 34
+    assert parties[A].wire.frames - frames in (0, 1)  # a goodbye, unless the peer has left
 
 
 async def test_messages_in_memory_are_not_copied() -> None:
