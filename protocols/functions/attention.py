@@ -13,7 +13,7 @@ from protocols.base.ring import FRACTION_BITS
 from protocols.base.shares import SecretTensor
 from protocols.compare import maximum
 from protocols.errors import RangeError
-from protocols.functions.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal
+from protocols.functions.elementary import COARSE_FRAC, exp_negative, reciprocal
 from protocols.functions.normalize import HELD_PRODUCT_BITS, HELD_TRIPLE_BITS
 from protocols.kernels.bits import DIGIT_BITS
 
@@ -144,12 +144,9 @@ async def attend(
     async def product(strand: Lane) -> SecretTensor:
         return await lift(strand, await matmul(strand, weights, values, FRACTION_BITS))
 
-    async def inverted(strand: Lane) -> Scaled:
-        return await (await reciprocal(strand, weights.sum(-1), low, high, frac=frac)).lifted(
-            strand
-        )
-
-    total, inverse = await lane.both(product, inverted)
+    total, inverse = await lane.both(
+        product, lambda strand: reciprocal(strand, weights.sum(-1), low, high, frac=frac)
+    )
     shape = (*scores.shape[:-1], 1)
     scale, value = inverse.scale.reshape(*shape), inverse.value.reshape(*shape)
     shift = total.frac + scale.frac + value.frac - FRACTION_BITS

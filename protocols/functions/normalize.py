@@ -229,8 +229,8 @@ async def normalize(
     async def inverse(strand: Lane) -> Scaled:
         squares = (await square_sum(strand, small)).add_public(bounds.eps_word(norm))
         root = 1.0 if unit else math.sqrt(norm.size)
-        found = await rsqrt(strand, squares, bounds.low, bounds.high, gain=root, frac=bounds.frac)
-        return found if lane.settings.tree == "rounds" else await found.lifted(strand)
+        span, narrow = (bounds.low, bounds.high), lane.settings.tree == "rounds"
+        return await rsqrt(strand, squares, *span, gain=root, frac=bounds.frac, narrow=narrow)
 
     async def gained(strand: Lane) -> SecretTensor:
         wide = await truncated(strand, x, norm.extra) if norm.steady else x

@@ -230,15 +230,15 @@ def test_functions_of_one_number(settings):
             expected = rounds[function.__name__][settings.approximation]
             assert cost.rounds == expected, function.__name__
     same(gate, x, tensor((3, 2), 44), settings=settings)
-    assert same(root, tensor((3, 5)), settings=settings).rounds == 1
-    assert same(inverse, tensor((4,)), settings=settings).rounds == 1
+    assert same(root, tensor((3, 5)), settings=settings).rounds == 2
+    assert same(inverse, tensor((4,)), settings=settings).rounds == 2
 
 
 @limits(max_examples=15, deadline=None)
 @given(st.integers(0, 20), st.integers(1, 9))
 def test_negative_powers(low, more):
     async def root(lane, x):
-        return await rsqrt(lane, x, low, low + more)
+        return await rsqrt(lane, x, low, low + more, narrow=True)
 
     dealt = 15 * (8 + 2 * (80 + 64 * more))
     assert same(root, tensor((3, 5))) == Cost(1, 4 * 8 * 15, dealt)
