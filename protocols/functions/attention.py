@@ -6,16 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.arithmetic import lift, matmul, mul3
+from protocols.arithmetic import lift, matmul
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS
 from protocols.base.shares import SecretTensor
 from protocols.compare import maximum
 from protocols.errors import RangeError
-from protocols.functions.elementary import COARSE_FRAC, exp_negative, reciprocal
+from protocols.functions.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal
 from protocols.functions.normalize import HELD_PRODUCT_BITS, HELD_TRIPLE_BITS
 from protocols.kernels.bits import DIGIT_BITS
+from protocols.triple import narrow_mul3
 
 MIN_VALUE_FRAC = 6
 """Fraction bits that the values must keep in a long context."""
@@ -122,7 +123,8 @@ async def attend(
     large values and a long context would not fit that product, the values' last bits are dropped
     first, beside the numerators.
 
-    Cost: softmax_numerators, then 4 rounds.
+    Cost: softmax_numerators, then 3 rounds ("balanced" and "traffic": 4, with
+    lifts before the division).
 
     Raises:
         RangeError: the values are so large that dropping bits would leave nothing of small ones.
@@ -141,13 +143,17 @@ async def attend(
     weights, values = await lane.both(numerators, fitting)
     frac = min(22, HELD_TRIPLE_BITS - 2 * high - 3 - bounds.value_bits + spare)
 
-    async def product(strand: Lane) -> SecretTensor:
-        return await lift(strand, await matmul(strand, weights, values, FRACTION_BITS))
+    narrow = lane.settings.tree == "rounds"
 
-    total, inverse = await lane.both(
-        product, lambda strand: reciprocal(strand, weights.sum(-1), low, high, frac=frac)
-    )
+    async def product(strand: Lane) -> SecretTensor:
+        found = await matmul(strand, weights, values, FRACTION_BITS)
+        return found if narrow else await lift(strand, found)
+
+    async def inverted(strand: Lane) -> Scaled:
+        return await reciprocal(strand, weights.sum(-1), low, high, frac=frac, narrow=narrow)
+
+    total, inverse = await lane.both(product, inverted)
     shape = (*scores.shape[:-1], 1)
     scale, value = inverse.scale.reshape(*shape), inverse.value.reshape(*shape)
     shift = total.frac + scale.frac + value.frac - FRACTION_BITS
-    return await lift(lane, await mul3(lane, total, scale, value, shift))
+    return await lift(lane, await narrow_mul3(lane, total, scale, value, shift))

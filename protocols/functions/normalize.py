@@ -6,13 +6,14 @@ from fractions import Fraction
 
 import numpy as np
 
-from protocols.arithmetic import PRODUCT_BITS, lift, map_public, mul, mul3, square_sum
+from protocols.arithmetic import PRODUCT_BITS, lift, map_public, mul, square_sum
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS
 from protocols.base.shares import SecretTensor
 from protocols.errors import RangeError
 from protocols.functions.elementary import Scaled, rsqrt
+from protocols.triple import narrow_mul3
 
 # Bounds on products of normalised and weighted rows: one bit is kept in reserve.
 HELD_PRODUCT_BITS = PRODUCT_BITS - 1  # of two factors
@@ -220,9 +221,9 @@ async def normalize(
 
     Cost: 4 rounds: sum of squares; inverse root; x * value * scale; lift. One more where bits are
     dropped first: the shifted entries are lifted again, because squares need the whole ring. One
-    more under the trees "balanced" and "traffic", which lift the root's value: that is less to
-    deal. Two more for a late gain. An early gain takes two rounds beside the inverse root, and a
-    truncation two before it: together two more than the root (one if its value is lifted).
+    more under the trees "balanced" and "traffic", which lift the factors of the product: that is
+    less to deal. Two more for a late gain. Beside the inverse root an early gain takes a round (two
+    with its lift) and a truncation two before it: one round more if both are needed.
     """
     small, x = await _prepared(lane, x, norm, bounds)
 
@@ -236,12 +237,13 @@ async def normalize(
         wide = await truncated(strand, x, norm.extra) if norm.steady else x
         if gain is None or not bounds.early:
             return wide
-        return await lift(strand, await mul(strand, wide, gain, gain.frac))
+        product = await mul(strand, wide, gain, gain.frac)
+        return product if lane.settings.tree == "rounds" else await lift(strand, product)
 
     root, x = await lane.both(inverse, gained)
     scale, value = root.scale.reshape(*x.shape[:-1], 1), root.value.reshape(*x.shape[:-1], 1)
     bits = x.frac + scale.frac + value.frac - frac
-    result = await lift(lane, await mul3(lane, x, scale, value, bits))
+    result = await lift(lane, await narrow_mul3(lane, x, scale, value, bits))
     if gain is not None and not bounds.early:
         result = await lift(lane, await mul(lane, result, gain, gain.frac))
     return result if shift is None else result + shift.broadcast(result.shape)

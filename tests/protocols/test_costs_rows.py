@@ -37,9 +37,9 @@ def test_norm(settings, largest, center, factor, eps):
     late = factor is not None and not bounds.early
     lifted = settings.tree != "rounds"
     # The sum of squares and its inverse root take two rounds, with a lift three. Beside them a
-    # constant row needs two, and so does an early gain.
+    # constant row needs two, and an early gain one, with a lift two.
     early = factor is not None and bounds.early
-    beside = 2 * norm.steady + 2 * early
+    beside = 2 * norm.steady + (1 + lifted) * early
     longer = max(0, beside - 2 - lifted)
     assert cost.rounds == plain.rounds + 2 * late + longer
     dropped = bounds.drop > 0 or center
