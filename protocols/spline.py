@@ -194,7 +194,7 @@ async def _read(lane: Lane, x: SecretTensor, spline: Spline, tables: Words) -> W
 
 
 def draw_roots(lane: Lane, peer: Role, count: int) -> Bytes:
-    """Roots (count, 16) of trees, which `peer` draws too."""
+    """Fresh roots (count, 16) of point functions, which `peer` draws too."""
     return lane.draw(peer, (count, 2)).view(np.uint8).reshape(count, 16)
 
 
