@@ -14,9 +14,9 @@ from bench.tools.harness import Benchmark, Options, Result, timed
 from protocols.base.prf import Stream
 from protocols.base.ring import Bytes, Words
 from protocols.dpf import generate, spline_shares
+from protocols.functions import ladder
 from protocols.functions.activation_tables import ACTIVATIONS
 from protocols.functions.elementary import power_spline
-from protocols.kernels import ladder
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.packing import pack, packed_bytes, unpack
 from protocols.kernels.waves import combined, harmonics

@@ -25,7 +25,7 @@ from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import Field, field
 from protocols.base.lane import Lane
-from protocols.base.ring import RING_BITS, Words, canonical, packed_bytes, shift_right
+from protocols.base.ring import RING_BITS, Words, packed_bytes, shift_right
 from protocols.base.shares import Role, SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.kernels.elementwise import (
@@ -231,17 +231,11 @@ async def square_sum(lane: Lane, x: SecretTensor) -> SecretTensor:
     return await remask(lane, total, frac=2 * x.frac, width=x.width)
 
 
-def mul3_cost(
-    shape: tuple[int, ...], rows: tuple[int, ...], width: int, shift: int, narrow: int = 0
-) -> Cost:
-    """Cost of `mul3` for x of `shape` and two factors of shape `rows`, the last over a ring that is
-    `narrow` bits narrower.
-    """
+def mul3_cost(shape: tuple[int, ...], rows: tuple[int, ...], width: int, shift: int) -> Cost:
+    """Cost of `mul3` for x of `shape` and two factors of shape `rows`."""
     count, row_count = int(np.prod(shape)), int(np.prod(rows))
     size, row_size = packed_bytes(count, width), packed_bytes(row_count, width)
-    wrap = 2 * packed_bytes(count, narrow) + 3 * packed_bytes(row_count, narrow)
-    more = Cost(offline=2 * size + row_size + wrap)
-    return remask_cost(count, width, dealt=True, shift=shift) + more
+    return remask_cost(count, width, dealt=True, shift=shift) + Cost(offline=2 * size + row_size)
 
 
 @protocol("mul3")
@@ -264,59 +258,24 @@ async def mul3(
     The dealer shares every product of masks, so that each party expands (m_x - lam_x)(m_s -
     lam_s)(m_t - lam_t) alone.
 
-    t may be over a narrower ring Z_2^k, as truncation leaves it, if |t| < 2^(k-2): no `lift` first.
-    Over the ring of x and s, with zeta = t + 2^(k-2) + L mod 2^k and L = lam_t mod 2^k as integers,
-
-        t = (zeta - 2^(k-2)) - L + 2^k (1 - msb(zeta)) msb(L),
-
-    as in `lift`: a public number, less L (the evaluators' halves, less 2^k times their carry), and
-    products with msb(L), which are dealt modulo 2^(width-k).
-
     Cost: 1 round; width - shift bits each way; 3 width bits dealt, and one word for each element of
-    s. For a narrow t 2 (width - k) bits more, and 3 (width - k) for each element of s.
+    s.
     """
-    width, frac = _same_width(x, s), x.frac + s.frac + t.frac - shift
-    gap = width - t.width
-    if gap < 0:
-        raise LocalProtocolError(f"a factor over {t.width} bits among {width}: narrow it")
+    width, frac = _same_width(x, s, t), x.frac + s.frac + t.frac - shift
     if lane.tracing:
-        lane.charge("mul3", mul3_cost(x.shape, s.shape, width, shift, gap))
+        lane.charge("mul3", mul3_cost(x.shape, s.shape, width, shift))
         return lane.blank(x.shape, width - shift, frac)
     fields = [field(x.shape, width), field(x.shape, width), field(s.shape, width)]
-    fields += [field(x.shape, gap)] * 2 + [field(s.shape, gap)] * 3 if gap else []
     if lane.is_dealer:
-        lx, ls, lt = x.lam, s.lam, canonical(t.lam, t.width)
+        lx, ls, lt = x.lam, s.lam, t.lam
         st = ls * lt
-        msb, carry = lift_secrets(t.a, t.b, t.width) if gap else (lt, lt)
-        wrap = [lx * msb, lx * (ls * msb), msb, ls * msb, carry] if gap else []
-        await lane.share(fields, [lx * ls, lx * lt, st, *wrap])
-        part = np.uint64(0) - lx * st
-        part = part if then is None else then(part)
-        return await remask(lane, part, frac=frac, width=width, shift=shift)
-    xs, xt, st, *wrap = await lane.share(fields)
-    mt, own = _halves(t, wrap[-1]) if gap else (t.a, t.b)
-    both = s.a * mt
-    beside = st - s.b * mt - s.a * own + (both if lane.leads else np.uint64(0))
-    part = x.a * beside - x.b * both + xs * mt + xt * s.a
-    if gap:
-        part += _wrapped(x, s, t, wrap)
-    part = part if then is None else then(part)
+        await lane.share(fields, [lx * ls, lx * lt, st])
+        return await remask(lane, np.uint64(0) - lx * st, frac=frac, width=width, shift=shift)
+    xs, xt, st = await lane.share(fields)
+    both = s.a * t.a
+    beside = st - s.b * t.a - s.a * t.b + (both if lane.leads else np.uint64(0))
+    part = x.a * beside - x.b * both + xs * t.a + xt * s.a
     return await remask(lane, part, frac=frac, width=width, shift=shift)
-
-
-def _halves(t: SecretTensor, carry: Words) -> tuple[Words, Words]:
-    """An evaluator's zeta - 2^(k-2), and share of L, as in `mul3`."""
-    public = joined(t.a, 1 << (t.width - 2), np.zeros_like(t.a), t.width)
-    return public, canonical(t.b, t.width) - (carry << np.uint64(t.width))
-
-
-def _wrapped(x: SecretTensor, s: SecretTensor, t: SecretTensor, dealt: list[Words]) -> Words:
-    """An evaluator's share of x s 2^k (1 - msb(zeta)) msb(L), as in `mul3`."""
-    x_msb, x_s_msb, msb, s_msb, _ = dealt
-    zeta = t.a + np.uint64(1 << (t.width - 2))
-    factor = (_ONE - (zeta >> np.uint64(t.width - 1) & _ONE)) << np.uint64(t.width)
-    part: Words = x.a * (factor * (s.a * msb - s_msb)) - x_msb * (factor * s.a) + x_s_msb * factor
-    return part
 
 
 # -- matrix products -------------------------------------------------------------------------------

@@ -20,18 +20,18 @@ import numpy as np
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.kernels import forest
 from protocols.kernels.aes.aesni import available, round_keys
-from protocols.kernels.aes.fixed_key import LEAF
+from protocols.kernels.aes.fixed_key import LEAF, LEFT, RIGHT, mmo
 from protocols.kernels.jit import Bytes, Words
 from protocols.kernels.spline import spline_shares
 from protocols.kernels.tree import (
+    SEED_BITS,
+    child_correction,
     convert,
     correction_bytes,
-    final_words,
     leaf_words,
     next_level,
     root_words,
     seeds_of,
-    step_numpy,
     tree_depth,
 )
 
@@ -76,7 +76,7 @@ def generate_numpy(alpha: Words, payload: Words, root_a: Words, root_b: Words, v
     correction = np.empty((n, correction_bytes(v, w) // 8), dtype=np.uint64)
     nodes = _walk(alpha >> np.uint64(v - depth), root_a, root_b, depth, correction)
     leaves = convert(seeds_of(nodes), words)
-    correction[:, 2 * depth :] = _final(leaves, nodes[1, :, 0] & _ONE, alpha, payload)
+    correction[:, 2 * depth :] = final_words(leaves, nodes[1, :, 0] & _ONE, alpha, payload)
     return correction
 
 
@@ -84,18 +84,40 @@ def _walk(path: Words, root_a: Words, root_b: Words, depth: int, correction: Wor
     """Both parties' nodes (2, n, 2) at the end of the path; fills the levels' corrections."""
     nodes = np.stack([root_a & ~_CONTROL, root_b | _CONTROL])
     for level in range(depth):
-        block, nodes = step_numpy(nodes, (path >> np.uint64(level)) & _ONE)
+        block, nodes = descend(nodes, (path >> np.uint64(level)) & _ONE)
         correction[:, 2 * level : 2 * level + 2] = block
     return nodes
 
 
-def _final(leaves: Words, control_b: Words, alpha: Words, payload: Words) -> Words:
+def descend(nodes: Words, bit: Words) -> tuple[Words, Words]:
+    """One level on both parties' paths: nodes (2, n, 2), next bit of alpha -> correction, nodes."""
+    seeds = seeds_of(nodes)
+    left, right = mmo(LEFT, seeds), mmo(RIGHT, seeds)
+    go_right = (bit * _ALL)[:, None]
+    keep = left ^ ((left ^ right) & go_right)
+    lose = left ^ right ^ keep
+    block = lose[0] ^ lose[1]
+    control_left = (left[0, :, 0] ^ left[1, :, 0] ^ bit ^ _ONE) & _ONE
+    control_right = (right[0, :, 0] ^ right[1, :, 0] ^ bit) & _ONE
+    block[:, 0] = (block[:, 0] & SEED_BITS) | control_left | (control_right << _ONE)
+    sides = child_correction(block, 0), child_correction(block, 1)
+    applied = sides[0] ^ ((sides[0] ^ sides[1]) & go_right)
+    active = (nodes[..., :1] & _ONE) * _ALL
+    return block, keep ^ (applied & active)
+
+
+def final_words(leaves: Words, control_b: Words, alpha: Words, payload: Words) -> Words:
     """The words that turn the difference of both leaves (2, n, words) into the payload."""
-    if payload.shape[1] > 1:
-        return final_words(leaves, control_b, payload)
-    target = np.zeros(leaves.shape[1:], dtype=np.uint64)
-    np.put_along_axis(target, (alpha & _ONE).astype(np.intp)[:, None], payload, axis=1)
-    return final_words(leaves, control_b, target)
+    w = payload.shape[1]
+    if w == 1:
+        target = np.zeros(leaves.shape[1:], dtype=np.uint64)
+        np.put_along_axis(target, (alpha & _ONE).astype(np.intp)[:, None], payload, axis=1)
+    else:
+        target = payload
+    difference = target - leaves[0] + leaves[1]
+    sign = (_ONE - (control_b << _ONE))[:, None]
+    corrected: Words = difference * sign
+    return corrected
 
 
 # -- one bit per point -----------------------------------------------------------------------------

@@ -60,15 +60,18 @@ class Rates:
     wave: float
     wide: int
     gated: int
+    gained: int
 
 
 _DEALER = Rates(
     embed=234, norm=130, centred=146, linear=84, project=90, late=106, normed=116, output=56,
     attend=371, argmax=401, sign=206, pieces=304, centre=25, wave=58.5, wide=12, gated=16,
+    gained=270,
 )  # fmt: skip
 _EVALUATOR = Rates(
     embed=210, norm=106, centred=146, linear=64, project=66, late=94, normed=133, output=48,
     attend=242, argmax=264, sign=136, pieces=402, centre=168, wave=16.5, wide=78, gated=51,
+    gained=174,
 )  # fmt: skip
 _TRAFFIC_ATTEND = 310
 """Bytes per score at the dealer under the tree of least traffic."""
@@ -76,7 +79,7 @@ _MANY_ATTEND, _MANY_ARGMAX = (160, 172), (275, 165)
 """Bytes per score and per logit at dealer and evaluator where `MANY` are compared in pairs."""
 _MASK = 9
 """Bytes per entry of a mask: where it is set, and the columns to look at."""
-_DEALT = {"attend": 150, "argmax": 153, "norm": 75, "linear": 17, "embed": 26, "centre": 60}
+_DEALT = {"attend": 150, "argmax": 153, "norm": 80, "linear": 17, "embed": 26, "centre": 60}
 _NEAR_BUCKET = 72, 75
 """Bytes per bucket that a histogram asks, at the dealer and at an evaluator."""
 _DEALT_WAVE, _LARGEST_WAVE, _LARGEST = 10.25, 10.25, 42
@@ -160,6 +163,8 @@ class Sizes:
         residual: bool = False,
     ) -> _Sized:
         rate = self._rates.centred if norm.center else self._rates.norm
+        if gain is not None and self._settings.tree == "rounds":
+            rate = self._rates.gained  # the product of three reads narrow entries
         size = prod(x.shape)
         self._took(work=rate * size, dealt=_DEALT["norm"] * size, largest=SHARE * size)
         return _Sized(x.shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.arithmetic import lift, matmul, mul3
+from protocols.arithmetic import lift, matmul
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane, Settings
 from protocols.base.ring import FRACTION_BITS, RING_BITS
@@ -18,6 +18,7 @@ from protocols.functions import histogram
 from protocols.functions.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal
 from protocols.functions.normalize import HELD_PRODUCT_BITS, HELD_TRIPLE_BITS
 from protocols.kernels.bits import DIGIT_BITS
+from protocols.triple import narrow_mul3
 
 MIN_VALUE_FRAC = 6
 """Fraction bits that the values must keep in a long context."""
@@ -278,7 +279,8 @@ async def attend(
         near: what `near_dealt` says of the whole of which these rows are a part; by default, of
             these rows.
 
-    Cost: softmax_numerators, then 4 rounds.
+    Cost: softmax_numerators, then 3 rounds ("balanced" and "traffic": 4, with lifts
+    before the division).
 
     Raises:
         RangeError: the values are so large that dropping bits would leave nothing of small ones.
@@ -297,16 +299,18 @@ async def attend(
 
     weights, values = await lane.both(numerators, fitting)
 
+    narrow = lane.settings.tree == "rounds"
+
     async def product(strand: Lane) -> SecretTensor:
-        return await lift(strand, await matmul(strand, weights, values, FRACTION_BITS))
+        found = await matmul(strand, weights, values, FRACTION_BITS)
+        return found if narrow else await lift(strand, found)
 
     async def inverted(strand: Lane) -> Scaled:
-        total = weights.sum(-1)
-        found = await reciprocal(strand, total, fitted.low, fitted.high, frac=fitted.inverse)
-        return await found.lifted(strand)
+        total, span = weights.sum(-1), (fitted.low, fitted.high)
+        return await reciprocal(strand, total, *span, frac=fitted.inverse, narrow=narrow)
 
     total, inverse = await lane.both(product, inverted)
     shape = (*scores.shape[:-1], 1)
     scale, value = inverse.scale.reshape(*shape), inverse.value.reshape(*shape)
     shift = total.frac + scale.frac + value.frac - FRACTION_BITS
-    return await lift(lane, await mul3(lane, total, scale, value, shift))
+    return await lift(lane, await narrow_mul3(lane, total, scale, value, shift))

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from protocols.dpf import descend
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.kernels.aes import buckets
 from protocols.kernels.aes.aesni import available, round_keys
 from protocols.kernels.aes.buckets import Counts
 from protocols.kernels.aes.fixed_key import LEAF, mmo
 from protocols.kernels.jit import Bytes, Words
-from protocols.kernels.tree import convert, next_level, root_words, seeds_of, step_numpy
+from protocols.kernels.tree import convert, next_level, root_words, seeds_of
 
 _ONE = np.uint64(1)
 _ALL = ~np.uint64(0)
@@ -111,7 +112,7 @@ def generate_numpy(
     for level, (at, bit) in enumerate(layout.steps()):
         if level == layout.upper:
             correction[:, at - layout.counter_words : at] = _counter_fix(layout, alpha, nodes)
-        block, nodes = step_numpy(nodes, (alpha >> np.uint64(bit)) & _ONE)
+        block, nodes = descend(nodes, (alpha >> np.uint64(bit)) & _ONE)
         correction[:, at : at + 2] = block
     leaves = convert(seeds_of(nodes), 4)
     target = np.zeros((n, 4), dtype=np.uint64)

@@ -99,21 +99,15 @@ async def _exp_puma(lane: Lane, x: SecretTensor) -> SecretTensor:
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """v^p as a product `value * scale`.
+    """v^p as a product `value * scale`, both over Z_2^64 unless told otherwise.
 
     Attributes:
-        value: between 1/2 and 10, over the narrow ring that truncation leaves. `mul3` reads it as
-            it is; a `lift` first takes a round, and is less to deal if rows are long.
-        scale: a power of two over Z_2^64; its fraction bits say how far it was scaled up to be an
-            integer.
+        value: between 1/2 and 10.
+        scale: a power of two; its fraction bits say how far it was scaled up to be an integer.
     """
 
     value: SecretTensor
     scale: SecretTensor
-
-    async def lifted(self, lane: Lane) -> "Scaled":
-        """Both over Z_2^64. Cost: that of `lift`."""
-        return Scaled(await lift(lane, self.value), self.scale)
 
 
 @cache
@@ -134,11 +128,21 @@ def gained_spline(halves: int, gain: float) -> tuple[Spline, int]:
 
 
 async def _negative_power(
-    lane: Lane, v: SecretTensor, halves: int, low: int, high: int, gain: float, frac: int
+    lane: Lane,
+    v: SecretTensor,
+    halves: int,
+    low: int,
+    high: int,
+    gain: float,
+    frac: int,
+    *,
+    narrow: bool,
 ) -> Scaled:
     """gain * (v / 2^v.frac)^(-halves/2) for ring integers 4^low <= v < 4^high."""
     spline, exponent = gained_spline(halves, gain)
     value, scale = await at_its_scale(lane, v, spline, low=low, high=high, halves=halves, frac=frac)
+    if not narrow:
+        value = await lift(lane, value)
     # v^(-halves/2) = (v / 4^j)^(-halves/2) 2^(-halves j) 2^(halves frac / 2), and the scale is
     # 2^(halves (high - j)).
     return Scaled(value, scale.reinterpret(halves * high - halves * v.frac // 2 - exponent))
@@ -153,22 +157,31 @@ async def rsqrt(
     *,
     gain: float = 1.0,
     frac: int = MAX_POWER_FRAC,
+    narrow: bool = False,
 ) -> Scaled:
     """gain / sqrt(v) for ring integers 4^low <= v < 4^high (v's fraction bits even).
 
     Args:
         frac: fraction bits of the result's `value`, at most `MAX_POWER_FRAC`.
+        narrow: leave the value over the ring that truncation left. `mul3` reads it as it is, for
+            more bytes than a lift takes if rows are long.
 
-    Cost: 1 round.
+    Cost: 2 rounds; 1 if `narrow`.
     """
     if v.frac % 2:
         raise LocalProtocolError(f"rsqrt needs an even number of fraction bits, not {v.frac}")
-    return await _negative_power(lane, v, 1, low, high, gain, frac)
+    return await _negative_power(lane, v, 1, low, high, gain, frac, narrow=narrow)
 
 
 @protocol("reciprocal")
 async def reciprocal(
-    lane: Lane, v: SecretTensor, low: int, high: int, *, frac: int = MAX_POWER_FRAC
+    lane: Lane,
+    v: SecretTensor,
+    low: int,
+    high: int,
+    *,
+    frac: int = MAX_POWER_FRAC,
+    narrow: bool = False,
 ) -> Scaled:
     """1 / v for ring integers 4^low <= v < 4^high; otherwise as `rsqrt`."""
-    return await _negative_power(lane, v, 2, low, high, 1.0, frac)
+    return await _negative_power(lane, v, 2, low, high, 1.0, frac, narrow=narrow)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocols.arithmetic import PRODUCT_BITS, lift, mul3
+from protocols.arithmetic import PRODUCT_BITS, lift
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_BITS, Words
@@ -20,6 +20,7 @@ from protocols.errors import LocalProtocolError
 from protocols.functions.elementary import MAX_POWER_FRAC, Scaled, gained_spline
 from protocols.functions.normalize import Norm, NormRange, inverse_root, longest_result
 from protocols.linear import AnyWeight, linear
+from protocols.triple import narrow_mul3
 
 LEAST_FRAC = 12
 """Fewest fraction bits of a product, an inverse root or an angle."""
@@ -137,8 +138,8 @@ async def late_norm(
         then: a public linear map on the ring words of the (T, columns) result, applied before
             truncation (RoPE); it adds `late.rope` fraction bits.
 
-    Cost: 4 rounds (sum of squares; inverse root, 2; product of three), where `normalize` and
-    `linear` take 6; per column a product, a lift and a product of three.
+    Cost: 3 rounds (sum of squares beside the lift of x; inverse root beside the product; product of
+    three), where `normalize` and `linear` take 5; per column a product and a product of three.
     """
     small = x.drop(bounds.drop)
 
@@ -147,7 +148,7 @@ async def late_norm(
 
     async def product(strand: Lane) -> SecretTensor:
         wide = await lift(strand, x.drop(late.drop))
-        return await lift(strand, await linear(strand, wide, weight, frac=late.frac))
+        return await linear(strand, wide, weight, frac=late.frac)
 
     root, joint = await lane.both(root_of, product)
     scale, value = root.scale.reshape(-1, 1), root.value.reshape(-1, 1)
@@ -157,5 +158,5 @@ async def late_norm(
             f"a product cannot be normalised late with {joint.frac} and {value.frac} fraction bits:"
             " the owner must publish other ranges"
         )
-    scaled = await mul3(lane, joint, scale, value, shift, then=then)
+    scaled = await narrow_mul3(lane, joint, scale, value, shift, then=then)
     return scaled.reinterpret(FRACTION_BITS)

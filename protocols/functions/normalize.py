@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from protocols.arithmetic import PRODUCT_BITS, lift, map_public, mul, mul3, square_sum
+from protocols.arithmetic import PRODUCT_BITS, lift, map_public, mul, square_sum
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS
@@ -15,6 +15,7 @@ from protocols.base.shares import SecretTensor
 from protocols.errors import RangeError
 from protocols.functions.elementary import Scaled, rsqrt
 from protocols.narrow import narrow_square_sum
+from protocols.triple import narrow_mul3
 
 # Bounds on products of normalised and weighted rows: one bit is kept in reserve.
 HELD_PRODUCT_BITS = PRODUCT_BITS - 1  # of two factors
@@ -236,9 +237,9 @@ async def normalize(
 
     Cost: 4 rounds: sum of squares; inverse root; x * value * scale; lift. The squares read what a
     shift left as it stands (`protocols.narrow`), and the lift of x, if it is narrow, runs beside
-    them. One more under the trees "balanced" and "traffic", which lift the root's value: that is
-    less to deal. Two more for a late gain. Beside the root, an early gain takes three rounds and a
-    truncation two: together two more than the root and the squares (one if its value is lifted).
+    them. One more under the trees "balanced" and "traffic", which lift the factors of the product:
+    that is less to deal. Two more for a late gain. Beside the squares and the root, an early gain
+    takes a round (two with its lift) and a truncation two: one round more if both are needed.
     """
     x = _centred(x, norm)
     small = x.drop(norm.extra + bounds.drop)
@@ -256,12 +257,13 @@ async def normalize(
             wide = await lift(strand, x)
         if gain is None or not bounds.early:
             return wide
-        return await lift(strand, await mul(strand, wide, gain, gain.frac))
+        product = await mul(strand, wide, gain, gain.frac)
+        return product if lane.settings.tree == "rounds" else await lift(strand, product)
 
     root, x = await lane.both(inverse, gained)
     scale, value = root.scale.reshape(*x.shape[:-1], 1), root.value.reshape(*x.shape[:-1], 1)
     bits = x.frac + scale.frac + value.frac - frac
-    result = await lift(lane, await mul3(lane, x, scale, value, bits))
+    result = await lift(lane, await narrow_mul3(lane, x, scale, value, bits))
     if gain is not None and not bounds.early:
         result = await lift(lane, await mul(lane, result, gain, gain.frac))
     return result if shift is None else result + shift.broadcast(result.shape)
@@ -276,8 +278,8 @@ async def inverse_root(
     squared = square_sum if small.width == RING_BITS else narrow_square_sum
     squares = (await squared(lane, small)).add_public(bounds.eps_word(norm))
     root = 1.0 if unit else math.sqrt(norm.size)
-    found = await rsqrt(lane, squares, bounds.low, bounds.high, gain=root, frac=frac)
-    return found if lane.settings.tree == "rounds" else await found.lifted(lane)
+    span, narrow = (bounds.low, bounds.high), lane.settings.tree == "rounds"
+    return await rsqrt(lane, squares, *span, gain=root, frac=frac, narrow=narrow)
 
 
 def _centred(x: SecretTensor, norm: Norm) -> SecretTensor:

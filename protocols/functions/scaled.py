@@ -1,8 +1,9 @@
 """A spline of a positive number at its own scale, with that scale, in one round.
 
-See `protocols.kernels.ladder`: the evaluators find additive shares of the spline's value at v / 4^j
-and of a power of two for v's exponent j, without a message; both are masked and opened at the same
-time. Row-wise work: a key has hundreds of bytes, and takes hundreds of AES calls an exponent.
+See `protocols.functions.ladder`: the evaluators find additive shares of the spline's value at
+v / 4^j and of a power of two for v's exponent j, without a message; both are masked and opened at
+the same time. Row-wise work: a key has hundreds of bytes, and takes hundreds of AES calls an
+exponent.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from protocols.base.lane import Lane
 from protocols.base.ring import RING_BITS, Words
 from protocols.base.shares import EVALUATORS, Role, SecretTensor
 from protocols.errors import LocalProtocolError
-from protocols.kernels import ladder
+from protocols.functions import ladder
 from protocols.spline import Spline, draw_roots
 
 _WORK = 1200

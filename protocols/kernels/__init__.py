@@ -4,8 +4,8 @@ from collections.abc import Callable
 from importlib import import_module
 from pkgutil import walk_packages
 
-from protocols.kernels import forest, ladder
-from protocols.kernels.aes import buckets, ctr
+from protocols.kernels import forest
+from protocols.kernels.aes import buckets, ctr, ladder
 from protocols.kernels.aes.aesni import available
 from protocols.kernels.jit import MODE, kernels, sources_digest
 from protocols.kernels.places import CacheWarning, Place, place

@@ -11,14 +11,14 @@ from protocols.kernels.aes.fixed_key import LEAF
 from protocols.kernels.jit import Words, kernel
 from protocols.kernels.simd import make_pair_dot
 
-children = make_hash(2, add=False)
-leaf_pair = make_hash(2, add=True)
+_children = make_hash(2, add=False)
+_leaf_pair = make_hash(2, add=True)
 _leaf_single = make_hash(1, add=True)
-pair_dot = make_pair_dot()
+_pair_dot = make_pair_dot()
 
 _ONE = np.uint64(1)
 _SEED = ~np.uint64(3)
-LEAF_KEY = LEAF * KEY_WORDS
+_LEAF_KEY = LEAF * KEY_WORDS
 
 
 @kernel()
@@ -40,7 +40,7 @@ def grow(
     for level in range(depth):
         at = base + 2 * level
         side_corrections(correction[at], correction[at + 1], fix)
-        children(keys, 0, nodes, 0, 1 << level, nodes, 0, 2 << level, fix, 0)
+        _children(keys, 0, nodes, 0, 1 << level, nodes, 0, 2 << level, fix, 0)
 
 
 @kernel()
@@ -58,11 +58,11 @@ def _leaves(
     blocks = (words + 1) // 2
     b = 0
     while b + 2 <= blocks:
-        leaf_pair(keys, LEAF_KEY + b * KEY_WORDS, nodes, 0, 1 << depth,
+        _leaf_pair(keys, _LEAF_KEY + b * KEY_WORDS, nodes, 0, 1 << depth,
                    leaves, b * stride, stride, fix, 2 * b)  # fmt: skip
         b += 2
     if b < blocks:
-        _leaf_single(keys, LEAF_KEY + b * KEY_WORDS, nodes, 0, 1 << depth,
+        _leaf_single(keys, _LEAF_KEY + b * KEY_WORDS, nodes, 0, 1 << depth,
                      leaves, b * stride, stride, fix, 2 * b)  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def spline(
             for k in range(w):
                 row = ((c * w + k) * 2 * size + start) * step
                 for b in range(k // 2 + 1):
-                    pair_dot(leaves, b * stride, tables, row, size * step, moment, 0)
+                    _pair_dot(leaves, b * stride, tables, row, size * step, moment, 0)
                     if w == 1:
                         total += moment[0] + moment[1]
                         continue
@@ -103,24 +103,15 @@ def spline(
 
 
 @kernel()
-def begin(roots_a: Words, roots_b: Words, e: int, nodes: Words) -> None:
-    """Both parties' roots of element e: four words."""
-    nodes[0], nodes[1] = roots_a[2 * e] & ~_ONE, roots_a[2 * e + 1]
-    nodes[2], nodes[3] = roots_b[2 * e] | _ONE, roots_b[2 * e + 1]
-
-
-@kernel()
 def descend(
-    keys: Words, nodes: Words, bit: np.uint64, out: Words, at: int, both: Words, fix: Words
-) -> None:
-    """Both parties' nodes to their child on alpha's path; the level's correction goes to out[at:].
-
-    nodes: four words, zeros after them; both, fix: room for eight and four words. Arrays of nodes
-    and their children have room for 2 GROUP_LIMIT words more.
+    keys: Words, nodes: Words, both: Words, fix: Words, zeros: Words, bit: np.uint64,
+    out: Words, at: int,
+) -> None:  # fmt: skip
+    """The dealer's step down one level: both parties' nodes (words 0..3) go to the child that `bit`
+    names, and the level's correction to out[at ..]. `both`, `fix` are scratch, `zeros` four zeros.
     """
-    fix[:4] = 0
     # Words 0..3: left children of both parties; 4..7: right children.
-    children(keys, 0, nodes, 0, 2, both, 0, 4, fix, 0)
+    _children(keys, 0, nodes, 0, 2, both, 0, 4, zeros, 0)
     keep = 4 * np.int64(bit)
     lose = 4 - keep
     left = (both[0] ^ both[2] ^ bit ^ _ONE) & _ONE
@@ -136,24 +127,6 @@ def descend(
             nodes[2 * party + i] = both[keep + 2 * party + i] ^ corrected
 
 
-@kernel()
-def end(keys: Words, nodes: Words, blocks: int, leaves: Words, none: Words) -> None:
-    """Hash both parties' nodes under `blocks` leaf keys; none: zeros. See `corrected`."""
-    for b in range(blocks):
-        _leaf_single(keys, LEAF_KEY + b * KEY_WORDS, nodes, 0, 2, leaves, 4 * b, 0, none, 0)
-
-
-@kernel()
-def corrected(leaves: Words, nodes: Words, i: int, target: np.uint64) -> np.uint64:
-    """The i-th word of a final correction: it turns the difference of what both parties hash into
-    the target.
-    """
-    place = 4 * (i // 2) + i % 2
-    one, two = leaves[place], leaves[place + 2]
-    difference: np.uint64 = target - one + two
-    return -difference if nodes[2] & _ONE else difference
-
-
 @kernel("void(in1, in1, in1, in1, in1, int64, int64, uint64[::1])")
 def generate(
     keys: Words, alpha: Words, payload: Words, roots_a: Words, roots_b: Words, v: int, w: int,
@@ -162,21 +135,27 @@ def generate(
     """The dealer's corrections, flat, from flat inputs."""
     depth, words, early = (v - 1, 2, 1) if w == 1 else (v, w, 0)
     blocks = (words + 1) // 2
-    nodes = np.zeros(2 * GROUP_LIMIT, np.uint64)
+    nodes = np.empty(2 * GROUP_LIMIT, np.uint64)
     both = np.empty(4 + 2 * GROUP_LIMIT, np.uint64)
     leaves = np.empty(4 * blocks + 2 * GROUP_LIMIT, np.uint64)
     fix, none = np.empty(4, np.uint64), np.zeros(2, np.uint64)
+    zeros = np.zeros(4, np.uint64)
+    nodes[:] = 0
     for e in range(alpha.size):
-        begin(roots_a, roots_b, e, nodes)
+        nodes[0], nodes[1] = roots_a[2 * e] & ~_ONE, roots_a[2 * e + 1]
+        nodes[2], nodes[3] = roots_b[2 * e] | _ONE, roots_b[2 * e + 1]
         at = e * (2 * depth + words)
         for level in range(depth):
             bit = (alpha[e] >> np.uint64(level + early)) & _ONE
-            descend(keys, nodes, bit, out, at, both, fix)
+            descend(keys, nodes, both, fix, zeros, bit, out, at)
             at += 2
-        end(keys, nodes, blocks, leaves, none)
+        for b in range(blocks):
+            _leaf_single(keys, _LEAF_KEY + b * KEY_WORDS, nodes, 0, 2, leaves, 4 * b, 0, none, 0)
         for i in range(words):
+            place = 4 * (i // 2) + i % 2
             if w == 1:
                 target = payload[e] if np.uint64(i) == alpha[e] & _ONE else np.uint64(0)
             else:
                 target = payload[e * w + i]
-            out[at + i] = corrected(leaves, nodes, i, target)
+            difference = target - leaves[place] + leaves[place + 2]
+            out[at + i] = -difference if nodes[2] & _ONE else difference

@@ -67,34 +67,6 @@ def next_level(nodes: Words, correction: Words) -> Words:
     return children.reshape(n, 2 * m, 2)
 
 
-def step_numpy(nodes: Words, bit: Words) -> tuple[Words, Words]:
-    """One level on both parties' paths: nodes (2, n, 2) and the next bit of alpha (n,) -> the
-    level's correction (n, 2) and the next nodes.
-    """
-    seeds = seeds_of(nodes)
-    left, right = mmo(LEFT, seeds), mmo(RIGHT, seeds)
-    go_right = (bit * ~np.uint64(0))[:, None]
-    keep = left ^ ((left ^ right) & go_right)
-    lose = left ^ right ^ keep
-    block = lose[0] ^ lose[1]
-    control_left = (left[0, :, 0] ^ left[1, :, 0] ^ bit ^ _ONE) & _ONE
-    control_right = (right[0, :, 0] ^ right[1, :, 0] ^ bit) & _ONE
-    block[:, 0] = (block[:, 0] & SEED_BITS) | control_left | (control_right << _ONE)
-    sides = child_correction(block, 0), child_correction(block, 1)
-    applied = sides[0] ^ ((sides[0] ^ sides[1]) & go_right)
-    active = (nodes[..., :1] & _ONE) * ~np.uint64(0)
-    return block, keep ^ (applied & active)
-
-
-def final_words(leaves: Words, control_b: Words, target: Words) -> Words:
-    """The correction (n, words) that turns the difference of both leaves (2, n, words) into the
-    target, given party 1's control bits (n,).
-    """
-    sign = (_ONE - (control_b << _ONE))[:, None]
-    corrected: Words = (target - leaves[0] + leaves[1]) * sign
-    return corrected
-
-
 def expand_numpy(party: int, roots: Words, correction: Words, v: int, w: int) -> Words:
     """NumPy twin of the expansion: roots (n, 2), correction (n, words) -> shares (n, 2^v, w)."""
     depth, words = tree_depth(v, w), leaf_words(w)
@@ -109,7 +81,7 @@ def expand_numpy(party: int, roots: Words, correction: Words, v: int, w: int) ->
     return shares.reshape(len(roots), 1 << v, w)
 
 
-def as_words(data: Bytes) -> Words:
+def _as_words(data: Bytes) -> Words:
     """Bytes as words; copied only where a frame put them at an odd address."""
     return np.require(np.ascontiguousarray(data).view(np.uint64), requirements="A")
 
@@ -118,7 +90,7 @@ def root_words(roots: Bytes, n: int) -> Words:
     """Roots (n, 16) bytes as blocks (n, 2)."""
     if roots.shape != (n, 16):
         raise LocalProtocolError(f"roots have shape {roots.shape}, but ({n}, 16) bytes are needed")
-    return as_words(roots)
+    return _as_words(roots)
 
 
 def correction_words(correction: Bytes, n: int, v: int, w: int) -> Words:
@@ -132,4 +104,4 @@ def correction_words(correction: Bytes, n: int, v: int, w: int) -> Words:
             f"point-function correction has {correction.size} bytes, but {n} elements of"
             f" v={v}, w={w} take {expected}; both parties must run the same program"
         )
-    return as_words(correction).reshape(n, correction_bytes(v, w) // 8)
+    return _as_words(correction).reshape(n, correction_bytes(v, w) // 8)

@@ -16,7 +16,7 @@ from protocols.arithmetic import (
     remask,
     square_sum,
 )
-from protocols.base.ring import canonical, signed
+from protocols.base.ring import signed
 from protocols.base.shares import EVALUATORS
 from protocols.drivers.lockstep import combine
 from protocols.errors import LocalProtocolError
@@ -232,47 +232,6 @@ def test_mul3_at_the_edge_and_without_shift():
     shared = [share_ints(row.view(np.int64)) for row in big]
     got = combine(run(mul3, *shared).results)
     np.testing.assert_array_equal(got, big[0] * big[1] * big[2])
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from([((4,), (4,)), ((3, 4), (3, 1)), ((2, 3, 5), (2, 3, 1)), ((3, 2), (1,))]),
-    st.integers(1, 58),
-    st.integers(3, 63),
-    st.integers(0, 1000),
-)
-def test_mul3_reads_what_truncation_left(shapes, shift, narrow, seed):
-    """The third factor over a narrower ring, of both signs, up to a quarter of that ring."""
-    rng = generator(seed)
-    quarter = 1 << min(narrow - 2, 18)
-    x = rng.integers(-(2**29), 2**29, shapes[0])
-    s = rng.integers(-(2**14), 2**14, shapes[1])
-    t = rng.integers(-quarter + 1, quarter, shapes[1])
-    t.reshape(-1)[0] = quarter - 1 if seed % 2 else 1 - quarter
-    got = ints(mul3, share_ints(x), share_ints(s), share_ints(t, narrow), shift)
-    exact = x.astype(object) * np.asarray(s).astype(object) * np.asarray(t).astype(object)
-    assert_truncated(got, exact, shift)
-
-
-def test_mul3_reads_the_ends_of_a_narrow_ring_exactly():
-    """Without truncation, modulo 2^64, for arbitrary words and every narrow value of a small ring;
-    the other two factors also over a ring of 50 bits.
-    """
-    rng = generator(4)
-    t = np.arange(-(2**5) + 1, 2**5)
-    for _ in range(4):
-        x, s = rng.integers(0, 2**64, (2, t.size), dtype=np.uint64).view(np.int64)
-        for width in (64, 50):
-            shared = share_ints(x, width), share_ints(s, width), share_ints(t, 7)
-            got = combine(run(mul3, *shared).results)
-            exact = x.view(np.uint64) * s.view(np.uint64) * t.astype(np.uint64)
-            np.testing.assert_array_equal(got, canonical(exact, width))
-
-
-def test_mul3_refuses_a_third_factor_over_a_wider_ring():
-    narrow, wide = share_ints([1], 40), share_ints([1])
-    with pytest.raises(LocalProtocolError, match="over 64 bits among 40"):
-        run(mul3, narrow, narrow, wide)
 
 
 # -- polynomials -----------------------------------------------------------------------------------

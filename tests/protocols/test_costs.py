@@ -59,9 +59,6 @@ def test_products(shape, shift):
     sent, dealt = 2 * packed_bytes(count, 64 - shift), 3 * size + size // shape[-1]
     assert same(mul3, x, row, row, shift) == Cost(1, sent, dealt)
     same(mul3, x, x, x, shift)
-    gap = packed_bytes(size // 8, 64 - 31), packed_bytes(size // 8 // shape[-1], 64 - 31)
-    extra = same(mul3, x, row, tensor((*shape[:-1], 1), 31), shift) - same(mul3, x, row, row, shift)
-    assert extra == Cost(0, 0, 2 * gap[0] + 3 * gap[1])
 
 
 @pytest.mark.parametrize("width", [13, 44, 64])
@@ -237,15 +234,15 @@ def test_functions_of_one_number(settings):
     under = replace(settings, tree="balanced") if settings.tree == "rounds" else settings
     plain = same(silu, x, settings=under)
     assert same(gated, x, tensor((3, 5), 44), settings=settings).rounds == plain.rounds
-    assert same(root, tensor((3, 5)), settings=settings).rounds == 1
-    assert same(inverse, tensor((4,)), settings=settings).rounds == 1
+    assert same(root, tensor((3, 5)), settings=settings).rounds == 2
+    assert same(inverse, tensor((4,)), settings=settings).rounds == 2
 
 
 @limits(max_examples=15, deadline=None)
 @given(st.integers(0, 20), st.integers(1, 9))
 def test_negative_powers(low, more):
     async def root(lane, x):
-        return await rsqrt(lane, x, low, low + more)
+        return await rsqrt(lane, x, low, low + more, narrow=True)
 
     dealt = 15 * (8 + 2 * (80 + 64 * more))
     assert same(root, tensor((3, 5))) == Cost(1, 4 * 8 * 15, dealt)

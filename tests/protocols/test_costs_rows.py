@@ -38,10 +38,11 @@ def test_norm(settings, largest, center, factor, eps):
     lifted = settings.tree != "rounds"
     # The sum of squares and its inverse root take two rounds, with a lift three. Beside them a
     # constant row needs two, other centred entries a lift (with the other trees only if they are
-    # not those that are squared), and an early gain two.
+    # not those that are squared), and an early gain one, with its lift
+    # two.
     early = factor is not None and bounds.early
     together = lifted and bounds.drop == 0
-    beside = (2 if norm.steady else center and not together) + 2 * early
+    beside = (2 if norm.steady else center and not together) + (1 + lifted) * early
     longer = max(0, beside - 2 - lifted)
     assert cost.rounds == plain.rounds + 2 * late + longer
     narrow = next(width for width in range(8, 65) if bounds.fit(norm, width))

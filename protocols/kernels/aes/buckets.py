@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from protocols.kernels.aes.aesni import GROUP_LIMIT, KEY_WORDS, make_hash
 from protocols.kernels.aes.fixed_key import LEAF
-from protocols.kernels.forest import LEAF_KEY, begin, descend, grow, side_corrections
+from protocols.kernels.forest import descend, grow, side_corrections
 from protocols.kernels.jit import Words, kernel
 
 Counts: TypeAlias = NDArray[np.uint32]
@@ -21,6 +21,7 @@ _hashed = make_hash(2, add=False)
 _leaf_pair = make_hash(2, add=True)
 
 _ONE = np.uint64(1)
+_LEAF_KEY = LEAF * KEY_WORDS
 _COUNT_KEY = (LEAF + 2) * KEY_WORDS
 _BYTE_TOPS = np.uint64(0x8080808080808080)
 _PAIR_TOPS = np.uint64(0x8000800080008000)
@@ -123,7 +124,7 @@ def weigh(
                     _child(keys, side * KEY_WORDS, node, 0, 1, node, 0, 0, fix, 2 * side)
                 for i in range(4):
                     fix[i] = correction[e * each + 2 * depth + words + i]
-                _leaf_pair(keys, LEAF_KEY, node, 0, 1, leaf, 0, 2, fix, 0)
+                _leaf_pair(keys, _LEAF_KEY, node, 0, 1, leaf, 0, 2, fix, 0)
             total += factors[e, d] * leaf[place & 3]
         out[e] = -total if party == 1 else total
 
@@ -136,7 +137,7 @@ def generate(
     """The dealer's corrections, flat."""
     depth, above = v - 2, v - 5
     each = 2 * depth + words + 4
-    nodes = np.empty(4 + 2 * GROUP_LIMIT, np.uint64)
+    nodes = np.empty(2 * GROUP_LIMIT, np.uint64)
     both = np.empty(4 + 2 * GROUP_LIMIT, np.uint64)
     leaves = np.empty(4 * (words // 2) + 2 * GROUP_LIMIT, np.uint64)
     fix, zeros = np.empty(4, np.uint64), np.zeros(4, np.uint64)
@@ -144,7 +145,8 @@ def generate(
     lanes = 32 // words
     nodes[:] = 0
     for e in range(alpha.size):
-        begin(roots_a, roots_b, e, nodes)
+        nodes[0], nodes[1] = roots_a[2 * e] & ~_ONE, roots_a[2 * e + 1]
+        nodes[2], nodes[3] = roots_b[2 * e] | _ONE, roots_b[2 * e + 1]
         at = e * each
         for level in range(depth):
             if level == above:
@@ -162,9 +164,9 @@ def generate(
                 at += words
             place = 5 + level if level < above else 2 + level - above
             bit = (alpha[e] >> np.uint64(place)) & _ONE
-            descend(keys, nodes, bit, out, at, both, fix)
+            descend(keys, nodes, both, fix, zeros, bit, out, at)
             at += 2
-        _hashed(keys, LEAF_KEY, nodes, 0, 2, leaves, 0, 4, zeros, 0)
+        _hashed(keys, _LEAF_KEY, nodes, 0, 2, leaves, 0, 4, zeros, 0)
         for i in range(4):
             place = 4 * (i // 2) + i % 2
             target = payload[e] if np.int64(alpha[e]) & 3 == i else np.uint64(0)

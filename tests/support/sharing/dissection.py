@@ -17,10 +17,7 @@ from protocols.base.lane import Lane
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.dpf import generate_selectors
-from protocols.functions import histogram
-from protocols.functions.buckets import Layout
-from protocols.functions.buckets import generate as generate_buckets
-from protocols.kernels import ladder
+from protocols.functions import ladder
 from protocols.kernels.packing import unpack_numpy
 
 ELEMENTS = 1 << 10

@@ -36,6 +36,7 @@ from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
 from protocols.narrow import narrow_mul, narrow_square_sum
 from protocols.selection import Term, select
+from protocols.triple import narrow_mul3
 
 RUNS = 128
 COUNT = 8
@@ -210,8 +211,8 @@ def inputs_of(name, variant):
         "mul3": lambda: (mul3, [share(x), share(x), wide, 36]),
         "mul3 broadcast": lambda: (mul3, [share(pair), share(x[:, None]), share(x[:, None]), 36]),
         "mul3, narrow": lambda: (
-            mul3,
-            [share(pair), share(x[:, None]), share(x[:, None], width=31), 36],
+            narrow_mul3,
+            [share(pair, width=34), share(x[:, None]), share(x[:, None], width=27), 36],
         ),
         "matmul": lambda: (matmul, [share(pair[:, None, :]), share(pair[:, :, None]), 18]),
         "poly": lambda: (cube, [share(x / 4, 12)]),

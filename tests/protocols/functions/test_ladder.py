@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.kernels import ladder, tree
+from protocols.functions import ladder
+from protocols.kernels import tree
 from protocols.kernels.aes import aesni
 
 needs_aes = pytest.mark.skipif(not aesni.available(), reason="no AES instructions here")

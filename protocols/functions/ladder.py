@@ -28,31 +28,14 @@ from functools import cache, lru_cache
 
 import numpy as np
 
+from protocols.dpf import descend, final_words
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.kernels.aes.aesni import GROUP_LIMIT, available, round_keys
+from protocols.kernels.aes import ladder
+from protocols.kernels.aes.aesni import available, round_keys
 from protocols.kernels.aes.fixed_key import LEAF
-from protocols.kernels.forest import (
-    LEAF_KEY,
-    begin,
-    children,
-    corrected,
-    descend,
-    end,
-    leaf_pair,
-    pair_dot,
-    side_corrections,
-)
-from protocols.kernels.jit import Bytes, Words, kernel
+from protocols.kernels.jit import Bytes, Words
 from protocols.kernels.spline import combine, signed_binomials
-from protocols.kernels.tree import (
-    as_words,
-    convert,
-    final_words,
-    next_level,
-    root_words,
-    seeds_of,
-    step_numpy,
-)
+from protocols.kernels.tree import convert, next_level, root_words, seeds_of
 
 SEGMENTS = 64
 _WORDS = 4  # of a payload
@@ -72,17 +55,11 @@ def ladder_bytes(steps: int) -> int:
     return 8 * (2 * tree_depth(steps) + _WORDS * steps)
 
 
-def _part_numpy(words: Words, at: int, bits: int) -> Words:
+def _part(words: Words, at: int, bits: int) -> Words:
     """Bits at .. at + bits - 1; those below bit 0 are zeros."""
     moved = words >> np.uint64(at) if at >= 0 else words << np.uint64(-at)
     kept: Words = moved & np.uint64((1 << bits) - 1)
     return kept
-
-
-@kernel()
-def _part(word: np.uint64, at: int, bits: int) -> np.uint64:
-    moved = word >> np.uint64(at) if at >= 0 else word << np.uint64(-at)
-    return moved & ((_ONE << np.uint64(bits)) - _ONE)
 
 
 def _check(steps: int, top: int, local: int) -> None:
@@ -115,7 +92,7 @@ def generate(lam: Words, roots_a: Bytes, roots_b: Bytes, top: int, steps: int, l
         return generate_numpy(lam, one, two, top, steps, local).reshape(-1).view(np.uint8)
     out = np.empty(n * ladder_bytes(steps) // 8, dtype=np.uint64)
     keys, flat = round_keys(LEAF + 2), np.ascontiguousarray(lam)
-    generate_trees(keys, flat, one.reshape(-1), two.reshape(-1), top, steps, local, out)
+    ladder.generate_trees(keys, flat, one.reshape(-1), two.reshape(-1), top, steps, local, out)
     return out.view(np.uint8)
 
 
@@ -128,43 +105,16 @@ def generate_numpy(
     nodes = np.stack([root_a, root_b])
     nodes[..., 0] = (nodes[..., 0] & ~_ONE) | np.array([[0], [1]], dtype=np.uint64)
     for level in range(depth):
-        block, nodes = step_numpy(nodes, _part_numpy(lam, top - 1 - level, 1))
+        block, nodes = descend(nodes, _part(lam, top - 1 - level, 1))
         out[:, 2 * level : 2 * level + 2] = block
         step, odd = divmod(level - _ROOT_LEVELS, 2)
         if step >= 0 and odd:
-            low = _part_numpy(lam, top - 1 - level - local, local)
+            low = _part(lam, top - 1 - level - local, local)
             payload = np.stack([low ** np.uint64(k) for k in range(_WORDS)], axis=1)
             leaves = convert(seeds_of(nodes), _WORDS)
             at = 2 * depth + _WORDS * step
-            out[:, at : at + _WORDS] = final_words(leaves, nodes[1, :, 0] & _ONE, payload)
+            out[:, at : at + _WORDS] = final_words(leaves, nodes[1, :, 0] & _ONE, lam, payload)
     return out
-
-
-@kernel("void(in1, in1, in1, in1, int64, int64, int64, uint64[::1])")
-def generate_trees(
-    keys: Words, lam: Words, roots_a: Words, roots_b: Words, top: int, steps: int, local: int,
-    out: Words,
-) -> None:  # fmt: skip
-    """The dealer's corrections, flat, from flat inputs."""
-    depth = 5 + 2 * steps
-    nodes = np.zeros(2 * GROUP_LIMIT, np.uint64)
-    both = np.empty(4 + 2 * GROUP_LIMIT, np.uint64)
-    leaves = np.empty(8 + 2 * GROUP_LIMIT, np.uint64)
-    fix, none = np.empty(4, np.uint64), np.zeros(2, np.uint64)
-    for e in range(lam.size):
-        begin(roots_a, roots_b, e, nodes)
-        base = e * (2 * depth + 4 * steps)
-        for level in range(depth):
-            bit = _part(lam[e], top - 1 - level, 1)
-            descend(keys, nodes, bit, out, base + 2 * level, both, fix)
-            if level > 5 and level % 2 == 0:
-                end(keys, nodes, 2, leaves, none)
-                low = _part(lam[e], top - 1 - level - local, local)
-                power = _ONE
-                for i in range(4):
-                    at = base + 2 * depth + 4 * ((level - 6) // 2) + i
-                    out[at] = corrected(leaves, nodes, i, power)
-                    power *= low
 
 
 # -- an evaluator ----------------------------------------------------------------------------------
@@ -241,12 +191,13 @@ def evaluate(
             f"an incremental point function's correction has {correction.size} bytes, not "
             f"{n * ladder_bytes(steps)}: both parties must run the same program"
         )
-    seeds, words = root_words(roots, n), as_words(correction)
+    seeds = root_words(roots, n)
+    words = np.require(np.ascontiguousarray(correction).view(np.uint64), requirements="A")
     if not available():
         shaped = words.reshape(n, ladder_bytes(steps) // 8)
         return evaluate_numpy(party, seeds, shaped, m, tables, top, steps, local, halves)
     out = np.empty((2, n), dtype=np.uint64)
-    evaluate_trees(
+    ladder.evaluate_trees(
         round_keys(LEAF + 2), party, seeds.reshape(-1), words, np.ascontiguousarray(m),
         _doubled(tables.tobytes()), _ways(), signed_binomials(_WORDS), top, steps, local, halves,
         out.reshape(-1),
@@ -284,7 +235,7 @@ def evaluate_numpy(
     for level in range(_ROOT_LEVELS):
         nodes = next_level(nodes, correction[:, 2 * level : 2 * level + 2])
     rows, depth, count = np.arange(m.size)[:, None], tree_depth(steps), _FIRST
-    starts = _starts(_part_numpy(m, top - _ROOT_LEVELS, _ROOT_LEVELS))
+    starts = _starts(_part(m, top - _ROOT_LEVELS, _ROOT_LEVELS))
     front = nodes[rows, starts.astype(np.intp)]
     out = np.zeros((2, m.size), dtype=np.uint64)
     for step in range(steps):
@@ -294,9 +245,9 @@ def evaluate_numpy(
         at = 2 * depth + _WORDS * step
         active = front[..., :1] & _ONE
         shares = convert(seeds_of(front), _WORDS) + active * correction[:, None, at : at + _WORDS]
-        bits = _part_numpy(m, top - level - 2, 2).astype(np.intp)
+        bits = _part(m, top - level - 2, 2).astype(np.intp)
         moments = np.matmul(_weights(tables, count)[bits], shares)  # (n, 5, 4)
-        low = _part_numpy(m, top - level - 2 - local, local)
+        low = _part(m, top - level - 2 - local, local)
         out[0] += combine(moments[:, None, :_WORDS], low)[0]
         out[1] += moments[:, _WORDS, 0] << np.uint64(halves * step)
         front = front[rows, _next(count)[bits].astype(np.intp)]
@@ -309,81 +260,3 @@ def _starts(heads: Words) -> Words:
     path = heads.astype(np.int64)[:, None] - np.arange(_FIRST)
     places: Words = _turned()[path % (1 << _ROOT_LEVELS)]
     return places
-
-
-@kernel("void(in1, int64, in1, in1, in1, in1, in1, in1, int64, int64, int64, int64, uint64[::1])")
-def evaluate_trees(
-    keys: Words, party: int, roots: Words, correction: Words, m: Words, weights: Words,
-    ways: Words, binomials: Words, top: int, steps: int, local: int, halves: int, out: Words,
-) -> None:  # fmt: skip
-    """Both shares, flat, from flat inputs."""
-    n, depth, stride = m.size, 5 + 2 * steps, 2 * 4 * 20 + 2 * GROUP_LIMIT
-    front, nodes = np.zeros(stride, np.uint64), np.zeros(stride, np.uint64)
-    leaves, fix = np.empty(2 * stride, np.uint64), np.empty(4, np.uint64)
-    sums = np.empty(2, np.uint64)
-    for e in range(n):
-        base = e * (2 * depth + 4 * steps)
-        head = _part(m[e], top - 5, 5)
-        _start(keys, party, roots, correction, base, e, ways, head, nodes, front, fix)
-        value = scale = np.uint64(0)
-        for step in range(steps):
-            count = 20 if step == 0 else 16
-            level = 5 + 2 * step
-            at = base + 2 * level
-            side_corrections(correction[at], correction[at + 1], fix)
-            children(keys, 0, front, 0, count, nodes, 0, 2 * count, fix, 0)
-            side_corrections(correction[at + 2], correction[at + 3], fix)
-            children(keys, 0, nodes, 0, 2 * count, nodes, 0, 4 * count, fix, 0)
-            at = base + 2 * depth + 4 * step
-            for i in range(4):
-                fix[i] = correction[at + i]
-            leaf_pair(keys, LEAF_KEY, nodes, 0, 4 * count, leaves, 0, stride, fix, 0)
-            way = (0 if step == 0 else 4) + np.int64(_part(m[e], top - level - 2, 2))
-            low = _part(m[e], top - level - 2 - local, local)
-            _moments(leaves, stride, weights, way, 8 * count, binomials, low, sums)
-            value += sums[0]
-            scale += sums[1] << np.uint64(halves * step)
-            for t in range(16):
-                place = 2 * np.int64(ways[16 * way + t])
-                front[2 * t], front[2 * t + 1] = nodes[place], nodes[place + 1]
-        out[e] = -value if party == 1 else value
-        out[n + e] = -scale if party == 1 else scale
-
-
-@kernel()
-def _start(
-    keys: Words, party: int, roots: Words, correction: Words, base: int, e: int, ways: Words,
-    head: np.uint64, nodes: Words, front: Words, fix: Words,
-) -> None:  # fmt: skip
-    """The 20 nodes of `_starts`, from the root of element e."""
-    nodes[0], nodes[1] = (roots[2 * e] & ~_ONE) | np.uint64(party), roots[2 * e + 1]
-    for level in range(5):
-        at = base + 2 * level
-        side_corrections(correction[at], correction[at + 1], fix)
-        children(keys, 0, nodes, 0, 1 << level, nodes, 0, 2 << level, fix, 0)
-    for t in range(20):
-        place = 2 * np.int64(ways[128 + np.int64((head - np.uint64(t)) & np.uint64(31))])
-        front[2 * t], front[2 * t + 1] = nodes[place], nodes[place + 1]
-
-
-@kernel()
-def _moments(
-    leaves: Words, stride: int, weights: Words, way: int, words: int, binomials: Words,
-    low: np.uint64, sums: Words,
-) -> None:  # fmt: skip
-    """A step's share of the value and of [the exponent is this one], to sums."""
-    pair = np.empty(2, np.uint64)
-    powers = np.empty(4, np.uint64)
-    powers[0] = 1
-    for k in range(1, 4):
-        powers[k] = powers[k - 1] * low
-    total = np.uint64(0)
-    for k in range(4):
-        row = (way * 5 + k) * 160
-        for i in range(0, k + 1, 2):
-            pair_dot(leaves, i // 2 * stride, weights, row, words, pair, 0)
-            total += binomials[4 * k + i] * powers[k - i] * pair[0]
-            if i < k:
-                total += binomials[4 * k + i + 1] * powers[k - i - 1] * pair[1]
-    pair_dot(leaves, 0, weights, (way * 5 + 4) * 160, words, pair, 0)
-    sums[0], sums[1] = total, pair[0]
