@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from models.configs.architecture import ModelConfig
 from models.programs.families import forward, parameters_of
 from models.programs.program import Batch, Cache, next_batch
+from models.programs.steps import StepSettings
 from protocols.base.blocks import ACTIVATION_ENTRIES, row_blocks, score_pieces, waves
 from protocols.base.lane import Settings
 from protocols.drivers.ops import Heads, Index, Rotation, Span
@@ -99,7 +100,7 @@ class Sizes:
     """
 
     def __init__(self, settings: Settings, *, dealer: bool) -> None:
-        self._settings = settings
+        self.settings = settings
         self._rates = _DEALER if dealer else _EVALUATOR
         self._dealer = dealer
         self._residual = 0
@@ -139,7 +140,7 @@ class Sizes:
         return self._product(x, prod(x.shape), x.shape[1], self._rates.linear)
 
     async def capped(self, x: Any, name: str, cap: Cap) -> _Sized:
-        if self._settings.reveal == "argmax":  # which does without
+        if self.settings.reveal == "argmax":  # which does without
             return _Sized(x.shape)
         return self._blocks(x, x.shape[1], self._cap())
 
@@ -171,7 +172,7 @@ class Sizes:
     def _blocks(self, x: Any, columns: int, costs: tuple[float, float, float]) -> _Sized:
         rate, dealt, largest = costs
         entries = ACTIVATION_ENTRIES * columns
-        blocks = row_blocks(x.shape[0], entries, self._settings.block)
+        blocks = row_blocks(x.shape[0], entries, self.settings.block)
         most = columns * max(block.stop - block.start for block in blocks)
         result, kept = _Sized((x.shape[0], columns)), len(blocks) > 1
         work = max(rate * most + result.bytes * kept, 2 * result.bytes * kept)
@@ -180,7 +181,7 @@ class Sizes:
 
     def _activation(self, name: str) -> tuple[float, float, float]:
         """Bytes per entry, dealt bytes, and bytes of the largest message."""
-        kind, function, rates = self._settings.approximation, ACTIVATIONS[name], self._rates
+        kind, function, rates = self.settings.approximation, ACTIVATIONS[name], self._rates
         centre = function.fast if kind == "fast" else function.tight
         if kind == "puma" and function.paper is not None:
             return rates.pieces, 135, _LARGEST
@@ -208,8 +209,8 @@ class Sizes:
 
     async def attention(self, q: Any, k: Any, v: Any, name: str, spans: Sequence[Span]) -> _Sized:
         heads, rows, size = q.shape
-        most = self._settings.block
-        groups = min(self._settings.lanes, k.shape[0])
+        most = self.settings.block
+        groups = min(self.settings.lanes, k.shape[0])
         share = -(-k.shape[0] // groups) * (heads // k.shape[0])
         pieces = _score_sizes(spans, share, most, groups)
         runs = [pieces[run] for run in waves([scores for scores, _ in pieces], most)]
@@ -231,7 +232,7 @@ class Sizes:
     def _score_costs(self, spans: Sequence[Span]) -> tuple[float, float, float]:
         """Of a score: bytes an entry, dealt, and of the largest message."""
         bent = self._cap() if any(span.cap is not None for span in spans) else (0.0, 0.0, 0.0)
-        traffic = self._dealer and self._settings.tree == "traffic"
+        traffic = self._dealer and self.settings.tree == "traffic"
         rate = _TRAFFIC_ATTEND if traffic else self._rates.attend
         return max(rate, bent[0]), _DEALT["attend"] + bent[1], max(_LARGEST, bent[2])
 
@@ -245,7 +246,7 @@ class Sizes:
     async def argmax(self, logits: Any) -> None:
         """The index of each row's best column."""
         rows, columns = logits.shape
-        blocks = row_blocks(rows, columns, self._settings.block)
+        blocks = row_blocks(rows, columns, self.settings.block)
         most = columns * max(block.stop - block.start for block in blocks)
         dealt = _DEALT["argmax"] * rows * columns
         self._took(logits, work=self._rates.argmax * most, dealt=dealt, largest=_LARGEST * most)
@@ -277,7 +278,7 @@ def footprint(
     config: ModelConfig,
     batch: Batch,
     steps: int = 1,
-    settings: Settings | None = None,
+    settings: Settings | StepSettings | None = None,
     *,
     dealer: bool,
     window: int = 256 << 20,
@@ -293,12 +294,12 @@ def footprint(
         window: bytes that may be dealt ahead, to each evaluator.
         draft: how many tokens a later step may propose.
     """
-    settings = settings or Settings()
-    sizes = Sizes(settings, dealer=dealer)
-    shallow = _shallow(config)
-    parameters = parameters_of(shallow)
-    cache = Cache.empty(shallow.num_layers)
-    _evaluate(sizes, shallow, parameters, batch, cache)
+    chosen = StepSettings.of(settings)
+    sizes = Sizes(chosen.first, dealer=dealer)
+    short = shallow(config)
+    parameters = parameters_of(short)
+    cache = Cache.empty(short.num_layers)
+    _evaluate(sizes, short, parameters, batch, cache)
     if steps > 1:
         proposed = min(draft, steps - 2)  # a step makes at most as many tokens as are wanted
         before = batch.tokens + steps - 2 - proposed
@@ -306,9 +307,10 @@ def footprint(
             [_grown(each, before) for each in half] for half in (cache.keys, cache.values)
         )
         cache = Cache(keys, values, before)
-        _evaluate(sizes, shallow, parameters, next_batch(proposed), cache)
+        sizes.settings = chosen.further
+        _evaluate(sizes, short, parameters, next_batch(proposed), cache)
     held = sum(each.bytes for each in (*cache.keys, *cache.values) if each is not None)
-    layers = config.num_layers / shallow.num_layers
+    layers = config.num_layers / short.num_layers
     # Every layer deals the same amount, and no more can wait than is dealt in total.
     waiting = min(int(sizes.dealt * layers) // 2, window + sizes.largest)
     return Footprint(int(held * layers) + sizes.peak, 2 * sizes.largest if dealer else waiting)
@@ -319,7 +321,7 @@ def _evaluate(
 ) -> None:
     async def program() -> None:
         result = await forward(sizes, config, parameters, batch, cache)
-        if sizes._settings.reveal == "argmax":
+        if sizes.settings.reveal == "argmax":
             await sizes.argmax(result)
 
     run_now(program())
@@ -344,9 +346,11 @@ def _grown(tensor: Any, length: int) -> _Sized | None:
     return _Sized((heads, length, size))
 
 
-def _shallow(config: ModelConfig) -> ModelConfig:
-    """The model with two layers; the first stands for all layers except the last."""
-    layers = min(2, config.num_layers)
+def shallow(config: ModelConfig, most: int = 2) -> ModelConfig:
+    """The model with two layers at most, or as many as given; the first stands for all layers
+    except the last.
+    """
+    layers = min(most, config.num_layers)
     windows = getattr(config, "windows", None)
     some: dict[str, Any] = {"num_layers": layers}
     if windows:

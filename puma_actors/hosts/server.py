@@ -306,6 +306,7 @@ class PartyServer:
             plan=held.plan.to_public(),
             tokens=self.config.limits.inference_tokens,
             files=parts,
+            links=await self.links.sample() if request.measure else [],
         )
         files = list(held.files.values()) if request.files else []
         limit = self.config.timeouts.opening  # it occupies a place meanwhile

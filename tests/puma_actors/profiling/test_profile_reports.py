@@ -301,7 +301,7 @@ def test_tables(puma, folder):
         "by layer",
         "layers.*.attention",
         "by protocol, innermost",
-        "what to improve",
+        "where the time goes",
         "rounds and bytes match the prediction at every place",
     ):
         assert part in out
