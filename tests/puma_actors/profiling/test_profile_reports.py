@@ -248,6 +248,16 @@ def test_the_page_holds_the_figures(profile):
     line = next(line for line in text.splitlines() if line.startswith("const DATA = "))
     data = json.loads(line.removeprefix("const DATA = ").removesuffix(";"))
     timeline = data.pop("timeline")
+    sums, actions = data.pop("sums"), data.pop("actions")
+    assert len(sums) == len(actions) == len(data["phases"])
+    for phase, line in zip(data["phases"], sums, strict=True):
+        measured = phase["wall_seconds"] / phase["steps"]
+        assert line.endswith(f"measured {1e3 * measured:.3g} ms")
+        assert f"{phase['rounds'] / phase['steps']:,.0f} rounds x 0.5 ms" in line
+    assert all("it would take" in text or "use tree" in text for each in actions for text in each)
+    assert data["about"].keys() >= {"date", "version", "processor", "cores", "peak_memory_bytes"}
+    for part in ("<svg", "until the first token", "What would gain most", "On other networks"):
+        assert part in text
     assert data == json.loads(json.dumps(profile.to_public()))
     assert [role["role"] for role in timeline["roles"]] == [
         "dealer",
