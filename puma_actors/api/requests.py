@@ -18,7 +18,7 @@ from models.programs.head_layers import default_rows
 from models.programs.plan import Plan, Weights
 from models.programs.predict import predict
 from models.programs.program import Batch, Drafted, Rows
-from models.programs.steps import RequestSettings
+from models.programs.steps import RequestSettings, StepSettings
 from models.texts.requested import DraftOptions, GenerateOptions, split_options
 from models.tokens.chat_template import ChatOptions
 from models.tokens.sampling import (
@@ -61,12 +61,11 @@ class Requests(ABC):
         tokenizer: None if the model has none; then only token ids can be given.
         client: the actor that talks to the parties.
         settings: settings of every request.
-        network: between the roles, as far as it is known; None: there is none.
+        route: the network that tree and lanes are chosen for; None: there is none.
+        apart: whether every party has a machine of its own.
 
     Attributes:
-        settings: as above; `Settings` may be assigned, too.
-        route: the network that tree and lanes are chosen for, if they are left open.
-        apart: whether every party has a machine of its own.
+        settings, route, apart: as above; `Settings` may be assigned, too.
         usage: cost of the last request.
         step: the running step, if any.
         no_tokenizer: why there is no tokenizer, if there is none.
@@ -121,9 +120,7 @@ class Requests(ABC):
     def choose(
         self, batch: Batch, steps: int = 1, draft: int = 0, wished: RequestSettings | None = None
     ) -> Choice:
-        """The settings of a request, as `wished` (default: `settings`); what that leaves open is
-        chosen for the network. See `puma_actors.planning.choice`.
-        """
+        """The settings of a request. What `wished` (default: `settings`) leaves open is chosen."""
         if self._chooser is None:
             self._chooser = Chooser(self.plan, self.route, apart=self.apart)
         return self._chooser.choose(batch, steps, wished or self.settings, draft)
@@ -140,15 +137,20 @@ class Requests(ABC):
         """Whether the parties know the weights: "private" or "public"."""
         return self.plan.weights
 
-    def predict(self, batch: Batch | int, decode: int | Sequence[Drafted] = 0) -> list[Cost]:
+    def predict(
+        self,
+        batch: Batch | int,
+        decode: int | Sequence[Drafted] = 0,
+        settings: StepSettings | None = None,
+    ) -> list[Cost]:
         """Predict the cost of a request from shapes alone: first the batch (or a prompt of that
         many tokens), then each decoded token, or each step with a draft.
         """
         first = batch if isinstance(batch, Batch) else Batch((whole(batch, "a length"),), "last")
         later = decode if isinstance(decode, list | tuple) else whole(decode, "decode")
-        count = later if isinstance(later, int) else len(later)
-        settings = self.choose(first, 1 + count).settings
-        return [step.cost for step in predict(self.plan, first, later, settings)]
+        steps = 1 + (later if isinstance(later, int) else len(later))
+        chosen = settings or self.choose(first, steps).settings
+        return [step.cost for step in predict(self.plan, first, later, chosen)]
 
     async def forward(
         self,
@@ -382,9 +384,9 @@ class Requests(ABC):
         return await self.client.begin(batch, steps, choice.settings, draft)
 
     async def _step(self, inference: Inference, ids: Sequence[int], accepted: int = 0) -> Floats:
-        taken, began = inference.taken, time.monotonic()
-        number, settings = inference.number + taken, inference.settings.at(taken)
-        self.step = Step(number, inference.batch, inference.steps, taken, settings, began)
+        taken, settings = inference.taken, inference.settings.at(inference.taken)
+        place = inference.number + taken, inference.batch, inference.steps, taken
+        self.step = Step(*place, settings, time.monotonic())
         try:
             return await self.client.step(inference, ids, accepted)
         finally:
