@@ -6,6 +6,7 @@ byte.
 """
 
 import statistics
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +21,8 @@ from models.programs.program import Batch
 from protocols.base.lane import Settings, Tree
 from puma_actors.api.local import LocalCluster
 from puma_actors.planning.machine import Speed
-from puma_actors.profiling.analysis import window_of
-from puma_actors.profiling.profile import record, traced
+from puma_actors.profiling.profile import traced
 from puma_actors.profiling.whatif.predicted import sizes
-from puma_actors.session.recorder import Recorder
 
 _LONG, _STEPS = 128, 7  # tokens of the prompt; steps, of which all but the first are alike
 _CONFIG: Mapping[str, Any] = {
@@ -65,17 +64,32 @@ def small_model() -> Checkpoint:
 
 
 async def measure(tree: Tree = "rounds") -> Speed:
-    """Run a small model for a moment, a few seconds."""
-    recorder, settings = Recorder(), Settings(tree=tree)
-    async with LocalCluster(small_model(), None, recorder=recorder, settings=settings) as cluster:
+    """Run a small model for a moment. Seconds are the processor's, of all threads, which other
+    programs on this machine change less than the time.
+    """
+    settings = Settings(tree=tree)
+    async with LocalCluster(small_model(), None, settings=settings) as cluster:
         batch = Batch((_LONG,), "last")
-        await record(cluster, batch, 1)  # warm up
-        first = await record(cluster, batch, _STEPS)
+        await _seconds(cluster, batch, 2)  # warm up
+        long, *short = await _seconds(cluster, batch, _STEPS)
         meters = traced(cluster.plan, batch, 1, settings)
-    windows = [window_of(recorder, number) for number in range(first, first + _STEPS)]
-    long, *short = (end - start for start, end in windows)
     many, few = map(sizes, meters)
     return solve((*many, long), (*few, statistics.median(short)))
+
+
+async def _seconds(cluster: LocalCluster, batch: Batch, steps: int) -> list[float]:
+    """What each step of a request takes. The dealer deals the next one meanwhile, so that the first
+    is charged with a little too much.
+    """
+    client, found = cluster.client, []
+    inference = await client.begin(batch, steps, cluster.choose(batch, steps).settings)
+    for step in range(steps):
+        began = time.process_time()
+        await client.step(inference, [1] * (batch.tokens if step == 0 else 1))
+        await client.wait_reports(inference)
+        found.append(time.process_time() - began)
+    await client.end(inference)
+    return found
 
 
 def solve(long: tuple[int, int, float], short: tuple[int, int, float]) -> Speed:
