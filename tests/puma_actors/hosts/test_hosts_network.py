@@ -116,8 +116,9 @@ def test_a_network_in_the_file_or_on_the_command_line(
 async def test_a_session_tells_how_far_apart_the_parties_are(
     folder: Path, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each connection is measured once, by the party that made it, and not for every session."""
-    standing(monkeypatch)
+    """Each connection is measured once, by the party that made it, and not for every session. By
+    the real clock: no message is faster than asked.
+    """
     (folder / "far.toml").write_text(FAR_DEALER)
     model = save_model(tmp_path / "model", seed=3)
     measured: list[tuple[Role, Role]] = []
@@ -136,7 +137,7 @@ async def test_a_session_tells_how_far_apart_the_parties_are(
             for one in COMPUTING:
                 for two in set(COMPUTING) - {one}:
                     asked = 3 * TRIP if Role.DEALER in (one, two) else TRIP
-                    assert remote.route.route(one, two).round_trip == pytest.approx(asked)
+                    assert remote.route.route(one, two).round_trip >= asked
             await remote.aclose()
         named = await RemoteCluster.open(cluster.client, "tiny", settings=Settings())
         assert named.route is not None  # nothing is left to choose, so nothing was asked
