@@ -298,9 +298,8 @@ class PartyServer:
             await serve(party, limits.idle, held.placement)
 
     async def _open(self, channel: Channel, request: Request, session: bytes, held: Held) -> None:
-        parts = [
-            FilePart(name=name, **held.manifest.files[name].model_dump()) for name in held.files
-        ]
+        found = held.manifest.files
+        parts = [FilePart(name=name, **found[name].model_dump()) for name in held.files]
         answer = self.answer(
             model=await disk(self.visits.entry, request.model),
             plan=held.plan.to_public(),
