@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -18,13 +19,15 @@ from protocols.base.meter import Meter
 from protocols.base.shares import EVALUATORS, Role
 from protocols.drivers import observed
 from puma_actors.profiling import chrome, page
+from puma_actors.profiling.advice import actions
 from puma_actors.profiling.analysis import Row
 from puma_actors.profiling.counts import layer_of, operation_of, place_of, protocol_of
 from puma_actors.profiling.profile import run_profile
 from puma_actors.profiling.ranking import rank
 from puma_actors.profiling.sweep import flights, length, spend, union
+from puma_actors.profiling.whatif.recorded import request_of_profile
 from puma_actors.session.recorder import Recorder
-from puma_actors.transports.delay.network import PRESETS
+from puma_actors.transports.delay.network import PRESETS, parse_network
 
 A, B = EVALUATORS
 
@@ -37,9 +40,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def profile(folder):
     with mock.patch.object(observed, "LEAST_WORK", 0):  # the model is tiny
-        return anyio.run(
-            partial(run_profile, folder, network="1ms,1gbit", tokens_in=4, tokens_out=2)
-        )
+        options = {"network": "1ms,1gbit", "tokens_in": 4, "tokens_out": 2}
+        return anyio.run(partial(run_profile, folder, settings=Settings(), **options))
 
 
 # -- where the time went, on made-up events --------------------------------------------------------
@@ -316,6 +318,40 @@ def test_tables(puma, folder):
     ):
         assert part in out
     assert "…" not in out
+
+
+def test_an_older_profile_beside_one_with_a_draft(puma, folder, profile, tmp_path):
+    old, html = tmp_path / "old.json", tmp_path / "page.html"
+    old.write_text(json.dumps(profile.to_public()))
+    options = ("--tokens-in", 3, "--tokens-out", 2, "--tree", "balanced", "--compare", old)
+    draft = ("--draft", "ngram", "--draft-tokens", 2)
+    code, out, err = puma("profile", "-m", folder, *options, *draft, "--html", html, "--json")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert data["matches_prediction"] is True
+    assert data["draft"] == 2
+    assert [step["name"] for step in data["compare"]["steps"]] == ["prefill", "decode"]
+    (_, decode) = data["compare"]["steps"]
+    assert decode["sent"]["ratio"] > 2  # three rows instead of one
+    assert "Compared with model" in html.read_text()
+    code, out, _ = puma("profile", "-m", folder, *options)
+    assert code == 0
+    for part in ("compared with model", "time on wan", "a step: ", "what to do", "tokens in"):
+        assert part in out
+    assert puma("profile", "-m", folder, "--compare", html)[0] == 2
+
+
+def test_what_to_do_names_another_tree_where_it_helps(profile):
+    request = request_of_profile(profile)
+    far = parse_network("intercontinental")
+    traffic = replace(request, variants=request.variants[::-1])
+    assert traffic.variants[0].tree == "traffic"
+    (first, further) = actions(traffic, far)
+    for found, which in ((first, "the first step"), (further, "further steps")):
+        assert found[0].partition(f" for {which}: ")[0] in ("use tree rounds", "use tree balanced")
+    (first, further) = actions(request, far)
+    assert "or cut the text: latency halved, it would take " in first[0]
+    assert "--draft ngram" in further[0]
 
 
 def test_public_weights_are_profiled(puma, folder):
