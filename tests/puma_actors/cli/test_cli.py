@@ -257,6 +257,7 @@ def test_inspect_says_what_it_chose_and_why(puma, folder):
     assert found["1us,1kbit"] == "traffic" != found["300ms,10gbit"]
     code, out, _ = puma(*where, "--network", "1us,1kbit")
     assert "prefill: traffic, which takes" in out
+    assert "…" not in out
     assert "by less waiting; " in out or "by less transfer; " in out
     code, out, _ = puma(*where, "--tree", "balanced", "--lanes", 2, "--json")
     data = json.loads(out)

@@ -4,10 +4,11 @@ from typing import Any
 
 from rich.table import Table
 
-from puma_actors.cli.output import amount, duration, figures, say, stdout
+from puma_actors.cli.output import Plain, amount, duration, figures, say, stdout
 from puma_actors.planning.choice import Choice, chosen_public
 from puma_actors.transports.delay.network import Network
 
+_WIDTH = 120  # where there is no terminal
 _CAUSES = ("seconds", "latency", "transfer", "computation", "waiting")
 
 
@@ -27,11 +28,11 @@ def choice_report(choice: Choice, network: Network | None, first: str) -> dict[s
 def print_choice(report: dict[str, Any]) -> None:
     """The report as tables, the least time first."""
     network = report["network"]
+    console = stdout if stdout.is_terminal else Plain(width=_WIDTH)
     for name, options in report["compared"].items():
-        stdout.print()
-        stdout.print(_table(name, options))
+        console.print(_table(f"\n{name}, predicted", options))
     where = f"on {network['name']}" if network else "in one process, without a network"
-    say(f"{_because(report['compared'])}; predicted {where}", style="dim")
+    say(f"{_because(report['compared'])}; {where}", style="dim")
 
 
 def _table(name: str, options: list[dict[str, Any]]) -> Table:
