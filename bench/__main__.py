@@ -23,7 +23,17 @@ from bench import (
     streaming,
     vocabulary,
 )
-from bench.runtime import calls, hosts, network, overlap, profiling, resident, whatif, workers
+from bench.runtime import (
+    calls,
+    hosts,
+    network,
+    overlap,
+    profiling,
+    resident,
+    speeds,
+    whatif,
+    workers,
+)
 from bench.tools.harness import Benchmark, Options, Result, document, machine
 from bench.tools.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -41,6 +51,7 @@ BENCHMARKS: list[Benchmark] = [
     *hosts.BENCHMARKS,
     *profiling.BENCHMARKS,
     *whatif.BENCHMARKS,
+    *speeds.BENCHMARKS,
     *errors.BENCHMARKS,
     *model.BENCHMARKS,
     *overlap.BENCHMARKS,

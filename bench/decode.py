@@ -12,9 +12,9 @@ from models.programs.program import Batch
 from protocols.base.lane import Settings
 from protocols.base.shares import EVALUATORS
 from puma_actors.api.local import LocalCluster
+from puma_actors.planning.timing import chain_seconds
 from puma_actors.profiling.analysis import Phase, analyse, window_of
 from puma_actors.profiling.profile import record, traced, without_upload
-from puma_actors.profiling.whatif.timing import chain_seconds
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import PRESETS, Network
 
@@ -43,7 +43,7 @@ async def _steps(network: Network | None, count: int, recorder: Recorder) -> tup
     ) as cluster:
         batch = Batch((_PROMPT,), "last")
         number = await record(cluster, batch, 1 + count)
-        meters = traced(cluster.plan, batch, 1 + count, Settings())
+        meters = traced(cluster.plan, batch, count, Settings())
         phase = analyse(recorder, "decode", [number + count], meters[-1:])
         windows = [window_of(recorder, number + step) for step in range(1, 1 + count)]
     return phase, statistics.median(end - start for start, end in windows)

@@ -16,8 +16,8 @@ from bench.tools.reference import PUMA_PAPER, SPU_GPT2
 from models.files.locate import demo_model_path
 from models.programs.plan import Plan
 from models.programs.predict import predict
+from models.programs.steps import StepSettings
 from protocols.base.cost import Cost
-from protocols.base.lane import Settings
 from puma_actors.api.local import LocalCluster
 
 PREFILL = 32
@@ -50,7 +50,7 @@ def tokens_of(cluster: LocalCluster, count: int) -> list[int]:
     return (ids * (count // len(ids) + 1))[:count]
 
 
-def layer_cost(plan: Plan, tokens: int, decode: int, settings: Settings) -> Cost:
+def layer_cost(plan: Plan, tokens: int, decode: int, settings: StepSettings) -> Cost:
     """Cost of one whole layer in the last step: the difference to a model with one layer fewer."""
     layers = plan.config.num_layers - 1
     shorter = Plan(replace(plan.config, num_layers=layers), plan.ranges)
@@ -70,7 +70,7 @@ async def _prefills(cluster: LocalCluster, options: Options) -> Result:
         async for _token in cluster.generate(ids, max_new_tokens=1):
             pass
         seconds.append(cluster.usage.seconds["prefill"])
-    layer = layer_cost(cluster.plan, PREFILL, 0, cluster.settings)
+    layer = layer_cost(cluster.plan, PREFILL, 0, cluster.usage.settings)
     return Result(
         _NAME,
         f"prefill of {PREFILL} tokens",
@@ -99,7 +99,7 @@ async def _decode(cluster: LocalCluster, options: Options) -> Result:
     if not seconds:
         raise RuntimeError("the model ended its answer at once: no decode step to time")
     middle = len(seconds) // 2
-    layer = layer_cost(cluster.plan, len(prompt), middle + 1, cluster.settings)
+    layer = layer_cost(cluster.plan, len(prompt), middle + 1, cluster.usage.settings)
     contexts = [len(prompt) + 1, len(prompt) + len(seconds)]
     return Result(
         _NAME,

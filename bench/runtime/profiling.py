@@ -29,7 +29,9 @@ _NETWORKS = (None, "lan", "paper")
 async def _steps(cluster: LocalCluster, count: int) -> float:
     """Average seconds per decode step."""
     client = cluster.client
-    inference = await client.begin(Batch((_PROMPT,), "last"), 1 + count, cluster.settings)
+    batch = Batch((_PROMPT,), "last")
+    settings = cluster.choose(batch, 1 + count).settings
+    inference = await client.begin(batch, 1 + count, settings)
     try:
         await client.step(inference, list(range(_PROMPT)))
         gc.collect()

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import anyio
 
 from bench.tools.harness import Benchmark, Options, Result, Spread
+from bench.tools.moment import small_model
 from models.programs.program import Batch
-from protocols.base.lane import Settings
+from protocols.base.lane import TREES, Settings
 from puma_actors.api.local import LocalCluster
+from puma_actors.planning.timing import time_of
 from puma_actors.profiling.profile import Profile, profile_cluster, record, without_upload
-from puma_actors.profiling.whatif.moment import small_model
 from puma_actors.profiling.whatif.recorded import request_of
-from puma_actors.profiling.whatif.timing import time_of
 from puma_actors.profiling.whatif.variants import Request
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import parse_network
@@ -73,7 +73,7 @@ def whatif(options: Options) -> Iterator[Result]:
     base = anyio.run(profiled, _BASE, Settings())
     request = request_of(base.to_public(), "the profile")
     for network, tree in POINTS[: 1 if options.quick else None]:
-        settings = Settings(tree="traffic" if tree == "traffic" else "rounds")
+        settings = Settings(tree=next(each for each in TREES if each == tree))
         measured = anyio.run(profiled, network, settings)
         yield from beside(request, network, tree, measured)
 

@@ -4,7 +4,6 @@ import gc
 import importlib.metadata
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from bench.tools.reference import Reference
 from protocols.base.cost import Cost
 from puma_actors.base.compute import available_cores
+from puma_actors.base.machine import processor
 
 SCHEMA = 1
 """Version of the JSON document."""
@@ -219,12 +219,9 @@ def _sysconf(name: str) -> int | None:
 
 
 def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
-        return found[1].strip()
     if sys.platform == "darwin":
-        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
-    return platform.processor() or platform.machine()
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or processor()
+    return processor()
 
 
 def versions() -> dict[str, str | None]:

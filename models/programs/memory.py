@@ -18,6 +18,22 @@ from typing import Any, TypeAlias
 from models.configs.architecture import ModelConfig
 from models.programs.families import forward, parameters_of
 from models.programs.program import Batch, Cache, next_batch
+from models.programs.rates import (
+    DEALER,
+    DEALT,
+    DEALT_LATE,
+    DEALT_WAVE,
+    DEALT_WIDE,
+    EVALUATOR,
+    LARGEST,
+    LARGEST_WAVE,
+    MANY_ARGMAX,
+    MANY_ATTEND,
+    MASK,
+    NEAR_BUCKET,
+    TRAFFIC_ATTEND,
+)
+from models.programs.steps import StepSettings
 from protocols.base.blocks import ACTIVATION_ENTRIES, MANY, row_blocks, score_pieces, waves
 from protocols.base.lane import Settings
 from protocols.drivers.ops import (
@@ -38,53 +54,6 @@ from protocols.functions.softcap import CAP_WAVES, Cap
 
 SHARE = 16
 """Bytes per entry: two words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Bytes per entry at the peak of an operation, including its result but not its inputs."""
-
-    embed: int
-    norm: int
-    centred: int
-    linear: int
-    project: int
-    late: int
-    normed: int
-    output: int
-    attend: int
-    argmax: int
-    sign: int
-    pieces: int
-    centre: int
-    wave: float
-    wide: int
-    gated: int
-    gained: int
-
-
-_DEALER = Rates(
-    embed=234, norm=130, centred=146, linear=84, project=90, late=106, normed=116, output=56,
-    attend=371, argmax=401, sign=206, pieces=304, centre=25, wave=58.5, wide=12, gated=16,
-    gained=270,
-)  # fmt: skip
-_EVALUATOR = Rates(
-    embed=210, norm=106, centred=146, linear=64, project=66, late=94, normed=133, output=48,
-    attend=242, argmax=264, sign=136, pieces=402, centre=168, wave=16.5, wide=78, gated=51,
-    gained=174,
-)  # fmt: skip
-_TRAFFIC_ATTEND = 310
-"""Bytes per score at the dealer under the tree of least traffic."""
-_MANY_ATTEND, _MANY_ARGMAX = (160, 172), (275, 165)
-"""Bytes per score and per logit at dealer and evaluator where `MANY` are compared in pairs."""
-_MASK = 9
-"""Bytes per entry of a mask: where it is set, and the columns to look at."""
-_DEALT = {"attend": 150, "argmax": 153, "norm": 80, "linear": 17, "embed": 26, "centre": 60}
-_NEAR_BUCKET = 72, 75
-"""Bytes per bucket that a histogram asks, at the dealer and at an evaluator."""
-_DEALT_WAVE, _LARGEST_WAVE, _LARGEST = 10.25, 10.25, 42
-_DEALT_WIDE, _DEALT_LATE = 29, 36
-"""Bytes dealt per entry; and those of the largest message among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +100,8 @@ class Sizes:
     """
 
     def __init__(self, settings: Settings, *, dealer: bool) -> None:
-        self._settings = settings
-        self._rates = _DEALER if dealer else _EVALUATOR
+        self.settings = settings
+        self._rates = DEALER if dealer else EVALUATOR
         self._dealer = dealer
         self._residual = 0
         self.peak = self.dealt = self.largest = 0
@@ -147,7 +116,7 @@ class Sizes:
         rows, width = table.shape
         look_up = rows + (1 << domain_bits(rows))  # the chosen rows, one byte each
         work = count * max(self._rates.embed * width, look_up + 100 * width)
-        self._took(work=work, dealt=_DEALT["embed"] * count * width, largest=8 * count * width)
+        self._took(work=work, dealt=DEALT["embed"] * count * width, largest=8 * count * width)
         self._residual = SHARE * count * columns
         return _Sized((count, columns))
 
@@ -163,17 +132,17 @@ class Sizes:
         residual: bool = False,
     ) -> _Sized:
         rate = self._rates.centred if norm.center else self._rates.norm
-        if gain is not None and self._settings.tree == "rounds":
+        if gain is not None and self.settings.tree == "rounds":
             rate = self._rates.gained  # the product of three reads narrow entries
         size = prod(x.shape)
-        self._took(work=rate * size, dealt=_DEALT["norm"] * size, largest=SHARE * size)
+        self._took(work=rate * size, dealt=DEALT["norm"] * size, largest=SHARE * size)
         return _Sized(x.shape)
 
     async def scaled(self, x: Any, factor: float) -> _Sized:
         return self._product(x, prod(x.shape), x.shape[1], self._rates.linear)
 
     async def capped(self, x: Any, name: str, cap: Cap) -> _Sized:
-        if self._settings.reveal == "argmax":  # which does without
+        if self.settings.reveal == "argmax":  # which does without
             return _Sized(x.shape)
         return self._blocks(x, x.shape[1], self._cap())
 
@@ -181,13 +150,13 @@ class Sizes:
         """Of a soft cap: bytes an entry, dealt, and of the largest message."""
         count, rates = CAP_WAVES, self._rates
         work = max(rates.centre + rates.wave * count, rates.sign)
-        return work, _DEALT["centre"] + _DEALT_WAVE * count, max(_LARGEST, _LARGEST_WAVE * count)
+        return work, DEALT["centre"] + DEALT_WAVE * count, max(LARGEST, LARGEST_WAVE * count)
 
     async def linear(self, x: Any, weight: Any, name: str) -> _Sized:
         return self._product(x, x.shape[0] * weight.shape[1], weight.shape[1], self._rates.linear)
 
     def _product(self, x: Any, size: int, columns: int, rate: int) -> _Sized:
-        self._took(x, work=rate * size, dealt=_DEALT["linear"] * size, largest=8 * size)
+        self._took(x, work=rate * size, dealt=DEALT["linear"] * size, largest=8 * size)
         return _Sized((x.shape[0], columns))
 
     async def dense(self, x: Any, weight: Any, name: str, activation: str) -> _Sized:
@@ -200,15 +169,15 @@ class Sizes:
         rate, dealt, largest = self._activation(activation)
         if gated:
             rate, dealt = rate + self._rates.gated, dealt + 26
-        elif self._settings.tree == "rounds":  # which selects over the whole ring
+        elif self.settings.tree == "rounds":  # which selects over the whole ring
             exact = ACTIVATIONS[activation].tight is None  # and lifts x, not x / 2 and the waves
-            rate, dealt = rate + self._rates.wide // (1 + exact), dealt + _DEALT_WIDE
+            rate, dealt = rate + self._rates.wide // (1 + exact), dealt + DEALT_WIDE
         return self._blocks(x, columns, (rate, dealt, largest))
 
     def _blocks(self, x: Any, columns: int, costs: tuple[float, float, float]) -> _Sized:
         rate, dealt, largest = costs
         entries = ACTIVATION_ENTRIES * columns
-        blocks = row_blocks(x.shape[0], entries, self._settings.block)
+        blocks = row_blocks(x.shape[0], entries, self.settings.block)
         most = columns * max(block.stop - block.start for block in blocks)
         result, kept = _Sized((x.shape[0], columns)), len(blocks) > 1
         work = max(rate * most + result.bytes * kept, 2 * result.bytes * kept)
@@ -217,15 +186,15 @@ class Sizes:
 
     def _activation(self, name: str) -> tuple[float, float, float]:
         """Bytes per entry, dealt bytes, and bytes of the largest message."""
-        kind, function, rates = self._settings.approximation, ACTIVATIONS[name], self._rates
+        kind, function, rates = self.settings.approximation, ACTIVATIONS[name], self._rates
         centre = function.fast if kind == "fast" else function.tight
         if kind == "puma" and function.paper is not None:
-            return rates.pieces, 135, _LARGEST
+            return rates.pieces, 135, LARGEST
         if centre is None:
-            return rates.sign, 41, _LARGEST
+            return rates.sign, 41, LARGEST
         count = centre.waves.count
         rate = max(rates.centre + rates.wave * count, rates.sign)
-        return rate, _DEALT["centre"] + _DEALT_WAVE * count, max(_LARGEST, _LARGEST_WAVE * count)
+        return rate, DEALT["centre"] + DEALT_WAVE * count, max(LARGEST, LARGEST_WAVE * count)
 
     async def normed_gated(
         self, x: Any, before: str, norm: Norm, weight: Any, name: str, activation: str
@@ -241,9 +210,9 @@ class Sizes:
 
     def _late(self, x: Any, norm: Norm, weight: Any) -> None:
         """What a norm after the product takes, whether or not the plan allows it."""
-        if self._settings.tree == "rounds" and not norm.center:
+        if self.settings.tree == "rounds" and not norm.center:
             size = x.shape[0] * weight.shape[1]
-            self._took(x, work=self._rates.late * size, dealt=_DEALT_LATE * size)
+            self._took(x, work=self._rates.late * size, dealt=DEALT_LATE * size)
 
     async def project(
         self,
@@ -263,10 +232,10 @@ class Sizes:
 
     async def attention(self, q: Any, k: Any, v: Any, name: str, spans: Sequence[Span]) -> _Sized:
         heads, rows, size = q.shape
-        most = self._settings.block
-        groups = min(self._settings.lanes, k.shape[0])
+        most = self.settings.block
+        groups = min(self.settings.lanes, k.shape[0])
         share = -(-k.shape[0] // groups) * (heads // k.shape[0])
-        near = most_score_bits(self._settings, [span.mask for span in spans], heads)
+        near = most_score_bits(self.settings, [span.mask for span in spans], heads)
         masks = _score_masks(spans, share, most, groups)
         pieces = [self._piece(count, mask, near) for count, mask in masks]
         runs = [pieces[run] for run in waves([piece.scores for piece in pieces], most)]
@@ -287,25 +256,25 @@ class Sizes:
 
     def _piece(self, heads: int, mask: Mask, near: int | None) -> _Scores:
         """A piece's sizes."""
-        found = _Scores(heads * mask.size, _MASK * mask.size)
+        found = _Scores(heads * mask.size, MASK * mask.size)
         if near is None:
             return found
         plan = near_plan(mask, heads, near)
         buckets, tables = plan.rows * plan.asked, plan.dealt()[0].nbytes
         if self._dealer:
-            work = max(_NEAR_BUCKET[0] * buckets, 4.2 * tables + 15 * buckets)
+            work = max(NEAR_BUCKET[0] * buckets, 4.2 * tables + 15 * buckets)
         else:
-            work = max(_NEAR_BUCKET[1] * buckets, 1.95 * plan.dealt_bytes)
+            work = max(NEAR_BUCKET[1] * buckets, 1.95 * plan.dealt_bytes)
         return replace(found, work=work, dealt=plan.dealt_bytes, largest=tables)
 
     def _score_costs(self, spans: Sequence[Span], *, many: bool) -> tuple[float, float, float]:
         """Of a score: bytes an entry, dealt, and of the largest message."""
         bent = self._cap() if any(span.cap is not None for span in spans) else (0.0, 0.0, 0.0)
-        traffic = self._dealer and self._settings.tree == "traffic"
-        rate = _TRAFFIC_ATTEND if traffic else self._rates.attend
-        if many and self._settings.tree != "rounds":
-            rate = _MANY_ATTEND[not self._dealer]
-        return max(rate, bent[0]), _DEALT["attend"] + bent[1], max(_LARGEST, bent[2])
+        traffic = self._dealer and self.settings.tree == "traffic"
+        rate = TRAFFIC_ATTEND if traffic else self._rates.attend
+        if many and self.settings.tree != "rounds":
+            rate = MANY_ATTEND[not self._dealer]
+        return max(rate, bent[0]), DEALT["attend"] + bent[1], max(LARGEST, bent[2])
 
     async def output(self, x: Any, weight: Any, name: str, *, tied: bool = False) -> _Sized:
         columns = weight.shape[0 if tied else 1]
@@ -317,12 +286,12 @@ class Sizes:
     async def argmax(self, logits: Any) -> None:
         """The index of each row's best column."""
         rows, columns = logits.shape
-        blocks = row_blocks(rows, columns, self._settings.block)
+        blocks = row_blocks(rows, columns, self.settings.block)
         most = columns * max(block.stop - block.start for block in blocks)
-        dealt = _DEALT["argmax"] * rows * columns
-        pairs = most >= MANY and self._settings.tree != "rounds"
-        rate = _MANY_ARGMAX[not self._dealer] if pairs else self._rates.argmax
-        self._took(logits, work=rate * most, dealt=dealt, largest=_LARGEST * most)
+        dealt = DEALT["argmax"] * rows * columns
+        pairs = most >= MANY and self.settings.tree != "rounds"
+        rate = MANY_ARGMAX[not self._dealer] if pairs else self._rates.argmax
+        self._took(logits, work=rate * most, dealt=dealt, largest=LARGEST * most)
 
     async def residual(self, reader: str, norm: Norm, x: Any, *parts: Any) -> _Sized:
         return _Sized(x.shape)
@@ -354,7 +323,7 @@ def footprint(
     config: ModelConfig,
     batch: Batch,
     steps: int = 1,
-    settings: Settings | None = None,
+    settings: Settings | StepSettings | None = None,
     *,
     dealer: bool,
     window: int = 256 << 20,
@@ -370,12 +339,12 @@ def footprint(
         window: bytes that may be dealt ahead, to each evaluator.
         draft: how many tokens a later step may propose.
     """
-    settings = settings or Settings()
-    sizes = Sizes(settings, dealer=dealer)
-    shallow = _shallow(config)
-    parameters = parameters_of(shallow)
-    cache = Cache.empty(shallow.num_layers)
-    _evaluate(sizes, shallow, parameters, batch, cache)
+    chosen = StepSettings.of(settings)
+    sizes = Sizes(chosen.first, dealer=dealer)
+    short = shallow(config)
+    parameters = parameters_of(short)
+    cache = Cache.empty(short.num_layers)
+    _evaluate(sizes, short, parameters, batch, cache)
     if steps > 1:
         proposed = min(draft, steps - 2)  # a step makes at most as many tokens as are wanted
         before = batch.tokens + steps - 2 - proposed
@@ -383,9 +352,10 @@ def footprint(
             [_grown(each, before) for each in half] for half in (cache.keys, cache.values)
         )
         cache = Cache(keys, values, before)
-        _evaluate(sizes, shallow, parameters, next_batch(proposed), cache)
+        sizes.settings = chosen.further
+        _evaluate(sizes, short, parameters, next_batch(proposed), cache)
     held = sum(each.bytes for each in (*cache.keys, *cache.values) if each is not None)
-    layers = config.num_layers / shallow.num_layers
+    layers = config.num_layers / short.num_layers
     # Every layer deals the same amount, and no more can wait than is dealt in total.
     waiting = min(int(sizes.dealt * layers) // 2, window + sizes.largest)
     return Footprint(int(held * layers) + sizes.peak, 2 * sizes.largest if dealer else waiting)
@@ -396,7 +366,7 @@ def _evaluate(
 ) -> None:
     async def program() -> None:
         result = await forward(sizes, config, parameters, batch, cache)
-        if sizes._settings.reveal == "argmax":
+        if sizes.settings.reveal == "argmax":
             await sizes.argmax(result)
 
     run_now(program())
@@ -421,9 +391,11 @@ def _grown(tensor: Any, length: int) -> _Sized | None:
     return _Sized((heads, length, size))
 
 
-def _shallow(config: ModelConfig) -> ModelConfig:
-    """The model with two layers; the first stands for all layers except the last."""
-    layers = min(2, config.num_layers)
+def shallow(config: ModelConfig, most: int = 2) -> ModelConfig:
+    """The model with two layers at most, or as many as given; the first stands for all layers
+    except the last.
+    """
+    layers = min(most, config.num_layers)
     windows = getattr(config, "windows", None)
     some: dict[str, Any] = {"num_layers": layers}
     if windows:

@@ -1,15 +1,17 @@
 """The cost of an inference and the size of a shared model, before anything runs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from models.configs.architecture import ModelConfig
 from models.programs.families import parameters_of
 from models.programs.inference import evaluate
+from models.programs.memory import shallow
 from models.programs.plan import Plan, draft_plan
 from models.programs.program import Batch, Cache, Drafted, next_batch
 from models.programs.sharing import hold_parameter
+from models.programs.steps import StepSettings
 from protocols.base.cost import Cost
 from protocols.base.lane import Lane, Link, Settings
 from protocols.base.ring import RING_BITS
@@ -36,7 +38,7 @@ def predict(
     plan: Plan | ModelConfig,
     batch: Batch | int,
     decode: int | Sequence[Drafted] = 0,
-    settings: Settings | None = None,
+    settings: Settings | StepSettings | None = None,
     *,
     lane_of: Callable[[Link], Lane] = Lane,
 ) -> list[Prediction]:
@@ -47,13 +49,14 @@ def predict(
     """
     plan = plan if isinstance(plan, Plan) else draft_plan(plan)
     first = batch if isinstance(batch, Batch) else Batch((batch,), "last")
-    config, settings = plan.config, settings or Settings()
+    config, chosen = plan.config, StepSettings.of(settings)
     parameters = {
         name: hold_parameter(Role.TRACE, number, parameter, None, {})
         for number, (name, parameter) in enumerate(parameters_of(config).items())
     }
     cache = Cache.empty(config.num_layers)
-    steps, rejected = [], 0
+    steps: list[Prediction] = []
+    rejected = 0
     later = [Drafted(0, 0)] * decode if isinstance(decode, int) else decode
     for part, (proposed, accepted) in [
         (first, Drafted(0, 0)),
@@ -64,10 +67,40 @@ def predict(
         async def step(lane: Lane, part: Batch = part, kept: int = kept) -> None:
             await evaluate(lane, plan, parameters, part, cache, kept)
 
-        cost, labels = trace(step, settings, lane_of=lane_of)
+        cost, labels = trace(step, chosen.at(len(steps)), lane_of=lane_of)
         steps.append(Prediction(part.tokens, cost, labels))
         rejected = proposed - accepted
     return steps
+
+
+def outline(
+    plan: Plan, batch: Batch, decode: Sequence[Drafted], settings: Settings
+) -> list[Prediction]:
+    """As `predict`, but quick: only two layers are walked through, and all others are taken to cost
+    as much as the second one. Layers with other ranges or windows may take some rounds less.
+    """
+    layers = plan.config.num_layers
+    one, two = (
+        predict(replace(plan, config=shallow(plan.config, most)), batch, decode, settings)
+        for most in (1, 2)
+    )
+    if layers < 2:
+        return one
+    return [_extended(first, second, layers - 2) for first, second in zip(one, two, strict=True)]
+
+
+def _extended(one: Prediction, two: Prediction, more: int) -> Prediction:
+    """The cost of `two` layers and so many `more`, from that of one."""
+    labels = {
+        label: _further(one.by_protocol.get(label, Cost()), cost, more)
+        for label, cost in two.by_protocol.items()
+    }
+    return Prediction(two.tokens, _further(one.cost, two.cost, more), labels)
+
+
+def _further(one: Cost, two: Cost, more: int) -> Cost:
+    each = two - one
+    return two + Cost(more * each.rounds, more * each.online, more * each.offline)
 
 
 def streamed_bytes(config: ModelConfig) -> int:

@@ -10,8 +10,8 @@ from typing import Protocol, Self
 import anyio
 
 from models.configs.architecture import ModelConfig
+from models.programs.steps import RequestSettings
 from models.tokens.tokenizer import Tokenizer
-from protocols.base.lane import Settings
 from protocols.base.shares import Role
 from protocols.errors import ConfigError, PeerFailed, PumaError
 from puma_actors.api.requests import Requests
@@ -58,6 +58,7 @@ class Cluster(Requests):
     Args:
         links: the links to the parties. The other arguments are those of `Requests`.
         network: see the attribute.
+        apart: as for `Requests`.
 
     Attributes:
         network: the network emulated between the client and the parties, if any.
@@ -72,11 +73,13 @@ class Cluster(Requests):
         config: ModelConfig,
         tokenizer: Tokenizer | None,
         client: Client,
-        settings: Settings,
+        settings: RequestSettings,
         links: Links,
         network: Network | None,
+        *,
+        apart: bool = False,
     ) -> None:
-        super().__init__(config, tokenizer, client, settings)
+        super().__init__(config, tokenizer, client, settings, network, apart=apart)
         self.network = network
         self.seconds = links.seconds
         self._links = links

@@ -21,6 +21,7 @@ from models.programs.families import sources_of
 from models.programs.memory import footprint
 from models.programs.plan import Plan
 from models.programs.program import Batch
+from models.programs.steps import RequestSettings, StepSettings
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING, Role
@@ -51,7 +52,7 @@ _WINDOW = 64 << 20
 
 
 async def check_memory(
-    plan: Plan, batch: Batch, steps: int, settings: Settings | None, draft: int = 0
+    plan: Plan, batch: Batch, steps: int, settings: StepSettings, draft: int = 0
 ) -> None:
     """Check that there is enough memory for a request at all three parties, which share this
     process. Raises ConfigError if not.
@@ -132,7 +133,8 @@ class LocalCluster(Cluster):
     Args:
         checkpoint: an open checkpoint; closed with the cluster.
         tokenizer: None if the model has none; then only token ids can be given.
-        settings: approximation set, comparison tree, lanes.
+        settings: approximation set, tree and lanes. `Settings` hold for every step. Default: what
+            is best for each kind of step, see `models.programs.steps.RequestSettings`.
         codec: force every frame through the wire format instead of passing it by reference.
         network: the network to emulate between the roles: a preset ("wan"), a text or a file as
             for `parse_network`; None: none. The upload of the shares goes through it too.
@@ -156,7 +158,7 @@ class LocalCluster(Cluster):
         checkpoint: Checkpoint,
         tokenizer: Tokenizer | None,
         *,
-        settings: Settings | None = None,
+        settings: Settings | RequestSettings | None = None,
         codec: bool = False,
         network: Network | str | Path | None = None,
         address: str = "",
@@ -167,13 +169,10 @@ class LocalCluster(Cluster):
         recorder: Recorder | None = None,
         progress: Progress = ignore_progress,
     ) -> None:
-        settings = Settings() if settings is None else settings
-        if not isinstance(settings, Settings):
-            raise ConfigError(f"settings are {type(settings).__name__}: give a Settings")
+        wished = RequestSettings.of(settings)
         check_opened(checkpoint)
         _check_tokenizer(checkpoint, tokenizer)
         options = ActorOptions(
-            settings=settings,
             flow=Flow(window=_WINDOW),
             compute=compute or Compute(),
             recorder=recorder,
@@ -202,7 +201,7 @@ class LocalCluster(Cluster):
             public_weights=public_weights,
         )
         client = Client(options, check=check_memory)
-        super().__init__(checkpoint.config, tokenizer, client, settings, links, between)
+        super().__init__(checkpoint.config, tokenizer, client, wished, links, between)
         self.sentences, self.ranking = checkpoint.sentences, checkpoint.ranking
 
     @classmethod

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, cast
 
+from models.programs.steps import RequestSettings
 from models.texts.options import TaskOptions
 from protocols.base.lane import Settings
 from puma_actors.base.compute import Compute
@@ -15,7 +16,7 @@ from puma_actors.transports.delay.network import Network
 class KeepingOptions(TypedDict, total=False):
     """How a `LocalCluster` computes, and where it keeps a model."""
 
-    settings: Settings | None
+    settings: Settings | RequestSettings | None
     memory: int | None
     public_weights: bool
 

@@ -1,10 +1,16 @@
-"""What a language model is to continue: a text, a chat or token ids, checked before any work."""
+"""What a language model is to continue, a text, a chat or token ids, and how: checked before any
+work.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from models.configs.architecture import ModelConfig
+from models.configs.encoders.encoder import EncoderConfig
+from models.programs.program import Batch
+from models.texts.requested import GenerateOptions, read_options
 from models.tokens.chat_template import ChatOptions, Message, check_messages
+from models.tokens.sampling import SamplingConfig
 from models.tokens.tokenizer import Tokenizer
 from protocols.errors import ConfigError
 from puma_actors.api.ids import token_ids
@@ -110,6 +116,23 @@ def check_ids(config: ModelConfig, ids: Sequence[int]) -> None:
         )
 
 
+def check_last(config: ModelConfig, ids: Sequence[int]) -> None:
+    """Raise ConfigError if the last token is padding: a decoder's classifier would not read it."""
+    causal = not isinstance(config, EncoderConfig)
+    if config.head == "sequence-classification" and causal and ids[-1] == config.pad_token_id:
+        raise ConfigError(
+            f"a sequence ends with token id {ids[-1]}, this model's padding, which its "
+            "classifier ignores: leave it out"
+        )
+
+
+def check_types(config: ModelConfig, batch: Batch) -> None:
+    """Raise ConfigError if the model does not have a batch's token types."""
+    known = max(1, int(getattr(config, "type_vocab_size", 1)))
+    if batch.types is not None and not 0 <= min(batch.types) <= max(batch.types) < known:
+        raise ConfigError(f"token types of this model are 0 to {known - 1}")
+
+
 def check_ends(config: ModelConfig, ends: Sequence[int] | None) -> None:
     """Raise ConfigError if ids that are to end an answer are not in the model's vocabulary."""
     for token in ends or ():
@@ -118,6 +141,38 @@ def check_ends(config: ModelConfig, ends: Sequence[int] | None) -> None:
                 f"eos_token_id={token} is not in the model's vocabulary of {config.vocab_size}: "
                 "give another, or None for no end"
             )
+
+
+def check_sampling(config: ModelConfig, sampling: SamplingConfig, *, secret: bool) -> None:
+    """Raise ConfigError unless the model generates text, and the sampling does without the logits
+    if they stay secret.
+    """
+    if config.head != "causal-lm":
+        raise ConfigError(
+            f"a model with head {config.head!r} generates no text: it needs 'causal-lm'"
+        )
+    if secret and (needing := sampling.of_logits()):
+        raise ConfigError(
+            "with secret logits only the best token is revealed: use temperature 0 and no "
+            f"repetition penalty or other change of the logits (now: {', '.join(needing)}; "
+            "options not given come from the model's generation_config.json)"
+        )
+
+
+def chosen_sampling(
+    config: ModelConfig, sampling: SamplingConfig | None, options: GenerateOptions, prompt: int
+) -> tuple[SamplingConfig, set[int] | None]:
+    """The sampling that was given, in either way, and the ids that end the answer, if they are not
+    the model's own. Raises ConfigError for unusable ones, and if both ways were used.
+    """
+    if sampling is None:
+        asked = read_options(options)
+        check_ends(config, asked.ends)
+        ends = None if asked.ends is None else set(asked.ends)
+        return asked.sampling(config.generation, prompt), ends
+    if options or not isinstance(sampling, SamplingConfig):
+        raise ConfigError("sampling: give a SamplingConfig, or its fields as keywords, not both")
+    return sampling, None
 
 
 def check_logits(config: ModelConfig) -> None:

@@ -18,6 +18,7 @@ from typing import Self
 import anyio
 
 from models.programs.plan import Plan
+from models.programs.steps import RequestSettings
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.lane import Settings
 from protocols.base.shares import Role
@@ -29,9 +30,11 @@ from puma_actors.hosts.caller import Call, call_all, hang_up, shake_hands
 from puma_actors.hosts.config import ClusterConfig
 from puma_actors.hosts.stores.manifest import check_name
 from puma_actors.hosts.uploader import upload_model
+from puma_actors.planning.measured import measured
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.client import Client
 from puma_actors.roles.upload import different_weights
+from puma_actors.transports.delay.network import PRESETS
 
 __all__ = ["RemoteCluster", "upload_model"]
 
@@ -82,15 +85,19 @@ class RemoteCluster(Cluster):
         model: str,
         calls: Mapping[Role, Call],
         tokenizer: Tokenizer | None,
-        settings: Settings,
+        settings: RequestSettings,
         compute: Compute | None = None,
     ) -> None:
         plan, tokens = _agreed(calls)
         name = cluster.identity(Role.CLIENT).name
-        options = ActorOptions(name=name, compute=compute or Compute(), settings=settings)
+        options = ActorOptions(name=name, compute=compute or Compute())
         client = Client(options, plan=plan, tokens=tokens)
         links = RemoteLinks(cluster, calls)
-        super().__init__(plan.config, tokenizer, client, settings, links, cluster.between)
+        super().__init__(
+            plan.config, tokenizer, client, settings, links, cluster.between, apart=True
+        )
+        told = {peer: each.answer.links for peer, each in calls.items()}
+        self.route = measured(told) or cluster.between or PRESETS["lan"]
         self.sentences, self.ranking = plan.sentences, plan.ranking
         self.model = model
         self.session = calls[Role.DEALER].session.hex()
@@ -103,7 +110,7 @@ class RemoteCluster(Cluster):
         model: str,
         *,
         tokenizer: object | None = None,
-        settings: Settings | None = None,
+        settings: Settings | RequestSettings | None = None,
         compute: Compute | None = None,
         require: Requirement | None = None,
     ) -> Self:
@@ -121,13 +128,19 @@ class RemoteCluster(Cluster):
         check_requirement(require)
         started = anyio.current_time()
         own = None if tokenizer is None else _own_tokenizer(tokenizer)
+        wished = RequestSettings.of(settings)
         calls = await call_all(
-            cluster, Role.CLIENT, "session", model=check_name(model), files=own is None
+            cluster,
+            Role.CLIENT,
+            "session",
+            model=check_name(model),
+            files=own is None,
+            measure=wished.open,
         )
         try:
             if own is None:
                 own = _published(calls)
-            made = cls(cluster, model, calls, own, settings or Settings(), compute)
+            made = cls(cluster, model, calls, own, wished, compute)
             insist(require, made.weights, f"model {model}")
             _check_vocabulary(own, made.plan)
         except BaseException:

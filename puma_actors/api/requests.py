@@ -10,7 +10,6 @@ from typing import Any, Unpack
 import anyio
 
 from models.configs.architecture import ModelConfig
-from models.configs.encoders.encoder import EncoderConfig
 from models.configs.tasks.ranking import RankingSettings
 from models.configs.tasks.sentences import SentenceSettings
 from models.drafts.drafter import Drafting
@@ -19,7 +18,8 @@ from models.programs.head_layers import default_rows
 from models.programs.plan import Plan, Weights
 from models.programs.predict import predict
 from models.programs.program import Batch, Drafted, Rows
-from models.texts.requested import DraftOptions, GenerateOptions, read_options, split_options
+from models.programs.steps import RequestSettings, StepSettings
+from models.texts.requested import DraftOptions, GenerateOptions, split_options
 from models.tokens.chat_template import ChatOptions
 from models.tokens.sampling import (
     SamplingConfig,
@@ -36,14 +36,19 @@ from puma_actors.api.drafting import Answer, Drafts, check_draft
 from puma_actors.api.ids import token_ids, token_sequences, whole
 from puma_actors.api.prompts import (
     Prompt,
-    check_ends,
     check_ids,
+    check_last,
     check_logits,
+    check_sampling,
+    check_types,
+    chosen_sampling,
     encode_prompt,
 )
 from puma_actors.api.usage import Step, Token, Usage
+from puma_actors.planning.choice import Choice, Chooser
 from puma_actors.roles.client import Client, Inference
 from puma_actors.roles.messages import infer_message
+from puma_actors.transports.delay.network import Network
 
 __all__ = ["Requests", "Step", "Token", "Usage", "check_ids", "check_logits"]
 
@@ -56,8 +61,11 @@ class Requests(ABC):
         tokenizer: None if the model has none; then only token ids can be given.
         client: the actor that talks to the parties.
         settings: settings of every request.
+        route: the network that tree and lanes are chosen for; None: there is none.
+        apart: whether every party has a machine of its own.
 
     Attributes:
+        settings, route, apart: as above; `Settings` may be assigned, too.
         usage: cost of the last request.
         step: the running step, if any.
         no_tokenizer: why there is no tokenizer, if there is none.
@@ -66,13 +74,22 @@ class Requests(ABC):
     """
 
     def __init__(
-        self, config: ModelConfig, tokenizer: Tokenizer | None, client: Client, settings: Settings
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        client: Client,
+        settings: RequestSettings,
+        route: Network | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
-        infer_message(0, Batch((1,)), 1, settings)  # refuse unusable settings early
+        self.settings = settings
+        self.route = route
+        self.apart = apart
+        self._chooser: Chooser | None = None
         self.config = config
         self.tokenizer = tokenizer
         self.client = client
-        self.settings = settings
         self.usage = Usage()
         self.step: Step | None = None
         self.no_tokenizer = "none was passed"
@@ -91,6 +108,24 @@ class Requests(ABC):
         return None
 
     @property
+    def settings(self) -> RequestSettings:
+        return self._settings
+
+    @settings.setter
+    def settings(self, given: RequestSettings | Settings | None) -> None:
+        wished = RequestSettings.of(given)
+        infer_message(0, Batch((1,)), 1, wished.variants()[0])  # refuse unusable ones early
+        self._settings = wished
+
+    def choose(
+        self, batch: Batch, steps: int = 1, draft: int = 0, wished: RequestSettings | None = None
+    ) -> Choice:
+        """The settings of a request. What `wished` (default: `settings`) leaves open is chosen."""
+        if self._chooser is None:
+            self._chooser = Chooser(self.plan, self.route, apart=self.apart)
+        return self._chooser.choose(batch, steps, wished or self.settings, draft)
+
+    @property
     def plan(self) -> Plan:
         """The public plan of the shared model."""
         if self.client.plan is None:
@@ -102,14 +137,20 @@ class Requests(ABC):
         """Whether the parties know the weights: "private" or "public"."""
         return self.plan.weights
 
-    def predict(self, batch: Batch | int, decode: int | Sequence[Drafted] = 0) -> list[Cost]:
+    def predict(
+        self,
+        batch: Batch | int,
+        decode: int | Sequence[Drafted] = 0,
+        settings: StepSettings | None = None,
+    ) -> list[Cost]:
         """Predict the cost of a request from shapes alone: first the batch (or a prompt of that
         many tokens), then each decoded token, or each step with a draft.
         """
         first = batch if isinstance(batch, Batch) else Batch((whole(batch, "a length"),), "last")
         later = decode if isinstance(decode, list | tuple) else whole(decode, "decode")
-        steps = predict(self.plan, first, later, self.settings)
-        return [step.cost for step in steps]
+        steps = 1 + (later if isinstance(later, int) else len(later))
+        chosen = settings or self.choose(first, steps).settings
+        return [step.cost for step in predict(self.plan, first, later, chosen)]
 
     async def forward(
         self,
@@ -135,18 +176,17 @@ class Requests(ABC):
         sequences = token_sequences(input_ids)
         for ids in sequences:
             self.check_ids(ids)
-            self._check_end(ids)
+            check_last(self.config, ids)
         rows = default_rows(self.config) if rows is None else rows
         kinds = None if types is None else tuple(token_ids(types, "types"))
         batch = Batch(tuple(len(ids) for ids in sequences), rows, kinds)
-        self._check_types(batch)
+        check_types(self.config, batch)
         async with self._busy:
             self._check_running()
             joined = [token for ids in sequences for token in ids]
             self.usage = Usage(prompt_ids=joined)
             started = time.perf_counter()
-            settings = replace(self.settings, reveal="logits")
-            inference = await self.client.begin(batch, 1, settings)
+            inference = await self._begin(replace(self.settings, reveal="logits"), batch)
             try:
                 result = await self._step(inference, joined)
                 await self.client.wait_reports(inference)
@@ -165,21 +205,6 @@ class Requests(ABC):
         check_logits(self.config)
         found = token_ids(ids)
         return log_likelihoods(await self.forward([found], rows="all"), found)
-
-    def _check_end(self, ids: Sequence[int]) -> None:
-        """The last token must not be padding: a decoder's classifier would not read it."""
-        config = self.config
-        causal = not isinstance(config, EncoderConfig)
-        if config.head == "sequence-classification" and causal and ids[-1] == config.pad_token_id:
-            raise ConfigError(
-                f"a sequence ends with token id {ids[-1]}, this model's padding, which its "
-                "classifier ignores: leave it out"
-            )
-
-    def _check_types(self, batch: Batch) -> None:
-        known = max(1, int(getattr(self.config, "type_vocab_size", 1)))
-        if batch.types is not None and not 0 <= min(batch.types) <= max(batch.types) < known:
-            raise ConfigError(f"token types of this model are 0 to {known - 1}")
 
     def _check_running(self) -> None:
         if not self.running:
@@ -222,16 +247,7 @@ class Requests(ABC):
         Raises:
             ConfigError: one of these does not hold.
         """
-        if self.config.head != "causal-lm":
-            raise ConfigError(
-                f"a model with head {self.config.head!r} generates no text: it needs 'causal-lm'"
-            )
-        if self.settings.reveal == "argmax" and (needing := sampling.of_logits()):
-            raise ConfigError(
-                "with secret logits only the best token is revealed: use temperature 0 and no "
-                f"repetition penalty or other change of the logits (now: {', '.join(needing)}; "
-                "options not given come from the model's generation_config.json)"
-            )
+        check_sampling(self.config, sampling, secret=self.settings.reveal == "argmax")
 
     def find_draft(self, options: DraftOptions) -> tuple[Drafting | None, int]:
         """What drafts answers, and the most tokens it proposes a step; see `Drafts.find`."""
@@ -249,7 +265,7 @@ class Requests(ABC):
         prompt: its number of tokens, for `max_length`. Raises ConfigError for an unknown option, an
         unusable value, or settings that are not supported.
         """
-        return self._chosen(None, options, prompt)[0]
+        return chosen_sampling(self.config, None, options, prompt)[0]
 
     async def generate(
         self,
@@ -276,31 +292,14 @@ class Requests(ABC):
         """
         chat, draft, rest = split_options(options)
         check_draft(draft)
-        self._chosen(sampling, rest, 0)  # a wrong name is told before a wrong prompt
+        chosen_sampling(self.config, sampling, rest, 0)  # a wrong name before a wrong prompt
         ids = self.encode(prompt, raw=raw, **chat)
-        chosen, ends = self._chosen(sampling, rest, len(ids))
+        chosen, ends = chosen_sampling(self.config, sampling, rest, len(ids))
         self.check_sampling(chosen)
         drafting = await anyio.to_thread.run_sync(self.find_draft, draft)
         async with self._busy, aclosing(self._tokens(ids, chosen, ends, *drafting)) as tokens:
             async for token in tokens:
                 yield token
-
-    def _chosen(
-        self, sampling: SamplingConfig | None, options: GenerateOptions, prompt: int
-    ) -> tuple[SamplingConfig, set[int] | None]:
-        """The sampling that was given, in either way, and the ids that end the answer, if they are
-        not the model's own. Raises ConfigError for unusable ones, and if both ways were used.
-        """
-        if sampling is None:
-            asked = read_options(options)
-            check_ends(self.config, asked.ends)
-            ends = None if asked.ends is None else set(asked.ends)
-            return asked.sampling(self.config.generation, prompt), ends
-        if options or not isinstance(sampling, SamplingConfig):
-            raise ConfigError(
-                "sampling: give a SamplingConfig, or its fields as keywords, not both"
-            )
-        return sampling, None
 
     async def _tokens(
         self,
@@ -317,7 +316,8 @@ class Requests(ABC):
         ends = self._ends() if ends is None else ends
         secret = self.settings.reveal == "argmax"
         answer = Answer(ids, sampling, ends, secret=secret, drafting=drafting, most=most)
-        inference = await self.client.begin(Batch((len(ids),), "last"), steps, self.settings, most)
+        batch = Batch((len(ids),), "last")
+        inference = await self._begin(self.settings, batch, steps, most)
         text = AnswerText(self.tokenizer, sampling.stop)
         try:
             while not usage.stop_reason:
@@ -350,7 +350,7 @@ class Requests(ABC):
             usage.drafts.append(Drafted(answer.proposed, 0))
         spent = time.perf_counter() - started
         usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
-        usage.steps = _known_costs(inference)
+        usage.steps = inference.known_costs
         return result
 
     def _ends(self) -> set[int]:
@@ -376,10 +376,17 @@ class Requests(ABC):
             return f"the parties take {tokens} tokens at a time (limits.inference_tokens)"
         return f"the model has {positions} positions"
 
+    async def _begin(
+        self, wished: RequestSettings, batch: Batch, steps: int = 1, draft: int = 0
+    ) -> Inference:
+        choice = await anyio.to_thread.run_sync(self.choose, batch, steps, draft, wished)
+        self.usage.settings = choice.settings
+        return await self.client.begin(batch, steps, choice.settings, draft)
+
     async def _step(self, inference: Inference, ids: Sequence[int], accepted: int = 0) -> Floats:
-        taken, began = inference.taken, time.monotonic()
-        number, settings = inference.number + taken, inference.settings
-        self.step = Step(number, inference.batch, inference.steps, taken, settings, began)
+        taken, settings = inference.taken, inference.settings.at(inference.taken)
+        place = inference.number + taken, inference.batch, inference.steps, taken
+        self.step = Step(*place, settings, time.monotonic())
         try:
             return await self.client.step(inference, ids, accepted)
         finally:
@@ -389,8 +396,4 @@ class Requests(ABC):
         """End an inference, unless the session is broken anyway; keep the final costs."""
         with suppress(PumaError):
             await self.client.end(inference)
-        self.usage.steps = _known_costs(inference)
-
-
-def _known_costs(inference: Inference) -> list[Cost]:
-    return [inference.costs[step] for step in sorted(inference.costs)]
+        self.usage.steps = inference.known_costs

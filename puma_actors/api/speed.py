@@ -113,7 +113,7 @@ def pass_time(
         if parameter.kind in STREAMED
     }
     size = spool_bytes(matrices)
-    work = _seconds_per_entry(kept, tokens, kind) * (size // _WORD) / available_cores()
+    work = seconds_per_entry(kept, tokens, kind) * (size // _WORD) / available_cores()
     return PassTime(size / disk_rate(folder) if kept == "disk" else 0.0, work)
 
 
@@ -150,7 +150,7 @@ class _Zeros:
 
 
 @cache
-def _seconds_per_entry(kept: Kept, tokens: int, kind: FormatName) -> float:
+def seconds_per_entry(kept: Kept, tokens: int, kind: FormatName) -> float:
     """Seconds per entry of a matrix for all three parties, on one core."""
     x = np.ones((tokens, _SIDE), dtype=np.uint64)
     parts = _public(kind) if kept == "public" else _on_disk() if kept == "disk" else _in_memory()

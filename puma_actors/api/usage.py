@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from models.programs.program import Batch, Drafted
+from models.programs.steps import StepSettings
 from protocols.base.cost import Cost
 from protocols.base.lane import Settings
 
@@ -12,6 +13,7 @@ class Usage:
     """Cost of one request: seconds by phase; one cost for prefill and one for each later step.
 
     Attributes:
+        settings: of the first step, and of those after it.
         draft: what proposed tokens, or "none".
         drafts: proposed and accepted tokens of each step after the first.
         decoded: number of tokens that those steps yielded.
@@ -28,6 +30,7 @@ class Usage:
     drafts: list[Drafted] = field(default_factory=list)
     decoded: int = 0
     dropped_tokens: list[int] = field(default_factory=list)
+    settings: StepSettings = field(default_factory=lambda: StepSettings.of(None))
 
     def took(self, token: int, accepted: int) -> None:
         """Count a token of the answer; `accepted`: how many of its step's draft are by now."""

@@ -111,9 +111,9 @@ def costs(
 ) -> None:
     """Print the cost of each protocol: rounds, and online and offline bits per element."""
     from puma_actors.cli.commands.reports import run_costs
-    from puma_actors.cli.settings import settings_of
+    from puma_actors.cli.settings import fixed_settings_of
 
-    run_costs(settings_of(choice), as_json=as_json)
+    run_costs(fixed_settings_of(choice), as_json=as_json)
 
 
 @app.command()
@@ -132,17 +132,19 @@ def inspect(
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to decode after the prompt.")] = 1,
     *,
-    choice: Choice,
+    choice: RunChoice,
+    drafting: generate_options.DraftChoice,
+    network: NetworkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show whether a model is supported, and what it would cost to run."""
+    """Show whether a model is supported, what it would cost to run, and with which trees."""
     if not as_json:
         refuse_unsupported(path)
-    from puma_actors.cli.commands.reports import run_inspect
+    from puma_actors.cli.commands.reports import Inspected, run_inspect
     from puma_actors.cli.settings import settings_of
 
-    settings = settings_of(choice)
-    run_inspect(path, prompt_tokens, new_tokens, settings, as_json=as_json)
+    asked = Inspected(prompt_tokens, new_tokens, settings_of(choice), network, drafting.given())
+    run_inspect(path, asked, as_json=as_json)
 
 
 @app.command()
@@ -170,9 +172,9 @@ def compare(
     """
     refuse_unsupported(model)
     from puma_actors.cli.commands.compare import run_compare
-    from puma_actors.cli.settings import settings_of
+    from puma_actors.cli.settings import fixed_settings_of
 
-    settings = settings_of(choice)
+    settings = fixed_settings_of(choice)
     run_compare(model, text or [], input_ids or [], settings, threshold, as_json=as_json)
 
 
@@ -230,6 +232,7 @@ def profile(
     ] = None,
     *,
     choice: RunChoice,
+    drafting: generate_options.DraftChoice,
     network: NetworkOption = None,
     memory: MemoryOption = None,
     public_weights: PublicOption = False,
@@ -237,6 +240,10 @@ def profile(
         Path | None, typer.Option(help="Also write trace events (.json), for ui.perfetto.dev.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a report (.html).")] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="An older profile (.json), to set beside this one.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a request and show what it costs: by layer, by protocol, and what to improve."""
@@ -248,6 +255,7 @@ def profile(
         model,
         tokens_in,
         tokens_out,
+        drafting.given(),
         {
             "settings": settings_of(choice),
             "memory": None if memory is None else parse_size(memory, "--memory"),
@@ -256,6 +264,7 @@ def profile(
         network=network,
         trace=trace,
         html=html,
+        compare=compare,
         as_json=as_json,
     )
 

@@ -30,6 +30,15 @@ class Tree(StrEnum):
     TRAFFIC = "traffic"
 
 
+class AnyTree(StrEnum):
+    """The same, or what suits each kind of step best."""
+
+    AUTO = "auto"
+    ROUNDS = "rounds"
+    BALANCED = "balanced"
+    TRAFFIC = "traffic"
+
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -52,8 +61,18 @@ ApproximationOption = Annotated[
 TreeOption = Annotated[
     Tree, typer.Option(help="Fewest rounds, least traffic, or few rounds at a moderate price.")
 ]
+AnyTreeOption = Annotated[
+    AnyTree,
+    typer.Option(
+        help="Fewest rounds, least traffic, few rounds at a moderate price; or for each kind of "
+        "step what is predicted to take least time on the network at hand."
+    ),
+]
 LanesOption = Annotated[
-    int, typer.Option(min=1, max=1024, help="Groups of attention heads computed concurrently.")
+    str,
+    typer.Option(
+        metavar="auto|N", help="Groups of attention heads computed concurrently, up to 1024."
+    ),
 ]
 CodecOption = Annotated[
     bool, typer.Option("--codec", help="Force in-memory frames through the wire format.")
@@ -170,14 +189,16 @@ class ChatChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """How functions are evaluated. For commands decorated with `spread`."""
+    """How functions are evaluated, outside requests. For commands decorated with `spread`."""
 
     approximation: ApproximationOption = Approximation.TIGHT
     tree: TreeOption = Tree.ROUNDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunChoice(Choice):
-    """The same, for commands that run a model instead of only predicting its cost."""
+class RunChoice:
+    """How the steps of a request are evaluated. For commands decorated with `spread`."""
 
-    lanes: LanesOption = 1
+    approximation: ApproximationOption = Approximation.TIGHT
+    tree: AnyTreeOption = AnyTree.AUTO
+    lanes: LanesOption = "auto"

@@ -8,7 +8,7 @@ import anyio
 
 from models.checkpoints.weights import demo_model_path
 from models.programs.plan import Weights
-from protocols.base.lane import Settings
+from models.programs.steps import RequestSettings
 from protocols.errors import ConfigError
 from protocols.kernels import warm_up
 from puma_actors.api.life import Cluster
@@ -31,7 +31,7 @@ _KINDS: Mapping[Weights, str] = {
 
 
 def open_cluster(
-    model: str | None, settings: Settings, where: Where, report: Progress
+    model: str | None, settings: RequestSettings, where: Where, report: Progress
 ) -> LocalCluster:
     """A cluster in this process for a model, or for the demo model; not yet running.
 
@@ -43,7 +43,7 @@ def open_cluster(
     return LocalCluster.from_pretrained(path, **options)
 
 
-def local_options(settings: Settings, where: Where, report: Progress) -> ClusterOptions:
+def local_options(settings: RequestSettings, where: Where, report: Progress) -> ClusterOptions:
     """Options of a `LocalCluster`, from those of the command line.
 
     Raises:
@@ -72,7 +72,7 @@ def _ignore(requests: Requests) -> None:
 @asynccontextmanager
 async def open_requests(
     model: str | None,
-    settings: Settings,
+    settings: RequestSettings,
     where: Where,
     *,
     check: Callable[[Cluster], None] = _ignore,
@@ -107,7 +107,7 @@ async def open_requests(
 
 
 async def _open_remote(
-    model: str | None, settings: Settings, where: Where, cluster: Path, report: Progress
+    model: str | None, settings: RequestSettings, where: Where, cluster: Path, report: Progress
 ) -> RemoteCluster:
     if where.codec:
         raise ConfigError("--codec: for models in this process, not with --cluster")

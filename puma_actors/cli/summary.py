@@ -4,11 +4,13 @@ from typing import Any
 
 from rich.table import Table
 
+from models.programs.steps import AUTO
 from protocols.base.cost import Cost
 from puma_actors.api.life import Cluster
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.api.usage import Usage
 from puma_actors.cli.output import amount, stderr
+from puma_actors.planning.choice import chosen_public
 from puma_actors.transports.delay.network import Network
 
 _ENDS = {"length": "token limit", "context": "context full"}
@@ -61,6 +63,10 @@ def usage_report(cluster: Cluster, usage: Usage, *, generated: bool = True) -> d
             "offline_bytes": total.offline,
         },
         "network": network.to_public() if (network := network_of(cluster)) else None,
+        "settings": {
+            "approximation": usage.settings.first.approximation,
+            **chosen_public(usage.settings, several=generated),
+        },
         "weights": cluster.weights,
     }
 
@@ -88,10 +94,18 @@ def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> N
     stderr.print(table)
     if (network := network_of(cluster)) is not None:
         stderr.print(f"network {network.describe()}", style="dim")
+    stderr.print(_trees(cluster, usage, several=stopped), style="dim")
     reason = _ENDS.get(usage.stop_reason, usage.stop_reason)
     end = f"stopped: {reason} · no" if stopped else "no"
     hidden = _hidden(cluster, "prompt" if stopped else "text")
     stderr.print(f"{end} party saw the {hidden}", style="dim")
+
+
+def _trees(cluster: Cluster, usage: Usage, *, several: bool) -> str:
+    """Which trees the steps had, and whether they were chosen."""
+    first, further = usage.settings.first.tree, usage.settings.further.tree
+    trees = f"{first} first, then {further}" if several and further != first else first
+    return f"tree {trees}" + (" (chosen)" if cluster.settings.tree == AUTO else "")
 
 
 def _draft_report(usage: Usage) -> dict[str, Any]:

@@ -61,8 +61,9 @@ def software() -> str:
 
 class Request(Strict):
     """A caller's request. `build`: `program_digest`; `files`: include the files published with the
-    model in the answer; `measure`: measure the party's connections to the others; `upload`: the id
-    of the upload to begin, to continue, or to take back instead of removing the model.
+    model in the answer; `measure`: tell how fast the party's connections to the others are;
+    `upload`: the id of the upload to begin, to continue, or to take back instead of removing the
+    model.
     """
 
     version: int = VERSION

@@ -131,12 +131,13 @@ async def call_all(
     *,
     model: str = "",
     files: bool = False,
+    measure: bool = False,
     upload: str = "",
 ) -> dict[Role, Call]:
     """Call all three parties at once, under one session id: all grant the request, or none does.
 
     Args:
-        files: ask the dealer for the published files. upload: as in `Request`.
+        files: ask the dealer for the published files. measure, upload: as in `Request`.
 
     Raises:
         As `call`, for a party that refuses or cannot be reached. If several fail at about the same
@@ -157,6 +158,7 @@ async def call_all(
                     session=session,
                     model=model,
                     files=files and peer.is_dealer,
+                    measure=measure,
                     upload=upload,
                 )
         except PumaError as error:

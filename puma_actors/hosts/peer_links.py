@@ -38,6 +38,12 @@ _PATIENCE = 10.0
 _MEASURED = 12
 """Measurements per minute: 192 MiB to two parties."""
 _MINUTE = 60.0
+_SAMPLE_BYTES = 1 << 20
+"""Sent to measure the throughput for a session: fewer bytes than `puma ping` sends."""
+_LEAST = 1e-5
+"""Seconds; no connection is taken to carry these bytes in less."""
+_KNOWN_FOR = 600.0
+"""Seconds for which such a measurement is not repeated."""
 _FRESH = 30.0
 """Seconds after which the reason of a failed call is outdated: the next call is due."""
 _FIRST_WORD, _LATER_WORDS = 5.0, 60.0
@@ -62,6 +68,7 @@ class Links:
         self._failures: dict[Role, tuple[float, PumaError]] = {}  # time and reason
         self._measuring = anyio.Lock()
         self._measured: deque[float] = deque(maxlen=_MEASURED)  # times
+        self._known: dict[Role, tuple[float, LinkEntry]] = {}  # for sessions, and when
 
     def get(self, peer: Role) -> Mux:
         """The connection to a party.
@@ -191,13 +198,33 @@ class Links:
             self._measuring.release()
 
     async def _measure(self) -> list[LinkEntry]:
-        found = []
-        for peer in self.peers:
-            try:
-                mux = self.get(peer)
-                times = await mux.ping(), await mux.throughput(_PROBE_BYTES)
-            except PumaError as error:
-                found.append(LinkEntry(peer=str(peer), problem=printable(str(error)[:300])))
-            else:
-                found.append(LinkEntry(peer=str(peer), round_trip=times[0], throughput=times[1]))
-        return found
+        return [await self._measure_one(peer, _PROBE_BYTES) for peer in self.peers]
+
+    async def _measure_one(self, peer: Role, nbytes: int) -> LinkEntry:
+        try:
+            mux = self.get(peer)
+            times = await mux.ping(), await mux.throughput(nbytes)
+        except PumaError as error:
+            return LinkEntry(peer=str(peer), problem=printable(str(error)[:300]))
+        return LinkEntry(peer=str(peer), round_trip=times[0], throughput=times[1])
+
+    async def sample(self) -> list[LinkEntry]:
+        """The same for a client that opens a session, measured with fewer bytes and not again for
+        ten minutes, and only of the connections that this party made: each is measured once.
+        """
+        with anyio.move_on_after(_PATIENCE):  # a session does not depend on it
+            async with self._measuring:
+                for peer in self.calls:
+                    when, _ = self._known.get(peer, (-math.inf, None))
+                    if anyio.current_time() - when > _KNOWN_FOR:
+                        entry = await self._measure_one(peer, _SAMPLE_BYTES)
+                        self._known[peer] = anyio.current_time(), _alone(entry)
+        return [self._known[peer][1] for peer in self.calls if peer in self._known]
+
+
+def _alone(entry: LinkEntry) -> LinkEntry:
+    """The throughput without the wait for the echo, which counts when few bytes are sent."""
+    if entry.round_trip is None or entry.throughput is None:
+        return entry
+    spent = max(_SAMPLE_BYTES / entry.throughput - entry.round_trip, _LEAST)
+    return entry.model_copy(update={"throughput": _SAMPLE_BYTES / spent})

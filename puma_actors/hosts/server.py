@@ -298,14 +298,14 @@ class PartyServer:
             await serve(party, limits.idle, held.placement)
 
     async def _open(self, channel: Channel, request: Request, session: bytes, held: Held) -> None:
-        parts = [
-            FilePart(name=name, **held.manifest.files[name].model_dump()) for name in held.files
-        ]
+        found = held.manifest.files
+        parts = [FilePart(name=name, **found[name].model_dump()) for name in held.files]
         answer = self.answer(
             model=await disk(self.visits.entry, request.model),
             plan=held.plan.to_public(),
             tokens=self.config.limits.inference_tokens,
             files=parts,
+            links=await self.links.sample() if request.measure else [],
         )
         files = list(held.files.values()) if request.files else []
         limit = self.config.timeouts.opening  # it occupies a place meanwhile

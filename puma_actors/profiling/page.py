@@ -1,15 +1,24 @@
 """A profile as one HTML page that works offline."""
 
 import json
+from collections import defaultdict
 from importlib.resources import files
 from typing import Any
 
+from protocols.base.meter import outermost
 from protocols.base.shares import Role
+from puma_actors.profiling.advice import actions
 from puma_actors.profiling.analysis import ROLES
-from puma_actors.profiling.chrome import Bar, tracks
+from puma_actors.profiling.chrome import Bar, Track, tracks
 from puma_actors.profiling.profile import Profile
+from puma_actors.profiling.reconcile import lines
+from puma_actors.profiling.whatif import answer as what_if
+from puma_actors.profiling.whatif.answer import grid_of
+from puma_actors.profiling.whatif.page import body, style
+from puma_actors.profiling.whatif.recorded import request_of_profile
+from puma_actors.profiling.whatif.variants import Request
 
-_MARK = "/*DATA*/null"
+_MARK, _STYLE, _WHAT_IF = "/*DATA*/null", "/*STYLE*/", "<!--WHAT-IF-->"
 _JOIN = 2e-5
 """Seconds; bars of one lane with a smaller gap between them are drawn as one, unless they belong to
 different places.
@@ -17,12 +26,29 @@ different places.
 _KINDS = ("compute", "kernel", "wait")
 
 
-def render(profile: Profile) -> str:
-    """The page, including all figures and a timeline."""
-    data = {**profile.to_public(), "timeline": timeline(profile)}
+def render(profile: Profile, old: Request | None = None) -> str:
+    """The page, including all figures, a timeline and the time on other networks.
+
+    old: an older profile, to set beside this one.
+
+    Raises:
+        ConfigError: the old one is of a model of another kind.
+    """
+    public = profile.to_public()
+    request = request_of_profile(profile)
+    found = what_if.to_public(request, grid_of(), old)
+    works, network = request.variants[0].works, profile.network
+    data = {
+        **public,
+        "timeline": timeline(profile),
+        "sums": lines(profile.phases, works, network),
+        "actions": actions(request, network),
+    }
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     template = files("puma_actors.profiling").joinpath("page.html").read_text("utf-8")
-    return template.replace(_MARK, text)
+    for mark, part in ((_STYLE, style()), (_WHAT_IF, body(found)), (_MARK, text)):
+        template = template.replace(mark, part)
+    return template
 
 
 def timeline(profile: Profile) -> dict[str, Any]:
@@ -36,7 +62,7 @@ def timeline(profile: Profile) -> dict[str, Any]:
     zero = min(row.bars[0].start for _, rows in every for row in rows)
     for role, rows in every:
         lanes = [
-            {"name": row.name, "bars": [_packed(bar, zero, names) for bar in _joined(row.bars)]}
+            {"name": _title(row), "bars": [_packed(bar, zero, names) for bar in _joined(row.bars)]}
             for row in rows
         ]
         roles.append({"role": str(role), "lanes": lanes})
@@ -46,6 +72,18 @@ def timeline(profile: Profile) -> dict[str, Any]:
             start, end = meter.slices[0].start, meter.slices[-1].end
             steps.append([number, _micros(start, zero), _micros(end, zero)])
     return {"names": list(names), "kinds": _KINDS, "roles": roles, "steps": steps}
+
+
+def _title(row: Track) -> str:
+    """What a row of lanes does most of its time, and the lanes' place in the program."""
+    if row.name == "main":
+        return row.name
+    spent: defaultdict[str, float] = defaultdict(float)
+    for bar in row.bars:
+        if bar.kind != "wait":
+            spent[bar.place.rpartition(".")[2] or outermost(bar.protocol)] += bar.end - bar.start
+    most = max(spent, key=spent.__getitem__, default="")
+    return f"{most} {row.name}" if most else row.name
 
 
 def _joined(bars: list[Bar]) -> list[Bar]:

@@ -10,7 +10,8 @@ made up: costs do not depend on them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,17 +19,21 @@ from models.checkpoints.checkpoint import Checkpoint, StoredCheckpoint
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan
 from models.programs.predict import predict
-from models.programs.program import Batch
-from protocols.base.lane import Lane, Link, Settings
+from models.programs.program import Batch, Drafted
+from models.programs.steps import StepSettings
+from protocols.base.lane import TREES, Lane, Link, Settings
 from protocols.base.meter import Meter
 from protocols.base.shares import Role
 from protocols.drivers.observed import ObservedLane
 from protocols.errors import ConfigError
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.options import RunOptions
+from puma_actors.base.compute import available_cores
+from puma_actors.base.machine import peak_memory, processor
+from puma_actors.hosts.admission import software
 from puma_actors.profiling.analysis import Phase, analyse
 from puma_actors.profiling.ranking import Advice, rank
-from puma_actors.profiling.whatif.variants import COMPARED, Traced, traced_of
+from puma_actors.profiling.whatif.variants import Traced, traced_of
 from puma_actors.roles.owner import ignore_progress
 from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import ANY, Network, Route, parse_network
@@ -46,18 +51,22 @@ class Profile:
         seconds: times of loading and sharing, by phase.
         phases: the prefill and all decode steps together, or the single forward pass.
         recorder: every event, for a trace.
-        others: declared counts of the same request with other comparison trees.
+        others: declared counts of the same request with other trees.
+        draft: how many tokens each further step proposed.
+        about: when and where it was made, see `about`.
     """
 
     model: str
     network: Network | None
-    settings: Settings
+    settings: StepSettings
     tokens_in: int
     tokens_out: int
     seconds: dict[str, float]
     phases: list[Phase]
     recorder: Recorder
     others: tuple[Traced, ...] = ()
+    draft: int = 0
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def matches(self) -> bool:
@@ -66,7 +75,7 @@ class Profile:
 
     def ranking(self, phase: Phase) -> list[Advice]:
         """Possible improvements, the largest share of time first."""
-        return rank(phase, self.network, self.settings)
+        return rank(phase, self.network, self.settings.at(int(phase.name == "decode")))
 
     def to_public(self) -> dict[str, Any]:
         """As JSON types."""
@@ -74,12 +83,18 @@ class Profile:
             "model": self.model,
             "network": self.network.to_public() if self.network else None,
             "settings": {
-                "approximation": self.settings.approximation,
-                "tree": self.settings.tree,
-                "lanes": self.settings.lanes,
+                "approximation": self.settings.first.approximation,
+                "tree": self.settings.first.tree,
+                "lanes": self.settings.first.lanes,
+                "further": {
+                    "tree": self.settings.further.tree,
+                    "lanes": self.settings.further.lanes,
+                },
             },
             "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,
+            "draft": self.draft,
+            "about": self.about,
             "seconds": {name: round(value, 6) for name, value in self.seconds.items()},
             "matches_prediction": self.matches,
             "phases": [
@@ -90,8 +105,11 @@ class Profile:
         }
 
 
-def check_tokens(cluster: LocalCluster, tokens_in: int, tokens_out: int | None) -> int:
-    """Steps of the request: one, or one for each new token.
+def check_tokens(
+    cluster: LocalCluster, tokens_in: int, tokens_out: int | None, draft: int = 0
+) -> int:
+    """Steps of the request: one, or one for each new token. Each but the first proposes `draft`
+    more.
 
     Raises:
         ConfigError: the model cannot take that many tokens, or generates none.
@@ -101,16 +119,18 @@ def check_tokens(cluster: LocalCluster, tokens_in: int, tokens_out: int | None) 
         if count is not None and count < 1:
             raise ConfigError(f"{count} tokens {name}: give at least 1")
     if config.head != GENERATES:
-        if tokens_out is not None:
-            raise ConfigError(
-                f"a model with head {config.head!r} generates no tokens: omit --tokens-out"
-            )
+        for option, given in (("--tokens-out", tokens_out), ("--draft", draft or None)):
+            if given is not None:
+                raise ConfigError(
+                    f"a model with head {config.head!r} generates no tokens: omit {option}"
+                )
         steps = 1
     else:
         steps = DEFAULT_OUT if tokens_out is None else tokens_out
-    if tokens_in + steps - 1 > config.max_positions:
+    if tokens_in + steps - 1 + draft > config.max_positions:
+        drafted = f", with {draft} proposed," if draft else ""
         raise ConfigError(
-            f"{tokens_in} tokens in and {steps} out need more than the model's "
+            f"{tokens_in} tokens in and {steps} out{drafted} need more than the model's "
             f"{config.max_positions} positions: ask for fewer"
         )
     return steps
@@ -120,13 +140,25 @@ DEFAULT_OUT = 4
 """Default number of new tokens."""
 
 
-async def record(cluster: LocalCluster, batch: Batch, steps: int) -> int:
-    """Run a request of made-up tokens on a recorded cluster; return its first step's number."""
+async def record(
+    cluster: LocalCluster,
+    batch: Batch,
+    steps: int,
+    settings: StepSettings | None = None,
+    draft: int = 0,
+) -> int:
+    """Run a request of made-up tokens on a recorded cluster; return its first step's number.
+
+    Args:
+        settings: default: what the cluster chooses.
+        draft: how many tokens each further step proposes; none of them stays.
+    """
+    settings = settings or cluster.choose(batch, steps, draft).settings
     client, vocabulary = cluster.client, cluster.config.vocab_size
-    inference = await client.begin(batch, steps, cluster.settings)
+    inference = await client.begin(batch, steps + draft, settings, draft)
     try:
         for step in range(steps):
-            count = batch.tokens if step == 0 else 1
+            count = batch.tokens if step == 0 else 1 + draft
             await client.step(inference, [(7 * i + step) % vocabulary for i in range(count)])
         await client.wait_reports(inference)
     finally:
@@ -134,15 +166,19 @@ async def record(cluster: LocalCluster, batch: Batch, steps: int) -> int:
     return inference.number
 
 
-def traced(plan: Plan, batch: Batch, steps: int, settings: Settings) -> list[Meter]:
-    """The declared cost of each step, by place and protocol."""
+def traced(
+    plan: Plan, batch: Batch, later: int | Sequence[Drafted], settings: Settings | StepSettings
+) -> list[Meter]:
+    """The declared cost of each step, by place and protocol: of the batch, and of so many steps of
+    one token after it, or of steps with drafts.
+    """
     meters: list[Meter] = []
 
     def lane_of(link: Link) -> Lane:
         meters.append(Meter(link.role))
         return ObservedLane.first(link, meters[-1])
 
-    predict(plan, batch, steps - 1, settings, lane_of=lane_of)
+    predict(plan, batch, later, settings, lane_of=lane_of)
     return meters
 
 
@@ -159,35 +195,59 @@ def phases_of(
 
 
 async def profile_cluster(
-    cluster: LocalCluster, recorder: Recorder, tokens_in: int, tokens_out: int | None = None
+    cluster: LocalCluster,
+    recorder: Recorder,
+    tokens_in: int,
+    tokens_out: int | None = None,
+    draft: int = 0,
 ) -> Profile:
-    """Profile one request on a running cluster, which must have been created with the recorder."""
-    steps = check_tokens(cluster, tokens_in, tokens_out)
+    """Profile one request on a running cluster, which must have been created with the recorder.
+
+    draft: how many tokens each further step proposes; none of them stays.
+    """
+    steps = check_tokens(cluster, tokens_in, tokens_out, draft)
     generates, batch = cluster.config.head == GENERATES, _batch(cluster, tokens_in)
     recorder.clear()
-    first = await record(cluster, batch, steps)
-    meters = traced(cluster.plan, batch, steps, cluster.settings)
+    settings = cluster.choose(batch, steps + draft, draft).settings
+    first = await record(cluster, batch, steps, settings, draft)
+    later = [Drafted(draft, 0)] * (steps - 1)
+    meters = traced(cluster.plan, batch, later, settings)
     return Profile(
         model=_name_of(cluster.checkpoint),
         network=cluster.network,
-        settings=cluster.settings,
+        settings=settings,
         tokens_in=tokens_in,
         tokens_out=steps if generates else 0,
         seconds=dict(cluster.seconds),
         phases=phases_of(recorder, first, meters, generates=generates),
         recorder=recorder,
-        others=_others(cluster, batch, steps),
+        others=_others(cluster, batch, later, settings),
+        draft=draft,
+        about=about(),
     )
 
 
-def _others(cluster: LocalCluster, batch: Batch, steps: int) -> tuple[Traced, ...]:
+def about() -> dict[str, Any]:
+    """When, with which program and on which machine something was measured."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": software(),
+        "processor": processor(),
+        "cores": available_cores(),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def _others(
+    cluster: LocalCluster, batch: Batch, later: Sequence[Drafted], settings: StepSettings
+) -> tuple[Traced, ...]:
     """What the request would have cost with the other trees, for `puma what-if`."""
     first = "prefill" if cluster.config.head == GENERATES else "forward"
     found = []
-    for tree in COMPARED:
-        if tree != cluster.settings.tree:
-            settings = replace(cluster.settings, tree=tree)
-            found.append(traced_of(settings, traced(cluster.plan, batch, steps, settings), first))
+    for tree in TREES:
+        each = replace(settings.first, tree=tree)
+        if StepSettings.of(each) != settings:
+            found.append(traced_of(each, traced(cluster.plan, batch, later, each), first))
     return tuple(found)
 
 
@@ -221,12 +281,14 @@ async def run_profile(
     tokens_in: int = 32,
     tokens_out: int | None = None,
     head: str | None = None,
+    draft: int = 0,
     **options: Unpack[RunOptions],
 ) -> Profile:
     """Load and share a model, run one request twice (the first warms up), profile the second.
 
     Args:
         network: as for `LocalCluster`, except that the upload of the shares is not delayed.
+        draft: as for `profile_cluster`.
         head, options: as for `LocalCluster.from_pretrained`.
 
     Raises:
@@ -238,7 +300,7 @@ async def run_profile(
         path_or_name, head=head, network=without_upload(network), recorder=recorder, **options
     )
     try:
-        check_tokens(cluster, tokens_in, tokens_out)
+        check_tokens(cluster, tokens_in, tokens_out, draft)
     except ConfigError:
         cluster.checkpoint.close()
         raise
@@ -247,5 +309,5 @@ async def run_profile(
         progress("running the request to warm up", 0.0)
         await record(cluster, _batch(cluster, tokens_in), 1)
         progress("profiling the request", 0.0)
-        profile = await profile_cluster(cluster, recorder, tokens_in, tokens_out)
+        profile = await profile_cluster(cluster, recorder, tokens_in, tokens_out, draft)
     return replace(profile, network=network)

@@ -10,6 +10,7 @@ from models.programs.head_layers import check_rows
 from models.programs.inference import ask
 from models.programs.plan import Plan
 from models.programs.program import Batch
+from models.programs.steps import StepSettings
 from protocols.base.cost import Cost
 from protocols.base.lane import Settings
 from protocols.base.ring import Floats
@@ -56,7 +57,7 @@ class Inference:
     number: int
     batch: Batch
     steps: int
-    settings: Settings
+    settings: StepSettings
     turns: Turns
     taken: int = 0
     costs: dict[int, Cost] = field(default_factory=dict)
@@ -92,12 +93,17 @@ class Inference:
         """Whether all parties have forgotten it."""
         return self._forgotten >= set(COMPUTING)
 
+    @property
+    def known_costs(self) -> list[Cost]:
+        """The costs of the steps that parties have reported so far, in order."""
+        return [self.costs[step] for step in sorted(self.costs)]
+
     def reported(self, steps: int) -> bool:
         """Whether all parties have reported the first `steps` steps."""
         return all(self._reports.get(step, set()) >= set(COMPUTING) for step in range(steps))
 
 
-RequestCheck = Callable[[Plan, Batch, int, Settings | None, int], Awaitable[None]]
+RequestCheck = Callable[[Plan, Batch, int, StepSettings, int], Awaitable[None]]
 """Called with the model's plan, the first batch, the steps, the settings and the largest draft of a
 request.
 """
@@ -198,7 +204,11 @@ class Client(Actor):
     # -- inferences -------------------------------------------------------------------------------
 
     async def begin(
-        self, batch: Batch, steps: int = 1, settings: Settings | None = None, draft: int = 0
+        self,
+        batch: Batch,
+        steps: int = 1,
+        settings: Settings | StepSettings | None = None,
+        draft: int = 0,
     ) -> Inference:
         """Request the evaluation of a batch, and up to `steps` - 1 more tokens after it. A step may
         propose up to `draft` tokens.
@@ -208,9 +218,9 @@ class Client(Actor):
                 parties allow no such request. Also whatever `check` raises.
         """
         self._check_tokens(batch, steps)
-        plan = await self.wait_ready()
+        plan, chosen = await self.wait_ready(), StepSettings.of(settings)
         if self._check is not None:
-            await self._check(plan, batch, steps, settings, draft)
+            await self._check(plan, batch, steps, chosen, draft)
         limit, longest = plan.config.max_positions, max(batch.lengths)
         if longest + steps - 1 > limit:
             raise ConfigError(
@@ -218,9 +228,8 @@ class Client(Actor):
                 "positions: shorten the text or request fewer tokens"
             )
         check_rows(plan.config, batch.rows)
-        settings = settings or Settings()
-        request = infer_message(self._next, batch, steps, settings, draft)
-        inference = Inference(self._next, batch, steps, settings, Turns(request))
+        request = infer_message(self._next, batch, steps, chosen, draft)
+        inference = Inference(self._next, batch, steps, chosen, Turns(request))
         self._next += steps
         self._inferences[inference.number] = inference
         await self._tell(request.header())
@@ -265,7 +274,8 @@ class Client(Actor):
         result: Floats | None = None
         with inference.refusable():
             turn = await self._turn(inference, len(ids), accepted)
-            async with self.scheduler.link(turn.number, inference.settings, turn.bound) as link:
+            settings = inference.settings.at(inference.taken)
+            async with self.scheduler.link(turn.number, settings, turn.bound) as link:
                 lane = self.lane(link)
                 result = await lane.watch(ask(lane, config, turn.batch, ids))
         if result is None:

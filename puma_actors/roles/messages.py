@@ -14,11 +14,13 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from models.programs.program import Batch, Rows
+from models.programs.steps import StepSettings
 from protocols.base.lane import APPROXIMATIONS, Approximation, Reveal, Settings, Tree
 from protocols.errors import ConfigError, RemoteProtocolError
 from puma_actors.base.strict import Strict, first_fault
@@ -131,7 +133,8 @@ class ReadyMessage(_Message):
 class InferMessage(_Message):
     """Evaluate sequences of these `lengths` (see `models.programs.program.Batch`), and decode up to
     `steps` - 1 more tokens of the only one: one per step or, with a draft of up to `draft` proposed
-    tokens a step, several.
+    tokens a step, several. `tree` and `lanes` are those of the first step, `further_tree` and
+    `further_lanes` of the others.
 
     Step k is inference number `number` + k, which no party may have seen before.
     """
@@ -148,12 +151,16 @@ class InferMessage(_Message):
     approximation: Approximation = APPROXIMATIONS[0]
     tree: Tree = "rounds"
     lanes: int = Field(default=1, ge=1, le=1024)
+    further_tree: Tree = "rounds"
+    further_lanes: int = Field(default=1, ge=1, le=1024)
     reveal: Reveal = "logits"
     block: int = Field(default=Settings().block, ge=1, le=1 << 32)
 
-    def settings(self) -> Settings:
+    def settings(self) -> StepSettings:
         """Settings for the lanes."""
-        return Settings(self.approximation, self.tree, self.lanes, self.reveal, self.block)
+        first = Settings(self.approximation, self.tree, self.lanes, self.reveal, self.block)
+        further = replace(first, tree=self.further_tree, lanes=self.further_lanes)
+        return StepSettings(first, further)
 
     def binding(self) -> tuple[int, ...]:
         """Four words that represent the whole request (SHA-256). All masks are drawn under them, so
@@ -189,13 +196,15 @@ class NextMessage(_Message):
 
 
 def infer_message(
-    number: int, batch: Batch, steps: int, settings: Settings, draft: int = 0
+    number: int, batch: Batch, steps: int, settings: Settings | StepSettings, draft: int = 0
 ) -> InferMessage:
     """The request for an inference with these settings, and up to `draft` proposed tokens a step.
 
     Raises:
         ConfigError: one of them is unusable.
     """
+    chosen = StepSettings.of(settings)
+    first, further = chosen.first, chosen.further
     try:
         return InferMessage(
             number=number,
@@ -204,11 +213,13 @@ def infer_message(
             types=None if batch.types is None else list(batch.types),
             steps=steps,
             draft=draft,
-            approximation=settings.approximation,
-            tree=settings.tree,
-            lanes=settings.lanes,
-            reveal=settings.reveal,
-            block=settings.block,
+            approximation=first.approximation,
+            tree=first.tree,
+            lanes=first.lanes,
+            further_tree=further.tree,
+            further_lanes=further.lanes,
+            reveal=first.reveal,
+            block=first.block,
         )
     except ValidationError as error:
         raise ConfigError(f"unusable request, {_first(error)}") from None

@@ -328,7 +328,8 @@ class Party(Actor):
     ) -> None:
         """Run one step. `done` is set when the next may begin; `lead` is released at the end."""
         number, batch, kept = turn.number, turn.batch, turn.kept
-        link = self.scheduler.link(number, message.settings(), turn.bound)
+        settings = message.settings().at(number - message.number)
+        link = self.scheduler.link(number, settings, turn.bound)
         lane = self._lanes[number] = self.lane(link)
         try:
             async with link:

@@ -340,7 +340,7 @@ class Mux:
             for _ in range(max(1, nbytes // _PROBE)):
                 await self.send(Frame(Kind.LINK, NO_SESSION, (), header, [payload]))
 
-        return max(1, nbytes // _PROBE) * _PROBE / await self._echo(load)
+        return max(1, nbytes // _PROBE) * _PROBE / max(await self._echo(load), 1e-9)
 
 
 __all__ = ["WINDOW", "FairQueue", "Mux", "MuxChannel"]

@@ -33,8 +33,8 @@ def run(snippet: str, models: dict[str, Path]) -> dict[str, Any]:
 
 
 def test_no_snippet_is_passed_over():
-    assert len(SNIPPETS) == 8
-    assert sum(snippet.count(PLACE) for snippet in SNIPPETS) == 13
+    assert len(SNIPPETS) == 9
+    assert sum(snippet.count(PLACE) for snippet in SNIPPETS) == 14
 
 
 def test_the_front_page_is_short():

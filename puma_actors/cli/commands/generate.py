@@ -6,10 +6,10 @@ from typing import cast
 import anyio
 import numpy as np
 
+from models.programs.steps import RequestSettings
 from models.texts.requested import DraftOptions, GenerateOptions
 from models.tokens.chat_template import ChatOptions
 from models.tokens.sampling import SamplingConfig, SamplingOptions
-from protocols.base.lane import Settings
 from protocols.errors import ConfigError
 from puma_actors.api.life import Cluster
 from puma_actors.base.texts import printable, shown
@@ -26,7 +26,7 @@ def run_generate(
     model: str | None,
     prompt: str,
     choice: SamplingConfig | SamplingOptions,
-    settings: Settings,
+    settings: RequestSettings,
     *,
     where: Where,
     chat: ChatOptions,
@@ -112,7 +112,7 @@ def run_forward(
     model: str | None,
     input_ids: str,
     output: Path,
-    settings: Settings,
+    settings: RequestSettings,
     *,
     where: Where,
     as_json: bool,

@@ -5,7 +5,7 @@ from pathlib import Path
 import anyio
 from rich.table import Table
 
-from protocols.base.lane import Settings
+from models.programs.steps import RequestSettings
 from puma_actors.api.scoring import Perplexities, Told, plan_windows, score_plain, score_private
 from puma_actors.cli.commands.reading import Reader
 from puma_actors.cli.following import Following
@@ -18,7 +18,7 @@ from puma_actors.roles.owner import Progress
 def run_perplexity(
     model: str | None,
     file: Path,
-    settings: Settings,
+    settings: RequestSettings,
     *,
     window: int | None,
     stride: int | None,
@@ -76,7 +76,7 @@ def _told(kind: str, report: Progress) -> Told:
     return told
 
 
-def _print(found: Perplexities, settings: Settings) -> None:
+def _print(found: Perplexities, settings: RequestSettings) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "perplexity", "s per window", "rounds", "online", "dealt ahead"):
         table.add_column(name, justify="left" if not name else "right")

@@ -6,7 +6,10 @@ import anyio
 from rich.table import Table
 
 from models.checkpoints.weights import demo_model_path
+from models.texts.requested import DraftOptions
+from puma_actors.api.drafting import check_draft
 from puma_actors.api.options import KeepingOptions
+from puma_actors.cli.commands.what_if.show import show_comparison
 from puma_actors.cli.output import (
     Plain,
     amount,
@@ -20,9 +23,13 @@ from puma_actors.cli.output import (
     writing,
 )
 from puma_actors.profiling import chrome, page
+from puma_actors.profiling.advice import actions
 from puma_actors.profiling.analysis import ROLES, Phase, Row
 from puma_actors.profiling.profile import Profile, run_profile
+from puma_actors.profiling.reconcile import lines
 from puma_actors.profiling.sweep import COMPUTE, HIDDEN
+from puma_actors.profiling.whatif.answer import grid_of, set_beside
+from puma_actors.profiling.whatif.recorded import read_profile, request_of_profile
 
 _PROTOCOLS = 14
 _WIDTH = 120  # where there is no terminal
@@ -32,18 +39,24 @@ def run(
     model: str | None,
     tokens_in: int,
     tokens_out: int | None,
+    draft: DraftOptions,
     options: KeepingOptions,
     *,
     network: str | None,
     trace: Path | None,
     html: Path | None,
+    compare: Path | None,
     as_json: bool,
 ) -> None:
-    """Profile a request and print or write the result."""
+    """Profile a request and print or write the result. Of a draft only the number of tokens that it
+    proposes matters: they are made up, too.
+    """
     if trace is not None:
         check_file("--trace", trace, ".json")
     if html is not None:
         check_file("--html", html, ".html")
+
+    old = None if compare is None else read_profile(compare)
 
     async def profiled() -> Profile:
         with progress(quiet=as_json) as report:
@@ -52,6 +65,7 @@ def run(
                 tokens_in=tokens_in,
                 tokens_out=tokens_out,
                 network=network,
+                draft=check_draft(draft)[1],
                 progress=report,
                 **options,
             )
@@ -62,11 +76,14 @@ def run(
             chrome.write(profile.recorder, trace)
     if html is not None:
         with writing("--html", html):
-            html.write_text(page.render(profile), "utf-8")
+            html.write_text(page.render(profile, old), "utf-8")
+    beside = None if old is None else set_beside(request_of_profile(profile), grid_of(), old)
     if as_json:
-        print_json(profile.to_public())
+        print_json(profile.to_public() | ({} if beside is None else {"compare": beside}))
         return
     show(profile)
+    if beside is not None:
+        show_comparison(beside)
     for file in (trace, html):
         if file is not None:
             say(f"written: {file}", style="dim")
@@ -81,14 +98,21 @@ def show(profile: Profile) -> None:
     between = profile.network.describe() if profile.network else "in memory, no network"
     say(between, style="dim")
     _print(_summary(profile))
-    for phase in profile.phases:
+    request = request_of_profile(profile)
+    sums = lines(profile.phases, request.variants[0].works, profile.network)
+    doing = actions(request, profile.network)
+    for phase, line, todo in zip(profile.phases, sums, doing, strict=True):
         say(f"\n{_title(phase)}", style="bold")
+        say(f"a step: {line}", style="dim")
         _print(_roles(phase))
         _print(_rows("by layer", condensed(phase.layers), phase))
         _print(_rows("by place, all layers together", phase.places, phase))
         longest = sorted(phase.protocols, key=lambda row: -row.total)[:_PROTOCOLS]
         _print(_rows("by protocol, innermost", longest, phase))
         _print(_ranking(profile, phase))
+        say("\nwhat to do")
+        for text in todo or ["nothing stands out"]:
+            say(f"- {text}")
     if profile.matches:
         say("\nrounds and bytes match the prediction at every place", style="dim")
     else:
@@ -190,7 +214,11 @@ def _rows(title: str, rows: list[Row], phase: Phase) -> Table:
 
 def _ranking(profile: Profile, phase: Phase) -> Table:
     table = Table(
-        title="\nwhat to improve", title_justify="left", box=None, pad_edge=False, title_style=""
+        title="\nwhere the time goes",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        title_style="",
     )
     for name in ("share", "time", "what", "why"):
         table.add_column(

@@ -1,6 +1,7 @@
 """`puma costs` and `puma inspect`: figures that are known before anything runs."""
 
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from models.programs.head_layers import columns_of, default_rows
 from models.programs.memory import footprint
 from models.programs.opened import opened_bytes
 from models.programs.predict import predict, share_bytes
-from models.programs.program import Batch, Rows
+from models.programs.program import Batch, Drafted, Rows
+from models.programs.steps import RequestSettings
 from models.texts.embed import vector_rows
 from models.texts.needs import tasks_of_checkpoint
+from models.texts.requested import DraftOptions
 from models.tokens.tokenizer import Tokenizer
 from protocols.arithmetic import lift, matmul, mul, mul3
 from protocols.base.cost import Cost
@@ -30,9 +33,13 @@ from protocols.functions.elementary import exp_negative, reciprocal, rsqrt
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.linear import Table
 from protocols.selection import Term, select
+from puma_actors.api.drafting import check_draft
 from puma_actors.cli.commands.weights import print_weights, weights_report
+from puma_actors.cli.commands.what_if.chosen import choice_report, print_choice
 from puma_actors.cli.notice import warn
 from puma_actors.cli.output import amount, print_json, progress, say, stdout
+from puma_actors.planning.choice import Chooser
+from puma_actors.transports.delay.network import Network, parse_network
 
 COUNT = 8000
 """Elements a protocol is traced with; a multiple of 8, so that bits fill bytes."""
@@ -147,10 +154,25 @@ def run_costs(settings: Settings, *, as_json: bool) -> None:
     )
 
 
-def run_inspect(
-    path: str | None, prompt: int | None, decode: int, settings: Settings, *, as_json: bool
-) -> None:
-    """Print whether a model is supported, and its predicted cost."""
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """The request whose cost is asked for.
+
+    Attributes:
+        prompt: its tokens; None: the usual number. decode: new tokens.
+        network: as text. draft: what proposes tokens.
+    """
+
+    prompt: int | None
+    decode: int
+    settings: RequestSettings
+    network: str | None
+    draft: DraftOptions
+
+
+def run_inspect(path: str | None, asked: Inspected, *, as_json: bool) -> None:
+    """Print whether a model is supported, its predicted cost, and what would be chosen."""
+    network, prompt, decode = parse_network(asked.network), asked.prompt, asked.decode
     found = demo_model_path() if path is None else path
     try:
         with progress(quiet=as_json) as report:
@@ -166,7 +188,7 @@ def run_inspect(
         if prompt is None:
             prompt = max(1, min(USUAL_PROMPT, checkpoint.config.max_positions - decode))
         _check_lengths(checkpoint, prompt, decode)
-        facts = _report(checkpoint, _wanted_rows(checkpoint), prompt, decode, settings)
+        facts = _report(checkpoint, asked, prompt, decode, network)
     if lacking is not None:
         facts.update({"supported": False, "reason": lacking})
     if as_json:
@@ -216,12 +238,21 @@ def _check_lengths(checkpoint: StoredCheckpoint, prompt: int, decode: int) -> No
 
 
 def _report(
-    checkpoint: StoredCheckpoint, rows: Rows, prompt: int, decode: int, settings: Settings
+    checkpoint: StoredCheckpoint,
+    asked: Inspected,
+    prompt: int,
+    decode: int,
+    network: Network | None,
 ) -> dict[str, Any]:
     config = checkpoint.config
-    steps = predict(config, Batch((prompt,), rows), min(decode, 1), settings)
+    rows = _wanted_rows(checkpoint)
+    batch, draft = Batch((prompt,), rows), check_draft(asked.draft)[1]
+    choice = Chooser(config, network).compare(batch, 1 + decode, asked.settings.variants(), draft)
+    settings, proposed = choice.settings, Drafted(min(draft, max(0, decode - 1)), 0)
+    steps = predict(config, batch, [proposed] * min(decode, 1), settings)
     if decode > 1:
-        steps += predict(config, prompt + decode - 1, 1, settings)[1:]
+        last = [Drafted(0, 0)]  # one token is left, so nothing is proposed
+        steps += predict(config, prompt + decode - 1, last, settings)[1:]
     first = "prefill" if config.head == "causal-lm" else "forward"
     names = [first, "first decode", "last decode"]
     return {
@@ -242,12 +273,13 @@ def _report(
         f"{first}_by_protocol": {
             name: _cost_dict(cost) for name, cost in sorted(steps[0].by_protocol.items())
         },
+        "choice": choice_report(choice, network, first),
         "weights": weights_report(checkpoint, prompt),
         "share_bytes": dict.fromkeys(map(str, COMPUTING), share_bytes(config)),
         "public_weights": {"evaluator_bytes": opened_bytes(config)},
         "request_bytes": {
             str(role): footprint(
-                config, Batch((prompt,), rows), max(1, decode), settings, dealer=role.is_dealer
+                config, batch, max(1, decode), settings, dealer=role.is_dealer, draft=draft
             ).total
             for role in COMPUTING
         },
@@ -309,6 +341,7 @@ def _print_report(report: dict[str, Any]) -> None:
     say(f"with public weights: {public} at each evaluator, beside the checkpoint's mapped bytes")
     peaks = ", ".join(f"{role} {amount(size)}" for role, size in report["request_bytes"].items())
     say(f"in addition, for this request: {peaks}")
+    print_choice(report["choice"])
     print_weights(report["weights"])
     say(
         "with typical ranges: those proven from the weights may change a few rounds",

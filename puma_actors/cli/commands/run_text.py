@@ -7,8 +7,8 @@ import anyio
 import numpy as np
 from rich.table import Table
 
+from models.programs.steps import RequestSettings
 from models.texts.options import TaskOptions
-from protocols.base.lane import Settings
 from protocols.base.ring import Floats
 from puma_actors.api.life import Cluster
 from puma_actors.api.local import LocalCluster
@@ -32,7 +32,7 @@ def run_text(
     inputs: Callable[[TextPipeline], Any],
     show: Callable[[Any], None],
     *,
-    settings: Settings,
+    settings: RequestSettings,
     where: Where,
     task_options: TaskOptions,
     as_json: bool,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from protocols.errors import ConfigError
-from puma_actors.profiling.whatif.timing import Step, time_of
+from puma_actors.planning.timing import Step, token_time
 from puma_actors.profiling.whatif.variants import Request, Row, Variant, Work
 from puma_actors.transports.delay.network import PRESETS, Network, Route, parse_network
 
@@ -62,11 +62,11 @@ def faster(network: Network, *, latency: float = 1.0, bandwidth: float = 1.0) ->
 
 def gains(step: Step, network: Network) -> list[Gain]:
     """What would gain most, first."""
-    now = time_of(step, network).total
+    now = token_time(step, network).total
     changed = {
-        HALVED: time_of(step, faster(network, latency=0.5)),
-        DOUBLED: time_of(step, faster(network, bandwidth=2.0)),
-        COMPUTED: time_of(replace(step, computation=step.computation / 2), network),
+        HALVED: token_time(step, faster(network, latency=0.5)),
+        DOUBLED: token_time(step, faster(network, bandwidth=2.0)),
+        COMPUTED: token_time(replace(step, computation=step.computation / 2), network),
     }
     saved = {what: max(0.0, now - time.total) for what, time in changed.items()}
     found = [Gain(what, value, value / now if now else 0.0) for what, value in saved.items()]
@@ -75,7 +75,7 @@ def gains(step: Step, network: Network) -> list[Gain]:
 
 def best(request: Request, index: int, network: Network) -> Variant:
     """The variant whose step `index` takes least; of equal ones the first."""
-    return min(request.variants, key=lambda each: time_of(each.works[index].step, network).total)
+    return min(request.variants, key=lambda each: token_time(each.works[index].step, network).total)
 
 
 def places(work: Work) -> list[tuple[Row, float, float, float | None]]:
@@ -162,12 +162,7 @@ def to_public(request: Request, grid: Grid, old: Request | None = None) -> dict[
         "best": [_best(request, network) for network in grid.named],
     }
     if old is not None:
-        found["compare"] = {
-            "model": old.model,
-            "tokens_in": old.tokens_in,
-            "computation": old.source,
-            "steps": compared(request, old, grid),
-        }
+        found["compare"] = set_beside(request, grid, old)
     return found
 
 
@@ -175,6 +170,7 @@ def _variant(variant: Variant, grid: Grid) -> dict[str, Any]:
     return {
         "tree": variant.tree,
         "lanes": variant.lanes,
+        "draft": variant.draft,
         "steps": [_step(work, grid) for work in variant.works],
     }
 
@@ -183,6 +179,7 @@ def _step(work: Work, grid: Grid) -> dict[str, Any]:
     step = work.step
     return {
         "name": step.name,
+        "tokens": round(step.tokens, 6),
         "rounds": step.rounds,
         "exchanges": step.messages,
         "sent_bytes": round(step.sent),
@@ -191,13 +188,13 @@ def _step(work: Work, grid: Grid) -> dict[str, Any]:
         "networks": [
             {
                 **network.to_public(),
-                **time_of(step, network).to_public(),
+                **token_time(step, network).to_public(),
                 "gains": [gain.to_public() for gain in gains(step, network)],
             }
             for network in grid.named
         ],
         "grid_seconds": [
-            [round(time_of(step, grid.cell(trip, rate)).total, 6) for rate in grid.bandwidths]
+            [round(token_time(step, grid.cell(trip, rate)).total, 6) for rate in grid.bandwidths]
             for trip in grid.round_trips
         ],
         "places": [
@@ -216,11 +213,26 @@ def _best(request: Request, network: Network) -> dict[str, Any]:
     found = {}
     for index, work in enumerate(request.variants[0].works):
         variant = best(request, index, network)
-        found[work.step.name] = {"tree": variant.tree, "lanes": variant.lanes}
+        chosen = {"tree": variant.tree, "lanes": variant.lanes, "draft": variant.draft}
+        found[work.step.name] = chosen
     return {"network": network.name, **found}
 
 
 # -- two requests side by side ---------------------------------------------------------------------
+
+
+def set_beside(request: Request, grid: Grid, old: Request) -> dict[str, Any]:
+    """Another request beside one, as JSON types.
+
+    Raises:
+        ConfigError: it has other steps.
+    """
+    return {
+        "model": old.model,
+        "tokens_in": old.tokens_in,
+        "computation": old.source,
+        "steps": compared(request, old, grid),
+    }
 
 
 def compared(new: Request, old: Request, grid: Grid) -> list[dict[str, Any]]:
@@ -250,7 +262,7 @@ def _compared(before: Work, after: Work, grid: Grid) -> dict[str, Any]:
         "networks": [
             {
                 "name": network.name,
-                **_pair(time_of(one, network).total, time_of(two, network).total),
+                **_pair(token_time(one, network).total, token_time(two, network).total),
             }
             for network in grid.named
         ],

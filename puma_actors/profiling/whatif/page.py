@@ -8,7 +8,7 @@ from typing import Any
 from puma_actors.profiling.whatif.chart import Curve, chart
 from puma_actors.profiling.whatif.words import TITLES, TYPICAL, name_of, rate
 
-_MARK = "<!--BODY-->"
+_MARK, _STYLE = "<!--BODY-->", "/*STYLE*/"
 _CAUSES = {
     "latency": "latency of rounds",
     "transfer": "transfer between the evaluators",
@@ -20,9 +20,21 @@ Found = Mapping[str, Any]
 
 def render(found: Found) -> str:
     """The page for what `to_public` gave."""
+    title = f"<h1>{escape(found['model'])}, {found['tokens_in']} tokens in</h1>"
+    package = files("puma_actors.profiling.whatif")
+    template = package.joinpath("page.html").read_text("utf-8")
+    return template.replace(_STYLE, style()).replace(_MARK, f"{title}\n{body(found)}")
+
+
+def style() -> str:
+    """The rules that `body` needs."""
+    return files("puma_actors.profiling.whatif").joinpath("page.css").read_text("utf-8")
+
+
+def body(found: Found) -> str:
+    """Everything below the title."""
     steps = found["variants"][0]["steps"]
-    body = [
-        f"<h1>{escape(found['model'])}, {found['tokens_in']} tokens in</h1>",
+    lines = [
         f'<p class="dim">Computation: {escape(found["computation"])}.</p>',
         '<p class="dim">Seconds are latency, transfer, computation and waiting for the dealer, '
         "added up.</p>",
@@ -30,8 +42,7 @@ def render(found: Found) -> str:
         *(line for index in range(len(steps)) for line in _step(found, index)),
         *(_compare(found["compare"]) if "compare" in found else ()),
     ]
-    template = files("puma_actors.profiling.whatif").joinpath("page.html").read_text("utf-8")
-    return template.replace(_MARK, "\n".join(body))
+    return "\n".join(lines)
 
 
 def _step(found: Found, index: int) -> Iterable[str]:
@@ -164,7 +175,7 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already."""
 
     def cell(text: str, tag: str) -> str:
-        kind = ' class="bar"' if text.startswith("<div") else ""
+        kind = ' class="mix"' if text.startswith("<div") else ""
         return f"<{tag}{kind}>{text}</{tag}>"
 
     def row(cells: Sequence[str], tag: str) -> str:

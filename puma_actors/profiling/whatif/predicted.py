@@ -2,23 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import anyio
+from itertools import product
 
 from models.checkpoints.checkpoint import Checkpoint
 from models.configs.architecture import ModelConfig
 from models.programs.head_layers import default_rows
 from models.programs.plan import draft_plan
-from models.programs.program import Batch
-from protocols.base.lane import Settings
+from models.programs.program import Batch, Drafted
+from protocols.base.lane import TREES, Settings
 from protocols.base.meter import Meter
 from protocols.errors import ConfigError
+from puma_actors.planning.choice import DEALT, EVEN
+from puma_actors.planning.machine import computation, pace
+from puma_actors.profiling.counts import declared
 from puma_actors.profiling.profile import GENERATES, traced
-from puma_actors.profiling.whatif.moment import Speed, computation, measure
 from puma_actors.profiling.whatif.variants import (
-    COMPARED,
-    DEALT,
-    EVEN,
+    Draft,
     Request,
     TracedPhase,
     Variant,
@@ -26,6 +25,7 @@ from puma_actors.profiling.whatif.variants import (
     led,
     traced_of,
     work_of,
+    yielding,
 )
 
 _RATIOS = EVEN, DEALT
@@ -45,12 +45,14 @@ def predicted(
     settings: Settings,
     lanes: Sequence[int],
     computing: Computing | None,
+    draft: Draft | None = None,
 ) -> Request:
-    """A prompt of so many tokens, and one further token if the model generates.
+    """A prompt of so many tokens, and one further step if the model generates.
 
     Args:
         settings: those of the request; its tree and lanes are replaced by each one asked for.
-        computing: None: measured for a moment.
+        computing: None: estimated, see `puma_actors.planning.machine`.
+        draft: also a further step that proposes tokens.
 
     Raises:
         ConfigError: the model cannot take so many tokens.
@@ -59,17 +61,20 @@ def predicted(
     generates = config.head == GENERATES
     _check(config, tokens_in, generates)
     batch = Batch((tokens_in,), "last" if generates else default_rows(config))
-    speed = anyio.run(measure) if computing is None else None
     plan, variants = draft_plan(config), []
-    for tree in COMPARED:
-        for count in lanes:
-            each = replace(settings, tree=tree, lanes=count)
-            meters = traced(plan, batch, 2 if generates else 1, each)
-            known = traced_of(each, meters, "prefill" if generates else "forward")
-            spent = _spent(meters, config, tokens_in, computing, speed)
-            works = list(map(_work, known.phases, spent))
-            variants.append(Variant(tree, count, led(works)))
-    return Request(checkpoint.where, tokens_in, False, _source(speed), tuple(variants))
+    drafts = [Draft(0, 0.0), *([draft] if draft and draft.proposed and generates else [])]
+    for each, step in product(_each(settings, lanes), drafts):
+        later = [Drafted(step.proposed, 0)] * generates
+        meters = traced(plan, batch, later, each)
+        known = traced_of(each, meters, "prefill" if generates else "forward")
+        spent = _spent(meters, config, (tokens_in, 1 + step.proposed), each, computing)
+        works = yielding(led(list(map(_work, known.phases, spent))), 1 + step.accepted)
+        variants.append(Variant(each.tree, each.lanes, works, step.proposed))
+    return Request(checkpoint.where, tokens_in, False, _source(computing), tuple(variants))
+
+
+def _each(settings: Settings, lanes: Sequence[int]) -> list[Settings]:
+    return [replace(settings, tree=tree, lanes=count) for tree in TREES for count in lanes]
 
 
 def _check(config: ModelConfig, tokens: int, generates: bool) -> None:
@@ -81,27 +86,32 @@ def _check(config: ModelConfig, tokens: int, generates: bool) -> None:
 def _spent(
     meters: Sequence[Meter],
     config: ModelConfig,
-    tokens: int,
+    tokens: tuple[int, int],
+    settings: Settings,
     computing: Computing | None,
-    speed: Speed | None,
 ) -> list[float]:
     """Seconds of computation of each step."""
     if computing is not None:
         return [computing.first, computing.further][: len(meters)]
-    assert speed is not None
     return [
-        computation(meter, speed, config, rows)
-        for meter, rows in zip(meters, (tokens, 1), strict=False)
+        computation(config, rows, settings.tree, *sizes(meter))
+        for meter, rows in zip(meters, tokens, strict=False)
     ]
 
 
-def _source(speed: Speed | None) -> str:
-    if speed is None:
+def sizes(meter: Meter) -> tuple[int, int]:
+    """Rounds, also beside others, and bytes of all parties, as declared."""
+    counts = declared(meter)
+    nbytes = sum(counts.online.values()) + sum(counts.offline.values())
+    return sum(counts.exchanges.values()), nbytes
+
+
+def _source(computing: Computing | None) -> str:
+    if computing is not None:
         return "given"
     return (
-        "estimated from a moment's measurement of this machine, all roles on it: "
-        f"{speed.exchange * 1e6:.0f} us a round, {speed.byte * 1e9:.2g} ns a byte, and the "
-        "products with the weights; a recorded profile says more"
+        "estimated from measurements of another machine, all roles on it; this one takes "
+        f"{pace():.2f} times as long for a fixed piece of work; a recorded profile says more"
     )
 
 

@@ -11,17 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocols.base.shares import EVALUATORS, Role
 from protocols.errors import ConfigError
 from puma_actors.base.strict import first_fault
+from puma_actors.planning.choice import DEALT, EVEN
+from puma_actors.planning.machine import REFERENCE
+from puma_actors.planning.timing import fitted
+from puma_actors.profiling.profile import Profile
 from puma_actors.profiling.sweep import COMPUTE, HIDDEN
-from puma_actors.profiling.whatif.timing import fitted
 from puma_actors.profiling.whatif.variants import (
-    DEALT,
-    EVEN,
+    Draft,
     Request,
     Row,
     Variant,
     Work,
     led,
     work_of,
+    yielding,
 )
 from puma_actors.transports.delay.network import ANY, Ends, Network, Route
 
@@ -103,10 +106,23 @@ class _Traced(_Table):
     phases: list[_Counts]
 
 
-class _Settings(_Table):
-    approximation: str
+class _Chosen(_Table):
     tree: str
     lanes: int = Field(ge=1)
+
+
+class _Settings(_Chosen):
+    approximation: str
+    further: _Chosen | None = None
+
+    def tree_at(self, phase: int) -> str:
+        """The tree of the first step, or of those after it."""
+        return self.further.tree if self.further and phase else self.tree
+
+    def label(self, phases: int) -> str:
+        """The tree, or those of both kinds of step."""
+        trees = dict.fromkeys(map(self.tree_at, range(phases)))
+        return " then ".join(trees)
 
 
 class _Route(_Table):
@@ -143,12 +159,15 @@ class _Profile(_Table):
     network: _Network | None
     settings: _Settings
     tokens_in: int = Field(ge=1)
+    draft: int = Field(default=0, ge=0)
     phases: list[_Phase] = Field(min_length=1, max_length=2)
     variants: list[_Traced] = Field(default_factory=list)
 
 
-def read_profile(path: Path) -> Request:
+def read_profile(path: Path, accepted: float = 0.0) -> Request:
     """The request in a file with a profile's JSON.
+
+    accepted: how many of the tokens that a step proposed would stay on average.
 
     Raises:
         ConfigError: the file is missing, no JSON, or no profile.
@@ -161,20 +180,20 @@ def read_profile(path: Path) -> Request:
         raise ConfigError(f"{path}: {error.strerror}: {_GIVE}") from None
     except (ValueError, RecursionError):
         raise ConfigError(f"{path} is no JSON: {_GIVE}") from None
-    return request_of(data, str(path))
+    return request_of(data, str(path), accepted)
 
 
-def request_of(data: object, where: str) -> Request:
+def request_of(data: object, where: str, accepted: float = 0.0) -> Request:
     """The request in a profile's JSON, with the variants that it knows.
 
     Its computation is what rounds, bytes and waiting for the dealer do not explain of the measured
     time; that of other variants is taken to be the same.
 
     Args:
-        where: what the data is called in errors.
+        where: what the data is called in errors. accepted: as for `read_profile`.
 
     Raises:
-        ConfigError: it is no profile.
+        ConfigError: it is no profile, or more tokens would stay than were proposed.
     """
     try:
         profile = _Profile.model_validate(data)
@@ -182,26 +201,35 @@ def request_of(data: object, where: str) -> Request:
         fault = first_fault(error)
         place = f"{fault.place}: " if fault.place else ""
         raise ConfigError(f"{where} is not a profile: {place}{fault.problem}; {_AGAIN}") from None
+    draft = Draft(profile.draft, accepted)
     try:
-        return _request(profile)
+        return _request(profile, draft)
     except ConfigError as error:
         raise ConfigError(f"{where} is not a profile: {error}; {_AGAIN}") from None
 
 
-def _request(profile: _Profile) -> Request:
+def request_of_profile(profile: Profile) -> Request:
+    """The request of a profile that was just made."""
+    return request_of(json.loads(json.dumps(profile.to_public())), "the profile")
+
+
+def _request(profile: _Profile, draft: Draft) -> Request:
     network = profile.network.network() if profile.network else None
     works = _measured(profile.phases, network)
     settings = profile.settings
-    variants = [Variant(settings.tree, settings.lanes, works)]
+    label = settings.label(len(profile.phases))
+    variants = [Variant(label, settings.lanes, works, draft.proposed)]
     variants += [
-        _alike(traced, profile.phases, works)
+        _alike(traced, profile, works)
         for traced in profile.variants
-        if (traced.tree, traced.lanes) != (settings.tree, settings.lanes)
+        if (traced.tree, traced.lanes) != (label, settings.lanes)
     ]
     where = network.describe() if network else "in memory, no network"
     walls = ", ".join(f"{p.name} {p.wall_seconds / p.steps:.3g} s" for p in profile.phases)
     source = f"recorded ({where}): what rounds, bytes and the dealer do not explain of {walls}"
-    return Request(profile.model, profile.tokens_in, True, source, tuple(variants))
+    tokens = 1 + draft.accepted
+    found = (replace(each, works=yielding(each.works, tokens)) for each in variants)
+    return Request(profile.model, profile.tokens_in, True, source, tuple(found))
 
 
 def _measured(phases: Sequence[_Phase], network: Network | None) -> tuple[Work, ...]:
@@ -215,13 +243,27 @@ def _measured(phases: Sequence[_Phase], network: Network | None) -> tuple[Work, 
     return tuple(found)
 
 
-def _alike(traced: _Traced, phases: Sequence[_Phase], works: Sequence[Work]) -> Variant:
-    """Another variant, with the computation of the recorded one."""
+def _alike(traced: _Traced, profile: _Profile, works: Sequence[Work]) -> Variant:
+    """Another variant, with the computation of the recorded one, or as much more or less as its
+    rounds and bytes would take on the machine of `REFERENCE`.
+    """
+    phases, settings = profile.phases, profile.settings
     if [phase.name for phase in traced.phases] != [phase.name for phase in phases]:
         raise ConfigError("its variants have other phases")
     found = []
-    for counts, phase, work in zip(traced.phases, phases, works, strict=True):
-        other = counts.work(phase.ratios())
-        step = replace(other.step, computation=work.step.computation)
+    for index, (counts, phase, work) in enumerate(zip(traced.phases, phases, works, strict=True)):
+        other, recorded = counts.work(phase.ratios()), phase.work(phase.ratios())
+        least = _least(settings.tree_at(index), recorded)
+        ratio = _least(traced.tree, other) / least if least else 1.0
+        step = replace(other.step, computation=ratio * work.step.computation)
         found.append(replace(other, step=step))
-    return Variant(traced.tree, traced.lanes, led(found))
+    return Variant(traced.tree, traced.lanes, led(found), profile.draft)
+
+
+def _least(tree: str, work: Work) -> float:
+    """Seconds of a step on the machine of `REFERENCE`, without products; 0 for an unknown tree."""
+    speed = next((each for known, each in REFERENCE.items() if known == tree), None)
+    if speed is None:
+        return 0.0
+    nbytes = sum(row.online + row.offline for row in work.places)
+    return speed.seconds(work.step.messages, nbytes)

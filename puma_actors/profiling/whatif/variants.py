@@ -1,24 +1,16 @@
-"""A request as `what-if` sees it: its steps under each comparison tree and number of lanes."""
+"""A request as `what-if` sees it: its steps under each tree and number of lanes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from protocols.base.events import Key
-from protocols.base.lane import Settings, Tree
+from protocols.base.lane import Settings
 from protocols.base.meter import Meter
+from protocols.errors import ConfigError
+from puma_actors.planning.timing import Part, Step
 from puma_actors.profiling.counts import declared, layer_of, place_of
-from puma_actors.profiling.whatif.timing import Part, Step
 from puma_actors.roles.party import DEALER_LEAD
-
-COMPARED: tuple[Tree, ...] = ("rounds", "traffic")
-"""The comparison trees that are set beside each other."""
-
-EVEN = 0.5
-"""Part of the evaluators' bytes in the busier direction, if nothing is recorded."""
-DEALT = 0.76
-"""Part of the dealer's bytes to the evaluator that gets more, if nothing is recorded: as recorded
-with a small LLaMA and a prompt of 16 tokens. Least is 0.6, where activations are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +57,35 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """A draft: how many tokens a step proposes, and how many of them stay on average.
+
+    Raises:
+        ConfigError: more stay than are proposed.
+    """
+
+    proposed: int
+    accepted: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.accepted <= self.proposed:
+            raise ConfigError(
+                f"{self.accepted:g} accepted of {self.proposed} proposed tokens: give at most as "
+                "many as are proposed"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
-    """The steps of a request under some settings: the first, then a further one if there is any."""
+    """The steps of a request under some settings: the first, then a further one if there is any.
+
+    draft: how many tokens a further step proposes.
+    """
 
     tree: str
     lanes: int
     works: tuple[Work, ...]
+    draft: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +188,13 @@ def work_of(
 
     parts = tuple(each(row).part(*ratios) for row in layers)
     return Work(Step(name, parts), tuple(each(row) for row in places))
+
+
+def yielding(works: Sequence[Work], tokens: float) -> tuple[Work, ...]:
+    """The same, with so many tokens of each further step."""
+    first, *others = works
+    further = (replace(work, step=replace(work.step, tokens=tokens)) for work in others)
+    return first, *further
 
 
 def led(works: Sequence[Work]) -> tuple[Work, ...]:

@@ -14,9 +14,10 @@ TYPICAL = "predicted with typical ranges: those proven from the weights may chan
 
 
 def name_of(variant: Mapping[str, Any]) -> str:
-    """A variant: its tree, and the lanes if there are several."""
-    lanes = variant["lanes"]
-    return str(variant["tree"]) + (f", {lanes} lanes" if lanes > 1 else "")
+    """A variant: its tree, the lanes if there are several, and the draft if there is one."""
+    lanes, draft = variant["lanes"], variant["draft"]
+    several = f", {lanes} lanes" if lanes > 1 else ""
+    return str(variant["tree"]) + several + (f", {draft} drafted" if draft else "")
 
 
 def rate(mbit: float | None) -> str:

@@ -20,7 +20,7 @@ from models.checkpoints.weights import open_checkpoint
 from models.programs.predict import predict
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.cost import Cost
-from protocols.base.lane import APPROXIMATIONS
+from protocols.base.lane import APPROXIMATIONS, TREES, Settings
 from puma_actors.api.local import LocalCluster
 from puma_actors.cli.options import Approximation
 
@@ -50,8 +50,12 @@ def test_generate_json_is_one_object(puma, folder, answer):
         "seconds",
         "traffic",
         "network",
+        "settings",
         "weights",
     ]
+    trees = data["settings"]
+    assert trees["approximation"] == "tight"
+    assert all(trees[kind]["tree"] in TREES for kind in ("first", "further"))
     assert data["network"] is None
     assert data["weights"] == "private"
     assert data["stop_reason"] == "length"
@@ -236,16 +240,54 @@ def test_costs(puma):
         assert name in out
 
 
+def test_inspect_says_what_it_chose_and_why(puma, folder):
+    where = ("inspect", folder, "--prompt-tokens", 8, "--new-tokens", 4)
+    found = {}
+    for network in ("300ms,10gbit", "1us,1kbit"):
+        code, out, _ = puma(*where, "--network", network, "--json")
+        assert code == 0
+        choice = json.loads(out)["choice"]
+        assert choice["network"]["name"] == network
+        for kind, name in (("first", "prefill"), ("further", "decode")):
+            best, *others = choice["compared"][name]
+            assert {each["tree"] for each in (best, *others)} == set(TREES)
+            assert best["seconds"] == min(each["seconds"] for each in (best, *others))
+            assert choice[kind] == {"tree": best["tree"], "lanes": 1}
+        found[network] = choice["first"]["tree"]
+    assert found["1us,1kbit"] == "traffic" != found["300ms,10gbit"]
+    code, out, _ = puma(*where, "--network", "1us,1kbit")
+    assert "prefill: traffic, which takes" in out
+    assert "…" not in out
+    assert "by less waiting; " in out or "by less transfer; " in out
+    code, out, _ = puma(*where, "--tree", "balanced", "--lanes", 2, "--json")
+    data = json.loads(out)
+    assert data["choice"]["first"] == {"tree": "balanced", "lanes": 2}
+    assert [each["tree"] for each in data["choice"]["compared"]["decode"]] == ["balanced"]
+    code, out, _ = puma(*where, "--tree", "balanced")
+    assert "prefill: balanced, as asked" in out
+    assert "in one process, without a network" in out
+
+
+def test_inspect_counts_what_a_draft_proposes(puma, folder):
+    where = ("inspect", folder, "--prompt-tokens", 8, "--new-tokens", 6, "--json")
+    plain, drafted = (
+        json.loads(puma(*where, *options)[1])["predicted"]["first decode"]["online_bytes"]
+        for options in ((), ("--draft", "ngram", "--draft-tokens", 3))
+    )
+    assert drafted > 2 * plain
+
+
 def test_inspect(puma, folder):
     code, out, err = puma("inspect", folder, "--prompt-tokens", 5, "--json")
     assert (code, err) == (0, "")
     data = json.loads(out)
     assert data["supported"] is True
     assert data["architecture"]["family"] == "llama"
+    tree = data["choice"]["first"]["tree"]
     assert data["parameters"] == 46 * 32 * 2 + 32 + 2 * (2 * 32 + 32 * (32 + 32 + 32) + 3 * 32 * 48)
     assert set(data["predicted"]) == {"prefill", "first decode"}
     with open_checkpoint(folder) as checkpoint:
-        (expected,) = predict(checkpoint.config, 5)
+        (expected,) = predict(checkpoint.config, 5, 0, Settings(tree=tree))
     assert data["predicted"]["prefill"] == {
         "rounds": expected.cost.rounds,
         "online_bytes": expected.cost.online,

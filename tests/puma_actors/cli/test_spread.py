@@ -11,8 +11,11 @@ import typer
 from typer.testing import CliRunner
 
 import puma_actors.cli
-from puma_actors.cli.options import Approximation, Choice, RunChoice, Tree
-from puma_actors.cli.settings import settings_of
+from models.programs.steps import RequestSettings
+from protocols.base.lane import Settings
+from protocols.errors import ConfigError
+from puma_actors.cli.options import AnyTree, Approximation, Choice, RunChoice
+from puma_actors.cli.settings import fixed_settings_of, settings_of
 from puma_actors.cli.spread import spread
 from puma_actors.cli.where import Where
 
@@ -80,8 +83,16 @@ def test_no_option_is_declared_twice():
 
 def test_what_is_not_said_is_the_usual():
     assert Where() == Where(codec=False, network=None, cluster=None, tokenizer=None)
-    assert settings_of(Choice()) == settings_of(RunChoice(lanes=1))
-    chosen = RunChoice(approximation=Approximation.FAST, tree=Tree.TRAFFIC, lanes=4)
+    assert settings_of(RunChoice()) == RequestSettings.of(None)
+    assert fixed_settings_of(Choice()) == Settings()
+    chosen = RunChoice(approximation=Approximation.FAST, tree=AnyTree.TRAFFIC, lanes="4")
     settings = settings_of(chosen, secret_logits=True)
     assert (settings.approximation, settings.tree) == ("fast", "traffic")
     assert (settings.lanes, settings.reveal) == (4, "argmax")
+
+
+@pytest.mark.parametrize("lanes", ["0", "1025", "-1", "1.5", "", "all", "9" * 9])
+def test_lanes_are_a_number_or_auto(lanes):
+    with pytest.raises(ConfigError, match="give auto, or a whole number from 1 to 1024"):
+        settings_of(RunChoice(lanes=lanes))
+    assert settings_of(RunChoice(lanes="3")).lanes == 3

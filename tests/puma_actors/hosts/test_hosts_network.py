@@ -9,12 +9,15 @@ from hosts import Hosts, hosts
 from networks import transport_of
 from reference import leaves_nothing, save_model
 
+from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import ConfigError
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.remote import RemoteCluster
+from puma_actors.hosts.admission import LinkEntry
 from puma_actors.hosts.caller import ping_all
 from puma_actors.hosts.config import load_config
+from puma_actors.hosts.peer_links import Links
 from puma_actors.transports.delay.network import parse_network
 
 IDS = [1, 3, 7]
@@ -108,3 +111,39 @@ def test_a_network_in_the_file_or_on_the_command_line(
     with pytest.raises(ConfigError, match=r"cannot read .*here/far\.toml"):
         load(network="far.toml")
     assert load(network="../far.toml") == parse_network(folder / "far.toml")
+
+
+async def test_a_session_tells_how_far_apart_the_parties_are(
+    folder: Path, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each connection is measured once, by the party that made it, and not for every session. By
+    the real clock: no message is faster than asked.
+    """
+    (folder / "far.toml").write_text(FAR_DEALER)
+    model = save_model(tmp_path / "model", seed=3)
+    measured: list[tuple[Role, Role]] = []
+    once = Links._measure_one
+
+    async def counted(links: Links, peer: Role, nbytes: int) -> LinkEntry:
+        measured.append((links.role, peer))
+        return await once(links, peer, nbytes)
+
+    monkeypatch.setattr(Links, "_measure_one", counted)
+    async with hosts(folder, certificates, "unix", network="far.toml") as cluster:
+        await cluster.upload(model)
+        for _ in range(2):
+            remote = await RemoteCluster.open(cluster.client, "tiny")
+            assert remote.route is not None
+            for one in COMPUTING:
+                for two in set(COMPUTING) - {one}:
+                    asked = 3 * TRIP if Role.DEALER in (one, two) else TRIP
+                    assert remote.route.route(one, two).round_trip >= asked
+            await remote.aclose()
+        named = await RemoteCluster.open(cluster.client, "tiny", settings=Settings())
+        assert named.route is not None  # nothing is left to choose, so nothing was asked
+        await named.aclose()
+    assert sorted(measured) == [
+        (Role.EVALUATOR_A, Role.DEALER),
+        (Role.EVALUATOR_B, Role.DEALER),
+        (Role.EVALUATOR_B, Role.EVALUATOR_A),
+    ]

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -18,13 +19,15 @@ from protocols.base.meter import Meter
 from protocols.base.shares import EVALUATORS, Role
 from protocols.drivers import observed
 from puma_actors.profiling import chrome, page
+from puma_actors.profiling.advice import actions
 from puma_actors.profiling.analysis import Row
 from puma_actors.profiling.counts import layer_of, operation_of, place_of, protocol_of
 from puma_actors.profiling.profile import run_profile
 from puma_actors.profiling.ranking import rank
 from puma_actors.profiling.sweep import flights, length, spend, union
+from puma_actors.profiling.whatif.recorded import request_of_profile
 from puma_actors.session.recorder import Recorder
-from puma_actors.transports.delay.network import PRESETS
+from puma_actors.transports.delay.network import PRESETS, parse_network
 
 A, B = EVALUATORS
 
@@ -37,9 +40,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def profile(folder):
     with mock.patch.object(observed, "LEAST_WORK", 0):  # the model is tiny
-        return anyio.run(
-            partial(run_profile, folder, network="1ms,1gbit", tokens_in=4, tokens_out=2)
-        )
+        options = {"network": "1ms,1gbit", "tokens_in": 4, "tokens_out": 2}
+        return anyio.run(partial(run_profile, folder, settings=Settings(), **options))
 
 
 # -- where the time went, on made-up events --------------------------------------------------------
@@ -248,6 +250,16 @@ def test_the_page_holds_the_figures(profile):
     line = next(line for line in text.splitlines() if line.startswith("const DATA = "))
     data = json.loads(line.removeprefix("const DATA = ").removesuffix(";"))
     timeline = data.pop("timeline")
+    sums, actions = data.pop("sums"), data.pop("actions")
+    assert len(sums) == len(actions) == len(data["phases"])
+    for phase, line in zip(data["phases"], sums, strict=True):
+        measured = phase["wall_seconds"] / phase["steps"]
+        assert line.endswith(f"measured {1e3 * measured:.3g} ms")
+        assert f"{phase['rounds'] / phase['steps']:,.0f} rounds x 0.5 ms" in line
+    assert all("it would take" in text or "use tree" in text for each in actions for text in each)
+    assert data["about"].keys() >= {"date", "version", "processor", "cores", "peak_memory_bytes"}
+    for part in ("<svg", "until the first token", "What would gain most", "On other networks"):
+        assert part in text
     assert data == json.loads(json.dumps(profile.to_public()))
     assert [role["role"] for role in timeline["roles"]] == [
         "dealer",
@@ -301,11 +313,45 @@ def test_tables(puma, folder):
         "by layer",
         "layers.*.attention",
         "by protocol, innermost",
-        "what to improve",
+        "where the time goes",
         "rounds and bytes match the prediction at every place",
     ):
         assert part in out
     assert "…" not in out
+
+
+def test_an_older_profile_beside_one_with_a_draft(puma, folder, profile, tmp_path):
+    old, html = tmp_path / "old.json", tmp_path / "page.html"
+    old.write_text(json.dumps(profile.to_public()))
+    options = ("--tokens-in", 3, "--tokens-out", 2, "--tree", "balanced", "--compare", old)
+    draft = ("--draft", "ngram", "--draft-tokens", 2)
+    code, out, err = puma("profile", "-m", folder, *options, *draft, "--html", html, "--json")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert data["matches_prediction"] is True
+    assert data["draft"] == 2
+    assert [step["name"] for step in data["compare"]["steps"]] == ["prefill", "decode"]
+    (_, decode) = data["compare"]["steps"]
+    assert decode["sent"]["ratio"] > 2  # three rows instead of one
+    assert "Compared with model" in html.read_text()
+    code, out, _ = puma("profile", "-m", folder, *options)
+    assert code == 0
+    for part in ("compared with model", "time on wan", "a step: ", "what to do", "tokens in"):
+        assert part in out
+    assert puma("profile", "-m", folder, "--compare", html)[0] == 2
+
+
+def test_what_to_do_names_another_tree_where_it_helps(profile):
+    request = request_of_profile(profile)
+    far = parse_network("intercontinental")
+    traffic = replace(request, variants=request.variants[::-1])
+    assert traffic.variants[0].tree == "traffic"
+    (first, further) = actions(traffic, far)
+    for found, which in ((first, "the first step"), (further, "further steps")):
+        assert found[0].partition(f" for {which}: ")[0] in ("use tree rounds", "use tree balanced")
+    (first, further) = actions(request, far)
+    assert "or cut the text: latency halved, it would take " in first[0]
+    assert "--draft ngram" in further[0]
 
 
 def test_public_weights_are_profiled(puma, folder):

@@ -1,11 +1,14 @@
 """Requests between roles: their form."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from message_samples import ALL
 
 from models.programs.program import Batch
+from models.programs.steps import StepSettings
 from protocols.base.lane import APPROXIMATIONS, Settings
 from protocols.errors import ConfigError, RemoteProtocolError
 from puma_actors.roles.messages import (
@@ -55,8 +58,13 @@ def test_round_trip(message):
         {"steps": "2"},
         {"lanes": 0},
         {"lanes": 1025},
+        {"further_lanes": 0},
+        {"further_lanes": 1.0},
+        {"further_tree": "auto"},
+        {"further_tree": None},
         {"approximation": "loose"},
         {"tree": ""},
+        {"tree": "auto"},
         {"reveal": "everything"},
     ],
     ids=str,
@@ -96,11 +104,12 @@ def test_refusals_never_repeat_what_was_sent():
 @pytest.mark.parametrize("kind", APPROXIMATIONS)
 def test_every_set_of_approximations_travels(kind):
     message = infer_message(0, Batch((1,)), 1, Settings(approximation=kind))
-    assert parse(message.header()).settings().approximation == kind
+    assert parse(message.header()).settings().further.approximation == kind
 
 
 def test_settings_travel():
-    settings = Settings("puma", "traffic", 3, "argmax")
+    first = Settings("puma", "traffic", 3, "argmax")
+    settings = StepSettings(first, replace(first, tree="rounds", lanes=1))
     for batch, steps in (
         (Batch((4,), "last"), 2),
         (Batch((4,)), 1),

@@ -17,7 +17,9 @@ from protocols.base.lane import Lane
 from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.dpf import generate_selectors
-from protocols.functions import ladder
+from protocols.functions import histogram, ladder
+from protocols.functions.buckets import Layout
+from protocols.functions.buckets import generate as generate_buckets
 from protocols.kernels.packing import unpack_numpy
 
 ELEMENTS = 1 << 10

@@ -31,6 +31,15 @@ class Prediction:
             show_default=False,
         ),
     ] = None
+    draft_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Also steps that propose so many tokens, for a prediction.",
+            show_default=False,
+        ),
+    ] = None
     approximation: ApproximationOption = Approximation.TIGHT
     computation: Annotated[
         str | None,
@@ -78,6 +87,15 @@ def what_if(
         ),
     ] = None,
     prediction: Prediction,
+    accepted: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="How many of the tokens that a step proposes stay on average: the table after an "
+            "answer says so. Default: 0.",
+            show_default=False,
+        ),
+    ] = None,
     networks: Networks,
     compare: Annotated[
         Path | None,
@@ -94,5 +112,5 @@ def what_if(
         refuse_unsupported(source)
     from puma_actors.cli.commands.what_if.run import Asked, run
 
-    asked = Asked(source, recorded, prediction, networks)
+    asked = Asked(source, recorded, prediction, networks, accepted or 0.0)
     run(asked, compare=compare, html=html, as_json=as_json)

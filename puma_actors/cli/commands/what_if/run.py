@@ -14,7 +14,7 @@ from puma_actors.profiling.whatif import page
 from puma_actors.profiling.whatif.answer import Grid, grid_of, seconds_of, to_public
 from puma_actors.profiling.whatif.predicted import Computing, predicted
 from puma_actors.profiling.whatif.recorded import read_profile
-from puma_actors.profiling.whatif.variants import Request
+from puma_actors.profiling.whatif.variants import Draft, Request
 
 _MOST_LANES = 1024
 
@@ -27,6 +27,7 @@ class Asked:
     recorded: bool
     prediction: Prediction
     networks: Networks
+    accepted: float
 
     def grid(self) -> Grid:
         """The networks. Raises ConfigError."""
@@ -62,18 +63,20 @@ def _recorded(asked: Asked) -> Request:
     given = {
         "--tokens-in": asked.prediction.tokens_in,
         "--lanes": asked.prediction.lanes,
+        "--draft-tokens": asked.prediction.draft_tokens,
         "--computation": asked.prediction.computation,
     }
     for option, value in given.items():
         if value is not None:
             raise ConfigError(f"{option} is for a prediction: give a model instead of a profile")
     assert asked.source is not None
-    return read_profile(Path(asked.source))
+    return read_profile(Path(asked.source), asked.accepted)
 
 
 def _predicted(asked: Asked, *, quiet: bool) -> Request:
     given = asked.prediction
     lanes, computing = _lanes(given.lanes), _computing(given.computation)
+    draft = Draft(given.draft_tokens or 0, asked.accepted)
     settings = Settings(next(each for each in APPROXIMATIONS if each == given.approximation))
     source = demo_model_path() if asked.source is None else asked.source
     with progress(quiet=quiet) as report, open_checkpoint(source, progress=report) as checkpoint:
@@ -81,7 +84,7 @@ def _predicted(asked: Asked, *, quiet: bool) -> Request:
         if tokens is None:
             tokens = max(1, min(USUAL_PROMPT, checkpoint.config.max_positions - 1))
         report("predicting", 0.0)
-        return predicted(checkpoint, tokens, settings, lanes, computing)
+        return predicted(checkpoint, tokens, settings, lanes, computing, draft)
 
 
 def _pieces(text: str | None) -> list[str]:

@@ -28,7 +28,7 @@ def show(found: Found) -> None:
         _print(_gains(variants, [each[name] for each in found["best"]]))
         _print(_places(variants[0]))
     if "compare" in found:
-        _compare(found["compare"])
+        show_comparison(found["compare"])
 
 
 def _print(table: Table) -> None:
@@ -95,7 +95,8 @@ def _places(variant: tuple[str, Found]) -> Table:
 # -- two profiles ----------------------------------------------------------------------------------
 
 
-def _compare(found: Found) -> None:
+def show_comparison(found: Found) -> None:
+    """Print what `set_beside` gave."""
     say(f"\ncompared with {found['model']}, {found['tokens_in']} tokens in", style="bold")
     say(f"computation there: {found['computation']}", style="dim")
     for step in found["steps"]:

@@ -28,7 +28,7 @@ WRONG = {2, 5, 6, 9}
 def as_predicted(cluster, prompt):
     """Whether what was counted is what shapes alone tell."""
     usage = cluster.usage
-    return usage.steps == cluster.predict(len(prompt), usage.drafts)
+    return usage.steps == cluster.predict(len(prompt), usage.drafts, usage.settings)
 
 
 @pytest.mark.parametrize(("model_type", "changes"), EVERY_FAMILY)

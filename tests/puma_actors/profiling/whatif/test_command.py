@@ -8,6 +8,7 @@ import anyio
 import pytest
 from tiny_models import save, tiny_model
 
+from protocols.base.lane import Settings
 from puma_actors.profiling.profile import run_profile
 
 GIVEN = ("--computation", "3s,600ms")
@@ -20,7 +21,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def profile(folder, tmp_path_factory):
-    found = anyio.run(partial(run_profile, folder, tokens_in=4, tokens_out=2))
+    options = {"tokens_in": 4, "tokens_out": 2, "settings": Settings()}
+    found = anyio.run(partial(run_profile, folder, **options))
     file = tmp_path_factory.mktemp("profiles") / "p.json"
     file.write_text(json.dumps(found.to_public()))
     return file
@@ -69,6 +71,8 @@ def test_json_is_one_object_and_a_page_is_written(puma, folder, tmp_path):
     assert [(each["tree"], each["lanes"]) for each in data["variants"]] == [
         ("rounds", 1),
         ("rounds", 2),
+        ("balanced", 1),
+        ("balanced", 2),
         ("traffic", 1),
         ("traffic", 2),
     ]
@@ -99,6 +103,9 @@ def test_a_predictions_tables(puma, folder):
             "--tokens-in is for a prediction: give a model",
         ),
         (["{profile}", "--lanes", "2"], "--lanes is for a prediction"),
+        (["{profile}", "--draft-tokens", "2"], "--draft-tokens is for a prediction"),
+        (["{profile}", "--accepted", "2"], "2 accepted of 0 proposed tokens: give at most"),
+        (["{model}", *GIVEN, "--draft-tokens", "2", "--accepted", "2.5"], "2.5 accepted of 2"),
         (["{profile}", *GIVEN], "--computation is for a prediction"),
         (["{profile}", "--compare", "none.json"], "none.json: No such file or directory"),
         (["{profile}", "--html", "page.txt"], "--html: page.txt must end in .html"),

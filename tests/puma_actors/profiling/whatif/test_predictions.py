@@ -15,10 +15,10 @@ from tiny_models import save, tiny_model
 from models.checkpoints.weights import open_checkpoint
 from protocols.base.lane import Settings
 from protocols.drivers import observed
+from puma_actors.planning.timing import time_of
 from puma_actors.profiling.profile import run_profile
 from puma_actors.profiling.whatif.predicted import Computing, predicted
 from puma_actors.profiling.whatif.recorded import request_of
-from puma_actors.profiling.whatif.timing import time_of
 from puma_actors.session import recorder
 from puma_actors.transports.delay.network import parse_network
 

@@ -6,22 +6,21 @@ from functools import partial
 
 import anyio
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_models import save, tiny_model
 
 from models.checkpoints.weights import open_checkpoint
 from models.programs.predict import predict
-from models.programs.program import Batch
-from protocols.base.lane import Settings
+from models.programs.program import Batch, Drafted
+from protocols.base.lane import TREES, Settings
 from protocols.errors import ConfigError
+from puma_actors.planning import machine
+from puma_actors.planning.timing import time_of, token_time
 from puma_actors.profiling.profile import run_profile
-from puma_actors.profiling.whatif import moment, recorded
+from puma_actors.profiling.whatif import recorded
 from puma_actors.profiling.whatif.answer import grid_of, places, to_public
-from puma_actors.profiling.whatif.moment import Speed, measure, solve
 from puma_actors.profiling.whatif.predicted import Computing, predicted
 from puma_actors.profiling.whatif.recorded import read_profile, request_of
-from puma_actors.profiling.whatif.timing import time_of
+from puma_actors.profiling.whatif.variants import Draft
 from puma_actors.transports.delay.network import parse_network
 
 FAST = "1ms,1gbit"
@@ -35,7 +34,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recording(folder):
-    found = anyio.run(partial(run_profile, folder, network=FAST, tokens_in=4, tokens_out=3))
+    options = {"network": FAST, "tokens_in": 4, "tokens_out": 3, "settings": Settings()}
+    found = anyio.run(partial(run_profile, folder, **options))
     return json.loads(json.dumps(found.to_public()))
 
 
@@ -47,18 +47,18 @@ def data(recording):
 # -- recorded --------------------------------------------------------------------------------------
 
 
-def test_a_profile_knows_both_trees(data):
+def test_a_profile_knows_all_trees(data):
     request = request_of(data, "it")
     assert (request.tokens_in, request.recorded) == (4, True)
-    assert [variant.tree for variant in request.variants] == ["rounds", "traffic"]
-    rounds, traffic = request.variants
+    assert [variant.tree for variant in request.variants] == ["rounds", "balanced", "traffic"]
+    rounds, _, traffic = request.variants
     for index, phase in enumerate(data["phases"]):
         step, other = rounds.works[index].step, traffic.works[index].step
         assert step.name == phase["name"]
         assert step.rounds == pytest.approx(phase["rounds"] / phase["steps"])
         assert step.messages == pytest.approx(phase["exchanges"] / phase["steps"])
         assert other.rounds > step.rounds
-        assert other.computation == step.computation > 0
+        assert 0.2 < other.computation / step.computation < 5
 
 
 def test_bytes_are_those_of_the_busier_link(data):
@@ -191,7 +191,7 @@ def test_a_prediction_counts_what_predict_counts(folder):
     with open_checkpoint(folder) as checkpoint:
         request = predicted(checkpoint, 4, Settings("fast"), [1, 2], GIVEN)
     found = [(variant.tree, variant.lanes) for variant in request.variants]
-    assert found == [("rounds", 1), ("rounds", 2), ("traffic", 1), ("traffic", 2)]
+    assert found == [(tree, lanes) for tree in TREES for lanes in (1, 2)]
     assert (request.recorded, request.source) == (False, "given")
     for variant in request.variants:
         settings = Settings("fast", variant.tree, variant.lanes)
@@ -222,43 +222,53 @@ def test_the_models_positions_are_the_limit(folder, tokens):
         predicted(checkpoint, tokens, Settings(), [1], GIVEN)
 
 
-def test_computation_is_estimated_from_a_measured_speed(folder, monkeypatch):
-    async def measured():
-        return Speed(exchange=0.25, byte=0.0)
+def test_computation_is_estimated_from_this_machines_pace(folder, monkeypatch):
+    spent = []
+    for pace in (1.0, 2.0):
+        monkeypatch.setattr(machine, "pace", lambda pace=pace: pace)
+        with open_checkpoint(folder) as checkpoint:
+            request = predicted(checkpoint, 4, Settings(), [1], None)
+            costs = predict(checkpoint.config, Batch((4,), "last"), 1, Settings())
+        spent.append([work.step.computation for work in request.variants[0].works])
+        for work, cost in zip(request.variants[0].works, costs, strict=True):
+            nbytes = cost.cost.online + cost.cost.offline
+            least = machine.REFERENCE["rounds"].seconds(machine.exchanges_of(cost), nbytes)
+            assert work.step.computation > pace * least
+    assert spent[1] == pytest.approx([2 * each for each in spent[0]])
+    assert "times as long for a fixed piece of work" in request.source
 
-    monkeypatch.setattr("puma_actors.profiling.whatif.predicted.measure", measured)
-    monkeypatch.setattr(moment, "pass_time", lambda *_: type("Pass", (), {"work": 1.0}))
+
+def test_a_prediction_with_a_draft(folder):
     with open_checkpoint(folder) as checkpoint:
-        request = predicted(checkpoint, 4, Settings(), [1], None)
-    for work in request.variants[0].works:
-        assert work.step.computation == 1.0 + 0.25 * work.step.messages
-    assert "250000 us a round" in request.source
+        request = predicted(checkpoint, 4, Settings(), [1], GIVEN, Draft(3, 1.5))
+        costs = predict(checkpoint.config, Batch((4,), "last"), [Drafted(3, 0)], Settings())
+    plain, drafted, *_ = request.variants
+    assert [each.draft for each in request.variants] == [0, 3] * 3
+    assert drafted.works[1].step.rounds == costs[1].cost.rounds
+    assert (plain.works[1].step.tokens, drafted.works[1].step.tokens) == (1.0, 2.5)
+    assert drafted.works[0].step.tokens == 1.0
+    far = parse_network("300ms,10gbit")
+    each = token_time(drafted.works[1].step, far).total
+    assert each == pytest.approx(time_of(drafted.works[1].step, far).total / 2.5)
+    assert each < token_time(plain.works[1].step, far).total
+    data = to_public(request, grid_of(["300ms,10gbit"]))
+    assert data["best"][0]["decode"]["draft"] == 3
+    assert data["variants"][1]["draft"] == 3
 
 
-# -- a moment's measurement ------------------------------------------------------------------------
-
-SPEEDS = st.floats(0, 1e-3)
-
-
-@given(SPEEDS, st.floats(0, 1e-8))
-def test_two_steps_give_the_speed(exchange, byte):
-    speed = Speed(exchange, byte)
-    sizes = ((120, 10**7), (90, 10**5))
-    long, short = ((*each, speed.seconds(*each)) for each in sizes)
-    found = solve(long, short)
-    for each in sizes:
-        assert found.seconds(*each) == pytest.approx(speed.seconds(*each), rel=1e-6, abs=1e-12)
+@pytest.mark.parametrize("accepted", [-1.0, 3.1, float("nan")])
+def test_no_more_tokens_stay_than_are_proposed(accepted, data):
+    with pytest.raises(ConfigError, match="accepted of 3 proposed tokens"):
+        Draft(3, accepted)
+    with pytest.raises(ConfigError, match="accepted of 0 proposed tokens"):
+        request_of(data, "it", 1.0)
 
 
-@given(st.floats(1e-6, 10), st.floats(1e-6, 10))
-def test_no_speed_is_negative_however_times_scatter(long, short):
-    found = solve((120, 10**7, long), (90, 10**5, short))
-    assert found.exchange >= 0
-    assert found.byte >= 0
-    assert found.exchange + found.byte > 0
-
-
-def test_this_machine_is_measured():
-    found = anyio.run(measure)
-    assert found.exchange > 0 or found.byte > 0
-    assert found.exchange < 1
+def test_a_profile_of_steps_with_a_draft(folder):
+    options = {"tokens_in": 4, "tokens_out": 3, "draft": 2, "settings": Settings()}
+    found = anyio.run(partial(run_profile, folder, **options))
+    assert found.matches
+    data = json.loads(json.dumps(found.to_public()))
+    request = request_of(data, "it", 1.0)
+    assert {each.draft for each in request.variants} == {2}
+    assert request.variants[0].works[1].step.tokens == 2.0

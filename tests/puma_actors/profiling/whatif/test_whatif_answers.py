@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import ConfigError
+from puma_actors.planning.timing import Step, time_of
 from puma_actors.profiling.whatif import page
 from puma_actors.profiling.whatif.answer import (
     best,
@@ -21,7 +22,6 @@ from puma_actors.profiling.whatif.answer import (
     to_public,
 )
 from puma_actors.profiling.whatif.chart import Curve, chart
-from puma_actors.profiling.whatif.timing import Step, time_of
 from puma_actors.profiling.whatif.variants import Request, Row, Variant, Work, work_of
 from puma_actors.transports.delay.network import PRESETS, parse_network
 
@@ -97,8 +97,8 @@ def test_the_least_variant_depends_on_the_network():
     assert best(found, 0, near).tree == "traffic"
     data = to_public(found, grid_of(["intercontinental", "1ms,10mbit"]))
     marks = {each["network"]: each["prefill"] for each in data["best"]}
-    assert marks["intercontinental"] == {"tree": "rounds", "lanes": 1}
-    assert marks["1ms,10mbit"] == {"tree": "traffic", "lanes": 4}
+    assert marks["intercontinental"] == {"tree": "rounds", "lanes": 1, "draft": 0}
+    assert marks["1ms,10mbit"] == {"tree": "traffic", "lanes": 4, "draft": 0}
 
 
 def test_every_cell_is_the_model_of_time():

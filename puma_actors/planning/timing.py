@@ -16,7 +16,7 @@ from puma_actors.transports.delay.network import Network, Route
 from puma_actors.transports.frames import SESSION_BYTES, Frame, Kind, wire_bytes
 
 _HALVINGS = 50
-_OUTSIDE = 2
+OUTSIDE = 2
 """Flights of a step that are no round: the client's request, and the answer."""
 
 
@@ -44,6 +44,7 @@ class Step:
     Attributes:
         name: "prefill", "forward" or "decode". parts: in the order of the program.
         computation: seconds that the step would take on a network without delays.
+        tokens: that it yields on average, more than one with a draft.
         ahead: bytes of later steps that the dealer deals before this one's tokens are known, to
             the evaluator that gets more.
     """
@@ -52,6 +53,7 @@ class Step:
     parts: tuple[Part, ...]
     computation: float = 0.0
     ahead: float = 0.0
+    tokens: float = 1.0
 
     @property
     def further(self) -> bool:
@@ -93,6 +95,11 @@ class Time:
         """Seconds until the answer."""
         return self.latency + self.transfer + self.computation + self.waiting
 
+    def of_each(self, tokens: float) -> "Time":
+        """The share of one of so many tokens."""
+        causes = (self.latency, self.transfer, self.computation, self.waiting)
+        return Time(*(seconds / tokens for seconds in causes))
+
     def to_public(self) -> dict[str, float]:
         """As JSON types."""
         return {
@@ -129,7 +136,7 @@ def head_bytes() -> int:
 def time_of(step: Step, network: Network) -> Time:
     """How long the step takes on the network."""
     chains = _chains(step, network)
-    outside = _OUTSIDE * one_way(network.route(Role.CLIENT, EVALUATORS[0]))
+    outside = OUTSIDE * one_way(network.route(Role.CLIENT, EVALUATORS[0]))
     latency = outside + sum(latency for latency, _ in chains)
     transfer = sum(transfer for _, transfer in chains)
     busy = latency + transfer + step.computation
@@ -138,6 +145,16 @@ def time_of(step: Step, network: Network) -> Time:
     else:
         waiting = _first(step, network) - busy
     return Time(latency, transfer, step.computation, max(0.0, waiting))
+
+
+def token_time(step: Step, network: Network) -> Time:
+    """How long the step takes for each token that it yields."""
+    return time_of(step, network).of_each(step.tokens)
+
+
+def sent_bytes(step: Step) -> float:
+    """Bytes of the busier direction between the evaluators, with the heads of frames."""
+    return step.sent + step.messages * head_bytes()
 
 
 def _chains(step: Step, network: Network) -> list[tuple[float, float]]:

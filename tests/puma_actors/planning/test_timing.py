@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.base.shares import Role
-from puma_actors.profiling.whatif.answer import COMPUTED, DOUBLED, HALVED, faster, gains
-from puma_actors.profiling.whatif.timing import (
+from puma_actors.planning.timing import (
     Part,
     Step,
     Time,
@@ -18,6 +17,7 @@ from puma_actors.profiling.whatif.timing import (
     time_of,
     transfer_seconds,
 )
+from puma_actors.profiling.whatif.answer import COMPUTED, DOUBLED, HALVED, faster, gains
 from puma_actors.transports.delay.channel import PIPE_BYTES
 from puma_actors.transports.delay.network import Network, Route
 

@@ -1,13 +1,13 @@
-"""What this machine needs to compute a step, from a moment's measurement.
+"""The constants of `puma_actors.planning.machine`: what this machine needs to compute a step.
 
-A small model of made-up weights answers a request in this process, without a network. Two of its
-steps, one with few bytes and one with many, give the seconds of a round and of a byte; the products
-with a real model's weights are measured apart (`puma_actors.api.speed`).
+A small model of made-up weights answers a request in this process, without a network, under each
+tree. Two of its steps, one with few bytes and one with many, give the seconds of a round and of a
+byte.
 """
 
 import statistics
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,11 @@ from models.configs.architecture import ModelConfig
 from models.configs.names import Shape
 from models.configs.reading import config_from_hf
 from models.programs.program import Batch
-from protocols.base.meter import Meter
+from protocols.base.lane import Settings, Tree
 from puma_actors.api.local import LocalCluster
-from puma_actors.api.speed import pass_time
-from puma_actors.profiling.analysis import window_of
-from puma_actors.profiling.counts import declared
-from puma_actors.profiling.profile import record, traced
-from puma_actors.roles.spool import spool_folder
-from puma_actors.session.recorder import Recorder
+from puma_actors.planning.machine import Speed
+from puma_actors.profiling.profile import traced
+from puma_actors.profiling.whatif.predicted import sizes
 
 _LONG, _STEPS = 128, 7  # tokens of the prompt; steps, of which all but the first are alike
 _CONFIG: Mapping[str, Any] = {
@@ -41,22 +38,6 @@ _CONFIG: Mapping[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Seconds of all roles together on this machine, without products with weights.
-
-    Attributes:
-        exchange: of a round, also beside others. byte: of a byte, online or dealt.
-    """
-
-    exchange: float
-    byte: float
-
-    def seconds(self, exchanges: float, nbytes: float) -> float:
-        """Of a step."""
-        return self.exchange * exchanges + self.byte * nbytes
 
 
 class _MadeUp(Checkpoint):
@@ -82,25 +63,33 @@ def small_model() -> Checkpoint:
     return _MadeUp(config_from_hf(dict(_CONFIG), None))
 
 
-async def measure() -> Speed:
-    """Run a small model for a moment, a few seconds."""
-    recorder = Recorder()
-    async with LocalCluster(small_model(), None, recorder=recorder) as cluster:
+async def measure(tree: Tree = "rounds") -> Speed:
+    """Run a small model for a moment. Seconds are the processor's, of all threads, which other
+    programs on this machine change less than the time.
+    """
+    settings = Settings(tree=tree)
+    async with LocalCluster(small_model(), None, settings=settings) as cluster:
         batch = Batch((_LONG,), "last")
-        await record(cluster, batch, 1)  # warm up
-        first = await record(cluster, batch, _STEPS)
-        meters = traced(cluster.plan, batch, 2, cluster.settings)
-    windows = [window_of(recorder, number) for number in range(first, first + _STEPS)]
-    long, *short = (end - start for start, end in windows)
+        await _seconds(cluster, batch, 2)  # warm up
+        long, *short = await _seconds(cluster, batch, _STEPS)
+        meters = traced(cluster.plan, batch, 1, settings)
     many, few = map(sizes, meters)
     return solve((*many, long), (*few, statistics.median(short)))
 
 
-def sizes(meter: Meter) -> tuple[int, int]:
-    """Rounds, also beside others, and bytes of all parties, as declared."""
-    counts = declared(meter)
-    nbytes = sum(counts.online.values()) + sum(counts.offline.values())
-    return sum(counts.exchanges.values()), nbytes
+async def _seconds(cluster: LocalCluster, batch: Batch, steps: int) -> list[float]:
+    """What each step of a request takes. The dealer deals the next one meanwhile, so that the first
+    is charged with a little too much.
+    """
+    client, found = cluster.client, []
+    inference = await client.begin(batch, steps, cluster.choose(batch, steps).settings)
+    for step in range(steps):
+        began = time.process_time()
+        await client.step(inference, [1] * (batch.tokens if step == 0 else 1))
+        await client.wait_reports(inference)
+        found.append(time.process_time() - began)
+    await client.end(inference)
+    return found
 
 
 def solve(long: tuple[int, int, float], short: tuple[int, int, float]) -> Speed:
@@ -118,11 +107,3 @@ def solve(long: tuple[int, int, float], short: tuple[int, int, float]) -> Speed:
     if exchange < 0:
         return Speed(0.0, (t1 + t2) / (b1 + b2))
     return Speed(exchange, byte)
-
-
-def computation(meter: Meter, speed: Speed, config: ModelConfig, tokens: int) -> float:
-    """Seconds of all roles together for a step of `tokens` rows, without a network, with the
-    weights in memory.
-    """
-    work = pass_time(config, tokens, spool_folder(), "memory").work
-    return speed.seconds(*sizes(meter)) + work

@@ -1,0 +1,1 @@
+"""How long a request would take, and what is best for it, before anything of it runs."""
