@@ -1,7 +1,7 @@
 """The program of each family."""
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.checkpoints.checkpoint import Checkpoint
@@ -96,3 +96,22 @@ class LazyParameters(Mapping[str, Matrix]):
 
     def __len__(self) -> int:
         return len(self._sources)
+
+
+def shallow(config: ModelConfig, most: int = 2) -> ModelConfig:
+    """The model with two layers at most, or as many as given; the first stands for all layers
+    except the last.
+    """
+    layers = min(most, config.num_layers)
+    windows = getattr(config, "windows", None)
+    some: dict[str, Any] = {"num_layers": layers}
+    if windows:
+        some["windows"] = (max(windows, key=_reach),) * layers
+    for name in ("rotary", "local"):
+        if getattr(config, name, None):
+            some[name] = getattr(config, name)[:layers]
+    return replace(config, **some)
+
+
+def _reach(window: int | None) -> float:
+    return float("inf") if window is None else window

@@ -16,7 +16,7 @@ from math import prod
 from typing import Any, TypeAlias
 
 from models.configs.architecture import ModelConfig
-from models.programs.families import forward, parameters_of
+from models.programs.families import forward, parameters_of, shallow
 from models.programs.program import Batch, Cache, next_batch
 from models.programs.rates import (
     DEALER,
@@ -389,22 +389,3 @@ def _grown(tensor: Any, length: int) -> _Sized | None:
         return None
     heads, _, size = tensor.shape
     return _Sized((heads, length, size))
-
-
-def shallow(config: ModelConfig, most: int = 2) -> ModelConfig:
-    """The model with two layers at most, or as many as given; the first stands for all layers
-    except the last.
-    """
-    layers = min(most, config.num_layers)
-    windows = getattr(config, "windows", None)
-    some: dict[str, Any] = {"num_layers": layers}
-    if windows:
-        some["windows"] = (max(windows, key=_reach),) * layers
-    for name in ("rotary", "local"):
-        if getattr(config, name, None):
-            some[name] = getattr(config, name)[:layers]
-    return replace(config, **some)
-
-
-def _reach(window: int | None) -> float:
-    return float("inf") if window is None else window

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from models.configs.architecture import ModelConfig
-from models.programs.families import parameters_of
+from models.programs.families import parameters_of, shallow
 from models.programs.inference import evaluate
-from models.programs.memory import shallow
 from models.programs.plan import Plan, draft_plan
 from models.programs.program import Batch, Cache, Drafted, next_batch
 from models.programs.sharing import hold_parameter

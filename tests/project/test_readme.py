@@ -87,7 +87,7 @@ def test_a_snippet_runs(snippet, folder, classifier, judge, ranker, reader, caps
 STEPS = {
     "attention_norm": ["RMSNorm: "],
     "qkv": ["queries, keys, values"],
-    "attention": ["scores", "row maximum", "exp: ", "weights × values", "product of three"],
+    "attention": ["scores", "softmax: ", "weights × values", "product of three"],
     "output": ["output projection"],
     "mlp_norm": ["RMSNorm |"],
     "gate_up": ["gate and up", "SiLU: ", "gate × up"],
@@ -100,7 +100,7 @@ def test_the_rounds_of_a_layer_are_those_of_a_run(puma, folder):
     code, out, err = puma("profile", "-m", folder, "--tokens-in", 32, "--tokens-out", 2, "--json")
     assert (code, err) == (0, "")
     page = (ROOT / "docs" / "protocols.md").read_text("utf-8")
-    text = page.partition("## The rounds of a layer")[2]
+    text = page.partition("## The rounds of a layer")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (.*) \| (\d+)(?: or (\d+))? \|$", text, re.M)
     for phase in json.loads(out)["phases"]:
         counted = {row["name"].removeprefix("layers.*."): row["rounds"] for row in phase["places"]}

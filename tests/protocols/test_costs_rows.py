@@ -11,6 +11,7 @@ from protocols.arithmetic import (
     map_public,
 )
 from protocols.base.cost import Cost
+from protocols.base.ring import packed_bytes
 from protocols.drivers.trace import trace
 from protocols.functions.attention import AttentionRange, attend, softmax_numerators
 from protocols.functions.normalize import Norm, norm_range, normalize
@@ -64,8 +65,9 @@ def test_map_public(shape, shift):
 
         return await map_public(lane, x, function, shift=shift, frac=4)
 
-    size = 2 * 8 * int(np.prod(shape))
-    assert same(program, tensor(shape)) == Cost(1, 2 * size, size)
+    count = 2 * int(np.prod(shape))
+    sent = 2 * packed_bytes(count, 64 - shift)
+    assert same(program, tensor(shape)) == Cost(1, sent, 8 * count)
 
 
 @pytest.mark.parametrize("settings", ALL_SETTINGS)
