@@ -232,12 +232,31 @@ class Observed(Secure):
         return self._at(name, super().gated(x, weight, name, activation))
 
     def late_gated(
-        self, x: Any, before: str, norm: Norm, weight: Any, late: LateRange, activation: str
+        self,
+        x: Any,
+        before: str,
+        norm: Norm,
+        weight: Any,
+        late: LateRange,
+        name: str,
+        activation: str,
     ) -> Task:
-        return self._at(before, super().late_gated(x, before, norm, weight, late, activation))
+        asked = super().late_gated(x, before, norm, weight, late, name, activation)
+        return self._at(name, asked)
 
-    def late_project(self, x: Any, before: str, *rest: Any) -> Task:
-        return self._at(before, super().late_project(x, before, *rest))
+    def late_project(
+        self,
+        x: Any,
+        before: str,
+        norm: Norm,
+        weight: Any,
+        late: LateRange,
+        name: str,
+        heads: Heads,
+        rotation: Rotation | None,
+    ) -> Task:
+        asked = super().late_project(x, before, norm, weight, late, name, heads, rotation)
+        return self._at(f"{name}.qkv", asked)
 
     def project(
         self,

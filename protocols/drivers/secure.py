@@ -97,7 +97,7 @@ class Secure(Residual):
         late = self._late(name, weight, norm)
         if late is None or late.rope:
             return await norm_then_gated(self, x, before, norm, weight, name, activation)
-        return await self.late_gated(x, before, norm, weight, late, activation)
+        return await self.late_gated(x, before, norm, weight, late, name, activation)
 
     def _late(self, name: str, weight: AnyWeight, norm: Norm) -> LateRange | None:
         """How to normalise after the product, if rounds are to be few and the owner allows it."""
@@ -112,6 +112,7 @@ class Secure(Residual):
         norm: Norm,
         weight: AnyWeight,
         late: LateRange,
+        name: str,
         activation: str,
     ) -> SecretTensor:
         """`normed_gated` with the norm after the product."""

@@ -85,12 +85,10 @@ def test_a_snippet_runs(snippet, folder, classifier, judge, ranker, reader, caps
 # -- the rounds of a layer -------------------------------------------------------------------------
 
 STEPS = {
-    "attention_norm": ["RMSNorm: "],
-    "qkv": ["queries, keys, values"],
+    "qkv": ["RMSNorm with queries, keys and values"],
     "attention": ["scores", "softmax: ", "weights × values", "product of three"],
     "output": ["output projection"],
-    "mlp_norm": ["RMSNorm |"],
-    "gate_up": ["gate and up", "SiLU: ", "gate × up"],
+    "gate_up": ["RMSNorm with gate and up", "SiLU: ", "gate × up"],
     "down": ["down projection"],
 }
 """Places of a layer, and how the rows of the page's table begin that are computed there."""

@@ -89,7 +89,7 @@ async def test_a_difference_is_found_and_named(folder):
         longer = traced(cluster.plan, Batch((5,), "last"), 0, Settings())[0]
     found = counted([recorder.meters[role, number] for role in ROLES])
     differences = compare(found, declared(longer))
-    assert any(line.startswith("online of linear at layers.0.qkv: ") for line in differences)
+    assert any(line.startswith("online of late_norm at layers.0.qkv: ") for line in differences)
 
 
 def _first(profile) -> int:
