@@ -22,13 +22,13 @@ from protocols.errors import (
 from puma_actors.base.sizes import parse_size
 from puma_actors.cli.commands import (
     certs,
-    convert,
     generate_options,
     hosts,
     models,
     serve,
     text_commands,
 )
+from puma_actors.cli.commands.converting import convert
 from puma_actors.cli.commands.texts import labels
 from puma_actors.cli.commands.what_if import options as what_if_options
 from puma_actors.cli.early import refuse_unsupported

@@ -81,7 +81,7 @@ class Form(ABC):
         """Take the next token."""
         self.text += token.text
         if self._top is not None and token.id is not None and token.logits is not None:
-            self._shown.append(self._entry(token.id, token.logits, self._top))
+            self._shown.append(self.entry(token.id, token.logits, self._top))
 
     @property
     def fresh(self) -> bool:
@@ -92,14 +92,12 @@ class Form(ABC):
         """What has been added since the last chunk; `text`: its text."""
         fresh, first = self._shown[self._sent :], not self._begun
         self._sent, self._begun = len(self._shown), True
-        shown = self._logprobs(fresh) if self._top is not None else None
-        return self._chunk([self._piece(text, first, shown)])
+        shown = self.logprobs(fresh) if self._top is not None else None
+        return self._chunk([self.piece(text, first, shown)])
 
     def last(self, usage: Usage) -> dict[str, Any]:
         """The chunk that says why the answer ended."""
-        return self._chunk(
-            [{**self._piece("", False, None), "finish_reason": finish_reason(usage)}]
-        )
+        return self._chunk([{**self.piece("", False, None), "finish_reason": finish_reason(usage)}])
 
     def usage(self, usage: Usage) -> dict[str, Any]:
         """The chunk that says what the answer used."""
@@ -107,8 +105,8 @@ class Form(ABC):
 
     def whole(self, usage: Usage) -> dict[str, Any]:
         """The whole answer."""
-        shown = self._logprobs(self._shown) if self._top is not None else None
-        choice = {"index": 0, **self._content(), "logprobs": shown}
+        shown = self.logprobs(self._shown) if self._top is not None else None
+        choice = {"index": 0, **self.content(), "logprobs": shown}
         return {
             **self._head,
             "object": self.whole_object,
@@ -125,19 +123,19 @@ class Form(ABC):
         return self._tokenizer.decode([token], special_tokens=True)
 
     @abstractmethod
-    def _piece(self, text: str, first: bool, shown: Any) -> dict[str, Any]:
+    def piece(self, text: str, first: bool, shown: Any) -> dict[str, Any]:
         """A choice of a chunk."""
 
     @abstractmethod
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         """The text of the whole answer, as a part of its choice."""
 
     @abstractmethod
-    def _entry(self, token: int, logits: Floats, top: int) -> dict[str, Any]:
+    def entry(self, token: int, logits: Floats, top: int) -> dict[str, Any]:
         """The probabilities at one token."""
 
     @abstractmethod
-    def _logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    def logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
         """The probabilities at several tokens."""
 
 
@@ -148,16 +146,16 @@ class ChatForm(Form):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def _piece(self, text: str, first: bool, shown: Any) -> dict[str, Any]:
+    def piece(self, text: str, first: bool, shown: Any) -> dict[str, Any]:
         delta = {"content": text} if text or first else {}
         if first:
             delta = {"role": "assistant", **delta}
         return {"index": 0, "delta": delta, "logprobs": shown, "finish_reason": None}
 
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": self.text, "refusal": None}}
 
-    def _entry(self, token: int, logits: Floats, top: int) -> dict[str, Any]:
+    def entry(self, token: int, logits: Floats, top: int) -> dict[str, Any]:
         chances = log_probabilities(logits)
 
         def shown(each: int) -> dict[str, Any]:
@@ -166,7 +164,7 @@ class ChatForm(Form):
 
         return {**shown(token), "top_logprobs": [shown(each) for each in best(logits, top)]}
 
-    def _logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    def logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
         return {"content": entries, "refusal": None}
 
 
@@ -176,20 +174,20 @@ class CompletionForm(Form):
     prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
 
-    def _piece(self, text: str, first: bool, shown: Any) -> dict[str, Any]:
+    def piece(self, text: str, first: bool, shown: Any) -> dict[str, Any]:
         return {"index": 0, "text": text, "logprobs": shown, "finish_reason": None}
 
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         return {"text": self.text}
 
-    def _entry(self, token: int, logits: Floats, top: int) -> dict[str, Any]:
+    def entry(self, token: int, logits: Floats, top: int) -> dict[str, Any]:
         chances = log_probabilities(logits)
         shown = {self._spelt(each): float(chances[each]) for each in best(logits, top)}
         text = self._spelt(token)
         at = self._shown[-1]["offset"] + len(self._shown[-1]["token"]) if self._shown else 0
         return {"token": text, "logprob": float(chances[token]), "top": shown, "offset": at}
 
-    def _logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    def logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "tokens": [entry["token"] for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],

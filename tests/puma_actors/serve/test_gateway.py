@@ -1,6 +1,7 @@
 """A live gateway and OpenAI's own client."""
 
 import base64
+from functools import partial
 
 import numpy as np
 import openai
@@ -222,14 +223,15 @@ async def test_closing_a_stream_stops_the_inference_at_every_party(folder):
 async def test_a_client_that_does_not_wait_long_enough_is_told_before(folder):
     async with gateway(folder) as served:
         served.models[NAME].pace = Pace(prefill=(1, 90.0), step=5.0)
-        client = served.client()
-        with pytest.raises(openai.BadRequestError, match=r"expected to take \d+ s.* waits 60 s"):
-            await client.with_options(timeout=60).chat.completions.create(
-                model=NAME, messages=CHAT, max_tokens=4
-            )
-        stream = await client.with_options(timeout=60).chat.completions.create(
-            model=NAME, messages=CHAT, max_tokens=1, stream=True
+        create = partial(
+            served.client().chat.completions.create,
+            model=NAME,
+            messages=CHAT,
+            extra_headers={"x-stainless-read-timeout": "60"},
         )
+        with pytest.raises(openai.BadRequestError, match=r"expected to take \d+ s.* waits 60 s"):
+            await create(max_tokens=4)
+        stream = await create(max_tokens=1, stream=True)
         assert [chunk async for chunk in stream]
 
 
