@@ -56,6 +56,19 @@ def penalize(scores: Floats, previous_ids: Sequence[int], penalty: float) -> Flo
     return result
 
 
+def discourage(scores: Floats, answer: Sequence[int], frequency: float, presence: float) -> Floats:
+    """Subtract `frequency` for each occurrence of a token in the answer so far, and `presence` once
+    for all of them (OpenAI's API reference, "Create chat completion").
+    """
+    known = [token for token in answer if 0 <= token < scores.size]
+    if not known or not (frequency or presence):
+        return scores
+    tokens, counts = np.unique(np.asarray(known, dtype=np.int64), return_counts=True)
+    result = scores.copy()
+    result[tokens] -= counts * frequency + presence
+    return result
+
+
 def forbid_ngrams(scores: Floats, ids: Sequence[int], size: int) -> Floats:
     """Rule out tokens that would repeat a run of `size` tokens; 0: rule out none."""
     if size < 1 or len(ids) + 1 < size:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from models.tokens.processors import (
     Floats,
     bias_sequences,
+    discourage,
     forbid_ngrams,
     forbid_words,
     force,
@@ -142,6 +143,8 @@ class Sampler:
         if config.sequence_bias:
             scores = bias_sequences(scores, ids, config.sequence_bias)
         scores = penalize(scores, ids, config.repetition_penalty)
+        answer = ids[self._prompt :]
+        scores = discourage(scores, answer, config.frequency_penalty, config.presence_penalty)
         scores = forbid_ngrams(scores, ids, config.no_repeat_ngram_size)
         if config.bad_words_ids:
             scores = forbid_words(scores, ids, config.bad_words_ids, ends)

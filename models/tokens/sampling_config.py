@@ -22,6 +22,8 @@ class SamplingConfig:
 
     Temperature 0 is greedy decoding; then the settings from top_k to eta_cutoff have no effect.
     The names are those of transformers' `GenerationConfig`; the defaults turn each step off.
+    `frequency_penalty` and `presence_penalty` are OpenAI's: they are subtracted from the logit of
+    each token of the answer so far, the first as often as it occurred, the second once.
     """
 
     temperature: float = 0.0
@@ -32,6 +34,8 @@ class SamplingConfig:
     epsilon_cutoff: float = 0.0
     eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
     bad_words_ids: Words = ()
     sequence_bias: Biases = ()
@@ -79,6 +83,8 @@ class ChoiceOptions(TypedDict, total=False):
     epsilon_cutoff: float
     eta_cutoff: float
     repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
     no_repeat_ngram_size: int
     bad_words_ids: Words
     sequence_bias: Biases
@@ -182,6 +188,7 @@ Check = tuple[Callable[[Any], bool], str]
 _SHARE: Check = (lambda v: _is_number(v) and 0 <= v < 1, "in [0, 1)")
 _MASS: Check = (lambda v: _is_number(v) and 0 < v <= 1, "in (0, 1]")
 _COUNT: Check = (lambda v: _is_whole(v) and v >= 0, "a whole number >= 0")
+_OFFSET: Check = (lambda v: _is_number(v) and -2 <= v <= 2, "in [-2, 2]")
 _IDS: Check = (lambda v: _all(v, _is_id), "a list of token ids")
 _CHECKS: dict[str, Check] = {
     "temperature": (lambda v: _is_number(v) and v >= 0, ">= 0"),
@@ -192,6 +199,8 @@ _CHECKS: dict[str, Check] = {
     "epsilon_cutoff": _SHARE,
     "eta_cutoff": _SHARE,
     "repetition_penalty": (lambda v: _is_number(v) and v > 0, "> 0"),
+    "frequency_penalty": _OFFSET,
+    "presence_penalty": _OFFSET,
     "no_repeat_ngram_size": _COUNT,
     "bad_words_ids": (lambda v: _all(v, _is_word), "a list of lists of token ids"),
     "sequence_bias": (lambda v: _all(v, _is_bias), "a list of pairs: token ids, and a number"),

@@ -97,6 +97,8 @@ class Answer:
         """Prompt and answer so far."""
         self.accepted = 0
         """How many tokens of the last draft stay."""
+        self.logits: Floats | None = None
+        """Those of the last token; None if they are secret."""
         self._ends = ends
         self._secret = secret
         self._sampler = Sampler(sampling, prompt=len(ids), ends=ends)
@@ -112,6 +114,7 @@ class Answer:
         for place, row in enumerate(results[-1 - len(self._draft) :]):
             proposal = self._draft[place] if place < len(self._draft) else None
             token = self._choice(row, proposal)
+            self.logits = None if self._secret else row
             agrees = proposal is not None and proposal.token == token
             self.accepted += agrees
             self.text.append(token)

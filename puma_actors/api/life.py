@@ -105,6 +105,12 @@ class Cluster(Requests):
         assert self._life is not None
         await self._life.end(error)
 
+    async def wait_failed(self) -> None:
+        """Wait until the running cluster can take no more requests because an actor failed."""
+        if self._life is None:
+            raise ConfigError("the cluster is not running: use `async with`")
+        await self._life.failed.wait()
+
     async def aclose(self) -> None:
         """Close what was opened, if the cluster will not be entered."""
         await self._links.aclose()
@@ -115,10 +121,12 @@ class _Life:
 
     Attributes:
         running: whether the actors are connected and have not ended.
+        failed: set when an actor has failed.
     """
 
     def __init__(self, client: Client, links: Links) -> None:
         self.running = False
+        self.failed = anyio.Event()
         self._client = client
         self._links = links
         self._group = anyio.create_task_group()
@@ -181,6 +189,7 @@ class _Life:
             await main()
         except Exception as error:  # the actor notifies the others; `end` raises it
             self._failures[role] = error
+            self.failed.set()
             self._starting.cancel()
 
     async def _listen(self) -> None:

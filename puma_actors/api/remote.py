@@ -75,6 +75,7 @@ class RemoteCluster(Cluster):
     Attributes:
         model: the model's name at the parties. session: the session's id, in hex.
         seconds: how many seconds opening and connecting took.
+        parties: the address of each party, and the identity that its certificate proves, if any.
 
     Raises (from any method): ConfigError for unusable arguments; PeerFailed if a party died.
     """
@@ -101,6 +102,9 @@ class RemoteCluster(Cluster):
         self.sentences, self.ranking = plan.sentences, plan.ranking
         self.model = model
         self.session = calls[Role.DEALER].session.hex()
+        self.parties = {
+            role: (cluster.parties[role], calls[role].channel.peer_identity) for role in calls
+        }
         self.no_tokenizer = "none was published with the model: pass --tokenizer"
 
     @classmethod

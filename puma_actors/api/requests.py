@@ -326,7 +326,7 @@ class Requests(ABC):
                     if token in ends:
                         usage.stop_reason = "end of text"
                         break
-                    yield Token(token, text.push(token))
+                    yield Token(token, text.push(token), answer.logits)
                     if text.stopped:
                         usage.stop_reason = "stop string"
                         break

@@ -6,6 +6,7 @@ from models.programs.program import Batch, Drafted
 from models.programs.steps import StepSettings
 from protocols.base.cost import Cost
 from protocols.base.lane import Settings
+from protocols.base.ring import Floats
 
 
 @dataclass
@@ -52,10 +53,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token: its id and the text that became final with it (often empty)."""
+    """One generated token: its id and the text that became final with it (often empty).
+
+    Attributes:
+        logits: those it was chosen from, (vocabulary,), before any setting changed them; None at
+            the end of a text, and where the parties reveal only the best token.
+    """
 
     id: int | None
     text: str
+    logits: Floats | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The identity in a certificate: the URI `puma:role/name`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import quote, unquote
 
@@ -18,6 +18,9 @@ _SCHEME = "puma:"
 class PeerIdentity:
     """A role, and the name of its holder.
 
+    Attributes:
+        certificate: SHA-256 of the certificate that proves it, in hex; empty if none was shown.
+
     Raises:
         ConfigError: no such role, or a name that is empty, unprintable or longer than 64
         characters.
@@ -25,6 +28,7 @@ class PeerIdentity:
 
     role: Role
     name: str
+    certificate: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

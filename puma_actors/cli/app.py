@@ -20,7 +20,15 @@ from protocols.errors import (
     PumaError,
 )
 from puma_actors.base.sizes import parse_size
-from puma_actors.cli.commands import certs, convert, generate_options, hosts, models, text_commands
+from puma_actors.cli.commands import (
+    certs,
+    generate_options,
+    hosts,
+    models,
+    serve,
+    text_commands,
+)
+from puma_actors.cli.commands.converting import convert
 from puma_actors.cli.commands.texts import labels
 from puma_actors.cli.commands.what_if import options as what_if_options
 from puma_actors.cli.early import refuse_unsupported
@@ -80,6 +88,7 @@ def configure(
 
 
 app.command()(spread(generate_options.generate))
+app.command()(spread(serve.serve))
 
 
 @app.command()

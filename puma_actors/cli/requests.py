@@ -90,11 +90,7 @@ async def open_requests(
         ConfigError: options that conflict.
     """
     with progress(quiet=quiet) as report:
-        running: Cluster
-        if where.cluster is None:
-            running = open_cluster(model, settings, where, report)
-        else:
-            running = await _open_remote(model, settings, where, where.cluster, report)
+        running = await open_one(model, settings, where, report)
         await _enter(running, check)
     failure: BaseException | None = None
     try:
@@ -104,6 +100,15 @@ async def open_requests(
         raise
     finally:
         await running.__aexit__(type(failure) if failure else None, failure, None)
+
+
+async def open_one(
+    model: str | None, settings: Settings, where: Where, report: Progress
+) -> Cluster:
+    """A cluster that is not entered yet. Arguments and errors as for `open_requests`."""
+    if where.cluster is None:
+        return open_cluster(model, settings, where, report)
+    return await _open_remote(model, settings, where, where.cluster, report)
 
 
 async def _open_remote(

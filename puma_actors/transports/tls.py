@@ -9,10 +9,11 @@ issued for the host it called. `session.handshake` decides which certificate hol
 """
 
 import asyncio
+import hashlib
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import SplitResult
 
@@ -94,6 +95,12 @@ class TlsTransport(StreamTransport):
         certificate = transport.get_extra_info("peercert") or {}
         names = certificate.get("subjectAltName", ())
         try:
-            return PeerIdentity.from_uris([value for kind, value in names if kind == "URI"])
+            found = PeerIdentity.from_uris([value for kind, value in names if kind == "URI"])
+            return replace(found, certificate=_fingerprint(transport))
         except ConfigError as error:
             raise ConnectError(f"the other side's certificate is unusable: {error}") from None
+
+
+def _fingerprint(transport: asyncio.BaseTransport) -> str:
+    encoded = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    return hashlib.sha256(encoded).hexdigest()

@@ -54,7 +54,9 @@ def test_names() -> None:
     assert cli.main
     for command in set(re.findall(r"`(puma [a-z]+(?: [a-z]+)?)`", TEXT)):
         words = command.split()[1:]
-        assert words[0] in ("certs", "doctor", "models", "ping", "upload"), command
+        assert words[0] in ("certs", "doctor", "generate", "models", "ping", "serve", "upload"), (
+            command
+        )
 
 
 def test_options() -> None:

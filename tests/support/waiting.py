@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import anyio
 from anyio._backends import _asyncio as threads
+from anyio._core._eventloop import reset_current_async_library, set_current_async_library
 
 from puma_actors.transports.delay.alarm import Alarm
 
@@ -74,10 +75,14 @@ async def settled(*, landed: bool = False) -> None:
 
 def computing() -> bool:
     """Whether a thread of this loop is at work, or its result has not been seen yet."""
+    # Within callbacks anyio does not know what runs it where the package sniffio is installed.
+    token = set_current_async_library("asyncio")
     try:
         return len(threads._threadpool_workers.get()) > len(threads._threadpool_idle_workers.get())
     except LookupError:  # none was ever needed
         return False
+    finally:
+        reset_current_async_library(token)
 
 
 def _flying(loop: asyncio.AbstractEventLoop) -> bool:

@@ -88,6 +88,22 @@ def test_top_p_keeps_at_least_one_and_penalty_covers_the_prompt():
     np.testing.assert_allclose(penalize(np.array(scores), [0, 2], 2.0), [1.0, 1.9, -2.0])
 
 
+@given(
+    answer=st.lists(st.integers(0, 5), max_size=12),
+    frequency=st.floats(-2, 2),
+    presence=st.floats(-2, 2),
+)
+def test_penalties_of_openai_count_the_answer_and_not_the_prompt(answer, frequency, presence):
+    prompt, logits = [0, 0, 1], np.linspace(-3, 3, 6)
+    config = SamplingConfig(temperature=1.0, frequency_penalty=frequency, presence_penalty=presence)
+    chances = Sampler(config, prompt=len(prompt)).chances(logits, prompt + answer)
+    expected = [
+        logit - frequency * answer.count(token) - presence * (token in answer)
+        for token, logit in enumerate(logits)
+    ]
+    np.testing.assert_allclose(chances, softmax(np.array(expected)), rtol=1e-12)
+
+
 def test_greedy_takes_the_first_of_equal_logits():
     assert Sampler(SamplingConfig()).next([0.0, 7.0, 7.0], []) == 1
 

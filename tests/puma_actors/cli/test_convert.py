@@ -18,7 +18,7 @@ from tiny_models import assert_same_weights, save, state, tiny_model
 from models.checkpoints.weights import open_checkpoint
 from models.tokens.tokenizer import Tokenizer
 from protocols.errors import ModelError
-from puma_actors.cli.commands import conversion
+from puma_actors.cli.commands.converting import conversion
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz")
 

@@ -1,0 +1,1 @@
+"""`puma convert`: a pickled checkpoint becomes safetensors."""

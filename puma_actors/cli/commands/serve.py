@@ -1,0 +1,133 @@
+"""`puma serve`: the gateway on this machine."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+import typer
+
+from protocols.errors import ConfigError
+from puma_actors.cli.early import refuse_unsupported
+from puma_actors.cli.options import JsonObjectOption, RunChoice
+from puma_actors.cli.where import Where
+
+if TYPE_CHECKING:  # they are heavy
+    from protocols.base.lane import Settings
+
+_PORT = 8642
+
+
+def serve(
+    *,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="What to serve: a folder, a .gguf file or a name on the hub, or with --cluster "
+            "its name at the parties. Repeatable. Default: the demo model.",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = _PORT,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            "--api-key",
+            envvar="PUMA_API_KEY",
+            help="The key that clients must show. Others on this machine can read arguments: "
+            "better set PUMA_API_KEY, or leave it out for one that is made and kept in a file.",
+            show_default=False,
+            show_envvar=False,
+        ),
+    ] = "",
+    secret_logits: Annotated[
+        bool,
+        typer.Option("--secret-logits", help="Reveal only the best token, not the logits."),
+    ] = False,
+    choice: RunChoice,
+    where: Where,
+    as_json: JsonObjectOption = False,
+) -> None:
+    """Serve a chat page and OpenAI's web interface on this machine, until Ctrl-C.
+
+    Prompts leave this machine only as secret shares. Clients set their base URL to the
+    one that is printed.
+    """
+    wanted: list[str | None] = [*dict.fromkeys(model)] if model else [None]
+    for name in wanted:
+        refuse_unsupported(None if where.cluster else name)
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "the gateway needs two more packages: pip install 'puma-actors[serve]'"
+        ) from None
+    from puma_actors.cli.settings import settings_of
+    from puma_actors.serve.keys import check_key
+
+    key = check_key(api_key, "--api-key") if api_key else ""
+    settings = settings_of(choice, secret_logits=secret_logits)
+    anyio.run(partial(_serve, wanted, port, key, settings, where, as_json=as_json))
+
+
+async def _serve(
+    wanted: list[str | None],
+    port: int,
+    key: str,
+    settings: Settings,
+    where: Where,
+    *,
+    as_json: bool,
+) -> None:
+    from puma_actors.cli.output import print_json, progress, say, tell
+    from puma_actors.cli.requests import open_one
+    from puma_actors.serve.facts import Models
+    from puma_actors.serve.keys import key_file, stored_key
+    from puma_actors.serve.served import Served
+    from puma_actors.serve.server import listen, serve
+
+    file = None if key else key_file()
+    key = key or stored_key(key_file())
+    with ExitStack() as stack:
+        socket_ = stack.enter_context(listen(port))
+        shown = stack.enter_context(ExitStack())  # until everything is ready
+        report = shown.enter_context(progress(quiet=as_json))
+        served = {}
+        for model in wanted:
+            name = _public_name(model, where)
+            if name in served:
+                raise ConfigError(f"--model: two are called {name}: rename a folder")
+            opener = partial(open_one, model, settings, where, report)
+            served[name] = Served(name, opener)
+
+        async def ready(base: str) -> None:
+            shown.close()
+            if as_json:
+                told = {"base_url": f"{base}/v1", "models": [*served]}
+                print_json({**told, "key_file": None if file is None else str(file)})
+                return
+            say("models     ", (", ".join(served), "bold"))
+            say("base URL   ", (f"{base}/v1", "bold"))
+            say("API key    ", "as given" if file is None else f"in {file}")
+            say("chat page  ", (base if file is None else f"{base}/#key={key}", "bold"))
+            tell("Ctrl-C ends the gateway.")
+
+        await serve(Models(served), key, socket_, ready=ready)
+
+
+def _public_name(model: str | None, where: Where) -> str:
+    from pathlib import Path
+
+    from models.files.locate import demo_model_path
+
+    if where.cluster is not None:
+        if model is None:
+            raise ConfigError("--cluster needs --model NAME: `puma models list` shows them")
+        return model
+    path = demo_model_path() if model is None else Path(model)
+    return path.stem if path.suffix == ".gguf" else path.name or str(path)

@@ -1,0 +1,1 @@
+"""The local gateway: a page to chat on, and the web interface of OpenAI's clients."""

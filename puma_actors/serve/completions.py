@@ -1,0 +1,200 @@
+"""`/v1/chat/completions` and `/v1/completions`."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from models.texts.requested import GenerateOptions
+from models.tokens.chat_template import ChatOptions
+from models.tokens.tokenizer import Tokenizer
+from protocols.base.cost import Cost
+from puma_actors.api.life import Cluster
+from puma_actors.api.usage import Token, Usage
+from puma_actors.serve.answers import ChatForm, CompletionForm, Form
+from puma_actors.serve.asked import ChatAsked, CompletionAsked, read
+from puma_actors.serve.errors import BAD, ApiError
+from puma_actors.serve.served import Place, Served
+from puma_actors.serve.streams import Emit, EventStream, Gone, unless_gone
+
+_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
+"""Headers in which OpenAI's clients say how many seconds they wait."""
+
+
+class Job:
+    """A request that has been checked and can be computed.
+
+    Args:
+        ids: the prompt. cost: what it may cost at most, for all parties together.
+        seconds: what it is expected to take; None: nothing is known yet.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        ids: list[int],
+        options: GenerateOptions,
+        cost: Cost,
+        seconds: float | None,
+    ) -> None:
+        self.cost = cost
+        self.seconds = seconds
+        self._served = served
+        self._ids = ids
+        self._options = options
+        self._place: Place | None = None
+        self._cluster: Cluster | None = None
+
+    async def answer(self, take: Callable[[Token], Awaitable[None]]) -> Usage:
+        """Wait for its turn, and compute the answer.
+
+        Raises:
+            PumaError: it cannot be computed, or a party is lost.
+        """
+        self._place = self._served.queue()
+        async with self._served.turn(self._place) as self._cluster:
+            tokens = self._cluster.generate(self._ids, **self._options)
+            async with aclosing(tokens):
+                async for token in tokens:
+                    await take(token)
+            usage = self._cluster.usage
+        self._served.pace.note(usage)
+        return usage
+
+    def told(self) -> dict[str, str]:
+        """Headers that say beforehand what the request may cost."""
+        cost, seconds = self.cost, self.seconds
+        known = {} if seconds is None else {"x-puma-predicted-seconds": f"{seconds:.1f}"}
+        return {
+            "x-puma-predicted-rounds": str(cost.rounds),
+            "x-puma-predicted-bytes": str(cost.online + cost.offline),
+            **known,
+        }
+
+    def status(self) -> str:
+        """What the request is doing."""
+        if self._cluster is not None:
+            return _progress(self._cluster)
+        if self._place is None:
+            return "waiting"
+        return f"waiting, {self._served.ahead_of(self._place)} before you"
+
+
+def _progress(cluster: Cluster) -> str:
+    step, done = cluster.step, cluster.rounds_done()
+    if step is None or step.index or done is None:
+        return "computing"
+    (cost,) = cluster.predict(step.batch)
+    return f"prefill {min(done, cost.rounds)}/{cost.rounds}"
+
+
+async def chat(request: Request, served: Callable[[str], Served]) -> Response:
+    """`POST /v1/chat/completions`."""
+    asked = read(ChatAsked, await request.body())
+    model = served(asked.model)
+    cluster = model.cluster()
+    options: ChatOptions = {}
+    if asked.chat_template_kwargs is not None:
+        options["template_args"] = asked.chat_template_kwargs
+    ids = cluster.encode([message.plain() for message in asked.messages], **options)
+    form = ChatForm(*_named(model, cluster), asked.shown_logprobs)
+    return await _respond(request, _job(request, model, ids, asked), asked, form)
+
+
+async def completions(request: Request, served: Callable[[str], Served]) -> Response:
+    """`POST /v1/completions`."""
+    asked = read(CompletionAsked, await request.body())
+    model = served(asked.model)
+    cluster = model.cluster()
+    prompt = asked.prompt
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str):
+        prompt = prompt[0]
+    ids = cluster.encode(prompt, raw=True)  # type: ignore[arg-type]
+    form = CompletionForm(*_named(model, cluster), asked.shown_logprobs)
+    return await _respond(request, _job(request, model, ids, asked), asked, form)
+
+
+def _named(served: Served, cluster: Cluster) -> tuple[str, str, Tokenizer | None]:
+    return served.name, f"puma-{cluster.plan.digest()[:16]}", cluster.tokenizer
+
+
+def _job(
+    request: Request, served: Served, ids: list[int], asked: ChatAsked | CompletionAsked
+) -> Job:
+    """Check a request before anything is sent.
+
+    Raises:
+        ApiError: the prompt leaves no room for an answer, or the client does not wait as long as
+            the answer is expected to take. PumaError: an option is unusable.
+    """
+    cluster, options = served.cluster(), asked.options()
+    room = cluster.most_new_tokens(len(ids))
+    if room < 1:
+        raise ApiError(
+            BAD,
+            f"the prompt has {len(ids)} tokens, {1 - room} too many: {cluster.limit_text()}",
+            param="messages" if isinstance(asked, ChatAsked) else "prompt",
+            code="context_length_exceeded",
+        )
+    cluster.check_sampling(cluster.sampling(options, len(ids)))
+    if asked.shown_logprobs is not None and cluster.settings.reveal == "argmax":
+        raise ApiError(BAD, "logprobs: the parties reveal only the best token", param="logprobs")
+    new = min(asked.wanted, room)
+    first, *later = cluster.predict(len(ids), min(1, new - 1))
+    cost = sum(later * (new - 1), first)
+    seconds = served.pace.seconds(len(ids), new)
+    if not asked.stream:
+        _check_patience(request, served, seconds)
+    return Job(served, ids, options, cost, seconds)
+
+
+def _check_patience(request: Request, served: Served, seconds: float | None) -> None:
+    """Refuse what cannot end while the client waits; a stream keeps its client waiting."""
+    if seconds is None:
+        return
+    for name in _TIMEOUTS:
+        given = request.headers.get(name, "")
+        if given.replace(".", "", 1).isdecimal() and len(given) < 12:
+            if seconds > float(given) > 0:
+                raise ApiError(
+                    BAD,
+                    f"the answer is expected to take {seconds:.0f} s, and this client waits "
+                    f"{float(given):.0f} s: ask for fewer tokens, stream the answer, or raise the "
+                    "client's timeout",
+                    code="timeout",
+                )
+            return
+
+
+async def _respond(
+    request: Request, job: Job, asked: ChatAsked | CompletionAsked, form: Form
+) -> Response:
+    if asked.stream:
+        produce = partial(_stream, job=job, form=form, usage=asked.tells_usage)
+        return EventStream(produce, job.status, job.told())
+
+    async def whole() -> Usage:
+        async def take(token: Token) -> None:
+            form.add(token)
+
+        return await job.answer(take)
+
+    try:
+        usage = await unless_gone(request.receive, whole)
+    except Gone:
+        return Response(status_code=499)
+    return JSONResponse(form.whole(usage), headers=job.told())
+
+
+async def _stream(emit: Emit, *, job: Job, form: Form, usage: bool) -> None:
+    async def take(token: Token) -> None:
+        form.add(token)
+        if token.text or form.fresh:
+            await emit(form.chunk(token.text))
+
+    found = await job.answer(take)
+    await emit(form.last(found))
+    if usage:
+        await emit(form.usage(found))
