@@ -103,7 +103,7 @@ async def open_requests(
 
 
 async def open_one(
-    model: str | None, settings: Settings, where: Where, report: Progress
+    model: str | None, settings: RequestSettings, where: Where, report: Progress
 ) -> Cluster:
     """A cluster that is not entered yet. Arguments and errors as for `open_requests`."""
     if where.cluster is None:

@@ -15,7 +15,7 @@ from puma_actors.cli.options import JsonObjectOption, RunChoice
 from puma_actors.cli.where import Where
 
 if TYPE_CHECKING:  # they are heavy
-    from protocols.base.lane import Settings
+    from models.programs.steps import RequestSettings
 
 _PORT = 8642
 
@@ -79,7 +79,7 @@ async def _serve(
     wanted: list[str | None],
     port: int,
     key: str,
-    settings: Settings,
+    settings: RequestSettings,
     where: Where,
     *,
     as_json: bool,
