@@ -38,7 +38,13 @@ from protocols.drivers.trace import TraceLink, trace
 from protocols.embedding import embed, embed_cost, request_rows, reveal, reveal_cost, revealed
 from protocols.errors import LocalProtocolError
 from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate, gate
-from protocols.functions.elementary import exp_negative, reciprocal, rsqrt
+from protocols.functions.elementary import (
+    MAX_POWER_FRAC,
+    exp_negative,
+    power_spline,
+    reciprocal,
+    rsqrt,
+)
 from protocols.linear import Table, linear, table_product
 from protocols.selection import Term, select
 from protocols.spline import evaluate, fit
@@ -245,7 +251,9 @@ def test_negative_powers(low, more):
         return await rsqrt(lane, x, low, low + more, narrow=True)
 
     dealt = 15 * (8 + 2 * (80 + 64 * more))
-    assert same(root, tensor((3, 5))) == Cost(1, 4 * 8 * 15, dealt)
+    kept = 64 - power_spline(1, 1.0).scale + MAX_POWER_FRAC
+    online = 2 * (packed_bytes(15, kept) + 8 * 15)
+    assert same(root, tensor((3, 5))) == Cost(1, online, dealt)
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 3, 5), (4, 7, 2), (9, 1, 1)])

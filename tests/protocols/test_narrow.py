@@ -77,7 +77,8 @@ def test_declared_costs_are_counted(width):
     dealt = 3 * packed_bytes(24, 63 - width)
     assert same(narrow_square_sum, x) == Cost(1, 2 * 8 * 3, 8 * 3 + dealt)
     dealt = 3 * packed_bytes(24, 64 - width)
-    assert same(narrow_mul, x, y, 18) == Cost(1, 2 * 8 * 24, 8 * 24 + dealt)
+    sent = 2 * packed_bytes(24, 64 - 18)
+    assert same(narrow_mul, x, y, 18) == Cost(1, sent, 8 * 24 + dealt)
 
 
 @pytest.mark.parametrize("width", [20, 33, 47, 58])
