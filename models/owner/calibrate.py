@@ -1,6 +1,7 @@
 """The owner's part before sharing: the ranges of its model, and runs in plaintext."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from models.programs.program import Batch, Cache, Rows, batch_of
 from protocols.base.ring import Floats
 from protocols.drivers.plain import Plain, Record
 from protocols.drivers.trace import run_now
+from protocols.errors import RangeError
 
 
 def calibrate(
@@ -38,7 +40,13 @@ def calibrate(
         with np.errstate(over="ignore", invalid="ignore"):  # ends as a RangeError
             run_now(_forward(bounds, config, parameters, Batch((1,), rows), cache))
     found = bounds.ranges
-    probe(config, parameters, found, texts)
+    try:
+        probe(config, parameters, found, texts)
+    except RangeError:
+        if not found.late:
+            raise
+        found = replace(found, late={})  # which has more roundings than norms before products
+        probe(config, parameters, found, texts)
     return Plan(config, found)
 
 

@@ -184,7 +184,8 @@ class Rounded(Plain):
         step += 2.0**-late.frac / norm.size**0.5
         size = np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps)
         relative = 2.0**-late.root + (2.0**-late.rope if late.rope else 0.0)
-        noisy = self._shifted(y, step / size)
+        blur = self._shifted if late.drop else self._noisy  # only a shift moves a row of zeros
+        noisy = blur(y, step / size)
         return np.asarray(noisy * (1 + relative * noise((len(y), 1), next(self._seeds))))
 
     async def gated(self, x: Floats, weight: Floats, name: str, activation: str) -> Floats:
