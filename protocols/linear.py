@@ -118,7 +118,7 @@ async def linear(
     shift = x.frac + weight.frac + then_frac - frac
     rows, (depth, columns) = x.shape[0], weight.shape
     if lane.tracing:
-        lane.charge("linear", _truncated_cost(rows * columns, weight, shift))
+        lane.charge("linear", _truncated_cost(rows * columns, shift))
         return lane.blank((rows, columns), RING_BITS - 1 - shift, frac)
     if isinstance(weight, PublicWeight):
         part = await public_product(lane, x, weight)
@@ -141,16 +141,16 @@ def _check_whole(x: SecretTensor) -> None:
 async def _truncated(
     lane: Lane, part: Words, factor: AnyWeight | AnyTable, frac: int, shift: int
 ) -> SecretTensor:
-    """Divide by 2^shift. Products with secret weights come out twice as large; the same ring is
-    left in both cases.
+    """Divide by 2^shift. Products with secret weights come out twice as large; others are doubled,
+    so that the same ring is left, and the same is sent, in both cases.
     """
-    public = isinstance(factor, PublicWeight | PublicTable)
-    return await remask(lane, part, frac=frac, width=RING_BITS - public, shift=shift + (not public))
+    if isinstance(factor, PublicWeight | PublicTable):
+        part = part + part
+    return await remask(lane, part, frac=frac, shift=shift + 1)
 
 
-def _truncated_cost(count: int, factor: AnyWeight | AnyTable, shift: int) -> Cost:
-    public = isinstance(factor, PublicWeight | PublicTable)
-    return remask_cost(count, RING_BITS - public, dealt=True, shift=shift + (not public))
+def _truncated_cost(count: int, shift: int) -> Cost:
+    return remask_cost(count, RING_BITS, dealt=True, shift=shift + 1)
 
 
 def _weight_part(x: SecretTensor, weight: Weight) -> Words:
@@ -185,7 +185,7 @@ async def table_product(lane: Lane, x: SecretTensor, table: AnyTable) -> SecretT
     shift = x.frac + table.frac - FRACTION_BITS
     count = x.shape[0] * table.shape[0]
     if lane.tracing:
-        lane.charge("table_product", _truncated_cost(count, table, shift))
+        lane.charge("table_product", _truncated_cost(count, shift))
         return lane.blank((x.shape[0], table.shape[0]), RING_BITS - 1 - shift, FRACTION_BITS)
     if isinstance(table, PublicTable):
         part = await public_product(lane, x, table.weight)

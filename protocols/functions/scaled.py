@@ -22,11 +22,16 @@ _WORK = 1200
 """Of an exponent, in multiply-adds."""
 
 
-def scaled_cost(count: int, low: int, high: int, shift: int) -> Cost:
-    """Cost of `at_its_scale`."""
+def scaled_costs(count: int, low: int, high: int, shift: int) -> tuple[Cost, Cost]:
+    """Cost of `at_its_scale`: of the value, with what is dealt, and beside it of the scale."""
+    dealt = Cost(offline=2 * count * ladder.ladder_bytes(high - low))
     value = remask_cost(count, RING_BITS, dealt=True, shift=shift)
-    scale = remask_cost(count, RING_BITS, dealt=False)
-    return value.beside(scale) + Cost(offline=2 * count * ladder.ladder_bytes(high - low))
+    return value + dealt, remask_cost(count, RING_BITS, dealt=False)
+
+
+async def _declared(lane: Lane, v: SecretTensor, cost: Cost, width: int, frac: int) -> SecretTensor:
+    lane.charge("scaled", cost)
+    return lane.blank(v.shape, width, frac)
 
 
 @protocol("scaled")
@@ -57,8 +62,11 @@ async def at_its_scale(
             f"values up to 4^{high} leave no room in a ring of {v.width} bits: drop more bits"
         )
     if lane.tracing:
-        lane.charge("scaled", scaled_cost(v.size, low, high, shift))
-        return lane.blank(v.shape, RING_BITS - shift, frac), lane.blank(v.shape)
+        first, second = scaled_costs(v.size, low, high, shift)
+        return await lane.both(
+            lambda strand: _declared(strand, v, first, RING_BITS - shift, frac),
+            lambda strand: _declared(strand, v, second, RING_BITS, 0),
+        )
     value, scale = np.zeros((2, *v.shape), dtype=np.uint64)
     if lane.is_dealer:
         await _deal(lane, v, spline, top, steps)

@@ -77,6 +77,9 @@ LanesOption = Annotated[
 CodecOption = Annotated[
     bool, typer.Option("--codec", help="Force in-memory frames through the wire format.")
 ]
+SecretLogitsOption = Annotated[
+    bool, typer.Option("--secret-logits", help="Reveal only the best token, not the logits.")
+]
 NetworkOption = Annotated[
     str | None,
     typer.Option(

@@ -384,7 +384,7 @@ def test_one_run_end_to_end(tmp_path, fake, capsys):
     assert document["conditions"]["spu_versions"]["spu"] == "0.9.5"
     product, exact, _ = document["rows"]
     assert product["theirs"]["seconds"] == [8.0, 8.0] and len(product["ours"]["seconds"]) == 2
-    assert product["time_ratio"] > 1 and product["traffic_ratio"] == pytest.approx(3 / 0.67)
+    assert product["time_ratio"] > 1 and product["traffic_ratio"] == pytest.approx(3 / 0.575)
     assert exact["theirs"]["seconds"] == [] and "signal 9" in exact["theirs"]["failed"]
     assert len(exact["ours"]["seconds"]) == 2 and exact["time_ratio"] is None
     assert "| x < 0, 10^6 elements, 64 bits |" in capsys.readouterr().out

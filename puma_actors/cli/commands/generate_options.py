@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from puma_actors.cli.early import refuse_unsupported
-from puma_actors.cli.options import ChatChoice, JsonOption, ModelOption, PromptChoice, RunChoice
+from puma_actors.cli.options import (
+    ChatChoice,
+    JsonOption,
+    ModelOption,
+    PromptChoice,
+    RunChoice,
+    SecretLogitsOption,
+)
 from puma_actors.cli.where import Where
 
 if TYPE_CHECKING:  # it is heavy
@@ -91,10 +98,7 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Skip the chat template.")] = False,
     draw: SamplingChoice,
     drafting: DraftChoice,
-    secret_logits: Annotated[
-        bool,
-        typer.Option("--secret-logits", help="Reveal only the best token, not the logits."),
-    ] = False,
+    secret_logits: SecretLogitsOption = False,
     choice: RunChoice,
     where: Where,
     as_json: JsonOption = False,

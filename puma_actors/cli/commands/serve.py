@@ -11,7 +11,7 @@ import typer
 
 from protocols.errors import ConfigError
 from puma_actors.cli.early import refuse_unsupported
-from puma_actors.cli.options import JsonObjectOption, RunChoice
+from puma_actors.cli.options import JsonObjectOption, RunChoice, SecretLogitsOption
 from puma_actors.cli.where import Where
 
 if TYPE_CHECKING:  # they are heavy
@@ -44,10 +44,7 @@ def serve(
             show_envvar=False,
         ),
     ] = "",
-    secret_logits: Annotated[
-        bool,
-        typer.Option("--secret-logits", help="Reveal only the best token, not the logits."),
-    ] = False,
+    secret_logits: SecretLogitsOption = False,
     choice: RunChoice,
     where: Where,
     as_json: JsonObjectOption = False,

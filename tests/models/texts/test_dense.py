@@ -38,7 +38,7 @@ from models.tokens.tokenizer import Tokenizer
 from protocols.base.lane import Settings
 from protocols.errors import ConfigError, ModelError, RangeError
 from puma_actors.api.pipelines import local_pipeline, pipeline
-from puma_actors.cli.commands import conversion
+from puma_actors.cli.commands.converting import conversion
 
 SEQUENCES = [[3, 9, 30, 2, 17, 22, 4], [3, 11, 4], [7]]
 

@@ -204,7 +204,9 @@ def test_hundreds_of_lanes_forked_three_deep(derived):
 
     results = run(program).results
     counts = _assert_no_key_twice(derived)
-    lanes = 8 * 6 * 5  # the first task of a fork stays on its lane: 4 + 2 leaves on 5 lanes
+    # The first task of a fork stays on its lane, and a second fork takes the lanes of the first
+    # again: 4 + 2 leaves on 4 lanes.
+    lanes = 8 * 6 * 4
     # Of a lane: keys D-A and D-B, derived at both ends, and three private ones.
     assert sum(n == 2 for n in counts.values()) == 2 * lanes
     assert sum(n == 1 for n in counts.values()) == 3 * lanes
@@ -218,7 +220,7 @@ def test_a_model_draws_no_key_twice(derived):
     derived.clear()
     infer(model, [[1, 2, 3], [4], [5]], Settings(lanes=2, reveal="argmax"), rows="last")
     counts = _assert_no_key_twice(derived)
-    assert len(counts) > 200
+    assert len(counts) > 50
 
 
 def test_the_record_catches_a_repeated_key(derived, monkeypatch):

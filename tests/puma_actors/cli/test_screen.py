@@ -245,10 +245,10 @@ def test_a_prediction_beside_the_request_takes_no_longer_than_another(monkeypatc
     attended = 0
     attend = attending.attend
 
-    def counted(*args):
+    def counted(*args, **options):
         nonlocal attended
         attended += 1
-        return attend(*args)
+        return attend(*args, **options)
 
     monkeypatch.setattr(attending, "attend", counted)
     expected = predict(config, step.batch)[0].cost

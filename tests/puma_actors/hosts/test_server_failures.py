@@ -164,7 +164,7 @@ async def test_a_step_may_take_longer_than_the_idle_time(
         monkeypatch.setattr(InferenceLink, "send", send)
         async with await RemoteCluster.open(cluster.client, "tiny") as remote:
             assert np.abs(await remote.forward(IDS) - wanted).max() < 0.05
-    assert sent > 100
+    assert sent > 50
 
 
 async def test_a_client_that_goes_to_sleep_in_a_step_is_idle(

@@ -45,7 +45,7 @@ def test_far_away_rounds_count_and_on_a_slow_line_bytes(config):
 
 def test_kinds_of_step_are_chosen_apart(config):
     """Somewhere between, a prompt is limited by bytes and a step of one token by rounds."""
-    between = Chooser(config, parse_network("40ms,500kbit")).choose(LONG, 5, ANY)
+    between = Chooser(config, parse_network("40ms,1mbit")).choose(LONG, 5, ANY)
     assert between.settings == StepSettings(Settings(tree="traffic"), Settings(tree="rounds"))
 
 

@@ -72,7 +72,8 @@ async def test_no_prompt_in_logs_errors_or_files(folder, tmp_path, monkeypatch, 
     root.removeHandler(keep)
     out, err = capfd.readouterr()
     said = {name for name, line in records if CANARY in line}
-    assert said == {"openai"}  # the client's own log, which shows that all logs were heard
+    assert said  # the clients' own logs, which shows that all logs were heard
+    assert said <= {"openai", "httpx2"}
     assert CANARY not in "".join((out, err))
     assert not any(CANARY.encode() in path.read_bytes() for path in tmp_path.rglob("*"))
 

@@ -256,7 +256,10 @@ def altered(frame: Frame, **header: object) -> Frame:
         ({"version": 7}, "version 7, this side's 2"),
         ({"build": "0" * 16}, "runs a different program"),
         ({"tables": None}, "public tables must be names with digests"),
-        ({"tables": {}}, "evaluator-a's public tables differ from this side's: cosines, exp,"),
+        (
+            {"tables": {}},
+            "evaluator-a's public tables differ from this side's: buckets, cosines, exp,",
+        ),
         ({"tables": {**table_digests(), "exp": 0}}, "tables differ from this side's: exp: install"),
         ({"role": "dealer"}, "own role, dealer"),
         ({"role": "client"}, "client connected where evaluator-a was expected"),
