@@ -48,12 +48,14 @@ def probe(
     parameters: Mapping[str, Floats],
     ranges: Ranges,
     texts: Sequence[Sequence[int]] = (),
+    part: float = 1.0,
 ) -> float:
     """How far roundings and approximations move the results of made-up tokens and of `texts`.
 
     Args:
         ranges: the proven exponents.
         texts: token ids of texts that the owner expects; the first `MOST_TOKENS` of each are read.
+        part: of what is allowed.
 
     Raises:
         RangeError: further than allowed; it names the place that contributes most.
@@ -69,7 +71,7 @@ def probe(
             raise ConfigError(f"a token id of a text is not below {config.vocab_size}")
     kinds = [default_rows(config)] if config.dense is None else proven_rows(config)[1:]
     return max(
-        _probe(config, parameters, ranges, ids, rows)
+        _probe(config, parameters, ranges, ids, rows, part)
         for rows in kinds
         for ids in inputs
         if ids.size
@@ -86,6 +88,7 @@ def _probe(
     ranges: Ranges,
     ids: Index,
     rows: Rows,
+    part: float,
 ) -> float:
     small = _is_small(config)
 
@@ -104,7 +107,7 @@ def _probe(
     exact = run(Plain(ids))
     moved, places = moved_by(None)
     largest = float(np.abs(exact).max(initial=0.0))
-    if moved <= ALLOWED + ALLOWED_SHARE * largest:
+    if moved <= part * (ALLOWED + ALLOWED_SHARE * largest):
         return moved
     # Round up to a place only: find the first place that makes half of the error.
     low, high = 0, len(places)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from models.configs.architecture import ModelConfig
@@ -145,18 +145,11 @@ class _Typical(Mapping[str, T]):
         return 0
 
 
-class _TypicalLate(_Typical[LateRange]):
-    """With angles where they belong."""
-
-    def __getitem__(self, name: str) -> LateRange:
-        return replace(self._item, rope=12) if name.endswith(".qkv") else self._item
-
-
 def draft_plan(config: ModelConfig) -> Plan:
     """A plan with typical exponents: good for shapes and costs, not for secure runs."""
     norms: Mapping[str, NormRange] = _Typical(NormRange(drop=10, low=1, high=29, frac=18))
     attention: Mapping[str, AttentionRange] = _Typical(AttentionRange(11, 6, 12))
-    return Plan(config, Ranges(norms, attention, _TypicalLate(LateRange(3, 14, 14))))
+    return Plan(config, Ranges(norms, attention))
 
 
 def _entries(

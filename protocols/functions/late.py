@@ -22,8 +22,12 @@ from protocols.functions.normalize import Norm, NormRange, inverse_root, longest
 from protocols.linear import AnyWeight, linear
 from protocols.triple import narrow_mul3
 
-LEAST_FRAC = 12
-"""Fewest fraction bits of a product, an inverse root or an angle."""
+LEAST_FRAC = 18
+"""Fewest fraction bits of a product or an inverse root. With 12, tokens whose rows are much smaller
+than those that the owner tests were off by more than is allowed.
+"""
+LEAST_ANGLE = 12
+"""Fewest fraction bits of an angle."""
 _LEAST_WIDTH = 36
 """What an activation needs of its ring."""
 _MARGIN = 1 + 2.0**-10
@@ -108,7 +112,7 @@ def late_range(norm: Norm, bounds: NormRange, columns: Columns) -> tuple[LateRan
     rope = min(columns.angles, spare // 3)
     root = min(MAX_POWER_FRAC, (spare - rope + 1) // 2)
     frac = min(RESIDUAL_BITS, spare - rope - root)
-    if min(frac, root, rope if columns.angles else root) < LEAST_FRAC:
+    if min(frac, root) < LEAST_FRAC or (columns.angles and rope < LEAST_ANGLE):
         return None
     return LateRange(drop, frac, root, rope), factor
 

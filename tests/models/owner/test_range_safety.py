@@ -153,7 +153,7 @@ def test_what_approximations_make_of_zero_stays_in_range(model, approximation, m
     """0.0085 in place of SiLU(0) in the paper's set: beside large values more than the exact
     function could ever give. The result is then off, but nothing leaves its range.
     """
-    monkeypatch.setattr(calibration, "probe", lambda *given: 0.0)  # it would be refused
+    monkeypatch.setattr(calibration, "probe", lambda *given, **options: 0.0)  # it would be refused
     config, values = model
     changed = beside_zeros(values, 100, 1000)
     bounds, cache = Bounds(config.max_positions), Cache.empty(config.num_layers)

@@ -1,7 +1,7 @@
 """The public plan of a model, and the calibration that makes it."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from models.programs.plan import MAX_ROPE_FRAC, MAX_VALUE_BITS, Plan, draft_plan
 from protocols.drivers.ops import Ranges
 from protocols.errors import ModelError, RangeError
 from protocols.functions.attention import MAX_SCORE_BITS
+from protocols.functions.late import LateRange
 
 IDS = list(range(0, 40, 3))
 
@@ -83,10 +84,10 @@ def test_digests_differ_where_anything_differs(model):
         Ranges(norms, {**attention, "layers.0": replace(layer, rope_frac=9)}),
         Ranges(norms, {**attention, "layers.0": replace(layer, value_bits=layer.value_bits + 1)}),
     ]
-    late = plan.ranges.late
-    assert {*late} == {f"layers.{i}.{part}" for i in range(2) for part in ("qkv", "gate_up")}
-    other = {**late, "layers.0.qkv": replace(late["layers.0.qkv"], drop=9)}
-    others += [Ranges(norms, attention, other), Ranges(norms, attention)]
+    late = {"layers.0.qkv": LateRange(0, 18, 18, 12), "layers.0.gate_up": LateRange(0, 19, 18)}
+    other = {**late, "layers.0.qkv": replace(late["layers.0.qkv"], drop=1)}
+    others += [Ranges(norms, attention, late), Ranges(norms, attention, other)]
+    plan = Plan(config, Ranges(norms, attention))
     plans = [plan, *(Plan(config, ranges) for ranges in others)]
     plans.append(Plan(replace(config, max_positions=65), plan.ranges))
     assert len({found.digest() for found in plans}) == len(plans)
@@ -97,7 +98,8 @@ def with_entry(kind, change):
 
     def changed(p):
         name = {"norms": "norm", "late": "layers.0.qkv"}.get(kind, "layers.0")
-        return {**p, kind: {**p[kind], name: change(p[kind][name])}}
+        held = p.get(kind) or {name: asdict(LateRange(0, 18, 18, 12))}
+        return {**p, kind: {**held, name: change(held[name])}}
 
     return changed
 

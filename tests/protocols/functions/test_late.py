@@ -11,7 +11,13 @@ from protocols.arithmetic import lift
 from protocols.base.lane import Settings
 from protocols.base.ring import RESIDUAL_BITS, WEIGHT_BITS
 from protocols.base.shares import COMPUTING
-from protocols.functions.late import LEAST_FRAC, Columns, LateRange, late_norm, late_range
+from protocols.functions.late import (
+    LEAST_ANGLE,
+    Columns,
+    LateRange,
+    late_norm,
+    late_range,
+)
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.linear import Weight, linear
 
@@ -101,7 +107,7 @@ def test_a_public_map_is_applied_before_the_division():
     bounds, found = late_of(x, w, norm, angles=14)
     assert found is not None
     late = found[0]
-    assert LEAST_FRAC <= late.rope <= 14
+    assert LEAST_ANGLE <= late.rope <= 14
 
     def then(words):
         return words[:, ::-1] * np.uint64(3 << late.rope - 2)
