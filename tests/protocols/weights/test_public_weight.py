@@ -105,7 +105,7 @@ def test_declared_cost_equals_counted_cost(rows):
         outcome = run_parties(dict.fromkeys(COMPUTING, party))
         declared, _ = trace(party)
         sent = 2 * packed_bytes(rows * 5, outcome.results[A].width)
-        assert declared == outcome.cost == Cost(1, sent, packed_bytes(rows * 5, 63))
+        assert declared == outcome.cost == Cost(1, sent, packed_bytes(rows * 5, 64))
 
 
 @pytest.mark.parametrize("kind", KINDS)

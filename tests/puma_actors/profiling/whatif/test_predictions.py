@@ -69,12 +69,12 @@ def test_one_profile_predicts_every_network_and_tree(
 
 
 def test_a_prediction_from_shapes_alone(folder, monkeypatch):
-    """Its ranges are typical ones, not those proven from the weights, which take fewer rounds here:
-    next to none with this tree, a ninth with the other.
+    """Its ranges are typical ones, not those proven from the weights, with which norms of this small
+    model come after their products: up to a fifth less.
     """
     measured = profiled(folder, "wan", "rounds", monkeypatch)
     with open_checkpoint(folder) as checkpoint:
         request = predicted(checkpoint, 5, Settings(), [1], Computing(0.0, 0.0))
     for phase, work in zip(measured["phases"], request.variants[0].works, strict=True):
         seconds = phase["wall_seconds"] / phase["steps"]
-        assert time_of(work.step, parse_network("wan")).total == pytest.approx(seconds, rel=0.1)
+        assert time_of(work.step, parse_network("wan")).total == pytest.approx(seconds, rel=0.2)
