@@ -55,7 +55,7 @@ def probe(
     Args:
         ranges: the proven exponents.
         texts: token ids of texts that the owner expects; the first `MOST_TOKENS` of each are read.
-        part: of what is allowed.
+        part: of what is allowed; below 1, the error names no place, which takes time to find.
 
     Raises:
         RangeError: further than allowed; it names the place that contributes most.
@@ -109,6 +109,8 @@ def _probe(
     largest = float(np.abs(exact).max(initial=0.0))
     if moved <= part * (ALLOWED + ALLOWED_SHARE * largest):
         return moved
+    if part < 1:  # nobody is told the place: there is another way
+        raise RangeError(f"roundings move a result of at most {largest:.3g} by {moved:.2g}")
     # Round up to a place only: find the first place that makes half of the error.
     low, high = 0, len(places)
     while high - low > 1:

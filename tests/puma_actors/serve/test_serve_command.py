@@ -45,7 +45,7 @@ class Process:
         self._process.wait(HANG)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_a_gateway_from_start_to_end(folder, tmp_path, number):
     process = Process(folder, tmp_path)
     try:
