@@ -69,8 +69,8 @@ def test_one_profile_predicts_every_network_and_tree(
 
 
 def test_a_prediction_from_shapes_alone(folder, monkeypatch):
-    """Its ranges are typical ones, not those proven from the weights, with which norms of this small
-    model come after their products: up to a fifth less.
+    """Its ranges are typical ones, not those proven from the weights, with which this small model
+    normalises after its products: up to a fifth less.
     """
     measured = profiled(folder, "wan", "rounds", monkeypatch)
     with open_checkpoint(folder) as checkpoint:
