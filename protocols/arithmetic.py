@@ -231,53 +231,6 @@ async def square_sum(lane: Lane, x: SecretTensor) -> SecretTensor:
     return await remask(lane, total, frac=2 * x.frac, width=x.width)
 
 
-def mul3_cost(shape: tuple[int, ...], rows: tuple[int, ...], width: int, shift: int) -> Cost:
-    """Cost of `mul3` for x of `shape` and two factors of shape `rows`."""
-    count, row_count = int(np.prod(shape)), int(np.prod(rows))
-    size, row_size = packed_bytes(count, width), packed_bytes(row_count, width)
-    return remask_cost(count, width, dealt=True, shift=shift) + Cost(offline=2 * size + row_size)
-
-
-@protocol("mul3")
-async def mul3(
-    lane: Lane,
-    x: SecretTensor,
-    s: SecretTensor,
-    t: SecretTensor,
-    shift: int = 0,
-    *,
-    then: LinearMap | None = None,
-) -> SecretTensor:
-    """x * s * t in one round, divided by 2^shift; s and t of one shape that broadcasts to x's.
-    |x * s * t| < 2^(width-2).
-
-    Args:
-        then: a public linear map on the ring words of the product, applied before the division;
-            it keeps the shape, and the size of its values takes the place of |x * s * t|.
-
-    The dealer shares every product of masks, so that each party expands (m_x - lam_x)(m_s -
-    lam_s)(m_t - lam_t) alone.
-
-    Cost: 1 round; width - shift bits each way; 3 width bits dealt, and one word for each element of
-    s.
-    """
-    width, frac = _same_width(x, s, t), x.frac + s.frac + t.frac - shift
-    if lane.tracing:
-        lane.charge("mul3", mul3_cost(x.shape, s.shape, width, shift))
-        return lane.blank(x.shape, width - shift, frac)
-    fields = [field(x.shape, width), field(x.shape, width), field(s.shape, width)]
-    if lane.is_dealer:
-        lx, ls, lt = x.lam, s.lam, t.lam
-        st = ls * lt
-        await lane.share(fields, [lx * ls, lx * lt, st])
-        return await remask(lane, np.uint64(0) - lx * st, frac=frac, width=width, shift=shift)
-    xs, xt, st = await lane.share(fields)
-    both = s.a * t.a
-    beside = st - s.b * t.a - s.a * t.b + (both if lane.leads else np.uint64(0))
-    part = x.a * beside - x.b * both + xs * t.a + xt * s.a
-    return await remask(lane, part, frac=frac, width=width, shift=shift)
-
-
 # -- matrix products -------------------------------------------------------------------------------
 
 

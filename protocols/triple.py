@@ -40,16 +40,16 @@ def _fields(shape: Shape, rows: Shape, width: int, x_width: int, t_width: int) -
     return fields + ([field(shape, gap)] * 2 if x_gap and t_gap and gap > 0 else [])
 
 
-def narrow_mul3_cost(
+def mul3_cost(
     shape: Shape, rows: Shape, width: int, x_width: int, t_width: int, shift: int
 ) -> Cost:
-    """Cost of `narrow_mul3` for x of `shape`, and s and t of shape `rows`."""
+    """Cost of `mul3` for x of `shape`, and s and t of shape `rows`."""
     dealt = fields_bytes(_fields(shape, rows, width, x_width, t_width))
     return remask_cost(prod(shape), width, dealt=True, shift=shift) + Cost(offline=dealt)
 
 
 @protocol("mul3")
-async def narrow_mul3(
+async def mul3(
     lane: Lane,
     x: SecretTensor,
     s: SecretTensor,
@@ -58,9 +58,12 @@ async def narrow_mul3(
     *,
     then: Callable[[Words], Words] | None = None,
 ) -> SecretTensor:
-    """As `protocols.arithmetic.mul3`, where x and t may be over narrower rings than s: the product
-    x * s * t over the ring of s, divided by 2^shift; |x * s * t| < 2^(width-2), and |x| and |t| are
-    below a quarter of their own rings.
+    """x * s * t in one round, over the ring of s, divided by 2^shift; s and t of one shape that
+    broadcasts to x's. |x * s * t| < 2^(width-2). x and t may be over narrower rings than s if they
+    are below a quarter of these in size.
+
+    The dealer shares every product of masks, so that each party expands (m_x - lam_x)(m_s -
+    lam_s)(m_t - lam_t) alone.
 
     Args:
         then: a public linear map on the ring words of the product, applied before the division;
@@ -80,7 +83,7 @@ async def narrow_mul3(
             f"factors over {x.width} and {t.width} bits of one over {width}: narrow them"
         )
     if lane.tracing:
-        cost = narrow_mul3_cost(x.shape, s.shape, width, x.width, t.width, shift)
+        cost = mul3_cost(x.shape, s.shape, width, x.width, t.width, shift)
         lane.charge("mul3", cost)
         return lane.blank(x.shape, width - shift, frac)
     fields = _fields(x.shape, s.shape, width, x.width, t.width)

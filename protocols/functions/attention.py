@@ -18,7 +18,7 @@ from protocols.functions import histogram
 from protocols.functions.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal
 from protocols.functions.normalize import HELD_PRODUCT_BITS, HELD_TRIPLE_BITS
 from protocols.kernels.bits import DIGIT_BITS
-from protocols.triple import narrow_mul3
+from protocols.triple import mul3
 
 MIN_VALUE_FRAC = 6
 """Fraction bits that the values must keep in a long context."""
@@ -313,4 +313,4 @@ async def attend(
     shape = (*scores.shape[:-1], 1)
     scale, value = inverse.scale.reshape(*shape), inverse.value.reshape(*shape)
     shift = total.frac + scale.frac + value.frac - FRACTION_BITS
-    return await lift(lane, await narrow_mul3(lane, total, scale, value, shift))
+    return await lift(lane, await mul3(lane, total, scale, value, shift))

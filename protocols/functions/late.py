@@ -20,7 +20,7 @@ from protocols.errors import LocalProtocolError
 from protocols.functions.elementary import MAX_POWER_FRAC, Scaled, gained_spline
 from protocols.functions.normalize import Norm, NormRange, inverse_root, longest_result
 from protocols.linear import AnyWeight, linear
-from protocols.triple import narrow_mul3
+from protocols.triple import mul3
 
 LEAST_FRAC = 18
 """Fewest fraction bits of a product or an inverse root. With 12, tokens whose rows are much smaller
@@ -162,5 +162,5 @@ async def late_norm(
             f"a product cannot be normalised late with {joint.frac} and {value.frac} fraction bits:"
             " the owner must publish other ranges"
         )
-    scaled = await narrow_mul3(lane, joint, scale, value, shift, then=then)
+    scaled = await mul3(lane, joint, scale, value, shift, then=then)
     return scaled.reinterpret(FRACTION_BITS)

@@ -15,7 +15,7 @@ from protocols.base.shares import SecretTensor
 from protocols.errors import RangeError
 from protocols.functions.elementary import Scaled, rsqrt
 from protocols.narrow import narrow_square_sum
-from protocols.triple import narrow_mul3
+from protocols.triple import mul3
 
 # Bounds on products of normalised and weighted rows: one bit is kept in reserve.
 HELD_PRODUCT_BITS = PRODUCT_BITS - 1  # of two factors
@@ -263,7 +263,7 @@ async def normalize(
     root, x = await lane.both(inverse, gained)
     scale, value = root.scale.reshape(*x.shape[:-1], 1), root.value.reshape(*x.shape[:-1], 1)
     bits = x.frac + scale.frac + value.frac - frac
-    result = await lift(lane, await narrow_mul3(lane, x, scale, value, bits))
+    result = await lift(lane, await mul3(lane, x, scale, value, bits))
     if gain is not None and not bounds.early:
         result = await lift(lane, await mul(lane, result, gain, gain.frac))
     return result if shift is None else result + shift.broadcast(result.shape)

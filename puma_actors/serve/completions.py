@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -27,7 +28,8 @@ class Job:
     """A request that has been checked and can be computed.
 
     Args:
-        ids: the prompt. cost: what it may cost at most, for all parties together.
+        ids: the prompt. cost: what it may cost at most, for all parties together. rounds: those of
+            the prompt.
         seconds: what it is expected to take; None: nothing is known yet.
     """
 
@@ -37,9 +39,11 @@ class Job:
         ids: list[int],
         options: GenerateOptions,
         cost: Cost,
+        rounds: int,
         seconds: float | None,
     ) -> None:
         self.cost = cost
+        self._rounds = rounds
         self.seconds = seconds
         self._served = served
         self._ids = ids
@@ -76,18 +80,16 @@ class Job:
     def status(self) -> str:
         """What the request is doing."""
         if self._cluster is not None:
-            return _progress(self._cluster)
+            return self._progress(self._cluster)
         if self._place is None:
             return "waiting"
         return f"waiting, {self._served.ahead_of(self._place)} before you"
 
-
-def _progress(cluster: Cluster) -> str:
-    step, done = cluster.step, cluster.rounds_done()
-    if step is None or step.index or done is None:
-        return "computing"
-    (cost,) = cluster.predict(step.batch)
-    return f"prefill {min(done, cost.rounds)}/{cost.rounds}"
+    def _progress(self, cluster: Cluster) -> str:
+        step, done = cluster.step, cluster.rounds_done()
+        if step is None or step.index or done is None:
+            return "computing"
+        return f"prefill {min(done, self._rounds)}/{self._rounds}"
 
 
 async def chat(request: Request, served: Callable[[str], Served]) -> Response:
@@ -100,7 +102,7 @@ async def chat(request: Request, served: Callable[[str], Served]) -> Response:
         options["template_args"] = asked.chat_template_kwargs
     ids = cluster.encode([message.plain() for message in asked.messages], **options)
     form = ChatForm(*_named(model, cluster), asked.shown_logprobs)
-    return await _respond(request, _job(request, model, ids, asked), asked, form)
+    return await _respond(request, await _job(request, model, ids, asked), asked, form)
 
 
 async def completions(request: Request, served: Callable[[str], Served]) -> Response:
@@ -113,14 +115,14 @@ async def completions(request: Request, served: Callable[[str], Served]) -> Resp
         prompt = prompt[0]
     ids = cluster.encode(prompt, raw=True)  # type: ignore[arg-type]
     form = CompletionForm(*_named(model, cluster), asked.shown_logprobs)
-    return await _respond(request, _job(request, model, ids, asked), asked, form)
+    return await _respond(request, await _job(request, model, ids, asked), asked, form)
 
 
 def _named(served: Served, cluster: Cluster) -> tuple[str, str, Tokenizer | None]:
     return served.name, f"puma-{cluster.plan.digest()[:16]}", cluster.tokenizer
 
 
-def _job(
+async def _job(
     request: Request, served: Served, ids: list[int], asked: ChatAsked | CompletionAsked
 ) -> Job:
     """Check a request before anything is sent.
@@ -142,12 +144,13 @@ def _job(
     if asked.shown_logprobs is not None and cluster.settings.reveal == "argmax":
         raise ApiError(BAD, "logprobs: the parties reveal only the best token", param="logprobs")
     new = min(asked.wanted, room)
-    first, *later = cluster.predict(len(ids), min(1, new - 1))
+    predict = cluster.predict  # of a long prompt it takes a second
+    first, *later = await anyio.to_thread.run_sync(predict, len(ids), min(1, new - 1))
     cost = sum(later * (new - 1), first)
     seconds = served.pace.seconds(len(ids), new)
     if not asked.stream:
         _check_patience(request, served, seconds)
-    return Job(served, ids, options, cost, seconds)
+    return Job(served, ids, options, cost, first.rounds, seconds)
 
 
 def _check_patience(request: Request, served: Served, seconds: float | None) -> None:

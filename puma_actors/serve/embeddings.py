@@ -8,6 +8,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from models.programs.head_layers import columns_of
 from protocols.base.ring import Floats
 from puma_actors.api.pipelines import TextPipeline
 from puma_actors.api.usage import Usage
@@ -25,6 +26,11 @@ async def embeddings(request: Request, served: Callable[[str], Served]) -> Respo
     asked = read(EmbeddingsAsked, await request.body())
     texts, model = asked.texts(), served(asked.model)
     TextPipeline(_TASK, model.cluster()).check(texts, truncation=False)
+    size = columns_of(model.cluster().config, "mean")
+    if asked.dimensions not in (None, size):
+        raise ApiError(
+            BAD, f"dimensions: this model's vectors have {size} entries", param="dimensions"
+        )
     place = model.queue()
 
     async def work() -> tuple[Floats, Usage]:
@@ -38,12 +44,6 @@ async def embeddings(request: Request, served: Callable[[str], Served]) -> Respo
         return Response(status_code=499)
     finally:
         model.leave(place)
-    if asked.dimensions not in (None, vectors.shape[1]):
-        raise ApiError(
-            BAD,
-            f"dimensions: this model's vectors have {vectors.shape[1]} entries",
-            param="dimensions",
-        )
     data = [
         {"object": "embedding", "index": index, "embedding": _shown(row, asked.encoding_format)}
         for index, row in enumerate(vectors)

@@ -11,7 +11,6 @@ from protocols.arithmetic import (
     lift,
     matmul,
     mul,
-    mul3,
     poly,
     remask,
     square_sum,
@@ -20,6 +19,7 @@ from protocols.base.ring import signed
 from protocols.base.shares import EVALUATORS
 from protocols.drivers.lockstep import combine
 from protocols.errors import LocalProtocolError
+from protocols.triple import mul3
 
 MANY = 100_000
 

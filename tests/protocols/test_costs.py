@@ -22,7 +22,6 @@ from protocols.arithmetic import (
     lift,
     matmul,
     mul,
-    mul3,
     poly,
     remask_cost,
     square_sum,
@@ -48,6 +47,7 @@ from protocols.functions.elementary import (
 from protocols.linear import Table, linear, table_product
 from protocols.selection import Term, select
 from protocols.spline import evaluate, fit
+from protocols.triple import mul3
 
 shapes = st.lists(st.integers(1, 5), min_size=2, max_size=3).map(tuple)
 

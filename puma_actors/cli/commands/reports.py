@@ -18,7 +18,7 @@ from models.texts.embed import vector_rows
 from models.texts.needs import tasks_of_checkpoint
 from models.texts.requested import DraftOptions
 from models.tokens.tokenizer import Tokenizer
-from protocols.arithmetic import lift, matmul, mul, mul3
+from protocols.arithmetic import lift, matmul, mul
 from protocols.base.cost import Cost
 from protocols.base.lane import Lane, Settings
 from protocols.base.shares import COMPUTING, Role, SecretBits, SecretTensor
@@ -33,6 +33,7 @@ from protocols.functions.elementary import exp_negative, reciprocal, rsqrt
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.linear import Table
 from protocols.selection import Term, select
+from protocols.triple import mul3
 from puma_actors.api.drafting import check_draft
 from puma_actors.cli.commands.weights import print_weights, weights_report
 from puma_actors.cli.commands.what_if.chosen import choice_report, print_choice

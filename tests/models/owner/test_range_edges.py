@@ -5,7 +5,7 @@ import pytest
 from helpers import floats, ints, share, share_ints, words
 
 from models.owner.bounds import ACTIVATION_LIMIT, HELD, Bound, Bounds
-from protocols.arithmetic import PRODUCT_BITS, mul, mul3
+from protocols.arithmetic import PRODUCT_BITS, mul
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, decode
 from protocols.drivers.ops import Ranges
 from protocols.drivers.secure import OUTPUT_LIMIT, Secure
@@ -18,6 +18,7 @@ from protocols.functions.attention import (
     attend,
     peak_width,
 )
+from protocols.triple import mul3
 
 SIGNS = np.array([1, -1, 1, -1])
 

@@ -14,7 +14,6 @@ from protocols.arithmetic import (
     map_public,
     matmul,
     mul,
-    mul3,
     poly,
     square_sum,
 )
@@ -36,7 +35,7 @@ from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
 from protocols.narrow import narrow_mul, narrow_square_sum
 from protocols.selection import Term, select
-from protocols.triple import narrow_mul3
+from protocols.triple import mul3
 
 RUNS = 128
 COUNT = 8
@@ -211,7 +210,7 @@ def inputs_of(name, variant):
         "mul3": lambda: (mul3, [share(x), share(x), wide, 36]),
         "mul3 broadcast": lambda: (mul3, [share(pair), share(x[:, None]), share(x[:, None]), 36]),
         "mul3, narrow": lambda: (
-            narrow_mul3,
+            mul3,
             [share(pair, width=34), share(x[:, None]), share(x[:, None], width=27), 36],
         ),
         "matmul": lambda: (matmul, [share(pair[:, None, :]), share(pair[:, :, None]), 18]),
