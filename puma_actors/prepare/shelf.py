@@ -109,15 +109,14 @@ class Shelf:
         """
         if self.used + size > self._limit:
             raise StoreError(
-                f"{size / 1e9:,.2f} GB of prepared units do not fit at {self._role}: "
-                f"{self.used / 1e9:,.2f} of limits.prepared = {self._limit / 1e9:,.2f} GB are in "
-                "use; prepare fewer, or raise limits.prepared there"
+                f"{_mb(size)} of prepared units do not fit at {self._role}: {_mb(self.used)} of "
+                f"{_mb(self._limit)} are in use; prepare fewer, or raise limits.prepared there"
             )
         free = shutil.disk_usage(_existing(self._folder)).free
         if size + SPARE_BYTES > free:
             raise StoreError(
-                f"{size / 1e9:,.2f} GB of prepared units do not fit on the disk of {self._role}, "
-                f"where {free / 1e9:,.2f} GB are free: prepare fewer, or free some"
+                f"{_mb(size)} of prepared units do not fit on the disk of {self._role}, where "
+                f"{_mb(free)} are free: prepare fewer, or free some"
             )
 
     def begin(self, label: Label, keys: Mapping[Role, bytes], size: int) -> UnitWriter:
@@ -226,6 +225,10 @@ class Shelf:
                 del self._held[unit]
                 with suppress(OSError):
                     (self._folder / f"{unit}{WHOLE}").unlink()
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"
 
 
 def _existing(folder: Path) -> Path:

@@ -13,6 +13,8 @@ from puma_actors.prepare.unit import Shape
 
 _INDEX, _MOST_INDEX = 1 << 17, 1 << 21
 """For the index of a step: about, and at most on average."""
+_LITTLE = 1 << 12
+"""For what is written about a step at the dealer, four times of which is the most."""
 _WAITING = 16 << 20
 """The most for one index, which waits in memory until it is complete."""
 _UNEVEN = 0.8
@@ -47,7 +49,9 @@ def unit_sizes(plan: Plan, shape: Shape, role: Role) -> Sizes:
         each.shape[0] for each in parameters_of(plan.config).values() if each.kind == "table"
     )
     rows = 2 * (shape.tokens + steps - 1) * selector_bytes(domain_bits(vocabulary))
-    uneven = 0.0 if role.is_dealer else _UNEVEN * found
-    expected = int(uneven) + rows + _INDEX * steps
-    most = int(_MARGIN * uneven / _UNEVEN) + rows + _MOST_INDEX * steps
-    return Sizes(found, expected, most, rows + _WAITING)
+    if role.is_dealer:  # it is sent little, in few messages
+        return Sizes(found, rows + _LITTLE * steps, rows + 4 * _LITTLE * steps, rows + _WAITING)
+    expected = int(_UNEVEN * found) + rows + _INDEX * steps
+    return Sizes(
+        found, expected, int(_MARGIN * found) + rows + _MOST_INDEX * steps, rows + _WAITING
+    )

@@ -1,5 +1,6 @@
 """Units that three parties prepare, and requests that use them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from protocols.errors import Busy, ConfigError, PeerFailed, StoreError
 from puma_actors.api.remote import PrepareOptions, RemoteCluster, prepare_units
 from puma_actors.hosts.prepared.asking import Preparing
 from puma_actors.hosts.unanimous import common_stock
+from puma_actors.prepare.file import UnitFile
 
 IDS = [1, 3, 7]
 NEW = 3
@@ -133,9 +135,11 @@ async def test_no_stream_is_drawn_from_twice(
         keys = [(own, key) for own, _, key in part]
         assert len(set(keys)) == len(keys)
     again = {(own, key) for own, _, key in first} & {(own, key) for own, _, key in later}
-    places = {path[1] for own, path, key in opened if (own, key) in again}
-    assert again
-    assert places == {1}  # the first fork of every step is the embedding
+    # Lanes of the embedding: the first fork of each step, and at the dealer the lane it is on.
+    assert {own for own, _ in again} == set(COMPUTING)
+    for own, path, key in opened:
+        if (own, key) in again:
+            assert path[1:2] == (1,) or (own, len(path)) == (Role.DEALER, 1)
     pairs: dict[bytes, set[str]] = {}
     for own, _, key in opened:
         pairs.setdefault(key, set()).add(own)
@@ -184,9 +188,11 @@ async def test_a_damaged_word_is_an_error_by_name(
         await cluster.upload(model)
         await prepare(cluster)
         (path,) = (cluster.servers[role].store.folder / ".prepared").iterdir()
+        file = UnitFile(os.open(path, os.O_RDONLY), path.stem)
+        place = next(place for place in file.index(0).values() if place.size)
+        file.close()
         data = bytearray(path.read_bytes())
-        at = data.index(b"}") + 700  # behind label and keys: the first words
-        data[at] ^= 1
+        data[place.at] ^= 1
         path.write_bytes(data)
         with pytest.raises(PeerFailed, match=rf"prepared unit {path.stem} is damaged"):
             await answer(cluster, "require")
@@ -222,7 +228,8 @@ async def test_what_does_not_fit_is_refused_before_the_work(
     extra = "[limits]\nprepared = 100000\n"
     async with hosts(folder, certificates, "unix", extra=extra) as cluster:
         await cluster.upload(model)
-        with pytest.raises(StoreError, match=r"evaluator-.: .* raise limits.prepared there"):
+        said = r"^(dealer|evaluator-.): [\d,.]+ MB of .* do not fit .* raise limits.prepared there"
+        with pytest.raises(StoreError, match=said):
             await prepare(cluster)
         with pytest.raises(ConfigError, match="3000 tokens in and 1 out are too many"):
             options = PrepareOptions(tokens_in=3000)
