@@ -12,6 +12,11 @@ of rows are computed, a fraction of the work of products; the party that dealt t
 knows the sign. Three pairs give three rows, which are shared anew, and one selection by the signs
 adds them up. All this happens modulo 2^32, with half the memory traffic of the whole ring; the rows
 found are then lifted.
+
+What is dealt before the client comes (`Settings.prepared`) cannot depend on the client's keys. Then
+the dealer of a pair draws a shift s of its own, and once the client is here it tells them s - rho:
+both read at delta + s - rho = id + s. They see id + rho and s - rho, two words that are uniform and
+independent, as rho and s are.
 """
 
 from collections.abc import Coroutine
@@ -58,8 +63,11 @@ def domain_bits(rows: int) -> int:
     return max(2, (rows - 1).bit_length())
 
 
-def embed_cost(count: int, shape: tuple[int, int]) -> Cost:
-    """Cost of `embed` for `count` indices into a table of `shape`, the client's deltas included."""
+def embed_cost(count: int, shape: tuple[int, int], *, prepared: bool = False) -> Cost:
+    """Cost of `embed` for `count` indices into a table of `shape`, the client's deltas included.
+
+    prepared: as in `Settings`.
+    """
     v = domain_bits(shape[0])
     size = count * shape[1]
     row, bits = packed_bytes(size, LOOKUP_BITS), packed_bytes(count, 1)
@@ -68,6 +76,8 @@ def embed_cost(count: int, shape: tuple[int, int]) -> Cost:
         online=6 * packed_bytes(count, v) + 8 * row + 2 * bits,
         offline=6 * count * selector_bytes(v) + bits,
     )
+    if prepared:
+        found += Cost(online=6 * packed_bytes(count, v))
     zeros = np.zeros((count, shape[1]), dtype=np.uint64)
     blank, bit = SecretTensor(Role.TRACE, zeros, zeros), np.zeros((count, 1), dtype=np.uint8)
     terms = [Term((SecretBits(Role.TRACE, bit, bit),), blank)] * len(_PAIRS)
@@ -95,12 +105,13 @@ async def embed(lane: Lane, table: AnyTable, count: int) -> SecretTensor:
     The dealer's part of the work waits for the client, so it is deferred: the dealer runs on, and
     this is its only message that comes after the input.
 
-    Cost: 3 rounds after the client's message; per index 6 packed deltas, 8 + 2 + 3 words of 32 bits
-    a column (shared anew, selected, dealt) and a lift, and six corrections dealt.
+    Cost: 3 rounds after the client's message; per index 6 packed deltas (and 6 changes of them, if
+    prepared), 8 + 2 + 3 words of 32 bits a column (shared anew, selected, dealt) and a lift, and
+    six corrections dealt.
     """
     shape = (count, table.shape[1])
     if lane.tracing:
-        lane.charge("embed", embed_cost(count, table.shape))
+        lane.charge("embed", embed_cost(count, table.shape, prepared=lane.settings.prepared))
         return lane.blank(shape, RING_BITS, table.frac)
     *strands, reshare = lane.fork(len(_PAIRS) + 1)
     if lane.is_dealer:
@@ -127,7 +138,7 @@ async def _dealer_found(
     result is the work left to do once the client has sent its deltas.
     """
     shape, bit = (count, table.shape[1]), (count, 1)
-    own = await _deal(strands, table, count)
+    own, shift = await _deal(strands, table, count)
     masks = [lane.masks(shape, LOOKUP_BITS) for _ in _PAIRS]
     one, two = (mask.astype(np.uint8) for mask in lane.masks(bit, 1))
     first = lane.draw(Role.EVALUATOR_A, bit, 1).astype(np.uint8)
@@ -139,12 +150,13 @@ async def _dealer_found(
         SecretBits(lane.role, *pair) for pair in ((first, second), (zero, two), (one, zero))
     ]
     rows = [SecretTensor(lane.role, *pair, LOOKUP_BITS, table.frac) for pair in masks]
-    return rows, negative, _dealer_part(strands, lane, table, count, masks[1:])
+    return rows, negative, _dealer_part(strands, lane, table, shift, masks[1:])
 
 
 async def _found(strands: list[Lane], lane: Lane, table: AnyTable, count: int) -> _Found:
     shape, bit, width = (count, table.shape[1]), (count, 1), LOOKUP_BITS
-    own = await _deal(strands, table, count)
+    own, shift = await _deal(strands, table, count)
+    await _change(strands, table, shift)
     masks = [lane.mask(shape, width) for _ in _PAIRS]
     veil = lane.mask(bit, 1).astype(np.uint8)
     if lane.leads:
@@ -181,12 +193,14 @@ async def _dealer_part(
     strands: list[Lane],
     lane: Lane,
     table: AnyTable,
-    count: int,
+    shift: Words,
     masks: list[tuple[Words, Words]],
 ) -> None:
     """Send the dealer's halves of both rows of masks, under the new masks and a pad known to the
     other holder of that half.
     """
+    count = shift.size
+    await _change(strands, table, shift)
     pads = lane.masks((count, table.shape[1]), LOOKUP_BITS)
     parts = await _look_up(strands, table, count)
     values = [
@@ -198,23 +212,50 @@ async def _dealer_part(
         await lane.send_words(evaluator, fields, values)
 
 
-async def _deal(strands: list[Lane], table: AnyTable, count: int) -> Bytes:
-    """Deal for the other two parties; return the bits (count, 1) of the signs they will find."""
+@protocol("embed")
+async def deal_rows(lane: Lane, table: AnyTable, count: int) -> None:
+    """An evaluator's part of `embed` that needs no one's input: what it deals to the other two. The
+    dealer runs `embed` itself, whose deferred rest is left out then.
+
+    For a lane with prepared settings. `embed` on a lane with the same streams sends the same words.
+    """
+    strands = lane.fork(len(_PAIRS) + 1)[: len(_PAIRS)]
+    await _deal(strands, table, count)
+
+
+async def _deal(strands: list[Lane], table: AnyTable, count: int) -> tuple[Bytes, Words]:
+    """Deal for the other two parties; return the bits (count, 1) of the signs they will find, and
+    the shifts (count,).
+    """
     v = domain_bits(table.shape[0])
     for pair, strand in zip(_PAIRS, strands, strict=True):
         if strand.role is pair.dealer:
-            rho = strand.draw(Role.CLIENT, (count,), v)
+            whose = strand.role if strand.settings.prepared else Role.CLIENT
+            shift = strand.draw(whose, (count,), v)
             roots = [_roots(strand, holder, count) for holder in pair.holders]
-            correction, found = generate_selectors(rho, roots[0], roots[1], v)
+            correction, found = generate_selectors(shift, roots[0], roots[1], v)
             for holder in pair.holders:
                 await strand.send_bytes(holder, correction, online=False)
-            return (found ^ np.uint8(1)).reshape(count, 1)
+            return (found ^ np.uint8(1)).reshape(count, 1), shift
     raise LocalProtocolError("only computing parties look up")
+
+
+async def _change(strands: list[Lane], table: AnyTable, shift: Words) -> None:
+    """Tell the other two parties how the shift that was dealt for them differs from the client's,
+    unless it is the client's.
+    """
+    v = domain_bits(table.shape[0])
+    for pair, strand in zip(_PAIRS, strands, strict=True):
+        if strand.settings.prepared and strand.role is pair.dealer:
+            change = canonical(shift - strand.draw(Role.CLIENT, shift.shape, v), v)
+            for holder in pair.holders:
+                await strand.send_words(holder, [field(shift.shape, v)], [change])
 
 
 async def _look_up(strands: list[Lane], table: AnyTable, count: int) -> dict[_Pair, Words]:
     """This party's additive shares of the rows of both its pairs, up to their signs."""
     v = domain_bits(table.shape[0])
+    fields = [field((count,), v)]
     parts = {}
     for pair, strand in zip(_PAIRS, strands, strict=True):
         if strand.role is pair.dealer:
@@ -222,7 +263,10 @@ async def _look_up(strands: list[Lane], table: AnyTable, count: int) -> dict[_Pa
         party = pair.holders.index(strand.role)
         roots = _roots(strand, pair.dealer, count)
         correction = await strand.receive_bytes(pair.dealer, count * selector_bytes(v))
-        (delta,) = await strand.receive_words(Role.CLIENT, [field((count,), v)])
+        (delta,) = await strand.receive_words(Role.CLIENT, fields)
+        if strand.settings.prepared:
+            (change,) = await strand.receive_words(pair.dealer, fields)
+            delta = canonical(delta + change, v)
         share = _common_share(pair, table)
         if share is None:
             parts[pair] = np.zeros((count, table.shape[1]), dtype=np.uint64)

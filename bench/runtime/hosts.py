@@ -34,7 +34,7 @@ _SECONDS = 300.0
 _PUMA = [sys.executable, "-c", "from puma_actors.cli import main; main()"]
 
 
-def _puma(*arguments: object) -> dict[str, Any]:
+def puma(*arguments: object) -> dict[str, Any]:
     """The JSON output of a command."""
     command = [*_PUMA, *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
@@ -121,10 +121,10 @@ def compare(model: Path, tokens: int, runs: int) -> Iterator[Result]:
     with tempfile.TemporaryDirectory(prefix="puma-") as folder:
         config = write_cluster(Path(folder))
         with parties(config):
-            _puma("upload", model, "--name", "model", "--cluster", config)
+            puma("upload", model, "--name", "model", "--cluster", config)
             for _ in range(runs):
-                here.append(_puma(*ask, "-m", model))
-                there.append(_puma(*ask, "-m", "model", "--cluster", config))
+                here.append(puma(*ask, "-m", model))
+                there.append(puma(*ask, "-m", "model", "--cluster", config))
     if any(answer["token_ids"] != here[0]["token_ids"] for answer in (*here, *there)):
         raise PumaError("five processes gave different tokens than one")
     one, five = ([_per_token(answer) for answer in answers] for answers in (here, there))

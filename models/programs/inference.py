@@ -4,8 +4,8 @@ The parties' part is the same function for all three and for the tracing lane th
 cost.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -17,9 +17,14 @@ from models.programs.program import Batch, Cache
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, Floats, decode
 from protocols.drivers.observed import Observed, ObservedLane
-from protocols.drivers.ops import Parameters
+from protocols.drivers.ops import Parameters, Ranges
 from protocols.drivers.secure import ARGMAX_WIDTH, OUTPUT_WIDTH, Secure
 from protocols.embedding import request_rows, reveal, revealed
+from protocols.errors import LocalProtocolError
+from protocols.linear import AnyTable
+
+Embedding: TypeAlias = Callable[[Lane, AnyTable, int], Awaitable[Any]]
+"""A party's part of an embedding: lane, table, number of tokens."""
 
 
 async def evaluate(
@@ -43,6 +48,36 @@ async def evaluate(
     if lane.settings.reveal == "argmax":
         result = await ops.argmax(result)
     await reveal(lane, result)
+
+
+class _EmbeddedError(Exception):
+    """The program has embedded its tokens."""
+
+
+class _Embedding(Secure):
+    """Runs a program up to its embedding, and another function in place of that."""
+
+    def __init__(self, lane: Lane, ranges: Ranges, part: Embedding) -> None:
+        super().__init__(lane, ranges)
+        self._part = part
+
+    async def embed(self, table: AnyTable, count: int, columns: int) -> NoReturn:
+        await self._part(self.lane, table, count)
+        raise _EmbeddedError
+
+
+async def embed_only(
+    lane: Lane, plan: Plan, parameters: Parameters, batch: Batch, part: Embedding
+) -> None:
+    """The part of `evaluate` that a client's input or a table is needed for: `part` in place of the
+    embedding, at the same place in the program, and nothing after it.
+    """
+    ops, cache = _Embedding(lane, plan.ranges, part), Cache.empty(plan.config.num_layers)
+    try:
+        await forward(ops, plan.config, parameters, batch, cache)
+    except _EmbeddedError:
+        return
+    raise LocalProtocolError(f"the program of a {plan.config.family} model embeds no tokens")
 
 
 async def ask(lane: Lane, config: ModelConfig, batch: Batch, ids: Sequence[int]) -> Floats:

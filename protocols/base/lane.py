@@ -55,6 +55,7 @@ class Settings:
         block: entries of a nonlinear function (scores of attention, say) that are worked on at a
             time; see `protocols.base.blocks`. Twice as many take twice the memory and half the
             rounds of long texts.
+        prepared: what is dealt is dealt before the client comes, see `protocols.embedding`.
     """
 
     approximation: Approximation = APPROXIMATIONS[0]
@@ -62,6 +63,7 @@ class Settings:
     lanes: int = 1
     reveal: Reveal = "logits"
     block: int = 1 << 21
+    prepared: bool = False
 
 
 class Link(Protocol):

@@ -4,6 +4,7 @@
     async with cluster:                                     keys agreed; then like `LocalCluster`
         logits = await cluster.forward([1, 2, 3])
     await upload_model(config, checkpoint, "llama")
+    await prepare_units(config, "llama", PrepareOptions(tokens_in=64, tokens_out=32))
 
 An opened cluster that is not entered must be closed with `aclose`. A failed session is over:
 to try again, open a new one, which has a new id and new keys.
@@ -18,25 +19,30 @@ from typing import Self
 import anyio
 
 from models.programs.plan import Plan
+from models.programs.program import Batch
 from models.programs.steps import RequestSettings
 from models.tokens.tokenizer import Tokenizer
 from protocols.base.lane import Settings
 from protocols.base.shares import Role
-from protocols.errors import ConfigError, ModelError, RemoteProtocolError
+from protocols.errors import ConfigError, RemoteProtocolError
 from puma_actors.api.life import Cluster
 from puma_actors.api.requirements import Requirement, check_requirement, insist
 from puma_actors.base.compute import Compute
 from puma_actors.hosts.caller import Call, call_all, hang_up, shake_hands
 from puma_actors.hosts.config import ClusterConfig
+from puma_actors.hosts.prepared.asking import PrepareOptions, prepare_units
 from puma_actors.hosts.stores.manifest import check_name
+from puma_actors.hosts.unanimous import agreed_plan, common_stock
 from puma_actors.hosts.uploader import upload_model
+from puma_actors.planning.choice import Choice
 from puma_actors.planning.measured import measured
+from puma_actors.prepare.stock import Stock, check_prepared
+from puma_actors.prepare.unit import Prepared
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.client import Client
-from puma_actors.roles.upload import different_weights
 from puma_actors.transports.delay.network import PRESETS
 
-__all__ = ["RemoteCluster", "upload_model"]
+__all__ = ["PrepareOptions", "RemoteCluster", "prepare_units", "upload_model"]
 
 
 class RemoteLinks:
@@ -76,6 +82,7 @@ class RemoteCluster(Cluster):
         model: the model's name at the parties. session: the session's id, in hex.
         seconds: how many seconds opening and connecting took.
         parties: the address of each party, and the identity that its certificate proves, if any.
+        stock: the prepared units that there were when the session was opened.
 
     Raises (from any method): ConfigError for unusable arguments; PeerFailed if a party died.
     """
@@ -88,11 +95,13 @@ class RemoteCluster(Cluster):
         tokenizer: Tokenizer | None,
         settings: RequestSettings,
         compute: Compute | None = None,
+        prepared: Prepared = "auto",
     ) -> None:
-        plan, tokens = _agreed(calls)
+        plan, tokens = agreed_plan(calls)
+        self.stock = Stock(common_stock(each.answer.model for each in calls.values()), prepared)
         name = cluster.identity(Role.CLIENT).name
         options = ActorOptions(name=name, compute=compute or Compute())
-        client = Client(options, plan=plan, tokens=tokens)
+        client = Client(options, plan=plan, tokens=tokens, stock=self.stock)
         links = RemoteLinks(cluster, calls)
         super().__init__(
             plan.config, tokenizer, client, settings, links, cluster.between, apart=True
@@ -117,6 +126,7 @@ class RemoteCluster(Cluster):
         settings: Settings | RequestSettings | None = None,
         compute: Compute | None = None,
         require: Requirement | None = None,
+        prepared: Prepared = "auto",
     ) -> Self:
         """Ask all three parties for a session on a model; returns when all have it loaded.
 
@@ -124,12 +134,15 @@ class RemoteCluster(Cluster):
             tokenizer: the path of one, or a transformers tokenizer in memory; default: the one
                 that the owner published with the model.
             require: "private-weights" refuses a model whose weights the parties know.
+            prepared: whether requests use what `prepare_units` has made: "auto" if there is a unit
+                that fits, "never", or "require", which refuses them otherwise.
 
         Raises:
             Busy: a party is full now. ConfigError: a party refuses, the parties hold different
             weights, or the model is not as required. TransportError: a party cannot be reached.
         """
         check_requirement(require)
+        check_prepared(prepared)
         started = anyio.current_time()
         own = None if tokenizer is None else _own_tokenizer(tokenizer)
         wished = RequestSettings.of(settings)
@@ -144,7 +157,7 @@ class RemoteCluster(Cluster):
         try:
             if own is None:
                 own = _published(calls)
-            made = cls(cluster, model, calls, own, wished, compute)
+            made = cls(cluster, model, calls, own, wished, compute, prepared)
             insist(require, made.weights, f"model {model}")
             _check_vocabulary(own, made.plan)
         except BaseException:
@@ -153,31 +166,12 @@ class RemoteCluster(Cluster):
         made.seconds["open"] = anyio.current_time() - started
         return made
 
-
-def _agreed(calls: Mapping[Role, Call]) -> tuple[Plan, int]:
-    """The plan that all three parties announce, and the largest request that all allow.
-
-    Raises:
-        ConfigError: the parties hold shares that do not belong together.
-        RemoteProtocolError: an answer is unusable.
-    """
-    entries = {peer: each.answer.model for peer, each in calls.items()}
-    held = {(entry.digest, entry.upload) for entry in entries.values() if entry is not None}
-    contents = {entry.content for peer, entry in entries.items() if entry and not peer.is_dealer}
-    if len(held) != 1 or None in entries.values():
-        raise ConfigError(
-            "the parties hold different uploads of this model: run `puma models remove`, then "
-            "`puma upload` again"
-        )
-    if len(contents) > 1:
-        raise ConfigError(different_weights())
-    try:
-        plan = Plan.from_public(calls[Role.DEALER].answer.plan)
-    except ModelError as error:
-        raise RemoteProtocolError(f"the announced plan is unusable: {error}") from None
-    if {plan.digest()} != {digest for digest, _ in held}:
-        raise RemoteProtocolError("the announced plan does not have the announced digest")
-    return plan, min(each.answer.tokens for each in calls.values())
+    def choose(
+        self, batch: Batch, steps: int = 1, draft: int = 0, wished: RequestSettings | None = None
+    ) -> Choice:
+        """As `Requests.choose`; if there is a prepared unit that fits, its settings."""
+        found = None if draft else self.stock.settings(batch, steps, wished or self.settings)
+        return super().choose(batch, steps, draft, wished) if found is None else Choice(found)
 
 
 def _published(calls: Mapping[Role, Call]) -> Tokenizer | None:

@@ -350,7 +350,7 @@ class Requests(ABC):
             usage.drafts.append(Drafted(answer.proposed, 0))
         spent = time.perf_counter() - started
         usage.seconds[phase] = usage.seconds.get(phase, 0.0) + spent
-        usage.steps = inference.known_costs
+        usage.steps, usage.prepared = inference.known_costs, len(inference.prepared)
         return result
 
     def _ends(self) -> set[int]:
@@ -397,3 +397,4 @@ class Requests(ABC):
         with suppress(PumaError):
             await self.client.end(inference)
         self.usage.steps = inference.known_costs
+        self.usage.prepared = len(inference.prepared)

@@ -15,6 +15,7 @@ class Usage:
 
     Attributes:
         settings: of the first step, and of those after it.
+        prepared: how many steps used a prepared unit, so that nothing was dealt for them.
         draft: what proposed tokens, or "none".
         drafts: proposed and accepted tokens of each step after the first.
         decoded: number of tokens that those steps yielded.
@@ -26,6 +27,7 @@ class Usage:
     token_ids: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     steps: list[Cost] = field(default_factory=list)
+    prepared: int = 0
     stop_reason: str = ""
     draft: str = "none"
     drafts: list[Drafted] = field(default_factory=list)

@@ -95,3 +95,12 @@ def write_new(path: Path, data: bytes, mode: int) -> None:
             raise
         finally:
             Path(draft).unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

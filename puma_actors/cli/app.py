@@ -29,6 +29,7 @@ from puma_actors.cli.commands import (
     text_commands,
 )
 from puma_actors.cli.commands.converting import convert
+from puma_actors.cli.commands.preparing.prepare import prepare
 from puma_actors.cli.commands.texts import labels
 from puma_actors.cli.commands.what_if import options as what_if_options
 from puma_actors.cli.early import refuse_unsupported
@@ -283,7 +284,14 @@ app.command("what-if")(spread(what_if_options.what_if))
 # The commands that people try first come first in the help.
 text_commands.register(app)
 labels.register(app)
-for command in (convert.convert, hosts.party, hosts.upload, hosts.ping, hosts.doctor):
+for command in (
+    convert.convert,
+    hosts.party,
+    hosts.upload,
+    spread(prepare),
+    hosts.ping,
+    hosts.doctor,
+):
     app.command()(command)
 app.add_typer(models.app, name="models")
 app.add_typer(certs.app, name="certs")

@@ -22,6 +22,14 @@ class Require(StrEnum):
     PRIVATE_WEIGHTS = "private-weights"
 
 
+class PreparedChoice(StrEnum):
+    """Whether a request uses a unit that parties have prepared."""
+
+    AUTO = "auto"
+    NEVER = "never"
+    REQUIRE = "require"
+
+
 class Tree(StrEnum):
     """What a step keeps to a minimum."""
 
@@ -79,6 +87,13 @@ CodecOption = Annotated[
 ]
 SecretLogitsOption = Annotated[
     bool, typer.Option("--secret-logits", help="Reveal only the best token, not the logits.")
+]
+PreparedOption = Annotated[
+    PreparedChoice,
+    typer.Option(
+        help="With --cluster: whether to use what `puma prepare` has made. auto: if a unit fits; "
+        "require: refuse the request otherwise."
+    ),
 ]
 NetworkOption = Annotated[
     str | None,

@@ -18,6 +18,7 @@ from puma_actors.api.remote import RemoteCluster
 from puma_actors.api.requests import Requests
 from puma_actors.base.sizes import parse_size
 from puma_actors.cli.notice import warn
+from puma_actors.cli.options import PreparedChoice
 from puma_actors.cli.output import progress, tell
 from puma_actors.cli.where import Where
 from puma_actors.hosts.config import load_config
@@ -51,6 +52,8 @@ def local_options(settings: RequestSettings, where: Where, report: Progress) -> 
     """
     if where.tokenizer is not None or where.insecure_no_tls:
         raise ConfigError("--tokenizer and --insecure-no-tls need --cluster")
+    if where.prepared is PreparedChoice.REQUIRE:
+        raise ConfigError("--prepared require needs --cluster: remote parties prepare units")
     if where.public_weights:
         if where.require is not None:
             raise ConfigError(f"--public-weights: not with --require {where.require}")
@@ -134,6 +137,7 @@ async def _open_remote(
         tokenizer=where.tokenizer,
         settings=settings,
         require=None if where.require is None else "private-weights",
+        prepared=where.prepared.value,
     )
     tell(_KINDS[found.weights])
     return found

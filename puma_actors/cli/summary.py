@@ -61,6 +61,7 @@ def usage_report(cluster: Cluster, usage: Usage, *, generated: bool = True) -> d
             "rounds": total.rounds,
             "online_bytes": total.online,
             "offline_bytes": total.offline,
+            "prepared_steps": usage.prepared,
         },
         "network": network.to_public() if (network := network_of(cluster)) else None,
         "settings": {
@@ -95,6 +96,8 @@ def print_summary(cluster: Cluster, usage: Usage, *, stopped: bool = False) -> N
     if (network := network_of(cluster)) is not None:
         stderr.print(f"network {network.describe()}", style="dim")
     stderr.print(_trees(cluster, usage, several=stopped), style="dim")
+    if usage.prepared:
+        stderr.print("prepared: nothing was dealt for this request", style="dim")
     reason = _ENDS.get(usage.stop_reason, usage.stop_reason)
     end = f"stopped: {reason} · no" if stopped else "no"
     hidden = _hidden(cluster, "prompt" if stopped else "text")

@@ -8,6 +8,8 @@ from puma_actors.cli.options import (
     InsecureOption,
     MemoryOption,
     NetworkOption,
+    PreparedChoice,
+    PreparedOption,
     PublicOption,
     RequireOption,
     TokenizerOption,
@@ -25,6 +27,7 @@ class Where:
         codec, network: as for `LocalCluster`; `network` also for connections to remote parties.
         cluster: a cluster.toml. tokenizer: a client's own, for a model at remote parties.
         insecure_no_tls: allow addresses without encryption in the cluster.toml.
+        prepared: whether a request uses a unit that remote parties have prepared.
     """
 
     memory: MemoryOption = None
@@ -35,3 +38,4 @@ class Where:
     cluster: ClusterOption = None
     tokenizer: TokenizerOption = None
     insecure_no_tls: InsecureOption = False
+    prepared: PreparedOption = PreparedChoice.AUTO

@@ -30,16 +30,18 @@ from puma_actors.base.build import program_digest
 from puma_actors.base.identity import NAME_CHARS, PeerIdentity
 from puma_actors.base.strict import Strict
 from puma_actors.base.texts import TEXT_CHARS, printable, told
+from puma_actors.prepare.unit import Shape
 from puma_actors.transports import Channel
 from puma_actors.transports.frames import NO_SESSION, Frame, Kind
 
 VERSION = 2
 """Version of these first messages and of everything after them."""
 
-Purpose = Literal["link", "session", "upload", "list", "remove", "ping"]
+Purpose = Literal["link", "session", "prepare", "upload", "list", "remove", "ping"]
 _MAY: dict[Purpose, tuple[Role, ...]] = {
     "link": (Role.DEALER, Role.EVALUATOR_A, Role.EVALUATOR_B),
     "session": (Role.CLIENT,),
+    "prepare": (Role.OWNER, Role.CLIENT),
     "upload": (Role.OWNER,),
     "list": (Role.OWNER, Role.CLIENT),
     "remove": (Role.OWNER,),
@@ -78,10 +80,18 @@ class Request(Strict):
     upload: str = Field(default="", pattern=r"^(?:[0-9a-f]{32})?$")
 
 
+class StockEntry(Strict):
+    """Prepared units of one shape: how many a party has, and their bytes there."""
+
+    shape: Shape
+    count: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+
+
 class ModelEntry(Strict):
     """A model that a party holds. `problem` is empty if no problem is known; `verified`: all its
     files had the right checksum when they were last read, and have not changed since. `content`: a
-    digest of public weights at an evaluator.
+    digest of public weights at an evaluator. `prepared`: units for requests on it.
     """
 
     name: Short
@@ -96,6 +106,7 @@ class ModelEntry(Strict):
     loaded: bool = False
     verified: bool = False
     problem: Problem = ""
+    prepared: list[StockEntry] = Field(default_factory=list, max_length=4096)
 
 
 class LinkEntry(Strict):

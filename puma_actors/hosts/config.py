@@ -70,13 +70,14 @@ class Timeouts(Strict):
 
 class Limits(Strict):
     """The most that one party provides: sessions at once, bytes of memory, tokens at a time, bytes
-    on disk of uploads that were cut.
+    on disk of uploads that were cut and of prepared units.
     """
 
     sessions: int = Field(default=4, ge=1, le=1024)
     memory: int = Field(default=8_000_000_000, ge=1 << 20)
     inference_tokens: int = Field(default=2048, ge=1, le=1 << 20)
     unfinished: int = Field(default=MOST_BYTES, ge=0)
+    prepared: int = Field(default=20_000_000_000, ge=0)
 
 
 def _party(entry: str) -> str:

@@ -4,20 +4,24 @@ What has come of an upload that is cut stays in the store's incoming area, and t
 behind it. Only an upload that breaks the rules is removed at once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
 from models.programs.families import parameters_of
 from models.programs.plan import Plan, Weights
 from protocols.base.shares import Role
-from protocols.errors import RemoteProtocolError, StoreError
+from protocols.errors import PumaError, RemoteProtocolError, StoreError, StoreNameError
+from puma_actors.base.identity import PeerIdentity
 from puma_actors.base.logs import log
+from puma_actors.hosts.admission import Request, admit
 from puma_actors.hosts.residents import least_bytes
 from puma_actors.hosts.shelf import DraftShelf
 from puma_actors.hosts.stores.draft import Draft
-from puma_actors.hosts.stores.manifest import PUBLIC_BYTES, seed_file, words_file
+from puma_actors.hosts.stores.manifest import PUBLIC_BYTES, check_name, seed_file, words_file
+from puma_actors.hosts.visits import disk
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.matrices import Matrices
 from puma_actors.roles.messages import (
@@ -35,6 +39,11 @@ from puma_actors.roles.messages import (
 )
 from puma_actors.roles.spool import spool_bytes
 from puma_actors.roles.upload import Upload
+from puma_actors.session.handshake import Identity, handshake
+from puma_actors.transports import Channel
+
+if TYPE_CHECKING:
+    from puma_actors.hosts.server import PartyServer
 
 
 class OnDisk:
@@ -195,3 +204,55 @@ class Receiver(Actor):
     async def _disk(self, function: Callable[..., object], *args: Any) -> None:
         """Run a function off the event loop, so that sessions go on meanwhile."""
         await self.scheduler.compute.offload(function, *args)
+
+
+class Uploads:
+    """A party's handler for owners that upload.
+
+    Attributes:
+        names: of the models that are being uploaded.
+    """
+
+    def __init__(self, server: "PartyServer") -> None:
+        self.names: set[str] = set()
+        self._server = server
+
+    async def receive(
+        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
+    ) -> None:
+        """Receive one model, from admission to the end of its session."""
+        server, name = self._server, check_name(request.model)
+        times = server.config.timeouts
+        if name in self.names:
+            raise StoreNameError(
+                f"a model {name!r} is being uploaded to {server.role} already: if its owner is "
+                f"gone, try again in {times.silence:g} s"
+            )
+        upload = request.upload or session.hex()
+        async with server.place(session), self._draft(name, upload) as draft:
+            try:
+                await admit(channel, session, server.answer())
+                me = Identity(server.role, server.identity.name, session)
+                peer = await handshake(channel, me, {Role.OWNER}, timeout=times.opening)
+                options = ActorOptions(compute=server.compute)
+                receiver = Receiver(server.role, draft, server.config.limits.memory, options)
+                receiver.attach([peer])
+                log.info("upload begins", model=name)
+                await receiver.run()
+            except (PumaError, OSError) as error:
+                log.warning("upload failed", model=name, reason=str(error))
+
+    @asynccontextmanager
+    async def _draft(self, name: str, upload: str) -> AsyncIterator[Draft]:
+        """The only draft of this name; suspended afterwards, unless it was kept."""
+        self.names.add(name)
+        try:
+            draft = await disk(self._server.store.draft, name, upload)
+            self._server.residents.drop(name)  # it may have been taken back
+            try:
+                yield draft
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await disk(draft.suspend)
+        finally:
+            self.names.discard(name)

@@ -31,7 +31,6 @@ from protocols.errors import (
     PumaError,
     RemoteProtocolError,
     StoreError,
-    StoreNameError,
     TransportError,
 )
 from puma_actors.base.compute import Compute, give_back
@@ -51,14 +50,15 @@ from puma_actors.hosts.admission import (
 )
 from puma_actors.hosts.config import ClusterConfig
 from puma_actors.hosts.peer_links import Links
-from puma_actors.hosts.receiver import Receiver
+from puma_actors.hosts.prepared.making import Maker
+from puma_actors.hosts.receiver import Uploads
 from puma_actors.hosts.residents import RETRY, Held, Residents
 from puma_actors.hosts.serving import RequestLimits, ServingLimits, serve
-from puma_actors.hosts.stores.draft import Draft
 from puma_actors.hosts.stores.manifest import check_name
 from puma_actors.hosts.stores.store import ModelStore
 from puma_actors.hosts.visits import Visits, disk, tidy_uploads, watch_certificates
 from puma_actors.hosts.workers.cluster import workers_of
+from puma_actors.prepare.shelf import FOLDER, Shelf
 from puma_actors.roles.actor import ActorOptions
 from puma_actors.roles.party import Party
 from puma_actors.session.handshake import Identity, Peer, handshake, naming
@@ -70,9 +70,9 @@ _MOST_CONNECTIONS = 256
 _KEPT_FOR_PARTIES = 16
 """Reserved places that clients and owners cannot take: links must be able to come back."""
 _REMEMBERED = 1 << 16
-_WITH_PROGRAMS = ("link", "session", "upload")
+_WITH_PROGRAMS = ("link", "session", "prepare", "upload")
 """Purposes that need the same program on both sides."""
-_LARGE = ("session", "upload")
+_LARGE = ("session", "prepare", "upload")
 """Purposes that take so much memory that it is returned to the system afterwards."""
 
 Handler: TypeAlias = Callable[[Channel, Request, bytes, PeerIdentity], Awaitable[None]]
@@ -96,6 +96,7 @@ class PartyServer:
         self.compute = compute or Compute()
         self.store = ModelStore(config.path(config.store), role, config.limits.unfinished)
         self.workers = workers_of(config, role, self.compute)
+        self.shelf = Shelf(self.store.folder / FOLDER, role, config.limits.prepared)
         self.residents = Residents(self.store, config.limits, self.compute, self.workers)
         self.links = Links(config, role)
         self.visits = Visits(self)
@@ -104,13 +105,14 @@ class PartyServer:
         self._draining = anyio.Event()
         self._idle = anyio.Event()
         self._connections = 0
-        self._uploading: set[str] = set()
+        self._uploads = Uploads(self)
         self._used: deque[bytes] = deque(maxlen=_REMEMBERED)
         self._known: set[bytes] = set()
         self._handlers: dict[str, Handler] = {
             "link": self._link,
             "session": self._session,
-            "upload": self._upload,
+            "prepare": self._session,
+            "upload": self._uploads.receive,
             "list": self.visits.list,
             "remove": self.visits.remove,
             "ping": self.visits.ping,
@@ -127,6 +129,7 @@ class PartyServer:
         address = self.config.listens(self.role)
         transport = self.config.transport(address, self.role)
         with self.store:
+            self.shelf.open(self.store.uploads())
             async with self.workers or nullcontext(), await transport.listen(address) as listener:
                 log.info("listening", role=str(self.role), address=listener.address)
                 try:
@@ -228,7 +231,7 @@ class PartyServer:
     # -- sessions ---------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _place(self, session: bytes) -> AsyncIterator[None]:
+    async def place(self, session: bytes) -> AsyncIterator[None]:
         """Take one of the party's places, for a session with a fresh id."""
         if self._draining.is_set():
             raise Busy(f"{self.role} is shutting down: try again in {RETRY} s")
@@ -248,6 +251,10 @@ class PartyServer:
             self.sessions -= 1
             self._idle.set()
 
+    def tidy_units(self) -> None:
+        """Remove the prepared units of models that are gone (in a thread)."""
+        self.shelf.keep_only(self.store.uploads())
+
     def answer(self, **content: object) -> Answer:
         """An answer of this party."""
         name = self.identity.name
@@ -259,7 +266,7 @@ class PartyServer:
         name = check_name(request.model)
         for peer in self.links.peers:
             self.links.get(peer)  # before loading a model in vain
-        async with self._place(session), self.residents.lease(name) as held:
+        async with self.place(session), self.residents.lease(name) as held:
             links = {peer: self.links.get(peer) for peer in self.links.peers}
             ways = {peer: link.open(session) for peer, link in links.items()}
             try:
@@ -270,8 +277,8 @@ class PartyServer:
                     with suppress(PumaError):
                         await refuse(channel, session, error)
                     raise
-                log.info("session begins", model=name)
-                await self._serve_session(held, peers)
+                log.info("session begins", model=name, purpose=request.purpose)
+                await self._serve_session(held, peers, prepare=request.purpose == "prepare")
                 log.info("session ends", model=name)
             except PumaError as error:  # admitted: the caller learns of it through the scheduler
                 # The client may have noticed first, and hung up: that alone would not show the
@@ -283,7 +290,7 @@ class PartyServer:
                     for way in ways.values():
                         await way.aclose()
 
-    async def _serve_session(self, held: Held, peers: list[Peer]) -> None:
+    async def _serve_session(self, held: Held, peers: list[Peer], *, prepare: bool) -> None:
         limits = ServingLimits(
             self.config.limits.inference_tokens,
             self.config.timeouts.idle,
@@ -293,7 +300,17 @@ class PartyServer:
         flow = Flow()
         options = ActorOptions(compute=self.compute, flow=flow)
         with RequestLimits(self.role, limits, flow.window) as admission:
-            party = Party(self.role, options, model=held.model, admission=admission)
+            if prepare:
+                asker = peers[0].role
+                maker = Maker(
+                    self.role, options, asker, held.model, self.shelf, admission, limits.idle
+                )
+                maker.attach(peers)
+                await maker.run()
+                return
+            party = Party(
+                self.role, options, model=held.model, admission=admission, shelf=self.shelf
+            )
             party.attach(peers)
             await serve(party, limits.idle, held.placement)
 
@@ -342,46 +359,6 @@ class PartyServer:
                 with suppress(PumaError), anyio.move_on_after(times.handshake):
                     await refuse(ways[other], me.session, error)
             raise
-
-    async def _upload(
-        self, channel: Channel, request: Request, session: bytes, caller: PeerIdentity
-    ) -> None:
-        name = check_name(request.model)
-        if name in self._uploading:
-            raise StoreNameError(
-                f"a model {name!r} is being uploaded to {self.role} already: if its owner is gone, "
-                f"try again in {self.config.timeouts.silence:g} s"
-            )
-        upload = request.upload or session.hex()
-        async with self._place(session), self._upload_of(name, upload) as draft:
-            try:
-                await admit(channel, session, self.answer())
-                me = Identity(self.role, self.identity.name, session)
-                peer = await handshake(
-                    channel, me, {Role.OWNER}, timeout=self.config.timeouts.opening
-                )
-                memory = self.config.limits.memory
-                receiver = Receiver(self.role, draft, memory, ActorOptions(compute=self.compute))
-                receiver.attach([peer])
-                log.info("upload begins", model=name)
-                await receiver.run()
-            except (PumaError, OSError) as error:
-                log.warning("upload failed", model=name, reason=str(error))
-
-    @asynccontextmanager
-    async def _upload_of(self, name: str, upload: str) -> AsyncIterator[Draft]:
-        """The only draft of this name; suspended afterwards, unless it was kept."""
-        self._uploading.add(name)
-        try:
-            draft = await disk(self.store.draft, name, upload)
-            self.residents.drop(name)  # it may have been taken back
-            try:
-                yield draft
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await disk(draft.suspend)
-        finally:
-            self._uploading.discard(name)
 
     # -- links ------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from puma_actors.base.certs import SOON_DAYS, expiring
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.base.logs import log
 from puma_actors.base.texts import printable
-from puma_actors.hosts.admission import ModelEntry, Request, admit
+from puma_actors.hosts.admission import ModelEntry, Request, StockEntry, admit
 from puma_actors.hosts.config import ClusterConfig
 from puma_actors.hosts.residents import RETRY
 from puma_actors.hosts.stores.incoming import Incoming
@@ -73,6 +73,10 @@ class Visits:
             bytes=sum(entry.bytes for entry in manifest.files.values()),
             loaded=self._server.residents.loaded(name),
             verified=verified,
+            prepared=[
+                StockEntry(shape=shape, count=count, bytes=nbytes)
+                for shape, (count, nbytes) in self._server.shelf.stock(manifest.upload).items()
+            ],
         )
 
     def _entries(self) -> list[ModelEntry]:
@@ -104,6 +108,7 @@ class Visits:
             if await disk(self._store.incoming.remove, name) and not models:
                 models = [ModelEntry(name=name, problem="an unfinished upload")]
         self._server.residents.drop(name)
+        await disk(self._server.tidy_units)
         if models:
             log.info("model removed", model=name)
         await admit(channel, session, self._server.answer(models=models))

@@ -26,6 +26,8 @@ from protocols.errors import (
 )
 from puma_actors.base.concurrency import Signal
 from puma_actors.base.texts import printable
+from puma_actors.prepare.stock import Stock
+from puma_actors.prepare.unit import shape_of
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import (
     CloseMessage,
@@ -51,6 +53,7 @@ class Inference:
         taken: steps done so far.
         turns: its steps, as the parties count them.
         costs: cost of each step for all parties together, as far as they have reported.
+        prepared: the steps for which the parties used a prepared unit.
         refusal: the reason why a party does not take part, if any.
     """
 
@@ -61,6 +64,7 @@ class Inference:
     turns: Turns
     taken: int = 0
     costs: dict[int, Cost] = field(default_factory=dict)
+    prepared: set[int] = field(default_factory=set)
     refusal: PumaError | None = None
     _scope: anyio.CancelScope | None = None  # scope of the running step
     _reports: dict[int, set[Role]] = field(default_factory=dict)
@@ -116,6 +120,7 @@ class Client(Actor):
         plan: the model's plan, if the parties have sent it already; None: the owner sends it.
         tokens: how many tokens the parties accept at a time, prompts and answers; None: no limit.
         check: called before each request; it raises an error to refuse it.
+        stock: which requests use prepared units; None: none do.
 
     Attributes:
         plan: the model's plan, once it is known.
@@ -129,8 +134,10 @@ class Client(Actor):
         plan: Plan | None = None,
         tokens: int | None = None,
         check: RequestCheck | None = None,
+        stock: Stock | None = None,
     ) -> None:
         super().__init__(Role.CLIENT, options)
+        self._stock = stock or Stock({}, "never")
         self.plan = plan
         self.tokens = tokens
         self._check = check
@@ -169,6 +176,8 @@ class Client(Actor):
             inference, step = self._find(message.number)
             cost = Cost(message.rounds, message.online_bytes, message.offline_bytes)
             inference.add(step, role, cost)
+            if message.prepared:
+                inference.prepared.add(step)
         elif isinstance(message, RefusedMessage) and role in COMPUTING:
             text = printable(message.text)
             self._find(message.number)[0].refuse((Busy if message.busy else ConfigError)(text))
@@ -228,7 +237,8 @@ class Client(Actor):
                 "positions: shorten the text or request fewer tokens"
             )
         check_rows(plan.config, batch.rows)
-        request = infer_message(self._next, batch, steps, chosen, draft)
+        prepared = self._stock.ask(shape_of(batch, steps, chosen, draft))
+        request = infer_message(self._next, batch, steps, chosen, draft, prepared)
         inference = Inference(self._next, batch, steps, chosen, Turns(request))
         self._next += steps
         self._inferences[inference.number] = inference

@@ -4,7 +4,8 @@ Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload ord
 where models are stored also `file` before the plan, which is answered with `held`, and `commit`
 after every party is `ready`. For public weights `matrix` and `piece` instead of `seed` and
 `tensor`, to the evaluators alone.
-Parties to each other: `agree`, before they serve a model. Then to all waiting roles: `ready`.
+Parties to each other: `agree`, before they serve a model; `unit`, before a request that may use a
+prepared one. After `agree`, to all waiting roles: `ready`.
 Client to parties: `infer`, `end`, `close`; with a draft also `next`, before each step except the
 first. Parties to the client: `step` after each step, `ended` after the last, and `refused` instead
 of all steps of an inference for which they have no memory.
@@ -25,6 +26,7 @@ from protocols.base.lane import APPROXIMATIONS, Approximation, Reveal, Settings,
 from protocols.errors import ConfigError, RemoteProtocolError
 from puma_actors.base.strict import Strict, first_fault
 from puma_actors.base.texts import TEXT_CHARS
+from puma_actors.prepare.unit import Prepared, Shape, UnitMessage, shape_of
 from puma_actors.roles.described import Description
 
 MAX_TOKENS = 1 << 20
@@ -136,7 +138,8 @@ class InferMessage(_Message):
     tokens a step, several. `tree` and `lanes` are those of the first step, `further_tree` and
     `further_lanes` of the others.
 
-    Step k is inference number `number` + k, which no party may have seen before.
+    Step k is inference number `number` + k, which no party may have seen before. `prepared`: does
+    it use a prepared unit?
     """
 
     do: Literal["infer"] = "infer"
@@ -155,6 +158,11 @@ class InferMessage(_Message):
     further_lanes: int = Field(default=1, ge=1, le=1024)
     reveal: Reveal = "logits"
     block: int = Field(default=Settings().block, ge=1, le=1 << 32)
+    prepared: Prepared = "never"
+
+    def shape(self) -> Shape | None:
+        """The shape of the unit that it could use, if any."""
+        return shape_of(self.batch(), self.steps, self.settings(), self.draft)
 
     def settings(self) -> StepSettings:
         """Settings for the lanes."""
@@ -196,7 +204,12 @@ class NextMessage(_Message):
 
 
 def infer_message(
-    number: int, batch: Batch, steps: int, settings: Settings | StepSettings, draft: int = 0
+    number: int,
+    batch: Batch,
+    steps: int,
+    settings: Settings | StepSettings,
+    draft: int = 0,
+    prepared: Prepared = "never",
 ) -> InferMessage:
     """The request for an inference with these settings, and up to `draft` proposed tokens a step.
 
@@ -220,19 +233,23 @@ def infer_message(
             further_lanes=further.lanes,
             reveal=first.reveal,
             block=first.block,
+            prepared=prepared,
         )
     except ValidationError as error:
         raise ConfigError(f"unusable request, {_first(error)}") from None
 
 
 class StepMessage(_Message):
-    """Cost of one step at the sender: payload bytes it sent; rounds on its longest chain."""
+    """Cost of one step at the sender: payload bytes it sent; rounds on its longest chain.
+    `prepared`: what is dealt was dealt before.
+    """
 
     do: Literal["step"] = "step"
     number: int = Field(ge=0)
     rounds: int = Field(ge=0)
     online_bytes: int = Field(ge=0)
     offline_bytes: int = Field(ge=0)
+    prepared: bool = False
 
 
 class RefusedMessage(_Message):
@@ -277,6 +294,7 @@ Message: TypeAlias = Annotated[
     | AgreeMessage
     | ReadyMessage
     | InferMessage
+    | UnitMessage
     | NextMessage
     | StepMessage
     | RefusedMessage
@@ -294,8 +312,13 @@ def parse(header: Mapping[str, Any]) -> Any:
     Raises:
         RemoteProtocolError: it is not one of our messages. The text names fields, never values.
     """
+    return checked(_ADAPTER, header)
+
+
+def checked(adapter: TypeAdapter[Any], header: Mapping[str, Any]) -> Any:
+    """As `parse`, for messages of another kind."""
     try:
-        return _ADAPTER.validate_python(dict(header))
+        return adapter.validate_python(dict(header))
     except ValidationError as error:
         raise RemoteProtocolError(f"malformed request, {_first(error)}") from None
 

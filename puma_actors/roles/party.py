@@ -1,21 +1,21 @@
 """A computing party: dealer or evaluator. It receives shares of a model and serves inferences."""
 
-from collections.abc import Sequence
-from contextlib import aclosing, suppress
-from typing import Any, Protocol
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing, nullcontext, suppress
+from typing import Any, NoReturn
 
 import anyio
 from anyio.abc import TaskGroup
 
 from models.programs.families import parameters_of
-from models.programs.head_layers import check_rows
-from models.programs.inference import evaluate
+from models.programs.inference import embed_only, evaluate
 from models.programs.plan import Plan
 from models.programs.program import Cache
 from models.programs.public import plan_digests
 from protocols.base.lane import Lane
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.drivers.public import differing, refusal
+from protocols.embedding import embed
 from protocols.errors import (
     Busy,
     ConfigError,
@@ -25,6 +25,9 @@ from protocols.errors import (
 from puma_actors.base.concurrency import unwrap
 from puma_actors.base.logs import log
 from puma_actors.base.texts import TEXT_CHARS
+from puma_actors.prepare.shelf import Shelf
+from puma_actors.prepare.unit import UnitMessage
+from puma_actors.prepare.using import Units, Use
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import (
     AgreeMessage,
@@ -42,7 +45,7 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
-from puma_actors.roles.turns import Announced, Turn
+from puma_actors.roles.turns import Admission, AdmitAll, Announced, Turn, check_request
 from puma_actors.roles.upload import InMemory, Kept, Model, Upload, different_weights
 
 DEALER_LEAD = 2
@@ -51,40 +54,6 @@ MOST_REFUSED = 64
 """How many refused requests the client may leave open. They do not count toward the limits of
 tokens and memory, but each takes a task.
 """
-
-
-class Admission(Protocol):
-    """Decides which requests a party accepts, beyond the model's own limits."""
-
-    def check(self, request: InferMessage) -> None:
-        """Check a request before it is compared with the model.
-
-        Raises:
-            RemoteProtocolError: no honest client makes this request; the session ends.
-        """
-
-    def admit(self, request: InferMessage, plan: Plan) -> None:
-        """Accept a request that has been checked and fits the model.
-
-        Raises:
-            Busy, ConfigError: the party refuses it, for now or forever; the session goes on.
-        """
-
-    def release(self, number: int) -> None:
-        """Note that the admitted request with this number has ended."""
-
-
-class AdmitAll:
-    """Admits every request."""
-
-    def check(self, request: InferMessage) -> None:
-        """As `Admission`."""
-
-    def admit(self, request: InferMessage, plan: Plan) -> None:
-        """As `Admission`."""
-
-    def release(self, number: int) -> None:
-        """As `Admission`."""
 
 
 class Party(Actor):
@@ -98,6 +67,7 @@ class Party(Actor):
         model: the model to serve, whose parameters are not changed; None: the owner uploads one.
         admission: decides which requests to accept; None: all that fit the model.
         kept: where the owner's upload is kept; None: in memory.
+        shelf: the prepared units that its requests may use, if any.
 
     Attributes:
         activity: counts the client's messages and the reports to it.
@@ -111,9 +81,11 @@ class Party(Actor):
         model: Model | None = None,
         admission: Admission | None = None,
         kept: Kept | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         super().__init__(role, options)
         self.activity = 0
+        self._units = Units(role, shelf)
         self._admission = admission or AdmitAll()
         self._kept = kept or InMemory(role)
         self._arriving: Upload | None = None
@@ -180,6 +152,9 @@ class Party(Actor):
         await self._compare()
 
     async def _from_party(self, role: Role, message: Any) -> None:
+        if isinstance(message, UnitMessage):
+            self._units.heard(self.scheduler, role, message)
+            return
         if not isinstance(message, AgreeMessage) or role in self._heard:
             raise RemoteProtocolError(f"{role} may not send a {message.do!r} request")
         self._heard[role] = message
@@ -251,7 +226,7 @@ class Party(Actor):
             self.scheduler.end(self._unused, message.number)
             try:
                 self._admission.check(message)
-                _check_request(message, self._plan)
+                check_request(message, self._plan)
                 self._admission.admit(message, self._plan)
             except (Busy, ConfigError) as error:
                 if len(self._refused) >= MOST_REFUSED:
@@ -283,15 +258,21 @@ class Party(Actor):
         """Refuse a request, and wait until the client ends it, as it does at the other parties."""
         log.warning("request refused", role=str(self.role), reason=str(error))
         with self._running_inferences[message.number]:
-            self._forget(message)
-            busy, text = isinstance(error, Busy), str(error)[:TEXT_CHARS]
-            refused = RefusedMessage(number=message.number, text=text, busy=busy)
-            await self.scheduler.send_control(Role.CLIENT, refused.header())
-            await anyio.sleep_forever()
+            await self._tell_refused(message, error)
         await self._ended(message)
+
+    async def _tell_refused(self, message: InferMessage, error: PumaError) -> NoReturn:
+        """Tell the client that it is refused, and wait until the request's scope is cancelled."""
+        self._forget(message)
+        busy, text = isinstance(error, Busy), str(error)[:TEXT_CHARS]
+        refused = RefusedMessage(number=message.number, text=text, busy=busy)
+        await self.scheduler.send_control(Role.CLIENT, refused.header())
+        await anyio.sleep_forever()
+        raise AssertionError
 
     def _forget(self, message: InferMessage) -> None:
         """Forget a request, and what was dealt for steps that were not taken."""
+        self._units.forget(message.number)
         self.scheduler.end(message.number, message.number + message.steps)
 
     async def _ended(self, message: InferMessage) -> None:
@@ -304,52 +285,75 @@ class Party(Actor):
     async def _infer(self, message: InferMessage, plan: Plan, steps: Announced) -> None:
         """Run all steps, then wait for the client's `end`, which may also come earlier."""
         with self._running_inferences[message.number]:
+            unit = await self._take_unit(message, plan)
             cache = Cache.empty(plan.config.num_layers)
             lead = anyio.Semaphore(DEALER_LEAD if self.role.is_dealer else 1)
-            async with anyio.create_task_group() as group:
-                async with aclosing(steps.steps()) as turns:
+            with unit or nullcontext():
+                async with anyio.create_task_group() as group, aclosing(steps.steps()) as turns:
                     async for turn in turns:
                         await lead.acquire()
                         done = anyio.Event()
-                        group.start_soon(self._step, message, plan, turn, cache, done, lead)
+                        group.start_soon(self._step, message, plan, turn, unit, cache, done, lead)
                         await done.wait()
-                await anyio.sleep_forever()
+                    await anyio.sleep_forever()
         self._admission.release(message.number)
         await self._ended(message)
+
+    async def _take_unit(self, message: InferMessage, plan: Plan) -> Use | None:
+        """The prepared unit that a request uses, if any; if it needs one, it may be refused."""
+        made_for = (self._origin, plan, message.shape())
+        try:
+            return await self._units.take(
+                self.scheduler, message.number, message.prepared, *made_for
+            )
+        except Busy as error:
+            await self._tell_refused(message, error)
 
     async def _step(
         self,
         message: InferMessage,
         plan: Plan,
         turn: Turn,
+        unit: Use | None,
         cache: Cache,
         done: anyio.Event,
         lead: anyio.Semaphore,
     ) -> None:
         """Run one step. `done` is set when the next may begin; `lead` is released at the end."""
-        number, batch, kept = turn.number, turn.batch, turn.kept
-        settings = message.settings().at(number - message.number)
-        link = self.scheduler.link(number, settings, turn.bound)
+        number, step = turn.number, turn.number - message.number
+        settings = message.settings().at(step)
+        if unit is None:
+            link = self.scheduler.link(number, settings, turn.bound)
+        else:
+            link = await unit.link(self.scheduler, number, settings, turn.bound, step)
         lane = self._lanes[number] = self.lane(link)
         try:
             async with link:
-                await lane.watch(evaluate(lane, plan, self._parameters, batch, cache, kept))
+                await lane.watch(self._evaluate(lane, plan, turn, cache))
                 done.set()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), suppress(PumaError):
-                await self._report(number, lane)  # what was dealt ahead was sent anyway
+                await self._report(number, lane, prepared=link.prepared)  # it was sent anyway
             raise
         finally:
             del self._lanes[number]
-        await self._report(number, lane)
+        await self._report(number, lane, prepared=link.prepared)
         lead.release()
+
+    def _evaluate(
+        self, lane: Lane, plan: Plan, turn: Turn, cache: Cache
+    ) -> Coroutine[Any, Any, None]:
+        """This party's part of a step. A dealer that has dealt before only embeds."""
+        if self.role.is_dealer and lane.settings.prepared:
+            return embed_only(lane, plan, self._parameters, turn.batch, embed)
+        return evaluate(lane, plan, self._parameters, turn.batch, cache, turn.kept)
 
     def rounds(self, number: int) -> int:
         """Rounds that a running step has completed, on its longest chain."""
         lane = self._lanes.get(number)
         return 0 if lane is None else lane.clock
 
-    async def _report(self, number: int, lane: Lane) -> None:
+    async def _report(self, number: int, lane: Lane, *, prepared: bool) -> None:
         self.activity += 1
         traffic = lane.link.traffic
         cost = StepMessage(
@@ -357,24 +361,7 @@ class Party(Actor):
             rounds=lane.clock,
             online_bytes=traffic.online_bytes,
             offline_bytes=traffic.offline_bytes,
+            prepared=prepared,
         )
         log.info("step done", role=str(self.role), **cost.model_dump(exclude={"do"}))
         await self.scheduler.send_control(Role.CLIENT, cost.header())
-
-
-def _check_request(message: InferMessage, plan: Plan) -> None:
-    """Raise RemoteProtocolError if the model has no answer to this; an honest client knows that."""
-    batch, config = message.batch(), plan.config
-    if max(batch.lengths) + message.steps - 1 > config.max_positions:
-        raise RemoteProtocolError(
-            f"the client asked for more than {config.max_positions} positions"
-        )
-    if message.draft and config.head != "causal-lm":
-        raise RemoteProtocolError(f"the client asked for a draft of a {config.head} model")
-    types = int(getattr(config, "type_vocab_size", 0))
-    if batch.types is not None and max(batch.types) >= max(1, types):
-        raise RemoteProtocolError(f"token types go up to {types - 1}")
-    try:
-        check_rows(config, batch.rows)
-    except ConfigError as error:
-        raise RemoteProtocolError(f"the client's request is unusable: {error}") from None

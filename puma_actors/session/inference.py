@@ -38,7 +38,10 @@ class InferenceLink:
         role, settings, traffic: as in `Link`; `traffic` counts only the payload of this inference.
         number: number of the inference.
         bound: data that goes into the key of every stream.
+        prepared: what is dealt was dealt before the session.
     """
+
+    prepared = False
 
     def __init__(
         self, scheduler: "RoundScheduler", number: int, settings: Settings, bound: Path = ()

@@ -309,6 +309,17 @@ class Mailbox:
             raise LocalProtocolError("the inference ended while a lane waited for a message")
         return found
 
+    def skip(self, tag: Tag) -> None:
+        """The message with this tag does not come, or not any more: the program has it already.
+
+        Raises:
+            LocalProtocolError: the order is wrong, as for `take`.
+        """
+        lane, number = tag[:-1], tag[-1]
+        if number != self._taken[lane] + 1:
+            raise LocalProtocolError(f"message {tag} is skipped out of order")
+        self._taken[lane] = number
+
     def wake(self) -> None:
         """Wake every waiter, which then sees the failure."""
         self._alarmed = True

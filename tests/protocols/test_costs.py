@@ -292,8 +292,9 @@ def test_weights(rows, depth, columns):
         assert outcome.cost == remask_cost(product.size, 64, dealt=True, shift=shift)
 
 
+@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize(("count", "rows", "columns"), [(1, 2, 1), (3, 5, 7), (9, 300, 4)])
-def test_embedding_and_reveal(count, rows, columns):
+def test_embedding_and_reveal(count, rows, columns, prepared):
     parts = deal(generator().integers(0, 2**64, (rows, columns), dtype=np.uint64))
     tables = {r: Table.of(parts[r]) for r in COMPUTING}
     tables[Role.TRACE] = Table(Role.TRACE, (rows, columns), None, None)
@@ -306,9 +307,11 @@ def test_embedding_and_reveal(count, rows, columns):
         await request_rows(lane, np.zeros(count, dtype=np.int64), rows)
         await revealed(lane, (count, columns), 42)
 
-    counted = run_parties({**dict.fromkeys(COMPUTING, party), Role.CLIENT: client}).cost
-    assert trace(party)[0] == counted
-    assert counted == embed_cost(count, (rows, columns)) + reveal_cost(count * columns, 42)
+    settings = Settings(prepared=prepared)
+    counted = run_parties({**dict.fromkeys(COMPUTING, party), Role.CLIENT: client}, settings).cost
+    assert trace(party, settings)[0] == counted
+    declared = embed_cost(count, (rows, columns), prepared=prepared)
+    assert counted == declared + reveal_cost(count * columns, 42)
 
 
 # -- the accounts themselves -----------------------------------------------------------------------

@@ -6,6 +6,7 @@ from helpers import A, B, D, generator, run, share_ints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocols.base.lane import Settings
 from protocols.base.ring import RESIDUAL_BITS, signed
 from protocols.base.shares import COMPUTING, Role
 from protocols.drivers.lockstep import combine, deal, run_parties
@@ -18,7 +19,7 @@ def share_table(words):
     return {role: Table.of(part) for role, part in deal(words, frac=RESIDUAL_BITS).items()}
 
 
-def look_up(words, ids):
+def look_up(words, ids, chosen=None):
     """Outcome of one embedding; every computing party returns its share."""
     table = share_table(words)
     ids = np.asarray(ids, dtype=np.int64)
@@ -30,7 +31,7 @@ def look_up(words, ids):
         await request_rows(lane, ids, words.shape[0])
 
     programs = dict.fromkeys(COMPUTING, party)
-    return run_parties({**programs, Role.CLIENT: client})
+    return run_parties({**programs, Role.CLIENT: client}, chosen)
 
 
 def random_table(rows, columns, seed=0):
@@ -71,6 +72,15 @@ def test_any_ids(drawn, columns):
     rows, ids = drawn
     words = random_table(rows, columns, rows)
     np.testing.assert_array_equal(combine(shares_of(look_up(words, ids))), words[ids])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 70), st.data())
+def test_shifts_that_are_not_the_clients(rows, data):
+    ids = data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=5))
+    words = random_table(rows, 2, rows)
+    shares = shares_of(look_up(words, ids, Settings(prepared=True)))
+    np.testing.assert_array_equal(combine(shares), words[ids])
 
 
 @pytest.mark.parametrize(("rows", "bits"), [(1, 2), (4, 2), (5, 3), (49152, 16), (65537, 17)])

@@ -50,7 +50,7 @@ def test_views_under_other_settings(name, settings):
     check_case(lambda variant: run_once(name, variant, settings))
 
 
-def embed_once(variant):
+def embed_once(variant, prepared=False):
     """Eight rows of a small table, all the first or all the last."""
     values = np.full((5, 2), variant << 30)
     table = table_of(values)
@@ -62,11 +62,13 @@ def embed_once(variant):
     async def client(lane):
         await request_rows(lane, ids, 5)
 
-    return run_parties({**dict.fromkeys(COMPUTING, party), Role.CLIENT: client})
+    programs = {**dict.fromkeys(COMPUTING, party), Role.CLIENT: client}
+    return run_parties(programs, Settings(prepared=prepared))
 
 
-def test_embedding_hides_ids_and_rows_from_all_three():
-    check_case(embed_once, COMPUTING)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_embedding_hides_ids_and_rows_from_all_three(prepared):
+    check_case(lambda variant: embed_once(variant, prepared), COMPUTING)
 
 
 def test_the_dealer_hears_in_embedding_from_client_and_evaluators():

@@ -124,7 +124,7 @@ class Hosts:
             if (model / "tokenizer.json").exists():
                 tokenizer = Tokenizer.load(model)
             await upload_model(self.client, checkpoint, name, tokenizer=tokenizer, **options)
-        await until(lambda: not any(name in s._uploading for s in self.servers.values()))
+        await until(lambda: not any(name in s._uploads.names for s in self.servers.values()))
 
 
 @asynccontextmanager

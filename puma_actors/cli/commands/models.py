@@ -61,6 +61,7 @@ def _show(listing: Any) -> None:
 
     from puma_actors.cli.output import amount, stdout
     from puma_actors.hosts.caller import problem_of
+    from puma_actors.hosts.unanimous import common_stock
 
     table = Table(box=None)
     for heading in ("name", "architecture", "head", "at each evaluator", "uploaded", "state"):
@@ -69,6 +70,8 @@ def _show(listing: Any) -> None:
         good = [entry for entry in held.values() if not entry.problem] or [*held.values()]
         size = amount(max(entry.bytes for entry in held.values()))
         ready = "ready" if all(entry.verified for entry in good) else "ready, not yet verified"
+        if units := sum(common_stock(held.values()).values()):
+            ready += f", {units} prepared"
         state = problem_of(held, listing.silent) or ready
         first = good[0]
         kept = ", ".join(part for part in (size, first.weights) if part)

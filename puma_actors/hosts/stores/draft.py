@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.programs.plan import Plan
 from protocols.errors import StoreError, StoreNameError
+from puma_actors.base.keyfiles import sync_folder
 from puma_actors.base.logs import log
 from puma_actors.hosts.stores.journal import JOURNAL, Journal, Mark, Start, upload_in
 from puma_actors.hosts.stores.manifest import MANIFEST, PUBLIC_FILES, FileEntry, Manifest, seed_file
@@ -298,12 +299,3 @@ def _hashed(path: Path, size: int) -> Any:
     except FileNotFoundError:
         return None
     return digest
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -36,8 +36,9 @@ from protocols.errors import (
     StoreError,
     StoreNameError,
 )
+from puma_actors.base.keyfiles import sync_folder
 from puma_actors.hosts.stores.checksums import Checksums
-from puma_actors.hosts.stores.draft import PENDING, Draft, sync_folder
+from puma_actors.hosts.stores.draft import PENDING, Draft
 from puma_actors.hosts.stores.incoming import MOST_BYTES, Incoming
 from puma_actors.hosts.stores.journal import Journal, Mark, Start
 from puma_actors.hosts.stores.manifest import MANIFEST, Manifest, check_name, is_name
@@ -115,6 +116,14 @@ class ModelStore:
     def names(self) -> list[str]:
         """All models, including damaged ones; other folders, like lost+found, are ignored."""
         return sorted(p.name for p in self.folder.iterdir() if is_name(p.name) and p.is_dir())
+
+    def uploads(self) -> set[str]:
+        """The ids of the uploads of all models that are not damaged."""
+        found = set()
+        for name in self.names():
+            with suppress(StoreError):
+                found.add(self.manifest(name).upload)
+        return found
 
     def __contains__(self, name: str) -> bool:
         return (self.folder / check_name(name)).is_dir()
