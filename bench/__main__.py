@@ -31,6 +31,7 @@ from bench.runtime import (
     profiling,
     resident,
     speeds,
+    together,
     whatif,
     workers,
 )
@@ -49,6 +50,7 @@ BENCHMARKS: list[Benchmark] = [
     *decode.BENCHMARKS,
     *calls.BENCHMARKS,
     *hosts.BENCHMARKS,
+    *together.BENCHMARKS,
     *profiling.BENCHMARKS,
     *whatif.BENCHMARKS,
     *speeds.BENCHMARKS,

@@ -118,11 +118,15 @@ async def softmax_numerators(
 
     Args:
         scores: (H, R, L) with 18 fraction bits, |score| < 2^score_bits.
-        mask: (R, L), at least one entry of every row set.
+        mask: (R, L), or (H, R, L), at least one entry of every row set.
 
     Cost: that of the maximum (a radix-4 tree over the row), then that of exp; `near`: that of
     `histogram.numerators` for the entries whose mask is set, and a lift.
     """
+    if mask.ndim > scores.a.ndim - 1:  # every row has its own: one head of all rows
+        flat, own = scores.reshape(1, -1, mask.shape[-1]), mask.reshape(-1, mask.shape[-1])
+        values = await softmax_numerators(lane, flat, own, score_bits, near=near)
+        return values.reshape(*scores.shape)
     where = np.nonzero(mask)
     if near:
         counts = np.tile(mask.sum(axis=1), scores.shape[0])
@@ -276,8 +280,9 @@ async def attend(
     first, beside the numerators.
 
     Args:
+        mask: (R, L), or (H, R, L).
         near: what `near_dealt` says of the whole of which these rows are a part; by default, of
-            these rows.
+            these rows, which then have one mask for all H.
 
     Cost: softmax_numerators, then 3 rounds ("balanced" and "traffic": 4, with lifts
     before the division).
@@ -288,7 +293,7 @@ async def attend(
     if near is None:
         dealt = near_dealt(lane.settings, [mask], scores.shape[0], bounds.score_bits)
         near = dealt is not None
-    fitted = fit(bounds, mask.shape[1], near=near)
+    fitted = fit(bounds, mask.shape[-1], near=near)
     spare = fitted.spare
 
     async def numerators(strand: Lane) -> SecretTensor:

@@ -2,27 +2,25 @@
 
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from models.programs.families import parameters_of
-from models.programs.head_layers import check_rows
 from models.programs.inference import evaluate
 from models.programs.plan import Plan
 from models.programs.program import Cache
 from models.programs.public import plan_digests
 from protocols.base.lane import Lane
-from protocols.base.shares import COMPUTING, EVALUATORS, Role
-from protocols.drivers.public import differing, refusal
+from protocols.base.shares import COMPUTING, Role
 from protocols.errors import (
     Busy,
     ConfigError,
     PumaError,
     RemoteProtocolError,
 )
-from puma_actors.base.concurrency import unwrap
+from puma_actors.base.concurrency import Signal, unwrap
 from puma_actors.base.logs import log
 from puma_actors.base.texts import TEXT_CHARS
 from puma_actors.roles.actor import Actor, ActorOptions
@@ -32,6 +30,7 @@ from puma_actors.roles.messages import (
     EndedMessage,
     EndMessage,
     InferMessage,
+    JoinMessage,
     NextMessage,
     PlanMessage,
     ReadyMessage,
@@ -42,8 +41,11 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
+from puma_actors.roles.serving.accepted import Admission, AdmitAll, check_request
+from puma_actors.roles.serving.agreed import check_same
+from puma_actors.roles.serving.company import Company, Seat, joins, step_together
 from puma_actors.roles.turns import Announced, Turn
-from puma_actors.roles.upload import InMemory, Kept, Model, Upload, different_weights
+from puma_actors.roles.upload import InMemory, Kept, Model, Upload
 
 DEALER_LEAD = 2
 """Steps that the dealer may begin before the client's input to the first of them has arrived."""
@@ -51,40 +53,6 @@ MOST_REFUSED = 64
 """How many refused requests the client may leave open. They do not count toward the limits of
 tokens and memory, but each takes a task.
 """
-
-
-class Admission(Protocol):
-    """Decides which requests a party accepts, beyond the model's own limits."""
-
-    def check(self, request: InferMessage) -> None:
-        """Check a request before it is compared with the model.
-
-        Raises:
-            RemoteProtocolError: no honest client makes this request; the session ends.
-        """
-
-    def admit(self, request: InferMessage, plan: Plan) -> None:
-        """Accept a request that has been checked and fits the model.
-
-        Raises:
-            Busy, ConfigError: the party refuses it, for now or forever; the session goes on.
-        """
-
-    def release(self, number: int) -> None:
-        """Note that the admitted request with this number has ended."""
-
-
-class AdmitAll:
-    """Admits every request."""
-
-    def check(self, request: InferMessage) -> None:
-        """As `Admission`."""
-
-    def admit(self, request: InferMessage, plan: Plan) -> None:
-        """As `Admission`."""
-
-    def release(self, number: int) -> None:
-        """As `Admission`."""
 
 
 class Party(Actor):
@@ -98,6 +66,7 @@ class Party(Actor):
         model: the model to serve, whose parameters are not changed; None: the owner uploads one.
         admission: decides which requests to accept; None: all that fit the model.
         kept: where the owner's upload is kept; None: in memory.
+        company: lets steps be taken together with those of other sessions; None: they are not.
 
     Attributes:
         activity: counts the client's messages and the reports to it.
@@ -111,11 +80,15 @@ class Party(Actor):
         model: Model | None = None,
         admission: Admission | None = None,
         kept: Kept | None = None,
+        company: Company | None = None,
     ) -> None:
         super().__init__(role, options)
         self.activity = 0
         self._admission = admission or AdmitAll()
         self._kept = kept or InMemory(role)
+        self._company = company
+        self._seat: Seat | None = None
+        self._seated = Signal()
         self._arriving: Upload | None = None
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
@@ -137,6 +110,13 @@ class Party(Actor):
     def busy(self) -> bool:
         """Whether an inference runs."""
         return bool(self._running_inferences)
+
+    @property
+    def in_company(self) -> bool:
+        """Whether a step is taken together with others now, in a session that this one's messages
+        do not show.
+        """
+        return self._seat is not None and self._seat.busy
 
     async def main(self) -> None:
         try:
@@ -172,14 +152,31 @@ class Party(Actor):
         """
         tables = await self.scheduler.compute.offload(plan_digests, plan)
         self._mine = AgreeMessage(
-            digest=plan.digest(), upload=upload, tables=tables, content=self._content
+            digest=plan.digest(),
+            upload=upload,
+            tables=tables,
+            content=self._content,
+            max_batch=1 if self._company is None else self._company.most,
         )
-        for role in COMPUTING:
-            if role is not self.role:
-                await self.scheduler.send_control(role, self._mine.header())
+        await self._tell_parties(self._mine.header())
         await self._compare()
 
+    async def _tell_parties(self, header: dict[str, Any]) -> None:
+        for role in COMPUTING:
+            if role is not self.role:
+                await self.scheduler.send_control(role, header)
+
+    def _sit(self, session: bytes) -> None:
+        """Take the session's seat among others."""
+        if self._company is None or self._seat is not None:
+            raise RemoteProtocolError("evaluator-a invites to a joint session that cannot be")
+        self._seat = self._company.sit(session, self.scheduler.numbers.over)
+        self._seated.notify()
+
     async def _from_party(self, role: Role, message: Any) -> None:
+        if isinstance(message, JoinMessage) and role is Role.EVALUATOR_A:
+            self._sit(bytes.fromhex(message.session))
+            return
         if not isinstance(message, AgreeMessage) or role in self._heard:
             raise RemoteProtocolError(f"{role} may not send a {message.do!r} request")
         self._heard[role] = message
@@ -190,16 +187,12 @@ class Party(Actor):
         if mine is None:
             return
         for role, theirs in self._heard.items():
-            if (theirs.digest, theirs.upload) != (mine.digest, mine.upload):
-                raise RemoteProtocolError(
-                    f"{role} and {self.role} hold different uploads of the model: run `puma models "
-                    "remove`, then `puma upload` again"
-                )
-            if self.role in EVALUATORS and role in EVALUATORS and theirs.content != mine.content:
-                raise RemoteProtocolError(different_weights())
-            if names := differing(mine.tables, theirs.tables):
-                raise RemoteProtocolError(refusal(str(role), names))
+            check_same(self.role, mine, role, theirs)
         if len(self._heard) == len(COMPUTING) - 1:
+            if self._company is not None and self.role is Role.EVALUATOR_A:
+                session = self._company.choose()
+                await self._tell_parties(JoinMessage(session=session.hex()).header())
+                self._sit(session)
             self._ready = True
             ready = ReadyMessage(digest=mine.digest).header()
             for role in self.scheduler.ports:
@@ -251,7 +244,7 @@ class Party(Actor):
             self.scheduler.end(self._unused, message.number)
             try:
                 self._admission.check(message)
-                _check_request(message, self._plan)
+                check_request(message, self._plan)
                 self._admission.admit(message, self._plan)
             except (Busy, ConfigError) as error:
                 if len(self._refused) >= MOST_REFUSED:
@@ -293,6 +286,8 @@ class Party(Actor):
     def _forget(self, message: InferMessage) -> None:
         """Forget a request, and what was dealt for steps that were not taken."""
         self.scheduler.end(message.number, message.number + message.steps)
+        if self._seat is not None:
+            self._seat.forgot()
 
     async def _ended(self, message: InferMessage) -> None:
         del self._running_inferences[message.number]
@@ -327,29 +322,40 @@ class Party(Actor):
         lead: anyio.Semaphore,
     ) -> None:
         """Run one step. `done` is set when the next may begin; `lead` is released at the end."""
-        number, batch, kept = turn.number, turn.batch, turn.kept
+        number = turn.number
         settings = message.settings().at(number - message.number)
         link = self.scheduler.link(number, settings, turn.bound)
         lane = self._lanes[number] = self.lane(link)
+        joint = self._company is not None and joins(message, turn)
         try:
             async with link:
-                await lane.watch(evaluate(lane, plan, self._parameters, batch, cache, kept))
+                await lane.watch(self._evaluate(lane, plan, turn, cache, joint=joint))
                 done.set()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), suppress(PumaError):
-                await self._report(number, lane)  # what was dealt ahead was sent anyway
+                await self._report(number, lane, joint)  # what was dealt ahead was sent anyway
             raise
         finally:
             del self._lanes[number]
-        await self._report(number, lane)
+        await self._report(number, lane, joint)
         lead.release()
+
+    async def _evaluate(
+        self, lane: Lane, plan: Plan, turn: Turn, cache: Cache, *, joint: bool
+    ) -> None:
+        if not joint:
+            await evaluate(lane, plan, self._parameters, turn.batch, cache, turn.kept)
+            return
+        while (seat := self._seat) is None:
+            await self._seated.wait()
+        await step_together(seat, lane, plan, turn, cache)
 
     def rounds(self, number: int) -> int:
         """Rounds that a running step has completed, on its longest chain."""
         lane = self._lanes.get(number)
         return 0 if lane is None else lane.clock
 
-    async def _report(self, number: int, lane: Lane) -> None:
+    async def _report(self, number: int, lane: Lane, joint: bool) -> None:
         self.activity += 1
         traffic = lane.link.traffic
         cost = StepMessage(
@@ -357,24 +363,7 @@ class Party(Actor):
             rounds=lane.clock,
             online_bytes=traffic.online_bytes,
             offline_bytes=traffic.offline_bytes,
+            joint=joint,
         )
         log.info("step done", role=str(self.role), **cost.model_dump(exclude={"do"}))
         await self.scheduler.send_control(Role.CLIENT, cost.header())
-
-
-def _check_request(message: InferMessage, plan: Plan) -> None:
-    """Raise RemoteProtocolError if the model has no answer to this; an honest client knows that."""
-    batch, config = message.batch(), plan.config
-    if max(batch.lengths) + message.steps - 1 > config.max_positions:
-        raise RemoteProtocolError(
-            f"the client asked for more than {config.max_positions} positions"
-        )
-    if message.draft and config.head != "causal-lm":
-        raise RemoteProtocolError(f"the client asked for a draft of a {config.head} model")
-    types = int(getattr(config, "type_vocab_size", 0))
-    if batch.types is not None and max(batch.types) >= max(1, types):
-        raise RemoteProtocolError(f"token types go up to {types - 1}")
-    try:
-        check_rows(config, batch.rows)
-    except ConfigError as error:
-        raise RemoteProtocolError(f"the client's request is unusable: {error}") from None
