@@ -11,7 +11,7 @@ parties go on with it, and its result is nobody's.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,12 +44,15 @@ async def evaluate_together(lane: Lane, plan: Plan, parts: Sequence[Part]) -> li
     return await together(Secure(lane, plan.ranges), parts)
 
 
+_EVERY = 16
+
+
 class _Held(NamedTuple):
     """What a decoding step begins with, of blank words, with one token in the cache."""
 
     x: SecretTensor
-    keys: tuple[SecretTensor, ...]
-    values: tuple[SecretTensor, ...]
+    keys: list[Any]
+    values: list[Any]
 
 
 def stand_in(lane: Lane, plan: Plan, parameters: Parameters, context: int) -> Part:
@@ -66,27 +69,41 @@ def stand_in(lane: Lane, plan: Plan, parameters: Parameters, context: int) -> Pa
 
 
 class Alone:
-    """What decoding steps of a model cost alone. As in `predict.outline`, only two layers are
-    walked through.
+    """What decoding steps of a model cost alone. The whole model is walked through for one context
+    in `_EVERY`, or for each if layers see windows of it; for those between, as in
+    `predict.outline`, only the first two layers are, for the difference.
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._layers = plan.config.num_layers
-        self._plans = [replace(plan, config=shallow(plan.config, most)) for most in (1, 2)]
-        self._held: dict[Settings, list[_Held]] = {}
+        self._plan = plan
+        self._some = [replace(plan, config=shallow(plan.config, most)) for most in (1, 2)]
+        self._every = 1 if getattr(plan.config, "windows", None) else _EVERY
+        self._held: dict[tuple[Settings, int], _Held] = {}
+        self._known: dict[Settings, tuple[int, Cost]] = {}
 
     def cost(self, settings: Settings, context: int) -> Cost:
         """The cost of a step after `context` tokens, for all parties together."""
-        if settings not in self._held:
-            self._held[settings] = [_held(plan, settings) for plan in self._plans]
+        place = context - context % self._every
+        if settings not in self._known or self._known[settings][0] != place:
+            self._known[settings] = place, self._walk(self._plan, settings, place)
+        known = self._known[settings][1]
+        return known if place == context else known + self._more(settings, place, context)
+
+    def _more(self, settings: Settings, place: int, context: int) -> Cost:
         one, two = (
-            _decoding(plan, settings, _zeros(Role.TRACE, held, context))
-            for plan, held in zip(self._plans, self._held[settings], strict=True)
+            self._walk(plan, settings, context) - self._walk(plan, settings, place)
+            for plan in self._some
         )
-        if self._layers < 2:
+        each, more = two - one, self._plan.config.num_layers - 2
+        if more < 0:
             return one
-        each, more = two - one, self._layers - 2
         return two + Cost(more * each.rounds, more * each.online, more * each.offline)
+
+    def _walk(self, plan: Plan, settings: Settings, context: int) -> Cost:
+        key = settings, plan.config.num_layers
+        if key not in self._held:
+            self._held[key] = _held(plan, settings)
+        return _decoding(plan, settings, _zeros(Role.TRACE, self._held[key], context))
 
 
 def _decoding(plan: Plan, settings: Settings, cache: Cache) -> Cost:
@@ -111,15 +128,15 @@ def _held(plan: Plan, settings: Settings) -> _Held:
     x: SecretTensor = run_now(part.look_up().run(Secure(lane, plan.ranges), ()))
     part.begin(x)
     run_now(evaluate_together(lane, plan, [part]))
-    return _Held(x, tuple(cache.keys), tuple(cache.values))
+    return _Held(x, cache.keys, cache.values)
 
 
 def _zeros(role: Role, held: _Held, context: int) -> Cache:
-    halves = (
+    keys, values = (
         [_zero(role, each, (each.shape[0], context, each.shape[2])) for each in half]
         for half in (held.keys, held.values)
     )
-    return Cache(*halves, length=context)
+    return Cache(keys, values, context)
 
 
 def _zero(role: Role, like: SecretTensor, shape: tuple[int, ...]) -> SecretTensor:

@@ -13,7 +13,7 @@ company, and what is sent is what one batch of all these rows would send.
 
 from collections.abc import Callable, Coroutine, Generator, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -165,11 +165,11 @@ class Member:
         rows, context = q.shape[1], k.shape[1]
 
         def run(
-            ops: Ops, every: Sequence[tuple[Sequence[Span], int, int]], *qkv: Tensor
+            ops: Ops, every: Sequence[_Seen], q: Tensor, k: Tensor, v: Tensor
         ) -> Coroutine[Any, Any, Tensor]:
-            return ops.attention(*qkv, name, _moved(every))
+            return ops.attention(q, k, v, name, _moved(every))
 
-        public = spans, rows, context
+        public = _Seen(spans, rows, context)
         return await Call(("attention", name), (q, k, v), run, rows, axis=1, public=public)
 
     async def output(self, x: Tensor, weight: Any, name: str, *, tied: bool = False) -> Tensor:
@@ -222,11 +222,16 @@ def _turned(turns: Sequence[Rotation | None]) -> Rotation | None:
     )
 
 
-def _moved(every: Sequence[tuple[Sequence[Span], int, int]]) -> list[Span]:
-    """The spans of all members, at the places of their rows and of their context.
+class _Seen(NamedTuple):
+    """A member's spans, its rows, and the length of its context."""
 
-    every: a member's spans, its rows, and the length of its context.
-    """
+    spans: Sequence[Span]
+    rows: int
+    context: int
+
+
+def _moved(every: Sequence[_Seen]) -> list[Span]:
+    """The spans of all members, at the places of their rows and of their context."""
     found: list[Span] = []
     row = first = 0
     for spans, rows, context in every:

@@ -118,15 +118,11 @@ async def softmax_numerators(
 
     Args:
         scores: (H, R, L) with 18 fraction bits, |score| < 2^score_bits.
-        mask: (R, L), or (H, R, L), at least one entry of every row set.
+        mask: (R, L), at least one entry of every row set.
 
     Cost: that of the maximum (a radix-4 tree over the row), then that of exp; `near`: that of
     `histogram.numerators` for the entries whose mask is set, and a lift.
     """
-    if mask.ndim > scores.a.ndim - 1:  # every row has its own: one head of all rows
-        flat, own = scores.reshape(1, -1, mask.shape[-1]), mask.reshape(-1, mask.shape[-1])
-        values = await softmax_numerators(lane, flat, own, score_bits, near=near)
-        return values.reshape(*scores.shape)
     where = np.nonzero(mask)
     if near:
         counts = np.tile(mask.sum(axis=1), scores.shape[0])
@@ -297,6 +293,10 @@ async def attend(
     spare = fitted.spare
 
     async def numerators(strand: Lane) -> SecretTensor:
+        if mask.ndim > 2:  # every row has its own: as one head of all rows
+            flat, own = scores.reshape(1, -1, mask.shape[-1]), mask.reshape(-1, mask.shape[-1])
+            found = await softmax_numerators(strand, flat, own, bounds.score_bits, near=fitted.near)
+            return found.reshape(*scores.shape)
         return await softmax_numerators(strand, scores, mask, bounds.score_bits, near=fitted.near)
 
     async def fitting(strand: Lane) -> SecretTensor:

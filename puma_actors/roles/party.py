@@ -329,7 +329,13 @@ class Party(Actor):
         joint = self._company is not None and joins(message, turn)
         try:
             async with link:
-                await lane.watch(self._evaluate(lane, plan, turn, cache, joint=joint))
+                if joint:
+                    last = number == message.number + message.steps - 1
+                    seat = await self._seat_taken()
+                    await lane.watch(step_together(seat, lane, plan, turn, cache, last))
+                else:
+                    task = evaluate(lane, plan, self._parameters, turn.batch, cache, turn.kept)
+                    await lane.watch(task)
                 done.set()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), suppress(PumaError):
@@ -340,15 +346,11 @@ class Party(Actor):
         await self._report(number, lane, joint)
         lead.release()
 
-    async def _evaluate(
-        self, lane: Lane, plan: Plan, turn: Turn, cache: Cache, *, joint: bool
-    ) -> None:
-        if not joint:
-            await evaluate(lane, plan, self._parameters, turn.batch, cache, turn.kept)
-            return
-        while (seat := self._seat) is None:
+    async def _seat_taken(self) -> Seat:
+        """The session's seat among others; evaluator A's word on it may still be on its way."""
+        while self._seat is None:
             await self._seated.wait()
-        await step_together(seat, lane, plan, turn, cache)
+        return self._seat
 
     def rounds(self, number: int) -> int:
         """Rounds that a running step has completed, on its longest chain."""

@@ -58,7 +58,7 @@ class Joint(Actor):
         self._seats: set[Seat] = set()
         self._places: set[Place] = set()
         self._failure: PumaError | None = None
-        self._running = 0
+        self._steps = 0
         self._changed = Signal()
         self._conductor = Conductor(most, self._announce) if role is Role.EVALUATOR_A else None
 
@@ -123,7 +123,7 @@ class Joint(Actor):
                 else:
                     group.start_soon(self._listen, group)
                     await self.scheduler.wait_left(Role.EVALUATOR_A)
-                while self._running:  # the others need what this party sends
+                while self._steps:  # the others need what this party sends
                     await self._changed.wait()
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
@@ -133,14 +133,19 @@ class Joint(Actor):
     async def _listen(self, group: TaskGroup) -> None:
         """Take the steps that evaluator A announces."""
         while True:
-            role, header, _ = await self.scheduler.control()
+            try:
+                role, header, _ = await self.scheduler.control()
+            except PeerFailed:
+                if self.scheduler.port(Role.EVALUATOR_A).left:
+                    return  # and all others
+                raise
             message = parse(header)
             if role is not Role.EVALUATOR_A:
                 raise RemoteProtocolError(f"{role} announced a joint step")
             self._check(message)
-            if self._running >= _MOST_RUNNING:
+            if self._steps >= _MOST_RUNNING:
                 raise RemoteProtocolError(f"{role} announced {_MOST_RUNNING} joint steps at once")
-            self._running += 1
+            self._steps += 1
             group.start_soon(self._take, message)
 
     def _check(self, message: JointMessage) -> None:
@@ -161,7 +166,7 @@ class Joint(Actor):
 
     async def _announce(self, message: JointMessage) -> None:
         """Evaluator A: tell the others, and take the step."""
-        self._running += 1
+        self._steps += 1
         for role in COMPUTING:
             if role is not self.role:
                 await self.scheduler.send_control(role, message.header())
@@ -183,7 +188,7 @@ class Joint(Actor):
             for place, result in zip(places, results, strict=True):
                 if place is not None:
                     place.finish(result)
-        self._running -= 1
+        self._steps -= 1
         self._changed.notify()
 
     async def _arrived(self, member: MemberMessage, settings: Settings) -> Place | None:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
+import structlog
 from anyio.abc import TaskGroup
 
 from protocols.base.shares import Role
@@ -125,6 +126,7 @@ class Joints:
     async def _carry(self, session: bytes, joint: Joint, ways: Mapping[Role, Channel]) -> None:
         """Run a joint session to its end. No error gets out."""
         me = Identity(self.role, self._config.identity(self.role).name, joint_id(session))
+        structlog.contextvars.clear_contextvars()  # of the client's session that it began with
         failure = ended("no session is left on it")
         try:
             joint.attach(await meet(me, ways, self._config.timeouts.handshake))

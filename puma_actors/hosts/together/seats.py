@@ -1,7 +1,7 @@
 """The steps of one client's session that wait to be taken together with others.
 
 seat = Seat(session)                         from the session's begin to its end, at each party
-with seat.place(number, settings, context):  a step, once `seat.joint` is set
+with seat.place(number, settings, context, last):  a step, once `seat.joint` is set
 place = await arrive(seat, member)           the joint step's side: waits until the step is there
 """
 
@@ -49,10 +49,13 @@ class Place:
         waits: whether it has its input.
     """
 
-    def __init__(self, seat: "Seat", number: int, settings: Settings, context: int) -> None:
+    def __init__(
+        self, seat: "Seat", number: int, settings: Settings, context: int, last: bool = False
+    ) -> None:
         self.seat = seat
         self.settings = settings
         self.member = MemberMessage(session=seat.session.hex(), number=number, context=context)
+        self._last = last
         self.part: Part | None = None
         self.waits = False
         self._result: SecretTensor | None = None
@@ -62,9 +65,9 @@ class Place:
     @property
     def continues(self) -> bool:
         """Whether the request's next step may follow."""
-        return self._result is not None and not (
-            self.seat.ended or self.seat.over(self.member.number + 1)
-        )
+        if self._last or self._result is None:
+            return False
+        return not (self.seat.ended or self.seat.over(self.member.number + 1))
 
     def precedes(self, other: "Place") -> bool:
         """Whether the other is the request's next step."""
@@ -139,9 +142,9 @@ class Seat:
         return any(place.waits for place in self.places.values())
 
     @contextmanager
-    def place(self, number: int, settings: Settings, context: int) -> Iterator[Place]:
+    def place(self, number: int, settings: Settings, context: int, last: bool) -> Iterator[Place]:
         """As the protocol."""
-        place = Place(self, number, settings, context)
+        place = Place(self, number, settings, context, last)
         self.host.expect(place)
         self.places[number] = place
         try:

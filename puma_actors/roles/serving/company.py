@@ -3,7 +3,7 @@
     company.most                            requests of one joint step, at most
     session = company.choose()              evaluator A: the joint session to take part in
     seat = company.sit(session, over)       every party, as evaluator A says
-    with seat.place(number, settings, context) as place:
+    with seat.place(number, settings, context, last) as place:
         result = await place.result(part)   the part's result of a joint step
 
 The input of a step is looked up in the request's own session, with its client and its keys, and its
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from models.programs.joint import part_of
 from models.programs.plan import Plan
 from models.programs.program import Cache
-from protocols.base.lane import Lane
+from protocols.base.lane import Lane, Settings
 from protocols.base.shares import SecretTensor
 from protocols.drivers.together import Part
 from protocols.embedding import reveal
@@ -47,8 +47,13 @@ class Seat(Protocol):
     def busy(self) -> bool:
         """Whether a part waits for its result."""
 
-    def place(self, number: int, settings: Any, context: int) -> AbstractContextManager[Place]:
+    def place(
+        self, number: int, settings: Settings, context: int, last: bool
+    ) -> AbstractContextManager[Place]:
         """A place for step `number`, from before its input is looked up until it has its result.
+
+        Args:
+            last: no step of the request follows.
 
         Raises:
             PeerFailed: the joint session failed.
@@ -87,13 +92,16 @@ def joins(request: InferMessage, turn: Turn) -> bool:
     return not first and request.draft == 0 and request.reveal == "logits"
 
 
-async def step_together(seat: Seat, lane: Lane, plan: Plan, turn: Turn, cache: Cache) -> None:
+async def step_together(
+    seat: Seat, lane: Lane, plan: Plan, turn: Turn, cache: Cache, last: bool
+) -> None:
     """A party's part of a step that is taken together with others.
 
     Args:
         lane: the request's own.
+        last: no step of the request follows.
     """
-    with seat.place(turn.number, lane.settings, cache.length) as place:
+    with seat.place(turn.number, lane.settings, cache.length, last) as place:
         part = part_of(lane, plan, seat.parameters, turn.batch, cache)
         await part.embed()
         result = await place.result(part)

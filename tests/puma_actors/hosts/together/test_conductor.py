@@ -46,7 +46,7 @@ class Stage:
     def end(self, step: int, *places: Place) -> None:
         """End a step; its members have their results."""
         for place in places:
-            place.finish(None)  # type: ignore[arg-type]
+            place.finish(object())  # type: ignore[arg-type]
             self.conductor.leave(place)
         self._ends[step].set()
 
