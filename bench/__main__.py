@@ -32,6 +32,7 @@ from bench.runtime import (
     profiling,
     resident,
     speeds,
+    together,
     whatif,
     workers,
 )
@@ -51,6 +52,7 @@ BENCHMARKS: list[Benchmark] = [
     *calls.BENCHMARKS,
     *hosts.BENCHMARKS,
     *prepared.BENCHMARKS,
+    *together.BENCHMARKS,
     *profiling.BENCHMARKS,
     *whatif.BENCHMARKS,
     *speeds.BENCHMARKS,

@@ -1,7 +1,9 @@
 """A piece of attention on shares: scores, terms added to them, and the weighted values."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +12,10 @@ from protocols.arithmetic import matmul
 from protocols.base.blocks import Piece
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RING_BITS, Words, encode
-from protocols.base.shares import SecretTensor
+from protocols.base.shares import SecretTensor, concat
 from protocols.drivers.ops import Index, Mask, Relative, Span
-from protocols.functions.attention import AttentionRange, attend, product_width
+from protocols.drivers.trace import traced_once
+from protocols.functions.attention import AttentionRange, attend, near_dealt, product_width
 from protocols.functions.disentangled import disentangled_scores
 from protocols.functions.softcap import Cap, softcap
 
@@ -72,6 +75,117 @@ def _positional(
         for rows in (relative.keys, relative.queries)
     )
     return keys, queries, relative.index[at.rows, at.columns]
+
+
+_PADDED = 2
+"""Rows of several sequences are worked on at once if that takes at most so many times their
+scores: those of a short one are filled up to the longest.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One row each of several sequences, with contexts filled up to the longest.
+
+    Attributes:
+        index: (sequences, context), the row of keys and values of each entry.
+        mask: (sequences, context).
+        cap: the soft cap of scores, or None.
+    """
+
+    index: Index
+    mask: Mask
+    cap: Cap | None
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], most: int) -> "Rows | None":
+        """The rows of several spans; None if these are not such rows, or too different.
+
+        Args:
+            most: entries of a head that may be worked on at once.
+        """
+        if len(spans) < 2 or any(_apart(span, spans[0]) for span in spans):
+            return None
+        sizes = [span.mask.shape[1] for span in spans]
+        longest = max(sizes)
+        if longest * len(sizes) > min(most, _PADDED * sum(sizes)):
+            return None
+        mask = np.zeros((len(spans), longest), dtype=np.bool_)
+        index = np.empty(mask.shape, dtype=np.int64)
+        for row, (span, size) in enumerate(zip(spans, sizes, strict=True)):
+            mask[row, :size] = span.mask[0]
+            index[row, :size] = np.arange(span.context.start, span.context.stop)
+            index[row, size:] = span.context.start  # anything: it is masked
+        return cls(index, mask, spans[0].cap)
+
+    @property
+    def kind(self) -> Hashable:
+        """The properties that the cost may depend on."""
+        return self.mask.shape, self.mask.tobytes(), self.cap
+
+
+def _apart(span: Span, first: Span) -> bool:
+    """Whether a span is more than a row, or its scores need terms of their own."""
+    terms = span.slopes is not None or span.relative is not None
+    return span.mask.shape[0] != 1 or terms or span.cap != first.cap
+
+
+async def attend_rows(
+    lane: Lane,
+    q: SecretTensor,
+    k: SecretTensor,
+    v: SecretTensor,
+    rows: Rows,
+    bounds: AttentionRange,
+    near: bool,
+) -> SecretTensor:
+    """Attention of (H, B, C) queries, one of each sequence, to (G, context, C) keys and values of
+    all sequences: (H, B, C); `near` as in `attend`.
+    """
+    heads, count, size = q.shape
+    groups, longest = k.shape[0], rows.mask.shape[1]
+    share = heads // groups
+    asked = q.reshape(groups, share, count, size).transpose(0, 2, 1, 3)
+    asked = asked.reshape(groups * count, share, size)
+    keys, values = (each[:, rows.index].reshape(groups * count, longest, size) for each in (k, v))
+    width = RING_BITS if rows.cap is not None else product_width(bounds.score_bits)
+    turned = keys.transpose(0, 2, 1).narrow(width)
+    scores = await matmul(lane, asked.narrow(width), turned, FRACTION_BITS)
+    if rows.cap is not None:
+        scores = await softcap(lane, scores, rows.cap)
+    mask = np.broadcast_to(rows.mask[:, None], (groups, count, share, longest))
+    context = await attend(
+        lane, scores, values, mask.reshape(-1, share, longest), bounds, near=near
+    )
+    context = context.reshape(groups, count, share, size).transpose(0, 2, 1, 3)
+    return context.reshape(heads, count, size)
+
+
+async def attend_each(
+    lane: Lane,
+    q: SecretTensor,
+    k: SecretTensor,
+    v: SecretTensor,
+    rows: Rows,
+    bounds: AttentionRange,
+    cuts: Sequence[int],
+) -> SecretTensor:
+    """`attend_rows` with the key heads cut into groups, each on a lane: (B, H * C)."""
+    share = q.shape[0] // k.shape[0]
+    masks = [row[None] for row in rows.mask]
+    near = near_dealt(lane.settings, masks, q.shape[0], bounds.score_bits) is not None
+
+    async def job(lo: int, hi: int, strand: Lane) -> SecretTensor:
+        qkv = q[lo * share : hi * share], k[lo:hi], v[lo:hi]
+        kinds = [(each.shape, each.width, each.frac) for each in qkv]
+        key = (*kinds, rows.kind if lane.tracing else b"", bounds, near)
+        return await traced_once(
+            strand, key, lambda inner: attend_rows(inner, *qkv, rows, bounds, near)
+        )
+
+    found = await lane.parallel([partial(job, lo, hi) for lo, hi in pairwise(cuts)])
+    whole = concat(found, axis=0).transpose(1, 0, 2)
+    return whole.reshape(whole.shape[0], -1)
 
 
 async def attend_piece(

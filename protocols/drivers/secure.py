@@ -13,7 +13,7 @@ from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, Words
 from protocols.base.shares import SecretTensor, concat, constant, stack
 from protocols.compare import maximum
-from protocols.drivers.attending import Added, attend_piece
+from protocols.drivers.attending import Added, Rows, attend_each, attend_piece
 from protocols.drivers.layout import Turn, rejoined, split_heads, within
 from protocols.drivers.ops import (
     Heads,
@@ -261,12 +261,15 @@ class Secure(Residual):
         """Attention on separate lanes for each sequence and each group of its key heads.
 
         Lanes run together as long as they fit `Settings.block`; longer texts are cut into blocks of
-        rows.
+        rows. If there is one row of each sequence, those of all go on one lane.
         """
         bounds = range_of(self.ranges.attention, name)
         groups = min(self.lane.settings.lanes, k.shape[0])
         share, most = q.shape[0] // k.shape[0], self.lane.settings.block
         cuts = [k.shape[0] * i // groups for i in range(groups + 1)]
+        rows = Rows.of(spans, most // q.shape[0])
+        if rows is not None:
+            return await attend_each(self.lane, q, k, v, rows, bounds, cuts)
         cells = [(span, lo, hi) for span in spans for lo, hi in itertools.pairwise(cuts)]
         pieces = [score_pieces(span.mask, (hi - lo) * share, most) for span, lo, hi in cells]
         jobs = [(*cell, piece) for cell, cut in zip(cells, pieces, strict=True) for piece in cut]

@@ -296,8 +296,9 @@ async def attend(
     first, beside the numerators.
 
     Args:
+        mask: (R, L), or (H, R, L).
         near: what `near_dealt` says of the whole of which these rows are a part; by default, of
-            these rows.
+            these rows, which then have one mask for all H.
 
     Cost: softmax_numerators, then 3 rounds ("balanced" and "traffic": 4, with lifts
     before the division). Where few numerators are near the maximum (`reads_narrow`), the product
@@ -309,13 +310,17 @@ async def attend(
     if near is None:
         dealt = near_dealt(lane.settings, [mask], scores.shape[0], bounds.score_bits)
         near = dealt is not None
-    fitted = fit(bounds, mask.shape[1], near=near)
+    fitted, length = fit(bounds, mask.shape[-1], near=near), mask.shape[-1]
     spare, lifted = fitted.spare, not reads_narrow(fitted, scores.shape, values.shape[2])
 
     async def numerators(strand: Lane) -> SecretTensor:
-        return await softmax_numerators(
-            strand, scores, mask, bounds.score_bits, near=fitted.near, lifted=lifted
+        rows, own = scores, mask
+        if mask.ndim > 2:  # every row has its own: as one head of all rows
+            rows, own = scores.reshape(1, -1, length), mask.reshape(-1, length)
+        found = await softmax_numerators(
+            strand, rows, own, bounds.score_bits, near=fitted.near, lifted=lifted
         )
+        return found.reshape(*scores.shape)
 
     async def fitting(strand: Lane) -> SecretTensor:
         return await lift(strand, values.drop(spare)) if spare else values

@@ -5,12 +5,17 @@
     await compute.offload(function, *args)         on a thread in any case
 
 Actors of one process share a `Compute`, so that together they use no more threads than there are
-cores.
+cores. Sessions that each have a `share` of it get threads in turn: one that queues much does not
+keep others waiting for more than the calls that run.
 """
 
+import asyncio
 import ctypes
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from copy import copy
 from functools import cache
 from typing import Any, TypeVar
 
@@ -22,6 +27,50 @@ T = TypeVar("T")
 
 THRESHOLD = 2_000_000
 """Multiply-adds below which a thread hop (about 0.1 ms) costs more than it gains."""
+
+
+class _Threads:
+    """Threads, given to those who wait in turn; to each in the order in which it asked."""
+
+    def __init__(self, count: int) -> None:
+        self.limiter = anyio.CapacityLimiter(count)
+        self._free = count
+        self._waiting: dict[object, deque[asyncio.Future[None]]] = {}  # whose turn comes first
+
+    @asynccontextmanager
+    async def one(self, owner: object) -> AsyncIterator[None]:
+        """A thread, for the block."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._turn(owner)
+        try:
+            yield
+        finally:
+            self._next()
+
+    async def _turn(self, owner: object) -> None:
+        called = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(called)
+        try:
+            await called
+        except asyncio.CancelledError:
+            if called.done() and not called.cancelled():  # called at the same moment
+                self._next()
+            raise
+
+    def _next(self) -> None:
+        """Give a thread that is free now to the next one who still waits."""
+        while self._waiting:
+            owner, queue = next(iter(self._waiting.items()))
+            del self._waiting[owner]
+            called = queue.popleft()
+            if queue:
+                self._waiting[owner] = queue  # behind all others
+            if not called.done():
+                called.set_result(None)
+                return
+        self._free += 1
 
 
 class Compute:
@@ -38,7 +87,14 @@ class Compute:
         self.threshold = threshold
         if self.threads < 1 or threshold < 0:
             raise ConfigError(f"threads={threads}, threshold={threshold}: use >= 1 and >= 0")
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._threads: list[_Threads] = []  # made by the first call, for all shares
+        self._owner = object()
+
+    def share(self) -> "Compute":
+        """The same threads for another session, which gets them in turn with those of others."""
+        other = copy(self)
+        other._owner = object()
+        return other
 
     async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
         """Call `function(*args)`, which takes about `work` multiply-adds.
@@ -55,9 +111,11 @@ class Compute:
 
         A cancelled call waits until the function returns, as with `run`.
         """
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(self.threads)
-        return await anyio.to_thread.run_sync(function, *args, limiter=self._limiter)
+        if not self._threads:
+            self._threads.append(_Threads(self.threads))
+        threads = self._threads[0]
+        async with threads.one(self._owner):
+            return await anyio.to_thread.run_sync(function, *args, limiter=threads.limiter)
 
 
 async def give_back() -> None:

@@ -28,6 +28,7 @@ from puma_actors.base.keyfiles import check_guarded
 from puma_actors.base.logs import log
 from puma_actors.base.strict import Fault, Strict, config_error, first_fault, read_toml
 from puma_actors.hosts.stores.incoming import MOST_BYTES
+from puma_actors.roles.messages import MAX_BATCH
 from puma_actors.transports import Channel, TcpTransport, TlsTransport, Transport, UnixTransport
 from puma_actors.transports.delay.channel import delay
 from puma_actors.transports.delay.network import Network, parse_network
@@ -70,7 +71,7 @@ class Timeouts(Strict):
 
 class Limits(Strict):
     """The most that one party provides: sessions at once, bytes of memory, tokens at a time, bytes
-    on disk of uploads that were cut and of prepared units.
+    on disk of uploads that were cut and of prepared units; and requests that take a step together.
     """
 
     sessions: int = Field(default=4, ge=1, le=1024)
@@ -78,6 +79,7 @@ class Limits(Strict):
     inference_tokens: int = Field(default=2048, ge=1, le=1 << 20)
     unfinished: int = Field(default=MOST_BYTES, ge=0)
     prepared: int = Field(default=20_000_000_000, ge=0)
+    max_batch: int = Field(default=8, ge=1, le=MAX_BATCH)
 
 
 def _party(entry: str) -> str:

@@ -78,11 +78,22 @@ def session_bytes(plan: Plan, tokens: int) -> int:
     """Memory of a session: shares of the keys and values of `tokens` tokens, and the bytes that may
     be dealt ahead.
     """
+    return cache_bytes(plan, tokens) + Flow().window
+
+
+def joined_bytes(plan: Plan, tokens: int) -> int:
+    """Memory of a request of `tokens` tokens in a joint step, beyond that of its step alone: a
+    layer's keys and values beside those of others, and once more, filled up to the longest.
+    """
+    return 3 * cache_bytes(plan, tokens) // plan.config.num_layers
+
+
+def cache_bytes(plan: Plan, tokens: int) -> int:
+    """Shares of the keys and values of `tokens` tokens."""
     config = plan.config
     heads = int(getattr(config, "num_kv_heads", 0) or config.num_heads)
     width = int(getattr(config, "head_dim", 0) or config.hidden_size // config.num_heads)
-    cache = 2 * 2 * 8 * config.num_layers * heads * width * min(tokens, config.max_positions)
-    return cache + Flow().window
+    return 2 * 2 * 8 * config.num_layers * heads * width * min(tokens, config.max_positions)
 
 
 class Residents:

@@ -16,7 +16,7 @@ id can be used for one session.
 
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from typing import TypeAlias
 
 import anyio
@@ -34,7 +34,7 @@ from protocols.errors import (
     TransportError,
 )
 from puma_actors.base.compute import Compute, give_back
-from puma_actors.base.concurrency import gather, unwrap
+from puma_actors.base.concurrency import unwrap
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.base.logs import log
 from puma_actors.hosts.admission import (
@@ -52,16 +52,19 @@ from puma_actors.hosts.config import ClusterConfig
 from puma_actors.hosts.peer_links import Links
 from puma_actors.hosts.prepared.making import Maker
 from puma_actors.hosts.receiver import Uploads
-from puma_actors.hosts.residents import RETRY, Held, Residents
+from puma_actors.hosts.residents import RETRY, Held, Residents, joined_bytes
 from puma_actors.hosts.serving import RequestLimits, ServingLimits, serve
 from puma_actors.hosts.stores.manifest import check_name
 from puma_actors.hosts.stores.store import ModelStore
+from puma_actors.hosts.together.joints import Joints
+from puma_actors.hosts.together.meeting import meet
 from puma_actors.hosts.visits import Visits, disk, tidy_uploads, watch_certificates
 from puma_actors.hosts.workers.cluster import workers_of
 from puma_actors.prepare.shelf import FOLDER, Shelf
 from puma_actors.roles.actor import ActorOptions
 from puma_actors.roles.party import Party
-from puma_actors.session.handshake import Identity, Peer, handshake, naming
+from puma_actors.roles.serving.company import Company
+from puma_actors.session.handshake import Identity, Peer, handshake
 from puma_actors.session.mailbox import Flow
 from puma_actors.transports import Channel, Listener
 from puma_actors.transports.frames import NO_SESSION
@@ -99,6 +102,7 @@ class PartyServer:
         self.shelf = Shelf(self.store.folder / FOLDER, role, config.limits.prepared)
         self.residents = Residents(self.store, config.limits, self.compute, self.workers)
         self.links = Links(config, role)
+        self.joints = Joints(config, role, self.compute)
         self.visits = Visits(self)
         self.listening = anyio.Event()
         self.sessions = 0
@@ -144,6 +148,7 @@ class PartyServer:
             for peer in self.links.calls:
                 group.start_soon(self.links.keep, peer)
             group.start_soon(self.links.tell)
+            group.start_soon(self.joints.run)
             group.start_soon(self._accept, listener, group)
             group.start_soon(watch_certificates, self.config, self.role)
             group.start_soon(tidy_uploads, self.store.incoming)
@@ -266,9 +271,10 @@ class PartyServer:
         name = check_name(request.model)
         for peer in self.links.peers:
             self.links.get(peer)  # before loading a model in vain
-        async with self.place(session), self.residents.lease(name) as held:
+        async with self.place(session), self.residents.lease(name) as held, AsyncExitStack() as on:
             links = {peer: self.links.get(peer) for peer in self.links.peers}
             ways = {peer: link.open(session) for peer, link in links.items()}
+            company = await on.enter_async_context(self.joints.company(session, links, held.model))
             try:
                 await self._open(channel, request, session, held)
                 try:
@@ -278,7 +284,8 @@ class PartyServer:
                         await refuse(channel, session, error)
                     raise
                 log.info("session begins", model=name, purpose=request.purpose)
-                await self._serve_session(held, peers, prepare=request.purpose == "prepare")
+                prepare = request.purpose == "prepare"
+                await self._serve_session(held, peers, company, prepare=prepare)
                 log.info("session ends", model=name)
             except PumaError as error:  # admitted: the caller learns of it through the scheduler
                 # The client may have noticed first, and hung up: that alone would not show the
@@ -290,15 +297,18 @@ class PartyServer:
                     for way in ways.values():
                         await way.aclose()
 
-    async def _serve_session(self, held: Held, peers: list[Peer], *, prepare: bool) -> None:
+    async def _serve_session(
+        self, held: Held, peers: list[Peer], company: Company | None, *, prepare: bool
+    ) -> None:
         limits = ServingLimits(
             self.config.limits.inference_tokens,
             self.config.timeouts.idle,
             self.residents.session_need(held.plan),
             self.residents.for_request,
+            *([joined_bytes] if company is not None else []),
         )
         flow = Flow()
-        options = ActorOptions(compute=self.compute, flow=flow)
+        options = ActorOptions(compute=self.compute.share(), flow=flow)
         with RequestLimits(self.role, limits, flow.window) as admission:
             if prepare:
                 asker = peers[0].role
@@ -309,7 +319,12 @@ class PartyServer:
                 await maker.run()
                 return
             party = Party(
-                self.role, options, model=held.model, admission=admission, shelf=self.shelf
+                self.role,
+                options,
+                model=held.model,
+                admission=admission,
+                shelf=self.shelf,
+                company=company,
             )
             party.attach(peers)
             await serve(party, limits.idle, held.placement)
@@ -344,21 +359,7 @@ class PartyServer:
         peer = await handshake(channel, me, {caller.role}, timeout=times.opening)
         if peer.name != caller.name:
             raise RemoteProtocolError(f"{caller} continued as {peer.name!r}")
-        return [peer, *await gather([self._meet(me, role, ways) for role in ways])]
-
-    async def _meet(self, me: Identity, role: Role, ways: Mapping[Role, Channel]) -> Peer:
-        """Shake hands with one party. If that fails, the other one is told the reason before
-        everything is cancelled and its channel is closed.
-        """
-        times = self.config.timeouts
-        try:
-            with naming(role):
-                return await handshake(ways[role], me, {role}, timeout=times.handshake)
-        except PumaError as error:
-            for other in ways.keys() - {role}:
-                with suppress(PumaError), anyio.move_on_after(times.handshake):
-                    await refuse(ways[other], me.session, error)
-            raise
+        return [peer, *await meet(me, ways, times.handshake)]
 
     # -- links ------------------------------------------------------------------------------------
 

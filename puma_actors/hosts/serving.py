@@ -33,12 +33,15 @@ class ServingLimits:
         idle: seconds that may pass without a request, a step or, during a step, a message.
         memory: bytes that are reserved for the session.
         room: reserves more for a request, see `Residents.for_request`; None: memory is not counted.
+        joined: bytes that a request of so many tokens takes beyond those of its steps, because they
+            are taken together with others.
     """
 
     tokens: int
     idle: float = 600.0
     memory: int = 0
     room: Callable[[Plan, int, int], AbstractContextManager[None]] | None = None
+    joined: Callable[[Plan, int], int] = lambda plan, tokens: 0
 
 
 class RequestLimits:
@@ -89,7 +92,7 @@ class RequestLimits:
             dealer=self._role.is_dealer,
             window=self._window,
             draft=request.draft,
-        ).total
+        ).total + self._limits.joined(plan, _tokens(request))
         running = sum(self._needs.values())
         before, after = (max(self._limits.memory, each) for each in (running, running + need))
         room = ExitStack()
@@ -162,4 +165,6 @@ async def _watch_time(party: Party, idle: float) -> None:
 
 def _busy(party: Party, sent: Wire) -> bool:
     """Whether a step has made progress since `sent`, as far as this party can tell."""
-    return party.busy if party.role.is_dealer else party.scheduler.wire != sent
+    if party.role.is_dealer:
+        return party.busy
+    return party.in_company or party.scheduler.wire != sent

@@ -2,12 +2,14 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
 
 from models.programs.head_layers import check_rows
 from models.programs.inference import ask
+from models.programs.joint import Alone
 from models.programs.plan import Plan
 from models.programs.program import Batch
 from models.programs.steps import StepSettings
@@ -54,6 +56,8 @@ class Inference:
         turns: its steps, as the parties count them.
         costs: cost of each step for all parties together, as far as they have reported.
         prepared: the steps for which the parties used a prepared unit.
+        joint: the steps of which parties counted only what is the request's own.
+        alone: what such a step, by its index, is predicted to cost without company.
         refusal: the reason why a party does not take part, if any.
     """
 
@@ -62,17 +66,23 @@ class Inference:
     steps: int
     settings: StepSettings
     turns: Turns
+    alone: Callable[[int], Cost] = field(repr=False)
     taken: int = 0
     costs: dict[int, Cost] = field(default_factory=dict)
     prepared: set[int] = field(default_factory=set)
+    joint: set[int] = field(default_factory=set)
     refusal: PumaError | None = None
     _scope: anyio.CancelScope | None = None  # scope of the running step
     _reports: dict[int, set[Role]] = field(default_factory=dict)
     _forgotten: set[Role] = field(default_factory=set)
+    _predicted: set[int] = field(default_factory=set)
 
-    def add(self, step: int, role: Role, cost: Cost) -> None:
+    def add(self, step: int, role: Role, cost: Cost, *, joint: bool = False) -> None:
         """Add a party's report; rounds are those of the longest chain."""
-        self.costs[step] = self.costs.get(step, Cost()).beside(cost)
+        if step not in self._predicted:
+            self.costs[step] = self.costs.get(step, Cost()).beside(cost)
+            if joint:
+                self.joint.add(step)
         self._reports.setdefault(step, set()).add(role)
 
     def refuse(self, error: PumaError) -> None:
@@ -99,7 +109,13 @@ class Inference:
 
     @property
     def known_costs(self) -> list[Cost]:
-        """The costs of the steps that parties have reported so far, in order."""
+        """The costs of the steps that parties have reported so far, in order. Those of joint steps
+        are predictions: what was sent for all of their members is no one's in particular.
+        """
+        for step in [step for step in self.joint if step < self.taken]:
+            self.costs[step] = self.alone(step)
+            self.joint.discard(step)
+            self._predicted.add(step)
         return [self.costs[step] for step in sorted(self.costs)]
 
     def reported(self, steps: int) -> bool:
@@ -143,6 +159,7 @@ class Client(Actor):
         self._check = check
         self._ready: dict[Role, str] = {}  # digest of the plan a party is ready for
         self._next = 0
+        self._decoding: Alone | None = None
         self._inferences: dict[int, Inference] = {}
         self._changed = Signal()
         self._listening = True
@@ -175,7 +192,7 @@ class Client(Actor):
         elif isinstance(message, StepMessage) and role in COMPUTING:
             inference, step = self._find(message.number)
             cost = Cost(message.rounds, message.online_bytes, message.offline_bytes)
-            inference.add(step, role, cost)
+            inference.add(step, role, cost, joint=message.joint)
             if message.prepared:
                 inference.prepared.add(step)
         elif isinstance(message, RefusedMessage) and role in COMPUTING:
@@ -239,11 +256,18 @@ class Client(Actor):
         check_rows(plan.config, batch.rows)
         prepared = self._stock.ask(shape_of(batch, steps, chosen, draft))
         request = infer_message(self._next, batch, steps, chosen, draft, prepared)
-        inference = Inference(self._next, batch, steps, chosen, Turns(request))
+        alone = partial(self._alone, plan, chosen.further, batch.tokens)
+        inference = Inference(self._next, batch, steps, chosen, Turns(request), alone)
         self._next += steps
         self._inferences[inference.number] = inference
         await self._tell(request.header())
         return inference
+
+    def _alone(self, plan: Plan, settings: Settings, tokens: int, step: int) -> Cost:
+        """What decoding step `step` of a request that began with `tokens` tokens costs alone."""
+        if self._decoding is None:
+            self._decoding = Alone(plan)
+        return self._decoding.cost(settings, tokens + step - 1)
 
     async def _tell(self, header: dict[str, Any]) -> None:
         """Send all parties a request, or none."""

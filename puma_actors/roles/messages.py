@@ -4,8 +4,9 @@ Owner to parties: `plan`, then `seed` and `tensor` for each tensor in upload ord
 where models are stored also `file` before the plan, which is answered with `held`, and `commit`
 after every party is `ready`. For public weights `matrix` and `piece` instead of `seed` and
 `tensor`, to the evaluators alone.
-Parties to each other: `agree`, before they serve a model; `unit`, before a request that may use a
-prepared one. After `agree`, to all waiting roles: `ready`.
+Parties to each other: `agree`, before they serve a model; where requests of several sessions step
+together, evaluator A then says `join`; `unit`, before a request that may use a prepared one. After
+`agree`, to all waiting roles: `ready`.
 Client to parties: `infer`, `end`, `close`; with a draft also `next`, before each step except the
 first. Parties to the client: `step` after each step, `ended` after the last, and `refused` instead
 of all steps of an inference for which they have no memory.
@@ -31,6 +32,7 @@ from puma_actors.roles.described import Description
 
 MAX_TOKENS = 1 << 20
 MAX_SEQUENCES = 1 << 12
+MAX_BATCH = 1 << 10
 MAX_DRAFT = 64
 """Most tokens that a step may propose."""
 _Short: TypeAlias = Annotated[str, Field(max_length=16)]
@@ -115,7 +117,8 @@ class CommitMessage(_Message):
 class AgreeMessage(_Message):
     """Between parties: the upload and plan that the sender serves in this session, and digests of
     the public numbers that it will compute with (see `models.programs.public`). An evaluator with
-    public weights adds a digest of them (`content`).
+    public weights adds a digest of them (`content`). `max_batch`: how many requests may step
+    together, of all sessions.
     """
 
     do: Literal["agree"] = "agree"
@@ -123,6 +126,16 @@ class AgreeMessage(_Message):
     upload: str = Field(min_length=32, max_length=32)
     tables: dict[_Short, _Short] = Field(max_length=16)
     content: str = Field(default="", max_length=64)
+    max_batch: int = Field(default=1, ge=1, le=MAX_BATCH)
+
+
+class JoinMessage(_Message):
+    """From evaluator A: steps of this session are taken together with others in the joint session
+    that began, or begins, with the client's session of this id, in hex.
+    """
+
+    do: Literal["join"] = "join"
+    session: str = Field(pattern=r"^[0-9a-f]{32}$")
 
 
 class ReadyMessage(_Message):
@@ -241,7 +254,9 @@ def infer_message(
 
 class StepMessage(_Message):
     """Cost of one step at the sender: payload bytes it sent; rounds on its longest chain.
-    `prepared`: what is dealt was dealt before.
+    `prepared`: what is dealt was dealt before. `joint`: the step was taken together with others, or
+    could have been; then only what is the request's own is counted here, the look-up of its input
+    and its result.
     """
 
     do: Literal["step"] = "step"
@@ -250,6 +265,7 @@ class StepMessage(_Message):
     online_bytes: int = Field(ge=0)
     offline_bytes: int = Field(ge=0)
     prepared: bool = False
+    joint: bool = False
 
 
 class RefusedMessage(_Message):
@@ -292,6 +308,7 @@ Message: TypeAlias = Annotated[
     | FileMessage
     | CommitMessage
     | AgreeMessage
+    | JoinMessage
     | ReadyMessage
     | InferMessage
     | UnitMessage

@@ -2,6 +2,7 @@
 
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing, nullcontext, suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import anyio
@@ -13,8 +14,7 @@ from models.programs.plan import Plan
 from models.programs.program import Cache
 from models.programs.public import plan_digests
 from protocols.base.lane import Lane
-from protocols.base.shares import COMPUTING, EVALUATORS, Role
-from protocols.drivers.public import differing, refusal
+from protocols.base.shares import COMPUTING, Role
 from protocols.embedding import embed
 from protocols.errors import (
     Busy,
@@ -22,7 +22,7 @@ from protocols.errors import (
     PumaError,
     RemoteProtocolError,
 )
-from puma_actors.base.concurrency import unwrap
+from puma_actors.base.concurrency import Signal, unwrap
 from puma_actors.base.logs import log
 from puma_actors.base.texts import TEXT_CHARS
 from puma_actors.prepare.shelf import Shelf
@@ -35,6 +35,7 @@ from puma_actors.roles.messages import (
     EndedMessage,
     EndMessage,
     InferMessage,
+    JoinMessage,
     NextMessage,
     PlanMessage,
     ReadyMessage,
@@ -45,8 +46,11 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
-from puma_actors.roles.turns import Admission, AdmitAll, Announced, Turn, check_request
-from puma_actors.roles.upload import InMemory, Kept, Model, Upload, different_weights
+from puma_actors.roles.serving.accepted import Admission, AdmitAll, check_request
+from puma_actors.roles.serving.agreed import check_same
+from puma_actors.roles.serving.company import Company, Seat, joins, step_together
+from puma_actors.roles.turns import Announced, Turn
+from puma_actors.roles.upload import InMemory, Kept, Model, Upload
 
 DEALER_LEAD = 2
 """Steps that the dealer may begin before the client's input to the first of them has arrived."""
@@ -68,6 +72,7 @@ class Party(Actor):
         admission: decides which requests to accept; None: all that fit the model.
         kept: where the owner's upload is kept; None: in memory.
         shelf: the prepared units that its requests may use, if any.
+        company: lets steps be taken together with those of other sessions; None: they are not.
 
     Attributes:
         activity: counts the client's messages and the reports to it.
@@ -82,12 +87,16 @@ class Party(Actor):
         admission: Admission | None = None,
         kept: Kept | None = None,
         shelf: Shelf | None = None,
+        company: Company | None = None,
     ) -> None:
         super().__init__(role, options)
         self.activity = 0
         self._units = Units(role, shelf)
         self._admission = admission or AdmitAll()
         self._kept = kept or InMemory(role)
+        self._company = company
+        self._seat: Seat | None = None
+        self._seated = Signal()
         self._arriving: Upload | None = None
         self._plan: Plan | None = None
         self._parameters: dict[str, Any] = {}
@@ -109,6 +118,13 @@ class Party(Actor):
     def busy(self) -> bool:
         """Whether an inference runs."""
         return bool(self._running_inferences)
+
+    @property
+    def in_company(self) -> bool:
+        """Whether a step is taken together with others now, in a session that this one's messages
+        do not show.
+        """
+        return self._seat is not None and self._seat.busy
 
     async def main(self) -> None:
         try:
@@ -144,16 +160,33 @@ class Party(Actor):
         """
         tables = await self.scheduler.compute.offload(plan_digests, plan)
         self._mine = AgreeMessage(
-            digest=plan.digest(), upload=upload, tables=tables, content=self._content
+            digest=plan.digest(),
+            upload=upload,
+            tables=tables,
+            content=self._content,
+            max_batch=1 if self._company is None else self._company.most,
         )
+        await self._tell_parties(self._mine.header())
+        await self._compare()
+
+    async def _tell_parties(self, header: dict[str, Any]) -> None:
         for role in COMPUTING:
             if role is not self.role:
-                await self.scheduler.send_control(role, self._mine.header())
-        await self._compare()
+                await self.scheduler.send_control(role, header)
+
+    def _sit(self, session: bytes) -> None:
+        """Take the session's seat among others."""
+        if self._company is None or self._seat is not None:
+            raise RemoteProtocolError("evaluator-a invites to a joint session that cannot be")
+        self._seat = self._company.sit(session, self.scheduler.numbers.over)
+        self._seated.notify()
 
     async def _from_party(self, role: Role, message: Any) -> None:
         if isinstance(message, UnitMessage):
             self._units.heard(self.scheduler, role, message)
+            return
+        if isinstance(message, JoinMessage) and role is Role.EVALUATOR_A:
+            self._sit(bytes.fromhex(message.session))
             return
         if not isinstance(message, AgreeMessage) or role in self._heard:
             raise RemoteProtocolError(f"{role} may not send a {message.do!r} request")
@@ -165,16 +198,12 @@ class Party(Actor):
         if mine is None:
             return
         for role, theirs in self._heard.items():
-            if (theirs.digest, theirs.upload) != (mine.digest, mine.upload):
-                raise RemoteProtocolError(
-                    f"{role} and {self.role} hold different uploads of the model: run `puma models "
-                    "remove`, then `puma upload` again"
-                )
-            if self.role in EVALUATORS and role in EVALUATORS and theirs.content != mine.content:
-                raise RemoteProtocolError(different_weights())
-            if names := differing(mine.tables, theirs.tables):
-                raise RemoteProtocolError(refusal(str(role), names))
+            check_same(self.role, mine, role, theirs)
         if len(self._heard) == len(COMPUTING) - 1:
+            if self._company is not None and self.role is Role.EVALUATOR_A:
+                session = self._company.choose()
+                await self._tell_parties(JoinMessage(session=session.hex()).header())
+                self._sit(session)
             self._ready = True
             ready = ReadyMessage(digest=mine.digest).header()
             for role in self.scheduler.ports:
@@ -274,6 +303,8 @@ class Party(Actor):
         """Forget a request, and what was dealt for steps that were not taken."""
         self._units.forget(message.number)
         self.scheduler.end(message.number, message.number + message.steps)
+        if self._seat is not None:
+            self._seat.forgot()
 
     async def _ended(self, message: InferMessage) -> None:
         del self._running_inferences[message.number]
@@ -327,17 +358,23 @@ class Party(Actor):
         else:
             link = await unit.link(self.scheduler, number, settings, turn.bound, step)
         lane = self._lanes[number] = self.lane(link)
+        joint = unit is None and self._company is not None and joins(message, turn)
+        report = partial(self._report, number, lane, prepared=link.prepared, joint=joint)
         try:
             async with link:
-                await lane.watch(self._evaluate(lane, plan, turn, cache))
+                if joint:
+                    last, seat = step == message.steps - 1, await self._seat_taken()
+                    await lane.watch(step_together(seat, lane, plan, turn, cache, last))
+                else:
+                    await lane.watch(self._evaluate(lane, plan, turn, cache))
                 done.set()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), suppress(PumaError):
-                await self._report(number, lane, prepared=link.prepared)  # it was sent anyway
+                await report()  # what was dealt ahead was sent anyway
             raise
         finally:
             del self._lanes[number]
-        await self._report(number, lane, prepared=link.prepared)
+        await report()
         lead.release()
 
     def _evaluate(
@@ -348,12 +385,18 @@ class Party(Actor):
             return embed_only(lane, plan, self._parameters, turn.batch, embed)
         return evaluate(lane, plan, self._parameters, turn.batch, cache, turn.kept)
 
+    async def _seat_taken(self) -> Seat:
+        """The session's seat among others; evaluator A's word on it may still be on its way."""
+        while self._seat is None:
+            await self._seated.wait()
+        return self._seat
+
     def rounds(self, number: int) -> int:
         """Rounds that a running step has completed, on its longest chain."""
         lane = self._lanes.get(number)
         return 0 if lane is None else lane.clock
 
-    async def _report(self, number: int, lane: Lane, *, prepared: bool) -> None:
+    async def _report(self, number: int, lane: Lane, *, prepared: bool, joint: bool) -> None:
         self.activity += 1
         traffic = lane.link.traffic
         cost = StepMessage(
@@ -362,6 +405,7 @@ class Party(Actor):
             online_bytes=traffic.online_bytes,
             offline_bytes=traffic.offline_bytes,
             prepared=prepared,
+            joint=joint,
         )
         log.info("step done", role=str(self.role), **cost.model_dump(exclude={"do"}))
         await self.scheduler.send_control(Role.CLIENT, cost.header())

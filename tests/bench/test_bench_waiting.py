@@ -8,7 +8,7 @@ from reference import save_model, save_tokenizer
 
 from bench import decode
 from bench.__main__ import BENCHMARKS
-from bench.runtime import hosts, overlap, profiling, whatif
+from bench.runtime import hosts, overlap, profiling, together, whatif
 from bench.tools.harness import Options, Result, Spread
 from bench.tools.report import _TABLES, console, show
 from protocols.base.lane import Settings
@@ -35,7 +35,7 @@ def test_an_unlimited_link_adds_no_bytes():
 
 
 def test_long_benchmarks_run_only_when_named():
-    modules = (decode, hosts, overlap, profiling, whatif)
+    modules = (decode, hosts, overlap, profiling, together, whatif)
     for item in [item for module in modules for item in module.BENCHMARKS]:
         assert not item.default
 
@@ -49,6 +49,13 @@ def test_every_group_of_results_can_be_shown(capsys):
     show(console(), {"memory_bytes": 0, "cpu": "", "cores": 1, "os": ""}, rows)
     shown = capsys.readouterr().out
     assert "9 % hidden" in shown and "1.020 of the bound" in shown
+
+
+def test_clients_at_once_are_timed(tmp_path):
+    model = save_tokenizer(save_model(tmp_path / "model", seed=3))
+    one, two = together.compare(model, 2, (1, 2), "", 8)
+    assert (one.work, two.work) == (2, 4)
+    assert two.seconds.median > 0 and two.details["clients"] == 2
 
 
 def test_five_processes_answer_as_one(tmp_path):

@@ -2,6 +2,10 @@
 
 import threading
 
+import anyio
+import anyio.lowlevel
+from waiting import HANG, until
+
 from puma_actors.base.compute import Compute
 
 
@@ -16,3 +20,60 @@ async def test_what_is_offloaded_leaves_the_event_loop_whatever_it_takes():
     compute = Compute(threads=1, threshold=1 << 62)
     assert await compute.offload(threading.get_ident) != threading.get_ident()
     assert await compute.offload(divmod, 7, 3) == (2, 1)
+
+
+class Calls:
+    """Calls that begin when they get a thread, and end when they are let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self._gates: dict[str, threading.Event] = {}
+
+    def gate(self, name: str) -> threading.Event:
+        return self._gates.setdefault(name, threading.Event())
+
+    def run(self, name: str) -> None:
+        self.begun.append(name)
+        assert self.gate(name).wait(HANG)
+
+
+async def begun(calls: Calls, count: int) -> None:
+    await until(lambda: len(calls.begun) >= count)
+
+
+async def test_sessions_get_threads_in_turn() -> None:
+    """One that has queued much does not keep another waiting."""
+    compute, calls = Compute(threads=1), Calls()
+    busy, other = compute.share(), compute.share()
+    async with anyio.create_task_group() as group:
+        for name in ("busy 1", "busy 2", "busy 3"):
+            group.start_soon(busy.offload, calls.run, name)
+        await begun(calls, 1)
+        for name in ("other 1", "other 2"):
+            group.start_soon(other.offload, calls.run, name)
+        await anyio.lowlevel.checkpoint()
+        order = ["busy 1", "busy 2", "other 1", "busy 3", "other 2"]
+        for count, name in enumerate(order, start=1):
+            await begun(calls, count)
+            calls.gate(name).set()
+    assert calls.begun == order
+
+
+async def test_one_that_gives_up_takes_no_turn() -> None:
+    compute, calls = Compute(threads=1), Calls()
+    scope = anyio.CancelScope()
+
+    async def given_up() -> None:
+        with scope:
+            await compute.share().offload(calls.run, "never")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(compute.share().offload, calls.run, "first")
+        await begun(calls, 1)
+        group.start_soon(given_up)
+        group.start_soon(compute.share().offload, calls.run, "last")
+        await anyio.lowlevel.checkpoint()
+        scope.cancel()
+        for name in ("first", "last"):
+            calls.gate(name).set()
+    assert calls.begun == ["first", "last"]

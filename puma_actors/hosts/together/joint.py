@@ -1,0 +1,207 @@
+"""A joint session: the three parties alone, taking the steps of several clients' sessions as one.
+
+    joint = Joint(role, options, model, most, seat_of)
+    joint.attach(peers)                        of a session of its own, with keys of its own
+    await joint.run()                          until evaluator A has no session left on it
+
+Evaluator A announces each joint step: its number, its settings and its members in order. Each party
+waits for its own part of every member's step, and puts zero words in place of one that will not
+come: a member that is gone is no reason for the others to stop. Its result is nobody's.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from models.programs.joint import evaluate_together, stand_in
+from protocols.base.lane import Lane, Settings
+from protocols.base.shares import COMPUTING, Role
+from protocols.errors import PeerFailed, PumaError, RemoteProtocolError
+from puma_actors.base.concurrency import Signal, unwrap
+from puma_actors.hosts.together.conductor import Conductor
+from puma_actors.hosts.together.messages import JointMessage, MemberMessage, parse
+from puma_actors.hosts.together.seats import Place, Seat, arrive
+from puma_actors.roles.actor import Actor, ActorOptions
+from puma_actors.roles.upload import Model
+
+_MOST_RUNNING = 64
+"""Joint steps that evaluator A may have announced before their end here."""
+
+
+class Joint(Actor):
+    """See the module docstring.
+
+    Args:
+        model: what all its members run; its parameters are not changed.
+        most: members of a step, at most.
+        seat_of: the seat of a client's session that this party has now, or None.
+
+    Attributes:
+        open: whether more sessions may take part.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        options: ActorOptions,
+        model: Model,
+        most: int,
+        seat_of: Callable[[bytes], Seat | None],
+    ) -> None:
+        super().__init__(role, options)
+        self.model = model
+        self.most = most
+        self.open = True
+        self._seat_of = seat_of
+        self._seats: set[Seat] = set()
+        self._places: set[Place] = set()
+        self._failure: PumaError | None = None
+        self._steps = 0
+        self._changed = Signal()
+        self._conductor = Conductor(most, self._announce) if role is Role.EVALUATOR_A else None
+
+    # -- seats ------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The model's shares."""
+        return self.model.parameters
+
+    def seat(self, seat: Seat, over: Callable[[int], bool]) -> None:
+        """A client's session takes part."""
+        self._seats.add(seat)
+        seat.sit(self, over)
+
+    def unseat(self, seat: Seat) -> None:
+        """A client's session has ended."""
+        self._seats.discard(seat)
+        self.open = self.open and bool(self._seats)
+        self._changed.notify()
+
+    def expect(self, place: Place) -> None:
+        """As `Host`."""
+        if self._failure is not None:
+            raise type(self._failure)(str(self._failure))
+        self._places.add(place)
+        if self._conductor is not None:
+            self._conductor.expect(place)
+
+    def ready(self, place: Place) -> None:
+        """As `Host`."""
+        if self._conductor is not None:
+            self._conductor.ready(place)
+
+    def leave(self, place: Place) -> None:
+        """As `Host`."""
+        self._places.discard(place)
+        if self._conductor is not None:
+            self._conductor.leave(place)
+
+    def note(self) -> None:
+        """As `Host`."""
+        if self._conductor is not None:
+            self._conductor.note()
+
+    def end(self, failure: PumaError) -> None:
+        """Nothing more comes of it: tell every step that waits why."""
+        self.open, self._failure = False, self._failure or failure
+        for place in self._places:
+            place.fail(self._failure)
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def main(self) -> None:
+        """Take joint steps until evaluator A has left, or has no session left."""
+        try:
+            async with anyio.create_task_group() as group:
+                if self._conductor is not None:
+                    group.start_soon(self._conductor.run)
+                    while self.open:
+                        await self._changed.wait()
+                else:
+                    group.start_soon(self._listen, group)
+                    await self.scheduler.wait_left(Role.EVALUATOR_A)
+                while self._steps:  # the others need what this party sends
+                    await self._changed.wait()
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            root = unwrap(errors)
+            raise root from root.__cause__
+
+    async def _listen(self, group: TaskGroup) -> None:
+        """Take the steps that evaluator A announces."""
+        while True:
+            try:
+                role, header, _ = await self.scheduler.control()
+            except PeerFailed:
+                if self.scheduler.port(Role.EVALUATOR_A).left:
+                    return  # and all others
+                raise
+            message = parse(header)
+            if role is not Role.EVALUATOR_A:
+                raise RemoteProtocolError(f"{role} announced a joint step")
+            self._check(message)
+            if self._steps >= _MOST_RUNNING:
+                raise RemoteProtocolError(f"{role} announced {_MOST_RUNNING} joint steps at once")
+            self._steps += 1
+            group.start_soon(self._take, message)
+
+    def _check(self, message: JointMessage) -> None:
+        """Check sizes before memory is allocated."""
+        if len(message.members) > self.most:
+            raise RemoteProtocolError(
+                f"a joint step of {len(message.members)} requests, the limit is {self.most}"
+            )
+        longest, limit = max(m.context for m in message.members), self._limit
+        if longest >= limit:
+            raise RemoteProtocolError(f"a joint step after {longest} of {limit} positions")
+
+    @property
+    def _limit(self) -> int:
+        return self.model.plan.config.max_positions
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    async def _announce(self, message: JointMessage) -> None:
+        """Evaluator A: tell the others, and take the step."""
+        self._steps += 1
+        for role in COMPUTING:
+            if role is not self.role:
+                await self.scheduler.send_control(role, message.header())
+        await self._take(message)
+
+    async def _take(self, message: JointMessage) -> None:
+        """Take a joint step, to its end whatever happens to its members."""
+        settings, plan = message.settings(), self.model.plan
+        async with self.scheduler.link(message.number, settings, message.binding()) as link:
+            lane = Lane(link)
+            places = [await self._arrived(member, settings) for member in message.members]
+            parts = [
+                stand_in(lane, plan, self.parameters, member.context)
+                if place is None or place.part is None  # gone while others arrived
+                else place.take()
+                for place, member in zip(places, message.members, strict=True)
+            ]
+            results = await evaluate_together(lane, plan, parts)
+            for place, result in zip(places, results, strict=True):
+                if place is not None:
+                    place.finish(result)
+        self._steps -= 1
+        self._changed.notify()
+
+    async def _arrived(self, member: MemberMessage, settings: Settings) -> Place | None:
+        place = await arrive(self._seat_of(bytes.fromhex(member.session)), member.number)
+        if place is None:
+            return None
+        if place.seat.host is not self:
+            raise RemoteProtocolError("a joint step has a member that does not take part")
+        if (place.member, place.settings) != (member, settings):
+            raise RemoteProtocolError("a joint step has a member with other settings or tokens")
+        return place
+
+
+def ended(reason: str) -> PumaError:
+    """The error of sessions whose joint session has ended."""
+    return PeerFailed(f"the parties' joint session ended: {reason}; open a new session")
