@@ -17,13 +17,17 @@ export DEMO_PROMPT := $(value PROMPT)
 # Where tests import from, as in pyproject.toml.
 TESTS := tests:tests/support:tests/support/checkpoints:tests/support/sharing
 
-.PHONY: demo test test-checkpoints test-faults soak lint dist-check lock bench bench-spu clean
+.PHONY: demo test test-browser test-checkpoints test-faults soak lint dist-check lock bench bench-spu clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/puma generate --prompt "$$DEMO_PROMPT" --max-new-tokens 24
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# The chat page in Chromium: the system's, or one that `.venv/bin/playwright install chromium` fetched.
+test-browser: $(VENV)/.browser
+	@$(BIN)/python -m pytest -q tests/browser/chat_page.py
 
 # Every role, at every moment, hit by every fault: about ten minutes.
 test-faults: $(VENV)/.test
@@ -75,11 +79,18 @@ $(VENV)/.test: pyproject.toml $(LOCKS) | $(VENV)/bin/python
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $(VENV)/.demo $@
 
+$(VENV)/.browser: requirements/browser.lock $(VENV)/.test
+	@$(PIP) --require-hashes -r requirements/browser.lock
+	@touch $@
+
 # After a change of dependencies or groups in pyproject.toml. UPGRADE=--upgrade takes newer versions.
 lock: | $(VENV)/bin/python
 	@$(PIP) uv
 	@$(COMPILE) --group dev pyproject.toml -o requirements/dev.lock
 	@$(COMPILE) --group models --no-deps -o requirements/models.lock
+	@$(COMPILE) --group browser -c requirements/dev.lock -o requirements/browser.lock
+	@$(COMPILE) --extra serve -c requirements/dev.lock pyproject.toml -o requirements/runtime.lock
+	@$(COMPILE) --group image -c requirements/dev.lock -o requirements/image.lock
 
 clean:
 	rm -rf $(VENV) .venv-spu build dist *.egg-info

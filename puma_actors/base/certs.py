@@ -7,7 +7,8 @@
 
 A certificate contains its holder's role and name in a URI (`puma:dealer/dora`) and the hosts where
 the holder may be called. Keys are ECDSA P-256, in files that only their owner can read. Nothing is
-ever overwritten: to rotate, remove the old pair and issue a new one.
+overwritten here; `puma_actors.base.rotation` replaces certificates before they expire, and signs
+those of keys that were made elsewhere.
 
 A party's machine needs ca.pem and its own pair; ca.key stays where certificates are issued. All
 errors are ConfigError.
@@ -23,7 +24,7 @@ from urllib.parse import quote
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -33,9 +34,13 @@ from puma_actors.base.identity import PeerIdentity
 from puma_actors.base.keyfiles import (
     check_guarded,
     check_private,
+    former_key,
+    load_certificate,
+    load_key,
+    pair_of,
     reading,
     refuse_to_overwrite,
-    write_new,
+    write_pair,
 )
 from puma_actors.base.logs import log
 
@@ -76,17 +81,24 @@ def create_authority(folder: Path, days: float = 3650) -> Path:
     """Create a folder with a new authority; return its certificate's path."""
     with reading(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    certificate, private = _pair(folder, AUTHORITY)
+    certificate, private = pair_of(folder, AUTHORITY)
     refuse_to_overwrite(certificate, private)
     key = ec.generate_private_key(ec.SECP256R1())
+    write_pair(certificate, private, sign_authority(key, days), key)
+    return certificate
+
+
+def sign_authority(key: ec.EllipticCurvePrivateKey, days: float) -> x509.Certificate:
+    """An authority's certificate for its own key. Whoever trusts an older one for the same key
+    accepts what this authority signs, until the older one expires.
+    """
     subject = _name("PUMA certificate authority")
     builder = (
-        _builder(subject, subject, key, _lifetime(days))
+        _builder(subject, subject, key.public_key(), _lifetime(days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(authority=True), critical=True)
     )
-    _write_pair(certificate, private, builder.sign(key, hashes.SHA256()), key)
-    return certificate
+    return builder.sign(key, hashes.SHA256())
 
 
 def issue(
@@ -101,23 +113,34 @@ def issue(
             which only call.
         days: days until it expires; not after the authority.
     """
+    certificate, private = pair_of(folder, stem(identity))
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = sign(folder, identity, hosts, days, key.public_key())
+    refuse_to_overwrite(certificate, private)
+    write_pair(certificate, private, made, key)
+    return certificate
+
+
+def sign(
+    folder: Path,
+    identity: PeerIdentity,
+    hosts: Sequence[str],
+    days: float,
+    key: ec.EllipticCurvePublicKey,
+) -> x509.Certificate:
+    """A certificate for a party's public key; arguments as for `issue`. Nothing is written."""
     if identity.role in COMPUTING and not hosts:
         raise ConfigError(
             f"callers accept no certificate for {identity} without a host: add "
             "--host HOST, the name or IP address in its tls:// address (unix:// needs none)"
         )
-    check_guarded(folder, _pair(folder, AUTHORITY)[0])
-    authority = _load(_pair(folder, AUTHORITY)[0])
-    signer = _load_key(_pair(folder, AUTHORITY)[1])
-    certificate, private = _pair(folder, stem(identity))
-    refuse_to_overwrite(certificate, private)
+    authority, signer = load_authority(folder)
     until = _lifetime(days)
     if until > authority.not_valid_after_utc:
         raise ConfigError(
             f"the authority in {folder} expires on {_day(authority)}, in less than {days:g} days: "
-            "use fewer days, or create a new authority in another folder"
+            "use fewer days, or renew it with `puma certs renew --authority`"
         )
-    key = ec.generate_private_key(ec.SECP256R1())
     names = [x509.UniformResourceIdentifier(identity.uri), *map(_host, hosts)]
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     builder = (
@@ -130,8 +153,31 @@ def issue(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
         )
     )
-    _write_pair(certificate, private, builder.sign(signer, hashes.SHA256()), key)
-    return certificate
+    return builder.sign(signer, hashes.SHA256())
+
+
+def load_authority(
+    folder: Path, *, expired: bool = False
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The authority's certificate and key, to sign with.
+
+    Args:
+        expired: accept an authority that has expired.
+    """
+    path, private = pair_of(folder, AUTHORITY)
+    check_guarded(folder, path)
+    authority = load_certificate(path)
+    if not private.exists():
+        raise ConfigError(
+            f"{folder} has no {private.name}: certificates are signed on the authority's machine. "
+            "Here, make a key and a request for it with `puma certs request`"
+        )
+    signer = load_key(private)
+    if signer.public_key() != authority.public_key():
+        raise ConfigError(f"{path} and {private} do not belong together: restore both from a copy")
+    if not expired and datetime.now(UTC) > authority.not_valid_after_utc:
+        raise ConfigError(f"{path} expired on {_day(authority)}: {_AUTHORITY_REMEDY}")
+    return authority, signer
 
 
 def _lifetime(days: float) -> datetime:
@@ -145,9 +191,8 @@ def _name(common: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, until: datetime
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, until: datetime
 ) -> x509.CertificateBuilder:
-    public = key.public_key()
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -186,74 +231,48 @@ def _host(host: str) -> x509.GeneralName:
     return x509.DNSName(host)
 
 
-# -- files -----------------------------------------------------------------------------------------
-
-
-def _pair(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / f"{name}.pem", folder / f"{name}.key"
-
-
-def _write_pair(
-    certificate: Path, private: Path, made: x509.Certificate, key: ec.EllipticCurvePrivateKey
-) -> None:
-    secret = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    write_new(private, secret, 0o600)
-    try:
-        write_new(certificate, made.public_bytes(serialization.Encoding.PEM), 0o644)
-    except BaseException:
-        private.unlink()
-        raise
-
-
-def _load(path: Path) -> x509.Certificate:
-    with reading(path):
-        data = path.read_bytes()
-    try:
-        return x509.load_pem_x509_certificate(data)
-    except ValueError:
-        raise ConfigError(f"{path} does not contain a certificate: issue a new one") from None
-
-
-def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    check_private(path)
-    with reading(path):
-        data = path.read_bytes()
-    try:
-        key = serialization.load_pem_private_key(data, None)
-    except (ValueError, TypeError):
-        key = None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path} does not contain a key made by this program: issue a new one")
-    return key
-
-
 # -- using -----------------------------------------------------------------------------------------
 
 
 def load_context(folder: Path, identity: PeerIdentity, *, server: bool) -> ssl.SSLContext:
     """TLS 1.3 for one party: its certificate, and trust only in its authority."""
-    authority_path, _ = _pair(folder, AUTHORITY)
-    certificate_path, private = _pair(folder, stem(identity))
+    authority_path, _ = pair_of(folder, AUTHORITY)
+    certificate_path, private = pair_of(folder, stem(identity))
     check_guarded(folder, authority_path, certificate_path)
-    authority, certificate = _load(authority_path), _load(certificate_path)
-    _check_dates(authority_path, authority, "create a new authority with `puma certs init`")
-    _check_dates(certificate_path, certificate, _rotation(identity, folder))
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    authority, certificate = load_certificate(authority_path), load_certificate(certificate_path)
+    _check_dates(authority_path, authority, _AUTHORITY_REMEDY)
+    _check_dates(certificate_path, certificate, _renewal(identity))
+    if not issued_by(certificate, authority):
         raise ConfigError(
             f"{certificate_path} was not issued by {authority_path}: {_rotation(identity, folder)}"
-        ) from None
+        )
     if describe(certificate_path).identity != identity:
         raise ConfigError(
             f"{certificate_path} is not for {identity}: {_rotation(identity, folder)}"
         )
     check_private(private)
-    return _context(authority_path, certificate_path, private, server=server)
+    try:
+        return _context(authority_path, certificate_path, private, server=server)
+    except ConfigError:
+        former = former_key(private)
+        if not former.exists():
+            raise
+        check_private(former)  # the key was just replaced, and the certificate is not yet
+        return _context(authority_path, certificate_path, former, server=server)
+
+
+def files_of(folder: Path, identity: PeerIdentity) -> tuple[Path, ...]:
+    """The files that `load_context` reads."""
+    return pair_of(folder, AUTHORITY)[0], *pair_of(folder, stem(identity))
+
+
+def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether an authority's key has signed a certificate."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _context(authority: Path, certificate: Path, key: Path, *, server: bool) -> ssl.SSLContext:
@@ -272,11 +291,23 @@ def _context(authority: Path, certificate: Path, key: Path, *, server: bool) -> 
     return context
 
 
+_AUTHORITY_REMEDY = (
+    "renew it on its machine with `puma certs renew --authority`, and copy ca.pem to every machine"
+)
+
+
+def _renewal(identity: PeerIdentity) -> str:
+    return (
+        f"renew it on the authority's machine with `puma certs renew --role {identity.role} --name "
+        f"{identity.name}`, or here with `puma certs request`"
+    )
+
+
 def _rotation(identity: PeerIdentity, folder: Path) -> str:
     name, host = stem(identity), " --host HOST" if identity.role in COMPUTING else ""
     return (
-        f"to rotate, remove {name}.pem and {name}.key from {folder}, then run `puma certs issue "
-        f"--folder {folder} --role {identity.role} --name {identity.name}{host}` and restart"
+        f"remove {name}.pem and {name}.key from {folder}, then run `puma certs issue "
+        f"--folder {folder} --role {identity.role} --name {identity.name}{host}`"
     )
 
 
@@ -296,7 +327,7 @@ def _day(certificate: x509.Certificate) -> str:
 
 def describe(path: Path) -> Described:
     """The contents of the certificate in a PEM file."""
-    certificate = _load(path)
+    certificate = load_certificate(path)
     identity, hosts = None, []
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -319,7 +350,7 @@ def describe(path: Path) -> Described:
 
 def expiring(folder: Path, identity: PeerIdentity) -> list[Described]:
     """The certificates of a party that will expire: its authority's, and its own."""
-    return [describe(_pair(folder, name)[0]) for name in (AUTHORITY, stem(identity))]
+    return [describe(pair_of(folder, name)[0]) for name in (AUTHORITY, stem(identity))]
 
 
 def describe_all(folder: Path) -> list[Described]:

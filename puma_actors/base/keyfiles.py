@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from protocols.errors import ConfigError
 
 
@@ -35,8 +39,9 @@ def refuse_to_overwrite(*paths: Path) -> None:
     for path in paths:
         if path.exists():
             raise ConfigError(
-                f"{path} exists and is not overwritten: to rotate, remove "
-                f"{path.with_suffix('.pem').name} and {path.with_suffix('.key').name} first"
+                f"{path} exists and is not overwritten: `puma certs renew` replaces a certificate "
+                f"before it expires; for another one, remove {path.with_suffix('.pem').name} and "
+                f"{path.with_suffix('.key').name} first"
             )
 
 
@@ -104,3 +109,68 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# -- their contents --------------------------------------------------------------------------------
+
+
+def pair_of(folder: Path, name: str) -> tuple[Path, Path]:
+    """The paths of a certificate and its key."""
+    return folder / f"{name}.pem", folder / f"{name}.key"
+
+
+def former_key(private: Path) -> Path:
+    """Where a key is while it is being replaced. As long as the new certificate is not in place,
+    the old one and this key are the valid pair.
+    """
+    return private.with_name(f"{private.name}.old")
+
+
+def write_pair(
+    certificate: Path, private: Path, made: x509.Certificate, key: ec.EllipticCurvePrivateKey
+) -> None:
+    """Create the files of a certificate and its key, or neither."""
+    write_new(private, encode_key(key), 0o600)
+    try:
+        write_new(certificate, encode(made), 0o644)
+    except BaseException:
+        private.unlink()
+        raise
+
+
+def encode(certificate: x509.Certificate) -> bytes:
+    """A certificate as PEM."""
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def encode_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as PEM, not encrypted."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def load_certificate(path: Path) -> x509.Certificate:
+    """The certificate in a PEM file."""
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        return x509.load_pem_x509_certificate(data)
+    except ValueError:
+        raise ConfigError(f"{path} does not contain a certificate: issue a new one") from None
+
+
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The private key in a PEM file that nobody else can read."""
+    check_private(path)
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        key = serialization.load_pem_private_key(data, None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path} does not contain a key made by this program: issue a new one")
+    return key

@@ -372,14 +372,18 @@ class Pinged:
 
 async def ping_all(config: ClusterConfig, role: Role) -> list[Pinged]:
     """Measure each party, one after another, so that they do not disturb each other."""
-    return [await _ping(config, role, peer) for peer in COMPUTING]
+    return [await ping(config, role, peer) for peer in COMPUTING]
 
 
-async def _ping(config: ClusterConfig, role: Role, peer: Role) -> Pinged:
+async def ping(config: ClusterConfig, role: Role, peer: Role, *, measure: bool = True) -> Pinged:
+    """Reach one party; unless `measure` is false, measure the way to it and its ways to others."""
     found = Pinged(peer, config.parties[peer])
     try:
-        visit = await call(config, role, peer, "ping", measure=True, retry=0.0)
+        visit = await call(config, role, peer, "ping", measure=measure, retry=0.0)
         found.answer = visit.answer
+        if not measure:
+            await visit.channel.aclose()
+            return found
         async with Mux(visit.channel, str(peer)).running() as mux:
             found.round_trip = await mux.ping()
             found.throughput = await mux.throughput(_PROBE_BYTES)

@@ -136,7 +136,9 @@ def _certificates(config: ClusterConfig, role: Role | None) -> Iterator[Check]:
             yield Check(f"certificate of {identity}", "problem", str(error))
         else:
             text = f"{path}, good for {left:.0f} days"
-            state: State = "warning" if left < SOON_DAYS else "ok"
+            state: State = "ok"
+            if left < SOON_DAYS:
+                state, text = "warning", f"{text}: renew it, see `puma certs renew --help`"
             yield Check(f"certificate of {identity}", state, text)
 
 

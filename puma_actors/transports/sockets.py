@@ -54,8 +54,8 @@ class StreamTransport(Transport):
     def bind(self, url: SplitResult) -> tuple[socket.socket, str]:
         """A bound socket and the address where it can be reached."""
 
-    def server_context(self, options: dict[str, str]) -> ssl.SSLContext | None:
-        """TLS context for accepted connections."""
+    def server_context(self, options: dict[str, str]) -> Callable[[], ssl.SSLContext] | None:
+        """What gives each accepted connection its TLS context; None: no TLS."""
         return None
 
     def identify(self, transport: asyncio.BaseTransport) -> PeerIdentity | None:
@@ -151,7 +151,7 @@ class StreamTransport(Transport):
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: channel,
                 connection,
-                ssl=context,
+                ssl=context() if context else None,
                 ssl_handshake_timeout=options.timeout if context else None,
             )
             channel.check()

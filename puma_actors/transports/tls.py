@@ -6,6 +6,9 @@
 Both sides accept only certificates of their own authority, and read the other side's role and name
 from its certificate into `Channel.peer_identity`. The caller also checks that the certificate was
 issued for the host it called. `session.handshake` decides which certificate holders may take part.
+
+Each connection uses the files as they are then, so a renewed certificate needs no restart;
+connections that exist go on with the one that they began with.
 """
 
 import asyncio
@@ -22,8 +25,9 @@ from protocols.errors import (
     ConfigError,
     ConnectError,
 )
-from puma_actors.base.certs import load_context
+from puma_actors.base.certs import files_of, load_context
 from puma_actors.base.identity import PeerIdentity
+from puma_actors.base.logs import log
 from puma_actors.transports.sockets import StreamTransport, bind_tcp, open_tcp
 from puma_actors.transports.stream import StreamChannel, StreamOptions
 
@@ -42,6 +46,47 @@ class Credentials:
         ConfigError: no such role, or a bad name.
         """
         return PeerIdentity(self.role, self.name or str(self.role))
+
+
+class Current:
+    """A listener's context, loaded again when its files have changed. Files that cannot be used
+    (while a new pair is being copied, say) are told in the log, and the former context stays.
+
+    Raises (when it is made): ConfigError: the files cannot be used.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._files = files_of(credentials.folder, credentials.identity)
+        self._seen = self._marks()
+        self._context = self._load()
+
+    def __call__(self) -> ssl.SSLContext:
+        marks = self._marks()
+        if marks != self._seen:
+            self._seen = marks
+            try:
+                self._context = self._load()
+            except ConfigError as error:
+                log.warning("new certificate not used, the former one stays", reason=str(error))
+            else:
+                log.info("certificate loaded again", path=str(self._files[1]))
+        return self._context
+
+    def _load(self) -> ssl.SSLContext:
+        return load_context(self._credentials.folder, self._credentials.identity, server=True)
+
+    def _marks(self) -> list[tuple[int, int, int] | None]:
+        """What differs when a file was replaced or written to."""
+        return [_mark(path) for path in self._files]
+
+
+def _mark(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 class TlsTransport(StreamTransport):
@@ -63,7 +108,8 @@ class TlsTransport(StreamTransport):
         super().__init__(options)
         self._credentials = credentials
 
-    def _context(self, given: dict[str, str], *, server: bool) -> ssl.SSLContext:
+    def _chosen(self, given: dict[str, str]) -> Credentials:
+        """Those of an address, or else the transport's."""
         credentials = self._credentials
         if "certs" in given or "role" in given:
             role = given.get("role", "")
@@ -78,15 +124,17 @@ class TlsTransport(StreamTransport):
                 "tls:// needs a certificate: add ?certs=FOLDER&role=ROLE&name=NAME "
                 "(`puma certs issue` makes them)"
             )
-        return load_context(credentials.folder, credentials.identity, server=server)
+        return credentials
 
-    def server_context(self, options: dict[str, str]) -> ssl.SSLContext:
-        return self._context(options, server=True)
+    def server_context(self, options: dict[str, str]) -> Callable[[], ssl.SSLContext]:
+        return Current(self._chosen(options))
 
     async def open_channel(
         self, url: SplitResult, options: dict[str, str], factory: Callable[[], StreamChannel]
     ) -> StreamChannel:
-        return await open_tcp(url, factory, self._context(options, server=False))
+        credentials = self._chosen(options)
+        context = load_context(credentials.folder, credentials.identity, server=False)
+        return await open_tcp(url, factory, context)
 
     def bind(self, url: SplitResult) -> tuple[socket.socket, str]:
         return bind_tcp(url)

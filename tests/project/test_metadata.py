@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT = PYPROJECT["project"]
 GROUPS = PYPROJECT["dependency-groups"]
-LOCKS = {name: ROOT / "requirements" / f"{name}.lock" for name in ("dev", "models")}
+LOCKS = {path.stem: path for path in sorted((ROOT / "requirements").glob("*.lock"))}
 
 
 def asked(group: str) -> Iterator[Requirement]:
@@ -85,6 +85,13 @@ def test_every_pin_has_hashes(name):
             assert version_of(pin)
             assert hashes, pin
             assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes)
+
+
+def test_one_lock_for_each_use():
+    assert LOCKS.keys() == {"browser", "dev", "image", "models", "runtime"}
+    for name in ("browser", "image"):
+        wanted = {canonicalize_name(each.name) for each in asked(name)}
+        assert wanted <= locked(name).keys()
 
 
 def test_the_models_are_locked():

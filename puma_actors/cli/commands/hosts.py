@@ -4,6 +4,7 @@ import resource
 import signal
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -228,6 +229,15 @@ async def _run_upload(
 def ping(
     cluster: ClusterOption = CLUSTER,
     role: Annotated[Holder, typer.Option(help="Role of the certificate to use.")] = Holder.CLIENT,
+    to: Annotated[
+        Computing | None,
+        typer.Option(
+            "--to",
+            help="Only ask whether this party answers; measure nothing. With its own role: a check "
+            "of its health.",
+            show_default=False,
+        ),
+    ] = None,
     insecure_no_tls: InsecureOption = False,
     as_json: JsonObjectOption = False,
 ) -> None:
@@ -238,12 +248,17 @@ def ping(
     """
     from protocols.base.shares import Role
     from puma_actors.cli.output import print_json, tell
+    from puma_actors.hosts.caller import ping as ping_one
     from puma_actors.hosts.caller import ping_all
     from puma_actors.hosts.config import load_config
     from puma_actors.hosts.visits import days_left
 
     config = load_config(cluster, insecure_no_tls=insecure_no_tls)
-    found = anyio.run(ping_all, config, Role(role))
+    if to is None:
+        found = anyio.run(ping_all, config, Role(role))
+    else:
+        one = partial(ping_one, measure=False)
+        found = [anyio.run(one, config, Role(role), Role(to))]
     rows = [row for pinged in found for row in _ways(pinged)]
     parties = _parties(found, days_left(config, Role(role)))
     differ = len({row["programs"] for row in parties if row["programs"]}) > 1
@@ -253,8 +268,21 @@ def ping(
         _ping_table(rows, parties)
     if differ:
         tell("versions differ: install the same version everywhere")
+    _tell_expiring(parties)
     if differ or any(row["problem"] for row in rows):
         raise typer.Exit(1)
+
+
+def _tell_expiring(parties: list[dict[str, Any]]) -> None:
+    from puma_actors.base.certs import SOON_DAYS
+    from puma_actors.cli.output import tell
+
+    for row in parties:
+        left = row["days_left"]
+        if left is not None and left < SOON_DAYS:
+            state = f"expires in {left:.0f} days" if left > 0 else "has expired"
+            whose = "here" if row["who"] == "here" else f"at {row['who']}"
+            tell(f"the certificate {whose} {state}: renew it, see `puma certs renew --help`")
 
 
 def _parties(found: list[Any], days: float | None) -> list[dict[str, Any]]:

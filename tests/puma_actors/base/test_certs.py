@@ -62,9 +62,9 @@ def test_keys_are_private_and_nothing_else_is_left(folder: Path) -> None:
 
 def test_nothing_is_overwritten(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ConfigError, match=r"ca\.pem exists and is not overwritten: to rotate"):
+    with pytest.raises(ConfigError, match=r"ca\.pem exists and is not overwritten: `puma"):
         create_authority(folder)
-    with pytest.raises(ConfigError, match="exists and is not overwritten: to rotate, remove"):
+    with pytest.raises(ConfigError, match=r"is not overwritten.*for another one, remove"):
         issue(folder, DORA, HOSTS)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -209,10 +209,10 @@ def test_expiry_is_told_with_the_remedy(
     load_context(folder, DORA, server=True)
     assert "expires soon" in caplog.text
     shift_clock(monkeypatch, days=91)
-    with pytest.raises(ConfigError, match=r"expired on 20.*to rotate, remove .*puma certs issue"):
+    with pytest.raises(ConfigError, match=r"expired on 20.*puma certs renew --role dealer"):
         load_context(folder, DORA, server=True)
     shift_clock(monkeypatch, days=4000)
-    with pytest.raises(ConfigError, match=r"ca\.pem expired on .*puma certs init"):
+    with pytest.raises(ConfigError, match=r"ca\.pem expired on .*puma certs renew --authority"):
         load_context(folder, DORA, server=True)
     shift_clock(monkeypatch, days=-1)
     with pytest.raises(ConfigError, match="not valid yet: set this machine's clock"):
@@ -222,7 +222,7 @@ def test_expiry_is_told_with_the_remedy(
 def test_wrong_role_and_wrong_authority_are_found_at_home(folder: Path, tmp_path: Path) -> None:
     for ending in ("pem", "key"):
         (folder / f"{certs.stem(DORA)}.{ending}").rename(folder / f"{certs.stem(ANNA)}.{ending}")
-    with pytest.raises(ConfigError, match="is not for evaluator-a 'anna': to rotate"):
+    with pytest.raises(ConfigError, match="is not for evaluator-a 'anna': remove"):
         load_context(folder, ANNA, server=True)
     other = make_certificates(tmp_path / "other")
     (folder / "ca.pem").write_bytes((other / "ca.pem").read_bytes())

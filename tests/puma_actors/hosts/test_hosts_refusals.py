@@ -23,6 +23,7 @@ from puma_actors.base import certs
 from puma_actors.base.build import program_digest
 from puma_actors.base.certs import issue
 from puma_actors.base.identity import PeerIdentity
+from puma_actors.base.rotation.renewing import renew
 from puma_actors.cli import main
 from puma_actors.hosts import visits
 from puma_actors.hosts.admission import LinkEntry, Request
@@ -158,6 +159,26 @@ async def test_ping_shows_what_runs_where(
         assert (code, OTHER in out, "9.9" in out) == (1, True, True)
         assert "versions differ: install the same version everywhere" in err
         assert "days left" in out
+
+
+async def test_ping_of_one_party_and_of_certificates_that_expire(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = make_certificates(tmp_path / "certs")
+    renew(made, PeerIdentity(D, "dealer"), days=9.2)
+    async with hosts(folder, made) as cluster:
+        where = ("--cluster", folder / "client.toml")
+        assert cluster.client
+        code, _, err = await anyio.to_thread.run_sync(puma, capfd, "ping", *where)
+        assert (code, "certificate at dealer expires in 9 days: renew it" in err) == (0, True)
+        assert "evaluator-a" not in err
+        await cluster.kill(A)
+        for one, wanted in ((D, 0), (A, 1)):  # whether it answers; another one may be down
+            own = ("--role", "dealer", "--to", one, "--json", *where)
+            code, out, _ = await anyio.to_thread.run_sync(puma, capfd, "ping", *own)
+            found = json.loads(out)
+            assert (code, [way["to"] for way in found["ways"]]) == (wanted, [one])
+            assert found["ways"][0]["throughput"] is None
 
 
 # -- certificates, names, hosts --------------------------------------------------------------------
@@ -420,5 +441,5 @@ async def test_what_an_expired_certificate_is_called(
 
         with monkeypatch.context() as patch:
             patch.setattr(certs, "datetime", Later)
-            with pytest.raises(PumaError, match=r"owner\.pem expired on .*puma certs issue"):
+            with pytest.raises(PumaError, match=r"owner\.pem expired on .*puma certs renew"):
                 await list_models(cluster.client)
