@@ -34,6 +34,7 @@ from bench.runtime import (
     whatif,
     workers,
 )
+from bench.serve import load
 from bench.tools.harness import Benchmark, Options, Result, document, machine
 from bench.tools.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -62,6 +63,7 @@ BENCHMARKS: list[Benchmark] = [
     *memory.BENCHMARKS,
     *resident.BENCHMARKS,
     *workers.BENCHMARKS,
+    *load.BENCHMARKS,
 ]
 
 
