@@ -36,6 +36,7 @@ from bench.runtime import (
     whatif,
     workers,
 )
+from bench.serve import load
 from bench.tools.harness import Benchmark, Options, Result, document, machine
 from bench.tools.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -66,6 +67,7 @@ BENCHMARKS: list[Benchmark] = [
     *memory.BENCHMARKS,
     *resident.BENCHMARKS,
     *workers.BENCHMARKS,
+    *load.BENCHMARKS,
 ]
 
 

@@ -31,12 +31,12 @@ _TOKENS = 7
 _RUNS = 2
 _HOST = "127.0.0.1"
 _SECONDS = 300.0
-_PUMA = [sys.executable, "-c", "from puma_actors.cli import main; main()"]
+PUMA = [sys.executable, "-c", "from puma_actors.cli import main; main()"]
 
 
 def puma(*arguments: object) -> dict[str, Any]:
     """The JSON output of a command."""
-    command = [*_PUMA, *map(str, arguments), "--json"]
+    command = [*PUMA, *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
         raise PumaError(f"{arguments[0]} failed: {done.stderr.strip()[-500:]}")
@@ -65,6 +65,34 @@ def write_cluster(folder: Path) -> Path:
     return config
 
 
+def start_party(
+    role: Role, config: Path, log_name: str = "", **settings: object
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """A `puma party` process, and its log."""
+    log = config.parent / f"{role}{log_name}.log"
+    environment: Mapping[str, str] = {
+        **os.environ,
+        "PUMA_CLUSTER__STORE": str(config.parent / f"store-{role}"),
+        **{name: str(value) for name, value in settings.items()},
+    }
+    with log.open("w") as out:
+        command = [*PUMA, "party", "--role", role, "--config", str(config)]
+        return subprocess.Popen(command, stdout=out, stderr=out, env=environment), log
+
+
+def wait_for_links(process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Wait until a party has its links to the two others.
+
+    Raises:
+        PumaError: it has ended, or takes too long.
+    """
+    deadline = time.monotonic() + _SECONDS
+    while log.read_text().count('"link up"') < len(COMPUTING) - 1:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise PumaError(f"a party did not start: {log.read_text()[-500:]}")
+        time.sleep(0.1)
+
+
 @contextmanager
 def parties(config: Path, **settings: object) -> Iterator[dict[Role, int]]:
     """Three `puma party` processes with their links up, by process id; they end with the block.
@@ -75,22 +103,9 @@ def parties(config: Path, **settings: object) -> Iterator[dict[Role, int]]:
     running: list[tuple[subprocess.Popen[bytes], Path]] = []
     try:
         for role in COMPUTING:
-            log = config.parent / f"{role}.log"
-            environment: Mapping[str, str] = {
-                **os.environ,
-                "PUMA_CLUSTER__STORE": str(config.parent / f"store-{role}"),
-                **{name: str(value) for name, value in settings.items()},
-            }
-            with log.open("w") as out:
-                command = [*_PUMA, "party", "--role", role, "--config", str(config)]
-                started = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-            running.append((started, log))
-        deadline = time.monotonic() + _SECONDS
+            running.append(start_party(role, config, **settings))
         for process, log in running:
-            while log.read_text().count('"link up"') < len(COMPUTING) - 1:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise PumaError(f"a party did not start: {log.read_text()[-500:]}")
-                time.sleep(0.1)
+            wait_for_links(process, log)
         pids = [process.pid for process, _ in running]
         yield dict(zip(COMPUTING, pids, strict=True))
     finally:

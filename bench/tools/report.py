@@ -306,6 +306,7 @@ _TABLES = {
     "protocols": _protocols,
     "network": _network,
     "overlap": _waiting,
+    "serve": _waiting,
     "waiting": _waiting,
     "model": _model,
     "paper": _paper,

@@ -27,6 +27,7 @@ from protocols.base.shares import Role
 from protocols.errors import ConfigError, RemoteProtocolError
 from puma_actors.api.life import Cluster
 from puma_actors.api.requirements import Requirement, check_requirement, insist
+from puma_actors.base.certs import expiring
 from puma_actors.base.compute import Compute
 from puma_actors.hosts.caller import Call, call_all, hang_up, shake_hands
 from puma_actors.hosts.config import ClusterConfig
@@ -83,6 +84,8 @@ class RemoteCluster(Cluster):
         seconds: how many seconds opening and connecting took.
         parties: the address of each party, and the identity that its certificate proves, if any.
         stock: the prepared units that there were when the session was opened.
+        expires: when the certificates of the parties, of this client and of the authority expire,
+            in seconds since 1970.
 
     Raises (from any method): ConfigError for unusable arguments; PeerFailed if a party died.
     """
@@ -114,6 +117,7 @@ class RemoteCluster(Cluster):
         self.parties = {
             role: (cluster.parties[role], calls[role].channel.peer_identity) for role in calls
         }
+        self.expires = _expiries(cluster, calls)
         self.no_tokenizer = "none was published with the model: pass --tokenizer"
 
     @classmethod
@@ -172,6 +176,22 @@ class RemoteCluster(Cluster):
         """As `Requests.choose`; if there is a prepared unit that fits, its settings."""
         found = None if draft else self.stock.settings(batch, steps, wished or self.settings)
         return super().choose(batch, steps, draft, wished) if found is None else Choice(found)
+
+
+def _expiries(cluster: ClusterConfig, calls: Mapping[Role, Call]) -> dict[str, float]:
+    """When certificates expire, by holder; empty without certificates."""
+    shown = {str(role): call.channel.peer_identity for role, call in calls.items()}
+    found: dict[str, float] = {
+        role: proven.expires for role, proven in shown.items() if proven and proven.expires
+    }
+    if found:
+        me = cluster.identity(Role.CLIENT)
+        own = expiring(cluster.path(cluster.certificates), me)
+        found.update(
+            (str(me.role) if each.identity else "authority", each.not_after.timestamp())
+            for each in own
+        )
+    return found
 
 
 def _published(calls: Mapping[Role, Call]) -> Tokenizer | None:

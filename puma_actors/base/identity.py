@@ -20,6 +20,7 @@ class PeerIdentity:
 
     Attributes:
         certificate: SHA-256 of the certificate that proves it, in hex; empty if none was shown.
+        expires: when that certificate does, in seconds since 1970; 0 if none was shown.
 
     Raises:
         ConfigError: no such role, or a name that is empty, unprintable or longer than 64
@@ -29,6 +30,7 @@ class PeerIdentity:
     role: Role
     name: str
     certificate: str = field(default="", compare=False)
+    expires: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

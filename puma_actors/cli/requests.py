@@ -106,12 +106,26 @@ async def open_requests(
 
 
 async def open_one(
-    model: str | None, settings: RequestSettings, where: Where, report: Progress
+    model: str | None,
+    settings: RequestSettings,
+    where: Where,
+    report: Progress,
+    told: set[Weights] | None = None,
 ) -> Cluster:
-    """A cluster that is not entered yet. Arguments and errors as for `open_requests`."""
+    """A cluster that is not entered yet. Arguments and errors as for `open_requests`.
+
+    Args:
+        told: kinds of weights that the user knows of; the model's is told if it is not among them,
+            and added.
+    """
     if where.cluster is None:
         return open_cluster(model, settings, where, report)
-    return await _open_remote(model, settings, where, where.cluster, report)
+    found = await _open_remote(model, settings, where, where.cluster, report)
+    if told is None or found.weights not in told:
+        tell(_KINDS[found.weights])
+    if told is not None:
+        told.add(found.weights)
+    return found
 
 
 async def _open_remote(
@@ -131,7 +145,7 @@ async def _open_remote(
     config = load_config(cluster, insecure_no_tls=where.insecure_no_tls, network=where.network)
     await anyio.to_thread.run_sync(warm_up, lambda line: report(line, 0.0))
     report("calling the parties", 0.0)
-    found = await RemoteCluster.open(
+    return await RemoteCluster.open(
         config,
         model,
         tokenizer=where.tokenizer,
@@ -139,8 +153,6 @@ async def _open_remote(
         require=None if where.require is None else "private-weights",
         prepared=where.prepared.value,
     )
-    tell(_KINDS[found.weights])
-    return found
 
 
 async def _enter(found: Cluster, check: Callable[[Cluster], None]) -> None:

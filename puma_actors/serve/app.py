@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from protocols.errors import PumaError
 from puma_actors.base.logs import log
 from puma_actors.serve.completions import chat, completions
+from puma_actors.serve.counting.meter import Meter, reason_of
 from puma_actors.serve.embeddings import embeddings
 from puma_actors.serve.errors import ApiError, told
 from puma_actors.serve.facts import Models
@@ -31,18 +32,20 @@ def application(models: Models, hosts: Collection[str], key: str) -> ASGIApp:
     """
 
     async def on_chat(request: Request) -> Response:
-        return await chat(request, models.find)
+        return await chat(request, models)
 
     async def on_completions(request: Request) -> Response:
-        return await completions(request, models.find)
+        return await completions(request, models)
 
     async def on_embeddings(request: Request) -> Response:
-        return await embeddings(request, models.find)
+        return await embeddings(request, models)
 
     endpoints: list[tuple[str, str, Endpoint]] = [
         ("GET", "/", page),
         ("GET", "/health", models.health),
         ("GET", "/ready", models.readiness),
+        ("GET", "/ready/{name:path}", models.readiness),
+        ("GET", "/metrics", models.metrics),
         ("GET", "/v1/models", models.all),
         ("GET", "/v1/models/{name:path}", models.one),
         ("GET", "/v1/puma/session", models.session),
@@ -50,11 +53,13 @@ def application(models: Models, hosts: Collection[str], key: str) -> ASGIApp:
         ("POST", "/v1/completions", on_completions),
         ("POST", "/v1/embeddings", on_embeddings),
     ]
-    routes = [Route(path, _told(each), methods=[method]) for method, path, each in endpoints]
-    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _refused}), hosts, key)
+    meter = models.meter
+    routes = [Route(path, _told(each, meter), methods=[way]) for way, path, each in endpoints]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _refused})
+    return Guard(app, hosts, key, meter)
 
 
-def _told(endpoint: Endpoint) -> Endpoint:
+def _told(endpoint: Endpoint, meter: Meter) -> Endpoint:
     """An endpoint whose errors are answers. Starlette's own handler would print a traceback, and
     tracebacks can show what a request said.
     """
@@ -65,6 +70,7 @@ def _told(endpoint: Endpoint) -> Endpoint:
         except Exception as error:
             if not isinstance(error, ApiError | PumaError):
                 log.error("request failed", kind=type(error).__name__)
+            meter.refused(reason_of(error))
             return told(error).response()
 
     return answering

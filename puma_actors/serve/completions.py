@@ -14,11 +14,14 @@ from models.tokens.tokenizer import Tokenizer
 from protocols.base.cost import Cost
 from puma_actors.api.life import Cluster
 from puma_actors.api.usage import Token, Usage
-from puma_actors.serve.answers import ChatForm, CompletionForm, Form
+from puma_actors.serve.answers import ChatForm, CompletionForm, Form, finish_reason
 from puma_actors.serve.asked import ChatAsked, CompletionAsked, read
+from puma_actors.serve.counting.meter import Meter, reason_of
 from puma_actors.serve.errors import BAD, ApiError
-from puma_actors.serve.served import Place, Served
+from puma_actors.serve.facts import Models
+from puma_actors.serve.served import Served
 from puma_actors.serve.streams import Emit, EventStream, Gone, unless_gone
+from puma_actors.serve.turns.places import Place, check_plan
 
 _TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Headers in which OpenAI's clients say how many seconds they wait."""
@@ -28,6 +31,7 @@ class Job:
     """A request that has been checked and can be computed.
 
     Args:
+        plan: the digest of the plan that it was checked for.
         ids: the prompt. cost: what it may cost at most, for all parties together. rounds: those of
             the prompt.
         seconds: what it is expected to take; None: nothing is known yet.
@@ -36,6 +40,7 @@ class Job:
     def __init__(
         self,
         served: Served,
+        plan: str,
         ids: list[int],
         options: GenerateOptions,
         cost: Cost,
@@ -46,24 +51,38 @@ class Job:
         self._rounds = rounds
         self.seconds = seconds
         self._served = served
+        self._plan = plan
         self._ids = ids
         self._options = options
         self._place: Place | None = None
-        self._cluster: Cluster | None = None
 
-    async def answer(self, take: Callable[[Token], Awaitable[None]]) -> Usage:
+    async def answer(self, take: Callable[[Token], Awaitable[None]], meter: Meter) -> Usage:
         """Wait for its turn, and compute the answer.
 
         Raises:
             PumaError: it cannot be computed, or a party is lost.
         """
-        self._place = self._served.queue()
-        async with self._served.turn(self._place) as self._cluster:
-            tokens = self._cluster.generate(self._ids, **self._options)
-            async with aclosing(tokens):
-                async for token in tokens:
-                    await take(token)
-            usage = self._cluster.usage
+        self._place = place = self._served.queue()
+        counted = meter.came(self._served.name)
+
+        async def work(cluster: Cluster) -> Usage:
+            counted.called()
+            check_plan(cluster, self._plan)
+            before = cluster.usage
+            try:
+                async with aclosing(cluster.generate(self._ids, **self._options)) as tokens:
+                    async for token in tokens:
+                        place.begun = True
+                        counted.took(token)
+                        await take(token)
+            finally:
+                if cluster.usage is not before:
+                    counted.cost(cluster.usage)
+            return cluster.usage
+
+        with counted.watching():
+            usage = await self._served.compute(place, work)
+        counted.answered(finish_reason(usage))
         self._served.pace.note(usage)
         return usage
 
@@ -79,10 +98,10 @@ class Job:
 
     def status(self) -> str:
         """What the request is doing."""
-        if self._cluster is not None:
-            return self._progress(self._cluster)
         if self._place is None:
             return "waiting"
+        if self._place.cluster is not None:
+            return self._progress(self._place.cluster)
         return f"waiting, {self._served.ahead_of(self._place)} before you"
 
     def _progress(self, cluster: Cluster) -> str:
@@ -92,30 +111,32 @@ class Job:
         return f"prefill {min(done, self._rounds)}/{self._rounds}"
 
 
-async def chat(request: Request, served: Callable[[str], Served]) -> Response:
+async def chat(request: Request, models: Models) -> Response:
     """`POST /v1/chat/completions`."""
     asked = read(ChatAsked, await request.body())
-    model = served(asked.model)
+    model = models.find(asked.model)
     cluster = model.cluster()
     options: ChatOptions = {}
     if asked.chat_template_kwargs is not None:
         options["template_args"] = asked.chat_template_kwargs
     ids = cluster.encode([message.plain() for message in asked.messages], **options)
     form = ChatForm(*_named(model, cluster), asked.shown_logprobs)
-    return await _respond(request, await _job(request, model, ids, asked), asked, form)
+    job = await _job(request, model, ids, asked)
+    return await _respond(request, job, asked, form, models.meter)
 
 
-async def completions(request: Request, served: Callable[[str], Served]) -> Response:
+async def completions(request: Request, models: Models) -> Response:
     """`POST /v1/completions`."""
     asked = read(CompletionAsked, await request.body())
-    model = served(asked.model)
+    model = models.find(asked.model)
     cluster = model.cluster()
     prompt = asked.prompt
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str):
         prompt = prompt[0]
     ids = cluster.encode(prompt, raw=True)  # type: ignore[arg-type]
     form = CompletionForm(*_named(model, cluster), asked.shown_logprobs)
-    return await _respond(request, await _job(request, model, ids, asked), asked, form)
+    job = await _job(request, model, ids, asked)
+    return await _respond(request, job, asked, form, models.meter)
 
 
 def _named(served: Served, cluster: Cluster) -> tuple[str, str, Tokenizer | None]:
@@ -150,7 +171,7 @@ async def _job(
     seconds = served.pace.seconds(len(ids), new)
     if not asked.stream:
         _check_patience(request, served, seconds)
-    return Job(served, ids, options, cost, first.rounds, seconds)
+    return Job(served, cluster.plan.digest(), ids, options, cost, first.rounds, seconds)
 
 
 def _check_patience(request: Request, served: Served, seconds: float | None) -> None:
@@ -172,17 +193,17 @@ def _check_patience(request: Request, served: Served, seconds: float | None) -> 
 
 
 async def _respond(
-    request: Request, job: Job, asked: ChatAsked | CompletionAsked, form: Form
+    request: Request, job: Job, asked: ChatAsked | CompletionAsked, form: Form, meter: Meter
 ) -> Response:
     if asked.stream:
-        produce = partial(_stream, job=job, form=form, usage=asked.tells_usage)
+        produce = partial(_stream, job=job, form=form, meter=meter, usage=asked.tells_usage)
         return EventStream(produce, job.status, job.told())
 
     async def whole() -> Usage:
         async def take(token: Token) -> None:
             form.add(token)
 
-        return await job.answer(take)
+        return await job.answer(take, meter)
 
     try:
         usage = await unless_gone(request.receive, whole)
@@ -191,13 +212,17 @@ async def _respond(
     return JSONResponse(form.whole(usage), headers=job.told())
 
 
-async def _stream(emit: Emit, *, job: Job, form: Form, usage: bool) -> None:
+async def _stream(emit: Emit, *, job: Job, form: Form, meter: Meter, usage: bool) -> None:
     async def take(token: Token) -> None:
         form.add(token)
         if token.text or form.fresh:
             await emit(form.chunk(token.text))
 
-    found = await job.answer(take)
+    try:
+        found = await job.answer(take, meter)
+    except Exception as error:  # the response has begun: nobody else counts it
+        meter.refused(reason_of(error))
+        raise
     await emit(form.last(found))
     if usage:
         await emit(form.usage(found))

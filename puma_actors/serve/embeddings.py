@@ -1,7 +1,6 @@
 """`/v1/embeddings`."""
 
 import base64
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,40 +9,47 @@ from starlette.responses import JSONResponse, Response
 
 from models.programs.head_layers import columns_of
 from protocols.base.ring import Floats
+from puma_actors.api.life import Cluster
 from puma_actors.api.pipelines import TextPipeline
 from puma_actors.api.usage import Usage
 from puma_actors.serve.answers import usage_of
 from puma_actors.serve.asked import EmbeddingsAsked, read
 from puma_actors.serve.errors import BAD, ApiError
-from puma_actors.serve.served import Served
+from puma_actors.serve.facts import Models
 from puma_actors.serve.streams import Gone, unless_gone
+from puma_actors.serve.turns.places import check_plan
 
 _TASK = "sentence-embedding"
 
 
-async def embeddings(request: Request, served: Callable[[str], Served]) -> Response:
+async def embeddings(request: Request, models: Models) -> Response:
     """`POST /v1/embeddings`. A text that is too long is refused, never cut."""
     asked = read(EmbeddingsAsked, await request.body())
-    texts, model = asked.texts(), served(asked.model)
+    texts, model = asked.texts(), models.find(asked.model)
     TextPipeline(_TASK, model.cluster()).check(texts, truncation=False)
     size = columns_of(model.cluster().config, "mean")
     if asked.dimensions not in (None, size):
         raise ApiError(
             BAD, f"dimensions: this model's vectors have {size} entries", param="dimensions"
         )
-    place = model.queue()
+    plan, counted = model.cluster().plan.digest(), models.meter.came(model.name)
 
-    async def work() -> tuple[Floats, Usage]:
-        async with model.turn(place) as cluster:
-            pipe = TextPipeline(_TASK, cluster)
-            return await pipe(texts, truncation=False), pipe.usage
+    async def work(cluster: Cluster) -> tuple[Floats, Usage]:
+        counted.called()
+        check_plan(cluster, plan)
+        pipe = TextPipeline(_TASK, cluster)
+        return await pipe(texts, truncation=False), pipe.usage
+
+    async def answer() -> tuple[Floats, Usage]:
+        with counted.watching():
+            return await model.compute(model.queue(), work)
 
     try:
-        vectors, usage = await unless_gone(request.receive, work)
+        vectors, usage = await unless_gone(request.receive, answer)
     except Gone:
         return Response(status_code=499)
-    finally:
-        model.leave(place)
+    counted.cost(usage)
+    counted.answered("stop")
     data = [
         {"object": "embedding", "index": index, "embedding": _shown(row, asked.encoding_format)}
         for index, row in enumerate(vectors)

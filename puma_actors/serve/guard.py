@@ -15,9 +15,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from puma_actors.base.logs import log
+from puma_actors.serve.counting.meter import Meter, reason_of
 from puma_actors.serve.errors import DENIED, ApiError, told
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+OPEN_FOLDER = "/ready/"
 """Without a key: they say nothing about any conversation."""
 BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
@@ -36,13 +38,17 @@ class Guard:
     Args:
         hosts: exact values of `Host`, with the port.
         key: what `Authorization: Bearer` must show.
+        meter: counts what is refused.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], key: str) -> None:
+    def __init__(
+        self, app: ASGIApp, hosts: Collection[str], key: str, meter: Meter | None = None
+    ) -> None:
         self._app = app
         self._hosts = frozenset(host.lower() for host in hosts)
         self._origins = frozenset(f"http://{host}" for host in self._hosts)
         self._key = key.encode()
+        self._meter = meter or Meter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -71,6 +77,7 @@ class Guard:
                 log.error("request failed", kind=type(error).__name__)
             if started:
                 raise
+            self._meter.refused(reason_of(error))
             await told(error).response()(scope, receive, sending)
 
     def _check(self, scope: Scope) -> None:
@@ -87,7 +94,7 @@ class Guard:
             raise ApiError(
                 HTTPStatus.FORBIDDEN, "Origin: requests from other web pages are refused"
             )
-        if scope["path"] not in OPEN_PATHS:
+        if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(OPEN_FOLDER):
             self._check_key(headers.getlist("authorization"))
         if scope["method"] == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()

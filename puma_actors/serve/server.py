@@ -28,14 +28,19 @@ CONNECTIONS = 512
 """Connections at a time; more are closed at once."""
 HEADER_SECONDS = 15.0
 """How long a connection may take to send the head of a request, or to do nothing."""
+STALLED_SECONDS = 30.0
+"""How long a client may leave unread what has been written to it."""
 DRAIN_SECONDS = 60
 """How long running requests may take after SIGTERM."""
 
 
 class _Careful(H11Protocol):
-    """Closes connections that send nothing, or that send the head of a request slowly."""
+    """Closes connections that send nothing, or that send the head of a request slowly, or whose
+    client does not read: uvicorn keeps at most 64 KiB for it, and the request waits meanwhile.
+    """
 
     _timer: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -50,11 +55,26 @@ class _Careful(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        self._go_on()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._expect()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._go_on()
+        self._stalled = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _waits(self) -> bool:
         """Whether the head of a request is what comes next."""

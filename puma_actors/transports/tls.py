@@ -144,7 +144,8 @@ class TlsTransport(StreamTransport):
         names = certificate.get("subjectAltName", ())
         try:
             found = PeerIdentity.from_uris([value for kind, value in names if kind == "URI"])
-            return replace(found, certificate=_fingerprint(transport))
+            until = ssl.cert_time_to_seconds(certificate["notAfter"])
+            return replace(found, certificate=_fingerprint(transport), expires=until)
         except ConfigError as error:
             raise ConnectError(f"the other side's certificate is unusable: {error}") from None
 

@@ -32,6 +32,7 @@ from puma_actors.base.keyfiles import (
     load_key,
     pair_of,
     reading,
+    sync_folder,
     write_new,
     write_pair,
 )
@@ -104,11 +105,7 @@ def move(source: Path, target: Path) -> None:
     """Rename a file within a disk, for good: it stays renamed if the power fails."""
     with reading(target):
         source.replace(target)
-        handle = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(target.parent)
 
 
 def fits(path: Path, private: Path) -> bool:

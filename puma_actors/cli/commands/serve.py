@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # they are heavy
     from models.programs.steps import RequestSettings
 
 _PORT = 8642
+_AT_ONCE = 4
 
 
 def serve(
@@ -44,6 +45,17 @@ def serve(
             show_envvar=False,
         ),
     ] = "",
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--at-once",
+            min=1,
+            max=64,
+            help="With --cluster: requests of each model that run at a time, each in a session of "
+            "its own; never more than limits.sessions in cluster.toml. Default: 4.",
+            show_default=False,
+        ),
+    ] = None,
     secret_logits: SecretLogitsOption = False,
     choice: RunChoice,
     where: Where,
@@ -69,7 +81,29 @@ def serve(
 
     key = check_key(api_key, "--api-key") if api_key else ""
     settings = settings_of(choice, secret_logits=secret_logits)
-    anyio.run(partial(_serve, wanted, port, key, settings, where, as_json=as_json))
+    most = _at_once(at_once, len(wanted), where)
+    anyio.run(partial(_serve, wanted, port, key, settings, where, most, as_json=as_json))
+
+
+def _at_once(asked: int | None, models: int, where: Where) -> int:
+    """How many requests of each model run at a time: the other models need a session each.
+
+    Raises:
+        ConfigError: several are wanted of a model in this process.
+    """
+    if where.cluster is None:
+        if asked is not None and asked > 1:
+            raise ConfigError(
+                f"--at-once {asked}: a model in this process computes one request at a time: "
+                "use --cluster"
+            )
+        return 1
+    from puma_actors.hosts.config import load_config
+
+    config = load_config(
+        where.cluster, insecure_no_tls=where.insecure_no_tls, network=where.network
+    )
+    return min(asked or _AT_ONCE, max(1, config.limits.sessions - models + 1))
 
 
 async def _serve(
@@ -78,6 +112,7 @@ async def _serve(
     key: str,
     settings: RequestSettings,
     where: Where,
+    at_once: int,
     *,
     as_json: bool,
 ) -> None:
@@ -99,8 +134,9 @@ async def _serve(
             name = _public_name(model, where)
             if name in served:
                 raise ConfigError(f"--model: two are called {name}: rename a folder")
-            opener = partial(open_one, model, settings, where, report)
-            served[name] = Served(name, opener)
+            # Again and again, so the kind of weights is told once.
+            opener = partial(open_one, model, settings, where, report, set())
+            served[name] = Served(name, opener, at_once)
 
         async def ready(base: str) -> None:
             shown.close()

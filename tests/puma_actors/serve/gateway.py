@@ -43,7 +43,10 @@ Opener = Callable[[], Awaitable[Cluster]]
 
 @asynccontextmanager
 async def gateway(
-    *folders: Path, settings: Settings | None = None, remote: Mapping[str, Opener] | None = None
+    *folders: Path,
+    settings: Settings | None = None,
+    remote: Mapping[str, Opener] | None = None,
+    at_once: int = 1,
 ) -> AsyncIterator[Gateway]:
     """A running gateway for models in folders, the first of which is called `NAME`, and for others
     that `remote` opens.
@@ -51,7 +54,7 @@ async def gateway(
     openers = dict(remote or {})
     for number, folder in enumerate(folders):
         openers[folder.name if number else NAME] = _local(folder, settings)
-    models = {name: Served(name, opener) for name, opener in openers.items()}
+    models = {name: Served(name, opener, at_once) for name, opener in openers.items()}
     started = anyio.Event()
 
     async def ready(base: str) -> None:

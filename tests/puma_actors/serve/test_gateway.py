@@ -3,11 +3,13 @@
 import base64
 from functools import partial
 
+import anyio
+import httpx2 as httpx
 import numpy as np
 import openai
 import pytest
 from conversation import IDS, PROMPT
-from gateway import NAME, gateway
+from gateway import KEY, NAME, gateway
 from reference import save_model, save_tokenizer
 from tiny_models import save, tiny_model
 from tiny_texts import save_wordpiece
@@ -16,7 +18,10 @@ from waiting import in_time, until
 from protocols.base.lane import Settings
 from puma_actors.api.local import LocalCluster
 from puma_actors.serve.answers import log_probabilities
+from puma_actors.serve.app import application
+from puma_actors.serve.facts import Models
 from puma_actors.serve.pace import Pace
+from puma_actors.serve.served import Served
 
 CHAT = [{"role": "user", "content": PROMPT}]
 
@@ -213,7 +218,7 @@ async def test_closing_a_stream_stops_the_inference_at_every_party(folder):
             async for _ in stream:
                 break
             await stream.close()
-            await until(lambda: model.waiting == 0)
+            await until(lambda: model.running == 0)
         assert cluster.client._inferences == {}
         assert len(cluster.usage.token_ids) < 40
         again = await client.chat.completions.create(model=NAME, messages=CHAT, max_tokens=2)
@@ -279,9 +284,34 @@ async def test_two_models_and_a_second_request_that_waits(folder, tmp_path):
             model=NAME, messages=CHAT, max_tokens=1, stream=True
         )
         with in_time():
-            await until(lambda: model.waiting == 2)
+            await until(lambda: model.waiting == 1)
         elsewhere = await client.chat.completions.create(model="other", messages=CHAT, max_tokens=1)
         assert elsewhere.model == "other"
         model.leave(ahead)
         assert [chunk async for chunk in stream][-1].choices[0].finish_reason
         assert isinstance(model.cluster(), LocalCluster)
+
+
+async def test_readiness_of_each_model(folder, tmp_path):
+    async def opener():
+        return LocalCluster.from_pretrained(folder)
+
+    models = {name: Served(name, opener) for name in ("one", "two/three")}
+    app = application(Models(models), ["here:1"], KEY)
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        httpx.AsyncClient(transport=transport, base_url="http://here:1") as raw,
+        anyio.create_task_group() as group,
+    ):
+
+        async def asked(path):
+            found = await raw.get(path)
+            return found.status_code, found.json().get("models")
+
+        await group.start(models["one"].run)
+        assert await asked("/ready") == (503, {"one": True, "two/three": False})
+        assert await asked("/ready/one") == (200, {"one": True})
+        assert await asked("/ready/two/three") == (503, {"two/three": False})
+        assert (await asked("/ready/other"))[0] == 404
+        assert (await asked("/health"))[0] == 200
+        group.cancel_scope.cancel()

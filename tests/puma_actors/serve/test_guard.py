@@ -1,12 +1,19 @@
 """What never reaches the gateway's own code: other pages, other names, strangers, floods."""
 
+import asyncio
+import socket
+from contextlib import ExitStack
+from functools import partial
+
 import anyio
+import anyio.lowlevel
 import pytest
 from gateway import KEY, NAME, gateway
-from waiting import in_time, settled
+from waiting import in_time, settled, until
 
 from puma_actors.serve import guard, server
 from puma_actors.serve.guard import Guard
+from puma_actors.serve.streams import Gone, unless_gone
 
 HOST = "127.0.0.1:8642"
 SHOWN = {"host": HOST, "authorization": f"Bearer {KEY}"}
@@ -176,6 +183,70 @@ async def test_too_many_connections_are_closed_and_the_gateway_lives(folder, mon
                 except OSError:
                     await settled()
         assert models.data
+
+
+def flood(port: int, count: int) -> int:
+    """Open and leave connections, a thousand at a time; return how many came through."""
+    reached = 0
+    for _ in range(0, count, 1000):
+        with ExitStack() as stack:
+            for _ in range(1000):
+                stream = stack.enter_context(socket.socket())
+                stream.connect(("127.0.0.1", port))
+                reached += 1
+    return reached
+
+
+async def test_ten_thousand_connections_leave_the_gateway_alive(folder):
+    async with gateway(folder) as served:
+        tasks = len(asyncio.all_tasks())
+        with in_time():
+            assert await anyio.to_thread.run_sync(flood, served.port, 10_000) == 10_000
+            await until(lambda: len(asyncio.all_tasks()) <= tasks)
+            async with await connect(served.port) as stream:
+                host = f"127.0.0.1:{served.port}"
+                await stream.send(f"GET /ready HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                assert b'"ready":true' in await stream.receive()
+
+
+async def test_a_client_that_stops_reading_is_closed_and_blocks_nobody(monkeypatch):
+    monkeypatch.setattr(server, "STALLED_SECONDS", 0.05)
+    sent, gone, part = [0], anyio.Event(), bytes(1 << 14)
+
+    async def endless(scope, receive, send):
+        if scope["path"] == "/short":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def words():
+            while True:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                sent[0] += len(part)
+                await anyio.lowlevel.checkpoint()  # uvicorn takes all once nobody is there
+
+        try:
+            await unless_gone(receive, words)
+        except Gone:
+            gone.set()
+
+    with server.listen(0) as socket_:
+        port = socket_.getsockname()[1]
+        running = server._server(endless)
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(running.serve, sockets=[socket_]))
+            await until(lambda: running.started)
+            async with await connect(port) as silent, await connect(port) as other:
+                await silent.send(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+                await until(lambda: sent[0])
+                await other.send(b"GET /short HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b"204" in await other.receive()
+                with in_time():
+                    await gone.wait()
+            running.should_exit = True
+    assert sent[0] < 32 << 20  # what the kernel's buffers hold, and no more
 
 
 async def test_the_gateway_says_nothing_of_a_bug(folder, monkeypatch):

@@ -69,6 +69,10 @@ async def test_no_prompt_in_logs_errors_or_files(folder, tmp_path, monkeypatch, 
                 await client.chat.completions.create(model=NAME, messages=chat, max_tokens=2)
             assert failed.value.status_code == 502
             assert CANARY not in str(failed.value)
+            async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}) as raw:
+                numbers = (await raw.get(f"{served.base}/metrics")).text
+            assert "puma_requests_refused_total" in numbers
+            assert not any(secret in numbers for secret in (CANARY, KEY, PROMPT))
     root.removeHandler(keep)
     out, err = capfd.readouterr()
     said = {name for name, line in records if CANARY in line}

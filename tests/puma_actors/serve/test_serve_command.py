@@ -49,8 +49,8 @@ class Process:
 def test_a_gateway_from_start_to_end(folder, tmp_path, number):
     process = Process(folder, tmp_path)
     try:
-        assert process.client.get("/ready").json() == {"ready": True}
         (name,) = process.told["models"]
+        assert process.client.get("/ready").json() == {"ready": True, "models": {name: True}}
         answer = process.client.post(
             "/v1/completions", json={"model": name, "prompt": "I see", "max_tokens": 2}
         )
@@ -85,6 +85,8 @@ def test_what_is_refused_before_anything_is_read(folder, tmp_path):
         found = puma("serve", "--model", folder, "--port", port, "--api-key", "k" * 20, code=2)
         assert f"--port {port} cannot be used" in found.stderr
     assert "16 to 200 characters" in puma("serve", "--api-key", "short", code=2).stderr
+    found = puma("serve", "-m", folder, "--at-once", 2, "--api-key", "k" * 20, code=2)
+    assert "one request at a time: use --cluster" in found.stderr
     found = puma("serve", "-m", folder, "-m", f"{folder}/", "--api-key", "k" * 20, code=2)
     assert "two are called" in found.stderr
     missing = puma("serve", "-m", tmp_path / "none", "--api-key", "k" * 20, code=2)

@@ -1,0 +1,1 @@
+"""What the gateway counts: numbers for `/metrics`, with no word of any conversation."""

@@ -1,0 +1,171 @@
+"""OpenAI's own client, and a gateway over three parties: five processes with TLS between them."""
+
+import base64
+import json
+import re
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import httpx2 as httpx
+import numpy as np
+import openai
+import pytest
+from conversation import IDS, PROMPT
+from hosts import addresses_for, write_config
+from party_processes import COMMAND, Party, environment
+from tiny_models import save, tiny_model
+from tiny_texts import save_wordpiece
+from waiting import HANG, until_now
+
+from models.checkpoints.weights import open_checkpoint
+from models.tokens.tokenizer import Tokenizer
+from protocols.base.shares import COMPUTING, EVALUATORS
+from puma_actors.api.remote import upload_model
+from puma_actors.hosts.config import load_config
+
+CHAT = [{"role": "user", "content": PROMPT}]
+MOST = 40
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sentences") / "model"
+    return save_wordpiece(save(tiny_model("bert", "none"), folder))
+
+
+@contextmanager
+def parties(folder, addresses, certificates):
+    started = {
+        role: Party(role, write_config(folder / f"{role}.toml", addresses, certificates))
+        for role in COMPUTING
+    }
+    try:
+        for party in started.values():
+            party.wait_for("link up", 2)
+        yield started
+    finally:
+        for party in started.values():
+            party.process.kill()
+            party.process.wait()
+
+
+@contextmanager
+def gateway(config, state, *models):
+    """A `puma serve` process: its base address and key."""
+    options = [word for model in models for word in ("--model", model)]
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--cluster", config, *options, "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**environment(), "XDG_STATE_HOME": str(state)},
+    )
+    try:
+        told = json.loads(process.stdout.readline())
+        assert told["models"] == [*models]
+        yield told["base_url"], Path(told["key_file"]).read_text().strip()
+    finally:
+        process.terminate()
+        process.stdout.close()
+        process.wait(HANG)
+
+
+async def upload(config, **models):
+    for name, folder in models.items():
+        with open_checkpoint(folder) as checkpoint:
+            tokenizer = Tokenizer.load(folder)
+            await upload_model(load_config(config), checkpoint, name, tokenizer=tokenizer)
+
+
+def test_openai_python_against_five_processes(
+    folder, sentences, certificates, tmp_path, answer, monkeypatch
+):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    addresses = addresses_for("tls", tmp_path)
+    config = write_config(tmp_path / "client.toml", addresses, certificates)
+    with parties(tmp_path, addresses, certificates) as running:
+        anyio.run(lambda: upload(config, chat=folder, sentences=sentences))
+        with (
+            gateway(config, tmp_path / "state", "chat", "sentences") as (base, key),
+            openai.OpenAI(base_url=base, api_key=key, max_retries=0, timeout=HANG) as client,
+        ):
+            text = Tokenizer.load(folder).decode(answer)
+            _chats(client, text, len(answer))
+            _completes(client, text)
+            _embeds(client)
+            _refuses(client, base)
+            _stops(client, base, key, [running[role] for role in EVALUATORS])
+
+
+def _chats(client, text, count):
+    ask = {"model": "chat", "messages": CHAT, "max_tokens": 8, "temperature": 0}
+    whole = client.chat.completions.create(**ask)
+    assert whole.choices[0].message.content == text
+    assert whole.usage.completion_tokens == count
+    streamed = client.chat.completions.create(**ask, stream=True)
+    assert "".join(each.choices[0].delta.content or "" for each in streamed) == text
+
+
+def _completes(client, text):
+    done = client.completions.create(model="chat", prompt=IDS, max_tokens=8, temperature=0)
+    assert done.choices[0].text == text
+
+
+def _embeds(client):
+    texts = ["the red cat", "I see"]
+    plain = client.embeddings.create(model="sentences", input=texts, encoding_format="float")
+    coded = client.embeddings.create(model="sentences", input=texts)  # asks for base64
+    raw = client.embeddings.with_raw_response.create(
+        model="sentences", input=texts[0], encoding_format="base64"
+    )
+    vector = raw.http_response.json()["data"][0]["embedding"]
+    found = [np.frombuffer(base64.b64decode(vector), dtype="<f4")]
+    found += [np.asarray(each.data[0].embedding) for each in (plain, coded)]
+    for each in found:
+        np.testing.assert_allclose(each, found[0], atol=0.01)
+
+
+def _refuses(client, base):
+    create = client.chat.completions.create
+    for changed, kind in (
+        ({"model": "other"}, openai.NotFoundError),
+        ({"n": 2}, openai.BadRequestError),
+        ({"messages": [{"role": "user", "content": "cat " * 400}]}, openai.BadRequestError),
+    ):
+        with pytest.raises(kind):
+            create(**{"model": "chat", "messages": CHAT, "max_tokens": 1, **changed})
+    with (
+        openai.OpenAI(base_url=base, api_key="puma-not-the-right-key", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        stranger.models.list()
+
+
+def _stops(client, base, key, evaluators):
+    """Closing a stream ends its inference at every party. The dealer may have been far ahead."""
+
+    def steps():
+        found = [[event["event"] for event in party.events()] for party in evaluators]
+        return [events.count("step done") for events in found]
+
+    def computing():
+        page = httpx.get(
+            f"{base.removesuffix('/v1')}/metrics", headers={"authorization": f"Bearer {key}"}
+        ).text
+        (count,) = re.findall(r'num_requests_running{model_name="chat"} (\S+)', page)
+        return float(count) > 0
+
+    before = steps()
+    stream = client.chat.completions.create(
+        model="chat", messages=CHAT, max_tokens=MOST, stream=True, extra_body={"ignore_eos": True}
+    )
+    for _ in stream:
+        break
+    assert computing()
+    stream.close()
+    until_now(lambda: not computing())  # the parties have said that they ended it
+    taken = [after - earlier for earlier, after in zip(before, steps(), strict=True)]
+    assert all(1 <= count < MOST // 2 for count in taken), taken
+    again = client.chat.completions.create(model="chat", messages=CHAT, max_tokens=1)
+    assert again.usage.completion_tokens == 1
