@@ -15,12 +15,12 @@ from puma_actors.api.blocking import PrivateModel
 pytestmark = pytest.mark.slow
 
 QUESTION = "What is the capital of France? Answer in one sentence."
-NEW = 16
+NEW = 12
 TOKENS = 56
 LAYERS = 30
 BRIEF = {"role": "system", "content": "Be brief."}
-RAW = {"code": "def mean(xs):\n    return", "unicode": "Größe naïve 東京 🙂 мир"}
-CHATS = {"chat, fact": "Name a planet.", "chat, French": "Traduis « chien »."}
+RAW = {"unicode": "Größe naïve 東京 🙂 мир"}
+CHATS = {"chat, French": "Traduis « chien »."}
 """A few prompts; `python -m bench fidelity` has twelve, and longer answers."""
 LONG = "Write a short story about an old lighthouse keeper, his dog and 3 storms."
 
