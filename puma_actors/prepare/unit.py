@@ -8,7 +8,7 @@ has.
 import hashlib
 import json
 from functools import cache
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field
 
@@ -132,6 +132,10 @@ class UnitMessage(Strict):
     number: int = Field(ge=0, lt=1 << 62)
     unit: str = Field(pattern=r"^(?:[0-9a-f]{32})?$")
     held: bool
+
+    def header(self) -> dict[str, Any]:
+        """The header for the wire."""
+        return self.model_dump()
 
 
 def origin_of(upload: str, plan: Plan) -> Origin:

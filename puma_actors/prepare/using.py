@@ -213,6 +213,6 @@ class Units:
         return all(having)
 
     async def _say(self, wanted: _Wanted, unit: str, *, held: bool) -> None:
-        header = UnitMessage(number=wanted.number, unit=unit, held=held).model_dump()
+        header = UnitMessage(number=wanted.number, unit=unit, held=held).header()
         for other in self._others:
             await wanted.scheduler.send_control(other, header)

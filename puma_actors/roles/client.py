@@ -70,8 +70,10 @@ class Inference:
     _reports: dict[int, set[Role]] = field(default_factory=dict)
     _forgotten: set[Role] = field(default_factory=set)
 
-    def add(self, step: int, role: Role, cost: Cost) -> None:
+    def add(self, step: int, role: Role, cost: Cost, *, prepared: bool = False) -> None:
         """Add a party's report; rounds are those of the longest chain."""
+        if prepared:
+            self.prepared.add(step)
         self.costs[step] = self.costs.get(step, Cost()).beside(cost)
         self._reports.setdefault(step, set()).add(role)
 
@@ -175,9 +177,7 @@ class Client(Actor):
         elif isinstance(message, StepMessage) and role in COMPUTING:
             inference, step = self._find(message.number)
             cost = Cost(message.rounds, message.online_bytes, message.offline_bytes)
-            inference.add(step, role, cost)
-            if message.prepared:
-                inference.prepared.add(step)
+            inference.add(step, role, cost, prepared=message.prepared)
         elif isinstance(message, RefusedMessage) and role in COMPUTING:
             text = printable(message.text)
             self._find(message.number)[0].refuse((Busy if message.busy else ConfigError)(text))
