@@ -77,7 +77,7 @@ class Limits(Strict):
     memory: int = Field(default=8_000_000_000, ge=1 << 20)
     inference_tokens: int = Field(default=2048, ge=1, le=1 << 20)
     unfinished: int = Field(default=MOST_BYTES, ge=0)
-    prepared: int = Field(default=20_000_000_000, ge=0)
+    prepared: int = Field(default=50_000_000_000, ge=0)
 
 
 def _party(entry: str) -> str:
