@@ -20,6 +20,7 @@ from puma_actors.api.remote import PrepareOptions, RemoteCluster, prepare_units
 from puma_actors.hosts.prepared.asking import Preparing
 from puma_actors.hosts.unanimous import common_stock
 from puma_actors.prepare.file import UnitFile
+from puma_actors.prepare.unit import Prepared
 
 IDS = [1, 3, 7]
 NEW = 3
@@ -30,15 +31,19 @@ async def prepare(cluster: Hosts, count: int = 1, **options: Any) -> Any:
     return await prepare_units(cluster.client, "tiny", chosen, **options)
 
 
-async def answer(cluster: Hosts, prepared: str, count: int = NEW, **options: Any) -> Any:
+async def answer(
+    cluster: Hosts,
+    prepared: Prepared,
+    count: int = NEW,
+    name: str = "tiny",
+    settings: Settings | None = None,
+) -> Any:
     """The tokens of an answer, and its cost."""
-    opened = await RemoteCluster.open(cluster.client, "tiny", prepared=prepared)  # type: ignore[arg-type]
+    opened = await RemoteCluster.open(cluster.client, name, prepared=prepared, settings=settings)
     async with opened as remote:
         tokens = [
             token.id
-            async for token in remote.generate(
-                IDS, max_new_tokens=count, eos_token_id=None, **options
-            )
+            async for token in remote.generate(IDS, max_new_tokens=count, eos_token_id=None)
         ]
         return [each for each in tokens if each is not None], remote.usage, remote
 
@@ -102,6 +107,24 @@ async def test_the_logits_are_the_same(
             assert np.abs(logits - wanted[-1:]).max() < 0.05
             with pytest.raises(ConfigError, match="no prepared units for several sequences"):
                 await remote.forward([IDS, IDS])
+
+
+async def test_other_settings_and_public_weights(
+    folder: Path, certificates: Path, model: Path
+) -> None:
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model)
+        await cluster.upload(model, "open", public_weights=True)
+        for name, settings in (
+            ("tiny", Settings("fast", "traffic", 2, "argmax")),
+            ("open", Settings()),
+        ):
+            options = PrepareOptions(tokens_in=len(IDS), tokens_out=NEW, settings=settings)
+            await prepare_units(cluster.client, name, options)
+            plain, _, _ = await answer(cluster, "never", NEW, name, settings)
+            tokens, usage, _ = await answer(cluster, "require", NEW, name, settings)
+            assert tokens == plain
+            assert (usage.prepared, usage.total.offline) == (NEW, 0)
 
 
 async def test_no_stream_is_drawn_from_twice(
