@@ -124,8 +124,9 @@ class Label(Strict):
 
 
 class UnitMessage(Strict):
-    """Between parties, for the request `number`: evaluator A names a unit that it holds, or none;
-    the others answer whether they hold it (`puma_actors.prepare.using`).
+    """Between parties, for the request `number`. To evaluator A, without a name: the sender takes
+    part. From A: the name of a unit that it holds, or none. Then from the others: whether they hold
+    it (`puma_actors.prepare.using`).
     """
 
     do: Literal["unit"] = "unit"

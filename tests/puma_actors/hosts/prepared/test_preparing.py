@@ -10,15 +10,18 @@ import pytest
 from hosts import Hosts, hosts, quiet
 from waiting import until
 
+from models.programs.plan import Plan
 from protocols.base import prf
 from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.errors import Busy, ConfigError, PeerFailed, StoreError
 from puma_actors.api.remote import PrepareOptions, RemoteCluster, prepare_units
 from puma_actors.hosts.prepared.asking import Preparing
+from puma_actors.hosts.serving import RequestLimits
 from puma_actors.hosts.unanimous import common_stock
 from puma_actors.prepare.file import UnitFile
 from puma_actors.prepare.unit import Prepared
+from puma_actors.roles.messages import InferMessage
 
 IDS = [1, 3, 7]
 NEW = 3
@@ -158,6 +161,26 @@ async def test_no_stream_is_drawn_from_twice(
     for own, _, key in opened:
         pairs.setdefault(key, set()).add(own)
     assert max(map(len, pairs.values())) == 2
+
+
+async def test_a_party_that_refuses_the_request_costs_no_unit(
+    folder: Path, certificates: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit = RequestLimits.admit
+
+    def refused(self: RequestLimits, request: InferMessage, plan: Plan) -> None:
+        if self._role is Role.EVALUATOR_B:
+            raise Busy("evaluator-b has no memory")
+        admit(self, request, plan)
+
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model)
+        await prepare(cluster)
+        with monkeypatch.context() as patched:
+            patched.setattr(RequestLimits, "admit", refused)
+            with pytest.raises(Busy, match="evaluator-b has no memory"):
+                await answer(cluster, "require")
+        assert (await answer(cluster, "require"))[1].prepared == NEW
 
 
 async def test_two_clients_race_for_the_last_unit(
