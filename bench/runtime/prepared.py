@@ -23,13 +23,13 @@ _NAME = "waiting.prepared"
 _NETWORK = "wan"
 _TOKENS = 32
 _RUNS = 3
-_FIRST_ID = 1000
+_STRIDE = 101
 
 
 async def _ask(config: ClusterConfig, prepared: Prepared, tokens: int) -> tuple[Usage, int]:
     """The cost of a prompt of so many tokens, and the token that follows it."""
-    ids = list(range(_FIRST_ID, _FIRST_ID + tokens))
     async with await RemoteCluster.open(config, "model", prepared=prepared) as remote:
+        ids = [_STRIDE * number % remote.config.vocab_size for number in range(1, tokens + 1)]
         logits = await remote.forward(ids, rows="last")
         return remote.usage, int(np.argmax(logits))
 

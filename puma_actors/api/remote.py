@@ -11,7 +11,8 @@ to try again, open a new one, which has a new id and new keys.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Self
@@ -19,12 +20,14 @@ from typing import Self
 import anyio
 
 from models.programs.plan import Plan
-from models.programs.program import Batch
-from models.programs.steps import RequestSettings
+from models.programs.program import Batch, Drafted
+from models.programs.steps import RequestSettings, StepSettings
 from models.tokens.tokenizer import Tokenizer
+from protocols.base.cost import Cost
 from protocols.base.lane import Settings
 from protocols.base.shares import Role
 from protocols.errors import ConfigError, RemoteProtocolError
+from puma_actors.api.ids import whole
 from puma_actors.api.life import Cluster
 from puma_actors.api.requirements import Requirement, check_requirement, insist
 from puma_actors.base.certs import expiring
@@ -176,6 +179,23 @@ class RemoteCluster(Cluster):
         """As `Requests.choose`; if there is a prepared unit that fits, its settings."""
         found = None if draft else self.stock.settings(batch, steps, wished or self.settings)
         return super().choose(batch, steps, draft, wished) if found is None else Choice(found)
+
+    def predict(
+        self,
+        batch: Batch | int,
+        decode: int | Sequence[Drafted] = 0,
+        settings: StepSettings | None = None,
+    ) -> list[Cost]:
+        """As `Requests.predict`. Nothing is dealt if there is a prepared unit that fits."""
+        first = batch if isinstance(batch, Batch) else Batch((whole(batch, "a length"),), "last")
+        found = None
+        if settings is None and isinstance(decode, int):
+            found = self.stock.settings(first, 1 + decode, self.settings)
+        if found is None:
+            return super().predict(first, decode, settings)
+        one, further = (replace(each, prepared=True) for each in (found.first, found.further))
+        costs = super().predict(first, decode, StepSettings(one, further))
+        return [replace(cost, offline=0) for cost in costs]
 
 
 def _expiries(cluster: ClusterConfig, calls: Mapping[Role, Call]) -> dict[str, float]:

@@ -78,7 +78,7 @@ class Limits(Strict):
     memory: int = Field(default=8_000_000_000, ge=1 << 20)
     inference_tokens: int = Field(default=2048, ge=1, le=1 << 20)
     unfinished: int = Field(default=MOST_BYTES, ge=0)
-    prepared: int = Field(default=20_000_000_000, ge=0)
+    prepared: int = Field(default=50_000_000_000, ge=0)
     max_batch: int = Field(default=8, ge=1, le=MAX_BATCH)
 
 

@@ -52,7 +52,7 @@ sessions = 4                # at once, of clients and owners together
 memory = 8000000000         # bytes: loaded models, and the needs of sessions and their requests
 inference_tokens = 2048     # prompt and answer together, of all requests a session runs at a time
 unfinished = 200000000000   # bytes on disk: uploads that were cut and can be continued
-prepared = 20000000000      # bytes on disk: units made by `puma prepare`; 0: none are made
+prepared = 50000000000      # bytes on disk: units made by `puma prepare`; 0: none are made
 max_batch = 8               # requests that take a decoding step together, the same at all parties
 
 # Names in certificates. A missing list admits every certificate of the authority with that role;

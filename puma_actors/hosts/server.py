@@ -6,8 +6,9 @@
 
 It keeps a link to each of the other two parties, and admits callers as described in
 `puma_actors.hosts.admission`: clients open sessions on stored models, owners upload, list and
-remove them, anyone may ping. Each session has its own id, keys, channels and scheduler; one that
-fails or is slow does not affect the others. Beyond its limits a party refuses with `Busy`.
+remove them, both have units prepared (`puma_actors.hosts.prepared`), anyone may ping. Each session
+has its own id, keys, channels and scheduler; one that fails or is slow does not affect the others.
+Beyond its limits a party refuses with `Busy`.
 
 A session starts when the client has been admitted by all three parties: its handshake is the
 signal, and then the parties shake hands with each other over the links, under the session's id. An

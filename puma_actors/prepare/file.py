@@ -20,9 +20,10 @@ somebody who can write to the file has the party's secrets anyway. Mode 0600.
 import hashlib
 import os
 import struct
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeAlias
 
@@ -215,7 +216,8 @@ def _head(label: Label, keys: Mapping[Role, bytes]) -> bytes:
 
 
 class UnitFile:
-    """A finished file. It stays open, whatever becomes of its name; `close` it.
+    """A finished file. It stays open, whatever becomes of its name, until it is closed or not used
+    any more.
 
     Args:
         handle: of the file, for reading; closed if this fails.
@@ -228,6 +230,7 @@ class UnitFile:
     def __init__(self, handle: int, name: str) -> None:
         self.name = name
         self._handle = handle
+        self._end = weakref.finalize(self, os.close, handle)
         try:
             self.size = os.fstat(handle).st_size
             self._read_ends()
@@ -275,7 +278,8 @@ class UnitFile:
         for section in self._sections:
             if section.step != step:
                 continue
-            os.posix_fadvise(self._handle, section.at, section.size, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # only advice
+                os.posix_fadvise(self._handle, section.at, section.size, os.POSIX_FADV_WILLNEED)
             data = self._bytes(section.at + section.size, section.index)
             if hashlib.sha256(data).hexdigest() != section.sha256:
                 raise self._damaged(f"the index of step {step} has a wrong checksum")
@@ -319,6 +323,5 @@ class UnitFile:
 
     def close(self) -> None:
         """Close the file: if it has no name any more, its room is free."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        self._end()
+        self._handle = -1  # the number may soon be another file's

@@ -215,16 +215,25 @@ class Shelf:
                     found[label.shape] = count + 1, total + nbytes
         return found
 
+    def units(self, origin: Origin) -> set[str]:
+        """The ids of all units of an origin."""
+        with self._lock:
+            return {unit for unit, each in self._held.items() if each.label.origin == origin}
+
+    def remove(self, units: Collection[str]) -> None:
+        """Remove units, as far as they are here."""
+        with self._lock:
+            for unit in units:
+                if self._held.pop(unit, None) is not None:
+                    log.info("prepared unit removed", unit=unit)
+                    with suppress(OSError):
+                        (self._folder / f"{unit}{WHOLE}").unlink()
+
     def keep_only(self, uploads: Collection[str]) -> None:
         """Remove the units of models that are gone."""
         with self._lock:
-            gone = [
-                unit for unit, each in self._held.items() if each.label.origin.upload not in uploads
-            ]
-            for unit in gone:
-                del self._held[unit]
-                with suppress(OSError):
-                    (self._folder / f"{unit}{WHOLE}").unlink()
+            held = list(self._held.items())
+        self.remove([unit for unit, each in held if each.label.origin.upload not in uploads])
 
 
 def _mb(nbytes: int) -> str:

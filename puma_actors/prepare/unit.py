@@ -8,7 +8,7 @@ has.
 import hashlib
 import json
 from functools import cache
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field
 
@@ -124,14 +124,19 @@ class Label(Strict):
 
 
 class UnitMessage(Strict):
-    """Between parties, for the request `number`: evaluator A names a unit that it holds, or none;
-    the others answer whether they hold it (`puma_actors.prepare.using`).
+    """Between parties, for the request `number`. To evaluator A, without a name: the sender takes
+    part. From A: the name of a unit that it holds, or none. Then from the others: whether they hold
+    it (`puma_actors.prepare.using`).
     """
 
     do: Literal["unit"] = "unit"
     number: int = Field(ge=0, lt=1 << 62)
     unit: str = Field(pattern=r"^(?:[0-9a-f]{32})?$")
     held: bool
+
+    def header(self) -> dict[str, Any]:
+        """The header for the wire."""
+        return self.model_dump()
 
 
 def origin_of(upload: str, plan: Plan) -> Origin:

@@ -5,12 +5,14 @@
         link = await use.link(scheduler, number, settings, bound, step)
     units.heard(scheduler, role, message)                     another party's word on a request
 
-Evaluator A names a unit that it has taken. The others take theirs, and each tells both others
-whether it has it. Only when all three have theirs is the first word sent that depends on the unit.
+Once the others have said that they take part (a party that refuses the request does not), evaluator
+A names a unit that it has taken. The others take theirs, and each tells both others whether it has
+it. Only when all three have theirs is the first word sent that depends on the unit.
 Otherwise nobody uses it, and A may name another one.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
@@ -163,6 +165,7 @@ class Units:
         return use
 
     async def _agree(self, wanted: _Wanted) -> Use | None:
+        await self._meet(wanted)
         for _ in range(MOST_NAMED):
             name, file = await self._named(wanted)
             if not name:
@@ -177,6 +180,14 @@ class Units:
                     file.close()
             log.warning("prepared unit given up", role=str(self._role), unit=name)
         return None
+
+    async def _meet(self, wanted: _Wanted) -> None:
+        """Let evaluator A wait until all take part: else it would take a unit in vain."""
+        if self._role is not Role.EVALUATOR_A:
+            await self._say(wanted, "", held=False, to=(Role.EVALUATOR_A,))
+            return
+        for other in self._others:
+            await wanted.talk.next(other)
 
     async def _named(self, wanted: _Wanted) -> tuple[str, UnitFile | None]:
         """A unit's name ("" if there is no more), and this party's part, which it has taken."""
@@ -212,7 +223,10 @@ class Units:
             having.append(answer.held)
         return all(having)
 
-    async def _say(self, wanted: _Wanted, unit: str, *, held: bool) -> None:
-        header = UnitMessage(number=wanted.number, unit=unit, held=held).model_dump()
-        for other in self._others:
+    async def _say(
+        self, wanted: _Wanted, unit: str, *, held: bool, to: Sequence[Role] = ()
+    ) -> None:
+        """Tell these parties, or both others."""
+        header = UnitMessage(number=wanted.number, unit=unit, held=held).header()
+        for other in to or self._others:
             await wanted.scheduler.send_control(other, header)

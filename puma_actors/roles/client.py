@@ -77,8 +77,10 @@ class Inference:
     _forgotten: set[Role] = field(default_factory=set)
     _predicted: set[int] = field(default_factory=set)
 
-    def add(self, step: int, role: Role, cost: Cost, *, joint: bool = False) -> None:
+    def add(self, step: int, role: Role, cost: Cost, *, prepared: bool, joint: bool) -> None:
         """Add a party's report; rounds are those of the longest chain."""
+        if prepared:
+            self.prepared.add(step)
         if step not in self._predicted:
             self.costs[step] = self.costs.get(step, Cost()).beside(cost)
             if joint:
@@ -192,9 +194,7 @@ class Client(Actor):
         elif isinstance(message, StepMessage) and role in COMPUTING:
             inference, step = self._find(message.number)
             cost = Cost(message.rounds, message.online_bytes, message.offline_bytes)
-            inference.add(step, role, cost, joint=message.joint)
-            if message.prepared:
-                inference.prepared.add(step)
+            inference.add(step, role, cost, prepared=message.prepared, joint=message.joint)
         elif isinstance(message, RefusedMessage) and role in COMPUTING:
             text = printable(message.text)
             self._find(message.number)[0].refuse((Busy if message.busy else ConfigError)(text))

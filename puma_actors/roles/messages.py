@@ -264,8 +264,8 @@ class StepMessage(_Message):
     rounds: int = Field(ge=0)
     online_bytes: int = Field(ge=0)
     offline_bytes: int = Field(ge=0)
-    prepared: bool = False
-    joint: bool = False
+    prepared: bool
+    joint: bool
 
 
 class RefusedMessage(_Message):

@@ -3,6 +3,7 @@
 from models.configs.reading import LlamaConfig
 from models.programs.plan import Plan, draft_plan
 from protocols.drivers.ops import Ranges
+from puma_actors.prepare.unit import UnitMessage
 from puma_actors.roles.described import Description, PartEntry
 from puma_actors.roles.messages import (
     CloseMessage,
@@ -57,7 +58,8 @@ ALL = [
     InferMessage(number=3, lengths=[4], steps=2),
     InferMessage(number=3, lengths=[4], steps=9, draft=4),
     NextMessage(number=4, accepted=2, proposed=4),
-    StepMessage(number=3, rounds=1, online_bytes=2, offline_bytes=3),
+    StepMessage(number=3, rounds=1, online_bytes=2, offline_bytes=3, prepared=False),
+    UnitMessage(number=3, unit="5" * 32, held=True),
     RefusedMessage(number=3, text="no memory", busy=True),
     EndMessage(number=3),
     EndedMessage(number=3),

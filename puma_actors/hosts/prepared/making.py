@@ -39,6 +39,7 @@ from puma_actors.base.texts import TEXT_CHARS
 from puma_actors.hosts.prepared.incoming import Incoming
 from puma_actors.hosts.prepared.messages import (
     BeginMessage,
+    HeldMessage,
     IndexMessage,
     MadeMessage,
     MakeMessage,
@@ -102,6 +103,7 @@ class Maker(Actor):
         self._others = tuple(other for other in COMPUTING if other is not role)
         self._secrets: dict[Role, bytes] = {}
         self._asked: MakeMessage | None = None
+        self._lists: dict[Role, set[str]] = {}  # of the units that others have
         self._heard: defaultdict[int, _Heard] = defaultdict(_Heard)
         self._incoming: Incoming | None = None
         self._number = 0
@@ -139,10 +141,19 @@ class Maker(Actor):
             await self._refuse(error)
             return
         try:
+            await self._tidy()
             for self._number in range(asked.count):
                 await self._make(asked, sizes)
         finally:
             self._admission.release(request.number)
+
+    async def _tidy(self) -> None:
+        """Remove what a crash has left at some parties, but not at all."""
+        mine = self._shelf.units(self._origin)
+        await self._tell_parties(HeldMessage(units=sorted(mine)))
+        await self._until(lambda: len(self._lists) == len(self._others))
+        gone = mine - mine.intersection(*self._lists.values())
+        await self.scheduler.compute.offload(self._shelf.remove, gone)
 
     def _request(self, asked: MakeMessage) -> InferMessage:
         """A request that would use such a unit."""
@@ -193,6 +204,9 @@ class Maker(Actor):
             if not isinstance(message, MakeMessage) or self._asked is not None:
                 raise RemoteProtocolError(f"{role} may not send a {message.do!r} request now")
             self._asked = message
+            return
+        if isinstance(message, HeldMessage) and role not in self._lists:
+            self._lists[role] = set(message.units)
             return
         known = (BeginMessage, ReadyMessage, WholeMessage, WordsMessage, IndexMessage)
         if not isinstance(message, known) or not 0 <= message.number - self._number <= 1:

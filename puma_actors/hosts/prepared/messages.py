@@ -1,8 +1,9 @@
 """Requests in a session that prepares units, in a control frame's header.
 
 Caller to parties: `make`. Parties to the caller: `refused`, or `progress` and `made`.
-Parties to each other, for each unit: `begin` from evaluator A, `ready` from the others; `words` and
-`index`, for each step, from each party to those it deals to; `whole` once a party has its part.
+Parties to each other: `held`, before the first unit. Then for each unit: `begin` from evaluator A,
+`ready` from the others; `words` and `index`, for each step, from each party to those it deals to;
+`whole` once a party has its part.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,13 @@ class MakeMessage(_Message):
     do: Literal["make"] = "make"
     shape: Shape
     count: int = Field(ge=1, le=MOST_UNITS)
+
+
+class HeldMessage(_Message):
+    """The sender has these units for the model. Those that another party lacks are of no use."""
+
+    do: Literal["held"] = "held"
+    units: list[UnitId] = Field(max_length=1 << 16)
 
 
 class BeginMessage(_Message):
@@ -102,6 +110,7 @@ class RefusedMessage(_Message):
 
 Message: TypeAlias = Annotated[
     MakeMessage
+    | HeldMessage
     | BeginMessage
     | ReadyMessage
     | WordsMessage

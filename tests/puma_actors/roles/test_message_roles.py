@@ -381,6 +381,7 @@ async def test_a_party_takes_no_requests_from_a_party(sender):
 
 READY = ReadyMessage(digest=PLAN.digest())
 OTHER = ReadyMessage(digest="0" * 64)
+REPORT = StepMessage(number=0, rounds=0, online_bytes=0, offline_bytes=0, prepared=False)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +393,7 @@ OTHER = ReadyMessage(digest="0" * 64)
         (Role.OWNER, [tell(CloseMessage())]),
         (Role.DEALER, [tell(ANNOUNCED)]),
         (Role.DEALER, [tell(EndedMessage(number=0))]),
-        (Role.DEALER, [tell(StepMessage(number=0, rounds=0, online_bytes=0, offline_bytes=0))]),
+        (Role.DEALER, [tell(REPORT)]),
         (Role.EVALUATOR_A, [tell(INFER)]),
         (Role.EVALUATOR_A, [({"do": "step", "number": -1}, ())]),
     ],

@@ -10,16 +10,18 @@ import pytest
 from hosts import Hosts, hosts, quiet
 from waiting import until
 
-from models.programs.program import Batch
-from models.programs.steps import StepSettings
+from models.programs.plan import Plan
 from protocols.base import prf
 from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.errors import Busy, ConfigError, PeerFailed, StoreError
 from puma_actors.api.remote import PrepareOptions, RemoteCluster, prepare_units
 from puma_actors.hosts.prepared.asking import Preparing
+from puma_actors.hosts.serving import RequestLimits
 from puma_actors.hosts.unanimous import common_stock
 from puma_actors.prepare.file import UnitFile
+from puma_actors.prepare.unit import Prepared
+from puma_actors.roles.messages import InferMessage
 
 IDS = [1, 3, 7]
 NEW = 3
@@ -30,15 +32,19 @@ async def prepare(cluster: Hosts, count: int = 1, **options: Any) -> Any:
     return await prepare_units(cluster.client, "tiny", chosen, **options)
 
 
-async def answer(cluster: Hosts, prepared: str, count: int = NEW, **options: Any) -> Any:
+async def answer(
+    cluster: Hosts,
+    prepared: Prepared,
+    count: int = NEW,
+    name: str = "tiny",
+    settings: Settings | None = None,
+) -> Any:
     """The tokens of an answer, and its cost."""
-    opened = await RemoteCluster.open(cluster.client, "tiny", prepared=prepared)  # type: ignore[arg-type]
+    opened = await RemoteCluster.open(cluster.client, name, prepared=prepared, settings=settings)
     async with opened as remote:
         tokens = [
             token.id
-            async for token in remote.generate(
-                IDS, max_new_tokens=count, eos_token_id=None, **options
-            )
+            async for token in remote.generate(IDS, max_new_tokens=count, eos_token_id=None)
         ]
         return [each for each in tokens if each is not None], remote.usage, remote
 
@@ -70,14 +76,7 @@ async def test_a_prepared_answer_is_the_same_and_nothing_is_dealt_for_it(
         tokens, usage, remote = await answer(cluster, "require")
         assert tokens == plain
         assert (usage.prepared, usage.total.offline) == (NEW, 0)
-        settings = [
-            Settings(tree="rounds", prepared=True, block=each.block)
-            for each in (usage.settings.first, usage.settings.further)
-        ]
-        predicted = remote.predict(Batch((len(IDS),), "last"), NEW - 1, StepSettings(*settings))
-        assert [(each.rounds, each.online) for each in usage.steps] == [
-            (each.rounds, each.online) for each in predicted
-        ]
+        assert usage.steps == remote.predict(len(IDS), NEW - 1)  # there is another unit
 
         await answer(cluster, "auto", 2)  # fewer steps than it was made for
         assert not any(units_at(cluster).values())
@@ -91,7 +90,7 @@ async def test_a_prepared_answer_is_the_same_and_nothing_is_dealt_for_it(
 async def test_the_logits_are_the_same(
     folder: Path, certificates: Path, model: Path, wanted: np.ndarray
 ) -> None:
-    """As bits: the words that were dealt do not matter to the result but by its last bits."""
+    """Up to roundings, and for a client that prepares by itself."""
     async with hosts(folder, certificates, "unix") as cluster:
         await cluster.upload(model)
         await prepare_units(cluster.client, "tiny", PrepareOptions(tokens_in=3), role=Role.CLIENT)
@@ -102,6 +101,24 @@ async def test_the_logits_are_the_same(
             assert np.abs(logits - wanted[-1:]).max() < 0.05
             with pytest.raises(ConfigError, match="no prepared units for several sequences"):
                 await remote.forward([IDS, IDS])
+
+
+async def test_other_settings_and_public_weights(
+    folder: Path, certificates: Path, model: Path
+) -> None:
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model)
+        await cluster.upload(model, "open", public_weights=True)
+        for name, settings in (
+            ("tiny", Settings("fast", "traffic", 2, "argmax")),
+            ("open", Settings()),
+        ):
+            options = PrepareOptions(tokens_in=len(IDS), tokens_out=NEW, settings=settings)
+            await prepare_units(cluster.client, name, options)
+            plain, _, _ = await answer(cluster, "never", NEW, name, settings)
+            tokens, usage, _ = await answer(cluster, "require", NEW, name, settings)
+            assert tokens == plain
+            assert (usage.prepared, usage.total.offline) == (NEW, 0)
 
 
 async def test_no_stream_is_drawn_from_twice(
@@ -146,6 +163,26 @@ async def test_no_stream_is_drawn_from_twice(
     assert max(map(len, pairs.values())) == 2
 
 
+async def test_a_party_that_refuses_the_request_costs_no_unit(
+    folder: Path, certificates: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit = RequestLimits.admit
+
+    def refused(self: RequestLimits, request: InferMessage, plan: Plan) -> None:
+        if self._role is Role.EVALUATOR_B:
+            raise Busy("evaluator-b has no memory")
+        admit(self, request, plan)
+
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model)
+        await prepare(cluster)
+        with monkeypatch.context() as patched:
+            patched.setattr(RequestLimits, "admit", refused)
+            with pytest.raises(Busy, match="evaluator-b has no memory"):
+                await answer(cluster, "require")
+        assert (await answer(cluster, "require"))[1].prepared == NEW
+
+
 async def test_two_clients_race_for_the_last_unit(
     folder: Path, certificates: Path, model: Path
 ) -> None:
@@ -176,8 +213,10 @@ async def test_a_unit_that_one_party_lost_is_used_by_none(
         lost = sorted(units_at(cluster)[role])[0].removesuffix(".unit")
         label = next(each.label for unit, each in held._held.items() if unit == lost)
         held.claim(lost, label.origin, label.shape).close()
-        prepared = [(await answer(cluster, "auto"))[1].prepared for _ in range(2)]
-        assert sorted(prepared) == [0, NEW]
+        assert (await answer(cluster, "require"))[1].prepared == NEW
+        if role is Role.DEALER:  # the others have a part of no use, until units are made again
+            await prepare(cluster)
+            assert len({frozenset(names) for names in units_at(cluster).values()}) == 1
 
 
 @pytest.mark.parametrize("role", COMPUTING)
