@@ -10,12 +10,11 @@ parties go on with it, and its result is nobody's.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.programs.families import forward, parameters_of, shallow
+from models.programs.families import forward, parameters_of
 from models.programs.inference import evaluate
 from models.programs.plan import Plan
 from models.programs.program import Batch, Cache, next_batch
@@ -25,7 +24,7 @@ from protocols.base.lane import Lane, Settings
 from protocols.base.shares import Role, SecretTensor
 from protocols.drivers.ops import Parameters
 from protocols.drivers.secure import Secure
-from protocols.drivers.together import Part, together
+from protocols.drivers.together import Call, Part, together
 from protocols.drivers.trace import TraceLink, run_now, trace
 
 
@@ -42,9 +41,6 @@ def part_of(lane: Lane, plan: Plan, parameters: Parameters, batch: Batch, cache:
 async def evaluate_together(lane: Lane, plan: Plan, parts: Sequence[Part]) -> list[SecretTensor]:
     """The result of each part, whose input has been looked up."""
     return await together(Secure(lane, plan.ranges), parts)
-
-
-_EVERY = 16
 
 
 class _Held(NamedTuple):
@@ -69,48 +65,78 @@ def stand_in(lane: Lane, plan: Plan, parameters: Parameters, context: int) -> Pa
 
 
 class Alone:
-    """What decoding steps of a model cost alone. The whole model is walked through for one context
-    in `_EVERY`, or for each if layers see windows of it; for those between, as in
-    `predict.outline`, only the first two layers are, for the difference.
+    """What decoding steps of a model cost alone. Of a step only attention depends on what comes
+    before it, so the whole model is walked through once, and then only attention.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._some = [replace(plan, config=shallow(plan.config, most)) for most in (1, 2)]
-        self._every = 1 if getattr(plan.config, "windows", None) else _EVERY
-        self._held: dict[tuple[Settings, int], _Held] = {}
-        self._known: dict[Settings, tuple[int, Cost]] = {}
+        self._walks: dict[Settings, tuple[_Walk, Cost]] = {}
 
     def cost(self, settings: Settings, context: int) -> Cost:
         """The cost of a step after `context` tokens, for all parties together."""
-        place = context - context % self._every
-        if settings not in self._known or self._known[settings][0] != place:
-            self._known[settings] = place, self._walk(self._plan, settings, place)
-        known = self._known[settings][1]
-        return known if place == context else known + self._more(settings, place, context)
+        if settings not in self._walks:
+            walk = _Walk(self._plan, settings)
+            self._walks[settings] = walk, self._whole(settings, walk, context)
+        walk, rest = self._walks[settings]
+        return rest + walk.attention(context)
 
-    def _more(self, settings: Settings, place: int, context: int) -> Cost:
-        one, two = (
-            self._walk(plan, settings, context) - self._walk(plan, settings, place)
-            for plan in self._some
+    def _whole(self, settings: Settings, walk: "_Walk", context: int) -> Cost:
+        """The cost of a step without its attention."""
+        cache = walk.cache(context)
+
+        async def step(lane: Lane) -> None:
+            await evaluate(lane, self._plan, _traced(self._plan), next_batch(), cache)
+
+        return trace(step, settings)[0] - walk.attention(context)
+
+
+class _Blank(Secure):
+    """Local operations on blank words, which need not be copied."""
+
+    def append(self, past: SecretTensor | None, new: SecretTensor) -> SecretTensor:
+        heads, count, size = new.shape
+        before = 0 if past is None else past.shape[1]
+        return _zero(new.role, new, (heads, before + count, size))
+
+
+class _Walk:
+    """A decoding step of which only attention is traced."""
+
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self._plan, self._settings = plan, settings
+        self._parameters = _traced(plan)
+        self._held = _held(plan, settings)
+        self._results: list[Any] = []  # of all other operations, in order
+
+    def cache(self, context: int) -> Cache:
+        """Blank keys and values of so many tokens."""
+        return _zeros(Role.TRACE, self._held, context)
+
+    def attention(self, context: int) -> Cost:
+        """What attention costs after `context` tokens."""
+        lane, aside = (Lane(TraceLink(self._settings)) for _ in range(2))
+        attending, others = (Secure(each, self._plan.ranges) for each in (lane, aside))
+        plan, cache = self._plan, self.cache(context)
+        local = _Blank(aside, plan.ranges)
+        part = Part(
+            local,
+            lambda member: forward(member, plan.config, self._parameters, next_batch(), cache),
         )
-        each, more = two - one, self._plan.config.num_layers - 2
-        if more < 0:
-            return one
-        return two + Cost(more * each.rounds, more * each.online, more * each.offline)
-
-    def _walk(self, plan: Plan, settings: Settings, context: int) -> Cost:
-        key = settings, plan.config.num_layers
-        if key not in self._held:
-            self._held[key] = _held(plan, settings)
-        return _decoding(plan, settings, _zeros(Role.TRACE, self._held[key], context))
-
-
-def _decoding(plan: Plan, settings: Settings, cache: Cache) -> Cost:
-    async def step(lane: Lane) -> None:
-        await evaluate(lane, plan, _traced(plan), next_batch(), cache)
-
-    return trace(step, settings)[0]
+        part.look_up()
+        part.begin(self._held.x)
+        place = 0
+        while isinstance(call := part.go(), Call):
+            if call.key[0] == "attention":
+                part.begin(run_now(call.run(attending, [call.public], *call.tensors)))
+                continue
+            if place == len(self._results):  # the first walk
+                found = run_now(call.run(others, [call.public], *call.tensors))
+                self._results.append(found)
+            part.begin(self._results[place])
+            place += 1
+        traffic = lane.link.traffic
+        return Cost(lane.clock, traffic.online_bytes, traffic.offline_bytes)
 
 
 def _traced(plan: Plan) -> Parameters:
