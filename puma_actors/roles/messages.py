@@ -249,7 +249,7 @@ class StepMessage(_Message):
     rounds: int = Field(ge=0)
     online_bytes: int = Field(ge=0)
     offline_bytes: int = Field(ge=0)
-    joint: bool = False
+    joint: bool
 
 
 class RefusedMessage(_Message):

@@ -392,7 +392,10 @@ OTHER = ReadyMessage(digest="0" * 64)
         (Role.OWNER, [tell(CloseMessage())]),
         (Role.DEALER, [tell(ANNOUNCED)]),
         (Role.DEALER, [tell(EndedMessage(number=0))]),
-        (Role.DEALER, [tell(StepMessage(number=0, rounds=0, online_bytes=0, offline_bytes=0))]),
+        (
+            Role.DEALER,
+            [tell(StepMessage(number=0, rounds=0, online_bytes=0, offline_bytes=0, joint=True))],
+        ),
         (Role.EVALUATOR_A, [tell(INFER)]),
         (Role.EVALUATOR_A, [({"do": "step", "number": -1}, ())]),
     ],
