@@ -118,10 +118,10 @@ class Rows:
             index[row, size:] = span.context.start  # anything: it is masked
         return cls(index, mask, spans[0].cap)
 
-    @property
-    def kind(self) -> Hashable:
-        """The properties that the cost may depend on."""
-        return self.mask.shape, self.mask.tobytes(), self.cap
+
+def seen_by(lane: Lane, mask: Mask) -> bytes:
+    """What the cost of attention under a mask of a known shape depends on, where it is traced."""
+    return mask.tobytes() if lane.tracing else b""
 
 
 def _apart(span: Span, first: Span) -> bool:
@@ -178,7 +178,7 @@ async def attend_each(
     async def job(lo: int, hi: int, strand: Lane) -> SecretTensor:
         qkv = q[lo * share : hi * share], k[lo:hi], v[lo:hi]
         kinds = [(each.shape, each.width, each.frac) for each in qkv]
-        key = (*kinds, rows.kind if lane.tracing else b"", bounds, near)
+        key = (*kinds, seen_by(lane, rows.mask), rows.cap, bounds, near)
         return await traced_once(
             strand, key, lambda inner: attend_rows(inner, *qkv, rows, bounds, near)
         )

@@ -13,7 +13,7 @@ from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, Words
 from protocols.base.shares import SecretTensor, concat, constant, stack
 from protocols.compare import maximum
-from protocols.drivers.attending import Added, Rows, attend_each, attend_piece
+from protocols.drivers.attending import Added, Rows, attend_each, attend_piece, seen_by
 from protocols.drivers.layout import Turn, rejoined, split_heads, within
 from protocols.drivers.ops import (
     Heads,
@@ -282,9 +282,8 @@ class Secure(Residual):
             added = Added.of(span, heads, at, q.shape[2])
             mask = span.mask[at.rows, at.columns]
             qkv = q[heads, rows], k[lo:hi, seen], v[lo:hi, seen]
-            seen_by = mask.tobytes() if lane.tracing else b""
             near = dealt is not None
-            key = (*map(_kind, qkv), seen_by, bounds, added.kind, near)
+            key = (*map(_kind, qkv), seen_by(lane, mask), bounds, added.kind, near)
             return await traced_once(
                 lane, key, lambda s: attend_piece(s, *qkv, mask, added, bounds, near)
             )

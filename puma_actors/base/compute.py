@@ -15,7 +15,6 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from copy import copy
 from functools import cache
 from typing import Any, TypeVar
 
@@ -92,9 +91,7 @@ class Compute:
 
     def share(self) -> "Compute":
         """The same threads for another session, which gets them in turn with those of others."""
-        other = copy(self)
-        other._owner = object()
-        return other
+        return _Share(self)
 
     async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
         """Call `function(*args)`, which takes about `work` multiply-adds.
@@ -116,6 +113,14 @@ class Compute:
         threads = self._threads[0]
         async with threads.one(self._owner):
             return await anyio.to_thread.run_sync(function, *args, limiter=threads.limiter)
+
+
+class _Share(Compute):
+    """The threads of another `Compute`, with turns of its own."""
+
+    def __init__(self, whole: Compute) -> None:
+        vars(self).update(vars(whole))
+        self._owner = object()
 
 
 async def give_back() -> None:

@@ -9,7 +9,7 @@ import anyio
 
 from models.programs.head_layers import check_rows
 from models.programs.inference import ask
-from models.programs.joint import Alone
+from models.programs.joint.alone import Alone
 from models.programs.plan import Plan
 from models.programs.program import Batch
 from models.programs.steps import StepSettings

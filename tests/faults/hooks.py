@@ -101,10 +101,12 @@ def _watch_sends(gate: Gate) -> None:
     place = 1 if gate.role == Role.CLIENT else 30
 
     async def send(self: Any, *args: Any, **options: Any) -> None:
-        if self.number in _PLACES:
+        # A joint session, which has no client, begins with the first decoding step.
+        alone = gate.role != Role.CLIENT and Role.CLIENT not in self._scheduler.ports
+        if (step := self.number + alone) in _PLACES:
             self.sends = getattr(self, "sends", 0) + 1
             if self.sends == place:
-                await gate.at(_PLACES[self.number], self._scheduler)
+                await gate.at(_PLACES[step], self._scheduler)
         await usual(self, *args, **options)
 
     def remember(self: Any, frame: Frame) -> None:

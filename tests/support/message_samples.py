@@ -10,6 +10,7 @@ from puma_actors.roles.messages import (
     EndedMessage,
     EndMessage,
     InferMessage,
+    JoinMessage,
     MatrixMessage,
     NextMessage,
     PieceMessage,
@@ -54,11 +55,14 @@ ALL = [
     MatrixMessage(number=0, made=Description(parts=[PartEntry(kind="f32", outputs=5)])),
     PieceMessage(number=0, start=0),
     UploadedMessage(),
+    JoinMessage(session="00" * 16),
     ReadyMessage(digest=PLAN.digest()),
     InferMessage(number=3, lengths=[4], steps=2),
     InferMessage(number=3, lengths=[4], steps=9, draft=4),
     NextMessage(number=4, accepted=2, proposed=4),
-    StepMessage(number=3, rounds=1, online_bytes=2, offline_bytes=3, prepared=False),
+    StepMessage(
+        number=3, rounds=1, online_bytes=2, offline_bytes=3, prepared=False, joint=False
+    ),
     UnitMessage(number=3, unit="5" * 32, held=True),
     RefusedMessage(number=3, text="no memory", busy=True),
     EndMessage(number=3),

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from models.programs.joint import evaluate_together, stand_in
+from models.programs.joint.parts import evaluate_together, stand_in
 from protocols.base.lane import Lane, Settings
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import PeerFailed, PumaError, RemoteProtocolError

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from models.programs.joint import part_of
+from models.programs.joint.parts import part_of
 from models.programs.plan import Plan
 from models.programs.program import Cache
 from protocols.base.lane import Lane, Settings

@@ -14,7 +14,8 @@ from tiny_models import DECODERS
 from models.owner.calibrate import plain_run
 from models.programs.families import forward
 from models.programs.inference import ask, evaluate
-from models.programs.joint import Alone, evaluate_together, part_of, stand_in
+from models.programs.joint.alone import Alone
+from models.programs.joint.parts import evaluate_together, part_of, stand_in
 from models.programs.predict import predict
 from models.programs.program import Batch, Cache, next_batch
 from protocols.base.lane import Settings

@@ -216,7 +216,8 @@ async def test_a_whole_run(
             seen.told.append(f"{running!r} {running.residents!r} {running.links!r}")
     seen.learn_weights(model)
     assert set(seen.seeds) == {1, 2}
-    assert len(seen.pair_keys) == 3 + 3 * 6  # of the upload; of three sessions between four
+    # Of the upload; of three sessions between four, each with a joint one between three.
+    assert len(seen.pair_keys) == 3 + 3 * (6 + 3)
     assert len(seen.words) > 5000
     assert len(seen.weights) > 300
     assert len(seen.weight_masks) > 300

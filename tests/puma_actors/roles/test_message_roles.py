@@ -27,6 +27,7 @@ from puma_actors.roles.messages import (
     EndedMessage,
     EndMessage,
     InferMessage,
+    JoinMessage,
     NextMessage,
     PlanMessage,
     ReadyMessage,
@@ -327,6 +328,7 @@ DISAGREEING: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "plan": ({"digest": "0" * 64}, "hold different uploads of the model"),
     "session": ({"upload": "0" * 32}, "hold different uploads of the model"),
+    "max_batch": ({"max_batch": 2}, "has limits.max_batch = 2 and"),
 }
 
 
@@ -348,6 +350,18 @@ async def test_a_party_refuses_one_that_holds_other_numbers(name, role):
     assert reason in str(error)
     assert str(two) in str(error)
     assert told == []
+
+
+@pytest.mark.parametrize("sender", COMPUTING)
+async def test_a_party_refuses_to_join_where_requests_step_alone(sender):
+    """Or when another party than evaluator A invites."""
+    role = Role.EVALUATOR_B if sender is Role.EVALUATOR_A else Role.EVALUATOR_A
+    error = await ends_with(
+        Party(role), {sender: sends(role, tell(JoinMessage(session="00" * 16)))}
+    )
+    assert isinstance(error, RemoteProtocolError)
+    invites = sender is Role.EVALUATOR_A
+    assert ("joint session that cannot be" if invites else "may not send a 'join'") in str(error)
 
 
 async def test_a_party_refuses_an_inference_before_the_others_agree():
@@ -381,7 +395,7 @@ async def test_a_party_takes_no_requests_from_a_party(sender):
 
 READY = ReadyMessage(digest=PLAN.digest())
 OTHER = ReadyMessage(digest="0" * 64)
-REPORT = StepMessage(number=0, rounds=0, online_bytes=0, offline_bytes=0, prepared=False)
+REPORT = StepMessage(number=0, rounds=0, online_bytes=0, offline_bytes=0, prepared=False, joint=True)
 
 
 @pytest.mark.parametrize(
