@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from cryptography.hazmat.primitives import hashes
 from hosts import Hosts, hosts, list_models, quiet
 from networks import make_certificates
 from waiting import HANG, in_time, until
@@ -23,7 +24,8 @@ from puma_actors.base import certs
 from puma_actors.base.build import program_digest
 from puma_actors.base.certs import issue
 from puma_actors.base.identity import PeerIdentity
-from puma_actors.base.rotation.renewing import renew
+from puma_actors.base.keyfiles import load_certificate
+from puma_actors.base.rotation.renewing import renew, renew_authority
 from puma_actors.cli import main
 from puma_actors.hosts import visits
 from puma_actors.hosts.admission import LinkEntry, Request
@@ -172,6 +174,14 @@ async def test_ping_of_one_party_and_of_certificates_that_expire(
         code, _, err = await anyio.to_thread.run_sync(puma, capfd, "ping", *where)
         assert (code, "certificate at dealer expires in 9 days: renew it" in err) == (0, True)
         assert "evaluator-a" not in err
+        for renewed in (renew(made, PeerIdentity(D, "dealer")), renew_authority(made)):
+            assert renewed.days_left > 80  # the parties run on, and show it
+            visit = await call(cluster.client, Role.CLIENT, D, "ping")
+            own = load_certificate(made / "dealer.pem").fingerprint(hashes.SHA256()).hex()
+            assert visit.channel.peer_identity is not None
+            assert visit.channel.peer_identity.certificate == own
+            assert visit.answer.days is not None and visit.answer.days > 80
+            await visit.channel.aclose()
         await cluster.kill(A)
         for one, wanted in ((D, 0), (A, 1)):  # whether it answers; another one may be down
             own = ("--role", "dealer", "--to", one, "--json", *where)
