@@ -119,6 +119,7 @@ async def load(
     *,
     leaving: float = 0.0,
     halfway: Callable[[], Awaitable[None]] | None = None,
+    pause: float = 0.0,
     seed: int = 1,
 ) -> tuple[list[Seen], float]:
     """Let clients ask at the same time, each one request after another.
@@ -126,26 +127,31 @@ async def load(
     Args:
         goes_on: whether a client asks once more, by how often it has asked.
         leaving: the fraction of requests whose client hangs up, after any number of tokens.
-        halfway: called in the middle: when every client has been refused or answered once.
+        pause: seconds that a client waits after a refusal.
+        halfway: called in the middle: when half of the clients have had their first answer.
 
     Returns:
         What was seen, and the seconds that all took.
     """
     seen: list[Seen] = []
-    coins = random.Random(seed)
-    first = [anyio.Event() for _ in range(clients)]
+    half, served = anyio.Event(), set[int]()
 
     async def client(number: int) -> None:
+        coins = random.Random(f"{seed}, {number}")
         async with connect() as http:
             for count in _while(goes_on):
                 given = asks[(number + count) % len(asks)]
                 leave = coins.randint(1, given.tokens) if coins.random() < leaving else None
-                seen.append(await ask(http, model, given, leave))
-                first[number].set()
+                found = await ask(http, model, given, leave)
+                seen.append(found)
+                served.add(number)
+                if 2 * len(served) >= clients:
+                    half.set()
+                if found.outcome == "refused":
+                    await anyio.sleep(pause)
 
     async def middle() -> None:
-        for each in first:
-            await each.wait()
+        await half.wait()
         if halfway is not None:
             await halfway()
 

@@ -36,8 +36,8 @@ _PROMPTS = (
 )
 _CLIENTS = (1, 2, 4, 16)
 _MODEL = "model"
-_SECONDS = 600.0
-"""How long a client waits at most."""
+_SECONDS, _PAUSE = 600.0, 1.0
+"""How long a client waits at most; and before it asks again after a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +160,7 @@ async def _loads(
             _goes_on(wanted),
             leaving=wanted.leaving,
             halfway=halfway,
+            pause=_PAUSE,
         )
         found.append((Summary.of(clients, seen, seconds), seen, await address.state()))
     return found

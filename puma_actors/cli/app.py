@@ -30,6 +30,7 @@ from puma_actors.cli.commands import (
 )
 from puma_actors.cli.commands.converting import convert
 from puma_actors.cli.commands.preparing.prepare import prepare
+from puma_actors.cli.commands.talking import options as talking_options
 from puma_actors.cli.commands.texts import labels
 from puma_actors.cli.commands.what_if import options as what_if_options
 from puma_actors.cli.early import refuse_unsupported
@@ -89,6 +90,7 @@ def configure(
 
 
 app.command()(spread(generate_options.generate))
+app.command()(spread(talking_options.chat))
 app.command()(spread(serve.serve))
 
 

@@ -60,9 +60,7 @@ ALL = [
     InferMessage(number=3, lengths=[4], steps=2),
     InferMessage(number=3, lengths=[4], steps=9, draft=4),
     NextMessage(number=4, accepted=2, proposed=4),
-    StepMessage(
-        number=3, rounds=1, online_bytes=2, offline_bytes=3, prepared=False, joint=False
-    ),
+    StepMessage(number=3, rounds=1, online_bytes=2, offline_bytes=3, prepared=False, joint=False),
     UnitMessage(number=3, unit="5" * 32, held=True),
     RefusedMessage(number=3, text="no memory", busy=True),
     EndMessage(number=3),

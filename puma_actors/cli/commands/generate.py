@@ -55,8 +55,10 @@ def run_generate(
             sampling = _sampling(cluster, choice)
             told = {} if isinstance(choice, SamplingConfig) else cluster.of_model(choice)
             announce(cluster, ids, sampling, told)
-            text = await _stream(cluster, ids, sampling, draft, quiet=as_json)
+            said: list[str] = []
+            await stream(cluster, ids, sampling, draft, said, quiet=as_json)
         if as_json:
+            text = "".join(said)
             report = usage_report(cluster, cluster.usage)
             source = {"from_generation_config": told} if told else {}
             print_json({"text": text, **report, **source})
@@ -72,22 +74,25 @@ def _sampling(cluster: Cluster, choice: SamplingConfig | SamplingOptions) -> Sam
     return cluster.sampling(cast(GenerateOptions, choice))
 
 
-async def _stream(
+async def stream(
     cluster: Cluster,
     ids: list[int],
     sampling: SamplingConfig,
     draft: DraftOptions,
+    said: list[str],
     *,
-    quiet: bool,
-) -> str:
-    """Print the answer as it grows, with a status line below it on a terminal."""
-    text = ""
+    quiet: bool = False,
+) -> None:
+    """Print the answer as it grows, with a status line below it on a terminal.
+
+    Args:
+        said: takes the parts of the answer.
+    """
     with progress(quiet=quiet) as report, report.following(Following(cluster)):
         async for token in cluster.generate(ids, sampling, **draft):
-            text += token.text
+            said.append(token.text)
             report.write(shown(token.text))
         report.write("\n")
-    return text
 
 
 # -- forward --------------------------------------------------------------------------------------

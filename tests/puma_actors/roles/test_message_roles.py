@@ -395,7 +395,9 @@ async def test_a_party_takes_no_requests_from_a_party(sender):
 
 READY = ReadyMessage(digest=PLAN.digest())
 OTHER = ReadyMessage(digest="0" * 64)
-REPORT = StepMessage(number=0, rounds=0, online_bytes=0, offline_bytes=0, prepared=False, joint=True)
+REPORT = StepMessage(
+    number=0, rounds=0, online_bytes=0, offline_bytes=0, prepared=False, joint=True
+)
 
 
 @pytest.mark.parametrize(

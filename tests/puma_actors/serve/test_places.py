@@ -1,5 +1,6 @@
 """Whose turn it is, whatever happens in which order."""
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -73,3 +74,4 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
+TestQueue.settings = settings(max_examples=40, stateful_step_count=30)

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from hosts import write_config
 from party_processes import COMMAND, environment, puma
 from waiting import HANG
+
+from protocols.base.shares import COMPUTING
+from protocols.errors import ConfigError
+from puma_actors.cli.commands import serve
+from puma_actors.cli.where import Where
 
 
 class Process:
@@ -85,9 +91,24 @@ def test_what_is_refused_before_anything_is_read(folder, tmp_path):
         found = puma("serve", "--model", folder, "--port", port, "--api-key", "k" * 20, code=2)
         assert f"--port {port} cannot be used" in found.stderr
     assert "16 to 200 characters" in puma("serve", "--api-key", "short", code=2).stderr
-    found = puma("serve", "-m", folder, "--at-once", 2, "--api-key", "k" * 20, code=2)
-    assert "one request at a time: use --cluster" in found.stderr
     found = puma("serve", "-m", folder, "-m", f"{folder}/", "--api-key", "k" * 20, code=2)
     assert "two are called" in found.stderr
     missing = puma("serve", "-m", tmp_path / "none", "--api-key", "k" * 20, code=2)
     assert "none" in missing.stderr
+
+
+def test_one_process_computes_one_request_at_a_time():
+    assert serve._at_once(None, 1, Where()) == serve._at_once(1, 2, Where()) == 1
+    with pytest.raises(ConfigError, match=r"--at-once 2: .* use --cluster"):
+        serve._at_once(2, 1, Where())
+
+
+@pytest.mark.parametrize(
+    ("asked", "models", "most"), [(None, 1, 4), (None, 2, 4), (3, 1, 3), (9, 1, 5), (9, 7, 1)]
+)
+def test_sessions_are_never_more_than_the_cluster_allows(tmp_path, asked, models, most):
+    addresses = {role: f"tls://127.0.0.1:{port}" for port, role in enumerate(COMPUTING, 7101)}
+    config = write_config(
+        tmp_path / "cluster.toml", addresses, tmp_path, extra="[limits]\nsessions = 5\n"
+    )
+    assert serve._at_once(asked, models, Where(cluster=config)) == most

@@ -1,0 +1,1 @@
+"""`puma chat`: a conversation in the terminal."""
