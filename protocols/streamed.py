@@ -19,7 +19,7 @@ from protocols.base.ring import Words
 from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError
 from protocols.kernels.elementwise import add_twice, joined_factor
-from protocols.kernels.matmul import add_matmul
+from protocols.kernels.matmul import add_matmul, matmul_of_sum
 from protocols.kernels.rows import matmul_rows
 from protocols.kernels.sums import Half
 
@@ -134,16 +134,13 @@ class Derived(Panels):
     parts: Sum = field(repr=False)
 
     def matmul(self, x: Words) -> Words:
-        """As `Panels`. Few rows are multiplied by each part: the time goes into reading them."""
+        """As `Panels`. For few rows no sum is stored: the time goes into reading both parts."""
         first, dealer = self.parts.first, self.parts.dealer
         if len(x) > FEW_ROWS or not (
             isinstance(first, np.ndarray) and isinstance(dealer, np.ndarray)
         ):
             return Panels.matmul(self, x)
-        out = np.zeros((x.shape[0], self.shape[1]), dtype=np.uint64)
-        add_matmul(x, first, out)
-        add_matmul(x << np.uint64(1), dealer, out)
-        return out
+        return matmul_of_sum(x, first, dealer)
 
     def _expect(self) -> None:
         if self.parts.first is None or self.parts.dealer is None:

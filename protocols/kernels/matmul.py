@@ -1,8 +1,9 @@
 """Matrix products modulo 2^64: the ring GEMM and GEMV.
 
-With few rows the product is bound by memory: the weights are streamed once, straight from their
-row-major array, and the sums stay in registers. With more rows, panels of the weights are packed
-into a thread-local buffer that fits the second-level cache and serve all rows from there.
+With few rows the product is bound by memory: the weights are read once, straight from their
+row-major array and row after row, which is how memory is read fastest; the sums stay in the
+first-level cache. With more rows, panels of the weights are packed into a thread-local buffer that
+fits the second-level cache and serve all rows from there.
 
 With more rows it is also bound by multiplications, and without AVX-512 a 64-bit one takes three
 32-bit ones. Winograd's inner product halves their number, exactly, in any commutative ring:
@@ -24,6 +25,7 @@ from protocols.kernels.simd import make_pack, make_tile, vector_bytes
 _DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
 _SHORT = 16  # columns of a panel on machines whose vectors have 32 bytes
 _STREAMED_ROWS = 4  # up to here the weights are read in place
+_RUN = 2048  # sums of a row in the first-level cache: 16 KB
 
 _pack = make_pack(4)
 _tile1 = make_tile(1, 4)
@@ -31,9 +33,6 @@ _tile2 = make_tile(2, 4)
 _tile4 = make_tile(4, 4)
 _pair1 = make_tile(1, 4, paired=True)
 _pair4 = make_tile(4, 4, paired=True)
-_stream1 = make_tile(1, 8, prefetch=True)
-_stream2 = make_tile(2, 8, prefetch=True)
-_stream4 = make_tile(4, 4, prefetch=True)
 
 
 def matmul_into_numpy(x: Words, w: Words, out: Words, lo: int, hi: int) -> None:
@@ -66,29 +65,41 @@ def _rows(
 
 
 @kernel()
+def _add_rows(x: Words, xa: int, w: Words, wa: int, ws: int, out: Words) -> None:
+    """Add the product of eight elements of x with as many rows of w, which begin at `wa`."""
+    n = out.size
+    x0, x1, x2, x3 = x[xa], x[xa + 1], x[xa + 2], x[xa + 3]
+    x4, x5, x6, x7 = x[xa + 4], x[xa + 5], x[xa + 6], x[xa + 7]
+    # Slices, because numbers from 0 on need no check for negative ones, which no vectors have.
+    w0, w1 = w[wa : wa + n], w[wa + ws : wa + ws + n]
+    w2, w3 = w[wa + 2 * ws : wa + 2 * ws + n], w[wa + 3 * ws : wa + 3 * ws + n]
+    w4, w5 = w[wa + 4 * ws : wa + 4 * ws + n], w[wa + 5 * ws : wa + 5 * ws + n]
+    w6, w7 = w[wa + 6 * ws : wa + 6 * ws + n], w[wa + 7 * ws : wa + 7 * ws + n]
+    for j in range(n):
+        upper = x0 * w0[j] + x1 * w1[j] + x2 * w2[j] + x3 * w3[j]
+        lower = x4 * w4[j] + x5 * w5[j] + x6 * w6[j] + x7 * w7[j]
+        out[j] += upper + lower
+
+
+@kernel()
 def _streamed(
     x: Words, xa: int, rows: int, w: Words, wa: int, ws: int, depth: int,
-    out: Words, oa: int, lo: int, hi: int, lanes: int,
-) -> int:  # fmt: skip
-    """Products of up to four rows with the columns from lo on; returns where it stopped."""
-    wide, narrow = 8 * lanes, 4 * lanes
-    c = lo
-    if rows == 1:
-        while c + wide <= hi:
-            _stream1(x, xa, depth, w, wa + c, ws, depth, out, oa + c, ws)
-            c += wide
-    elif rows == 2:
-        while c + wide <= hi:
-            _stream2(x, xa, depth, w, wa + c, ws, depth, out, oa + c, ws)
-            c += wide
-    elif rows == 4:
-        while c + narrow <= hi:
-            _stream4(x, xa, depth, w, wa + c, ws, depth, out, oa + c, ws)
-            c += narrow
-    while c + narrow <= hi:
-        _rows(x, xa, depth, rows, w, wa + c, ws, depth, out, oa + c, ws)
-        c += narrow
-    return c
+    out: Words, oa: int, lo: int, hi: int,
+) -> None:  # fmt: skip
+    """Add products of a few rows with columns lo..hi."""
+    whole = depth - depth % 8
+    for c in range(lo, hi, _RUN):
+        count = min(_RUN, hi - c)
+        for p in range(0, whole, 8):
+            for r in range(rows):
+                to = oa + r * ws + c
+                part = out[to : to + count]
+                _add_rows(x, xa + r * depth + p, w, wa + p * ws + c, ws, part)
+        for p in range(whole, depth):
+            for r in range(rows):
+                factor, at, to = x[xa + r * depth + p], wa + p * ws + c, oa + r * ws + c
+                for j in range(count):
+                    out[to + j] += factor * w[at + j]
 
 
 @kernel()
@@ -167,11 +178,10 @@ def _product(
     nothing = np.zeros(_DEPTH, np.uint64)
     for b in range(batch):
         xa, wa, oa = b * rows * depth, b * depth * columns, b * rows * columns
-        c = lo
         if rows <= _STREAMED_ROWS:
-            c = _streamed(x, xa, rows, w, wa, columns, depth, out, oa, lo, hi, lanes)
-        if c < hi:
-            _packed(x, xa, rows, w, wa, columns, depth, out, oa, c, hi, panel, part, nothing, own)
+            _streamed(x, xa, rows, w, wa, columns, depth, out, oa, lo, hi)
+        else:
+            _packed(x, xa, rows, w, wa, columns, depth, out, oa, lo, hi, panel, part, nothing, own)
 
 
 _PRODUCT = "void({0}, {0}, {1}[::1], int64, int64, int64, int64, int64, int64, int64)"
@@ -183,6 +193,31 @@ def _product64(
     lo: int, hi: int, lanes: int,
 ) -> None:  # fmt: skip
     _product(x, w, out, batch, rows, depth, columns, lo, hi, lanes)
+
+
+@kernel("void(in1, in1, in1, uint64[::1], int64, int64, int64)")
+def _product_of_sum(
+    x: Words, first: Words, second: Words, out: Words, rows: int, depth: int, columns: int
+) -> None:
+    """out += x @ (first + 2 second) for a few rows, reading each matrix once; all flat."""
+    two, whole = np.uint64(2), depth - depth % 4
+    for p in range(0, whole, 4):
+        for r in range(rows):
+            at, to = p * columns, r * columns
+            x0, x1 = x[r * depth + p], x[r * depth + p + 1]
+            x2, x3 = x[r * depth + p + 2], x[r * depth + p + 3]
+            for j in range(columns):
+                a, b = at + j, at + columns + j
+                c, d = b + columns, b + 2 * columns
+                upper = x0 * (first[a] + two * second[a]) + x1 * (first[b] + two * second[b])
+                lower = x2 * (first[c] + two * second[c]) + x3 * (first[d] + two * second[d])
+                out[to + j] += upper + lower
+    for p in range(whole, depth):
+        for r in range(rows):
+            factor = x[r * depth + p]
+            for j in range(columns):
+                at = p * columns + j
+                out[r * columns + j] += factor * (first[at] + two * second[at])
 
 
 def _plain(operand: Any) -> Any:
@@ -239,6 +274,22 @@ def _add_matmul(x: Words, w: Words, out: Words) -> None:
     _run(_product64, x, w, out, 0, out.shape[-1])
 
 
+def matmul_of_sum_numpy(x: Words, first: Words, second: Words) -> Words:
+    """NumPy twin of `matmul_of_sum`."""
+    product: Words = x @ (first + (second << np.uint64(1)))
+    return product
+
+
+def _matmul_of_sum(x: Words, first: Words, second: Words) -> Words:
+    """x @ (first + 2 second) modulo 2^64 for few rows x (T, K), and two matrices (K, N)."""
+    out = np.zeros((x.shape[0], first.shape[1]), dtype=np.uint64)
+    for factor in (first, second):
+        _check(x, factor, out, 0, out.shape[1])
+    flat = [_plain(operand).reshape(-1) for operand in (x, first, second)]
+    _product_of_sum.run(*flat, out.reshape(-1), *x.shape, out.shape[1])
+    return out
+
+
 def _batched_matmul(x: Words, y: Words) -> Words:
     """(B, T, K) @ (B, K, L) -> (B, T, L) modulo 2^64; the operands may have any strides."""
     out = np.zeros((x.shape[0], x.shape[1], y.shape[2]), dtype=np.uint64)
@@ -257,3 +308,4 @@ _NUMBA = MODE == "numba"
 matmul_into = _matmul_into if _NUMBA else matmul_into_numpy
 batched_matmul = _batched_matmul if _NUMBA else batched_matmul_numpy
 add_matmul = _add_matmul if _NUMBA else add_matmul_numpy
+matmul_of_sum = _matmul_of_sum if _NUMBA else matmul_of_sum_numpy

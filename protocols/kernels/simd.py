@@ -14,8 +14,6 @@ from typing import Any
 
 from protocols.kernels.jit import vector_op
 
-_PREFETCH_ROWS = 12  # rows to prefetch ahead of a row-major matrix's current row
-
 
 @cache
 def host_features() -> frozenset[str]:
@@ -73,7 +71,7 @@ def prefetch_line(builder: Any, address: Any) -> None:
     builder.call(function, [builder.bitcast(address, byte), *flags])
 
 
-def make_tile(rows: int, vectors: int, *, prefetch: bool = False, paired: bool = False) -> Any:
+def make_tile(rows: int, vectors: int, *, paired: bool = False) -> Any:
     """An op that adds a product of `rows` by depth by `vectors` vectors of columns to out.
 
     Paired, it adds the sum over pairs of rows (w0, w1) of w, with the x0 and x1 that belong to
@@ -137,9 +135,6 @@ def make_tile(rows: int, vectors: int, *, prefetch: bool = False, paired: bool =
                 builder.store(builder.load(spot, align=align), total)
             step = constant(2 if paired else 1)
             with cgutils.for_range_slice(builder, constant(0), k, step) as (p, _n):
-                if prefetch:
-                    for place in places(wa, ws, builder.add(p, constant(_PREFETCH_ROWS))):
-                        prefetch_line(builder, at(3, place, element))
                 line = columns(p)
                 second = builder.add(p, constant(1))
                 other = columns(second) if paired else []

@@ -42,6 +42,20 @@ def words(seed: int, *shape: int, dtype: type = np.uint64) -> np.ndarray:
 
 
 @LIMIT
+@given(SEEDS, st.integers(1, 5), st.integers(0, 40), st.sampled_from([1, 7, 2048, 2061]))
+def test_few_rows_read_the_matrix_once(seed, rows, depth, columns):
+    """Runs of columns of any length, and a sum of matrices as if it were one."""
+    x, first = words(seed, rows, depth), words(seed + 1, depth, columns)
+    second = words(seed + 2, depth, columns)
+    out = np.full((rows, columns), 7, np.uint64)
+    matmul.matmul_into(x, first, out, 0, columns)
+    np.testing.assert_array_equal(out, x @ first)
+    expected = matmul.matmul_of_sum_numpy(x, first, second)
+    np.testing.assert_array_equal(expected, out + x @ second + x @ second)
+    np.testing.assert_array_equal(matmul.matmul_of_sum(x, first, second), expected)
+
+
+@LIMIT
 @given(SEEDS, st.integers(1, 11), st.integers(0, 70), st.integers(1, 150), st.data())
 def test_matmul_ranges_equal_the_twin(seed, rows, depth, columns, data):
     lo = data.draw(st.integers(0, columns))
