@@ -315,7 +315,7 @@ class Client(Actor):
         if result is None:
             raise inference.refusal or LocalProtocolError("a step ended without a result")
         cost = Cost(0, link.traffic.online_bytes, link.traffic.offline_bytes)
-        inference.add(inference.taken, Role.CLIENT, cost)
+        inference.add(inference.taken, Role.CLIENT, cost, prepared=False, joint=False)
         inference.taken += 1
         return result
 

@@ -1,6 +1,6 @@
 """A computing party: dealer or evaluator. It receives shares of a model and serves inferences."""
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing, nullcontext, suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -9,13 +9,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from models.programs.families import parameters_of
-from models.programs.inference import embed_only, evaluate
 from models.programs.plan import Plan
 from models.programs.program import Cache
 from models.programs.public import plan_digests
 from protocols.base.lane import Lane
 from protocols.base.shares import COMPUTING, Role
-from protocols.embedding import embed
 from protocols.errors import (
     Busy,
     ConfigError,
@@ -48,6 +46,7 @@ from puma_actors.roles.messages import (
 )
 from puma_actors.roles.serving.accepted import Admission, AdmitAll, check_request
 from puma_actors.roles.serving.agreed import check_same
+from puma_actors.roles.serving.alone import step_alone
 from puma_actors.roles.serving.company import Company, Seat, joins, step_together
 from puma_actors.roles.turns import Announced, Turn
 from puma_actors.roles.upload import InMemory, Kept, Model, Upload
@@ -170,9 +169,8 @@ class Party(Actor):
         await self._compare()
 
     async def _tell_parties(self, header: dict[str, Any]) -> None:
-        for role in COMPUTING:
-            if role is not self.role:
-                await self.scheduler.send_control(role, header)
+        for role in (each for each in COMPUTING if each is not self.role):
+            await self.scheduler.send_control(role, header)
 
     def _sit(self, session: bytes) -> None:
         """Take the session's seat among others."""
@@ -206,9 +204,8 @@ class Party(Actor):
                 self._sit(session)
             self._ready = True
             ready = ReadyMessage(digest=mine.digest).header()
-            for role in self.scheduler.ports:
-                if role not in COMPUTING:
-                    await self.scheduler.send_control(role, ready)
+            for role in (each for each in self.scheduler.ports if each not in COMPUTING):
+                await self.scheduler.send_control(role, ready)
 
     # -- the model --------------------------------------------------------------------------------
 
@@ -366,7 +363,7 @@ class Party(Actor):
                     last, seat = step == message.steps - 1, await self._seat_taken()
                     await lane.watch(step_together(seat, lane, plan, turn, cache, last))
                 else:
-                    await lane.watch(self._evaluate(lane, plan, turn, cache))
+                    await lane.watch(step_alone(lane, plan, self._parameters, turn, cache))
                 done.set()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), suppress(PumaError):
@@ -376,14 +373,6 @@ class Party(Actor):
             del self._lanes[number]
         await report()
         lead.release()
-
-    def _evaluate(
-        self, lane: Lane, plan: Plan, turn: Turn, cache: Cache
-    ) -> Coroutine[Any, Any, None]:
-        """This party's part of a step. A dealer that has dealt before only embeds."""
-        if self.role.is_dealer and lane.settings.prepared:
-            return embed_only(lane, plan, self._parameters, turn.batch, embed)
-        return evaluate(lane, plan, self._parameters, turn.batch, cache, turn.kept)
 
     async def _seat_taken(self) -> Seat:
         """The session's seat among others; evaluator A's word on it may still be on its way."""
