@@ -45,7 +45,8 @@ from puma_actors.roles.messages import (
     UploadedMessage,
     parse,
 )
-from puma_actors.roles.turns import Admission, AdmitAll, Announced, Turn, check_request
+from puma_actors.roles.serving.accepted import Admission, AdmitAll, check_request
+from puma_actors.roles.turns import Announced, Turn
 from puma_actors.roles.upload import InMemory, Kept, Model, Upload, different_weights
 
 DEALER_LEAD = 2

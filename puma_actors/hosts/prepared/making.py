@@ -57,7 +57,7 @@ from puma_actors.prepare.sizes import Sizes, unit_sizes
 from puma_actors.prepare.unit import ID_BYTES, Label, origin_of
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.messages import InferMessage, infer_message
-from puma_actors.roles.turns import Admission, check_request
+from puma_actors.roles.serving.accepted import Admission, check_request
 from puma_actors.roles.upload import Model
 from puma_actors.session.handshake import Peer
 

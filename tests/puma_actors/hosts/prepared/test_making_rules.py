@@ -28,7 +28,7 @@ from puma_actors.prepare.file import UnitWriter, entry_of, pack_index
 from puma_actors.prepare.shelf import Shelf
 from puma_actors.prepare.unit import origin_of
 from puma_actors.roles.actor import Actor, ActorOptions, connect_all
-from puma_actors.roles.turns import AdmitAll
+from puma_actors.roles.serving.accepted import AdmitAll
 from puma_actors.roles.upload import Model
 
 A, B, D, OWNER = Role.EVALUATOR_A, Role.EVALUATOR_B, Role.DEALER, Role.OWNER

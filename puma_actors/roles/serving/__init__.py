@@ -1,0 +1,1 @@
+"""Parts of a party's work: which requests it takes, what parties agree on, steps in company."""
