@@ -53,6 +53,15 @@ def check_private(path: Path) -> None:
         raise ConfigError(f"{path} can be read by others: run `chmod 600 {path}`")
 
 
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def check_guarded(*paths: Path) -> None:
     """Raise ConfigError if users other than this one and root can change one of the files, or the
     contents of a folder. Anyone may read them.
@@ -100,15 +109,6 @@ def write_new(path: Path, data: bytes, mode: int) -> None:
             raise
         finally:
             Path(draft).unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # -- their contents --------------------------------------------------------------------------------

@@ -234,8 +234,8 @@ async def test_shares_of_different_uploads(
             dealer[Role.DEALER] = calls[Role.DEALER]
             return agreed(dealer)
 
-        agreed = puma_actors.api.remote._agreed
-        monkeypatch.setattr(puma_actors.api.remote, "_agreed", trusting)
+        agreed = puma_actors.api.remote.agreed_plan
+        monkeypatch.setattr(puma_actors.api.remote, "agreed_plan", trusting)
         with pytest.raises(PumaError, match="hold different uploads"):
             async with await RemoteCluster.open(cluster.client, "tiny"):
                 pytest.fail("the parties agreed")

@@ -231,7 +231,7 @@ async def test_different_weights_are_refused_by_the_parties(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where the client does not look."""
-    monkeypatch.setattr(remote, "_agreed", lambda calls: (plan_of(calls), 2048))
+    monkeypatch.setattr(remote, "agreed_plan", lambda calls: (plan_of(calls), 2048))
     async with hosts(folder, certificates, "unix") as cluster:
         lying(Role.OWNER, one_byte_for_b)
         await cluster.upload(model, public_weights=True)
