@@ -20,6 +20,7 @@ from protocols.base.lane import Lane, Settings
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import PeerFailed, PumaError, RemoteProtocolError
 from puma_actors.base.concurrency import Signal, unwrap
+from puma_actors.base.logs import log
 from puma_actors.hosts.together.conductor import Conductor
 from puma_actors.hosts.together.messages import JointMessage, MemberMessage, parse
 from puma_actors.hosts.together.seats import Place, Seat, arrive
@@ -190,6 +191,15 @@ class Joint(Actor):
                     place.finish(result)
         self._steps -= 1
         self._changed.notify()
+        log.info(
+            "joint step done",
+            role=str(self.role),
+            number=message.number,
+            members=len(places),
+            rounds=lane.clock,
+            online_bytes=link.traffic.online_bytes,
+            offline_bytes=link.traffic.offline_bytes,
+        )
 
     async def _arrived(self, member: MemberMessage, settings: Settings) -> Place | None:
         place = await arrive(self._seat_of(bytes.fromhex(member.session)), member.number)
