@@ -46,6 +46,10 @@ class Shown:
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
+    async def most(self, tokens: int) -> None:
+        """Let answers have so many tokens at most; the model has room for 64 in all."""
+        await self.page.evaluate(f"document.getElementById('tokens').value = {tokens}")
+
     async def ask(self, text: str = PROMPT) -> None:
         await self.page.fill("#text", text)
         await self.page.press("#text", "Enter")
@@ -91,7 +95,7 @@ async def shown(browser: Browser, served: Gateway, **look: Any) -> AsyncIterator
     )
     await found.page.goto(f"{served.base}/#key={KEY}")
     await expect(found.page.locator("#model option")).to_have_count(len(served.models))
-    await found.page.evaluate("document.getElementById('tokens').value = 8")  # the model is small
+    await found.most(8)
     try:
         yield found
         assert found.complaints == []
@@ -105,11 +109,11 @@ async def shown(browser: Browser, served: Gateway, **look: Any) -> AsyncIterator
 
 
 @asynccontextmanager
-async def slow(folder: Path) -> AsyncIterator[Gateway]:
+async def slow(folder: Path, network: str = "12ms,1gbit") -> AsyncIterator[Gateway]:
     """A gateway whose model takes some tenths of a second a token."""
 
     async def opener() -> Cluster:
-        return LocalCluster.from_pretrained(folder, network="12ms,1gbit")
+        return LocalCluster.from_pretrained(folder, network=network)
 
     async with gateway(remote={NAME: opener}) as served:
         yield served
@@ -148,7 +152,9 @@ async def test_an_answer_appears_and_tells_its_cost(browser: Browser, folder: Pa
 
 
 async def test_the_first_token_is_seen_before_the_last(browser: Browser, folder: Path) -> None:
-    async with slow(folder) as served, shown(browser, served) as chat:
+    # The gateway says every two seconds how far it is: reading the prompt takes longer than that.
+    async with slow(folder, "150ms") as served, shown(browser, served) as chat:
+        await chat.most(3)
         await chat.ask()
         running = chat.page.locator(".turn.assistant[aria-busy]")
         await expect(chat.page.locator("#bar")).to_be_visible()  # the prompt is being read
@@ -164,6 +170,7 @@ async def test_an_answer_is_stopped_at_every_party(
     browser: Browser, folder: Path, how: str
 ) -> None:
     async with slow(folder) as served, shown(browser, served) as chat:
+        await chat.most(40)
         await chat.ask()
         await expect(chat.page.locator(".turn.assistant p")).not_to_be_empty()
         assert not idle(served)
@@ -182,6 +189,7 @@ async def test_a_reload_loses_the_running_answer_alone(browser: Browser, folder:
     async with slow(folder) as served, shown(browser, served) as chat:
         await chat.ask()
         said = await chat.answered()
+        await chat.most(30)
         await chat.ask("and the dog")
         await expect(chat.page.locator(".turn.assistant[aria-busy] p")).not_to_be_empty()
         await chat.page.reload()
@@ -194,6 +202,7 @@ async def test_a_reload_loses_the_running_answer_alone(browser: Browser, folder:
             "and the dog",
         ]
         await expect(turns).to_have_count(3)
+        await chat.most(3)
         await chat.ask("again")  # with the key of this tab
         assert await chat.answered(2)
 
