@@ -225,7 +225,7 @@ def test_without_a_terminal_one_prompt_is_answered(folder, answer, puma, monkeyp
     file = tmp_path / "prompt.txt"
     file.write_text(f"{PROMPT}\n")
     ask = ("chat", "--model", folder, "-n", 3, "--temperature", 0)
-    for given in ([], ["--prompt", "-"], ["--prompt-file", "-"], ["--prompt-file", file]):
+    for given in ([], ["--prompt-file", file]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\n".encode())))
         code, out, err = puma(*ask, *given)
         assert (code, out) == (0, f"{said}\n")

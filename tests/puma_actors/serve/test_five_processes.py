@@ -1,9 +1,11 @@
 """OpenAI's own client, and a gateway over three parties: five processes with TLS between them."""
 
 import base64
+import io
 import json
 import re
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,23 +81,32 @@ async def upload(config, **models):
 
 
 def test_openai_python_against_five_processes(
-    folder, sentences, certificates, tmp_path, answer, monkeypatch
+    folder, sentences, certificates, tmp_path, answer, puma, monkeypatch
 ):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     addresses = addresses_for("tls", tmp_path)
     config = write_config(tmp_path / "client.toml", addresses, certificates)
     with parties(tmp_path, addresses, certificates) as running:
         anyio.run(lambda: upload(config, chat=folder, sentences=sentences))
+        text = Tokenizer.load(folder).decode(answer)
+        _talks(puma, config, text, monkeypatch)
         with (
             gateway(config, tmp_path / "state", "chat", "sentences") as (base, key),
             openai.OpenAI(base_url=base, api_key=key, max_retries=0, timeout=HANG) as client,
         ):
-            text = Tokenizer.load(folder).decode(answer)
             _chats(client, text, len(answer))
             _completes(client, text)
             _embeds(client)
             _refuses(client, base)
             _stops(client, base, key, [running[role] for role in EVALUATORS])
+
+
+def _talks(puma, config, text, monkeypatch):
+    """`puma chat` without a terminal, at the same parties."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\n".encode())))
+    code, out, err = puma("chat", "--cluster", config, "-m", "chat", "-n", 8, "--temperature", 0)
+    assert (code, out) == (0, f"{text}\n")
+    assert "note: private weights: no party knows" in err
 
 
 def _chats(client, text, count):
