@@ -61,8 +61,8 @@ def usage_report(cluster: Cluster, usage: Usage, *, generated: bool = True) -> d
             "rounds": total.rounds,
             "online_bytes": total.online,
             "offline_bytes": total.offline,
-            "prepared_steps": usage.prepared,
         },
+        "prepared_steps": usage.prepared,
         "network": network.to_public() if (network := network_of(cluster)) else None,
         "settings": {
             "approximation": usage.settings.first.approximation,

@@ -49,6 +49,7 @@ def test_generate_json_is_one_object(puma, folder, answer):
         "draft",
         "seconds",
         "traffic",
+        "prepared_steps",
         "network",
         "settings",
         "weights",

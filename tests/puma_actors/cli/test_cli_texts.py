@@ -16,7 +16,7 @@ from models.programs.predict import predict
 from models.programs.program import Batch
 from puma_actors.api.local import LocalCluster
 
-USAGE = ["prompt_ids", "seconds", "traffic", "network", "settings", "weights"]
+USAGE = ["prompt_ids", "seconds", "traffic", "prepared_steps", "network", "settings", "weights"]
 
 
 @pytest.fixture(scope="module")
