@@ -52,13 +52,6 @@ def test_every_group_of_results_can_be_shown(capsys):
     assert "9 % hidden" in shown and "1.020 of the bound" in shown
 
 
-def test_clients_at_once_are_timed(tmp_path):
-    model = save_tokenizer(save_model(tmp_path / "model", seed=3))
-    one, two = together.compare(model, 2, (1, 2), "", 8)
-    assert (one.work, two.work) == (2, 4)
-    assert two.seconds.median > 0 and two.details["clients"] == 2
-
-
 def test_five_processes_answer_as_one(tmp_path):
     model = save_tokenizer(save_model(tmp_path / "model", seed=3))
     one, five = hosts.compare(model, 3, 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from models.programs.memory import footprint
 from models.programs.plan import Plan
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import Busy, RemoteProtocolError
+from puma_actors.hosts.residents import joined_bytes
 from puma_actors.hosts.serving import RequestLimits, ServingLimits
 from puma_actors.roles.messages import InferMessage
 
@@ -93,6 +95,15 @@ def test_requests_together_keep_within_their_limits(
             assert memory + aside.used >= sum(need(each, role) for each in running.values())
             assert running or aside.used == 0
     assert aside.used == 0
+
+
+def test_a_joint_step_takes_a_second_copy_of_a_layer() -> None:
+    role, aside, request = Role.EVALUATOR_A, Memory(), asked(0, 9, 4)
+    told = ServingLimits(TOKENS, 1.0, 0, aside.room, joined_bytes)
+    keys = 9 + 3, 2 * CONFIG.num_kv_heads * CONFIG.head_dim, 2 * 8  # tokens, entries, bytes
+    with RequestLimits(role, told, WINDOW) as limits:
+        take(limits, request)
+        assert aside.used == need(request, role) + 3 * prod(keys)
 
 
 def test_who_counts_no_memory_counts_tokens() -> None:

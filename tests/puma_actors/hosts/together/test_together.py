@@ -12,6 +12,7 @@ from hosts import Hosts, hosts, quiet
 from reference import leaves_nothing, save_model, save_tokenizer
 from waiting import in_time, until
 
+from bench.runtime.together import measure
 from protocols.base import prf
 from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING, Role
@@ -276,6 +277,17 @@ async def test_a_party_that_dies_in_a_joint_step_ends_all_clearly(
         assert all(str(dead) in error for error in errors)
         others = [cluster.servers[role] for role in COMPUTING if role is not dead]
         await until(lambda: not any(s.sessions or s.joints.running for s in others))
+
+
+async def test_the_benchmark_of_clients_at_once(
+    folder: Path, certificates: Path, model: Path, two_begun: Steps
+) -> None:
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model, "model")
+        found = await measure(cluster.client, clients=2, tokens=2)
+    assert found.tokens == 4
+    assert found.seconds > 0
+    assert two_begun.sizes == [2, 2]
 
 
 async def test_models_do_not_mix(
