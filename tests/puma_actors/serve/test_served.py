@@ -237,8 +237,8 @@ async def test_a_further_session_is_given_back_when_nobody_uses_it(monkeypatch):
         work.end(0)
         work.end(1)
         with in_time():
-            await until(lambda: served.sessions == 1)
-        assert parties.open == [parties.made[0]]
+            await until(lambda: parties.open == [parties.made[0]])
+        assert served.sessions == 1
         assert served.ready
 
 
