@@ -19,7 +19,6 @@ from protocols.base.prf import Stream
 from protocols.base.ring import RING_BITS, Bytes, Words
 from protocols.base.shares import EVALUATORS, Role, SecretBits, SecretTensor
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.kernels.packing import pack
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -216,10 +215,10 @@ class Lane:
 
     def _rests(self, drawer: Role, fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
         """The halves that complete the values, given those that the drawer draws; packed."""
-        halves = self._draw_fields(drawer, fields)
+        rest = self._streams[drawer].rest
         return [
-            pack(value ^ half if item.xor else value - half, item.width)
-            for item, value, half in zip(fields, values, halves, strict=True)
+            rest(value, item.width, xor=item.xor)
+            for item, value in zip(fields, values, strict=True)
         ]
 
     def _draw_fields(self, peer: Role, fields: Sequence[Field]) -> list[Words]:

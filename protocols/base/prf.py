@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from protocols.base.ring import RING_BITS, Bytes, Words, bit_mask, canonical
 from protocols.errors import LocalProtocolError
 from protocols.kernels.aes.aesni import available
-from protocols.kernels.aes.ctr import STATE_WORDS, add_drawn, begin, draw, move_to
+from protocols.kernels.aes.ctr import STATE_WORDS, add_drawn, begin, complete, draw, move_to
+from protocols.kernels.packing import pack
 
 KEY_BYTES = 16
 _BLOCK = 16
@@ -118,6 +119,17 @@ class Stream:
         out = np.empty(shape, dtype=np.uint64)
         draw.run(self._state, width, out if out.ndim == 1 else out.ravel())
         return out
+
+    def rest(self, values: Words, width: int, *, xor: bool) -> Bytes:
+        """What completes the next words of `width` bits to `values`, of any shape: with it, they
+        add up (or XOR) to them modulo 2^width. Packed, as `protocols.kernels.packing.pack` does.
+        """
+        if self._source is not None:
+            half = self.words(values.shape, width)
+            return pack(values ^ half if xor else values - half, width)
+        out = np.empty(values.size * width // 64 + 2, dtype=np.uint64)
+        complete.run(self._state, width, xor, values.ravel(), out)
+        return out.view(np.uint8)[: (values.size * width + 7) // 8]
 
     def fill(self, count: int) -> Bytes:
         """The next `count` bytes; the rest of the last eight-byte word is skipped."""

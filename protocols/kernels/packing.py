@@ -51,12 +51,21 @@ def _check(buffer: Bytes, width: int, count: int) -> None:
         )
 
 
-@kernel("int64(in1, uint64, uint64[::1])")
-def _pack(words: Words, width: Any, out: Words) -> Any:
-    """Fill `out`, which has one word more than the bits need; return the full words written."""
+@kernel()
+def pack_on(words: Words, count: int, width: Any, out: Words, begun: Any) -> Any:
+    """Pack the first `count` words after what was packed before.
+
+    Args:
+        out: has one word more than all the bits need.
+        begun: the last word so far, the bits of it that are used, and its place: three zeros at the
+            beginning.
+
+    Returns:
+        The same for what follows.
+    """
+    pending, fill, at = begun
     mask = ~np.uint64(0) >> (np.uint64(64) - width)
-    pending, fill, at = np.uint64(0), np.uint64(0), np.int64(0)
-    for i in range(words.size):
+    for i in range(count):
         word = words[i] & mask
         pending |= word << fill
         out[at] = pending
@@ -65,10 +74,17 @@ def _pack(words: Words, width: Any, out: Words) -> Any:
         fill += width
         full = fill >> np.uint64(6)
         pending = rest if full else pending
-        at += np.int64(full)
+        at += full
         fill &= np.uint64(63)
+    return pending, fill, at
+
+
+@kernel("void(in1, uint64, uint64[::1])")
+def _pack(words: Words, width: Any, out: Words) -> None:
+    """Fill `out`, which has one word more than the bits need."""
+    begun = np.uint64(0), np.uint64(0), np.uint64(0)
+    pending, _, at = pack_on(words, words.size, width, out, begun)
     out[at] = pending
-    return at
 
 
 @kernel()

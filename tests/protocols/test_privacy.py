@@ -24,11 +24,13 @@ from uniformity import (
     check_words,
     observe,
     recording,
+    rest_by_words,
 )
 
 from protocols import spline
 from protocols.arithmetic import mul
 from protocols.base.cost import Traffic
+from protocols.base.fields import join
 from protocols.base.lane import Lane, Settings
 from protocols.base.prf import KeyRing, Stream
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
@@ -236,12 +238,17 @@ def test_masks_of_zeros_are_noticed(name, monkeypatch):
     "name", ["less", "and", "select", "lift", "waves", "exp part", "mul3, narrow"]
 )
 def test_unmasked_shares_from_the_dealer_are_noticed(name, monkeypatch):
-    whole = Lane._draw_fields
+    whole, rests = Lane._draw_fields, Lane._rests
 
     def zeros(self, peer, fields):
         return [half * np.uint64(0) for half in whole(self, peer, fields)]
 
+    def unmasked(self, drawer, fields, values):
+        rests(self, drawer, fields, values)
+        return join(fields, values)
+
     monkeypatch.setattr(Lane, "_draw_fields", zeros)
+    monkeypatch.setattr(Lane, "_rests", unmasked)
     fails(name)
 
 
@@ -267,6 +274,7 @@ def test_a_stream_that_repeats_is_noticed(monkeypatch):
         return np.resize(whole(self, (1,), width), shape)
 
     monkeypatch.setattr(Stream, "words", repeating)
+    monkeypatch.setattr(Stream, "rest", rest_by_words)
     fails("mul by one bit")
     fails("lift")
 

@@ -25,7 +25,7 @@ from dissection import ELEMENTS, HELD, Once, check, held
 from helpers import A, B, own, share
 from privacy_cases import NAMES, column, inputs_of, table_of, weight_of
 from stored_matrices import public_tables, public_weights
-from uniformity import NotUniform
+from uniformity import NotUniform, rest_by_words
 
 from protocols.base.fields import Field
 from protocols.base.lane import Lane
@@ -171,6 +171,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[Words, int], Words]
         return change(whole(self, shape, width), width) & bit_mask(width)
 
     monkeypatch.setattr(Stream, "words", words)
+    monkeypatch.setattr(Stream, "rest", rest_by_words)
 
 
 def lowest_stuck(drawn: Words, width: int) -> Words:

@@ -9,6 +9,7 @@ import numpy as np
 
 from protocols.kernels.aes.aesni import COUNTER_SLACK, KEY_WORDS, make_counter, make_schedule
 from protocols.kernels.jit import Words, kernel
+from protocols.kernels.packing import pack_on
 
 _CHUNK = 512  # words made at a time; they stay in the first-level cache
 _POSITION = KEY_WORDS
@@ -32,13 +33,31 @@ def _widen(elements: Any, mask: np.uint64, out: Words, lo: int) -> None:
         out[lo + i] = np.uint64(elements[i]) & mask
 
 
+@kernel()
+def _spread(made: Words, size: int, mask: np.uint64, out: Words, lo: int) -> None:
+    """Elements of `size` bytes to out[lo:], as many as fit."""
+    if size == 8:
+        _widen(made, mask, out, lo)
+    elif size == 4:
+        _widen(made.view(np.uint32), mask, out, lo)
+    elif size == 2:
+        _widen(made.view(np.uint16), mask, out, lo)
+    else:
+        _widen(made.view(np.uint8), mask, out, lo)
+
+
+@kernel()
+def _size(width: int) -> int:
+    """Bytes of the stream that an element of `width` bits takes."""
+    return 8 if width > 32 else 4 if width > 16 else 2 if width > 8 else 1
+
+
 @kernel("void(uint64[::1], int64, uint64[::1])")
 def draw(state: Words, width: int, out: Words) -> None:
     """Fill `out` with words of `width` bits. An element takes 1, 2, 4 or 8 bytes of the stream,
     little-endian, and a draw a whole number of eight bytes.
     """
-    size = 8 if width > 32 else 4 if width > 16 else 2 if width > 8 else 1
-    mask = ~np.uint64(0) >> np.uint64(64 - width)
+    size, mask = _size(width), ~np.uint64(0) >> np.uint64(64 - width)
     per = 8 // size
     words = (out.size + per - 1) // per
     chunk = np.empty(_CHUNK + COUNTER_SLACK, np.uint64)
@@ -48,16 +67,35 @@ def draw(state: Words, width: int, out: Words) -> None:
     while words > 0:
         taken: int = min(words, _CHUNK - odd)
         _counter(state, block, (taken + odd + 1) // 2, chunk)
-        made = chunk[odd:_CHUNK]
-        if size == 8:
-            _widen(made, mask, out, lo)
-        elif size == 4:
-            _widen(made.view(np.uint32), mask, out, lo)
-        elif size == 2:
-            _widen(made.view(np.uint16), mask, out, lo)
-        else:
-            _widen(made.view(np.uint8), mask, out, lo)
+        _spread(chunk[odd:_CHUNK], size, mask, out, lo)
         block, odd, lo, words = block + _CHUNK // 2, 0, lo + taken * per, words - taken
+
+
+@kernel("void(uint64[::1], int64, boolean, in1, uint64[::1])")
+def complete(state: Words, width: int, xor: Any, values: Words, out: Words) -> None:
+    """Pack `values` less what `draw` would draw, or XOR it; `out` has one word more than the bits
+    need. All in one pass: what is drawn stays in the first-level cache.
+    """
+    size, mask = _size(width), ~np.uint64(0) >> np.uint64(64 - width)
+    per, step = 8 // size, _CHUNK * size // 8  # so that the elements of a chunk are few, too
+    chunk, part = np.empty(step + COUNTER_SLACK, np.uint64), np.empty(_CHUNK, np.uint64)
+    position: Any = np.int64(state[_POSITION])
+    state[_POSITION] = np.uint64(position + (values.size + per - 1) // per)
+    block, odd, lo = position // 2, position % 2, 0
+    begun = np.uint64(0), np.uint64(0), np.uint64(0)
+    while lo < values.size:
+        count: int = min(values.size - lo, (step - odd) * per)
+        _counter(state, block, ((count + per - 1) // per + odd + 1) // 2, chunk)
+        _spread(chunk[odd:step], size, mask, part[:count], 0)
+        for i in range(count):
+            part[i] = values[lo + i] ^ part[i] if xor else values[lo + i] - part[i]
+        if width == 64:
+            out[lo : lo + count] = part[:count]
+        else:
+            begun = pack_on(part, count, np.uint64(width), out, begun)
+        block, odd, lo = block + step // 2, 0, lo + count
+    if width < 64:
+        out[begun[2]] = begun[0]
 
 
 @kernel("void(uint64[::1], int64)")

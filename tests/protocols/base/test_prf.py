@@ -19,6 +19,7 @@ from protocols.drivers import lockstep
 from protocols.errors import LocalProtocolError
 from protocols.functions.activations import SILU, activate
 from protocols.kernels.aes.aesni import available
+from protocols.kernels.packing import pack
 
 KEY = bytes(range(16))
 
@@ -56,6 +57,19 @@ def test_a_draw_takes_whole_words_of_the_stream(source, sizes):
         taken = whole[start : start + size * count].view(f"<u{size}").astype(np.uint64)
         np.testing.assert_array_equal(stream(count, width), taken & np.uint64(2**width - 1))
         start += -(-size * count // 8) * 8
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1500), st.integers(1, 64), st.booleans()), max_size=8))
+def test_what_completes_values_is_packed(fields):
+    """As if it were drawn first, in one stream with plain draws."""
+    stream, again = Stream(KEY), Stream(KEY)
+    for count, width, xor in fields:
+        values = Stream(KEY[::-1]).words((2, count))
+        half = again.words((2, count), width)
+        expected = pack(values ^ half if xor else values - half, width)
+        np.testing.assert_array_equal(stream.rest(values, width, xor=xor), expected)
+        np.testing.assert_array_equal(stream.words((3,)), again.words((3,)))
 
 
 def test_what_is_drawn_is_its_owners():

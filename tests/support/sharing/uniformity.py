@@ -120,8 +120,16 @@ class Record:
     sizes: dict[tuple[Role, tuple[int, ...]], int] = field(default_factory=dict)
 
 
+def rest_by_words(stream: Any, values: Words, width: int, *, xor: bool) -> Any:
+    """`Stream.rest` by way of `words`, where that is replaced."""
+    half = stream.words(values.shape, width)
+    return pack(values ^ half if xor else values - half, width)
+
+
 class _Recorded:
     """A stream that records its output."""
+
+    rest = rest_by_words
 
     def __init__(self, stream: Stream, into: list[bytes]) -> None:
         self._stream, self._into = stream, into
