@@ -90,7 +90,7 @@ lock: | $(VENV)/bin/python
 	@$(COMPILE) --group dev pyproject.toml -o requirements/dev.lock
 	@$(COMPILE) --group models --no-deps -o requirements/models.lock
 	@$(COMPILE) --group browser -c requirements/dev.lock -o requirements/browser.lock
-	@$(COMPILE) --extra serve -c requirements/dev.lock pyproject.toml -o requirements/runtime.lock
+	@$(COMPILE) --extra serve --extra metrics -c requirements/dev.lock pyproject.toml -o requirements/runtime.lock
 	@$(COMPILE) --group image -c requirements/dev.lock -o requirements/image.lock
 
 clean:
