@@ -30,7 +30,9 @@ from protocols.kernels.elementwise import (
     lift_secrets,
     narrow_product,
     narrow_squares,
+    unwrapped,
 )
+from protocols.kernels.matmul import batched_matmul
 
 
 def _dealt(shape: tuple[int, ...], bits: int) -> list[Field]:
@@ -123,3 +125,60 @@ async def narrow_mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -
         part = narrow_product(m, own, dealt, flat(y.a), flat(y.b), width, lane.leads)
         part = part.reshape(x.shape)
     return await remask(lane, part, frac=frac, shift=shift)
+
+
+def narrow_matmul_cost(shape: tuple[int, int, int], columns: int, width: int, shift: int) -> Cost:
+    """Cost of `narrow_matmul` for x of `shape` over Z_2^width."""
+    dealt = fields_bytes(narrow_matmul_dealt(shape, columns, width))
+    count = shape[0] * shape[1] * columns
+    return remask_cost(count, RING_BITS, dealt=True, shift=shift) + Cost(offline=dealt)
+
+
+def narrow_matmul_dealt(shape: tuple[int, int, int], columns: int, width: int) -> list[Field]:
+    """What `narrow_matmul` deals beside the words of its truncation."""
+    bits = RING_BITS - width
+    return [field(shape, bits), field(shape, bits), field((*shape, columns), bits)]
+
+
+@protocol("matmul")
+async def narrow_matmul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -> SecretTensor:
+    """Batched product (B, T, K) @ (B, K, L) of x over Z_2^w (2 <= w < 64) and y over Z_2^64,
+    divided by 2^shift; otherwise as `narrow_mul`. The whole sum must be below 2^62.
+
+    Cost: 1 round; 64 - shift bits an entry of the result each way, and 64 dealt; dealt, too, are
+    2 (64 - w) bits an entry of x, and 64 - w bits for each of its products. That is for few rows:
+    for many of them a lift of x deals less.
+    """
+    if x.width == RING_BITS or y.width != RING_BITS:
+        raise LocalProtocolError(
+            "a narrow product takes factors over fewer than 64 bits and over 64, not over "
+            f"{x.width} and {y.width}: use `matmul`, or lift the second"
+        )
+    batch, rows, depth = x.shape
+    columns, width, frac = y.shape[2], x.width, x.frac + y.frac - shift
+    fields = narrow_matmul_dealt((batch, rows, depth), columns, width)
+    work = batch * rows * depth * columns
+    if lane.tracing:
+        cost = narrow_matmul_cost((batch, rows, depth), columns, width, shift)
+        lane.charge("matmul", cost)
+        return lane.blank((batch, rows, columns), RING_BITS - shift, frac)
+    if lane.is_dealer:
+        msb, carry = lift_secrets(x.a, x.b, width)
+        y_mask = y.lam
+        await lane.share(fields, [carry, msb, msb[..., None] * y_mask[:, None]])
+        part = await lane.run(work, batched_matmul, canonical(x.lam, width), y_mask)
+    else:
+        carry, msb, both = await lane.share(fields)
+        part = await lane.run(3 * work, _matmul_part, x, y, (carry, msb, both), lane.leads)
+    return await remask(lane, part, frac=frac, shift=shift)
+
+
+def _matmul_part(x: SecretTensor, y: SecretTensor, dealt: Wraps, leads: bool) -> Words:
+    """An evaluator's part: the sums of `narrow_product` over the depth."""
+    carry, msb, both = dealt
+    word, kept = unwrapped(x.a, x.width)
+    own = canonical(x.b, x.width)
+    known = (word if leads else np.uint64(0)) - own + ((carry + kept * msb) << np.uint64(x.width))
+    factors = np.concatenate([known, -word], axis=2), np.concatenate([y.a, y.b], axis=1)
+    wrapped: Words = (kept[..., None] * both).sum(axis=2, dtype=np.uint64) << np.uint64(x.width)
+    return batched_matmul(*factors) - wrapped

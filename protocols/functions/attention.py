@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from protocols.arithmetic import lift, matmul
 from protocols.base.entry import protocol
+from protocols.base.fields import fields_bytes
 from protocols.base.lane import Lane, Settings
 from protocols.base.ring import FRACTION_BITS, RING_BITS
 from protocols.base.shares import SecretTensor
@@ -18,6 +19,7 @@ from protocols.functions import histogram
 from protocols.functions.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal
 from protocols.functions.normalize import HELD_PRODUCT_BITS, HELD_TRIPLE_BITS
 from protocols.kernels.bits import DIGIT_BITS
+from protocols.narrow import narrow_matmul, narrow_matmul_dealt
 from protocols.triple import mul3
 
 MIN_VALUE_FRAC = 6
@@ -33,6 +35,10 @@ which takes a tenth.
 MAX_SCORE_BITS = 23
 """Scores are products over 64 - 1 - 18 bits, of which 12 are shifted away before the maximum is
 found in `peak_width`: 32 of the 33 that are left. One more bit of score would take 36.
+"""
+_MOST_READ = 1 << 18
+"""Bytes that may be dealt so that a product reads narrow numerators, which saves the round of their
+lift: what 100 Mbit/s carry in that time at a round trip of 40 ms.
 """
 
 
@@ -111,6 +117,7 @@ async def softmax_numerators(
     score_bits: int,
     *,
     near: bool = False,
+    lifted: bool = True,
 ) -> SecretTensor:
     """exp(scores - c) where the public mask is set, 0 elsewhere; over Z_2^64. c is the row's
     maximum, or `near` it: then numerators are between 0 and 1, a row's largest is at least
@@ -119,6 +126,7 @@ async def softmax_numerators(
     Args:
         scores: (H, R, L) with 18 fraction bits, |score| < 2^score_bits.
         mask: (R, L), at least one entry of every row set.
+        lifted: if not, numerators `near` the maximum are over Z_2^WIDE of `histogram`.
 
     Cost: that of the maximum (a radix-4 tree over the row), then that of exp; `near`: that of
     `histogram.numerators` for the entries whose mask is set, and a lift.
@@ -127,9 +135,10 @@ async def softmax_numerators(
     if near:
         counts = np.tile(mask.sum(axis=1), scores.shape[0])
         flat = scores[:, where[0], where[1]].reshape(-1)
-        narrow = await histogram.numerators(lane, flat, np.cumsum(counts), score_bits)
-        values = (await lift(lane, narrow)).reshape(scores.shape[0], -1)
-        return values.scatter(scores.shape, (slice(None), *where))
+        ends = np.cumsum(counts)
+        values = await histogram.numerators(lane, flat, ends, score_bits, wide=not lifted)
+        values = await lift(lane, values) if lifted else values
+        return values.reshape(scores.shape[0], -1).scatter(scores.shape, (slice(None), *where))
     first = mask.argmax(axis=1)[:, None]  # a masked entry repeats a valid one
     columns = np.where(mask, np.arange(mask.shape[1]), first)
     rows = np.arange(mask.shape[0])[:, None]
@@ -259,6 +268,17 @@ def fit(bounds: AttentionRange, length: int, *, near: bool) -> Fit:
     return Fit(near, spare, low, high, inverse)
 
 
+def reads_narrow(fitted: Fit, shape: tuple[int, ...], columns: int) -> bool:
+    """Whether the product of numerators (H, R, L) and values reads the numerators without a lift.
+    Their sums must fit the narrow ring, for their reciprocal.
+    """
+    if not fitted.near or 2 * fitted.high + 1 > histogram.WIDE:
+        return False
+    heads, rows, length = shape
+    dealt = narrow_matmul_dealt((heads, rows, length), columns, histogram.WIDE)
+    return fields_bytes(dealt) <= _MOST_READ
+
+
 @protocol("attend")
 async def attend(
     lane: Lane,
@@ -280,7 +300,8 @@ async def attend(
             these rows.
 
     Cost: softmax_numerators, then 3 rounds ("balanced" and "traffic": 4, with lifts
-    before the division).
+    before the division). Where few numerators are near the maximum (`reads_narrow`), the product
+    reads them without a lift.
 
     Raises:
         RangeError: the values are so large that dropping bits would leave nothing of small ones.
@@ -289,10 +310,12 @@ async def attend(
         dealt = near_dealt(lane.settings, [mask], scores.shape[0], bounds.score_bits)
         near = dealt is not None
     fitted = fit(bounds, mask.shape[1], near=near)
-    spare = fitted.spare
+    spare, lifted = fitted.spare, not reads_narrow(fitted, scores.shape, values.shape[2])
 
     async def numerators(strand: Lane) -> SecretTensor:
-        return await softmax_numerators(strand, scores, mask, bounds.score_bits, near=fitted.near)
+        return await softmax_numerators(
+            strand, scores, mask, bounds.score_bits, near=fitted.near, lifted=lifted
+        )
 
     async def fitting(strand: Lane) -> SecretTensor:
         return await lift(strand, values.drop(spare)) if spare else values
@@ -302,7 +325,8 @@ async def attend(
     narrow = lane.settings.tree == "rounds"
 
     async def product(strand: Lane) -> SecretTensor:
-        found = await matmul(strand, weights, values, FRACTION_BITS)
+        multiply = matmul if lifted else narrow_matmul
+        found = await multiply(strand, weights, values, FRACTION_BITS)
         return found if narrow else await lift(strand, found)
 
     async def inverted(strand: Lane) -> Scaled:

@@ -44,7 +44,7 @@ from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import Field, field, fields_bytes
 from protocols.base.lane import Lane
-from protocols.base.ring import FRACTION_BITS, Words, bit_mask
+from protocols.base.ring import FRACTION_BITS, RING_BITS, Words, bit_mask
 from protocols.base.shares import EVALUATORS, Role, SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.functions.buckets import Layout, count, generate, weigh
@@ -66,6 +66,8 @@ _SCALE = _DEALT + _PUBLIC
 FRAC = 26
 """Fraction bits of a numerator."""
 _WIDTH = _SCALE + 3  # numerators are below 1; the rest is the room that `lift` needs
+WIDE = RING_BITS - (_SCALE - FRAC)
+"""Bits of a numerator's ring where a row of them can be added up before a lift."""
 _UNIT_BITS = 29  # fraction bits of the tables: products of two stay below 2^62
 _HALF_BITS = 12  # local bits looked up in one table; the rest are looked up in another
 _LEAST_COUNT_BITS = 6  # so that a table fills whole words
@@ -138,17 +140,18 @@ def read_bits(score_bits: int) -> int:
     return _LOCAL_BITS + _bucket_bits(score_bits)
 
 
-def numerators_cost(ends: NDArray[np.int64], score_bits: int) -> Cost:
+def numerators_cost(ends: NDArray[np.int64], score_bits: int, *, wide: bool = False) -> Cost:
     """Cost of `numerators`."""
     plan, size = Plan(ends, score_bits), int(ends[-1])
     online = 2 * fields_bytes([plan.counts()]) + 2 * fields_bytes([plan.turned()])
     peak = Cost(rounds=2, online=online, offline=plan.dealt_bytes)
-    return peak + remask_cost(size, _WIDTH, dealt=False, shift=_SCALE - FRAC)
+    width = RING_BITS if wide else _WIDTH
+    return peak + remask_cost(size, width, dealt=False, shift=_SCALE - FRAC)
 
 
 @protocol("histogram")
 async def numerators(
-    lane: Lane, x: SecretTensor, ends: NDArray[np.int64], score_bits: int
+    lane: Lane, x: SecretTensor, ends: NDArray[np.int64], score_bits: int, *, wide: bool = False
 ) -> SecretTensor:
     """exp(x - c) with `FRAC` fraction bits over Z_2^(FRAC + 3); c is a row's own, and the row's
     largest result is between exp(-REACH) and 1.
@@ -161,10 +164,11 @@ async def numerators(
         x: (n,) with 18 fraction bits, |x| < 2^score_bits, over a ring of at least 37 bits (fewer
             for fewer score bits: 25 and these).
         ends: (rows,) the number of the entry after each row's last. No row is empty.
+        wide: results are over Z_2^WIDE.
 
-    Cost: 3 rounds. An entry: 29 bits each way; 448 bytes dealt at 11 score bits (32 more for each
-    bit more; 64 more if a row has more than 255 entries). A row, at 11 score bits and 2^k > its
-    length: 2,048 k bits each way, 256 2^k bytes dealt.
+    Cost: 3 rounds. An entry: 29 bits each way (`wide`: 38); 448 bytes dealt at 11 score bits (32
+    more for each bit more; 64 more if a row has more than 255 entries). A row, at 11 score bits and
+    2^k > its length: 2,048 k bits each way, 256 2^k bytes dealt.
     """
     plan, bits = Plan(ends, score_bits), read_bits(score_bits)
     if x.frac != FRACTION_BITS or x.width < bits or x.shape != (int(ends[-1]),):
@@ -173,8 +177,8 @@ async def numerators(
             f"{int(ends[-1])} entries, was given {x.frac} and {x.width}, and {x.shape}"
         )
     if lane.tracing:
-        lane.charge("histogram", numerators_cost(ends, score_bits))
-        return lane.blank(x.shape, FRAC + 3, FRAC)
+        lane.charge("histogram", numerators_cost(ends, score_bits, wide=wide))
+        return lane.blank(x.shape, WIDE if wide else FRAC + 3, FRAC)
     middle = np.uint64(1 << plan.layout.bits - 2 + _LOCAL_BITS)
     moved = x.times(np.uint64(_GAIN)).add_public(middle)
     if lane.is_dealer:
@@ -182,8 +186,8 @@ async def numerators(
         part = np.zeros(x.shape, dtype=np.uint64)
     else:
         part = await _evaluate(lane, plan, moved.a)
-    shift = _SCALE - FRAC
-    return await remask(lane, part, frac=FRAC, width=_WIDTH, shift=shift, dealt=False)
+    width = RING_BITS if wide else _WIDTH
+    return await remask(lane, part, frac=FRAC, width=width, shift=_SCALE - FRAC, dealt=False)
 
 
 async def _deal(lane: Lane, plan: Plan, lam: Words) -> None:

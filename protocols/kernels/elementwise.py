@@ -149,7 +149,7 @@ times a factor.
 
 def narrow_squares_numpy(m: Words, own: Words, dealt: Wraps, width: int, leads: bool) -> Words:
     """NumPy twin of `narrow_squares`."""
-    word, kept = _unwrapped(m, width)
+    word, kept = unwrapped(m, width)
     carry, msb, both = (each.reshape(m.shape) for each in dealt)
     part = (word if leads else np.uint64(0)) * word - ((word * (own & _low(width))) << _ONE)
     part += (word * (carry + kept * msb) - kept * both) << np.uint64(width) << _ONE
@@ -197,7 +197,7 @@ def narrow_product_numpy(
     m: Words, own: Words, dealt: Wraps, y: Words, y_own: Words, width: int, leads: bool
 ) -> Words:
     """NumPy twin of `narrow_product`."""
-    word, kept = _unwrapped(m, width)
+    word, kept = unwrapped(m, width)
     carry, msb, both = (each.reshape(m.shape) for each in dealt)
     known = (word if leads else np.uint64(0)) - (own & _low(width))
     part: Words = known * y - word * y_own
@@ -234,7 +234,7 @@ def _narrow_product_numba(
     return out
 
 
-def _unwrapped(m: Words, width: int) -> tuple[Words, Words]:
+def unwrapped(m: Words, width: int) -> tuple[Words, Words]:
     """The public word as an integer from -2^(width-2) on, and where its top bit is not set."""
     half = np.uint64(1 << width - 2)
     zeta = (m + half) & _low(width)

@@ -12,7 +12,7 @@ from protocols.base.cost import Cost
 from protocols.base.ring import packed_bytes, signed
 from protocols.drivers.lockstep import combine
 from protocols.errors import LocalProtocolError
-from protocols.narrow import narrow_mul, narrow_square_sum
+from protocols.narrow import narrow_matmul, narrow_mul, narrow_square_sum
 
 
 def drawn(rng: np.random.Generator, width: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -64,6 +64,31 @@ def test_products_are_rounded_down_or_up(shape, width, shift, seed):
         assert found - (int(z) >> shift) in ((0, 1) if int(z) % 2**shift else (0,))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 5)] * 4), st.integers(2, 63), st.integers(0, 61), st.integers(0, 999)
+)
+def test_matrix_products_are_rounded_down_or_up(sizes, width, shift, seed):
+    batch, rows, depth, columns = sizes
+    rng = generator(seed)
+    x = drawn(rng, width, (batch, rows, depth))
+    # A sum of up to eight products below 2^62, with factors at their ends.
+    y = drawn(rng, max(2, 63 - width), (batch, depth, columns))
+    results = run(narrow_matmul, share_ints(x, width, 3), share_ints(y, frac=70), shift).results
+    assert (results[A].width, results[A].frac) == (64 - shift, 73 - shift)
+    got = signed(combine(results), 64 - shift).reshape(-1).tolist()
+    exact = (x.astype(object) @ y.astype(object)).reshape(-1)
+    for found, z in zip(got, exact, strict=True):
+        assert found - (int(z) >> shift) in ((0, 1) if int(z) % 2**shift else (0,))
+
+
+def test_matrix_products_of_every_value_under_many_masks():
+    limit = 2**4
+    x = np.tile(np.arange(1 - limit, limit), 300).reshape(-1, 3, 1, 10)[:, 0]
+    y = generator().integers(-(2**40), 2**40, (len(x), 10, 2))
+    np.testing.assert_array_equal(ints(narrow_matmul, share_ints(x, 6), share_ints(y), 0), x @ y)
+
+
 def test_products_of_every_value_under_many_masks():
     limit = 2**4
     x = np.tile(np.arange(1 - limit, limit), 300)
@@ -79,6 +104,11 @@ def test_declared_costs_are_counted(width):
     dealt = 3 * packed_bytes(24, 64 - width)
     sent = 2 * packed_bytes(24, 64 - 18)
     assert same(narrow_mul, x, y, 18) == Cost(1, sent, 8 * 24 + dealt)
+    rows, matrix = tensor((1, 3, 8), width, min(4, width - 2)), tensor((1, 8, 5))
+    bits = 64 - width
+    dealt = 2 * packed_bytes(24, bits) + packed_bytes(24 * 5, bits)
+    sent = 2 * packed_bytes(15, 64 - 18)
+    assert same(narrow_matmul, rows, matrix, 18) == Cost(1, sent, 8 * 15 + dealt)
 
 
 @pytest.mark.parametrize("width", [20, 33, 47, 58])
@@ -105,3 +135,7 @@ def test_a_second_factor_that_is_narrow_or_of_another_shape_is_refused():
         run(narrow_mul, x, x, 1)
     with pytest.raises(LocalProtocolError, match="lift or broadcast"):
         run(narrow_mul, x, share_ints([1]), 1)
+    row, column = [[[1, 2]]], [[[1], [2]]]
+    for first, second in ((40, 50), (64, 64)):
+        with pytest.raises(LocalProtocolError, match=f"not over {first} and {second}: use `matmul"):
+            run(narrow_matmul, share_ints(row, first), share_ints(column, second), 1)

@@ -63,7 +63,7 @@ BESIDE = [
     *("poly", "tanh", "relu", "map_public", "linear", "table_product"),
     *("disentangled", "soft cap", "linear, public", "table_product, public"),
     *("layer_norm, public gain", "layer_norm, public late gain", "mul by a public value"),
-    *("late_norm", "histogram"),
+    *("late_norm", "histogram", "matmul, narrow"),
 ]
 """Protocols that the command does not list."""
 

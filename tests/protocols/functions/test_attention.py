@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import declared, floats, generator, share
+from helpers import declared, floats, generator, run, share
 
 from protocols.base.lane import Settings
 from protocols.errors import RangeError
@@ -16,6 +16,7 @@ from protocols.functions.attention import (
     near_dealt,
     near_plan,
     peak_width,
+    reads_narrow,
     softmax_numerators,
     spare_bits,
 )
@@ -189,6 +190,29 @@ def test_rounds_near_the_maximum_do_not_grow_with_the_length_of_a_row(length, fo
     assert exact.rounds == found
     near = declared(lambda lane, x: softmax_numerators(lane, x, mask, 11, near=True), scores)
     assert near.rounds == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "columns", "narrow"),
+    [
+        (1, 64, 64, True),
+        (8, 200, 64, False),  # more would be dealt than the round is worth
+        (64, 64, 64, False),
+        (1, 1000, 1, False),  # a row's sum would not fit the narrow ring
+    ],
+)
+def test_few_numerators_are_multiplied_without_a_lift(rows, length, columns, narrow):
+    """A round less, and as accurate."""
+    rng = generator(length)
+    scores, values = rng.normal(size=(1, rows, length)) * 5, rng.normal(size=(1, length, columns))
+    mask = np.ones((rows, length), dtype=np.bool_)
+    given = share(scores, width=45), share(values), mask, NARROW
+    cost = run(attend, *given).cost
+    assert cost == declared(attend, *given)
+    assert cost.rounds == (6 if narrow else 7)
+    assert reads_narrow(fit(NARROW, length, near=True), scores.shape, columns) is narrow
+    got = floats(attend, *given)
+    assert np.abs(got - softmax(scores, mask) @ values).max() < 2e-4
 
 
 def test_near_the_maximum_no_less_accurate_than_at_it():

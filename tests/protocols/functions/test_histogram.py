@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from helpers import declared, floats, generator, run, share
+from helpers import A, declared, floats, generator, run, share
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protocols.base.cost import Cost
+from protocols.base.ring import packed_bytes
 from protocols.errors import LocalProtocolError
 from protocols.functions import histogram
 from protocols.functions.histogram import BUCKET, FRAC, REACH, bucket_tables, numerators
@@ -60,6 +61,27 @@ def test_the_edges_of_the_range(score_bits):
 )
 def test_any_rows(rows, width):
     check([np.array(row) for row in rows], 6, width)
+
+
+def test_in_a_ring_where_a_whole_row_can_be_added_up():
+    """The same numbers, over as many bits more as the declared cost has."""
+    rows = [np.zeros(1000), generator(1).normal(size=24)]
+    x, ends = share(np.concatenate(rows), width=45), np.cumsum([len(row) for row in rows])
+
+    async def wide(lane, x):
+        return await numerators(lane, x, ends, 6, wide=True)
+
+    done = run(wide, x)
+    assert done.results[A].width == histogram.WIDE == 38
+    assert done.cost == declared(wide, x)
+    more = done.cost.online - declared(numerators, x, ends, 6).online
+    assert more == 2 * (packed_bytes(1024, 38) - packed_bytes(1024, 29))
+    total = floats(sums, x, ends)
+    assert abs(total - floats(numerators, x, ends, 6)[:1000].sum()) <= 1000 * 2.0 ** (1 - FRAC)
+
+
+async def sums(lane, x, ends):
+    return (await numerators(lane, x, ends, 6, wide=True))[:1000].sum(0)
 
 
 @pytest.mark.parametrize(

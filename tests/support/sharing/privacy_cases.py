@@ -33,7 +33,7 @@ from protocols.functions.late import LateRange, late_norm
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.functions.softcap import Cap, softcap
 from protocols.linear import Table, Weight, linear, table_product
-from protocols.narrow import narrow_mul, narrow_square_sum
+from protocols.narrow import narrow_matmul, narrow_mul, narrow_square_sum
 from protocols.selection import Term, select
 from protocols.triple import mul3
 
@@ -214,6 +214,10 @@ def inputs_of(name, variant):
             [share(pair, width=34), share(x[:, None]), share(x[:, None], width=27), 36],
         ),
         "matmul": lambda: (matmul, [share(pair[:, None, :]), share(pair[:, :, None]), 18]),
+        "matmul, narrow": lambda: (
+            narrow_matmul,
+            [share(pair[:, None, :], width=38), share(pair[:, :, None]), 18],
+        ),
         "poly": lambda: (cube, [share(x / 4, 12)]),
         "lift": lambda: (lift, [share(x, width=44)]),
         "less": lambda: (compare, [share(x, width=44)]),
@@ -283,7 +287,7 @@ NAMES = [
     "attention", "wide attention", "linear", "table_product", "linear, public",
     "table_product, public", "layer_norm, public gain", "layer_norm, public late gain",
     "mul by a public value", "mul3, narrow", "square_sum, narrow", "mul, narrow",
-    "rms_norm, narrow", "layer_norm, narrow", "gate", "late_norm", "histogram",
+    "rms_norm, narrow", "layer_norm, narrow", "gate", "late_norm", "histogram", "matmul, narrow",
 ]  # fmt: skip
 OTHER_SETTINGS = [
     (name, settings)
