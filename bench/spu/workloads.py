@@ -109,7 +109,7 @@ def _set(name: str) -> Fits:
 
 
 def _comparison(bits: str) -> Fits:
-    return lambda workload: workload.case.endswith(bits) and workload.tree == "rounds"
+    return lambda workload: workload.case.endswith(bits) and workload.tree != "traffic"
 
 
 _MATMUL = {"secrets": _ends(", secrets"), "by a weight": _ends(", weight")}
@@ -222,11 +222,11 @@ async def _open_model(name: str, quick: bool) -> AsyncIterator[Opened]:
 
 ITEMS = [
     *(
-        Item(name, title, False, partial(_open_operation, operation))
-        for name, (title, operation) in OPERATIONS.items()
-    ),
-    *(
         Item(name, title, True, partial(_open_model, model))
         for name, (title, model) in MODELS.items()
+    ),
+    *(
+        Item(name, title, False, partial(_open_operation, operation))
+        for name, (title, operation) in OPERATIONS.items()
     ),
 ]

@@ -51,6 +51,7 @@ class Workload:
     inputs: shared values, or values that all parties have.
     check: results by role -> distance from float64.
     work, unit: amount of work, for rates per second.
+    tree: as in `Settings`; "balanced" takes least time for many rows and no network between.
     client: the client's program, if it takes part.
     reference: another system's figures for the same work.
     """
@@ -62,7 +63,7 @@ class Workload:
     work: float
     unit: str = "elements"
     approximation: str = ""
-    tree: str = "rounds"
+    tree: str = "balanced"
     client: Program | None = None
     reference: Reference | None = None
     note: str = ""
