@@ -44,7 +44,7 @@ _ALLOWED = 4
 """Per cent by which drafts may lengthen an answer of which nothing is accepted."""
 _SAVED = 200
 """The most time that is saved up for drafts, in per cent of a step, if no draft takes longer."""
-_FIRST = 2
+_FIRST = 4
 """Tokens proposed in the first step of an answer, at most."""
 
 
@@ -53,7 +53,7 @@ class Pace:
     costs traffic and work whether or not it is accepted.
 
     Drafts must earn their time: an accepted token saves a step. So an answer of n steps, without
-    drafts, takes at most `_ALLOWED` n / 100 steps more with drafts, and a third of a step. What is
+    drafts, takes at most `_ALLOWED` n / 100 steps more with drafts, and half a step. What is
     saved up is limited, so that good drafts long ago do not pay for many bad ones.
 
     Args:
