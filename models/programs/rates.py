@@ -31,7 +31,7 @@ class Rates:
 
 DEALER = Rates(
     embed=234, norm=130, centred=146, linear=84, project=90, late=106, normed=116, output=56,
-    attend=371, argmax=401, sign=206, pieces=304, centre=25, wave=58.5, wide=12, gated=16,
+    attend=185, argmax=205, sign=165, pieces=225, centre=10, wave=30, wide=12, gated=16,
     gained=270,
 )  # fmt: skip
 EVALUATOR = Rates(
@@ -39,9 +39,9 @@ EVALUATOR = Rates(
     attend=242, argmax=264, sign=136, pieces=402, centre=168, wave=16.5, wide=78, gated=51,
     gained=174,
 )  # fmt: skip
-TRAFFIC_ATTEND = 310
+TRAFFIC_ATTEND = 180
 """Bytes per score at the dealer under the tree of least traffic."""
-MANY_ATTEND, MANY_ARGMAX = (160, 172), (275, 165)
+MANY_ATTEND, MANY_ARGMAX = (135, 172), (165, 165)
 """Bytes per score and per logit at dealer and evaluator where `MANY` are compared in pairs."""
 MASK = 9
 """Bytes per entry of a mask: where it is set, and the columns to look at."""

@@ -32,6 +32,7 @@ from puma_actors.base.compute import Compute
 from puma_actors.roles import party
 from puma_actors.roles.common import InCommon
 from puma_actors.roles.messages import EndedMessage, ReadyMessage
+from puma_actors.roles.serving import alone
 from puma_actors.session import session as rounds
 
 IDS = [1, 3, 7, 14, 16, 19, 2]
@@ -166,7 +167,7 @@ async def test_a_client_that_sends_too_little(folder, monkeypatch):
 
 async def test_a_party_that_runs_another_program(folder, monkeypatch):
     """One evaluator swaps once too often: without a message the others would wait forever."""
-    usual = party.evaluate
+    usual = alone.evaluate
 
     async def program(lane, *args) -> None:
         if lane.role is Role.EVALUATOR_B:
@@ -174,11 +175,11 @@ async def test_a_party_that_runs_another_program(folder, monkeypatch):
             await lane.swap([Field((1,))], [np.zeros(1, np.uint64)])
         await usual(lane, *args)
 
-    monkeypatch.setattr(party, "evaluate", program)
+    monkeypatch.setattr(alone, "evaluate", program)
     async with leaves_nothing(), LocalCluster.from_pretrained(folder) as running:
         with pytest.raises(Stuck):
             await unless_stuck(running.forward(IDS))
-        monkeypatch.setattr(party, "evaluate", usual)
+        monkeypatch.setattr(alone, "evaluate", usual)
         assert len(await running.forward(IDS)) == len(IDS)  # and the session lives on
 
 
@@ -353,7 +354,7 @@ def test_a_private_model_whose_party_fails(folder, monkeypatch):
         raise Trouble("a secret")
 
     with pytest.raises(Trouble), PrivateModel.from_pretrained(folder) as model:
-        monkeypatch.setattr(party, "evaluate", program)
+        monkeypatch.setattr(alone, "evaluate", program)
         for use in (lambda: model.forward(IDS), lambda: model.generate(IDS)):
             with pytest.raises(PeerFailed, match="failed: Trouble"):
                 use()

@@ -18,6 +18,7 @@ from puma_actors.base.logs import log, show_logs
 from puma_actors.cli import main
 from puma_actors.hosts.admission import Answer
 from puma_actors.roles import party
+from puma_actors.roles.serving import alone
 from puma_actors.session import handshake as session
 from puma_actors.session import session as rounds
 from puma_actors.transports.frames import Frame, Kind
@@ -144,7 +145,7 @@ async def test_errors_of_a_run(folder, seen, logs, monkeypatch):
         raise ValueError(f"{PROMPT} {held.a if hasattr(held, 'a') else held}")
 
     monkeypatch.setattr(rounds.RoundScheduler, "_fail", failing)
-    monkeypatch.setattr(party, "evaluate", program)
+    monkeypatch.setattr(alone, "evaluate", program)
     tokens = Tokenizer.load(folder).chat(PROMPT)
     async with leaves_nothing():
         with pytest.raises(ValueError, match=PROMPT):  # shown in full to the operator of that party

@@ -28,6 +28,7 @@ from puma_actors.hosts import server
 from puma_actors.hosts.server import PartyServer
 from puma_actors.hosts.stores.manifest import PUBLIC_FILES
 from puma_actors.roles import party
+from puma_actors.roles.serving import alone
 from puma_actors.session.inference import InferenceLink
 from puma_actors.session.session import RoundScheduler
 
@@ -182,7 +183,7 @@ async def fail(cluster: Hosts, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> N
         await anyio.sleep_forever()
 
     with monkeypatch.context() as patch:
-        patch.setattr(party, "evaluate", evaluate)
+        patch.setattr(alone, "evaluate", evaluate)
         with pytest.raises(PumaError) as caught:
             async with await RemoteCluster.open(cluster.client, "tiny") as remote:
                 await remote.forward(ids)
