@@ -22,9 +22,10 @@ TESTS := tests:tests/support:tests/support/checkpoints:tests/support/sharing
 demo: $(VENV)/.demo
 	@$(BIN)/puma generate --prompt "$$DEMO_PROMPT" --max-new-tokens 24
 
-# Two processes on two cores: threads of NumPy's and torch's products would wait for each other.
+# Three processes, as tests often wait; threads of NumPy's and torch's products would wait for each
+# other.
 test: $(VENV)/.test
-	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 # The chat page in Chromium: the system's, or one that `.venv/bin/playwright install chromium` fetched.
 test-browser: $(VENV)/.browser
