@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from hosts import write_config
 from waiting import HANG, until_now
 
-from protocols.base.shares import Role
+from protocols.base.shares import COMPUTING, Role
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from puma_actors.cli import main; main()"]
@@ -62,3 +65,24 @@ class Party:
             return sum(saying in e.get("reason", "") for e in found) >= count
 
         until_now(happened, self.log.read_text)
+
+
+@contextmanager
+def three_parties(
+    folder: Path, addresses: dict[Role, str], certificates: Path
+) -> Iterator[dict[Role, Party]]:
+    """The three parties with links to each other, each with a configuration in the folder. They are
+    killed at the end.
+    """
+    started = {
+        role: Party(role, write_config(folder / f"{role}.toml", addresses, certificates))
+        for role in COMPUTING
+    }
+    try:
+        for party in started.values():
+            party.wait_for("link up", 2)
+        yield started
+    finally:
+        for party in started.values():
+            party.process.kill()
+            party.process.wait()

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 from hosts import addresses_for, write_config
-from party_processes import ROOT, Party, puma
+from party_processes import ROOT, Party, puma, three_parties
 from reference import save_model, save_tokenizer
 from waiting import HANG
 
@@ -23,18 +23,8 @@ from puma_actors.hosts.config import load_config
 def parties(folder: Path, certificates: Path) -> Iterator[dict[Role, Party]]:
     addresses = addresses_for("tls", folder)
     write_config(folder / "client.toml", addresses, certificates)
-    started = {
-        role: Party(role, write_config(folder / f"{role}.toml", addresses, certificates))
-        for role in COMPUTING
-    }
-    try:
-        for party in started.values():
-            party.wait_for("link up", 2)
+    with three_parties(folder, addresses, certificates) as started:
         yield started
-    finally:
-        for party in started.values():
-            party.process.kill()
-            party.process.wait()
 
 
 def test_five_roles_in_processes_of_their_own(

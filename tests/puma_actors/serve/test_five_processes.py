@@ -16,14 +16,14 @@ import openai
 import pytest
 from conversation import IDS, PROMPT
 from hosts import addresses_for, write_config
-from party_processes import COMMAND, Party, environment
+from party_processes import COMMAND, environment, three_parties
 from tiny_models import save, tiny_model
 from tiny_texts import save_wordpiece
 from waiting import HANG, until_now
 
 from models.checkpoints.weights import open_checkpoint
 from models.tokens.tokenizer import Tokenizer
-from protocols.base.shares import COMPUTING, EVALUATORS
+from protocols.base.shares import EVALUATORS
 from puma_actors.api.remote import upload_model
 from puma_actors.hosts.config import load_config
 
@@ -35,22 +35,6 @@ MOST = 40
 def sentences(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sentences") / "model"
     return save_wordpiece(save(tiny_model("bert", "none"), folder))
-
-
-@contextmanager
-def parties(folder, addresses, certificates):
-    started = {
-        role: Party(role, write_config(folder / f"{role}.toml", addresses, certificates))
-        for role in COMPUTING
-    }
-    try:
-        for party in started.values():
-            party.wait_for("link up", 2)
-        yield started
-    finally:
-        for party in started.values():
-            party.process.kill()
-            party.process.wait()
 
 
 @contextmanager
@@ -86,7 +70,7 @@ def test_openai_python_against_five_processes(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     addresses = addresses_for("tls", tmp_path)
     config = write_config(tmp_path / "client.toml", addresses, certificates)
-    with parties(tmp_path, addresses, certificates) as running:
+    with three_parties(tmp_path, addresses, certificates) as running:
         anyio.run(lambda: upload(config, chat=folder, sentences=sentences))
         text = Tokenizer.load(folder).decode(answer)
         _talks(puma, config, text, monkeypatch)
