@@ -11,6 +11,7 @@ from rich.console import Console
 
 from bench import (
     decode,
+    drafts,
     embeddings,
     errors,
     fidelity,
@@ -50,6 +51,7 @@ BENCHMARKS: list[Benchmark] = [
     *vocabulary.BENCHMARKS,
     *network.BENCHMARKS,
     *decode.BENCHMARKS,
+    *drafts.BENCHMARKS,
     *calls.BENCHMARKS,
     *hosts.BENCHMARKS,
     *prepared.BENCHMARKS,

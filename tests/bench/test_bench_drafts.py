@@ -1,0 +1,45 @@
+"""The small model of the drafts' benchmark: a model's own first layers."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.drafts import FirstLayers, small_model
+from bench.tools.checkpoints import write_checkpoint
+from models.checkpoints.weights import open_checkpoint
+from models.tokens.sampling import SamplingConfig
+
+_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+}
+
+
+def test_the_first_layers_are_the_model_without_the_rest(tmp_path: Path) -> None:
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    for folder, layers in ((whole, 3), (short, 2)):
+        folder.mkdir()
+        # Weights are drawn in order, so the third layer comes after all that both have.
+        write_checkpoint(folder, {**_LLAMA, "num_hidden_layers": layers})
+    first = FirstLayers(open_checkpoint(whole), 2)
+    with closing(first), closing(open_checkpoint(short)) as wanted:
+        assert first.names() == wanted.names()
+        for name in wanted.names():
+            np.testing.assert_array_equal(first.tensor(name), wanted.tensor(name))
+
+
+def test_it_proposes_tokens_of_its_own(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, _LLAMA)
+    drafter = small_model(tmp_path, 1).begin(SamplingConfig(temperature=0.0), 3, ())
+    assert len(drafter.propose((1, 2, 3), 4)) == 4
