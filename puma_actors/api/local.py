@@ -31,8 +31,9 @@ from puma_actors.api.keeping import fits, spool_for
 from puma_actors.api.life import Cluster
 from puma_actors.api.options import ClusterOptions
 from puma_actors.api.requests import Token, Usage
+from puma_actors.base.allocator import give_back
 from puma_actors.base.available import available_memory
-from puma_actors.base.compute import Compute, give_back
+from puma_actors.base.compute import Compute
 from puma_actors.roles.actor import MEMORY, Actor, ActorOptions, connect_all
 from puma_actors.roles.client import Client
 from puma_actors.roles.common import Common, InCommon

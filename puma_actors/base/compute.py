@@ -10,17 +10,16 @@ keep others waiting for more than the calls that run.
 """
 
 import asyncio
-import ctypes
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Any, TypeVar
 
 import anyio
 
 from protocols.errors import ConfigError
+from puma_actors.base.allocator import keep_freed
 
 T = TypeVar("T")
 
@@ -88,6 +87,7 @@ class Compute:
             raise ConfigError(f"threads={threads}, threshold={threshold}: use >= 1 and >= 0")
         self._threads: list[_Threads] = []  # made by the first call, for all shares
         self._owner = object()
+        keep_freed()
 
     def share(self) -> "Compute":
         """The same threads for another session, which gets them in turn with those of others."""
@@ -121,28 +121,6 @@ class _Share(Compute):
     def __init__(self, whole: Compute) -> None:
         vars(self).update(vars(whole))
         self._owner = object()
-
-
-async def give_back() -> None:
-    """Return freed memory from the allocator to the system, in a thread: glibc would keep a third
-    of a session's gigabytes. Without glibc this does nothing.
-    """
-    trim = _trim()
-    if trim is not None:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(trim, 0)
-
-
-@cache
-def _trim() -> Callable[[int], int] | None:
-    """`malloc_trim`, if the C library has it."""
-    try:
-        found = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
-    found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
-    trim: Callable[[int], int] = found
-    return trim
 
 
 def available_cores() -> int:

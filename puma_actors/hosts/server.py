@@ -34,7 +34,8 @@ from protocols.errors import (
     StoreError,
     TransportError,
 )
-from puma_actors.base.compute import Compute, give_back
+from puma_actors.base.allocator import give_back
+from puma_actors.base.compute import Compute
 from puma_actors.base.concurrency import unwrap
 from puma_actors.base.identity import PeerIdentity
 from puma_actors.base.logs import log

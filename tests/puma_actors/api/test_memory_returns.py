@@ -15,7 +15,6 @@ from waiting import in_time
 
 from protocols.base.shares import COMPUTING, Role
 from puma_actors.api.remote import RemoteCluster
-from puma_actors.base import compute
 from puma_actors.hosts import server
 
 SCRIPT = """
@@ -62,14 +61,6 @@ def test_a_cluster_that_has_ended_keeps_little(folder, tmp_path):
     before, most, after = json.loads(found.stdout)
     assert most - before > 300e6
     assert after - before < 0.15 * (most - before), (before, most, after)
-
-
-async def test_a_library_without_it(monkeypatch):
-    compute._trim.cache_clear()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert compute._trim() is None
-    await compute.give_back()
-    compute._trim.cache_clear()
 
 
 async def test_parties_give_it_back_after_sessions_and_uploads(folder, certificates, monkeypatch):
