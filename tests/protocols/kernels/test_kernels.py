@@ -67,8 +67,21 @@ def test_matmul_ranges_equal_the_twin(seed, rows, depth, columns, data):
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 37])
-def test_matmul_deeper_than_a_panel(rows):
+@LIMIT
+@given(SEEDS, st.integers(5, 9), st.integers(0, 300), st.integers(1, 40))
+def test_matmul_carries_between_the_halves_of_words(seed, rows, depth, columns):
+    """Words next to those where the sum of two, or a half's, wraps."""
+    ends = np.array([0, 2**31, 2**32, 2**33, 2**63], np.uint64)
+    edges = np.concatenate([ends - np.uint64(1), ends, ends + np.uint64(1)])
+    rng = np.random.default_rng(seed)
+    x, w = rng.choice(edges, (rows, depth)), rng.choice(edges, (depth, columns))
+    out = np.empty((rows, columns), np.uint64)
+    matmul.matmul_into(x, w, out, 0, columns)
+    np.testing.assert_array_equal(out, x @ w)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 37, 261])
+def test_matmul_larger_than_a_panel(rows):
     x, w = words(1, rows, 1100), words(2, 1100, 200)
     out = np.empty((rows, 200), np.uint64)
     matmul.matmul_into(x, w, out, 0, 200)
