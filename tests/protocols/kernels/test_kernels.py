@@ -30,6 +30,7 @@ from protocols.kernels import (
 )
 from protocols.kernels.aes import aesni, ctr
 from protocols.kernels.aes.fixed_key import fixed_key, mmo
+from protocols.kernels.stored import halves
 
 LIMIT = settings(max_examples=40, deadline=None)
 compiled = pytest.mark.skipif(jit.MODE == "numpy", reason="nothing is compiled in this mode")
@@ -376,3 +377,20 @@ def test_arrays_of_any_layout_are_packed():
         for width in (5, 16, 64):
             expected = packing.pack(np.array(layout).reshape(-1), width)
             np.testing.assert_array_equal(packing.pack(layout, width), expected)
+
+
+@LIMIT
+@given(SEEDS, *[st.integers(0, top) for top in (3, 9, 40)], st.booleans())
+def test_a_table_in_halves_is_multiplied_by_as_its_words(seed, count, rows, depth, dealer):
+    """Also with halves at the ends of their range."""
+    rng = np.random.default_rng(seed)
+    ends = np.array([0, 1, 2**31, 2**32 - 1], np.uint32)
+    drawn = rng.choice([ends, rng.integers(0, 2**32, 4, dtype=np.uint32)])
+    upper, one, two = rng.choice(drawn, (3, rows, depth))
+    high, low = rng.choice(drawn, (2, count, depth)).astype(np.uint64)
+    x = (high << np.uint64(32)) + low
+    table = np.empty((rows, depth), np.uint64)
+    elementwise.joined_factor(*(half.ravel() for half in (upper, one, two)), dealer, table.ravel())
+    found = halves.half_products(x, upper, one, two, dealer)
+    np.testing.assert_array_equal(found, x @ table.T)
+    np.testing.assert_array_equal(found, halves.half_products_numpy(x, upper, one, two, dealer))
