@@ -21,6 +21,7 @@ from protocols.errors import LocalProtocolError
 from protocols.kernels.elementwise import add_twice, joined_factor
 from protocols.kernels.matmul import add_matmul, matmul_of_sum
 from protocols.kernels.rows import matmul_rows
+from protocols.kernels.stored.halves import half_products
 from protocols.kernels.sums import Half
 
 PANEL_WORDS = 1 << 18
@@ -187,6 +188,10 @@ class Split(Panels):
         """Rows and columns."""
         rows, columns = self.high.shape
         return rows, columns
+
+    def matmul_rows(self, x: Words) -> Words:
+        """As `Panels`, without panels."""
+        return half_products(x, self.high, *self.halves, self.role.is_dealer)
 
     def fill(self, start: int, panel: Words) -> None:
         """As `Panels`."""

@@ -24,7 +24,9 @@ from protocols.kernels.simd import make_pack, make_tile, vector_bytes
 
 _DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
 _SHORT = 16  # columns of a panel on machines whose vectors have 32 bytes
+_SHORT_DEPTH = 128  # rows of a panel there: 16 KB, half of the first-level cache
 _STREAMED_ROWS = 4  # up to here the weights are read in place
+_BLOCK = 256  # rows that share a panel: the part of x that meets it fits the second-level cache
 _RUN = 2048  # sums of a row in the first-level cache: 16 KB
 
 _pack = make_pack(4)
@@ -108,7 +110,8 @@ def _paired(
     out: Words, oa: int, os: int,
 ) -> None:  # fmt: skip
     """Add the sums of (x0 + w1) (x1 + w0) of all rows with one panel of columns. With the short
-    vectors one row at a time is best: the sums of more rows do not fit the registers.
+    vectors one row at a time is best: the sums of more rows do not fit the registers. The panel is
+    then read from the first-level cache once a row.
     """
     r = 0
     while r + 4 <= rows and ws > _SHORT:
@@ -136,13 +139,14 @@ def _pack_panel(
 @kernel()
 def _packed(
     x: Words, xa: int, rows: int, w: Words, wa: int, ws: int, depth: int,
-    out: Words, oa: int, lo: int, hi: int, panel: Words, part: Words, nothing: Words, own: Words,
+    out: Words, oa: int, lo: int, hi: int, width: int,
+    panel: Words, part: Words, nothing: Words, own: Words,
 ) -> None:  # fmt: skip
-    """Products of any number of rows with the columns lo..hi through packed panels.
+    """Products of a block of rows with the columns lo..hi through packed panels.
 
-    part: room for the sums of all rows with a panel; nothing: a row of zeros.
+    width: columns of a panel; part: room for the sums of all rows with it; nothing: a row of zeros.
     """
-    width = part.size // rows
+    most = panel.size // width
     for r in range(rows):
         own[r] = 0
         for p in range(0, depth - 1, 2):
@@ -152,8 +156,8 @@ def _packed(
         used = min(width, hi - c)
         part[:] = 0
         beside[:] = 0
-        for start in range(0, depth, _DEPTH):
-            height = min(_DEPTH, depth - start)
+        for start in range(0, depth, most):
+            height = min(most, depth - start)
             even = height - height % 2
             _pack_panel(w, wa + start * ws + c, ws, height, used, panel, width)
             _paired(x, xa + start, depth, rows, panel, 0, width, even, part, 0, width)
@@ -173,15 +177,20 @@ def _product(
 ) -> None:  # fmt: skip
     """out[:, lo:hi] += x @ w[:, lo:hi] for each of the batch's contiguous matrices."""
     width = 4 * lanes
-    panel = np.empty(_DEPTH * width, np.uint64)
-    part, own = np.empty(rows * width, np.uint64), np.empty(rows, np.uint64)
+    panel = np.empty((_DEPTH if width > _SHORT else _SHORT_DEPTH) * width, np.uint64)
+    most = min(rows, _BLOCK)
+    part, own = np.empty(most * width, np.uint64), np.empty(most, np.uint64)
     nothing = np.zeros(_DEPTH, np.uint64)
     for b in range(batch):
         xa, wa, oa = b * rows * depth, b * depth * columns, b * rows * columns
         if rows <= _STREAMED_ROWS:
             _streamed(x, xa, rows, w, wa, columns, depth, out, oa, lo, hi)
-        else:
-            _packed(x, xa, rows, w, wa, columns, depth, out, oa, lo, hi, panel, part, nothing, own)
+            continue
+        for r in range(0, rows, _BLOCK):
+            _packed(
+                x, xa + r * depth, min(_BLOCK, rows - r), w, wa, columns, depth,
+                out, oa + r * columns, lo, hi, width, panel, part, nothing, own,
+            )  # fmt: skip
 
 
 _PRODUCT = "void({0}, {0}, {1}[::1], int64, int64, int64, int64, int64, int64, int64)"

@@ -30,6 +30,7 @@ from protocols.kernels import (
 )
 from protocols.kernels.aes import aesni, ctr
 from protocols.kernels.aes.fixed_key import fixed_key, mmo
+from protocols.kernels.stored import halves
 
 LIMIT = settings(max_examples=40, deadline=None)
 compiled = pytest.mark.skipif(jit.MODE == "numpy", reason="nothing is compiled in this mode")
@@ -67,8 +68,21 @@ def test_matmul_ranges_equal_the_twin(seed, rows, depth, columns, data):
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 37])
-def test_matmul_deeper_than_a_panel(rows):
+@LIMIT
+@given(SEEDS, st.integers(5, 9), st.integers(0, 300), st.integers(1, 40))
+def test_matmul_carries_between_the_halves_of_words(seed, rows, depth, columns):
+    """Words next to those where the sum of two, or a half's, wraps."""
+    ends = np.array([0, 2**31, 2**32, 2**33, 2**63], np.uint64)
+    edges = np.concatenate([ends - np.uint64(1), ends, ends + np.uint64(1)])
+    rng = np.random.default_rng(seed)
+    x, w = rng.choice(edges, (rows, depth)), rng.choice(edges, (depth, columns))
+    out = np.empty((rows, columns), np.uint64)
+    matmul.matmul_into(x, w, out, 0, columns)
+    np.testing.assert_array_equal(out, x @ w)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 37, 261])
+def test_matmul_larger_than_a_panel(rows):
     x, w = words(1, rows, 1100), words(2, 1100, 200)
     out = np.empty((rows, 200), np.uint64)
     matmul.matmul_into(x, w, out, 0, 200)
@@ -363,3 +377,20 @@ def test_arrays_of_any_layout_are_packed():
         for width in (5, 16, 64):
             expected = packing.pack(np.array(layout).reshape(-1), width)
             np.testing.assert_array_equal(packing.pack(layout, width), expected)
+
+
+@LIMIT
+@given(SEEDS, *[st.integers(0, top) for top in (3, 9, 40)], st.booleans())
+def test_a_table_in_halves_is_multiplied_by_as_its_words(seed, count, rows, depth, dealer):
+    """Also with halves at the ends of their range."""
+    rng = np.random.default_rng(seed)
+    ends = np.array([0, 1, 2**31, 2**32 - 1], np.uint32)
+    drawn = rng.choice([ends, rng.integers(0, 2**32, 4, dtype=np.uint32)])
+    upper, one, two = rng.choice(drawn, (3, rows, depth))
+    high, low = rng.choice(drawn, (2, count, depth)).astype(np.uint64)
+    x = (high << np.uint64(32)) + low
+    table = np.empty((rows, depth), np.uint64)
+    elementwise.joined_factor(*(half.ravel() for half in (upper, one, two)), dealer, table.ravel())
+    found = halves.half_products(x, upper, one, two, dealer)
+    np.testing.assert_array_equal(found, x @ table.T)
+    np.testing.assert_array_equal(found, halves.half_products_numpy(x, upper, one, two, dealer))
