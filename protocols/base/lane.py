@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
+from protocols.base.blank import blank
 from protocols.base.cost import Cost, Traffic
 from protocols.base.fields import Buffer, Field, join, layout, split
 from protocols.base.prf import Stream
@@ -150,12 +151,12 @@ class Lane:
 
     def blank(self, shape: tuple[int, ...], width: int = RING_BITS, frac: int = 0) -> SecretTensor:
         """A sharing with a shape and no content, for `TRACE`."""
-        zeros = np.zeros(shape, dtype=np.uint64)
+        zeros = blank(shape)
         return SecretTensor(self.role, zeros, zeros, width, frac)
 
     def blank_bits(self, shape: tuple[int, ...]) -> SecretBits:
         """Bits with a shape and no content, for `TRACE`."""
-        zeros = np.zeros(shape, dtype=np.uint8)
+        zeros = blank(shape, np.uint8)
         return SecretBits(self.role, zeros, zeros)
 
     # -- randomness --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from protocols.base.blank import blank
 from protocols.base.ring import FRACTION_BITS, RING_BITS, Bytes, Words, shift_left, shift_right
 from protocols.errors import LocalProtocolError
 
@@ -178,6 +179,8 @@ class SecretTensor:
 
     def scatter(self, shape: tuple[int, ...], index: Any) -> "SecretTensor":
         """A tensor of zeros of `shape` with this one written at the public `index`."""
+        if self.role is Role.TRACE:
+            return self._like(blank(shape), blank(shape))
         a, b = np.zeros(shape, dtype=np.uint64), np.zeros(shape, dtype=np.uint64)
         a[index], b[index] = self.a, self.b
         return self._like(a, b)
@@ -212,6 +215,8 @@ def _joined(tensors: Sequence[SecretTensor], join: Callable[[list[Words]], Words
 
 def constant(role: Role, words: Words, width: int = RING_BITS, frac: int = 0) -> SecretTensor:
     """A public value as a sharing with zero masks."""
+    if role is Role.TRACE:
+        return SecretTensor(role, blank(words.shape), blank(words.shape), width, frac)
     zeros = np.zeros_like(words)
     return SecretTensor(role, zeros if role is Role.DEALER else words, zeros, width, frac)
 

@@ -229,7 +229,7 @@ async def _evaluate(lane: Lane, plan: Plan, m: Words) -> Words:
     roots = draw_roots(lane, Role.DEALER, n)
     correction = await lane.broadcast(8 * layout.words * n)
     ends = plan.ends.astype(np.uint64)
-    work = 4 * n * layout.size
+    work = n * layout.size
     counts = await lane.run(work, count, layout, party, roots, correction, top, ends)
     mask = lane.mask(plan.counts().shape, plan.count_bits)
     tables, end = await lane.share(plan.dealt())

@@ -178,6 +178,70 @@ def make_hash(count: int, add: bool) -> Any:
     return vector_op(hash_nodes)
 
 
+def make_tally(count: int, lane_bits: int) -> Any:
+    """An op that hashes nodes under `count` keys (an even number), applies a correction lane by
+    lane, and adds the results of each node, one after the other, to an array of bytes."""
+
+    def tally(
+        typing: Any, keys: Any, key_at: Any, nodes: Any, blocks: Any,
+        fix: Any, fix_at: Any, out: Any, out_at: Any,
+    ) -> tuple[Any, Callable[..., Any]]:  # fmt: skip
+        """`blocks` is a multiple of GROUP_LIMIT; out_at counts bytes and need not be aligned. Node
+        j's results go to out_at + 16 j count; key i's correction is at fix_at + 2 i."""
+        from numba import types
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cgutils = builder_tools()
+            emit = _Emitter(builder)
+            ir, add_ = emit.ir, builder.add
+            _, key0, _, total, _, fix0, _, out0 = args
+            lanes = ir.VectorType(ir.IntType(lane_bits), emit.vector.count * 64 // lane_bits)
+            pair = ir.VectorType(ir.IntType(lane_bits), 256 // lane_bits)
+
+            def at(which: int, position: Any, target: Any) -> Any:
+                kind = signature.args[which]
+                return pointer(context, builder, kind, args[which], position, target)
+
+            def number(value: int) -> Any:
+                return ir.Constant(emit.word, value)
+
+            def spread(which: int, start: Any, position: int) -> Any:
+                return emit.spread(at(which, add_(start, number(position)), emit.block))
+
+            schedules = [
+                [spread(0, key0, i * KEY_WORDS + 2 * r) for r in range(_ROUNDS + 1)]
+                for i in range(count)
+            ]
+            fixes = [spread(4, fix0, 2 * i) for i in range(count)]
+            step = number(emit.group)
+            with cgutils.for_range_slice(builder, number(0), total, step) as (i, _n):
+                source = at(2, builder.mul(i, number(2)), emit.vector)
+                seeds, active = emit.split(builder.load(source, align=8))
+                shares = []
+                for k in range(count):
+                    applied = builder.and_(fixes[k], active)
+                    parts = (emit.mmo(seeds, schedules[k]), applied)
+                    shares.append(add_(*(builder.bitcast(part, lanes) for part in parts)))
+                words = [builder.bitcast(share, emit.vector) for share in shares]
+                place = add_(out0, builder.mul(i, number(16 * count)))
+                for node in range(emit.group):
+                    for k in range(0, count, 2):
+                        halves = [2 * node, 2 * node + 1]
+                        order = halves + [2 * emit.group + half for half in halves]
+                        indices = ir.Constant(ir.VectorType(ir.IntType(32), 4), order)
+                        both = builder.shuffle_vector(words[k], words[k + 1], indices)
+                        shift = number(16 * (node * count + k))
+                        spot = at(6, add_(place, shift), pair)
+                        whole = add_(builder.load(spot, align=1), builder.bitcast(both, pair))
+                        builder.store(whole, spot, align=1)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(keys, n, nodes, n, fix, n, out, n), codegen
+
+    return vector_op(tally)
+
+
 COUNTER_SLACK = 2 * 4 * GROUP_LIMIT  # words that `make_counter` may write after the last
 _ABREAST = 4  # vectors
 

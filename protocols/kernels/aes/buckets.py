@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.kernels.aes.aesni import GROUP_LIMIT, KEY_WORDS, make_hash
+from protocols.kernels.aes.aesni import GROUP_LIMIT, KEY_WORDS, make_hash, make_tally
 from protocols.kernels.aes.fixed_key import LEAF
 from protocols.kernels.forest import descend, grow, side_corrections
 from protocols.kernels.jit import Words, kernel
@@ -19,6 +19,8 @@ Counts: TypeAlias = NDArray[np.uint32]
 _child = make_hash(1, add=False)
 _hashed = make_hash(2, add=False)
 _leaf_pair = make_hash(2, add=True)
+_tally_bytes = make_tally(2, 8)
+_tally_pairs = make_tally(4, 16)
 
 _ONE = np.uint64(1)
 _LEAF_KEY = LEAF * KEY_WORDS
@@ -38,62 +40,52 @@ def _minus(a: np.uint64, b: np.uint64, tops: np.uint64) -> np.uint64:
     return ((a | tops) - (b & ~tops)) ^ ((a ^ ~b) & tops)
 
 
-@kernel()
-def _counters(
-    keys: Words, correction: Words, at: int, depth: int, words: int, tops: np.uint64,
-    nodes: Words, leaves: Words, stride: int, zeros: Words, flat: Words,
-) -> None:  # fmt: skip
-    """The counters of all nodes of a level, in order, from their correction at word `at`."""
-    for b in range(0, words // 2, 2):
-        _hashed(keys, _COUNT_KEY + b * KEY_WORDS, nodes, 0, 1 << depth,
-                leaves, b * stride, stride, zeros, 0)  # fmt: skip
-    for j in range(1 << depth):
-        active = np.uint64(0) - (nodes[2 * j] & _ONE)
-        for i in range(words):
-            word = leaves[(i // 2) * stride + 2 * j + i % 2]
-            flat[words * j + i] = _plus(word, correction[at + i] & active, tops)
-
-
 @kernel("void(in1, int64, in1, in1, int64, int64, in1, in1, uint32[:, ::1])")
 def count(
     keys: Words, party: int, roots: Words, correction: Words, v: int, words: int,
     top: Words, ends: Words, out: Counts,
 ) -> None:  # fmt: skip
     """Add up the counters of each row's elements, turned by `top`: out (rows, 2^v)."""
-    size, depth = 1 << v, v - 5
+    size, depth, counter = 1 << v, v - 5, words // 4
     each = 2 * (v - 2) + words + 4
-    stride = (2 << depth) + 2 * GROUP_LIMIT
-    nodes, leaves = np.empty(stride, np.uint64), np.empty(stride * (words // 2), np.uint64)
-    fix, zeros = np.empty(4, np.uint64), np.zeros(4, np.uint64)
-    flat = np.empty(words << depth, np.uint64)
+    nodes = np.empty((2 << depth) + 2 * GROUP_LIMIT, np.uint64)
+    fix = np.empty(4, np.uint64)
     nodes[:] = 0
-    tops = _BYTE_TOPS if words == 4 else _PAIR_TOPS
-    bytewise, pairwise = flat.view(np.uint8), flat.view(np.uint16)
-    total = np.empty(size, np.uint16)
+    # Twice around, so that a turned element is one run: folded at the end.
+    held = np.empty(2 * size * counter, np.uint8)
+    bytewise, pairwise = held, held.view(np.uint16)
     start = np.int64(0)
     for row in range(ends.size):
         end = np.int64(ends[row])
-        total[:] = 0
+        held[:] = 0
         for e in range(start, end):
             grow(keys, party, roots, correction, e, e * each, depth, nodes, fix)
-            _counters(keys, correction, e * each + 2 * depth, depth, words, tops,
-                      nodes, leaves, stride, zeros, flat)  # fmt: skip
-            turn = np.int64(top[e])
-            # The share of bucket j counts at top - j; `total` runs backwards, so that both ascend.
+            # The share of bucket j counts at top - j; `held` runs backwards, so that both ascend.
+            first, at = (size - np.int64(top[e])) * counter, e * each + 2 * depth
             if words == 4:
-                for j in range(turn):
-                    total[size - turn + j] += bytewise[j]
-                for j in range(turn, size):
-                    total[j - turn] += bytewise[j]
+                _tally_bytes(keys, _COUNT_KEY, nodes, 1 << depth, correction, at, held, first)
             else:
-                for j in range(turn):
-                    total[size - turn + j] += pairwise[j]
-                for j in range(turn, size):
-                    total[j - turn] += pairwise[j]
+                _tally_pairs(keys, _COUNT_KEY, nodes, 1 << depth, correction, at, held, first)
         start = end
         for p in range(size):
-            word = np.uint32(total[(size - p) & (size - 1)])
+            back = (size - p) & (size - 1)
+            if words == 4:
+                word = np.uint32(bytewise[back] + bytewise[back + size])
+            else:
+                word = np.uint32(pairwise[back] + pairwise[back + size])
             out[row, p] = np.uint32(0) - word if party == 1 else word
+
+
+@kernel()
+def _walk(
+    keys: Words, place: int, correction: Words, at: int, bit: int, levels: int, node: Words,
+    fix: Words,
+) -> None:  # fmt: skip
+    """Move a node down to the one above `place`, by levels that decide the bits from `bit` on."""
+    for level in range(levels):
+        side = (place >> (bit + level)) & 1
+        side_corrections(correction[at + 2 * level], correction[at + 2 * level + 1], fix)
+        _child(keys, side * KEY_WORDS, node, 0, 1, node, 0, 0, fix, 2 * side)
 
 
 @kernel("void(in1, int64, in1, in1, int64, int64, in1, in2, uint64[::1])")
@@ -105,25 +97,25 @@ def weigh(
     depth, above = v - 2, v - 5
     each = 2 * depth + words + 4
     node = np.empty(2 + 2 * GROUP_LIMIT, np.uint64)
+    upper = np.empty(2, np.uint64)
     leaf = np.empty(4 + 2 * GROUP_LIMIT, np.uint64)
     fix = np.empty(4, np.uint64)
     node[:] = 0
     for e in range(first.size):
-        total, found = np.uint64(0), np.int64(-1)
+        total, found, base = np.uint64(0), np.int64(-1), e * each
         for d in range(factors.shape[1]):
             place = (np.int64(first[e]) + d) & ((1 << v) - 1)
             if place >> 2 != found:
+                if found < 0 or place >> 5 != found >> 3:  # else below the same node
+                    node[0] = (roots[2 * e] & ~_ONE) | np.uint64(party)
+                    node[1] = roots[2 * e + 1]
+                    _walk(keys, place, correction, base, 5, above, node, fix)
+                    upper[0], upper[1] = node[0], node[1]
                 found = place >> 2
-                node[0] = (roots[2 * e] & ~_ONE) | np.uint64(party)
-                node[1] = roots[2 * e + 1]
-                for level in range(depth):
-                    at = e * each + 2 * level + (words if level >= above else 0)
-                    bit = 5 + level if level < above else 2 + level - above
-                    side = (place >> bit) & 1
-                    side_corrections(correction[at], correction[at + 1], fix)
-                    _child(keys, side * KEY_WORDS, node, 0, 1, node, 0, 0, fix, 2 * side)
+                node[0], node[1] = upper[0], upper[1]
+                _walk(keys, place, correction, base + 2 * above + words, 2, 3, node, fix)
                 for i in range(4):
-                    fix[i] = correction[e * each + 2 * depth + words + i]
+                    fix[i] = correction[base + 2 * depth + words + i]
                 _leaf_pair(keys, _LEAF_KEY, node, 0, 1, leaf, 0, 2, fix, 0)
             total += factors[e, d] * leaf[place & 3]
         out[e] = -total if party == 1 else total
