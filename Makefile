@@ -13,18 +13,25 @@ PROMPT ?= What is the capital of France? Answer in one sentence.
 # Passed on unchanged: neither make nor the shell interprets dollar signs or quotes in it.
 unexport PROMPT
 export DEMO_PROMPT := $(value PROMPT)
+# Tests start hundreds of processes. Where the environment forbids Python to keep what it compiled,
+# each would compile all that it imports: 2.6 s for torch, 1.1 s for Numba.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Where tests import from, as in pyproject.toml.
 TESTS := tests:tests/support:tests/support/checkpoints:tests/support/sharing
 
-.PHONY: demo test test-browser test-checkpoints test-faults soak lint dist-check lock bench bench-spu clean
+.PHONY: demo kernels test test-browser test-checkpoints test-faults soak lint dist-check lock bench bench-spu clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/puma generate --prompt "$$DEMO_PROMPT" --max-new-tokens 24
 
+# Once, not in each of the processes that need them: 40 s in a fresh clone.
+kernels: $(VENV)/.test
+	@$(BIN)/python -c "from protocols.kernels import warm_up; warm_up(public_weights=True)"
+
 # Three processes, as tests often wait; threads of NumPy's and torch's products would wait for each
 # other.
-test: $(VENV)/.test
+test: kernels
 	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 # The chat page in Chromium: the system's, or one that `.venv/bin/playwright install chromium` fetched.
