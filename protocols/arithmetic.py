@@ -23,7 +23,7 @@ import numpy as np
 
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
-from protocols.base.fields import Field, field
+from protocols.base.fields import Field, elementwise_work, field
 from protocols.base.lane import Lane
 from protocols.base.ring import RING_BITS, Words, packed_bytes, shift_right
 from protocols.base.shares import Role, SecretTensor
@@ -34,6 +34,7 @@ from protocols.kernels.elementwise import (
     lift_word,
     lifted,
     masked_sum,
+    product_part,
 )
 from protocols.kernels.matmul import batched_matmul
 
@@ -93,7 +94,9 @@ async def remask(
     up = (1 << shift) - 1 if lane.leads else 0
     if dealt:
         (correction,) = await lane.share([field(part.shape, width)])
-        total = masked_sum(part, correction, mask, width, shift, up)
+        given = part, correction, mask, width, shift, up
+        work = elementwise_work(part.size)
+        total = await lane.run(work, masked_sum, *given) if work else masked_sum(*given)
     elif shift:
         total = shift_right(part + np.uint64(up), shift, width) + mask
     else:
@@ -129,15 +132,21 @@ async def lift(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor
         return await _lift_dealer(lane, x, to, fields)
     upper = lane.mask(x.shape, gap)
     msb, carry = await lane.share(fields)
-    (high,) = await lane.open(fields[:1], [lift_word(x.a, msb, carry, upper, x.width)])
-    m, own = lifted(x.a, x.b, high, upper, x.width)
+    work, given = elementwise_work(x.size), (x.a, msb, carry, upper, x.width)
+    word = await lane.run(work, lift_word, *given) if work else lift_word(*given)
+    (high,) = await lane.open(fields[:1], [word])
+    known = x.a, x.b, high, upper, x.width
+    m, own = await lane.run(work, lifted, *known) if work else lifted(*known)
     return SecretTensor(lane.role, m, own, to, x.frac)
 
 
 async def _lift_dealer(lane: Lane, x: SecretTensor, to: int, fields: list[Field]) -> SecretTensor:
     upper_one, upper_two = lane.masks(x.shape, to - x.width)
-    await lane.share(fields, lift_secrets(x.a, x.b, x.width))
-    one, two = joined(x.a, 0, upper_one, x.width), joined(x.b, 0, upper_two, x.width)
+    work, given = elementwise_work(x.size), (x.a, x.b, x.width)
+    secrets = await lane.run(work, lift_secrets, *given) if work else lift_secrets(*given)
+    await lane.share(fields, secrets)
+    halves = (x.a, 0, upper_one, x.width), (x.b, 0, upper_two, x.width)
+    one, two = [await lane.run(work, joined, *half) if work else joined(*half) for half in halves]
     return SecretTensor(lane.role, one, two, to, x.frac)
 
 
@@ -207,8 +216,17 @@ async def mul(lane: Lane, x: SecretTensor, y: SecretTensor, shift: int) -> Secre
         cost = remask_cost(int(np.prod(shape)), width, dealt=True, shift=shift + 1)
         lane.charge("mul", cost)
         return lane.blank(shape, width - 1 - shift, frac)
-    part = left_factor(x) * right_factor(y)
+    work = elementwise_work(max(x.size, y.size))
+    part = await lane.run(work, _product_part, x, y) if work else _product_part(x, y)
     return await remask(lane, part, frac=frac, width=width, shift=shift + 1)
+
+
+def _product_part(x: SecretTensor, y: SecretTensor) -> Words:
+    """A party's part of 2 x y."""
+    if x.shape == y.shape:
+        return product_part(x.a, x.b, y.a, y.b, x.role is Role.DEALER)
+    part: Words = left_factor(x) * right_factor(y)
+    return part
 
 
 @protocol("square_sum")

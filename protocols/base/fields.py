@@ -17,6 +17,12 @@ _WORK = 12
 _FEW = 1 << 13
 """Up to this many elements run in place: asking the runtime would cost more than a thread gains."""
 
+
+def elementwise_work(count: int) -> int:
+    """Work of one pass over so many elements, in `Lane.run`'s unit; 0: do it in place."""
+    return _WORK * count if count >= _FEW else 0
+
+
 Buffer: TypeAlias = Bytes | memoryview | bytes
 
 
@@ -58,8 +64,7 @@ class Layout:
         ends = list(itertools.accumulate((item.nbytes for item in fields), initial=0))
         self.places = list(zip(fields, ends, ends[1:], strict=False))
         self.nbytes = ends[-1]
-        count = sum(item.count for item in fields)
-        self.work = _WORK * count if count >= _FEW else 0
+        self.work = elementwise_work(sum(item.count for item in fields))
 
 
 layout = lru_cache(maxsize=4096)(Layout)

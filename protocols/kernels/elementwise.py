@@ -46,6 +46,33 @@ def _masked_sum_numba(
     return out
 
 
+def product_part_numpy(xa: Words, xb: Words, ya: Words, yb: Words, dealer: bool) -> Words:
+    """NumPy twin of `product_part`."""
+    left = (xb - xa) << _ONE if dealer else xa - (xb << _ONE)
+    right = ya - yb if dealer else ya - (yb << _ONE)
+    part: Words = left * right
+    return part
+
+
+@kernel("void(in1, in1, in1, in1, boolean, uint64[::1])")
+def _product_part(xa: Words, xb: Words, ya: Words, yb: Words, dealer: Any, out: Words) -> None:
+    if dealer:
+        for i in range(out.size):
+            out[i] = ((xb[i] - xa[i]) << _ONE) * (ya[i] - yb[i])
+        return
+    for i in range(out.size):
+        out[i] = (xa[i] - (xb[i] << _ONE)) * (ya[i] - (yb[i] << _ONE))
+
+
+def _product_part_numba(xa: Words, xb: Words, ya: Words, yb: Words, dealer: bool) -> Words:
+    """A party's part of 2 x y, from its two words of each factor; arrays of one shape. See
+    `protocols.arithmetic`.
+    """
+    out = np.empty(xa.shape, dtype=np.uint64)
+    _product_part.run(xa.ravel(), xb.ravel(), ya.ravel(), yb.ravel(), dealer, out.reshape(-1))
+    return out
+
+
 # -- lift: Z_2^k to a wider ring -------------------------------------------------------------------
 
 
@@ -317,6 +344,7 @@ def flat(words: Words) -> Words:
 
 _NUMBA = MODE == "numba"
 masked_sum = _masked_sum_numba if _NUMBA else masked_sum_numpy
+product_part = _product_part_numba if _NUMBA else product_part_numpy
 lift_secrets = _lift_secrets_numba if _NUMBA else lift_secrets_numpy
 lift_word = _lift_word_numba if _NUMBA else lift_word_numpy
 joined = _joined_numba if _NUMBA else joined_numpy

@@ -309,6 +309,13 @@ def test_narrow_products_equal_the_twins(seed, rows, size, width, leads):
 # -- waves -----------------------------------------------------------------------------------------
 
 
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 70), dealer=st.booleans())
+def test_parts_of_products_equal_the_twin(seed, count, dealer):
+    factors = [words(seed + number, count) for number in range(4)]
+    got = elementwise._product_part_numba(*factors, dealer)
+    np.testing.assert_array_equal(got, elementwise.product_part_numpy(*factors, dealer))
+
+
 @LIMIT
 @given(SEEDS, st.integers(1, 40), st.integers(3, 30), st.integers(1, 9), st.booleans(), st.data())
 def test_waves_equal_the_twins(seed, count, bits, harmonics, odd, data):
