@@ -28,10 +28,6 @@ PANEL_WORDS = 1 << 18
 """Words of a panel, if a row is not longer: 2 MB."""
 
 
-FEW_ROWS = 4
-"""Up to this many rows a product takes no longer than reading the matrix from memory."""
-
-
 class MaskedWords(Protocol):
     """The masked words of one matrix, row by row, wherever they are kept."""
 
@@ -135,11 +131,9 @@ class Derived(Panels):
     parts: Sum = field(repr=False)
 
     def matmul(self, x: Words) -> Words:
-        """As `Panels`. For few rows no sum is stored: the time goes into reading both parts."""
+        """As `Panels`. If both parts are in memory, their sum is never stored."""
         first, dealer = self.parts.first, self.parts.dealer
-        if len(x) > FEW_ROWS or not (
-            isinstance(first, np.ndarray) and isinstance(dealer, np.ndarray)
-        ):
+        if not (isinstance(first, np.ndarray) and isinstance(dealer, np.ndarray)):
             return Panels.matmul(self, x)
         return matmul_of_sum(x, first, dealer)
 

@@ -20,16 +20,18 @@ import numpy as np
 from protocols.errors import LocalProtocolError
 from protocols.kernels.jit import MODE, Words, kernel
 from protocols.kernels.rows import row_products
-from protocols.kernels.simd import make_pack, make_tile, vector_bytes
+from protocols.kernels.simd import make_copy, make_tile, vector_bytes
 
 _DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
 _SHORT = 16  # columns of a panel on machines whose vectors have 32 bytes
 _SHORT_DEPTH = 128  # rows of a panel there: 16 KB, half of the first-level cache
+_SIDE = 8  # panels there that are packed together, so that long runs of a row are read
 _STREAMED_ROWS = 4  # up to here the weights are read in place
 _BLOCK = 256  # rows that share a panel: the part of x that meets it fits the second-level cache
 _RUN = 2048  # sums of a row in the first-level cache: 16 KB
 
-_pack = make_pack(4)
+_copy = make_copy(4)
+_copy_sum = make_copy(4, summed=True)
 _tile1 = make_tile(1, 4)
 _tile2 = make_tile(2, 4)
 _tile4 = make_tile(4, 4)
@@ -123,63 +125,85 @@ def _paired(
 
 
 @kernel()
-def _pack_panel(
-    w: Words, at: int, ws: int, height: int, used: int, panel: Words, width: int
-) -> None:
-    """Copy a panel of w whose first element is `at`, `used` columns of the panel's width."""
-    if used == width:
-        _pack(w, at, ws, height, panel)
-        return
+def _pack(
+    w: Words, also: Words, at: int, ws: int, height: int, used: int,
+    panels: Words, width: int, room: int,
+) -> None:  # fmt: skip
+    """Copy `used` columns of w, or of w + 2 also, from element `at` on, to panels of this width.
+
+    room: words of a panel.
+    """
+    whole = used // width
     for p in range(height):
-        for j in range(used):
-            panel[p * width + j] = w[at + p * ws + j]
-        panel[p * width + used : (p + 1) * width] = 0
+        row = at + p * ws
+        for side in range(whole):
+            place, to = row + side * width, side * room + p * width
+            if also.size:
+                _copy_sum(w, also, place, panels, to)
+            else:
+                _copy(w, also, place, panels, to)
+        if whole * width < used:
+            to = whole * room + p * width
+            panels[to : to + width] = 0
+            for j in range(used - whole * width):
+                place = row + whole * width + j
+                panels[to + j] = w[place]
+                if also.size:
+                    panels[to + j] += also[place] + also[place]
 
 
 @kernel()
 def _packed(
-    x: Words, xa: int, rows: int, w: Words, wa: int, ws: int, depth: int,
-    out: Words, oa: int, lo: int, hi: int, width: int,
-    panel: Words, part: Words, nothing: Words, own: Words,
+    x: Words, xa: int, rows: int, w: Words, also: Words, wa: int, ws: int, depth: int,
+    out: Words, oa: int, lo: int, hi: int, width: int, side: int,
+    panels: Words, part: Words, nothing: Words, own: Words,
 ) -> None:  # fmt: skip
     """Products of a block of rows with the columns lo..hi through packed panels.
 
-    width: columns of a panel; part: room for the sums of all rows with it; nothing: a row of zeros.
+    width: columns of a panel; side: panels that are packed together; part: room for the sums of
+    all rows and of `nothing`, a row of zeros, with them.
     """
-    most = panel.size // width
+    room = panels.size // side
+    most, line = room // width, side * width
     for r in range(rows):
         own[r] = 0
         for p in range(0, depth - 1, 2):
             own[r] += x[xa + r * depth + p] * x[xa + r * depth + p + 1]
-    beside = np.empty(width, np.uint64)
-    for c in range(lo, hi, width):
-        used = min(width, hi - c)
+    beside = rows * line
+    for c in range(lo, hi, line):
+        used = min(line, hi - c)
         part[:] = 0
-        beside[:] = 0
         for start in range(0, depth, most):
             height = min(most, depth - start)
             even = height - height % 2
-            _pack_panel(w, wa + start * ws + c, ws, height, used, panel, width)
-            _paired(x, xa + start, depth, rows, panel, 0, width, even, part, 0, width)
-            _pair1(nothing, 0, 0, panel, 0, width, even, beside, 0, width)
-            if even < height:
-                last = xa + start + even
-                _rows(x, last, depth, rows, panel, even * width, width, 1, part, 0, width)
+            _pack(w, also, wa + start * ws + c, ws, height, used, panels, width, room)
+            for at in range(0, used, width):
+                panel, to = at // width * room, at
+                _paired(x, xa + start, depth, rows, panels, panel, width, even, part, to, line)
+                _pair1(nothing, 0, 0, panels, panel, width, even, part, beside + to, line)
+                if even < height:
+                    last, place = xa + start + even, panel + even * width
+                    _rows(x, last, depth, rows, panels, place, width, 1, part, to, line)
         for r in range(rows):
             for j in range(used):
-                out[oa + r * ws + c + j] += part[r * width + j] - own[r] - beside[j]
+                out[oa + r * ws + c + j] += part[r * line + j] - own[r] - part[beside + j]
 
 
 @kernel()
 def _product(
-    x: Words, w: Words, out: Words, batch: int, rows: int, depth: int, columns: int,
+    x: Words, w: Words, also: Words, out: Words, batch: int, rows: int, depth: int, columns: int,
     lo: int, hi: int, lanes: int,
 ) -> None:  # fmt: skip
-    """out[:, lo:hi] += x @ w[:, lo:hi] for each of the batch's contiguous matrices."""
+    """out[:, lo:hi] += x @ w[:, lo:hi] for each of the batch's contiguous matrices.
+
+    Unless `also` is empty, the factor of more than a few rows is w + 2 also.
+    """
     width = 4 * lanes
-    panel = np.empty((_DEPTH if width > _SHORT else _SHORT_DEPTH) * width, np.uint64)
+    short = width <= _SHORT
+    side = max(1, min(_SIDE, (hi - lo + width - 1) // width)) if short else 1
+    panels = np.empty(side * (_SHORT_DEPTH if short else _DEPTH) * width, np.uint64)
     most = min(rows, _BLOCK)
-    part, own = np.empty(most * width, np.uint64), np.empty(most, np.uint64)
+    part, own = np.empty((most + 1) * side * width, np.uint64), np.empty(most, np.uint64)
     nothing = np.zeros(_DEPTH, np.uint64)
     for b in range(batch):
         xa, wa, oa = b * rows * depth, b * depth * columns, b * rows * columns
@@ -188,20 +212,20 @@ def _product(
             continue
         for r in range(0, rows, _BLOCK):
             _packed(
-                x, xa + r * depth, min(_BLOCK, rows - r), w, wa, columns, depth,
-                out, oa + r * columns, lo, hi, width, panel, part, nothing, own,
+                x, xa + r * depth, min(_BLOCK, rows - r), w, also, wa, columns, depth,
+                out, oa + r * columns, lo, hi, width, side, panels, part, nothing, own,
             )  # fmt: skip
 
 
-_PRODUCT = "void({0}, {0}, {1}[::1], int64, int64, int64, int64, int64, int64, int64)"
+_PRODUCT = "void({0}, {0}, {0}, {1}[::1], int64, int64, int64, int64, int64, int64, int64)"
 
 
 @kernel(_PRODUCT.format("in1", "uint64"))
 def _product64(
-    x: Words, w: Words, out: Words, batch: int, rows: int, depth: int, columns: int,
+    x: Words, w: Words, also: Words, out: Words, batch: int, rows: int, depth: int, columns: int,
     lo: int, hi: int, lanes: int,
 ) -> None:  # fmt: skip
-    _product(x, w, out, batch, rows, depth, columns, lo, hi, lanes)
+    _product(x, w, also, out, batch, rows, depth, columns, lo, hi, lanes)
 
 
 @kernel("void(in1, in1, in1, uint64[::1], int64, int64, int64)")
@@ -229,6 +253,9 @@ def _product_of_sum(
                 out[r * columns + j] += factor * (first[at] + two * second[at])
 
 
+_NOTHING = np.empty(0, np.uint64)
+
+
 def _plain(operand: Any) -> Any:
     """The operand, or a copy: contiguous and aligned."""
     flags = operand.flags
@@ -237,11 +264,13 @@ def _plain(operand: Any) -> Any:
     return np.require(operand, requirements=["C", "A"])
 
 
-def _run(product: Any, x: Any, w: Any, out: Any, lo: int, hi: int) -> None:
-    """Add x @ w to columns lo..hi of out; matrices of a batch if they have three dimensions."""
+def _run(product: Any, x: Any, w: Any, out: Any, lo: int, hi: int, also: Words = _NOTHING) -> None:
+    """Add x @ (w + 2 also) to columns lo..hi of out; matrices of a batch if they have three
+    dimensions. `also` only for more than a few rows.
+    """
     *batch, rows, depth = x.shape
     columns = w.shape[-1]
-    flat = [_plain(operand).reshape(-1) for operand in (x, w)]
+    flat = [_plain(operand).reshape(-1) for operand in (x, w, also)]
     lanes = vector_bytes() // out.itemsize
     product.run(
         *flat, out.reshape(-1), batch[0] if batch else 1, rows, depth, columns, lo, hi, lanes
@@ -290,10 +319,13 @@ def matmul_of_sum_numpy(x: Words, first: Words, second: Words) -> Words:
 
 
 def _matmul_of_sum(x: Words, first: Words, second: Words) -> Words:
-    """x @ (first + 2 second) modulo 2^64 for few rows x (T, K), and two matrices (K, N)."""
+    """x @ (first + 2 second) modulo 2^64 for x (T, K) and two matrices (K, N)."""
     out = np.zeros((x.shape[0], first.shape[1]), dtype=np.uint64)
     for factor in (first, second):
         _check(x, factor, out, 0, out.shape[1])
+    if x.shape[0] > _STREAMED_ROWS:
+        _run(_product64, x, first, out, 0, out.shape[1], second)
+        return out
     flat = [_plain(operand).reshape(-1) for operand in (x, first, second)]
     _product_of_sum.run(*flat, out.reshape(-1), *x.shape, out.shape[1])
     return out

@@ -219,11 +219,11 @@ def make_tile(rows: int, vectors: int, *, paired: bool = False) -> Any:
     return vector_op(tile)
 
 
-def make_pack(vectors: int) -> Any:
-    """An op that copies `vectors` vectors of columns of a row-major array to contiguous rows."""
+def make_copy(vectors: int, *, summed: bool = False) -> Any:
+    """An op that copies `vectors` vectors of w; summed, of w + 2 also, else `also` is not read."""
 
-    def pack(
-        typing: Any, w: Any, w_at: Any, w_step: Any, depth: Any, panel: Any
+    def copy(
+        typing: Any, w: Any, also: Any, w_at: Any, out: Any, out_at: Any
     ) -> tuple[Any, Callable[..., Any]]:
         from llvmlite import ir
         from numba import types
@@ -231,27 +231,27 @@ def make_pack(vectors: int) -> Any:
         element = ir.IntType(w.dtype.bitwidth)
         lanes = vector_bytes() * 8 // element.width
         vector = ir.VectorType(element, lanes)
+        align = element.width // 8
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            cgutils = builder_tools()
+            _, _, start, _, end = args
 
-            align = element.width // 8
-            source, at, step, height, target = args
-            with cgutils.for_range(builder, height) as loop:
-                for c in range(vectors):
-                    shift = ir.Constant(at.type, c * lanes)
-                    start = builder.add(builder.add(at, shift), builder.mul(step, loop.index))
-                    row = builder.mul(loop.index, ir.Constant(at.type, vectors * lanes))
-                    read = pointer(context, builder, signature.args[0], source, start, vector)
-                    end = builder.add(row, shift)
-                    write = pointer(context, builder, signature.args[4], target, end, vector)
-                    builder.store(builder.load(read, align=align), write, align=align)
+            def at(which: int, base: Any, shift: int) -> Any:
+                place = builder.add(base, ir.Constant(base.type, shift))
+                return pointer(context, builder, signature.args[which], args[which], place, vector)
+
+            for shift in range(0, vectors * lanes, lanes):
+                value = builder.load(at(0, start, shift), align=align)
+                if summed:
+                    half = builder.load(at(1, start, shift), align=align)
+                    value = builder.add(value, builder.add(half, half))
+                builder.store(value, at(3, end, shift), align=align)
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(w, n, n, n, panel), codegen
+        return types.void(w, also, n, out, n), codegen
 
-    return vector_op(pack)
+    return vector_op(copy)
 
 
 def make_add(elements: int, onto: bool) -> Any:
