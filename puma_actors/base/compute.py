@@ -11,9 +11,11 @@ keep others waiting for more than the calls that run.
 
 import asyncio
 import os
+import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import anyio
@@ -23,27 +25,109 @@ from puma_actors.base.allocator import keep_freed
 
 T = TypeVar("T")
 
-THRESHOLD = 2_000_000
-"""Multiply-adds below which a thread hop (about 0.1 ms) costs more than it gains."""
+THRESHOLD = 500_000
+"""Multiply-adds below which a thread hop (about 0.05 ms) costs more than it gains."""
+_IDLE = 10.0
+"""Seconds after which a thread without a call ends."""
+
+
+class _Call:
+    """A call on a thread, awaited by a task."""
+
+    __slots__ = ("_args", "_ended", "_error", "_function", "_loop", "_result", "_waiter")
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._function: Callable[..., Any] | None = function
+        self._args = args
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] = self._loop.create_future()
+        self._ended = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def work(self) -> None:
+        """Call the function: on the thread."""
+        assert self._function is not None
+        try:
+            self._result = self._function(*self._args)
+        except BaseException as error:  # the waiting task raises it
+            self._error = error
+        self._function, self._args = None, ()
+        with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._ended = True
+        if not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def result(self) -> Any:
+        """Wait until the function has returned, also if this task is cancelled meanwhile."""
+        try:
+            await self._waiter
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                while not self._ended:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+            raise
+        if (error := self._error) is not None:
+            self._error = None  # its traceback leads here
+            raise error
+        return self._result
+
+
+class _Pool:
+    """Threads that are started when they are needed, and end when they are idle for long."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._running = 0
+        self._lock = threading.Lock()
+        self._calls: SimpleQueue[_Call] = SimpleQueue()
+
+    def begin(self, call: _Call) -> None:
+        """Have a thread make the call."""
+        with self._lock:
+            self._calls.put(call)
+            missing = self._running < self._most
+            self._running += missing
+        if missing:
+            threading.Thread(target=self._serve, daemon=True, name="puma-compute").start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                call = self._calls.get(timeout=_IDLE)
+            except Empty:
+                with self._lock:
+                    if self._calls.empty():
+                        self._running -= 1
+                        return
+                continue
+            call.work()
+            del call  # and what it returned
 
 
 class _Threads:
     """Threads, given to those who wait in turn; to each in the order in which it asked."""
 
     def __init__(self, count: int) -> None:
-        self.limiter = anyio.CapacityLimiter(count)
+        self._pool = _Pool(count)
         self._free = count
         self._waiting: dict[object, deque[asyncio.Future[None]]] = {}  # whose turn comes first
 
-    @asynccontextmanager
-    async def one(self, owner: object) -> AsyncIterator[None]:
-        """A thread, for the block."""
+    async def run(self, owner: object, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        """Call the function on a thread, when it is the owner's turn."""
         if self._free:
             self._free -= 1
         else:
             await self._turn(owner)
         try:
-            yield
+            call = _Call(function, args)
+            self._pool.begin(call)
+            result: T = await call.result()
+            return result
         finally:
             self._next()
 
@@ -110,9 +194,7 @@ class Compute:
         """
         if not self._threads:
             self._threads.append(_Threads(self.threads))
-        threads = self._threads[0]
-        async with threads.one(self._owner):
-            return await anyio.to_thread.run_sync(function, *args, limiter=threads.limiter)
+        return await self._threads[0].run(self._owner, function, args)
 
 
 class _Share(Compute):

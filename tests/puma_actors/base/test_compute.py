@@ -1,11 +1,15 @@
 """Where calls run."""
 
+import sys
 import threading
 
 import anyio
 import anyio.lowlevel
+import numpy as np
+import pytest
 from waiting import HANG, until
 
+import puma_actors.base.compute as compute_module
 from puma_actors.base.compute import Compute
 
 
@@ -77,3 +81,46 @@ async def test_one_that_gives_up_takes_no_turn() -> None:
         for name in ("first", "last"):
             calls.gate(name).set()
     assert calls.begun == ["first", "last"]
+
+
+async def test_errors_are_raised_where_the_call_was_made() -> None:
+    with pytest.raises(ZeroDivisionError):
+        await Compute(threads=1).offload(divmod, 7, 0)
+
+
+async def test_a_cancelled_call_waits_until_the_function_returns() -> None:
+    compute, calls, scope = Compute(threads=1), Calls(), anyio.CancelScope()
+    over: list[bool] = []
+
+    async def cancelled() -> None:
+        with scope:
+            try:
+                await compute.offload(calls.run, "long")
+            finally:
+                over.append(calls.gate("long").is_set())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(cancelled)
+        await begun(calls, 1)
+        scope.cancel()
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        calls.gate("long").set()
+    assert over == [True]
+    assert await compute.offload(divmod, 7, 3) == (2, 1)
+
+
+async def test_idle_threads_end_and_others_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute_module, "_IDLE", 0.001)
+    compute = Compute(threads=2)
+    thread = await compute.offload(threading.current_thread)
+    await until(lambda: not thread.is_alive())
+    assert await compute.offload(divmod, 7, 3) == (2, 1)
+
+
+async def test_a_thread_keeps_nothing_of_a_call() -> None:
+    compute, held = Compute(threads=1), np.zeros(3)
+    count = sys.getrefcount(held)
+    assert await compute.offload(lambda array: array, held) is held
+    await compute.offload(divmod, 7, 3)
+    assert sys.getrefcount(held) == count
