@@ -123,12 +123,11 @@ class Cache:
 
     def keep(self, ops: Ops, length: int) -> None:
         """Forget all tokens but the first `length`."""
-        if length == self.length:
-            return
         index = np.arange(length)
         for half in (self.keys, self.values):
             for layer, tensor in enumerate(half):  # one at a time, so that memory stays bounded
-                half[layer] = None if tensor is None else ops.heads_at(tensor, index)
+                if tensor is not None and tensor.shape[1] > length:
+                    half[layer] = ops.heads_at(tensor, index)
         self.length = length
 
 

@@ -252,18 +252,32 @@ class Part:
 
     Args:
         ops: for what is local, and for the look-up that the program begins with.
-        program: the model's program over the `Ops` it is given; it begins with `embed`.
+        program: the model's program over the `Ops` it is given; it begins with `embed`. Called
+            again, it forgets what an earlier run has left behind.
     """
 
     def __init__(self, ops: Ops, program: Callable[[Member], Coroutine[Any, Any, Tensor]]) -> None:
         self._ops = ops
+        self._program = program
         self._task = program(Member(ops))
+        self._input: Tensor = None
         self._answer: Any = None
 
     async def embed(self) -> None:
         """Look up its input, over its own ops."""
         call = self.look_up()
-        self.begin(await call.run(self._ops, ()))
+        self._input = await call.run(self._ops, ())
+        self.begin(self._input)
+
+    def again(self) -> "Part":
+        """The same part before its first meeting point, with the input that it has looked up; for
+        one whose evaluation was given up.
+        """
+        part = Part(self._ops, self._program)
+        part.look_up()
+        part._input = self._input
+        part.begin(self._input)
+        return part
 
     def look_up(self) -> Call:
         """The look-up that its program begins with.

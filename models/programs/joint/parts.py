@@ -9,7 +9,7 @@
 parties go on with it, and its result is nobody's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,18 +22,24 @@ from protocols.base.lane import Lane, Settings
 from protocols.base.shares import Role, SecretTensor
 from protocols.drivers.ops import Parameters
 from protocols.drivers.secure import Secure
-from protocols.drivers.together import Part, together
+from protocols.drivers.together import Member, Part, together
 from protocols.drivers.trace import TraceLink, run_now
 
 
 def part_of(lane: Lane, plan: Plan, parameters: Parameters, batch: Batch, cache: Cache) -> Part:
-    """A request's part of a joint step. Its cache is extended.
+    """A request's part of a joint step. Its cache is extended, from where it is now: once more if
+    the part is begun again.
 
     Args:
         lane: the request's own, on which its input is looked up.
     """
-    ops = Secure(lane, plan.ranges)
-    return Part(ops, lambda member: forward(member, plan.config, parameters, batch, cache))
+    ops, before = Secure(lane, plan.ranges), cache.length
+
+    def program(member: Member) -> Coroutine[Any, Any, SecretTensor]:
+        cache.keep(ops, before)
+        return forward(member, plan.config, parameters, batch, cache)
+
+    return Part(ops, program)
 
 
 async def evaluate_together(lane: Lane, plan: Plan, parts: Sequence[Part]) -> list[SecretTensor]:

@@ -1,72 +1,49 @@
 """Evaluator A's choice: which requests take their next step together, and when.
 
-    conductor = Conductor(most, announce)
+    conductor = Conductor(most, parties)
     conductor.expect(place) · .ready(place) · .leave(place)         from the steps themselves
     await conductor.run()                                           announces joint steps, forever
+    await conductor.close()                                         nothing more will be announced
 
 Requests with the same settings step together, those first that were ready first. While some are
 between two steps, at their clients, those that are ready wait for them: at most a quarter of the
-time that the last joint step took, and not for one that a step has begun without. A request that is
-alone never waits.
+time that the last joint step took, and not for one that a step has begun without. Before the first
+step they wait as long as a look-up takes. A request that is alone never waits.
+
+The dealer needs no input for a step, so it is told of the next one as soon as its members can be
+guessed: a request that is in a step will probably take its next one. A guess that turns out wrong
+is dropped, with its number and all that was dealt under it.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
 from protocols.base.lane import Settings
 from puma_actors.base.concurrency import Signal
+from puma_actors.hosts.together.group import Group, Guess
 from puma_actors.hosts.together.messages import JointMessage
-from puma_actors.hosts.together.seats import Place
+from puma_actors.hosts.together.seats import Coming, Place
 
 PATIENCE = 0.25
 """Part of the last step's time for which those that are ready wait for others."""
 _MOST_GROUPS = 64
+_MOST_GUESSES = 8
+"""Groups whose next step the dealer may work for, as what it has dealt takes memory."""
 
-Announce: TypeAlias = Callable[[JointMessage], Awaitable[None]]
-"""Tells the other parties, and takes the step; returns at its end."""
 
+class Parties(Protocol):
+    """The other parties. They are told in the order of the calls."""
 
-class _Group:
-    """Requests with the same settings.
+    async def announce(self, message: JointMessage) -> None:
+        """Tell all, and take the step; returns at its end."""
 
-    Attributes:
-        looking: steps that look up their input, which needs their clients; True: late.
-        ready: steps that have it, in this order.
-        between: the last steps of requests that have not begun the next one yet.
-        last: seconds that the last joint step took.
-        leads: whether a task takes its steps.
-    """
+    async def foretell(self, message: JointMessage) -> None:
+        """Tell the dealer of a step that will probably be announced."""
 
-    def __init__(self) -> None:
-        self.looking: dict[Place, bool] = {}
-        self.ready: dict[Place, None] = {}
-        self.between: dict[Place, None] = {}
-        self.last = 0.0
-        self.changed = Signal()
-        self.leads = False
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is known of it but its last step's time."""
-        return not (self.looking or self.ready or self.between or self.leads)
-
-    @property
-    def awaited(self) -> bool:
-        """Whether a request may be ready soon, and no step has begun without it."""
-        self.between = {place: None for place in self.between if place.continues}
-        return bool(self.between) or not all(self.looking.values())
-
-    def choose(self, most: int) -> list[Place]:
-        """Those that step now; those that do not are not waited for any more."""
-        chosen = list(self.ready)[:most]
-        for place in chosen:
-            del self.ready[place]
-        self.looking = dict.fromkeys(self.looking, True)
-        self.between.clear()
-        return chosen
+    async def withdraw(self, number: int) -> None:
+        """Tell all that a step which was foretold will not be announced."""
 
 
 class Conductor:
@@ -74,57 +51,61 @@ class Conductor:
 
     Args:
         most: members of a step, at most.
-        announce: tells the other parties, and takes the step; returns at its end.
+        parties: who is told.
     """
 
-    def __init__(self, most: int, announce: Announce) -> None:
+    def __init__(self, most: int, parties: Parties) -> None:
         self._most = most
-        self._announce = announce
-        self._groups: dict[Settings, _Group] = {}
+        self._parties = parties
+        self._groups: dict[Settings, Group] = {}
         self._next = 0
+        self._closed = False
         self._changed = Signal()
 
     def expect(self, place: Place) -> None:
         """A step has begun to look up its input."""
-        group = self._group(place)
-        group.looking[place] = False
-        group.between = {each: None for each in group.between if not each.precedes(place)}
+        self._group(place).expect(place)
+        self._changed.notify()
 
     def ready(self, place: Place) -> None:
         """A step has its input."""
-        group = self._group(place)
-        group.looking.pop(place, None)
-        group.ready[place] = None
-        group.changed.notify()
+        self._group(place).has_input(place)
         self._changed.notify()
 
     def leave(self, place: Place) -> None:
         """A step has its result, or was given up."""
-        group = self._group(place)
-        group.looking.pop(place, None)
-        group.ready.pop(place, None)
-        if place.continues:
-            group.between[place] = None
-        group.changed.notify()
+        self._group(place).leave(place)
+        self._changed.notify()
 
     def note(self) -> None:
         """A request is over."""
         for group in self._groups.values():
             group.changed.notify()
+        self._changed.notify()
 
-    def _group(self, place: Place) -> _Group:
+    def _group(self, place: Place) -> Group:
         if place.settings not in self._groups:
             if len(self._groups) >= _MOST_GROUPS:
                 self._groups = {s: each for s, each in self._groups.items() if not each.empty}
-            self._groups[place.settings] = _Group()
+            self._groups[place.settings] = Group()
         return self._groups[place.settings]
 
     async def run(self) -> None:
         """Announce joint steps, forever. Groups do not wait for each other."""
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._foresee)
             while True:
                 self._start(tasks)
                 await self._changed.wait()
+
+    async def close(self) -> None:
+        """Drop all guesses, and make no more."""
+        self._closed = True
+        for group in list(self._groups.values()):
+            guess, group.guess = group.guess, None
+            await self._drop(guess)
+
+    # -- steps ------------------------------------------------------------------------------------
 
     def _start(self, tasks: TaskGroup) -> None:
         for settings, group in self._groups.items():
@@ -132,27 +113,65 @@ class Conductor:
                 group.leads = True
                 tasks.start_soon(self._lead, settings, group)
 
-    async def _lead(self, settings: Settings, group: _Group) -> None:
+    async def _lead(self, settings: Settings, group: Group) -> None:
         """Take steps while some are ready."""
         while group.ready:
-            with anyio.move_on_after(PATIENCE * group.last):
-                while group.awaited and 0 < len(group.ready) < self._most:
+            with anyio.move_on_after(group.patience(PATIENCE)):
+                while group.awaited and not group.complete(self._most):
                     await group.changed.wait()
-            if not (chosen := group.choose(self._most)):
+            choice = group.choose(self._most)
+            if not choice.places:
                 continue  # they were given up meanwhile
+            if choice.guess is None:
+                message = self._message(settings, [place.coming for place in choice.places])
+            else:
+                message = choice.guess.taken_by(choice.places)
+            self._changed.notify()
+            await self._drop(choice.wrong)
             began = anyio.current_time()
-            await self._announce(self._message(settings, chosen))
+            await self._parties.announce(message)
             group.last = anyio.current_time() - began
         group.leads = False
 
-    def _message(self, settings: Settings, chosen: list[Place]) -> JointMessage:
+    def _message(self, settings: Settings, members: list[Coming]) -> JointMessage:
         number = self._next
         self._next += 1
         return JointMessage(
             number=number,
-            members=[place.member for place in chosen],
+            members=[each.member for each in members],
             approximation=settings.approximation,
             tree=settings.tree,
             lanes=settings.lanes,
             block=settings.block,
         )
+
+    # -- guesses ----------------------------------------------------------------------------------
+
+    async def _foresee(self) -> None:
+        """Keep the dealer at work on what will probably be next, forever."""
+        while True:
+            if not await self._revise():
+                await self._changed.wait()
+
+    async def _revise(self) -> bool:
+        """Drop a guess, or make one. False if there was nothing to do; then nothing has happened
+        meanwhile.
+        """
+        for group in self._groups.values():
+            if group.misguided(self._most):
+                wrong, group.guess = group.guess, None
+                await self._drop(wrong)
+                return True
+        guesses = sum(group.guess is not None for group in self._groups.values())
+        if self._closed or guesses >= _MOST_GUESSES:
+            return False
+        for settings, group in self._groups.items():
+            if group.guess is None and (likely := group.likely(self._most)):
+                group.guess = Guess(self._message(settings, likely), likely)
+                await self._parties.foretell(group.guess.message)
+                return True
+        return False
+
+    async def _drop(self, guess: Guess | None) -> None:
+        if guess is not None:
+            await self._parties.withdraw(guess.message.number)

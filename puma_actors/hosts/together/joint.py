@@ -7,28 +7,50 @@
 Evaluator A announces each joint step: its number, its settings and its members in order. Each party
 waits for its own part of every member's step, and puts zero words in place of one that will not
 come: a member that is gone is no reason for the others to stop. Its result is nobody's.
+
+The dealer is told beforehand which step will probably be next, deals for it, and keeps the results
+until the step is announced. If another one is announced, it drops what it has dealt, and begins
+again under the other's number, so with other masks.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from models.programs.joint.parts import evaluate_together, stand_in
-from protocols.base.lane import Lane, Settings
+from protocols.base.lane import Lane, Link, Settings
 from protocols.base.shares import COMPUTING, Role
+from protocols.drivers.together import Part
 from protocols.errors import PeerFailed, PumaError, RemoteProtocolError
 from puma_actors.base.concurrency import Signal, unwrap
 from puma_actors.base.logs import log
 from puma_actors.hosts.together.conductor import Conductor
-from puma_actors.hosts.together.messages import JointMessage, MemberMessage, parse
+from puma_actors.hosts.together.messages import (
+    AheadMessage,
+    DropMessage,
+    JointMessage,
+    MemberMessage,
+    Message,
+    parse,
+)
 from puma_actors.hosts.together.seats import Place, Seat, arrive
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.upload import Model
 
 _MOST_RUNNING = 64
-"""Joint steps that evaluator A may have announced before their end here."""
+"""Joint steps that evaluator A may have announced or foretold before their end here."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A joint step that the dealer was told of. `announced`: it is taken. `scope`: to drop it."""
+
+    message: JointMessage
+    announced: anyio.Event = field(default_factory=anyio.Event)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
 class Joint(Actor):
@@ -60,8 +82,10 @@ class Joint(Actor):
         self._places: set[Place] = set()
         self._failure: PumaError | None = None
         self._steps = 0
+        self._foretold: dict[int, _Told] = {}
+        self._telling = anyio.Lock()
         self._changed = Signal()
-        self._conductor = Conductor(most, self._announce) if role is Role.EVALUATOR_A else None
+        self._conductor = Conductor(most, self) if role is Role.EVALUATOR_A else None
 
     # -- seats ------------------------------------------------------------------------------------
 
@@ -121,6 +145,7 @@ class Joint(Actor):
                     group.start_soon(self._conductor.run)
                     while self.open:
                         await self._changed.wait()
+                    await self._conductor.close()
                 else:
                     group.start_soon(self._listen, group)
                     await self.scheduler.wait_left(Role.EVALUATOR_A)
@@ -143,11 +168,44 @@ class Joint(Actor):
             message = parse(header)
             if role is not Role.EVALUATOR_A:
                 raise RemoteProtocolError(f"{role} announced a joint step")
-            self._check(message)
-            if self._steps >= _MOST_RUNNING:
-                raise RemoteProtocolError(f"{role} announced {_MOST_RUNNING} joint steps at once")
-            self._steps += 1
-            group.start_soon(self._take, message)
+            if isinstance(message, DropMessage):
+                self._drop(message.number)
+            elif isinstance(message, AheadMessage):
+                if self.role is not Role.DEALER:
+                    raise RemoteProtocolError(f"{role} may foretell steps to the dealer only")
+                self._begin(_Told(message.step), group)
+            elif message.number in self._foretold:
+                told = self._foretold.pop(message.number)
+                if told.message.binding() != message.binding():
+                    raise RemoteProtocolError(f"{role} announced another step than it foretold")
+                told.announced.set()
+            else:
+                told = _Told(message)
+                told.announced.set()
+                self._begin(told, group)
+
+    def _begin(self, told: _Told, group: TaskGroup) -> None:
+        """Take a step, or prepare for it."""
+        message = told.message
+        self._check(message)
+        if self._steps >= _MOST_RUNNING:
+            raise RemoteProtocolError(f"{_MOST_RUNNING} joint steps were announced at once")
+        if not told.announced.is_set():
+            if message.number in self._foretold:
+                raise RemoteProtocolError(f"joint step {message.number} was foretold twice")
+            self._foretold[message.number] = told
+        self._steps += 1
+        group.start_soon(self._take, told)
+
+    def _drop(self, number: int) -> None:
+        """Forget a step that was foretold."""
+        told = self._foretold.pop(number, None)
+        if told is not None:
+            told.scope.cancel()
+        elif self.role is Role.DEALER or number in self.scheduler.numbers.open:
+            raise RemoteProtocolError(f"joint step {number} is dropped, but was not foretold")
+        else:
+            self.scheduler.end(number)
 
     def _check(self, message: JointMessage) -> None:
         """Check sizes before memory is allocated."""
@@ -165,41 +223,80 @@ class Joint(Actor):
 
     # -- steps ------------------------------------------------------------------------------------
 
-    async def _announce(self, message: JointMessage) -> None:
-        """Evaluator A: tell the others, and take the step."""
+    async def announce(self, message: JointMessage) -> None:
+        """As `Parties`."""
         self._steps += 1
-        for role in COMPUTING:
-            if role is not self.role:
-                await self.scheduler.send_control(role, message.header())
-        await self._take(message)
+        await self._tell(message, *(role for role in COMPUTING if role is not self.role))
+        told = _Told(message)
+        told.announced.set()
+        await self._take(told)
 
-    async def _take(self, message: JointMessage) -> None:
-        """Take a joint step, to its end whatever happens to its members."""
-        settings, plan = message.settings(), self.model.plan
-        async with self.scheduler.link(message.number, settings, message.binding()) as link:
-            lane = Lane(link)
-            places = [await self._arrived(member, settings) for member in message.members]
-            parts = [
-                stand_in(lane, plan, self.parameters, member.context)
-                if place is None or place.part is None  # gone while others arrived
-                else place.take()
-                for place, member in zip(places, message.members, strict=True)
-            ]
-            results = await evaluate_together(lane, plan, parts)
-            for place, result in zip(places, results, strict=True):
-                if place is not None:
-                    place.finish(result)
+    async def foretell(self, message: JointMessage) -> None:
+        """As `Parties`."""
+        await self._tell(AheadMessage(step=message), Role.DEALER)
+
+    async def withdraw(self, number: int) -> None:
+        """As `Parties`."""
+        self.scheduler.end(number)
+        await self._tell(
+            DropMessage(number=number), *(role for role in COMPUTING if role is not self.role)
+        )
+
+    async def _tell(self, message: Message, *roles: Role) -> None:
+        async with self._telling:  # in the order of the calls
+            for role in roles:
+                await self.scheduler.send_control(role, message.header())
+
+    async def _take(self, told: _Told) -> None:
+        """Take a joint step, to its end whatever happens to its members; or drop it."""
+        message, taken, rounds = told.message, list[tuple[Place, Part]](), 0
+        link = self.scheduler.link(message.number, message.settings(), message.binding())
+        with told.scope:
+            try:
+                async with link:
+                    rounds = await self._run(told, link, taken)
+            except PeerFailed:  # it has left already, where nothing more is announced
+                if told.announced.is_set() or self.scheduler.over:
+                    raise
+        dropped = not told.announced.is_set()
+        if dropped:
+            self._foretold.pop(message.number, None)
+            for place, part in taken:
+                place.put_back(part)
         self._steps -= 1
         self._changed.notify()
         log.info(
-            "joint step done",
+            "joint step dropped" if dropped else "joint step done",
             role=str(self.role),
             number=message.number,
-            members=len(places),
-            rounds=lane.clock,
+            members=len(message.members),
+            rounds=rounds,
             online_bytes=link.traffic.online_bytes,
             offline_bytes=link.traffic.offline_bytes,
         )
+
+    async def _run(self, told: _Told, link: Link, taken: list[tuple[Place, Part]]) -> int:
+        """Take a step; returns its rounds. `taken`: the parts that it takes from their places are
+        added.
+        """
+        lane, message, plan = Lane(link), told.message, self.model.plan
+        places = [
+            None if index in message.gone else await self._arrived(member, message.settings())
+            for index, member in enumerate(message.members)
+        ]
+        parts: list[Part] = []
+        for place, member in zip(places, message.members, strict=True):
+            if place is None or place.part is None:  # gone while others arrived
+                parts.append(stand_in(lane, plan, self.parameters, member.context))
+            else:
+                parts.append(place.take())
+                taken.append((place, parts[-1]))
+        results = await evaluate_together(lane, plan, parts)
+        await told.announced.wait()
+        for place, result in zip(places, results, strict=True):
+            if place is not None:
+                place.finish(result)
+        return lane.clock
 
     async def _arrived(self, member: MemberMessage, settings: Settings) -> Place | None:
         place = await arrive(self._seat_of(bytes.fromhex(member.session)), member.number)

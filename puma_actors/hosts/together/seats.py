@@ -7,7 +7,7 @@ place = await arrive(seat, member)           the joint step's side: waits until 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from protocols.base.lane import Settings
 from protocols.base.shares import SecretTensor
@@ -41,6 +41,23 @@ class Host(Protocol):
         """A request is over."""
 
 
+class Coming(NamedTuple):
+    """A step that may be taken soon: whose it is, and what would be announced of it."""
+
+    seat: "Seat"
+    member: MemberMessage
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What no other step has."""
+        return self.member.session, self.member.number
+
+    @property
+    def gone(self) -> bool:
+        """Whether it will not be taken any more."""
+        return self.seat.ended or self.seat.over(self.member.number)
+
+
 class Place:
     """A step's place in a joint step: `Place` of `puma_actors.roles.serving.company`.
 
@@ -65,9 +82,22 @@ class Place:
     @property
     def continues(self) -> bool:
         """Whether the request's next step may follow."""
-        if self._last or self._result is None:
-            return False
-        return not (self.seat.ended or self.seat.over(self.member.number + 1))
+        return self._result is not None and self.following is not None
+
+    @property
+    def coming(self) -> Coming:
+        """The step itself."""
+        return Coming(self.seat, self.member)
+
+    @property
+    def following(self) -> Coming | None:
+        """The request's next step; None if there is none."""
+        if self._last:
+            return None
+        number, context = self.member.number + 1, self.member.context + 1
+        step = self.member.model_copy(update={"number": number, "context": context})
+        coming = Coming(self.seat, step)
+        return None if coming.gone else coming
 
     def precedes(self, other: "Place") -> bool:
         """Whether the other is the request's next step."""
@@ -90,6 +120,12 @@ class Place:
         if part is None:
             raise LocalProtocolError(f"step {self.member.number} was taken before")
         return part
+
+    def put_back(self, part: Part) -> None:
+        """Wait again, with a part that a joint step took and did not end: for another one."""
+        if self.seat.places.get(self.member.number) is self:
+            self.part = part.again()
+            self.seat.changed.notify()
 
     def finish(self, result: SecretTensor) -> None:
         """The joint step's result for this place."""

@@ -41,7 +41,7 @@ class Steps:
         self.wait_for = 1
         self.begun = anyio.Event()
         self._held: list[Place] | None = []
-        ready, announce = Conductor.ready, Joint._announce
+        ready, announce = Conductor.ready, Joint.announce
 
         def held_ready(this: Conductor, place: Place) -> None:
             if self._held is None:
@@ -59,7 +59,7 @@ class Steps:
             await announce(this, message)
 
         patch.setattr(Conductor, "ready", held_ready)
-        patch.setattr(Joint, "_announce", noted)
+        patch.setattr(Joint, "announce", noted)
         patch.setattr(conductor, "PATIENCE", 1e6)  # until no one is between two steps
 
     @property
@@ -221,13 +221,14 @@ async def test_a_member_that_one_party_has_lost_is_replaced_by_zeros(
     take = Joint._take
     lost: list[str] = []
 
-    async def losing(this: Joint, message: JointMessage) -> None:
+    async def losing(this: Joint, told: Any) -> None:
+        message: JointMessage = told.message
         if this.role is at and len(message.members) == 2 and not lost:
             lost.append(message.members[1].session)
             seat = this._seat_of(bytes.fromhex(lost[0]))
             assert seat is not None
             seat.end()
-        await take(this, message)
+        await take(this, told)
 
     monkeypatch.setattr(Joint, "_take", losing)
     monkeypatch.setattr(conductor, "PATIENCE", 0.0)  # the lost one stays between two steps
