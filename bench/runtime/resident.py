@@ -58,7 +58,7 @@ def save_random(config: LlamaConfig, folder: Path) -> Path:
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tie_embeddings,
     }
     (folder / "config.json").write_text(json.dumps(settings))
     return folder

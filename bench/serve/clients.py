@@ -62,7 +62,7 @@ class Seen:
 
 
 async def ask(http: httpx.AsyncClient, model: str, given: Ask, leave: int | None = None) -> Seen:
-    """Ask, greedily. `leave`: hang up after so many tokens."""
+    """Ask, greedily. `leave`: hang up after so many tokens; 0: as soon as the request is taken."""
     seen, text = Seen(time.perf_counter()), ""
     body = {
         "model": model,
@@ -90,13 +90,15 @@ async def ask(http: httpx.AsyncClient, model: str, given: Ask, leave: int | None
                     if leave is not None and len(seen.times) >= leave:
                         seen.outcome = "left"
                         return seen
+        seen.reason = "cut off"
     except httpx.TransportError as error:
         seen.reason = type(error).__name__
     return seen
 
 
 def _refused(seen: Seen, body: dict[str, Any]) -> Seen:
-    seen.outcome, seen.reason = "refused", str(body["error"]["code"])
+    error = body["error"]
+    seen.outcome, seen.reason = "refused", str(error["code"] or error["message"])
     return seen
 
 
@@ -119,6 +121,7 @@ async def load(
     *,
     leaving: float = 0.0,
     halfway: Callable[[], Awaitable[None]] | None = None,
+    half: float | None = None,
     pause: float = 0.0,
     seed: int = 1,
 ) -> tuple[list[Seen], float]:
@@ -128,32 +131,37 @@ async def load(
         goes_on: whether a client asks once more, by how often it has asked.
         leaving: the fraction of requests whose client hangs up, after any number of tokens.
         pause: seconds that a client waits after a refusal.
-        halfway: called in the middle: when half of the clients have had their first answer.
+        halfway: called in the middle: after `half` seconds, or, if it is None, when half of the
+            clients have had their first answer.
 
     Returns:
         What was seen, and the seconds that all took.
     """
     seen: list[Seen] = []
-    half, served = anyio.Event(), set[int]()
+    middle_reached, served = anyio.Event(), set[int]()
 
     async def client(number: int) -> None:
         coins = random.Random(f"{seed}, {number}")
         async with connect() as http:
             for count in _while(goes_on):
                 given = asks[(number + count) % len(asks)]
-                leave = coins.randint(1, given.tokens) if coins.random() < leaving else None
+                leave = coins.randint(0, given.tokens) if coins.random() < leaving else None
                 found = await ask(http, model, given, leave)
                 seen.append(found)
                 served.add(number)
                 if 2 * len(served) >= clients:
-                    half.set()
+                    middle_reached.set()
                 if found.outcome == "refused":
                     await anyio.sleep(pause)
 
     async def middle() -> None:
-        await half.wait()
-        if halfway is not None:
-            await halfway()
+        if halfway is None:
+            return
+        if half is None:
+            await middle_reached.wait()
+        else:
+            await anyio.sleep(half)
+        await halfway()
 
     began = time.perf_counter()
     async with anyio.create_task_group() as group:
@@ -192,11 +200,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What all clients saw."""
+    """What all clients saw. `refusals`: those by their reason."""
 
     clients: int
     seconds: float
     outcomes: dict[str, int]
+    refusals: dict[str, int]
     tokens: int
     ttft: Spread
     tpot: Spread
@@ -212,6 +221,7 @@ class Summary:
             clients,
             seconds,
             dict(Counter(each.outcome for each in seen)),
+            dict(Counter(each.reason for each in seen if each.outcome == "refused")),
             sum(len(each.times) for each in seen),
             *(spread(name) for name in ("ttft", "tpot", "itl", "e2el")),
         )

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -71,20 +71,11 @@ class Background:
         """
         if not self.running:
             raise ConfigError("the model is closed: load it again")
-        ended = threading.Event()
-
-        async def run() -> T:
-            try:
-                return await function(*args)
-            finally:
-                ended.set()
-
-        future = self._portal.start_task_soon(run)
+        call = _Call(function, args)
         try:
-            return future.result()
-        except BaseException:
-            if future.cancel():  # no error from `run`: it is still running
-                ended.wait()
+            return self._portal.start_task_soon(call.run).result()
+        except BaseException:  # also before the portal has said that it was started
+            call.give_up(self._loop)
             raise
 
     def ask_to_stop(self) -> None:
@@ -163,6 +154,42 @@ class Background:
             await self._cluster.__aexit__(type(given) if given else None, given, trace)
         except Exception as error:
             self._failure = error
+
+
+class _Call(Generic[T]):
+    """One call. Whoever waits for it may give it up at any moment: before the thread has begun it,
+    it never begins, and afterwards it is cancelled.
+    """
+
+    def __init__(self, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> None:
+        self._function, self._args = function, args
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._scope: anyio.CancelScope | None = None  # once it has begun
+        self._ended = threading.Event()
+
+    async def run(self) -> T:
+        """In the thread."""
+        with self._lock:
+            if self._given_up:
+                raise asyncio.CancelledError
+            self._scope = anyio.CancelScope()
+        try:
+            with self._scope:
+                return await self._function(*self._args)
+        finally:
+            self._ended.set()
+        raise asyncio.CancelledError
+
+    def give_up(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """End it, and wait until it has ended; no-op if it has."""
+        with self._lock:
+            self._given_up = True
+        if self._scope is None or loop is None or self._ended.is_set():
+            return
+        with suppress(RuntimeError):  # the loop was closed in the meantime
+            loop.call_soon_threadsafe(self._scope.cancel)
+        self._ended.wait()
 
 
 _alive: set[Background] = set()

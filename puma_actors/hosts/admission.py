@@ -127,7 +127,9 @@ class FilePart(Strict):
 
 
 class Answer(Strict):
-    """A party's answer. `days`: until its certificate expires, if requested and there is one."""
+    """A party's answer. `days`: until its certificate expires, if requested and there is one.
+    `tasks`: of its event loop.
+    """
 
     software: Short = Field(default_factory=software)
     build: Short = Field(default_factory=program_digest)
@@ -140,6 +142,7 @@ class Answer(Strict):
     models: list[ModelEntry] = Field(default_factory=list)
     links: list[LinkEntry] = Field(default_factory=list)
     sessions: int = 0
+    tasks: int = 0
     days: float | None = None
 
 

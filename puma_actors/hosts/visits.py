@@ -6,6 +6,7 @@ group.start_soon(watch_certificates, config, role)        warns in the log, ever
 group.start_soon(tidy_uploads, incoming)                  every hour
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -126,7 +127,8 @@ class Visits:
             links = await self._server.links.measure() if request.measure else []
             days = await disk(days_left, self._server.config, self._server.role)
             sessions = self._server.sessions
-            answer = self._server.answer(links=links, sessions=sessions, days=days)
+            tasks = len(asyncio.all_tasks())
+            answer = self._server.answer(links=links, sessions=sessions, tasks=tasks, days=days)
             await admit(channel, session, answer)
             with anyio.move_on_after(_PING_TIME):
                 async with Mux(channel).running() as mux:

@@ -14,7 +14,7 @@ from models.programs.plan import Plan
 from models.programs.program import Batch
 from models.programs.steps import StepSettings
 from protocols.base.cost import Cost
-from protocols.base.lane import Settings
+from protocols.base.lane import Lane, Settings
 from protocols.base.ring import Floats
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import (
@@ -43,7 +43,9 @@ from puma_actors.roles.messages import (
     infer_message,
     parse,
 )
+from puma_actors.roles.peers import CountingLane, Exchanged, Peers
 from puma_actors.roles.turns import Turn, Turns
+from puma_actors.session.inference import InferenceLink
 
 
 @dataclass
@@ -143,6 +145,7 @@ class Client(Actor):
     Attributes:
         plan: the model's plan, once it is known.
         tokens: as above.
+        peers: what all requests have exchanged with each party so far; not with a recorder.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class Client(Actor):
         self._stock = stock or Stock({}, "never")
         self.plan = plan
         self.tokens = tokens
+        self.peers: Peers = {role: Exchanged() for role in COMPUTING}
         self._check = check
         self._ready: dict[Role, str] = {}  # digest of the plan a party is ready for
         self._next = 0
@@ -166,6 +170,10 @@ class Client(Actor):
         self._changed = Signal()
         self._listening = True
         self._failure: PumaError | None = None
+
+    def lane(self, link: InferenceLink) -> Lane:
+        """As `Actor.lane`; counts in `peers`."""
+        return super().lane(link) if self.recorder else CountingLane.first(link, self.peers)
 
     async def listen(self) -> None:
         """Process the others' reports, forever."""

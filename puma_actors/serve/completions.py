@@ -68,13 +68,14 @@ class Job:
         async def work(cluster: Cluster) -> Usage:
             counted.called()
             check_plan(cluster, self._plan)
-            before = cluster.usage
+            before, tokens = cluster.usage, cluster.generate(self._ids, **self._options)
             try:
-                async with aclosing(cluster.generate(self._ids, **self._options)) as tokens:
-                    async for token in tokens:
-                        place.begun = True
-                        counted.took(token)
-                        await take(token)
+                async with aclosing(tokens):
+                    with counted.exchanging(cluster):
+                        async for token in tokens:
+                            place.begun = True
+                            counted.took(token)
+                            await take(token)
             finally:
                 if cluster.usage is not before:
                     counted.cost(cluster.usage)

@@ -38,7 +38,8 @@ async def embeddings(request: Request, models: Models) -> Response:
         counted.called()
         check_plan(cluster, plan)
         pipe = TextPipeline(_TASK, cluster)
-        return await pipe(texts, truncation=False), pipe.usage
+        with counted.exchanging(cluster):
+            return await pipe(texts, truncation=False), pipe.usage
 
     async def answer() -> tuple[Floats, Usage]:
         with counted.watching():

@@ -11,6 +11,7 @@ from anyio.abc import TaskStatus
 
 from protocols.errors import (
     Busy,
+    ConfigError,
     PeerFailed,
     PumaError,
     RemoteProtocolError,
@@ -219,7 +220,8 @@ class Served:
         """Wait for the turn of a place, and do its work on a session that no other request uses.
 
         Args:
-            work: called again if the parties had no room for it, unless its answer has begun.
+            work: called again if the parties had no room for it or its session had just ended,
+                unless its answer has begun.
 
         Raises:
             Busy: the parties are lost and were not back in time, or have no room for too long.
@@ -233,6 +235,10 @@ class Served:
                 except _BROKEN:  # at once: the next in the queue must not get it
                     self._places.drop(cluster)
                     raise
+                except ConfigError:
+                    if place.begun or cluster.running:
+                        raise
+                    self._places.again(place)  # the session ended before it got there
                 except Busy:
                     place.refusals += self._places.running == 1
                     if place.begun or place.refusals > _MOST_REFUSALS:

@@ -1,6 +1,7 @@
 """Common parts of tcp://, tls:// and unix:// without the channel: connecting, addresses."""
 
 import asyncio
+import errno
 import socket
 import ssl
 from abc import abstractmethod
@@ -307,7 +308,11 @@ def bind_tcp(url: SplitResult) -> tuple[socket.socket, str]:
 async def open_tcp(
     url: SplitResult, factory: Callable[[], StreamChannel], context: ssl.SSLContext | None
 ) -> StreamChannel:
-    """Connect to a host and port, with TLS if there is a context."""
+    """Connect to a host and port, with TLS if there is a context.
+
+    Raises:
+        OSError: nobody listens there, or the connection is lost again at once.
+    """
     host, port = host_and_port(url)
     transport, channel = await asyncio.get_running_loop().create_connection(
         factory,
@@ -317,7 +322,10 @@ async def open_tcp(
         server_hostname=host if context else None,
         happy_eyeballs_delay=0.25,
     )
-    prepare(transport.get_extra_info("socket"))
+    connection = transport.get_extra_info("socket")
+    if connection is None:  # TLS forgets it when the connection is lost
+        raise ConnectionAbortedError(errno.ECONNABORTED, "it has closed the connection at once")
+    prepare(connection)
     return channel
 
 

@@ -1,11 +1,14 @@
 """What can be counted. These classes count nothing: they are for a gateway without prometheus."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import anyio
 
+from protocols.base.shares import Role
+from puma_actors.api.life import Cluster
 from puma_actors.api.usage import Token, Usage
+from puma_actors.roles.peers import Exchanged
 from puma_actors.serve.errors import UNKNOWN, ApiError, told
 
 
@@ -21,11 +24,26 @@ class Counted:
     def cost(self, usage: Usage) -> None:
         """What it took, whether it was finished or not."""
 
+    def exchanged(self, peers: Mapping[Role, Exchanged]) -> None:
+        """What this gateway and each party sent each other for it, and how long it waited."""
+
     def answered(self, reason: str) -> None:
         """Its answer is complete; `reason`: why it ended, in OpenAI's words."""
 
     def cancelled(self) -> None:
         """Its client has gone."""
+
+    @contextmanager
+    def exchanging(self, cluster: Cluster) -> Iterator[None]:
+        """A block that computes the request on a session; counts what it exchanges, finished or
+        not.
+        """
+        before = dict(cluster.client.peers)
+        try:
+            yield
+        finally:
+            now = cluster.client.peers
+            self.exchanged({role: now[role] - each for role, each in before.items()})
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -18,7 +18,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from protocols.base.shares import Role
 from puma_actors.api.usage import Token, Usage
+from puma_actors.roles.peers import Exchanged
 from puma_actors.serve.counting.meter import Counted, Meter
 from puma_actors.serve.served import Served
 
@@ -54,6 +56,12 @@ class Prometheus(Meter):
         self.gone = self._counter("requests_cancelled", "Given up by their clients.")
         self.rounds = self._counter("rounds", "Rounds of communication between the parties.")
         self.bytes = self._counter("bytes", "Sent by all parties together.", "phase")
+        self.peer_bytes = self._counter(
+            "peer_bytes", "Between this gateway and each party.", "peer", "direction"
+        )
+        self.peer_wait = self._counter(
+            "peer_wait_seconds", "In which a request could not go on without a party.", "peer"
+        )
         self._refused = Counter(
             "puma_requests_refused",
             "Refused or failed, by reason.",
@@ -117,6 +125,13 @@ class _Request(Counted):
         self._meter.rounds.labels(self._model).inc(total.rounds)
         self._meter.bytes.labels(self._model, "online").inc(total.online)
         self._meter.bytes.labels(self._model, "dealt").inc(total.offline)
+
+    def exchanged(self, peers: Mapping[Role, Exchanged]) -> None:
+        for role, each in peers.items():
+            peer, count = str(role), self._meter.peer_bytes.labels
+            count(self._model, peer, "sent").inc(each.sent)
+            count(self._model, peer, "received").inc(each.received)
+            self._meter.peer_wait.labels(self._model, peer).inc(each.waited)
 
     def answered(self, reason: str) -> None:
         self._meter.done.labels(self._model, reason).inc()

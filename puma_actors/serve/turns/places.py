@@ -3,6 +3,7 @@
     places.add(session)                     a session was opened
     place = places.queue()                  a request takes its place; `place.cluster` when called
     places.back(place)                      the parties had no room for it: it waits again
+    places.again(place)                     its session had ended: it is called for another one
     places.leave(place)                     it has ended
 
 A session computes one request at a time. Requests are called in the order in which they came. One
@@ -135,6 +136,13 @@ class Places:
     def back(self, place: Place) -> None:
         """Take a request's session away, and hold it until another one leaves or `retry`."""
         place.cluster, place.held = None, True
+        self._call()
+
+    def again(self, place: Place) -> None:
+        """A request's session has ended before it was used: it is the next one to be called."""
+        if place.cluster in self.sessions:
+            self.sessions.remove(place.cluster)
+        place.cluster = None
         self._call()
 
     def retry(self, place: Place) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from puma_actors.hosts.config import load_config
 
 CHAT = [{"role": "user", "content": PROMPT}]
 MOST = 40
+SOON = 30.0
+"""Seconds. The parties take less than one to stop; beside other tests everything takes longer."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def test_openai_python_against_five_processes(
             _completes(client, text)
             _embeds(client)
             _refuses(client, base)
-            _stops(client, base, key, [running[role] for role in EVALUATORS])
+            _stops(client, base, key, running)
 
 
 def _talks(puma, config, text, monkeypatch):
@@ -137,12 +140,14 @@ def _refuses(client, base):
         stranger.models.list()
 
 
-def _stops(client, base, key, evaluators):
+def _stops(client, base, key, parties):
     """Closing a stream ends its inference at every party. The dealer may have been far ahead."""
 
     def steps():
-        found = [[event["event"] for event in party.events()] for party in evaluators]
-        return [events.count("step done") for events in found]
+        found = {
+            role: [each["event"] for each in party.events()] for role, party in parties.items()
+        }
+        return {role: events.count("step done") for role, events in found.items()}
 
     def computing():
         page = httpx.get(
@@ -158,9 +163,14 @@ def _stops(client, base, key, evaluators):
     for _ in stream:
         break
     assert computing()
+    closed = time.monotonic()
     stream.close()
-    until_now(lambda: not computing())  # the parties have said that they ended it
-    taken = [after - earlier for earlier, after in zip(before, steps(), strict=True)]
+    until_now(lambda: not computing())  # all three parties have said that they ended it
+    assert time.monotonic() - closed < SOON
+    after = steps()
+    taken = [after[role] - before[role] for role in EVALUATORS]
     assert all(1 <= count < MOST // 2 for count in taken), taken
     again = client.chat.completions.create(model="chat", messages=CHAT, max_tokens=1)
     assert again.usage.completion_tokens == 1
+    # No party has gone on with the one that was given up, the dealer neither.
+    assert steps() == {role: count + 1 for role, count in after.items()}

@@ -3,7 +3,6 @@
 import asyncio
 
 import httpx2 as httpx
-import pytest
 from conversation import IDS
 from gateway import KEY, NAME, gateway
 from hosts import hosts, quiet
@@ -18,9 +17,6 @@ from puma_actors.serve import served as module
 CLIENTS, TOKENS, PLACES = 16, 2, 3
 
 
-# With `--shuffle-loop 1` some TCP connects between sockets of this process stayed in asyncio's
-# `sock_connect` for good.
-@pytest.mark.in_order
 async def test_sixteen_clients_are_served_or_clearly_refused(
     folder, certificates, tmp_path, monkeypatch, answer
 ):

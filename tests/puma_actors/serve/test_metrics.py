@@ -10,6 +10,8 @@ from gateway import KEY, NAME, gateway
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import in_time, until
 
+from protocols.base.shares import COMPUTING
+
 CHAT = [{"role": "user", "content": PROMPT}]
 
 
@@ -59,6 +61,15 @@ async def test_an_answer_is_counted_and_only_at_its_own_gateway(folder, answer):
     assert after["puma_rounds_total", NAME] == got.usage.puma["rounds"]
     assert after["puma_bytes_total", NAME, "online"] == got.usage.puma["online_bytes"]
     assert after["puma_bytes_total", NAME, "dealt"] == got.usage.puma["offline_bytes"]
+    peers = [str(role) for role in COMPUTING]
+    online, dealt = (after["puma_bytes_total", NAME, phase] for phase in ("online", "dealt"))
+    for peer in peers:
+        to, back = (after["puma_peer_bytes_total", way, NAME, peer] for way in ("sent", "received"))
+        assert 0 < to + back < online + dealt
+        assert 0 <= after["puma_peer_wait_seconds_total", NAME, peer] < first + between
+    assert sum(after["puma_peer_wait_seconds_total", NAME, peer] for peer in peers) > 0
+    labels = {name[2:] for name in after if name[0] == "puma_peer_bytes_total"}
+    assert labels == {(NAME, peer) for peer in peers}  # none that a request could add to
     assert after["puma_ready", NAME] == after["puma_sessions", NAME] == 1
     assert after["puma_tasks",] > 0
     assert elsewhere["puma_prompt_tokens_total", NAME] == 0

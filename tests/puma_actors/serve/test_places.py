@@ -48,6 +48,13 @@ class Queue(RuleBasedStateMachine):
     def refuse(self, data):
         self.places.back(data.draw(st.sampled_from([p for p in self.came if p.cluster])))
 
+    @precondition(lambda self: self.places.running)
+    @rule(data=st.data())
+    def end_before_use(self, data):
+        place = data.draw(st.sampled_from([p for p in self.came if p.cluster]))
+        self.lost.append(place.cluster)
+        self.places.again(place)
+
     @precondition(lambda self: self.places.held)
     @rule(data=st.data())
     def retry(self, data):

@@ -28,12 +28,13 @@ class Fake:
     def __init__(self):
         self.failed = anyio.Event()
         self.closed = False
+        self.running = True
 
     async def __aenter__(self):
         return self
 
     async def __aexit__(self, *error):
-        self.closed = True
+        self.closed, self.running = True, False
         if self.failed.is_set():
             raise PeerFailed("dealer has gone")
 
@@ -121,6 +122,28 @@ async def test_requests_take_turns_in_order():
             assert waits == [*range(3 - number)]
             work.end(number)
     assert (served.running, served.waiting) == (0, 0)
+
+
+async def test_a_session_that_ends_before_its_request_has_begun_costs_nothing(monkeypatch):
+    monkeypatch.setattr(module, "_FIRST_PAUSE", 0.0)
+    used = []
+
+    async def work(session):
+        used.append(session)
+        if len(used) == 1:  # the request was given a session that was lost at the same moment
+            session.failed.set()
+            await until(lambda: session.closed)
+            raise ConfigError("the cluster is not running")
+        return "an answer"
+
+    async with served_by(Parties()) as served:
+        with in_time():
+            assert await served.compute(served.queue(), work) == "an answer"
+            used.clear()
+            begun = served.queue()
+            begun.begun = True  # a part of its answer has been given away
+            with pytest.raises(ConfigError):
+                await served.compute(begun, work)
 
 
 async def test_several_requests_run_at_once_each_in_its_own_session():

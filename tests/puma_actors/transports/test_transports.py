@@ -1,7 +1,9 @@
 """The contract that every transport keeps; add one to `networks.SCHEMES` and it is tested."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
@@ -336,3 +338,20 @@ def test_registry() -> None:
     with pytest.raises(ConfigError, match="is taken"):
         register("memory", lambda: MemoryTransport())
     register("memory", MemoryTransport)
+
+
+async def test_a_connection_that_is_lost_as_soon_as_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TLS then knows no socket any more: the other side was killed after its handshake."""
+
+    class Lost:
+        def get_extra_info(self, name: str) -> None:
+            return None
+
+    async def create(factory: Any, *address: Any, **options: Any) -> Any:
+        return Lost(), factory()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create)
+    with pytest.raises(Unreachable, match="has closed the connection at once"):
+        await connect("tcp://127.0.0.1:1?insecure_no_tls=1")
