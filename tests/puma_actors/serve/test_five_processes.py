@@ -27,6 +27,8 @@ from protocols.base.shares import EVALUATORS
 from puma_actors.api.remote import upload_model
 from puma_actors.hosts.config import load_config
 
+pytestmark = pytest.mark.slow
+
 CHAT = [{"role": "user", "content": PROMPT}]
 MOST = 40
 
