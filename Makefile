@@ -30,9 +30,10 @@ kernels: $(VENV)/.test
 	@$(BIN)/python -c "from protocols.kernels import warm_up; warm_up(public_weights=True)"
 
 # Three processes, as tests often wait; threads of NumPy's and torch's products would wait for each
-# other.
+# other. Files stay in the order of tests/conftest.py: xdist's own puts those with few tests last,
+# and the slowest have few.
 test: kernels
-	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 # The chat page in Chromium: the system's, or one that `.venv/bin/playwright install chromium` fetched.
 test-browser: $(VENV)/.browser

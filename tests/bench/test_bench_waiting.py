@@ -17,6 +17,8 @@ from protocols.base.shares import Role
 from puma_actors.profiling.whatif.recorded import request_of
 from puma_actors.transports.delay.network import PRESETS, Network, Route
 
+pytestmark = pytest.mark.slow
+
 A, B = Role.EVALUATOR_A, Role.EVALUATOR_B
 
 

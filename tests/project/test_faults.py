@@ -13,6 +13,8 @@ from faults.harness import Cluster
 from faults.matrix import ALL, QUICK, QUICK_NAMES
 from faults.namespaces import answer_across_namespaces, why_not
 
+pytestmark = pytest.mark.slow
+
 STOPPED = 0.0
 """No longer than until all others have noticed; the whole matrix uses 10 s."""
 

@@ -11,6 +11,8 @@ from reference import save_model, save_tokenizer
 
 from puma_actors.api.local import LocalCluster
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "I see the cat"
 
 

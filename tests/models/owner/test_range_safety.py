@@ -62,7 +62,7 @@ def head_of(model_type):
     return "masked-lm" if model_type in ENCODERS else "causal-lm"
 
 
-FAMILIES = ["bert", "roberta", "distilbert", "gpt2", "llama", "qwen2", "qwen3", "falcon"]
+FAMILIES = ["bert", "distilbert", "gpt2", "llama", "qwen2", "qwen3", "falcon"]
 assert set(FAMILIES) <= set(SETTINGS)
 
 
@@ -92,7 +92,7 @@ def test_every_weight_scaled(model, factor):
 
 
 @pytest.mark.parametrize("part", ["qkv", "output", "up", "down", "head", "table", "gain", "shift"])
-@pytest.mark.parametrize("factor", [30, 1e3, 1e5])
+@pytest.mark.parametrize("factor", [30, 1e5])
 def test_one_kind_of_weight_scaled(model, part, factor):
     config, values = model
     if not any(name.endswith(part) for name in values):

@@ -231,7 +231,7 @@ def test_relu_neurons_are_balanced(tmp_path):
 # -- any of them at once ---------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from(["values", "scores", "mlp", "gains", "table"]),
     st.sampled_from(["values", "scores", "mlp", "gains", "table"]),

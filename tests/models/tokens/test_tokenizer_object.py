@@ -1,5 +1,7 @@
 """Tokenizers of transformers in memory: as the same tokenizer saved and opened, or refused."""
 
+import copy
+
 import pytest
 import tiny_texts
 import transformers
@@ -23,13 +25,19 @@ TEMPLATE = (
 KINDS = {"wordpiece": tiny_texts.save_wordpiece, "bytes": tiny_texts.save_byte_level}
 
 
-@pytest.fixture(params=["wordpiece", "bytes", "demo"])
-def theirs(request, tmp_path):
+@pytest.fixture(scope="module", params=["wordpiece", "bytes", "demo"])
+def opened(request, tmp_path_factory):
     if request.param == "demo":
         path = demo_model_path()
         return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    folder = KINDS[request.param](tmp_path)
+    folder = KINDS[request.param](tmp_path_factory.mktemp(request.param))
     return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def theirs(opened):
+    """For the test alone: it may change it."""
+    return copy.deepcopy(opened)
 
 
 def assert_same(found: Tokenizer, expected: Tokenizer) -> None:

@@ -29,6 +29,8 @@ from puma_actors.api.usage import Step
 from puma_actors.cli import following, progress, screen
 from puma_actors.cli.output import amount
 
+pytestmark = pytest.mark.slow
+
 PUMA = [sys.executable, "-c", "from puma_actors.cli import main; main()"]
 TOKEN = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\x1b[D78]|[^\x1b]", re.S)
 

@@ -18,6 +18,8 @@ from puma_actors.api.local import LocalCluster
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.hosts.config import load_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def parties(folder: Path, certificates: Path) -> Iterator[dict[Role, Party]]:

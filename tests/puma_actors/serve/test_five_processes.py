@@ -28,6 +28,8 @@ from protocols.base.shares import EVALUATORS
 from puma_actors.api.remote import upload_model
 from puma_actors.hosts.config import load_config
 
+pytestmark = pytest.mark.slow
+
 CHAT = [{"role": "user", "content": PROMPT}]
 MOST = 40
 SOON = 30.0

@@ -17,6 +17,8 @@ from protocols.errors import ConfigError
 from puma_actors.cli.commands import serve
 from puma_actors.cli.where import Where
 
+pytestmark = pytest.mark.slow
+
 
 class Process:
     """A gateway on any free port."""

@@ -18,6 +18,8 @@ from puma_actors.hosts.prepared.asking import Preparing
 from puma_actors.hosts.stores.store import ModelStore
 from puma_actors.prepare.shelf import FOLDER, Shelf
 
+pytestmark = pytest.mark.slow
+
 IDS = [1, 3, 7]
 NEW = 3
 

@@ -27,6 +27,8 @@ from puma_actors.hosts.workers.connection import Connection
 from puma_actors.hosts.workers.placement import Placed, Placement
 from puma_actors.hosts.workers.settings import Reach
 
+pytestmark = pytest.mark.slow
+
 OWN = Role.DEALER
 KEYS = [bytes(range(16)), bytes(range(16, 32))]
 SHAPE = (6, 4)

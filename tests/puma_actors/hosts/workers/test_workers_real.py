@@ -19,6 +19,8 @@ from puma_actors.hosts.workers.placement import Placed, Placement
 from puma_actors.session import handshake
 from puma_actors.session.inference import InferenceLink
 
+pytestmark = pytest.mark.slow
+
 IDS = [1, 3, 7]
 OWN = Role.EVALUATOR_A
 
