@@ -164,14 +164,15 @@ def _packed(
     all rows and of `nothing`, a row of zeros, with them.
     """
     room = panels.size // side
-    most, line = room // width, side * width
+    most, size = room // width, side * width
     for r in range(rows):
-        own[r] = 0
-        for p in range(0, depth - 1, 2):
-            own[r] += x[xa + r * depth + p] * x[xa + r * depth + p + 1]
-    beside = rows * line
-    for c in range(lo, hi, line):
-        used = min(line, hi - c)
+        line, total = x[xa + r * depth : xa + (r + 1) * depth], np.uint64(0)
+        for p in range(depth // 2):
+            total += line[2 * p] * line[2 * p + 1]
+        own[r] = total
+    beside = rows * size
+    for c in range(lo, hi, size):
+        used = min(size, hi - c)
         part[:] = 0
         for start in range(0, depth, most):
             height = min(most, depth - start)
@@ -179,14 +180,16 @@ def _packed(
             _pack(w, also, wa + start * ws + c, ws, height, used, panels, width, room)
             for at in range(0, used, width):
                 panel, to = at // width * room, at
-                _paired(x, xa + start, depth, rows, panels, panel, width, even, part, to, line)
-                _pair1(nothing, 0, 0, panels, panel, width, even, part, beside + to, line)
+                _paired(x, xa + start, depth, rows, panels, panel, width, even, part, to, size)
+                _pair1(nothing, 0, 0, panels, panel, width, even, part, beside + to, size)
                 if even < height:
                     last, place = xa + start + even, panel + even * width
-                    _rows(x, last, depth, rows, panels, place, width, 1, part, to, line)
+                    _rows(x, last, depth, rows, panels, place, width, 1, part, to, size)
         for r in range(rows):
+            to, at, less = oa + r * ws + c, r * size, own[r]
+            target, found, column = out[to : to + used], part[at : at + used], part[beside:]
             for j in range(used):
-                out[oa + r * ws + c + j] += part[r * line + j] - own[r] - part[beside + j]
+                target[j] += found[j] - less - column[j]
 
 
 @kernel()

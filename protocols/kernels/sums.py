@@ -46,11 +46,12 @@ def _add_groups(
 ) -> None:
     """Fill `out`. `picks`: (groups, count), a bit for each of eight rows; columns >= WIDTH."""
     subsets = np.zeros(2 * 16 * WIDTH, np.uint32)
-    sums = np.empty(count * WIDTH, np.uint32)
-    for panel in range((columns + WIDTH - 1) // WIDTH):
-        start = min(panel * WIDTH, columns - WIDTH)  # the last panel may overlap its neighbour
-        sums[:] = 0
-        for g in range(groups):
+    panels = (columns + WIDTH - 1) // WIDTH
+    sums = np.zeros(panels * count * WIDTH, np.uint32)
+    # All panels of some rows before the next ones: memory is read fastest in its order.
+    for g in range(groups):
+        for panel in range(panels):
+            start = min(panel * WIDTH, columns - WIDTH)  # the last one may overlap its neighbour
             for half in range(2):
                 for i in range(4):
                     row = (g * GROUP + 4 * half + i) * columns + start
@@ -60,10 +61,12 @@ def _add_groups(
             for t in range(count):
                 pick = np.int64(picks[g * count + t])
                 low, high = (pick & 15) * WIDTH, (16 + (pick >> 4)) * WIDTH
-                _add_onto(subsets, low, subsets, high, sums, t * WIDTH)
+                _add_onto(subsets, low, subsets, high, sums, (panel * count + t) * WIDTH)
+    for panel in range(panels):
+        start = min(panel * WIDTH, columns - WIDTH)
         for t in range(count):
-            for c in range(WIDTH):
-                out[t * columns + start + c] = sums[t * WIDTH + c]
+            at, to = (panel * count + t) * WIDTH, t * columns + start
+            out[to : to + WIDTH] = sums[at : at + WIDTH]
 
 
 def _chosen_sums(chosen: Bytes, table: Half) -> Half:
