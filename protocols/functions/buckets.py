@@ -21,8 +21,8 @@ from protocols.dpf import descend
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.kernels.aes import buckets
 from protocols.kernels.aes.aesni import available, round_keys
-from protocols.kernels.aes.buckets import Counts
 from protocols.kernels.aes.fixed_key import LEAF, mmo
+from protocols.kernels.bits import Counts
 from protocols.kernels.jit import Bytes, Words
 from protocols.kernels.tree import convert, next_level, root_words, seeds_of
 

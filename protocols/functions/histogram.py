@@ -49,7 +49,7 @@ from protocols.base.shares import EVALUATORS, Role, SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.functions.buckets import Layout, count, generate, weigh
 from protocols.functions.exponential import exp_fixed, exp_table
-from protocols.kernels.aes.buckets import Counts
+from protocols.kernels.bits import answer_changes, half_turns, turned_onehots
 from protocols.spline import draw_roots
 
 _GAIN = 31
@@ -201,7 +201,8 @@ async def _deal(lane: Lane, plan: Plan, lam: Words) -> None:
     await lane.broadcast(correction.size, correction)
     one, two = lane.masks(plan.counts().shape, plan.count_bits)
     end = (turn + np.uint64(plan.asked // 2)) & asked
-    tables = _tables(plan, (one + two) & bit_mask(plan.count_bits), turn)
+    masks = (one + two) & bit_mask(plan.count_bits)
+    tables = turned_onehots.run(masks, turn, 1 << plan.count_bits - 6)
     await lane.share(plan.dealt(), [tables, end])
 
 
@@ -209,17 +210,6 @@ def _payload(low: Words) -> Words:
     """exp(-lam_low). Only the dealer computes it, so floats will do."""
     values = np.exp(low.astype(np.float64) * (-1 / (_GAIN << FRACTION_BITS)))
     return np.rint(values * 2.0**_DEALT).astype(np.uint64)
-
-
-def _tables(plan: Plan, masks: Words, turn: Words) -> Words:
-    """(rows, asked, words): the one-hots of the masks, for the lower half of each turned row."""
-    tables = np.zeros(plan.dealt()[0].shape, dtype=np.uint64)
-    places = np.arange(plan.asked, dtype=np.uint64)
-    bits = np.uint64(1) << (masks & np.uint64(63))
-    bits *= ((places - turn[:, None]) & bit_mask(plan.asked_bits)) < np.uint64(plan.asked // 2)
-    words = (masks >> np.uint64(6)).astype(np.intp)
-    np.put_along_axis(tables, words[..., None], bits[..., None], axis=2)
-    return tables
 
 
 async def _evaluate(lane: Lane, plan: Plan, m: Words) -> Words:
@@ -233,31 +223,12 @@ async def _evaluate(lane: Lane, plan: Plan, m: Words) -> Words:
     counts = await lane.run(work, count, layout, party, roots, correction, top, ends)
     mask = lane.mask(plan.counts().shape, plan.count_bits)
     tables, end = await lane.share(plan.dealt())
-    (opened,) = await lane.open([plan.counts()], [_above(plan, counts) + mask])
-    word = _changes(plan, tables, opened & bit_mask(plan.count_bits)) ^ end
+    (opened,) = await lane.open([plan.counts()], [half_turns.run(counts) + mask])
+    word = answer_changes.run(tables, opened & bit_mask(plan.count_bits)) ^ end
     (turned,) = await lane.open([plan.turned()], [word])
     first = (top - np.uint64(_STEP) * plan.per_entry(turned)) & bit_mask(layout.bits)
     factors = _factors(low)
     return await lane.run(600 * n, weigh, layout, party, roots, correction, first, factors)
-
-
-def _above(plan: Plan, counts: Counts) -> Words:
-    """For every second bucket, the sum of the NB / 2 buckets after it, around the end."""
-    total = np.cumsum(counts, axis=1, dtype=np.uint32)
-    half = plan.layout.size // 2
-    after = total[:, half::_STEP] - total[:, :half:_STEP]
-    return np.concatenate([after, total[:, -1:] - after], axis=1).astype(np.uint64)
-
-
-def _changes(plan: Plan, tables: Words, opened: Words) -> Words:
-    """XOR of the numbers of the buckets whose answer is not that of the one before."""
-    word = (opened >> np.uint64(6)).astype(np.intp)[..., None]
-    chosen = np.take_along_axis(tables, word, axis=2)[..., 0]
-    none = (chosen >> (opened & np.uint64(63))) & np.uint64(1)
-    places = np.arange(plan.asked, dtype=np.uint64)
-    after = (places + np.uint64(1)) & bit_mask(plan.asked_bits)
-    found: Words = np.bitwise_xor.reduce(none * (places ^ after), axis=1)
-    return found
 
 
 def _factors(low: Words) -> Words:

@@ -1,8 +1,15 @@
-"""Kernels on shared bits: one-hot digits of a comparison, and sums of products of masked bits."""
+"""Kernels on shared bits: one-hot digits of a comparison, sums of products of masked bits, and the
+tables of `protocols.functions.histogram`.
+"""
+
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocols.kernels.jit import Words, kernel
+
+Counts: TypeAlias = NDArray[np.uint32]
 
 _ONE = np.uint64(1)
 DIGIT_BITS = 4
@@ -195,4 +202,94 @@ def look_up_products(opened: Words, mask: Words, dealt: Words, table: Words, lea
             if leads:
                 word ^= table[row, output, 0]
             out[i] |= (word & np.uint64(1)) << np.uint64(output)
+    return out
+
+
+def turned_onehots_numpy(masks: Words, turn: Words, words: int) -> Words:
+    """NumPy twin of `turned_onehots`."""
+    rows, asked = masks.shape
+    tables = np.zeros((rows, asked, words), dtype=np.uint64)
+    places = np.arange(asked, dtype=np.uint64)
+    lower = ((places - turn[:, None]) & np.uint64(asked - 1)) < np.uint64(asked // 2)
+    bits = (_ONE << (masks & np.uint64(63))) * lower
+    at = (masks >> np.uint64(6)).astype(np.intp)
+    np.put_along_axis(tables, at[..., None], bits[..., None], axis=2)
+    return tables
+
+
+@kernel("uint64[:, :, ::1](in2, in1, int64)", twin=turned_onehots_numpy)
+def turned_onehots(masks: Words, turn: Words, words: int) -> Words:
+    """The one-hots of masks (rows, asked) below 64 `words`, in the half of each row that begins at
+    its `turn`, around the end; zeros in the other. asked is a power of two.
+
+    Returns: (rows, asked, words).
+    """
+    rows, asked = masks.shape
+    out = np.zeros((rows, asked, words), dtype=np.uint64)
+    for row in range(rows):
+        first = np.int64(turn[row])
+        for i in range(asked // 2):
+            place = (first + i) & (asked - 1)
+            mask = masks[row, place]
+            out[row, place, np.int64(mask >> np.uint64(6))] = _ONE << (mask & np.uint64(63))
+    return out
+
+
+def answer_changes_numpy(tables: Words, opened: Words) -> Words:
+    """NumPy twin of `answer_changes`."""
+    word = (opened >> np.uint64(6)).astype(np.intp)[..., None]
+    chosen = np.take_along_axis(tables, word, axis=2)[..., 0]
+    answer = (chosen >> (opened & np.uint64(63))) & _ONE
+    places = np.arange(opened.shape[1], dtype=np.uint64)
+    after = (places + _ONE) & np.uint64(opened.shape[1] - 1)
+    found: Words = np.bitwise_xor.reduce(answer * (places ^ after), axis=1)
+    return found
+
+
+@kernel("uint64[::1](in3, in2)", twin=answer_changes_numpy)
+def answer_changes(tables: Words, opened: Words) -> Words:
+    """For each row the XOR of the numbers of the places whose answer is not that of the one before,
+    around the end. A place's answer is the bit of its table (XOR-shared) that was opened.
+
+    tables (rows, asked, words); opened (rows, asked), below 64 `words`; asked is a power of two.
+    """
+    rows, asked = opened.shape
+    out = np.zeros(rows, dtype=np.uint64)
+    for row in range(rows):
+        found = np.uint64(0)
+        for place in range(asked):
+            bit = opened[row, place]
+            word = tables[row, place, np.int64(bit >> np.uint64(6))]
+            answer = np.uint64(0) - ((word >> (bit & np.uint64(63))) & _ONE)
+            found ^= answer & np.uint64(place ^ ((place + 1) & (asked - 1)))
+        out[row] = found
+    return out
+
+
+def half_turns_numpy(counts: Counts) -> Words:
+    """NumPy twin of `half_turns`."""
+    total = np.cumsum(counts, axis=1, dtype=np.uint32)
+    half = counts.shape[1] // 2
+    after = total[:, half::2] - total[:, :half:2]
+    return np.concatenate([after, total[:, -1:] - after], axis=1).astype(np.uint64)
+
+
+@kernel("uint64[:, ::1](in2_32)", twin=half_turns_numpy)
+def half_turns(counts: Counts) -> Words:
+    """For every second place, the sum modulo 2^32 of the half of the row after it, around the end:
+    (rows, size) -> (rows, size / 2).
+    """
+    rows, size = counts.shape
+    half = size // 2
+    out = np.empty((rows, half), dtype=np.uint64)
+    total = np.empty(size, dtype=np.uint32)
+    for row in range(rows):
+        running = np.uint32(0)
+        for i in range(size):
+            running += counts[row, i]
+            total[i] = running
+        for i in range(half // 2):
+            after = np.uint32(total[half + 2 * i] - total[2 * i])
+            out[row, i] = after
+            out[row, half // 2 + i] = np.uint32(running - after)
     return out

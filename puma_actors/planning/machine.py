@@ -3,7 +3,9 @@
 The constants are measured, for all roles together on one machine. They are scaled by how long a
 fixed piece of work takes here, so that a slower machine, or a busy one, is expected to take longer;
 which tree takes least without a network does not depend on that. `python -m bench speeds` measures
-seconds of the processor, whose ratios between the trees are those below.
+all of them again, on a quiet machine: its notes are the lines to write below, seconds of the
+processor divided by the number of cores. Where roles wait for each other a step takes longer than
+that: compare with what a decode step of `python -m bench model.demo` takes.
 """
 
 import time

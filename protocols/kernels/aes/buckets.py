@@ -4,17 +4,13 @@ The tree is that of `protocols.functions.buckets`, where the layout of a correct
 twins are; same results bit for bit.
 """
 
-from typing import TypeAlias
-
 import numpy as np
-from numpy.typing import NDArray
 
 from protocols.kernels.aes.aesni import GROUP_LIMIT, KEY_WORDS, make_hash, make_tally
 from protocols.kernels.aes.fixed_key import LEAF
+from protocols.kernels.bits import Counts
 from protocols.kernels.forest import descend, grow, side_corrections
 from protocols.kernels.jit import Words, kernel
-
-Counts: TypeAlias = NDArray[np.uint32]
 
 _child = make_hash(1, add=False)
 _hashed = make_hash(2, add=False)

@@ -11,6 +11,7 @@ from protocols.base.ring import packed_bytes
 from protocols.errors import LocalProtocolError
 from protocols.functions import histogram
 from protocols.functions.histogram import BUCKET, FRAC, REACH, bucket_tables, numerators
+from protocols.kernels.bits import answer_changes, half_turns, turned_onehots
 
 UNIT = 2.0**-18
 
@@ -151,3 +152,21 @@ def test_a_turn_that_is_always_the_same_shows():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(histogram, "_deal", unturned)
         assert len(set.union(*(seen() for _ in range(24)))) <= 2  # a borrow is one more
+
+
+@given(st.integers(0, 2**32), st.integers(1, 3), st.sampled_from([2, 64, 1024]), st.integers(0, 2))
+def test_kernels_equal_their_twins(seed, rows, asked, more):
+    rng, words = np.random.default_rng(seed), 1 << more
+    masks, opened = rng.integers(0, 64 * words, (2, rows, asked), dtype=np.uint64)
+    turn = rng.integers(0, asked, rows, dtype=np.uint64)
+    tables = rng.integers(0, 2**64, (rows, asked, words), dtype=np.uint64)
+    counts = rng.integers(0, 2**32, (rows, 2 * asked), dtype=np.uint32)
+    for kernel, args in (
+        (turned_onehots, (masks, turn, words)),
+        (answer_changes, (tables, opened)),
+        (half_turns, (counts,)),
+    ):
+        expected = kernel.twin(*args)
+        got = kernel.compiled()(*args)
+        assert got.dtype == expected.dtype
+        np.testing.assert_array_equal(got, expected)
