@@ -36,14 +36,35 @@ def fit_waves(activation: Activation, centre: Centre) -> Waves:
         ValueError: the bent part is not even (odd, if `waves.odd`).
     """
     waves = centre.waves
+    if waves.sines:
+        return _fit_folded(activation, centre)
     _check_symmetry(activation, centre)
     x = centre.cut * np.cos((np.arange(_NODES) + 0.5) * np.pi / (2 * _NODES))
-    turns = np.outer(x, np.arange(1, waves.count + 1)) * (2 * np.pi / waves.period)
+    turns = _turns(waves, x)
     columns = np.sin(turns) if waves.odd else np.hstack([np.ones((_NODES, 1)), np.cos(turns)])
-    found = np.linalg.lstsq(columns, bent_part(activation, x), rcond=_CUTOFF)[0]
-    rounded = [round(float(value), _DECIMALS) for value in found]
+    rounded = _solved(columns, bent_part(activation, x))
     offset = 0.0 if waves.odd else rounded[0]
     return replace(waves, offset=offset, amplitudes=tuple(rounded[0 if waves.odd else 1 :]))
+
+
+def _fit_folded(activation: Activation, centre: Centre) -> Waves:
+    """Over [-1/8, cut]: where the comparison with 0 may be wrong, too."""
+    waves, middle = centre.waves, (centre.cut - _STEP) / 2
+    x = middle + (centre.cut - middle) * np.cos((np.arange(_NODES) + 0.5) * np.pi / _NODES)
+    turns = _turns(waves, x)
+    columns = np.hstack([np.ones((_NODES, 1)), np.cos(turns), np.sin(turns)])
+    offset, *rest = _solved(columns, x - activation.exact(x))
+    cosines, sines = tuple(rest[: waves.count]), tuple(rest[waves.count :])
+    return replace(waves, offset=offset, amplitudes=cosines, sines=sines)
+
+
+def _turns(waves: Waves, x: Reals) -> Reals:
+    return np.outer(x, np.arange(1, waves.count + 1)) * (2 * np.pi / waves.period)
+
+
+def _solved(columns: Reals, values: Reals) -> list[float]:
+    found = np.linalg.lstsq(columns, values, rcond=_CUTOFF)[0]
+    return [round(float(value), _DECIMALS) for value in found]
 
 
 def _check_symmetry(activation: Activation, centre: Centre) -> None:
@@ -60,8 +81,10 @@ def _check_symmetry(activation: Activation, centre: Centre) -> None:
 
 def largest_errors(activation: Activation, centre: Centre) -> tuple[float, float]:
     """Of the waves up to the cut, and of what the function tends to from there on."""
-    x = np.linspace(-centre.cut, centre.cut, _GRID)
-    inside = np.abs(centre.waves.exact(x) - bent_part(activation, x)).max()
+    folded = bool(centre.waves.sines)
+    x = np.linspace(-_STEP if folded else -centre.cut, centre.cut, _GRID)
+    bent = x - activation.exact(x) if folded else bent_part(activation, x)
+    inside = np.abs(centre.waves.exact(x) - bent).max()
     right = np.linspace(centre.cut - _STEP, _BEYOND * centre.cut, _GRID)
     limit = right if activation.right is None else activation.right
     beyond = max(
@@ -78,7 +101,8 @@ def bent_part(activation: Activation, x: Reals) -> Reals:
 
 def source(waves: Waves) -> str:
     """The constants as source code, before formatting."""
-    return f"amplitudes={waves.amplitudes!r}, offset={waves.offset!r}"
+    sines = f", sines={waves.sines!r}" if waves.sines else ""
+    return f"amplitudes={waves.amplitudes!r}, offset={waves.offset!r}{sines}"
 
 
 def fitted() -> dict[tuple[str, str], tuple[Waves, Waves]]:
@@ -90,9 +114,10 @@ def fitted() -> dict[tuple[str, str], tuple[Waves, Waves]]:
 
 
 def centres() -> Iterator[tuple[Activation, str, Centre]]:
-    """Every function that has waves, once, and both its sets."""
+    """Every function that has waves, once, and all that it has."""
     for activation in {each.name: each for each in (*ACTIVATIONS.values(), SOFT)}.values():
-        for kind, centre in (("tight", activation.tight), ("fast", activation.fast)):
+        held = {"tight": activation.tight, "fast": activation.fast, "folded": activation.folded}
+        for kind, centre in held.items():
             if centre is not None:
                 yield activation, kind, centre
 

@@ -157,7 +157,7 @@ def waves(options: Options) -> Iterator[Result]:
         case = f"{name}, {fitted.count} waves"
         deal = partial(harmonics, x, fitted.bits, fitted.count, fitted.dealt)
         yield Result("kernels.waves", f"deal {case}", timed(deal, options), count, "elements")
-        rest = (fitted.bits, fitted.weights, fitted.odd, deal(), fitted.down)
+        rest = (fitted.bits, fitted.weights, deal(), fitted.down)
         seconds = timed(partial(combined, x, *rest), options)
         yield Result("kernels.waves", f"evaluate {case}", seconds, count, "elements")
 

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from protocols.base.blocks import MANY
+from protocols.base.blocks import MANY, saves_bytes
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import field
@@ -121,7 +121,8 @@ async def less(
         Bits of x's shape, with one more axis at the end if thresholds were given.
 
     Cost: levels + 1 rounds. At 5 digits, one threshold, "rounds" (1 level): 11 bits each way and
-    117 dealt; "traffic" (2 levels) 15 each way and 88 dealt.
+    117 dealt; "traffic" (2 levels), and "balanced" for `MANY` elements, 15 each way and 88
+    dealt.
     """
     if digits * DIGIT_BITS + shift > x.width:
         raise LocalProtocolError(
@@ -129,7 +130,7 @@ async def less(
         )
     cuts = np.array([t % 2**64 for t in thresholds or (0,)], dtype=np.uint64)
     shape = (*x.shape, cuts.size)
-    radix = _RADIX[lane.settings.tree]
+    radix = _radix(lane, x.size)
     if lane.tracing:
         lane.charge("less", less_cost(x.size, cuts.size, digits, radix))
         bits = lane.blank_bits(shape)
@@ -140,6 +141,11 @@ async def less(
             top = (public >> np.uint64(digits * DIGIT_BITS - 1)).astype(np.uint8)
             bits = SecretBits(bits.role, bits.a ^ top.reshape(shape), bits.b)
     return bits if thresholds is not None else bits.reshape(*x.shape)
+
+
+def _radix(lane: Lane, count: int) -> int:
+    """Digits of a level in which `count` elements are compared."""
+    return _RADIX["traffic" if saves_bytes(lane, count) else lane.settings.tree]
 
 
 async def _relation(

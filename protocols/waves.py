@@ -11,23 +11,28 @@ The sum must match the function only on |x| <= c, for c well below half the peri
 period - c it is free, and so needs few waves (a Fourier extension): seven for GeLU to 1e-4.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocols.arithmetic import lift, remask, remask_cost
+from protocols.base.blocks import saves_bytes
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
-from protocols.base.fields import field
+from protocols.base.fields import Field, field, fields_bytes
 from protocols.base.lane import Lane
-from protocols.base.ring import FRACTION_BITS, packed_bytes
+from protocols.base.ring import FRACTION_BITS, Words
 from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.kernels.waves import UNIT_BITS, combined, harmonics
 
 _WEIGHT_BITS = 28
+_KEPT = 2
+"""Bits that the word of a small wave keeps beyond those that its amplitude asks for."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,10 @@ class Waves:
     Attributes:
         gain, bits: the period is 2^bits / gain units of 2^-18.
         dealt, public: fraction bits of the dealer's words and of the evaluators' factors.
+        sines: amplitudes of sines beside the cosines, for a function that is neither even nor odd:
+            they need no words of their own.
+        most: the sum with its offset is below this where it is read; None: without its offset it is
+            below the sum of the amplitudes, everywhere. What is not read may leave the ring.
     """
 
     gain: int
@@ -46,6 +55,8 @@ class Waves:
     amplitudes: tuple[float, ...]
     offset: float = 0.0
     odd: bool = False
+    sines: tuple[float, ...] = ()
+    most: float | None = None
 
     @property
     def count(self) -> int:
@@ -62,9 +73,13 @@ class Waves:
 
     @cached_property
     def width(self) -> int:
-        """Width of a ring that the sum never leaves, with the room that `lift` needs."""
-        most = sum(abs(int(weight)) for weight in self.weights) * 1001 // 1000
-        return self.scale + 2 + max(0, most.bit_length() - _WEIGHT_BITS)
+        """Width of a ring that the sum does not leave where it is read, with the room that `lift`
+        needs.
+        """
+        if self.most is None:
+            largest = int(np.abs(self.weights).sum()) * 1001 // 1000
+            return self.scale + 2 + max(0, largest.bit_length() - _WEIGHT_BITS)
+        return self.scale + 2 + round(self.most * (1 << _WEIGHT_BITS)).bit_length() - _WEIGHT_BITS
 
     @property
     def down(self) -> int:
@@ -73,8 +88,10 @@ class Waves:
 
     @cached_property
     def weights(self) -> NDArray[np.int64]:
-        """The amplitudes as the kernels read them."""
-        scaled = [round(value * (1 << _WEIGHT_BITS)) for value in self.amplitudes]
+        """(2, count): the amplitudes of cosines and of sines, as the kernels read them."""
+        none = (0.0,) * self.count
+        rows = (none, self.amplitudes) if self.odd else (self.amplitudes, self.sines or none)
+        scaled = [[round(value * (1 << _WEIGHT_BITS)) for value in row] for row in rows]
         return np.array(scaled, dtype=np.int64)
 
     def offset_word(self, frac: int) -> np.uint64:
@@ -86,12 +103,30 @@ class Waves:
         turns = np.multiply.outer(x * (2 * np.pi / self.period), np.arange(1, self.count + 1))
         waves = np.sin(turns) if self.odd else np.cos(turns)
         result: NDArray[np.float64] = waves @ np.array(self.amplitudes) + self.offset
-        return result
+        return result + np.sin(turns) @ np.array(self.sines) if self.sines else result
+
+    @cached_property
+    def runs(self) -> tuple[tuple[int, int, int], ...]:
+        """Runs (first, end, drop) of waves whose words can do without their last `drop` bits: a
+        wave of a small amplitude is multiplied by a small factor. What that adds to the error of a
+        word is a quarter of what the rounding of a wave of amplitude 1 is off.
+        """
+        sizes = np.maximum.accumulate(np.abs(self.weights).max(axis=0)[::-1])[::-1]
+        drops = [max(0, _WEIGHT_BITS - _KEPT - int(size).bit_length()) for size in sizes]
+        starts = [k for k in range(self.count) if k == 0 or drops[k] != drops[k - 1]]
+        return tuple((a, b, drops[a]) for a, b in pairwise([*starts, self.count]))
 
 
-def waves_cost(count: int, waves: Waves, shift: int) -> Cost:
+def _fields(lane: Lane, count: int, waves: Waves) -> list[Field]:
+    """The dealer's words: of one width, or, where bytes count for more than work, of several."""
+    if not saves_bytes(lane, count):
+        return [field((count, 2 * waves.count), waves.width)]
+    return [field((count, 2 * (b - a)), waves.width - drop) for a, b, drop in waves.runs]
+
+
+def waves_cost(lane: Lane, count: int, waves: Waves, shift: int) -> Cost:
     """Cost of the sum, divided by 2^shift."""
-    dealt = packed_bytes(2 * waves.count * count, waves.width)
+    dealt = fields_bytes(_fields(lane, count, waves))
     return remask_cost(count, waves.width, dealt=False, shift=shift) + Cost(offline=dealt)
 
 
@@ -99,9 +134,10 @@ def waves_cost(count: int, waves: Waves, shift: int) -> Cost:
 async def evaluate(lane: Lane, x: SecretTensor, waves: Waves, frac: int, to: int) -> SecretTensor:
     """The sum at x (18 fraction bits), with `frac` fraction bits, over Z_2^to.
 
-    Cost: 2 rounds (the second is the lift); waves.width - waves.scale + frac bits each way, and for
-    each wave twice waves.width dealt. The size of x does not matter: where the sum is not wanted it
-    is still bounded.
+    Cost: 2 rounds (the second is the lift; none where `to` is waves.width - waves.scale + frac);
+    waves.width - waves.scale + frac bits each way, and for each wave twice waves.width dealt, less
+    its bits in `Waves.runs` where bytes count for more than work. The size of x does not matter:
+    where the sum is not wanted it is still bounded.
     """
     if x.frac != FRACTION_BITS or x.width < waves.bits:
         raise LocalProtocolError(
@@ -110,27 +146,47 @@ async def evaluate(lane: Lane, x: SecretTensor, waves: Waves, frac: int, to: int
         )
     offset = waves.offset_word(frac)
     narrow = await _sum(lane, x, waves, frac)
+    if waves.most is not None:
+        return await lift(lane, narrow.add_public(offset), to)
     return (await lift(lane, narrow, to)).add_public(offset)
 
 
 async def _sum(lane: Lane, x: SecretTensor, waves: Waves, frac: int) -> SecretTensor:
     shift = waves.scale - frac
     if lane.tracing:
-        lane.charge("waves", waves_cost(x.size, waves, shift))
+        lane.charge("waves", waves_cost(lane, x.size, waves, shift))
         return lane.blank(x.shape, waves.width - shift, frac)
-    fields = [field((x.size, 2 * waves.count), waves.width)]
+    fields = _fields(lane, x.size, waves)
     gain = np.uint64(waves.gain)
     work = 8 * x.size * waves.count
     if lane.is_dealer:
         angles = np.ascontiguousarray(x.lam * gain).reshape(-1)
-        await lane.share(
-            fields, [await lane.run(work, harmonics, angles, waves.bits, waves.count, waves.dealt)]
-        )
+        words = await lane.run(work, harmonics, angles, waves.bits, waves.count, waves.dealt)
+        whole = len(fields) == 1
+        await lane.share(fields, [words] if whole else await lane.run(work, _cut, words, waves))
         part = np.zeros(x.shape, dtype=np.uint64)
     else:
-        (shares,) = await lane.share(fields)
+        parts = await lane.share(fields)
+        shares = parts[0] if len(parts) == 1 else await lane.run(work, _joined, parts, waves)
         angles = np.ascontiguousarray(x.a * gain).reshape(-1)
-        how = (waves.bits, waves.weights, waves.odd, shares, waves.down)
+        how = (waves.bits, waves.weights, shares, waves.down)
         flat = await lane.run(work, combined, angles, *how)
         part = flat.reshape(x.shape)
     return await remask(lane, part, frac=frac, width=waves.width, shift=shift, dealt=False)
+
+
+def _cut(words: Words, waves: Waves) -> list[Words]:
+    """The runs of the dealer's words, without the bits that they can do without."""
+    runs = []
+    for first, end, drop in waves.runs:
+        part = words[:, 2 * first : 2 * end].view(np.int64)
+        runs.append(((part + (1 << drop >> 1)) >> drop).view(np.uint64))
+    return runs
+
+
+def _joined(parts: Sequence[Words], waves: Waves) -> Words:
+    """Shares of the words as they were before `_cut`, except for those bits."""
+    whole = np.empty((parts[0].shape[0], 2 * waves.count), dtype=np.uint64)
+    for part, (first, end, drop) in zip(parts, waves.runs, strict=True):
+        np.left_shift(part, np.uint64(drop), out=whole[:, 2 * first : 2 * end])
+    return whole

@@ -26,6 +26,12 @@ _WORTH_CUTTING = 1 << 17
 _FULL = 7 / 8
 
 
+def saves_bytes(lane: Lane, count: int) -> bool:
+    """Whether what `count` entries send counts for more than a round."""
+    tree = lane.settings.tree
+    return tree == "traffic" or (tree == "balanced" and count >= MANY)
+
+
 class Piece(NamedTuple):
     """Rows of a score matrix, and the columns that any of them may look at."""
 

@@ -94,7 +94,7 @@ def _base_splines() -> Iterator[Number]:
 def _waves(activations: Iterable[Activation]) -> Iterator[Number]:
     seen = set()
     for activation in activations:
-        for centre in (activation.tight, activation.fast):
+        for centre in (activation.tight, activation.fast, activation.folded):
             if centre is not None:
                 yield from _wave_words(centre.waves, centre.frac)
                 seen.add(centre.waves.bits)

@@ -16,11 +16,17 @@ from protocols.base.shares import SecretTensor
 from protocols.compare import maximum
 from protocols.errors import RangeError
 from protocols.functions import histogram
-from protocols.functions.elementary import COARSE_FRAC, Scaled, exp_negative, reciprocal
+from protocols.functions.elementary import (
+    RowFactor,
+    exp_negative,
+    keeps_narrow,
+    reciprocal,
+    row_factor,
+    times,
+)
 from protocols.functions.normalize import HELD_PRODUCT_BITS, HELD_TRIPLE_BITS
 from protocols.kernels.bits import DIGIT_BITS
 from protocols.narrow import narrow_matmul, narrow_matmul_dealt
-from protocols.triple import mul3
 
 MIN_VALUE_FRAC = 6
 """Fraction bits that the values must keep in a long context."""
@@ -32,9 +38,14 @@ _MOST_DEALT = 1 << 28
 """Bytes that may be dealt for the numerators of a layer; instead of more, the maximum is found,
 which takes a tenth.
 """
+COARSE_FRAC = 2
+"""Fraction bits with which scores are compared. What is found is less than a step, 1/4, below the
+row's largest score and less than two above it, which cancels in the division: numerators are below
+exp(1/4), and a row's largest is above exp(-1/2).
+"""
 MAX_SCORE_BITS = 23
-"""Scores are products over 64 - 1 - 18 bits, of which 12 are shifted away before the maximum is
-found in `peak_width`: 32 of the 33 that are left. One more bit of score would take 36.
+"""Scores are products over 64 - 1 - 18 bits, of which 16 are shifted away before the maximum is
+found in `peak_width`: 28 of the 29 that are left. One more bit of score would take 32.
 """
 _MOST_READ = 1 << 18
 """Bytes that may be dealt so that a product reads narrow numerators, which saves the round of their
@@ -61,13 +72,13 @@ class AttentionRange:
 
 
 def peak_width(score_bits: int) -> int:
-    """Bits of the ring in which a row's maximum is found: differences of scores in steps of 2^-6
+    """Bits of the ring in which a row's maximum is found: differences of scores in steps of 1/4
     below a quarter of the ring (half of it is not enough: rounding may add a step), in whole
     digits; at least what `exp_negative` needs.
 
-    Two scores below 2^b, each off by less than two steps, differ by less than 2^(b + 7) + 4 steps:
-    less than 2^(w - 1) for w >= b + 9 and b >= 1, what `maximum` needs. With 18 fraction bits
-    `exp_negative` is given less than 2^(b + 19) and two steps, in w + 12 >= b + 21 bits: a quarter
+    Two scores below 2^b, each off by less than two steps, differ by less than 2^(b + 3) + 4 steps:
+    less than 2^(w - 1) for w >= b + 5 and b >= 1, what `maximum` needs. With 18 fraction bits
+    `exp_negative` is given less than 2^(b + 19) and two steps, in w + 16 >= b + 21 bits: a quarter
     of its ring, as the scores' proof leaves a thousandth (`models.owner.bounds`).
     """
     return max(16, -(-(score_bits + 3 + COARSE_FRAC) // DIGIT_BITS) * DIGIT_BITS)
@@ -95,6 +106,7 @@ class Fit:
         spare: bits dropped from the values first.
         low, high: a row's sum is at least 4^low and below 4^high in ring units.
         inverse: fraction bits of the reciprocal's `value`.
+        width: bits of the ring that the product of numerators and values takes.
     """
 
     near: bool
@@ -102,6 +114,7 @@ class Fit:
     low: int
     high: int
     inverse: int
+    width: int
 
     @property
     def frac(self) -> int:
@@ -118,8 +131,9 @@ async def softmax_numerators(
     *,
     near: bool = False,
     lifted: bool = True,
+    width: int = RING_BITS,
 ) -> SecretTensor:
-    """exp(scores - c) where the public mask is set, 0 elsewhere; over Z_2^64. c is the row's
+    """exp(scores - c) where the public mask is set, 0 elsewhere; over Z_2^width. c is the row's
     maximum, or `near` it: then numerators are between 0 and 1, a row's largest is at least
     exp(-`histogram.REACH`), and they have `histogram.FRAC` fraction bits.
 
@@ -137,7 +151,7 @@ async def softmax_numerators(
         flat = scores[:, where[0], where[1]].reshape(-1)
         ends = np.cumsum(counts)
         values = await histogram.numerators(lane, flat, ends, score_bits, wide=not lifted)
-        values = await lift(lane, values) if lifted else values
+        values = await lift(lane, values, width) if lifted else values
         return values.reshape(scores.shape[0], -1).scatter(scores.shape, (slice(None), *where))
     first = mask.argmax(axis=1)[:, None]  # a masked entry repeats a valid one
     columns = np.where(mask, np.arange(mask.shape[1]), first)
@@ -146,28 +160,28 @@ async def softmax_numerators(
     peak, _ = await maximum(lane, coarse.narrow(peak_width(score_bits)))
     fine = peak.scale_up(scores.frac - COARSE_FRAC)
     shifted = scores.narrow(fine.width) - fine.reshape(*peak.shape, 1).broadcast(scores.shape)
-    values = await exp_negative(lane, shifted[:, where[0], where[1]])
+    values = await exp_negative(lane, shifted[:, where[0], where[1]], width)
     return values.scatter(scores.shape, (slice(None), *where))
 
 
-def _sum_bits(length: int) -> int:
-    """log2 of the largest sum of a row's numerators, 1.1 each, rounded up; in integers, because all
-    parties must get the same result.
+def _sum_bits(length: int, *, near: bool) -> int:
+    """log2 of the largest sum of a row's numerators, 1.3 each (`near` the maximum: 1.1), rounded
+    up; in integers, because all parties must get the same result.
     """
-    return (-(-11 * max(2, length) // 10) - 1).bit_length()
+    return (-(-(11 if near else 13) * max(2, length) // 10) - 1).bit_length()
 
 
 def spare_bits(value_bits: int, length: int) -> int:
     """Bits to drop from values below 2^value_bits when `length` of them are weighted and added.
 
-    A numerator is at most exp(1/16) plus its error, below 1.1; so a sum of `length` of them
+    A numerator is at most exp(1/4) plus its error, below 1.3; so a sum of `length` of them
     times values stays below 2^total, and with both factors' fraction bits, less the bits dropped,
     below 2^60, one bit less than `matmul` needs.
 
     Raises:
         RangeError: too few fraction bits would be left.
     """
-    total = math.ceil(value_bits + _sum_bits(length))
+    total = math.ceil(value_bits + _sum_bits(length, near=False))
     spare = max(0, total + 2 * FRACTION_BITS - HELD_PRODUCT_BITS)
     if spare > FRACTION_BITS - MIN_VALUE_FRAC:
         raise RangeError(
@@ -181,8 +195,9 @@ def spare_near(value_bits: int, length: int) -> int:
     """As `spare_bits`, for numerators near the maximum, whose sums range over more powers of two;
     so many that the reciprocal of a sum keeps `_LEAST_INVERSE` bits.
     """
-    product = value_bits + _sum_bits(length) + histogram.FRAC + FRACTION_BITS - HELD_PRODUCT_BITS
-    division = _division_bits(value_bits, _high(histogram.FRAC, length)) + _LEAST_INVERSE
+    total = value_bits + _sum_bits(length, near=True)
+    product = total + histogram.FRAC + FRACTION_BITS - HELD_PRODUCT_BITS
+    division = _division_bits(value_bits, _high(histogram.FRAC, length, near=True)) + _LEAST_INVERSE
     return max(0, product, division - HELD_TRIPLE_BITS)
 
 
@@ -201,8 +216,8 @@ def _fits_near(score_bits: int, value_bits: int, length: int) -> bool:
     )
 
 
-def _high(frac: int, length: int) -> int:
-    return math.ceil((frac + _sum_bits(length)) / 2)
+def _high(frac: int, length: int, *, near: bool) -> int:
+    return math.ceil((frac + _sum_bits(length, near=near)) / 2)
 
 
 def _division_bits(value_bits: int, high: int) -> int:
@@ -261,11 +276,13 @@ def fit(bounds: AttentionRange, length: int, *, near: bool) -> Fit:
         # The largest is at least 2^-8.94; 2,047 errors of three units are a twentieth of that.
         low = (frac - 10) // 2
     else:
-        # The sum of a row lies between exp(-1/16), for its maximum, and the number of entries.
+        # The sum of a row is above exp(-1/2), 0.6: its largest numerator.
         frac, low = FRACTION_BITS, (FRACTION_BITS - 1) // 2
-    high = _high(frac, length)
+    high = _high(frac, length, near=near)
     inverse = min(22, HELD_TRIPLE_BITS - _division_bits(value_bits, high) + spare)
-    return Fit(near, spare, low, high, inverse)
+    product = value_bits + _sum_bits(length, near=near) + frac + FRACTION_BITS - spare
+    width = product + RING_BITS - HELD_PRODUCT_BITS
+    return Fit(near, spare, low, high, inverse, width)
 
 
 def reads_narrow(fitted: Fit, shape: tuple[int, ...], columns: int) -> bool:
@@ -312,34 +329,35 @@ async def attend(
         near = dealt is not None
     fitted, length = fit(bounds, mask.shape[-1], near=near), mask.shape[-1]
     spare, lifted = fitted.spare, not reads_narrow(fitted, scores.shape, values.shape[2])
+    narrow = lane.settings.tree == "rounds"
+    # With the fewest rounds no lift follows the product, and every missing bit is dealt five times.
+    width = RING_BITS if narrow else fitted.width
 
     async def numerators(strand: Lane) -> SecretTensor:
         rows, own = scores, mask
         if mask.ndim > 2:  # every row has its own: as one head of all rows
             rows, own = scores.reshape(1, -1, length), mask.reshape(-1, length)
         found = await softmax_numerators(
-            strand, rows, own, bounds.score_bits, near=fitted.near, lifted=lifted
+            strand, rows, own, bounds.score_bits, near=fitted.near, lifted=lifted, width=width
         )
         return found.reshape(*scores.shape)
 
     async def fitting(strand: Lane) -> SecretTensor:
-        return await lift(strand, values.drop(spare)) if spare else values
+        return await lift(strand, values.drop(spare), width) if spare else values.narrow(width)
 
     weights, values = await lane.both(numerators, fitting)
-
-    narrow = lane.settings.tree == "rounds"
 
     async def product(strand: Lane) -> SecretTensor:
         multiply = matmul if lifted else narrow_matmul
         found = await multiply(strand, weights, values, FRACTION_BITS)
         return found if narrow else await lift(strand, found)
 
-    async def inverted(strand: Lane) -> Scaled:
+    async def inverted(strand: Lane) -> RowFactor:
         total, span = weights.sum(-1), (fitted.low, fitted.high)
-        return await reciprocal(strand, total, *span, frac=fitted.inverse, narrow=narrow)
+        count = total.size * values.shape[2]
+        kept = keeps_narrow(strand, count)
+        found = await reciprocal(strand, total, *span, frac=fitted.inverse, narrow=kept)
+        return await row_factor(strand, found, count)
 
     total, inverse = await lane.both(product, inverted)
-    shape = (*scores.shape[:-1], 1)
-    scale, value = inverse.scale.reshape(*shape), inverse.value.reshape(*shape)
-    shift = total.frac + scale.frac + value.frac - FRACTION_BITS
-    return await lift(lane, await mul3(lane, total, scale, value, shift))
+    return await lift(lane, await times(lane, total, inverse, FRACTION_BITS))

@@ -7,11 +7,12 @@ of two: both in one round (`protocols.functions.scaled`).
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 
 from protocols.arithmetic import Polynomial, lift, mul, poly
-from protocols.base.blocks import MANY
+from protocols.base.blocks import saves_bytes
 from protocols.base.entry import protocol
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RING_BITS
@@ -22,8 +23,10 @@ from protocols.functions.exponential import FAST, TIGHT, exp_part
 from protocols.functions.scaled import at_its_scale
 from protocols.kernels.bits import DIGIT_BITS
 from protocols.kernels.waves import EXACT_BITS
+from protocols.narrow import narrow_mul
 from protocols.selection import Term, select
 from protocols.spline import Spline, fit
+from protocols.triple import mul3
 
 EXP_CLIP = 13.375
 """exp(-13.375) = 1.6e-6, less than half the resolution of 18 fraction bits."""
@@ -31,31 +34,31 @@ _CLIP_FRAC = 2
 """The clip is compared in steps of 1/4: a value that just misses clipping is still in range."""
 PUMA_EXP_CLIP = 14.0
 """Arguments below -14 give 0 (PUMA, arXiv 2307.12533, section 4.2)."""
-COARSE_FRAC = 6
-"""Fraction bits that a comparison with a cut-off looks at."""
+_PUMA_CLIP_FRAC = 6
+"""Fraction bits that the comparison with it looks at."""
 _POWER_FRAC = 18
 MAX_POWER_FRAC = 26
 """Fraction bits of `Scaled.value` if the product that follows has room for them."""
 
 
 @protocol("exp")
-async def exp_negative(lane: Lane, x: SecretTensor) -> SecretTensor:
-    """exp(x) for x <= 0.05 (18 fraction bits), over Z_2^64 with 18 fraction bits.
+async def exp_negative(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor:
+    """exp(x) for x < 1/4 (18 fraction bits), over Z_2^to with 18 fraction bits.
 
     x is over a ring of at least 28 bits and below a quarter of it in size. "tight" and "fast":
     exact except for rounding, beside one comparison; "puma": (1 + x/2^5)^(2^5), 0 below -14.
 
     Cost: 3 rounds ("tight"), 8 ("puma"); 4 where the selection comes before the lift, on a narrower
-    ring: with "fast", with the tree of least "traffic", and of `MANY` entries except with "rounds".
+    ring: with "fast"; and 5, with a comparison of two levels, where bytes count for more than
+    rounds (`saves_bytes`).
     """
     settings = lane.settings
     if settings.approximation == "puma":
-        return await _exp_puma(lane, x)
+        return (await _exp_puma(lane, x)).narrow(to)
     form = FAST if settings.approximation == "fast" else TIGHT
-    many = x.size >= MANY and settings.tree != "rounds"
-    lifts_last = form is FAST or settings.tree == "traffic" or many
+    lifts_last = form is FAST or saves_bytes(lane, x.size)
     missing = FRACTION_BITS - form.frac
-    wide = RING_BITS - missing
+    wide = to - missing
 
     async def value(strand: Lane) -> SecretTensor:
         narrow = await exp_part(strand, x, form)
@@ -88,7 +91,7 @@ async def _exp_puma(lane: Lane, x: SecretTensor) -> SecretTensor:
         return await lift(strand, await mul(strand, y, y, 2 * frac - FRACTION_BITS))
 
     async def compare(strand: Lane) -> SecretBits:
-        return await _below(strand, x, -PUMA_EXP_CLIP, COARSE_FRAC)
+        return await _below(strand, x, -PUMA_EXP_CLIP, _PUMA_CLIP_FRAC)
 
     y, below = await lane.both(power, compare)
     return await select(lane, [Term((~below,), y)], width=y.width, frac=y.frac, shape=y.shape)
@@ -108,6 +111,39 @@ class Scaled:
 
     value: SecretTensor
     scale: SecretTensor
+
+
+RowFactor: TypeAlias = Scaled | SecretTensor
+"""A power of each row's number: as a product, or multiplied out with the fraction bits of both."""
+
+
+def keeps_narrow(lane: Lane, count: int) -> bool:
+    """Whether the value of a row factor for `count` entries is read without a lift."""
+    return lane.settings.tree == "rounds" or saves_bytes(lane, count)
+
+
+@protocol("row factor")
+async def row_factor(lane: Lane, found: Scaled, count: int) -> RowFactor:
+    """v^p as `times` reads it for `count` entries: multiplied out where bytes count for more than
+    rounds, which takes a round for numbers one a row, like a lift of the value, and saves two
+    thirds of what is dealt for an entry. It has as many bits as the product, so it is not cut.
+    """
+    if not saves_bytes(lane, count):
+        return found
+    return await narrow_mul(lane, found.value, found.scale, 0)
+
+
+@protocol("times")
+async def times(lane: Lane, x: SecretTensor, by: RowFactor, frac: int) -> SecretTensor:
+    """x times its rows' factors, with `frac` fraction bits. The product is below 2^61 in size.
+
+    Cost: a round, that of `mul3` or of `mul`.
+    """
+    rows = (*x.shape[:-1], 1)
+    if isinstance(by, SecretTensor):
+        return await mul(lane, x, by.reshape(*rows), x.frac + by.frac - frac)
+    scale, value = by.scale.reshape(*rows), by.value.reshape(*rows)
+    return await mul3(lane, x, scale, value, x.frac + scale.frac + value.frac - frac)
 
 
 @cache

@@ -2,12 +2,15 @@
 
 exp turns the difference x = m - lam into a product of a public number and one that the dealer
 knows. Only the wrap of the ring is in the way, so x is split into segments of length h, x = h t + u
-with t = m_top - lam_top modulo 4 and u = m_low - lam_low in (-h, h), and
+with t = m_top - lam_top modulo 2 and u = m_low - lam_low in (-h, h), and
 
     exp(x) = exp(h t) exp(m_low) exp(-lam_low).
 
-The dealer shares a vector of four words: exp(-lam_low) at place lam_top, 0 elsewhere; each
+The dealer shares a vector of two words: exp(-lam_low) at place lam_top, 0 elsewhere; each
 evaluator multiplies its half of the j-th by the public exp(h (m_top - j)) exp(m_low) and adds up.
+The public factor can be as large as exp(h), so the dealt word takes 1.44 h bits more than it would
+without it; with shorter segments it takes fewer, but there is a word for each of them, and one more
+because of the borrow. Two words of 57 bits are the least: three are 141 bits, four 172.
 """
 
 from dataclasses import dataclass
@@ -28,16 +31,16 @@ from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.kernels.waves import rounded
 
-_GAIN = 7
-"""x is multiplied by this, which makes a segment 32/7 long: three of them reach -13.7."""
-_LOCAL_BITS = FRACTION_BITS + 5
-_SEGMENTS = 4
-_BITS = _LOCAL_BITS + 2
-"""Bits of 7 x that are read."""
-_HEAD = 0.0625
-"""Arguments range from three segments below it up to this."""
-_HALF_BITS = 12  # local bits looked up in one table; the rest are looked up in another
-_UNIT_BITS = 26  # fraction bits of the tables: a product of two stays below 2^60
+_GAIN = 9
+"""x is multiplied by this, which makes a segment 128/9 long: it reaches -13.97."""
+_LOCAL_BITS = FRACTION_BITS + 7
+_SEGMENTS = 2
+_BITS = _LOCAL_BITS + 1
+"""Bits of 9 x that are read."""
+HEAD = 0.25
+"""Arguments range from a segment below it up to this."""
+_UPPER_BITS = 13  # local bits looked up in one table; the rest are looked up in another
+_UPPER_UNIT, _LOWER_UNIT = 22, 20  # fraction bits of the tables: products stay below 2^62.9
 _EXACT = 128  # fraction bits while the tables are computed
 
 
@@ -55,13 +58,13 @@ class ExpForm:
 
     @property
     def width(self) -> int:
-        """Ring of the sum, which is below 1.07, with the room that `lift` needs."""
+        """Ring of the sum, which is below 1.3, with the room that `lift` needs."""
         return self.scale + 3
 
 
-TIGHT = ExpForm(dealt=23, public=17, frac=18)
+TIGHT = ExpForm(dealt=37, public=17, frac=18)
 """Within 2e-5 of exp."""
-FAST = ExpForm(dealt=16, public=12, frac=13)
+FAST = ExpForm(dealt=30, public=12, frac=13)
 """Within 1.2e-3 of exp."""
 
 
@@ -74,12 +77,12 @@ def exp_part_cost(count: int, form: ExpForm) -> Cost:
 
 @protocol("exp part")
 async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
-    """exp(x) with `form.frac` fraction bits over Z_2^(form.frac + 3), for 1/16 - 96/7 <= x < 1/16.
+    """exp(x) with `form.frac` fraction bits over Z_2^(form.frac + 3), for 1/4 - 128/9 <= x < 1/4.
 
-    x has 18 fraction bits, over a ring of at least 25 bits. Outside this range the result is
+    x has 18 fraction bits, over a ring of at least 26 bits. Outside this range the result is
     meaningless, to be selected away.
 
-    Cost: 1 round; form.frac + 3 bits each way, and four times form.width dealt.
+    Cost: 1 round; form.frac + 3 bits each way, and twice form.width dealt.
     """
     if x.frac != FRACTION_BITS or x.width < _BITS:
         raise LocalProtocolError(
@@ -89,7 +92,7 @@ async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
     if lane.tracing:
         lane.charge("exp", exp_part_cost(x.size, form))
         return lane.blank(x.shape, form.frac + 3, form.frac)
-    head = np.uint64(2**64 - round(_HEAD * 2**FRACTION_BITS))
+    head = np.uint64(2**64 - round(HEAD * 2**FRACTION_BITS))
     moved = x.add_public(head).times(np.uint64(_GAIN))
     fields = [field((_SEGMENTS, x.size), form.width)]
     if lane.is_dealer:
@@ -109,7 +112,7 @@ def _split(words: Words) -> tuple[Words, Words]:
 
 
 def _dealt(lam: Words, form: ExpForm) -> Words:
-    """(4, n): exp(-lam_low) at lam_top. Only the dealer computes it, so floats will do."""
+    """(2, n): exp(-lam_low) at lam_top. Only the dealer computes it, so floats will do."""
     top, low = _split(lam)
     values = np.exp(low.astype(np.float64) * (-1 / (_GAIN << FRACTION_BITS)))
     words = np.zeros((_SEGMENTS, lam.size), dtype=np.uint64)
@@ -121,39 +124,42 @@ def _dealt(lam: Words, form: ExpForm) -> Words:
 
 def _combined(m: Words, shares: Words, form: ExpForm) -> Words:
     """An evaluator's part of the sum. Integers make the factors the same at both evaluators."""
-    upper, lower, segments = factor_tables()
+    upper, lower = factor_tables()
     top, low = _split(m)
-    factor = upper[(low >> np.uint64(_LOCAL_BITS - _HALF_BITS)).astype(np.intp)]
-    factor = factor * lower[(low & bit_mask(_LOCAL_BITS - _HALF_BITS)).astype(np.intp)]
-    factor >>= _UNIT_BITS
-    down = 2 * _UNIT_BITS - form.public
+    high = (low >> np.uint64(_LOCAL_BITS - _UPPER_BITS)).astype(np.intp)
+    fine = lower[(low & bit_mask(_LOCAL_BITS - _UPPER_BITS)).astype(np.intp)]
+    down = _UPPER_UNIT + _LOWER_UNIT - form.public
     total = np.zeros(m.size, dtype=np.uint64)
     for j in range(_SEGMENTS):
-        place = ((top - np.uint64(j)) & np.uint64(_SEGMENTS - 1)).astype(np.intp)
-        public = (factor * segments[place] + (1 << down - 1)) >> down
+        place = (top ^ np.uint64(j)).astype(np.intp)
+        public = (upper[place, high] * fine + (1 << down - 1)) >> down
         total += public.view(np.uint64) * shares[j]
     return total
 
 
 @cache
-def factor_tables() -> tuple[NDArray[np.int64], ...]:
-    """exp of the upper bits of m_low, of its lower bits, and of h t + 1/16 for t = 0, -3, -2, -1.
+def factor_tables() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(2, 2^13): exp of h t, 1/4 and the upper bits of m_low, for t = 0 and -1; and exp of its
+    lower bits.
 
     The same to the last bit on every machine: the evaluators' halves only add up if their factors
     are equal.
     """
-    low_bits = _LOCAL_BITS - _HALF_BITS
+    low_bits = _LOCAL_BITS - _UPPER_BITS
     unit = Decimal(1) / (_GAIN << FRACTION_BITS)
-    upper = exp_table(unit * (1 << low_bits), 1 << _HALF_BITS, _UNIT_BITS)
-    lower = exp_table(unit, 1 << low_bits, _UNIT_BITS)
     length = unit * (1 << _LOCAL_BITS)
-    turns = [exp_fixed(Decimal(_HEAD) + length * t, _UNIT_BITS) for t in (0, -3, -2, -1)]
-    return upper, lower, np.array(turns, dtype=np.int64)
+    rows = [
+        exp_table(unit * (1 << low_bits), 1 << _UPPER_BITS, _UPPER_UNIT, start)
+        for start in (Decimal(HEAD), Decimal(HEAD) - length)
+    ]
+    return np.stack(rows), exp_table(unit, 1 << low_bits, _LOWER_UNIT)
 
 
-def exp_table(step: Decimal, count: int, bits: int) -> NDArray[np.int64]:
-    """exp(j step) for j below count, with `bits` fraction bits; from integers alone."""
-    factor, value, powers = _fixed(step), 1 << _EXACT, []
+def exp_table(
+    step: Decimal, count: int, bits: int, start: Decimal = Decimal(0)
+) -> NDArray[np.int64]:
+    """exp(start + j step) for j below count, with `bits` fraction bits; from integers alone."""
+    factor, value, powers = _fixed(step), _fixed(start), []
     for _ in range(count):
         powers.append(rounded(value, _EXACT - bits))
         value = value * factor >> _EXACT

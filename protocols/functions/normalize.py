@@ -13,9 +13,8 @@ from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS
 from protocols.base.shares import SecretTensor
 from protocols.errors import RangeError
-from protocols.functions.elementary import Scaled, rsqrt
+from protocols.functions.elementary import RowFactor, Scaled, keeps_narrow, row_factor, rsqrt, times
 from protocols.narrow import narrow_square_sum
-from protocols.triple import mul3
 
 # Bounds on products of normalised and weighted rows: one bit is kept in reserve.
 HELD_PRODUCT_BITS = PRODUCT_BITS - 1  # of two factors
@@ -247,8 +246,9 @@ async def normalize(
     if x.width == small.width and lane.settings.tree != "rounds":
         small = x = await lift(lane, x)  # the same words: a lift of both is dealt less
 
-    async def inverse(strand: Lane) -> Scaled:
-        return await inverse_root(strand, small, norm, bounds, unit=unit, frac=bounds.frac)
+    async def inverse(strand: Lane) -> RowFactor:
+        root = await inverse_root(strand, small, norm, bounds, unit=unit, frac=bounds.frac)
+        return await row_factor(strand, root, x.size)
 
     async def gained(strand: Lane) -> SecretTensor:
         if norm.steady:
@@ -260,10 +260,8 @@ async def normalize(
         product = await mul(strand, wide, gain, gain.frac)
         return product if lane.settings.tree == "rounds" else await lift(strand, product)
 
-    root, x = await lane.both(inverse, gained)
-    scale, value = root.scale.reshape(*x.shape[:-1], 1), root.value.reshape(*x.shape[:-1], 1)
-    bits = x.frac + scale.frac + value.frac - frac
-    result = await lift(lane, await mul3(lane, x, scale, value, bits))
+    root, wide = await lane.both(inverse, gained)
+    result = await lift(lane, await times(lane, wide, root, frac))
     if gain is not None and not bounds.early:
         result = await lift(lane, await mul(lane, result, gain, gain.frac))
     return result if shift is None else result + shift.broadcast(result.shape)
@@ -278,7 +276,7 @@ async def inverse_root(
     squared = square_sum if small.width == RING_BITS else narrow_square_sum
     squares = (await squared(lane, small)).add_public(bounds.eps_word(norm))
     root = 1.0 if unit else math.sqrt(norm.size)
-    span, narrow = (bounds.low, bounds.high), lane.settings.tree == "rounds"
+    span, narrow = (bounds.low, bounds.high), keeps_narrow(lane, small.size)
     return await rsqrt(lane, squares, *span, gain=root, frac=frac, narrow=narrow)
 
 

@@ -132,28 +132,25 @@ def _harmonics_numba(words: Words, bits: int, count: int, frac: int) -> Words:
     return out
 
 
-def combined_numpy(
-    words: Words, bits: int, weights: Ints, odd: bool, shares: Words, down: int
-) -> Words:
+def combined_numpy(words: Words, bits: int, weights: Ints, shares: Words, down: int) -> Words:
     """NumPy twin of `combined`."""
     first = _first(words, bits)
     c, s = first
     total = np.zeros(words.size, dtype=np.uint64)
     half = (1 << down) >> 1
-    for k, weight in enumerate(weights):
-        for place, factor in enumerate((s, -c) if odd else (c, s), 2 * k):
-            total += ((weight * factor + half) >> down).view(np.uint64) * shares[:, place]
+    for k, (w, v) in enumerate(weights.T):
+        for place, factor in enumerate((w * c + v * s, w * s - v * c), 2 * k):
+            total += ((factor + half) >> down).view(np.uint64) * shares[:, place]
         c, s = _turned(c, s, first)
     return total
 
 
-@kernel("void(in1, int64[:, ::1], uint64, int64[::1], boolean, in2, int64, uint64[::1])")
+@kernel("void(in1, int64[:, ::1], uint64, int64[:, ::1], in2, int64, uint64[::1])")
 def _combined(
     words: Words,
     table: Any,
     bits: Any,
     weights: Any,
-    odd: Any,
     shares: Words,
     down: Any,
     out: Words,
@@ -163,28 +160,26 @@ def _combined(
         c1, s1 = _angle(words[i], table, bits)
         c, s = c1, s1
         total = np.uint64(0)
-        for k in range(weights.size):
-            x, y = (s, -c) if odd else (c, s)
-            total += np.uint64((weights[k] * x + half) >> down) * shares[i, 2 * k]
-            total += np.uint64((weights[k] * y + half) >> down) * shares[i, 2 * k + 1]
+        for k in range(weights.shape[1]):
+            w, v = weights[0, k], weights[1, k]
+            total += np.uint64((w * c + v * s + half) >> down) * shares[i, 2 * k]
+            total += np.uint64((w * s - v * c + half) >> down) * shares[i, 2 * k + 1]
             c, s = _times(c, s, c1, s1)
         out[i] = total
 
 
-def _combined_numba(
-    words: Words, bits: int, weights: Ints, odd: bool, shares: Words, down: int
-) -> Words:
-    """Sum over k of w_k (C_k cos k a + S_k sin k a), or w_k (C_k sin k a - S_k cos k a) if odd.
+def _combined_numba(words: Words, bits: int, weights: Ints, shares: Words, down: int) -> Words:
+    """Sum over k of w_k (C_k cos k a + S_k sin k a) + v_k (C_k sin k a - S_k cos k a).
 
     Args:
         words: (n,) angles a in 2^-bits of a turn.
-        weights: (count,), below 2^32 in size.
+        weights: (2, count) w and v; |w_k| + |v_k| is below 2^32.
         shares: (n, 2 count) words C_1, S_1, C_2 ...
-        down: bits dropped from w_k times a cosine before it meets a share.
+        down: bits dropped from a factor of a share before it meets it.
     """
     out = np.empty(words.size, dtype=np.uint64)
     whole = np.ascontiguousarray(shares)
-    _combined.run(words, roots(bits), bits, weights, odd, whole, down, out)
+    _combined.run(words, roots(bits), bits, weights, whole, down, out)
     return out
 
 

@@ -55,7 +55,7 @@ def test_every_function_is_printed_once_with_its_errors(
     printed = capsys.readouterr().out.splitlines()
     titles, constants = printed[::2], printed[1::2]
     functions = {each.name: each for each in (*ACTIVATIONS.values(), SOFT)}
-    sets = [(name, each.tight, each.fast) for name, each in functions.items()]
+    sets = [(name, each.tight, each.fast, each.folded) for name, each in functions.items()]
     names = [name for name, *held in sets for centre in held if centre is not None]
     assert sorted(title.split(",")[0] for title in titles) == sorted(names)
     assert titles[0] == "gelu, tight: off by 9.2e-06 up to its cut, 9.4e-05 beyond"

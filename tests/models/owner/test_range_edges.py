@@ -118,7 +118,7 @@ def test_scores_as_far_apart_as_can_be(sign):
     scores = sign * np.array([[[most, -most, -most, most - 1]]])
     values = np.arange(4.0).reshape(1, 4, 1)
     width = 64 - 1 - FRACTION_BITS
-    assert peak_width(MAX_SCORE_BITS) <= width - 12 < peak_width(MAX_SCORE_BITS + 1)
+    assert peak_width(MAX_SCORE_BITS) <= width - 16 < peak_width(MAX_SCORE_BITS + 1)
 
     async def program(lane, scores, values):
         mask = np.ones((1, 4), dtype=bool)

@@ -80,8 +80,8 @@ def test_fewer_instructions_and_other_threads_make_the_same_words(here: dict[str
 
 
 PINNED = {
-    "tables": "98d803069fd08325 36ed94c23d08ffad 09c6650443b6f78f bbc11b3647f3a645 "
-    "b71cbec74a21b708 3095624e0a138d67 a02329365d6acb04",
+    "tables": "98d803069fd08325 36ed94c23d08ffad 28d2e5b4038780a8 bbc11b3647f3a645 "
+    "b71cbec74a21b708 3095624e0a138d67 57d181e7e1baa9d1",
     "plain": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
     "70b8f61f806f59fd a40b6b1473507b1a bee3c9d2a749320a",
     "linear": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
@@ -92,7 +92,7 @@ PINNED = {
     "70b8f61f806f59fd a40b6b1473507b1a 3921e0766da6988e",
     "llama3": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
     "70b8f61f806f59fd a40b6b1473507b1a b3868557169a1419",
-    "gemma": "e3b0c44298fc1c14 cee8cec9743f4d20 0cbea7dcfe2f4c2c "
+    "gemma": "e3b0c44298fc1c14 b9e0fcb35e4ecd40 0cbea7dcfe2f4c2c "
     "70b8f61f806f59fd a40b6b1473507b1a 0ac8a4dc6d718c63",
     "normed": "e3b0c44298fc1c14 e3b0c44298fc1c14 e3b0c44298fc1c14 "
     "e1cb542b3b21c3e6 67af4fa622787d31 bee3c9d2a749320a",
@@ -288,12 +288,12 @@ def test_bits_to_spare_are_counted_exactly(length: int, value_bits: int) -> None
         spare = spare_bits(value_bits, length)
     except RangeError as error:
         total = int(str(error).split("2^")[1].split(":")[0])
-        assert 2 ** (total - value_bits) >= Fraction(11, 10) * length
+        assert 2 ** (total - value_bits) >= Fraction(13, 10) * length
         return
     total = spare + PRODUCT_BITS - 1 - 2 * FRACTION_BITS
-    assert 2**total >= Fraction(11, 10) * length * 2**value_bits or spare == 0
+    assert 2**total >= Fraction(13, 10) * length * 2**value_bits or spare == 0
     if spare > 0:
-        assert 2 ** (total - 1) < Fraction(11, 10) * length * 2**value_bits
+        assert 2 ** (total - 1) < Fraction(13, 10) * length * 2**value_bits
 
 
 @given(st.integers(1, 12), st.integers(0, 24), st.integers(2, 2047))

@@ -222,11 +222,13 @@ def test_the_constants_are_those_that_the_script_fits():
         assert held.count == found.count, name
         says = f"{name}: paste what `python -m bench.fit` prints"
         np.testing.assert_allclose(held.amplitudes, found.amplitudes, 0, 1e-9, err_msg=says)
+        np.testing.assert_allclose(held.sines, found.sines, 0, 1e-9, err_msg=says)
         assert held.offset == pytest.approx(found.offset, abs=1e-9), name
 
 
 def test_the_waves_meet_the_function_up_to_their_cut():
     for activation, kind, centre in centres():
         inside, _ = largest_errors(activation, centre)
-        assert inside <= (5e-5 if kind == "tight" else 0.0075), (activation.name, kind, HINT)
-        assert centre.cut < centre.waves.period / 2, (activation.name, kind)
+        assert inside <= (0.0075 if kind == "fast" else 5e-5), (activation.name, kind, HINT)
+        reach = centre.cut + 1 / 8 if kind == "folded" else 2 * centre.cut
+        assert reach < centre.waves.period, (activation.name, kind)

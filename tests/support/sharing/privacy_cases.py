@@ -292,7 +292,10 @@ NAMES = [
 OTHER_SETTINGS = [
     (name, settings)
     for settings, names in (
-        (Settings(tree="traffic"), ["less", "less exactly", "maximum"]),
+        (
+            Settings(tree="traffic"),
+            ["less", "less exactly", "maximum", "silu", "waves", "rms_norm", "attention"],
+        ),
         (Settings(tree="balanced"), ["gelu", "relu", "layer_norm", "attention"]),
         (Settings(approximation="puma"), ["silu", "gelu", "exp"]),
         (Settings(approximation="fast"), ["silu", "gelu", "exp"]),

@@ -115,7 +115,7 @@ def words() -> dict[str, list[int]]:
             both = np.concatenate([encode(turn.cos, 18), encode(turn.sin, 18)])
             found[f"rotary, {name}"] = both.reshape(-1).tolist()
     for cap in (1.0, 30.0, 50.0, 999.5):
-        found[f"cap, {cap}"] = Cap(cap).waves.weights.tolist()
+        found[f"cap, {cap}"] = Cap(cap).waves.weights[1].tolist()
     for heads in (4, 71):
         slopes = Slopes(alibi_slopes(heads), inverse_root(64))
         found[f"alibi, {heads}"] = bias_words(slopes.bias(300)).reshape(-1).tolist()
