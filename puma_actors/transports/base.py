@@ -17,7 +17,7 @@ malformed frames from the other side.
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -77,6 +77,7 @@ class Channel(_Closing):
         sent_frames, sent_bytes: frames and bytes sent so far, in wire form if there is one.
         peer_identity: the other side's identity, if the transport has proof of it.
         instant: a frame is delivered while it is sent, and many cost no more than one.
+        joins: several frames cost less with `send_all`, which sends none if one cannot be sent.
     """
 
     local_address: str = ""
@@ -87,10 +88,16 @@ class Channel(_Closing):
     sent_bytes: int = 0
     peer_identity: PeerIdentity | None = None
     instant: bool = False
+    joins: bool = False
 
     @abstractmethod
     async def send(self, frame: Frame) -> None:
         """Send a frame after all earlier ones; a cancelled send has sent all of it or nothing."""
+
+    async def send_all(self, frames: Sequence[Frame]) -> None:
+        """Send several frames, one after the other; raises the same errors as `send`."""
+        for frame in frames:
+            await self.send(frame)
 
     @abstractmethod
     async def receive(self) -> Frame:

@@ -14,7 +14,8 @@ stays. When the connection is lost, every session fails with the reason.
 Fairness: frames wait in a queue for each session, and leave in the order of start-time fair
 queueing (Goyal, Vin, Cheng, SIGCOMM 1996): sessions that always have something to send get equal
 shares of bytes, and a frame of a session that was idle goes before the next frame of those
-sessions, however many large ones are waiting.
+sessions, however many large ones are waiting. Small frames that wait, of whichever sessions, leave
+in one write.
 
 Back-pressure: for each session up to `WINDOW` bytes may be in transit or unread at the other end,
 which acknowledges the bytes that its reader has taken. A session that does not read only stops
@@ -27,7 +28,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -52,6 +53,8 @@ _REMEMBERED = 1 << 12
 """
 _ECHO_TIME = 30.0
 _MOST_WAITING = 1 << 14
+_JOINED = 64 << 10
+"""Bytes of frames that leave in one write; a larger frame leaves alone."""
 
 
 class QueuedFrame:
@@ -109,6 +112,14 @@ class FairQueue:
         """Remove and return the next frame."""
         self._now, _, entry = heapq.heappop(self._heap)
         return entry
+
+    def pop_all(self, most: int) -> list[QueuedFrame]:
+        """Remove and return the next frames: as many as have at most so many bytes; or one."""
+        found = [self.pop()]
+        room = most - window_bytes(found[0].frame)
+        while self._heap and (room := room - window_bytes(self._heap[0][2].frame)) >= 0:
+            found.append(self.pop())
+        return found
 
     def forget(self, session: bytes) -> None:
         """The session will send no more; its waiting frames stay in the queue."""
@@ -254,24 +265,32 @@ class Mux:
     async def _write(self) -> None:
         while self._error is None:
             while self._queue:
-                await self._write_one(self._queue.pop())
+                await self._write_all(self._queue.pop_all(_JOINED if self.channel.joins else 0))
             await self._work.wait()
 
-    async def _write_one(self, entry: QueuedFrame) -> None:
-        if entry.dropped:
+    async def _write_all(self, popped: Sequence[QueuedFrame]) -> None:
+        entries = [entry for entry in popped if not entry.dropped]
+        if not entries:
             return
-        self._sending = entry.taken = True
+        self._sending = True
+        for entry in entries:
+            entry.taken = True
+        failure: PumaError | None = None
         try:
-            await self.channel.send(entry.frame)
+            await self.channel.send_all([entry.frame for entry in entries])
         except TransportError as error:
-            entry.settle(error)
+            failure = error
             self._fail(self._lost_by(error))
-        except PumaError as error:  # only this frame cannot be sent
-            entry.settle(error)
-        else:
-            entry.settle()
+        except PumaError as error:  # one of the frames cannot be sent, and none was
+            if len(entries) > 1:
+                for entry in entries:
+                    await self._write_all((entry,))
+                return
+            failure = error
         finally:
             self._sending = False
+        for entry in entries:
+            entry.settle(failure)
 
     # -- receiving --------------------------------------------------------------------------------
 

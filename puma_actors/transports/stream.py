@@ -82,6 +82,8 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         guest: whether the other end called.
     """
 
+    joins = True
+
     def __init__(
         self,
         options: StreamOptions,
@@ -224,12 +226,16 @@ class StreamChannel(Channel, asyncio.BufferedProtocol):
         return True
 
     async def send(self, frame: Frame) -> None:
+        await self.send_all((frame,))
+
+    async def send_all(self, frames: Sequence[Frame]) -> None:
         async with self._turn:  # senders take turns, so that waiting ones are not overtaken
             self.check()
-            pieces, size = self._encode(frame)
+            encoded = [self._encode(frame) for frame in frames]
             await self._room()
-            self._rest = list(_writes(pieces))[::-1]
-            self._count(frame, size)
+            self._rest = list(_writes([piece for pieces, _ in encoded for piece in pieces]))[::-1]
+            for frame, (_, size) in zip(frames, encoded, strict=True):
+                self._count(frame, size)
             try:
                 while self._rest:
                     await self._room()

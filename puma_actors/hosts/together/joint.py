@@ -21,7 +21,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from models.programs.joint.parts import evaluate_together, stand_in
-from protocols.base.lane import Lane, Link, Settings
+from protocols.base.lane import Lane, Settings
 from protocols.base.shares import COMPUTING, Role
 from protocols.drivers.together import Part
 from protocols.errors import PeerFailed, PumaError, RemoteProtocolError
@@ -39,6 +39,7 @@ from puma_actors.hosts.together.messages import (
 from puma_actors.hosts.together.seats import Place, Seat, arrive
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.upload import Model
+from puma_actors.session.inference import InferenceLink
 
 _MOST_RUNNING = 64
 """Joint steps that evaluator A may have announced or foretold before their end here."""
@@ -46,9 +47,12 @@ _MOST_RUNNING = 64
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """A joint step that the dealer was told of. `announced`: it is taken. `scope`: to drop it."""
+    """A joint step. `announced`: it is taken, which the dealer may learn later. `scope`: to drop
+    it.
+    """
 
     message: JointMessage
+    link: InferenceLink
     announced: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
@@ -173,29 +177,31 @@ class Joint(Actor):
             elif isinstance(message, AheadMessage):
                 if self.role is not Role.DEALER:
                     raise RemoteProtocolError(f"{role} may foretell steps to the dealer only")
-                self._begin(_Told(message.step), group)
+                self._begin(message.step, group, ahead=True)
             elif message.number in self._foretold:
                 told = self._foretold.pop(message.number)
                 if told.message.binding() != message.binding():
                     raise RemoteProtocolError(f"{role} announced another step than it foretold")
                 told.announced.set()
             else:
-                told = _Told(message)
-                told.announced.set()
-                self._begin(told, group)
+                self._begin(message, group)
 
-    def _begin(self, told: _Told, group: TaskGroup) -> None:
+    def _begin(self, message: JointMessage, group: TaskGroup, *, ahead: bool = False) -> None:
         """Take a step, or prepare for it."""
-        message = told.message
         self._check(message)
         if self._steps >= _MOST_RUNNING:
             raise RemoteProtocolError(f"{_MOST_RUNNING} joint steps were announced at once")
-        if not told.announced.is_set():
-            if message.number in self._foretold:
-                raise RemoteProtocolError(f"joint step {message.number} was foretold twice")
+        told = self._told(message)
+        if ahead:
             self._foretold[message.number] = told
+        else:
+            told.announced.set()
         self._steps += 1
         group.start_soon(self._take, told)
+
+    def _told(self, message: JointMessage) -> _Told:
+        link = self.scheduler.link(message.number, message.settings(), message.binding())
+        return _Told(message, link)
 
     def _drop(self, number: int) -> None:
         """Forget a step that was foretold."""
@@ -227,7 +233,7 @@ class Joint(Actor):
         """As `Parties`."""
         self._steps += 1
         await self._tell(message, *(role for role in COMPUTING if role is not self.role))
-        told = _Told(message)
+        told = self._told(message)
         told.announced.set()
         await self._take(told)
 
@@ -249,18 +255,20 @@ class Joint(Actor):
 
     async def _take(self, told: _Told) -> None:
         """Take a joint step, to its end whatever happens to its members; or drop it."""
-        message, taken, rounds = told.message, list[tuple[Place, Part]](), 0
-        link = self.scheduler.link(message.number, message.settings(), message.binding())
+        message, link = told.message, told.link
+        taken, rounds = list[tuple[Place, Part]](), 0
         with told.scope:
             try:
                 async with link:
-                    rounds = await self._run(told, link, taken)
+                    rounds = await self._run(told, taken)
             except PeerFailed:  # it has left already, where nothing more is announced
                 if told.announced.is_set() or self.scheduler.over:
                     raise
         dropped = not told.announced.is_set()
         if dropped:
             self._foretold.pop(message.number, None)
+            for port in self.scheduler.ports.values():
+                port.withdraw(message.number)
             for place, part in taken:
                 place.put_back(part)
         self._steps -= 1
@@ -275,11 +283,11 @@ class Joint(Actor):
             offline_bytes=link.traffic.offline_bytes,
         )
 
-    async def _run(self, told: _Told, link: Link, taken: list[tuple[Place, Part]]) -> int:
+    async def _run(self, told: _Told, taken: list[tuple[Place, Part]]) -> int:
         """Take a step; returns its rounds. `taken`: the parts that it takes from their places are
         added.
         """
-        lane, message, plan = Lane(link), told.message, self.model.plan
+        lane, message, plan = Lane(told.link), told.message, self.model.plan
         places = [
             None if index in message.gone else await self._arrived(member, message.settings())
             for index, member in enumerate(message.members)

@@ -34,9 +34,11 @@ from puma_actors.api import local
 from puma_actors.api.local import LocalCluster
 from puma_actors.session import session as rounds
 from puma_actors.session.credit import MESSAGE_OVERHEAD
+from puma_actors.session.handshake import Peer
 from puma_actors.session.mailbox import Flow, Mailbox
+from puma_actors.session.port import Port
 from puma_actors.session.session import RoundScheduler
-from puma_actors.transports.frames import Frame
+from puma_actors.transports.frames import Frame, Kind
 
 
 @pytest.mark.in_order
@@ -390,3 +392,31 @@ async def test_a_model_runs_within_the_smallest_budgets(
             assert len(tokens) == 3
     assert len(offered) > 100
     assert max(offered) > 2 * tiny.early
+
+
+class Shut:
+    """A channel that takes nothing."""
+
+    instant = False
+    chunk_bytes = 100
+
+    def try_send(self, frame: Frame) -> bool:
+        return False
+
+
+async def test_what_waits_of_an_inference_that_was_given_up_is_not_sent() -> None:
+    peer = Peer(B, "", bytes(16), Shut(), bytes(32))  # type: ignore[arg-type]
+    port = Port(D, peer, Flow(watermark=200), lambda *_: None, lambda _: None)
+    for number in (1, 2, 1):
+        port.put((number, 0, 1), memoryview(bytes(300)), True)
+        port.put((number, 0, 2), memoryview(bytes(10)), True)
+        port.flush()
+    port._broken = True  # the first frame is being sent
+    port.withdraw(1)
+    waits = [(f.kind, f.tag or f.header["tags"][0]) for f in port._pending]
+    assert waits == [
+        (Kind.DATA, (1, 0, 1)),
+        *[(Kind.DATA, (2, 0, 1))] * 3,
+        (Kind.BATCH, (2, 0, 2)),
+    ]
+    assert port._pending_bytes == sum(frame.nbytes for frame in port._pending)

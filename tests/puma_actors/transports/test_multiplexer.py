@@ -1,7 +1,7 @@
 """Sessions that share a connection: fair, apart from each other, and told when it is lost."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -180,6 +180,37 @@ async def test_a_small_frame_overtakes_the_large_ones_of_another_session(sockets
 
 
 # -- back-pressure ---------------------------------------------------------------------------------
+
+
+async def test_frames_that_wait_together_leave_in_one_write(
+    sockets: Muxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all sessions, except large ones. One that cannot be sent keeps no other from leaving."""
+    mux = sockets[0]
+    ends = [both(sockets, session) for session in (ONE, TWO, THREE)]
+    writes: list[list[int]] = []
+    send = mux.channel.send_all
+
+    async def noted(frames: Sequence[Frame]) -> None:
+        writes.append([each.tag[0] for each in frames])
+        await send(frames)
+
+    monkeypatch.setattr(mux.channel, "send_all", noted)
+    entries = [mux.queue(frame(session, index)) for index, session in enumerate((ONE, TWO, THREE))]
+    entries += [mux.queue(frame(ONE, 3, LARGE)), mux.queue(frame(TWO, 4))]
+    with in_time():
+        for entry in entries:
+            await entry.settled()
+        assert writes == [[0, 1, 2], [3], [4]]
+        for (_, end), wanted in zip(ends, ([0, 3], [1, 4], [2]), strict=True):
+            assert [(await end.receive()).tag[0] for _ in wanted] == wanted
+        bad = mux.queue(Frame(Kind.ALIVE, ONE, (5,)))
+        good = mux.queue(frame(TWO, 6))
+        with pytest.raises(LocalProtocolError):
+            await bad.settled()
+        await good.settled()
+        assert sorted(writes[3]) == [5, 6]  # and then one by one
+        assert (await ends[1][1].receive()).tag == (6,)
 
 
 async def test_a_session_that_does_not_read_stops_itself_alone(muxes: Muxes) -> None:

@@ -23,9 +23,10 @@ MEMBER = {"session": SESSION.hex(), "number": 1, "context": 3}
 HONEST = {"do": "joint", "number": 0, "members": [MEMBER]}
 
 
-def sends(header: dict[str, Any], to: Role) -> Callable[[Actor], Any]:
+def sends(to: Role, *headers: dict[str, Any]) -> Callable[[Actor], Any]:
     async def script(actor: Actor) -> None:
-        await actor.scheduler.send_control(to, header)
+        for header in headers:
+            await actor.scheduler.send_control(to, header)
         await actor.scheduler.wait_alone()
 
     return script
@@ -36,19 +37,20 @@ async def stays(actor: Actor) -> None:
 
 
 async def ends_with(
-    header: dict[str, Any],
+    *headers: dict[str, Any],
     sender: Role = Role.EVALUATOR_A,
     seat: Seat | None = None,
     other_joint: bool = False,
+    at: Role = Role.EVALUATOR_B,
 ) -> BaseException:
-    """The error with which evaluator B's joint session ends when it is told this."""
-    joint = Joint(Role.EVALUATOR_B, ActorOptions(), MODEL, 2, lambda session: seat)
+    """The error with which a party's joint session ends when it is told this."""
+    joint = Joint(at, ActorOptions(), MODEL, 2, lambda session: seat)
     if seat is not None:
-        host = Joint(Role.EVALUATOR_B, ActorOptions(), MODEL, 2, lambda session: seat)
+        host = Joint(at, ActorOptions(), MODEL, 2, lambda session: seat)
         (host if other_joint else joint).seat(seat, lambda number: False)
     others: list[Scripted] = scripted(
         {
-            role: sends(header, joint.role) if role is sender else stays
+            role: sends(joint.role, *headers) if role is sender else stays
             for role in COMPUTING
             if role is not joint.role
         }
@@ -88,9 +90,30 @@ async def ends_with(
     ],
 )
 async def test_what_is_refused(header: dict[str, Any], sender: Role, reason: str) -> None:
-    error = await ends_with(header, sender)
+    error = await ends_with(header, sender=sender)
     assert isinstance(error, RemoteProtocolError)
     assert reason in str(error)
+
+
+AHEAD = {"do": "ahead", "step": HONEST}
+
+
+@pytest.mark.parametrize(
+    ("headers", "at", "reason"),
+    [
+        ([AHEAD], Role.EVALUATOR_B, "may foretell steps to the dealer only"),
+        ([AHEAD, AHEAD], Role.DEALER, "used or negative"),
+        ([AHEAD, {**HONEST, "lanes": 2}], Role.DEALER, "announced another step than it foretold"),
+        ([{"do": "drop", "number": 3}], Role.DEALER, "joint step 3 is dropped, but was not"),
+        ([HONEST, {"do": "drop", "number": 0}], Role.EVALUATOR_B, "joint step 0 is dropped, but"),
+        ([AHEAD, {"do": "drop", "number": 0}, AHEAD], Role.DEALER, "used or negative"),
+        ([{"do": "drop", "number": 0}, HONEST], Role.EVALUATOR_B, "used or negative"),
+    ],
+)
+async def test_what_is_foretold_is_what_is_announced_or_dropped(
+    headers: list[dict[str, Any]], at: Role, reason: str
+) -> None:
+    assert reason in str(await ends_with(*headers, at=at, seat=Seat(SESSION)))
 
 
 class _Ready:

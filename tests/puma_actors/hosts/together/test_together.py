@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,23 @@ import pytest
 from conversation import generated
 from hosts import Hosts, hosts, quiet
 from reference import leaves_nothing, save_model, save_tokenizer
-from waiting import in_time, until
+from waiting import HANG, in_time, until
 
 from bench.runtime.together import measure
 from protocols.base import prf
-from protocols.base.lane import Settings
+from protocols.base.lane import Lane, Settings
 from protocols.base.shares import COMPUTING, Role
 from protocols.errors import PumaError
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.remote import RemoteCluster
-from puma_actors.hosts.together import conductor
+from puma_actors.hosts.together import conductor, joint
 from puma_actors.hosts.together.conductor import Conductor
+from puma_actors.hosts.together.group import Group
 from puma_actors.hosts.together.joint import Joint
 from puma_actors.hosts.together.messages import JointMessage
 from puma_actors.hosts.together.seats import Place
+from puma_actors.roles.party import Party
+from puma_actors.session.inference import InferenceLink
 
 PROMPTS = ("I see", "I see the red cat", "red cat")
 TOKENS = 4
@@ -314,30 +318,116 @@ async def test_models_do_not_mix(
         assert set(steps.sizes) == {1}
 
 
+@pytest.mark.parametrize("guesses", ["right", "wrong", "wrong too late"])
 async def test_no_two_sessions_share_a_stream(
     folder: Path,
     certificates: Path,
     model: Path,
+    answers: list[list[int]],
     two_begun: Steps,
     monkeypatch: pytest.MonkeyPatch,
+    guesses: str,
 ) -> None:
-    """Every stream that two parties open has a key of its own: no mask is drawn twice."""
+    """Every stream that two parties open has a key of its own: no mask is drawn twice, not either
+    when the dealer has dealt for a step that is then not taken, in part or all.
+    """
     keys: list[bytes] = []
-    derive = prf.derive
+    derive, withdraw, together = prf.derive, Joint.withdraw, joint.evaluate_together
+    dealt: set[int] = set()
+    dropped: list[int] = []
 
     def noted(key: bytes, label: bytes, path: tuple[int, ...]) -> bytes:
         keys.append(derive(key, label, path))
         return keys[-1]
 
+    async def dealing(lane: Lane, *rest: Any) -> Any:
+        results = await together(lane, *rest)
+        if lane.is_dealer:
+            assert isinstance(lane.link, InferenceLink)
+            dealt.add(lane.link.number)
+        return results
+
+    async def late(this: Joint, number: int) -> None:
+        dropped.append(number)
+        if guesses == "wrong too late":
+            await until(lambda: number in dealt)
+        await withdraw(this, number)
+
     monkeypatch.setattr(prf, "derive", noted)
+    monkeypatch.setattr(joint, "evaluate_together", dealing)
+    monkeypatch.setattr(Joint, "withdraw", late)
+    if guesses != "right":
+        monkeypatch.setattr(Group, "_foretold", lambda *_: False)
+    found: dict[Any, Any] = {}
     async with hosts(folder, certificates, "unix") as cluster:
         await cluster.upload(model)
-        found: dict[Any, Any] = {}
         async with anyio.create_task_group() as group:
             for prompt in PROMPTS[:2]:
                 group.start_soon(ask, cluster, prompt, found)
-    assert two_begun.sizes[0] == 2
+        await quiet(cluster)
+    assert [found[prompt] for prompt in PROMPTS[:2]] == answers[:2]
+    assert two_begun.sizes == [2] * (TOKENS - 1)
+    assert guesses == "right" or len(dropped) >= TOKENS - 1
     opened = Counter(keys)
     assert len(opened) > 100
     # Two parties open each stream that they share, and one a stream of its own.
     assert max(opened.values()) == 2
+
+
+@pytest.mark.parametrize("when", ["between two steps", "in a step"])
+async def test_closing_a_stream_ends_its_inference_at_every_party_at_once(
+    folder: Path,
+    certificates: Path,
+    model: Path,
+    answers: list[list[int]],
+    two_begun: Steps,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    """Though the joint step that it is in, or was to be in, cannot even begin; and the other client
+    gets its answer.
+    """
+    go, ends, announce = anyio.Event(), Party._ended, Joint.announce
+    ended: dict[Role, float] = {}
+    scope, held = anyio.CancelScope(), anyio.Event()
+
+    async def noted(this: Party, message: Any) -> None:
+        await ends(this, message)
+        ended.setdefault(this.role, anyio.current_time())
+
+    async def held_back(this: Joint, message: JointMessage) -> None:
+        if two_begun.taken:
+            held.set()
+            await go.wait()
+        await announce(this, message)
+
+    monkeypatch.setattr(Party, "_ended", noted)
+    monkeypatch.setattr(Joint, "announce", held_back)
+    found: dict[Any, Any] = {}
+    async with hosts(folder, certificates, "unix") as cluster:
+        await cluster.upload(model)
+        async with await session(cluster) as first, anyio.create_task_group() as group:
+            group.start_soon(ask, cluster, PROMPTS[0], found)
+
+            async def close() -> None:
+                await held.wait()
+                scope.cancel()
+
+            if when == "in a step":
+                group.start_soon(close)
+            with scope:
+                async with aclosing(first.generate(PROMPTS[1], max_new_tokens=TOKENS)) as stream:
+                    async for _ in stream:
+                        if when != "in a step" and len(first.usage.token_ids) == 2:
+                            break
+            closed = anyio.current_time()
+            await until(lambda: len(ended) == len(COMPUTING))
+            assert max(ended.values()) - closed < HANG / 60  # a second, where nothing else runs
+            with in_time():
+                await held.wait()  # the other one's step
+            assert PROMPTS[0] not in found
+            go.set()
+        assert found[PROMPTS[0]] == answers[0]
+        await quiet(cluster)
+    assert two_begun.sizes[:2] == [2, 2]
+    assert len(two_begun.sizes) == TOKENS - 1
