@@ -14,6 +14,9 @@ def main() -> int:
     """Exit code: 0, or 1 if a client got a wrong answer, or neither an answer nor a reason."""
     parser = argparse.ArgumentParser(prog="python -m bench.serve", description=__doc__)
     parser.add_argument("--model", type=Path, help="a folder; default: the demo model")
+    parser.add_argument(
+        "--small", action="store_true", help="a generated model, and requests of many lengths"
+    )
     parser.add_argument("--clients", default="1,2,4,16", help="how many, one load after another")
     parser.add_argument("--requests", type=int, default=2, help="of each client")
     parser.add_argument("--seconds", type=float, help="let clients ask for so long instead")
@@ -24,7 +27,7 @@ def main() -> int:
     parser.add_argument("--restart", action="store_true", help="of a party, in each load")
     given = parser.parse_args()
     wanted = Wanted(
-        given.model or demo_model_path(),
+        None if given.small else given.model or demo_model_path(),
         [int(each) for each in given.clients.split(",")],
         given.requests,
         given.seconds,
@@ -37,8 +40,8 @@ def main() -> int:
     out = console()
     try:
         for result in run(wanted, "serve.load"):
-            rate = result.rate.median if result.rate else 0.0
-            out.print(f"{result.case}: {rate:.2f} tokens/s; {result.note}", soft_wrap=True)
+            rate = f" {result.rate.median:.2f} tokens/s;" if result.rate else ""
+            out.print(f"{result.case}:{rate} {result.note}", soft_wrap=True)
     except PumaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

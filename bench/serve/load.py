@@ -68,11 +68,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A load, and what the processes held before, in its middle, at most, and after it."""
+    """A load, and what the processes held before, in its middle, at most, and after it.
+
+    Attributes:
+        memory: bytes of each process as the load went on, by `seconds` since its begin.
+    """
 
     summary: Summary
     seen: list[Seen]
     states: Mapping[str, States]
+    memory: list[dict[str, float]]
 
 
 async def right_answers(model: Path, tokens: int) -> list[Ask]:
@@ -98,7 +103,8 @@ def run(wanted: Wanted, name: str) -> Iterator[Result]:
             asks = anyio.run(right_answers, model, wanted.tokens)
         with running(Path(folder), model, wanted.at_once, settings) as live:
             loads = anyio.run(_loads, wanted, live, asks)
-    one = loads[0].summary.rate
+    first = loads[0].summary
+    one = first.rate if first.clients == 1 else 0.0
     for found in loads:
         yield from _results(name, wanted, found, one)
         _check(found.seen)
@@ -107,9 +113,11 @@ def run(wanted: Wanted, name: str) -> Iterator[Result]:
 async def _loads(wanted: Wanted, live: Running, asks: list[Ask]) -> list[Found]:
     found = []
     for clients in wanted.clients:
-        _check(await _alone(live, asks))
+        if wanted.seconds is not None:  # a long load: it must leave everything as it was
+            _check(await _alone(live, asks))
         found.append(await _one_load(wanted, live, asks, clients))
-        _check(await _alone(live, asks))
+        if wanted.seconds is not None:
+            _check(await _alone(live, asks))
     return found
 
 
@@ -125,13 +133,16 @@ async def _alone(live: Running, asks: Sequence[Ask]) -> list[Seen]:
 
 async def _one_load(wanted: Wanted, live: Running, asks: list[Ask], clients: int) -> Found:
     await live.quiet(_QUIET)
-    looks = [await live.states()]
+    looks, began = [await live.states()], time.monotonic()
     middle: list[States] = []
+    memory: list[dict[str, float]] = []
 
     async def look() -> None:
         while True:
             await anyio.sleep(_LOOK)
-            looks.append(await live.states())
+            looks.append(now := await live.states())
+            held = {name: float(state.memory) for name, state in now.items()}
+            memory.append({"seconds": time.monotonic() - began, **held})
 
     async def halfway() -> None:
         middle.append(await live.states())
@@ -155,7 +166,7 @@ async def _one_load(wanted: Wanted, live: Running, asks: list[Ask], clients: int
     await live.quiet(_QUIET)
     looks += [*middle, after := await live.states()]
     states = {"start": looks[0], "middle": middle[0], "most": _most(looks), "end": after}
-    return Found(Summary.of(clients, seen, seconds), seen, states)
+    return Found(Summary.of(clients, seen, seconds), seen, states, memory)
 
 
 def _goes_on(wanted: Wanted) -> Callable[[int], bool]:
@@ -194,8 +205,11 @@ def _results(name: str, wanted: Wanted, found: Found, one: float) -> Iterator[Re
         f"{title} {getattr(summary, title.lower())}" for title in ("TTFT", "TPOT", "ITL", "E2EL")
     )
     outcomes = ", ".join(f"{count} {what}" for what, count in summary.outcomes.items())
-    refusals = ", ".join(f"{count} {what}" for what, count in summary.refusals.items())
+    if summary.refusals:
+        reasons = (f"{count} {what}" for what, count in summary.refusals.items())
+        outcomes += f" ({', '.join(reasons)})"
     ratio = summary.rate / one if one else 0.0
+    share = f"{ratio:.2f} of one client; " if ratio else ""
     states = {
         when: {who: asdict(state) for who, state in each.items()}
         for when, each in found.states.items()
@@ -204,6 +218,7 @@ def _results(name: str, wanted: Wanted, found: Found, one: float) -> Iterator[Re
         **asdict(summary),
         "ratio": ratio,
         "states": states,
+        "memory": found.memory,
         "wanted": {**asdict(wanted), "model": wanted.model.name if wanted.model else "small"},
     }
     yield Result(
@@ -212,8 +227,7 @@ def _results(name: str, wanted: Wanted, found: Found, one: float) -> Iterator[Re
         Spread.of([summary.seconds]),
         summary.tokens,
         "tokens",
-        note=f"{ratio:.2f} of one client; {outcomes}{f' ({refusals})' if refusals else ''}; "
-        f"mean / median / p99 s: {'; '.join(times)}",
+        note=f"{share}{outcomes}; mean / median / p99 s: {'; '.join(times)}",
         details=details,
     )
     for who in found.states["start"]:

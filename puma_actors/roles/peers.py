@@ -66,7 +66,7 @@ class CountingLane(Lane):
             buffer = await super()._receive(sender)
         finally:
             self._count(sender, Exchanged(waited=time.monotonic() - began))
-        self._count(sender, Exchanged(received=memoryview(buffer).nbytes))
+        self._count(sender, Exchanged(received=len(buffer)))
         return buffer
 
     def _count(self, peer: Role, more: Exchanged) -> None:

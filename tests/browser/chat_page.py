@@ -160,9 +160,15 @@ async def test_the_first_token_is_seen_before_the_last(browser: Browser, folder:
         await expect(chat.page.locator("#bar")).to_be_visible()  # the prompt is being read
         await expect(running.locator("p")).not_to_be_empty()
         assert await chat.page.locator("#stop").is_visible()
+        assert not await chat.page.locator("#send").is_visible()
         await chat.picture("running")
         first = await running.locator("p").inner_text()
+        await chat.page.click("#who")
+        await expect(chat.page.locator("#facts")).to_be_visible()
+        await chat.page.keyboard.press("Escape")  # closes the dialog, and does not stop the answer
+        await expect(chat.page.locator("#facts")).to_be_hidden()
         assert (await chat.answered()).startswith(first)
+        assert await chat.page.locator(".turn.assistant small").inner_text() != "stopped"
 
 
 @pytest.mark.parametrize("how", ["button", "escape"])
@@ -212,6 +218,8 @@ async def test_conversations_are_exported_and_deleted(browser: Browser, folder: 
         await chat.ask()
         await chat.answered()
         await chat.page.click("#new")
+        await chat.page.click("#new")  # one that is empty is enough
+        await expect(chat.page.locator("#talks li")).to_have_count(2)
         await chat.ask("the dog")
         await chat.answered()
         async with chat.page.expect_download() as coming:
@@ -221,7 +229,11 @@ async def test_conversations_are_exported_and_deleted(browser: Browser, folder: 
         assert json.loads((await download.path()).read_text("utf-8")) == await chat.kept()
         await chat.page.click(f"text={PROMPT}")
         await expect(chat.page.locator(".turn.user p")).to_have_text(PROMPT)
-        await chat.page.get_by_role("button", name=f"Delete {PROMPT}").click()
+        delete = chat.page.get_by_role("button", name=f"Delete {PROMPT}")
+        await delete.click()  # nothing is deleted before "OK": without a listener the answer is no
+        assert len(await chat.kept()) == 2
+        chat.page.once("dialog", lambda dialog: dialog.accept())
+        await delete.click()
         await expect(chat.page.locator(".turn.user p")).to_have_text("the dog")
         assert [talk["title"] for talk in await chat.kept()] == ["the dog"]
 
@@ -247,6 +259,7 @@ async def test_a_lost_gateway_is_told(browser: Browser, folder: Path) -> None:
     await page.press("#text", "Enter")
     await expect(page.locator("#status.bad")).not_to_be_empty()
     await expect(page.locator("#send")).to_be_enabled()
+    assert await page.input_value("#text") == PROMPT  # to be sent again
     await context.close()
 
 
@@ -316,7 +329,8 @@ async def test_how_it_looks(
             await expect(page.locator("#list")).to_be_visible()
             await chat.picture(f"{name}-list")
             assert await issues(page) == []
-            await page.click("#open")
+            await page.locator("#talks button").first.click()
+            await expect(page.locator("#list")).to_be_hidden()
         await page.click("#settings summary")
         await expect(page.locator("#heat")).to_be_visible()
         await chat.picture(f"{name}-settings")
