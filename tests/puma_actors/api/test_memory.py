@@ -63,8 +63,9 @@ def test_blocks_hold_at_every_length(role):
     found = []
     for tokens in (512, 2048):
         batch = Batch((tokens,), "last")
-        assert abs(off_by(small_model(), batch, role, SMALL_BLOCKS)) < WITHIN
+        need = footprint(small_model(), batch, settings=SMALL_BLOCKS, dealer=role.is_dealer)
         found.append(counted(small_model(), batch, role, SMALL_BLOCKS))
+        assert abs(need.work / found[-1] - 1) < WITHIN
     assert found[1] < 2.5 * found[0]
     assert found[1] < 100_000_000
 

@@ -21,53 +21,13 @@ from puma_actors.hosts.config import load_config
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def parties(folder: Path, certificates: Path) -> Iterator[dict[Role, Party]]:
+    """For two tests, of which the second ends them."""
     addresses = addresses_for("tls", folder)
     write_config(folder / "client.toml", addresses, certificates)
     with three_parties(folder, addresses, certificates) as started:
         yield started
-
-
-def test_five_roles_in_processes_of_their_own(
-    folder: Path, parties: dict[Role, Party], tmp_path: Path
-) -> None:
-    model = save_tokenizer(save_model(tmp_path / "model", seed=3))
-    config = folder / "client.toml"
-    where = ("--cluster", config)
-
-    assert "all three parties" in puma("upload", model, "--name", "tiny", *where).stdout
-    listed = json.loads(puma("models", "list", "--json", *where).stdout)["models"]
-    assert listed["tiny"]["problem"] == ""
-    assert set(listed["tiny"]["parties"]) == set(COMPUTING)
-
-    prompt = ("-p", "I see the cat", "-n", "3", "--json")
-    answer = json.loads(puma("generate", *where, "-m", "tiny", *prompt).stdout)
-    assert set(answer["seconds"]) == {"load", "connect", "prefill", "decode"}
-
-    async def locally() -> list[int | None]:
-        async with LocalCluster.from_pretrained(model) as cluster:
-            return [t.id async for t in cluster.generate("I see the cat", max_new_tokens=3)]
-
-    assert answer["token_ids"] == anyio.run(locally)
-    assert "has no model 'other'" in puma("generate", *where, "-m", "other", *prompt, code=2).stderr
-
-    ways = json.loads(puma("ping", "--json", *where).stdout)["ways"]
-    assert len(ways) == 9
-    assert all(way["throughput"] > 0 and not way["problem"] for way in ways)
-
-    anyio.run(drain, config, parties[Role.EVALUATOR_A])
-    ways = json.loads(puma("ping", "--json", *where, code=1).stdout)["ways"]
-    assert {way["to"] for way in ways if way["problem"]} == {"evaluator-a"}
-    for role in (Role.DEALER, Role.EVALUATOR_B):
-        parties[role].process.send_signal(signal.SIGTERM)
-        assert parties[role].process.wait(HANG) == 0
-    for party in parties.values():
-        events = party.events()
-        assert events[-1]["event"] == "stopped"
-        sessions = {e["session"] for e in events if e["event"] == "session begins"}
-        assert len(sessions) == 2
-        assert "I see" not in party.log.read_text()
 
 
 def test_a_client_is_told_which_kind_of_model_it_is(
@@ -95,6 +55,48 @@ def test_a_client_is_told_which_kind_of_model_it_is(
     assert "note: private weights: no party knows the model" in asked.stderr
     assert json.loads(asked.stdout)["weights"] == "private"
     assert "open (public weights) removed from" in puma("models", "remove", "open", *where).stdout
+
+
+def test_five_roles_in_processes_of_their_own(
+    folder: Path, parties: dict[Role, Party], tmp_path: Path
+) -> None:
+    model = save_tokenizer(save_model(tmp_path / "model", seed=3))
+    config = folder / "client.toml"
+    where = ("--cluster", config)
+    before = {role: len(party.events()) for role, party in parties.items()}
+
+    assert "all three parties" in puma("upload", model, "--name", "tiny", *where).stdout
+    listed = json.loads(puma("models", "list", "--json", *where).stdout)["models"]
+    assert listed["tiny"]["problem"] == ""
+    assert set(listed["tiny"]["parties"]) == set(COMPUTING)
+
+    prompt = ("-p", "I see the cat", "-n", "3", "--json")
+    answer = json.loads(puma("generate", *where, "-m", "tiny", *prompt).stdout)
+    assert set(answer["seconds"]) == {"load", "connect", "prefill", "decode"}
+
+    async def locally() -> list[int | None]:
+        async with LocalCluster.from_pretrained(model) as cluster:
+            return [t.id async for t in cluster.generate("I see the cat", max_new_tokens=3)]
+
+    assert answer["token_ids"] == anyio.run(locally)
+    assert "has no model 'other'" in puma("generate", *where, "-m", "other", *prompt, code=2).stderr
+
+    ways = json.loads(puma("ping", "--json", *where).stdout)["ways"]
+    assert len(ways) == 9
+    assert all(way["throughput"] > 0 and not way["problem"] for way in ways)
+
+    anyio.run(drain, config, parties[Role.EVALUATOR_A])
+    ways = json.loads(puma("ping", "--json", *where, code=1).stdout)["ways"]
+    assert {way["to"] for way in ways if way["problem"]} == {"evaluator-a"}
+    for role in (Role.DEALER, Role.EVALUATOR_B):
+        parties[role].process.send_signal(signal.SIGTERM)
+        assert parties[role].process.wait(HANG) == 0
+    for role, party in parties.items():
+        events = party.events()[before[role] :]
+        assert events[-1]["event"] == "stopped"
+        sessions = {e["session"] for e in events if e["event"] == "session begins"}
+        assert len(sessions) == 2
+        assert "I see" not in party.log.read_text()
 
 
 async def drain(config: Path, party: Party) -> None:
