@@ -137,6 +137,14 @@ class Derived(Panels):
             return Panels.matmul(self, x)
         return matmul_of_sum(x, first, dealer)
 
+    def matmul_rows(self, x: Words) -> Words:
+        """As `Panels`. Each part that is a table in halves is multiplied by as it is."""
+        first, dealer = self.parts.first, self.parts.dealer
+        if not (isinstance(first, Split) and isinstance(dealer, Split)):
+            return Panels.matmul_rows(self, x)
+        product = dealer.matmul_rows(x)
+        return first.matmul_rows(x) + product + product
+
     def _expect(self) -> None:
         if self.parts.first is None or self.parts.dealer is None:
             raise LocalProtocolError("the other parties of this process do not have the weight yet")
