@@ -82,11 +82,11 @@ class Chaos:
 
         work = _Call.work
 
-        def work_late(call: _Call) -> None:
+        def lingering(call: _Call) -> None:
             time.sleep(POLL * self._random.choice((0, 0, 0, 0.1, 1)))
             work(call)
 
-        patch.setattr(_Call, "work", work_late)
+        patch.setattr(_Call, "work", lingering)
         patch.setattr(BaseSelectorEventLoop, "_process_events", process_some)
         patch.setattr(AsyncIOBackend, "run_sync_in_worker_thread", classmethod(linger))
 
