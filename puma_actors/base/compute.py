@@ -13,10 +13,11 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 
@@ -27,16 +28,15 @@ T = TypeVar("T")
 
 THRESHOLD = 500_000
 """Multiply-adds below which a thread hop (about 0.05 ms) costs more than it gains."""
-_IDLE = 10.0
-"""Seconds after which a thread without a call ends."""
 
 
 class _Call:
     """A call on a thread, awaited by a task."""
 
-    __slots__ = ("_args", "_ended", "_error", "_function", "_loop", "_result", "_waiter")
+    __slots__ = ("_args", "_ended", "_error", "_function", "_loop", "_pool", "_result", "_waiter")
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def __init__(self, pool: "_Pool", function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._pool = pool
         self._function: Callable[..., Any] | None = function
         self._args = args
         self._loop = asyncio.get_running_loop()
@@ -58,6 +58,7 @@ class _Call:
 
     def _end(self) -> None:
         self._ended = True
+        self._pool.busy -= 1
         if not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -78,42 +79,61 @@ class _Call:
 
 
 class _Pool:
-    """Threads that are started when they are needed, and end when they are idle for long."""
+    """The threads of an event loop, started when they are needed; they end with the loop.
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._running = 0
-        self._lock = threading.Lock()
-        self._calls: SimpleQueue[_Call] = SimpleQueue()
+    Attributes:
+        busy: calls whose end the loop has not seen yet.
+    """
 
-    def begin(self, call: _Call) -> None:
-        """Have a thread make the call."""
-        with self._lock:
-            self._calls.put(call)
-            missing = self._running < self._most
-            self._running += missing
-        if missing:
-            threading.Thread(target=self._serve, daemon=True, name="puma-compute").start()
+    _of_loops: ClassVar[dict[asyncio.AbstractEventLoop, "_Pool"]] = {}
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                call = self._calls.get(timeout=_IDLE)
-            except Empty:
-                with self._lock:
-                    if self._calls.empty():
-                        self._running -= 1
-                        return
-                continue
-            call.work()
-            del call  # and what it returned
+    def __init__(self) -> None:
+        self.busy = 0
+        self._count = 0
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._life = self._live(asyncio.get_running_loop())
+
+    @classmethod
+    async def here(cls) -> "_Pool":
+        """The pool of the running loop."""
+        loop = asyncio.get_running_loop()
+        if (pool := cls._of_loops.get(loop)) is None:
+            pool = cls._of_loops[loop] = cls()
+            await anext(pool._life)
+        return pool
+
+    async def _live(self, loop: asyncio.AbstractEventLoop) -> AsyncIterator[None]:
+        """A loop that ends closes the generators that were begun on it, and so this one."""
+        try:
+            yield
+        finally:
+            del self._of_loops[loop]
+            self._calls.put(None)
+
+    async def call(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        """Call the function on a thread."""
+        self.busy += 1
+        call = _Call(self, function, args)
+        if self.busy > self._count:
+            self._count += 1
+            serve = partial(_serve, self._calls)
+            threading.Thread(target=serve, daemon=True, name="puma-compute").start()
+        self._calls.put(call)
+        result: T = await call.result()
+        return result
+
+
+def _serve(calls: "SimpleQueue[_Call | None]") -> None:
+    while (call := calls.get()) is not None:
+        call.work()
+        del call  # and what it returned
+    calls.put(None)  # for the next thread
 
 
 class _Threads:
     """Threads, given to those who wait in turn; to each in the order in which it asked."""
 
     def __init__(self, count: int) -> None:
-        self._pool = _Pool(count)
         self._free = count
         self._waiting: dict[object, deque[asyncio.Future[None]]] = {}  # whose turn comes first
 
@@ -124,10 +144,7 @@ class _Threads:
         else:
             await self._turn(owner)
         try:
-            call = _Call(function, args)
-            self._pool.begin(call)
-            result: T = await call.result()
-            return result
+            return await (await _Pool.here()).call(function, args)
         finally:
             self._next()
 

@@ -25,6 +25,8 @@ import pytest
 from anyio._backends._asyncio import AsyncIOBackend
 from waiting import POLL
 
+from puma_actors.base.compute import _Call
+
 PACES = [0.0] * 6 + [0.5] * 2 + [0.9, 0.98]
 """How likely a task is passed over in a turn of the loop."""
 SWITCHES = (1e-6, 1e-4, 5e-3, 2e-2)
@@ -81,6 +83,13 @@ class Chaos:
 
             return await on_thread(cls, lingering, *rest, **named)
 
+        work = _Call.work
+
+        def lingering(call: _Call) -> None:
+            time.sleep(POLL * self._random.choice((0, 0, 0, 0.1, 1)))
+            work(call)
+
+        patch.setattr(_Call, "work", lingering)
         patch.setattr(BaseSelectorEventLoop, "_process_events", process_some)
         patch.setattr(AsyncIOBackend, "run_sync_in_worker_thread", classmethod(linger))
 

@@ -19,6 +19,7 @@ import anyio
 from anyio._backends import _asyncio as threads
 from anyio._core._eventloop import reset_current_async_library, set_current_async_library
 
+from puma_actors.base.compute import _Pool
 from puma_actors.transports.delay.alarm import Alarm
 
 HANG = 600.0
@@ -75,6 +76,9 @@ async def settled(*, landed: bool = False) -> None:
 
 def computing() -> bool:
     """Whether a thread of this loop is at work, or its result has not been seen yet."""
+    pool = _Pool._of_loops.get(asyncio.get_running_loop())
+    if pool is not None and pool.busy:
+        return True
     # Within callbacks anyio does not know what runs it where the package sniffio is installed.
     token = set_current_async_library("asyncio")
     try:

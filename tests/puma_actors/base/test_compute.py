@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from waiting import HANG, until
 
-import puma_actors.base.compute as compute_module
 from puma_actors.base.compute import Compute
 
 
@@ -110,12 +109,12 @@ async def test_a_cancelled_call_waits_until_the_function_returns() -> None:
     assert await compute.offload(divmod, 7, 3) == (2, 1)
 
 
-async def test_idle_threads_end_and_others_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute_module, "_IDLE", 0.001)
+def test_threads_end_with_the_loop() -> None:
     compute = Compute(threads=2)
-    thread = await compute.offload(threading.current_thread)
-    await until(lambda: not thread.is_alive())
-    assert await compute.offload(divmod, 7, 3) == (2, 1)
+    for _ in range(2):  # one `Compute` on two loops
+        thread = anyio.run(compute.offload, threading.current_thread)
+        thread.join(HANG)
+        assert not thread.is_alive()
 
 
 async def test_a_thread_keeps_nothing_of_a_call() -> None:

@@ -172,8 +172,9 @@ def usual_logs() -> Iterator[logging.Logger]:
 
 
 def own_threads() -> set[threading.Thread]:
-    """Threads other than anyio's pool, whose idle workers end with the event loop."""
-    return {t for t in threading.enumerate() if "AnyIO worker" not in t.name}
+    """Threads other than anyio's pool and that of `Compute`, which end with the event loop."""
+    pools = ("AnyIO worker", "puma-compute")
+    return {t for t in threading.enumerate() if not any(pool in t.name for pool in pools)}
 
 
 @asynccontextmanager
