@@ -261,12 +261,11 @@ class Joint(Actor):
             try:
                 async with link:
                     rounds = await self._run(told, taken)
-            except PeerFailed:  # it has left already, where nothing more is announced
+            except PeerFailed:  # others have left: it will be dropped, if that is said at all
                 if told.announced.is_set() or self.scheduler.over:
                     raise
         dropped = not told.announced.is_set()
         if dropped:
-            self._foretold.pop(message.number, None)
             for port in self.scheduler.ports.values():
                 port.withdraw(message.number)
             for place, part in taken:
