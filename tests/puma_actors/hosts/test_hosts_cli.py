@@ -2,6 +2,7 @@
 
 import json
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,19 +23,26 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def parties(folder: Path, certificates: Path) -> Iterator[dict[Role, Party]]:
+def place() -> Iterator[Path]:
+    """The folder of `parties`, with a client's configuration."""
+    with tempfile.TemporaryDirectory(prefix="puma-") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def parties(place: Path, certificates: Path) -> Iterator[dict[Role, Party]]:
     """For two tests, of which the second ends them."""
-    addresses = addresses_for("tls", folder)
-    write_config(folder / "client.toml", addresses, certificates)
-    with three_parties(folder, addresses, certificates) as started:
+    addresses = addresses_for("tls", place)
+    write_config(place / "client.toml", addresses, certificates)
+    with three_parties(place, addresses, certificates) as started:
         yield started
 
 
 def test_a_client_is_told_which_kind_of_model_it_is(
-    folder: Path, parties: dict[Role, Party], tmp_path: Path
+    place: Path, parties: dict[Role, Party], tmp_path: Path
 ) -> None:
     model = save_tokenizer(save_model(tmp_path / "model", seed=3))
-    where = ("--cluster", folder / "client.toml")
+    where = ("--cluster", place / "client.toml")
     ask = ("-p", "I see the cat", "-n", "2")
     insist = ("--require", "private-weights")
 
@@ -58,10 +66,10 @@ def test_a_client_is_told_which_kind_of_model_it_is(
 
 
 def test_five_roles_in_processes_of_their_own(
-    folder: Path, parties: dict[Role, Party], tmp_path: Path
+    place: Path, parties: dict[Role, Party], tmp_path: Path
 ) -> None:
     model = save_tokenizer(save_model(tmp_path / "model", seed=3))
-    config = folder / "client.toml"
+    config = place / "client.toml"
     where = ("--cluster", config)
     before = {role: len(party.events()) for role, party in parties.items()}
 
