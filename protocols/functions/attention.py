@@ -158,7 +158,10 @@ async def softmax_numerators(
     rows = np.arange(mask.shape[0])[:, None]
     coarse = scores[:, rows, columns].drop(scores.frac - COARSE_FRAC)
     peak, _ = await maximum(lane, coarse.narrow(peak_width(score_bits)))
-    fine = peak.scale_up(scores.frac - COARSE_FRAC)
+    # `drop` is off by less than one and a half steps either way: with half a step more, the peak is
+    # less than one below the largest score, as `exp_negative` needs, and less than two above it.
+    up = scores.frac - COARSE_FRAC
+    fine = peak.scale_up(up).add_public(np.uint64(1 << up - 1))
     shifted = scores.narrow(fine.width) - fine.reshape(*peak.shape, 1).broadcast(scores.shape)
     values = await exp_negative(lane, shifted[:, where[0], where[1]], width)
     return values.scatter(scores.shape, (slice(None), *where))

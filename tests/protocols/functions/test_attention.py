@@ -100,6 +100,22 @@ def test_numerators():
     )
 
 
+@pytest.mark.parametrize("tree", ["balanced", "traffic"])
+def test_the_maximum_is_as_near_as_the_exponential_needs(tree):
+    """Less than a step below the row's largest score, and less than two above, in every row: a
+    score a step above it would count as one far below.
+    """
+    rows, length = 6000, 20
+    scores = generator(5).normal(size=(1, rows, length)) * 4
+    mask = np.ones((rows, length), dtype=np.bool_)
+    settings = Settings(tree=tree)
+    got = floats(softmax_numerators, share(scores), mask, 11, settings=settings)
+    largest = np.take_along_axis(got, scores.argmax(-1)[..., None], axis=-1)
+    assert math.exp(-0.5) - 2e-5 < largest.min()
+    assert largest.max() < math.exp(0.25) + 2e-5
+    assert (np.abs(got / largest - np.exp(scores - scores.max(-1, keepdims=True))) < 1e-4).all()
+
+
 @pytest.mark.parametrize("score_bits", range(4, MAX_SCORE_BITS + 1))
 def test_scores_of_every_width(score_bits):
     """Up to the last unit below 2^bits on both sides, which are furthest apart."""
