@@ -11,7 +11,6 @@ from rich.console import Console
 
 from bench import (
     decode,
-    drafts,
     embeddings,
     errors,
     fidelity,
@@ -26,6 +25,7 @@ from bench import (
 )
 from bench.runtime import (
     calls,
+    drafts,
     hosts,
     network,
     overlap,

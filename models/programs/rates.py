@@ -41,7 +41,7 @@ EVALUATOR = Rates(
 )  # fmt: skip
 TRAFFIC_ATTEND = 180
 """Bytes per score at the dealer under the tree of least traffic."""
-MANY_ATTEND, MANY_ARGMAX = (135, 172), (165, 165)
+MANY_ATTEND, MANY_ARGMAX = (135, 152), (165, 165)
 """Bytes per score and per logit at dealer and evaluator where `MANY` are compared in pairs."""
 MASK = 9
 """Bytes per entry of a mask: where it is set, and the columns to look at."""

@@ -5,12 +5,25 @@ again: nothing is allocated or calculated, however large the shape is.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
 _ZEROS = bytes(16)  # of any type
 Known: TypeAlias = Callable[..., tuple[int, ...]]
+
+
+class _Options(TypedDict, total=False):
+    """Of a ufunc; those that shapes and types depend on."""
+
+    axis: Any
+    keepdims: Any
+    dtype: Any
+    initial: Any
+    where: Any
+    casting: Any
+    order: Any
+    subok: Any
 
 
 class Blank(np.ndarray[tuple[int, ...], np.dtype[Any]]):
@@ -20,7 +33,12 @@ class Blank(np.ndarray[tuple[int, ...], np.dtype[Any]]):
     """
 
     def __array_ufunc__(
-        self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any
+        self,
+        ufunc: np.ufunc,
+        method: str,
+        *inputs: Any,
+        out: Any = None,
+        **options: Unpack[_Options],
     ) -> Any:
         """Shape and type of the result, without its content."""
         if method == "__call__" and ufunc.signature is None and ufunc.nout == 1:

@@ -83,6 +83,7 @@ class _Pool:
 
     Attributes:
         busy: calls whose end the loop has not seen yet.
+        life: ends with the loop.
     """
 
     _of_loops: ClassVar[dict[asyncio.AbstractEventLoop, "_Pool"]] = {}
@@ -91,7 +92,7 @@ class _Pool:
         self.busy = 0
         self._count = 0
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self._life = self._live(asyncio.get_running_loop())
+        self.life = self._live(asyncio.get_running_loop())
 
     @classmethod
     async def here(cls) -> "_Pool":
@@ -99,7 +100,7 @@ class _Pool:
         loop = asyncio.get_running_loop()
         if (pool := cls._of_loops.get(loop)) is None:
             pool = cls._of_loops[loop] = cls()
-            await anext(pool._life)
+            await anext(pool.life)
         return pool
 
     async def _live(self, loop: asyncio.AbstractEventLoop) -> AsyncIterator[None]:

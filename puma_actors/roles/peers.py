@@ -57,14 +57,15 @@ class CountingLane(Lane):
         return lanes
 
     async def _send(self, to: Role, parts: Sequence[Buffer], *, online: bool) -> None:
-        size = await self.link.send(to, self._tag(self._sent, to), parts, online=online)
-        self._count(to, Exchanged(sent=size))
+        await self.link.send(to, self._tag(self._sent, to), parts, online=online)
+        self._count(to, Exchanged(sent=sum(len(part) for part in parts)))
 
     async def _receive(self, sender: Role) -> Buffer:
-        began = time.monotonic()
+        began, tag = time.monotonic(), self._expect(sender)
         try:
-            buffer = await super()._receive(sender)
+            buffer = await self.link.receive(sender, tag)
         finally:
+            self._busy = False
             self._count(sender, Exchanged(waited=time.monotonic() - began))
         self._count(sender, Exchanged(received=len(buffer)))
         return buffer

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.drafts import FirstLayers, small_model
+from bench.runtime.drafts import FirstLayers, small_model
 from bench.tools.checkpoints import write_checkpoint
 from models.checkpoints.weights import open_checkpoint
 from models.tokens.sampling import SamplingConfig

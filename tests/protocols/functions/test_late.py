@@ -172,4 +172,5 @@ def test_two_rounds_less_than_before_the_product(width, tree):
 
     x = tensor((3, 8), width, 22)
     seen = [same(program, x, settings=chosen).rounds for program in (after, before)]
-    assert seen[1] - seen[0] == 2 + (width < 64)
+    # With the least traffic, a row's inverse root is multiplied out before it is read.
+    assert seen[1] - seen[0] == 2 + (width < 64) + (tree == "traffic")

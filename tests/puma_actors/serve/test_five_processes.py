@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,8 +31,6 @@ pytestmark = pytest.mark.slow
 
 CHAT = [{"role": "user", "content": PROMPT}]
 MOST = 40
-SOON = 30.0
-"""Seconds. The parties take less than one to stop; beside other tests everything takes longer."""
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +162,8 @@ def _stops(client, base, key, parties):
     for _ in stream:
         break
     assert computing()
-    closed = time.monotonic()
     stream.close()
     until_now(lambda: not computing())  # all three parties have said that they ended it
-    assert time.monotonic() - closed < SOON
     after = steps()
     taken = [after[role] - before[role] for role in EVALUATORS]
     assert all(1 <= count < MOST // 2 for count in taken), taken

@@ -25,11 +25,11 @@ from models.files.locate import demo_model_path
 from protocols.errors import PumaError
 from puma_actors.api.local import LocalCluster
 
-_NAME = "drafts.demo"
+_NAME = "waiting.drafts"
 LAYERS = 24
 """Of the demo model's 30, in the small model."""
 _TOKENS = 32
-_ESSAY = (Path(__file__).parent / "texts" / "essay.txt").read_text(encoding="utf-8")
+_ESSAY = (Path(__file__).parents[1] / "texts" / "essay.txt").read_text(encoding="utf-8")
 _PASSAGE = ". ".join(_ESSAY.split("\n\n")[2].split(". ")[:4]) + "."
 TEXTS = {
     "copies": f"Copy the first two sentences of this text:\n\n{_PASSAGE}",
