@@ -19,9 +19,9 @@ import anyio
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # <malloc.h>
 _KEPT = 512 << 20
 """Bytes at the heap's end that stay with the process."""
-_MAPPED = 1 << 30, 32 << 20
-"""Blocks from this many bytes on are the system's; older releases of glibc take no more than the
-second value."""
+_MAPPED = 32 << 20
+"""Blocks from this many bytes on, such as a model's tables, are the system's; the most that older
+releases of glibc take."""
 _CHOSEN = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
@@ -33,8 +33,8 @@ def keep_freed() -> bool:
     tell = _function("mallopt", ctypes.c_int, ctypes.c_int, ctypes.c_int)
     if tell is None or any(name in os.environ for name in _CHOSEN):
         return False
-    mapped = any(tell(_MMAP_THRESHOLD, size) for size in _MAPPED)
-    return bool(mapped and tell(_TRIM_THRESHOLD, _KEPT) and tell(_ARENA_MAX, 1))
+    chosen = (_MMAP_THRESHOLD, _MAPPED), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, 1)
+    return all(tell(name, value) for name, value in chosen)
 
 
 async def give_back() -> None:

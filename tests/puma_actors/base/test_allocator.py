@@ -18,7 +18,7 @@ from puma_actors.base.allocator import keep_freed
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        for size in (50_000_000, 9_000_000):
+        for size in (25_000_000, 9_000_000):
             np.zeros(size // 8, dtype=np.uint64).fill(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
