@@ -21,6 +21,7 @@ from math import comb
 
 import numpy as np
 
+from protocols.base.blank import blank
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import Field, elementwise_work, field
@@ -84,25 +85,33 @@ async def remask(
 
     Cost: 1 round; width - shift bits each way; width bits dealt if `dealt`.
     """
-    left = width - shift
+    left, work = width - shift, elementwise_work(part.size)
     if lane.is_dealer:
-        one, two = lane.masks(part.shape, left)
         if dealt:
             await lane.share([field(part.shape, width)], [part])
+        shape = part.shape
+        one, two = (
+            await lane.run(work, lane.masks, shape, left) if work else lane.masks(shape, left)
+        )
         return SecretTensor(lane.role, one, two, left, frac)
-    mask = lane.mask(part.shape, left)
-    up = (1 << shift) - 1 if lane.leads else 0
-    if dealt:
-        (correction,) = await lane.share([field(part.shape, width)])
-        given = part, correction, mask, width, shift, up
-        work = elementwise_work(part.size)
-        total = await lane.run(work, masked_sum, *given) if work else masked_sum(*given)
-    elif shift:
-        total = shift_right(part + np.uint64(up), shift, width) + mask
-    else:
-        total = part + mask
+    correction = (await lane.share([field(part.shape, width)]))[0] if dealt else None
+    given = lane, part, correction, width, shift
+    total, mask = await lane.run(work, _masked, *given) if work else _masked(*given)
     (opened,) = await lane.open([field(part.shape, left)], [total])
     return SecretTensor(lane.role, opened, mask, left, frac)
+
+
+def _masked(
+    lane: Lane, part: Words, correction: Words | None, width: int, shift: int
+) -> tuple[Words, Words]:
+    """An evaluator's quotient under its half of the output mask, and that half."""
+    mask = lane.mask(part.shape, width - shift)
+    up = (1 << shift) - 1 if lane.leads else 0
+    if correction is not None:
+        return masked_sum(part, correction, mask, width, shift, up), mask
+    if shift:
+        return shift_right(part + np.uint64(up), shift, width) + mask, mask
+    return part + mask, mask
 
 
 def lift_cost(count: int, width: int, to: int) -> Cost:
@@ -130,24 +139,37 @@ async def lift(lane: Lane, x: SecretTensor, to: int = RING_BITS) -> SecretTensor
     fields = [field(x.shape, gap)] * 2
     if lane.is_dealer:
         return await _lift_dealer(lane, x, to, fields)
-    upper = lane.mask(x.shape, gap)
     msb, carry = await lane.share(fields)
-    work, given = elementwise_work(x.size), (x.a, msb, carry, upper, x.width)
-    word = await lane.run(work, lift_word, *given) if work else lift_word(*given)
+    work, given = elementwise_work(x.size), (lane, x, msb, carry, gap)
+    word, upper = await lane.run(work, _lift_word, *given) if work else _lift_word(*given)
     (high,) = await lane.open(fields[:1], [word])
     known = x.a, x.b, high, upper, x.width
     m, own = await lane.run(work, lifted, *known) if work else lifted(*known)
     return SecretTensor(lane.role, m, own, to, x.frac)
 
 
+def _lift_word(
+    lane: Lane, x: SecretTensor, msb: Words, carry: Words, gap: int
+) -> tuple[Words, Words]:
+    """An evaluator's word of the upper part under its half of that part's mask, and that half."""
+    upper = lane.mask(x.shape, gap)
+    return lift_word(x.a, msb, carry, upper, x.width), upper
+
+
 async def _lift_dealer(lane: Lane, x: SecretTensor, to: int, fields: list[Field]) -> SecretTensor:
-    upper_one, upper_two = lane.masks(x.shape, to - x.width)
     work, given = elementwise_work(x.size), (x.a, x.b, x.width)
     secrets = await lane.run(work, lift_secrets, *given) if work else lift_secrets(*given)
     await lane.share(fields, secrets)
-    halves = (x.a, 0, upper_one, x.width), (x.b, 0, upper_two, x.width)
-    one, two = [await lane.run(work, joined, *half) if work else joined(*half) for half in halves]
+    one, two = (
+        await lane.run(work, _lifted_masks, lane, x, to) if work else _lifted_masks(lane, x, to)
+    )
     return SecretTensor(lane.role, one, two, to, x.frac)
+
+
+def _lifted_masks(lane: Lane, x: SecretTensor, to: int) -> tuple[Words, Words]:
+    """The dealer's view of the masks of a lifted sharing."""
+    one, two = lane.masks(x.shape, to - x.width)
+    return joined(x.a, 0, one, x.width), joined(x.b, 0, two, x.width)
 
 
 @protocol("map")
@@ -167,7 +189,7 @@ async def map_public(
         lane.charge("map", remask_cost(int(np.prod(shape)), x.width, dealt=True, shift=shift))
         return lane.blank(shape, x.width - shift, frac)
     if lane.is_dealer:
-        part = np.zeros_like(function(x.a))
+        part: Words = blank(function(x.a).shape)
     elif lane.leads:
         part = function(x.a - x.b)
     else:

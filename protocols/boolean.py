@@ -6,15 +6,17 @@ dealer XOR-shares the products of masks over every subset of two or more that oc
 local (ABY2.0, section on multi-input gates).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
+from protocols.base.blank import blank
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
-from protocols.base.fields import Field, field
+from protocols.base.fields import Field, elementwise_work, field
 from protocols.base.lane import Lane
 from protocols.base.ring import Words, packed_bytes
 from protocols.base.shares import SecretBits
@@ -128,24 +130,32 @@ async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Wor
 
     Cost: no round; one bit dealt per subset.
     """
-    flat = mask.ravel()
-    fields = _fields(plan.widths, flat.size)
+    fields, work = _fields(plan.widths, mask.size), mask.size * _WORK
     if lane.is_dealer:
         if fields:
-            if plan.small:
-                dealt = plan.dealt[:, flat]
-            else:
-                dealt = mask_products.run(flat, plan.subsets, plan.fields)
-            await lane.share(fields, list(dealt))
-        return np.zeros(mask.shape, dtype=np.uint64)
+            await lane.share(fields, await lane.run(work, _dealt_products, mask, plan))
+        return blank(mask.shape)
     shares = await lane.share(fields) if fields else []
-    dealt = np.empty((plan.fields, flat.size), dtype=np.uint64)
+    return await lane.run(work, _shared_products, opened, mask, shares, plan, lane.leads)
+
+
+def _dealt_products(mask: Words, plan: Circuit) -> list[Words]:
+    flat = mask.ravel()
+    return list(
+        plan.dealt[:, flat] if plan.small else mask_products.run(flat, plan.subsets, plan.fields)
+    )
+
+
+def _shared_products(
+    opened: Words, mask: Words, shares: Sequence[Words], plan: Circuit, leads: bool
+) -> Words:
+    """An evaluator's XOR shares of the circuit's outputs."""
+    dealt = np.empty((plan.fields, mask.size), dtype=np.uint64)
     for i, share in enumerate(shares):
         dealt[i] = share
     whole = opened if opened.shape == mask.shape else np.broadcast_to(opened, mask.shape)
     kernel, table = (look_up_products, plan.asked) if plan.small else (expand_products, plan.rows)
-    work, public = flat.size * _WORK, whole.ravel()
-    word: Words = await lane.run(work, kernel.run, public, flat, dealt, table, lane.leads)
+    word: Words = kernel.run(whole.ravel(), mask.ravel(), dealt, table, leads)
     return word.reshape(mask.shape)
 
 
@@ -171,12 +181,24 @@ async def open_masked(
 
     Cost: 1 round; width bits each way.
     """
+    work = elementwise_work(math.prod(shape))
     if lane.is_dealer:
-        one, two = lane.masks(shape, width)
-        return one, one ^ two
-    mask = lane.mask(shape, width)
-    (opened,) = await lane.open([field(shape, width, xor=True)], [share ^ mask])
+        return await lane.run(work, _whole_mask, lane, shape, width)
+    given = lane, share, width, shape
+    word, mask = await lane.run(work, _masked, *given) if work else _masked(*given)
+    (opened,) = await lane.open([field(shape, width, xor=True)], [word])
     return opened, mask
+
+
+def _whole_mask(lane: Lane, shape: tuple[int, ...], width: int) -> tuple[Words, Words]:
+    one, two = lane.masks(shape, width)
+    return one, one ^ two
+
+
+def _masked(lane: Lane, share: Words, width: int, shape: tuple[int, ...]) -> tuple[Words, Words]:
+    """An evaluator's share under its share of a mask, and that share."""
+    mask = lane.mask(shape, width)
+    return share ^ mask, mask
 
 
 async def to_bits(lane: Lane, share: Words, shape: tuple[int, ...]) -> SecretBits:

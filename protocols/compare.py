@@ -13,13 +13,14 @@ from functools import cache
 
 import numpy as np
 
+from protocols.base.blank import blank
 from protocols.base.blocks import MANY, saves_bytes
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import field
 from protocols.base.lane import Lane
 from protocols.base.ring import Words, packed_bytes
-from protocols.base.shares import SecretBits, SecretTensor, stack, stack_bits
+from protocols.base.shares import SecretBits, SecretTensor, concat, stack, stack_bits
 from protocols.boolean import (
     Circuit,
     and_bits,
@@ -157,19 +158,35 @@ async def _relation(
     tree = comparison_tree(digits, radix)
     shape, bits = (*x.shape, cuts.size), digits * DIGIT_BITS
     fields = [field((x.size, digits), 16, xor=True)]
+    work = 40 * x.size * cuts.size * digits
     if lane.is_dealer:
-        hidden = windows(x.lam, _NO_CUT, x.width, shift, bits).reshape(-1)
-        await lane.share(fields, [onehot_digits(hidden, digits)])
-        public = word = np.zeros(shape, dtype=np.uint64)
+        await lane.share(fields, [await lane.run(work, _dealt_digits, x, shift, digits)])
+        public = word = blank(shape)
     else:
         (onehots,) = await lane.share(fields)
-        public = windows(x.a, cuts, x.width, shift, bits)
-        work = 40 * public.size * digits
-        word = (await lane.run(work, digit_relations, onehots, public)).reshape(shape)
+        given = x, onehots, cuts, shift, bits
+        public, relations = await lane.run(work, _digit_relations, *given)
+        word = relations.reshape(shape)
     for level in tree.levels:
         opened, mask = await open_masked(lane, word, level.inputs, shape)
         word = await products(lane, opened, mask, level)
     return word, public
+
+
+def _dealt_digits(x: SecretTensor, shift: int, digits: int) -> Words:
+    """One-hots of the digits of the mask, (x.size, digits)."""
+    hidden = windows(x.lam, _NO_CUT, x.width, shift, digits * DIGIT_BITS)
+    return onehot_digits(hidden.reshape(-1), digits)
+
+
+def _digit_relations(
+    x: SecretTensor, onehots: Words, cuts: Words, shift: int, bits: int
+) -> tuple[Words, Words]:
+    """The public m' at every threshold, and an evaluator's shares of how the mask's digits compare
+    with its digits: both (x.size, thresholds).
+    """
+    public = windows(x.a, cuts, x.width, shift, bits)
+    return public, digit_relations(onehots, public)
 
 
 # -- maximum ---------------------------------------------------------------------------------------
@@ -225,19 +242,26 @@ async def _winners(lane: Lane, columns: list[SecretTensor]) -> list[tuple[Secret
     return await _joined(lane, winners) if joins else winners
 
 
+def _columns(x: SecretTensor, radix: int) -> list[SecretTensor]:
+    """The first, second, ... of every `radix` entries along the last axis; the last entry stands
+    for those that are missing at the end.
+    """
+    missing = -x.shape[-1] % radix
+    if missing:
+        x = concat([x, *[x[..., -1:]] * missing], axis=-1)
+    return [x[..., k::radix] for k in range(radix)]
+
+
 async def _contest(
     lane: Lane, x: SecretTensor, payload: SecretTensor | None
 ) -> tuple[SecretTensor, SecretTensor | None]:
-    size = x.shape[-1]
     pairs = lane.settings.tree != "rounds" and x.size >= MANY
-    radix = min(2 if pairs else 4, size)
-    groups = -(-size // radix)
-    index = np.minimum(np.arange(groups * radix), size - 1).reshape(groups, radix)
-    columns = [x[..., index[:, k]] for k in range(radix)]
+    radix = min(2 if pairs else 4, x.shape[-1])
+    columns = _columns(x, radix)
     winners = await _winners(lane, columns)
     jobs = [(columns, columns[-1])]
     if payload is not None:
-        beside = [payload[..., index[:, k]] for k in range(radix)]
+        beside = _columns(payload, radix)
         jobs.append((beside, beside[-1]))
 
     async def pick(strand: Lane, job: int) -> SecretTensor:

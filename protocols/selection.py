@@ -11,9 +11,10 @@ from functools import lru_cache
 import numpy as np
 
 from protocols.arithmetic import remask, remask_cost
+from protocols.base.blank import blank
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
-from protocols.base.fields import Field, field, fields_bytes
+from protocols.base.fields import Field, elementwise_work, field, fields_bytes
 from protocols.base.lane import Lane
 from protocols.base.ring import Bytes, Words
 from protocols.base.shares import SecretBits, SecretTensor, side_by_side
@@ -99,18 +100,15 @@ async def select(
         return lane.blank(shape, width, frac)
     even = _even(terms, shape)
     fields = _term_fields(terms, shape, width, even)
+    work = elementwise_work(sum(item.count for item in fields))
     if lane.is_dealer:
-        values = _dealt_even(terms) if even else [v for t in terms for v in _dealt_products(t)]
-        await lane.share(fields, values)
-        part = np.zeros(shape, dtype=np.uint64)
+        await lane.share(fields, await lane.run(work, _dealt_even if even else _dealt, terms))
+        part: Words = blank(shape)
     elif even:
-        part = _even_part(lane, terms, *await lane.share(fields)).reshape(shape)
+        part = await lane.run(work, _even_part, lane, terms, *await lane.share(fields))
+        part = part.reshape(shape)
     else:
-        shares = iter(await lane.share(fields))
-        part = np.zeros(shape, dtype=np.uint64)
-        for term in terms:
-            product = _term_part(lane, term, shares)
-            part = part + (product.sum(axis=-1, dtype=np.uint64) if total else product)
+        part = await lane.run(work, _part, lane, terms, await lane.share(fields), shape, total)
     return await remask(lane, part, frac=frac, width=width, dealt=False)
 
 
@@ -140,6 +138,10 @@ def _even_part(lane: Lane, terms: Sequence[Term], dealt: Words) -> Words:
     return select_part(_bit_rows(terms, lambda bit: bit.a), y, own, dealt)
 
 
+def _dealt(terms: Sequence[Term]) -> list[Words]:
+    return [words for term in terms for words in _dealt_products(term)]
+
+
 def _dealt_products(term: Term) -> list[Words]:
     masks = [bit.mask.astype(np.uint64) for bit in term.bits]
     values = []
@@ -153,6 +155,18 @@ def _dealt_products(term: Term) -> list[Words]:
         if isinstance(term.y, SecretTensor):
             values.append(product * term.y.lam)
     return values
+
+
+def _part(
+    lane: Lane, terms: Sequence[Term], dealt: Sequence[Words], shape: tuple[int, ...], total: bool
+) -> Words:
+    """An evaluator's part of the sum over the terms, and over the last axis if `total`."""
+    shares = iter(dealt)
+    part = np.zeros(shape, dtype=np.uint64)
+    for term in terms:
+        product = _term_part(lane, term, shares)
+        part = part + (product.sum(axis=-1, dtype=np.uint64) if total else product)
+    return part
 
 
 def _term_part(lane: Lane, term: Term, shares: Iterator[Words]) -> Words:

@@ -93,6 +93,18 @@ def split(buffer: Buffer, fields: Sequence[Field]) -> list[Words]:
     ]
 
 
+def sums(buffer: Buffer, fields: Sequence[Field], mine: Sequence[Words]) -> list[Words]:
+    """Unpack a message and add `mine` to it, or XOR it, field by field.
+
+    Raises:
+        RemoteProtocolError: its size does not match the fields.
+    """
+    return [
+        own ^ other if item.xor else own + other
+        for item, own, other in zip(fields, mine, split(buffer, fields), strict=True)
+    ]
+
+
 def join(fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:
     """Pack a message; the inverse of `split`."""
     return [pack(value, item.width) for item, value in zip(fields, values, strict=True)]

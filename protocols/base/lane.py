@@ -15,7 +15,7 @@ import numpy as np
 
 from protocols.base.blank import blank
 from protocols.base.cost import Cost, Traffic
-from protocols.base.fields import Buffer, Field, join, layout, split
+from protocols.base.fields import Buffer, Field, join, layout, split, sums
 from protocols.base.prf import Stream
 from protocols.base.ring import RING_BITS, Bytes, Words
 from protocols.base.shares import EVALUATORS, Role, SecretBits, SecretTensor
@@ -244,17 +244,16 @@ class Lane:
         Online bytes: `2 * fields_bytes(fields)`.
         """
         if work := layout(tuple(fields)).work:
-            parts = await self.run(work, join, fields, values)
-            return await self.run(work, split, await self._exchange(parts), fields)
+            theirs = await self._exchange(await self.run(work, join, fields, values))
+            return await self.run(work, split, theirs, fields)
         return split(await self._exchange(join(fields, values)), fields)
 
     async def open(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
         """A round after which both evaluators know the sums (or XORs) of their `values`."""
-        theirs = await self.swap(fields, values)
-        return [
-            mine ^ other if item.xor else mine + other
-            for item, mine, other in zip(fields, values, theirs, strict=True)
-        ]
+        if work := layout(tuple(fields)).work:
+            theirs = await self._exchange(await self.run(work, join, fields, values))
+            return await self.run(work, sums, theirs, fields, values)
+        return sums(await self._exchange(join(fields, values)), fields, values)
 
     async def send_words(
         self, to: Role, fields: Sequence[Field], values: Sequence[Words], *, online: bool = True

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from protocols.arithmetic import lift, matmul
 from protocols.base.entry import protocol
-from protocols.base.fields import fields_bytes
+from protocols.base.fields import elementwise_work, fields_bytes
 from protocols.base.lane import Lane, Settings
 from protocols.base.ring import FRACTION_BITS, RING_BITS
 from protocols.base.shares import SecretTensor
@@ -145,26 +145,51 @@ async def softmax_numerators(
     Cost: that of the maximum (a radix-4 tree over the row), then that of exp; `near`: that of
     `histogram.numerators` for the entries whose mask is set, and a lift.
     """
-    where = np.nonzero(mask)
     if near:
-        counts = np.tile(mask.sum(axis=1), scores.shape[0])
-        flat = scores[:, where[0], where[1]].reshape(-1)
-        ends = np.cumsum(counts)
+        ends = np.cumsum(np.tile(mask.sum(axis=1), scores.shape[0]))
+        flat = await _picked(lane, scores, mask)
         values = await histogram.numerators(lane, flat, ends, score_bits, wide=not lifted)
         values = await lift(lane, values, width) if lifted else values
-        return values.reshape(scores.shape[0], -1).scatter(scores.shape, (slice(None), *where))
-    first = mask.argmax(axis=1)[:, None]  # a masked entry repeats a valid one
-    columns = np.where(mask, np.arange(mask.shape[1]), first)
-    rows = np.arange(mask.shape[0])[:, None]
-    coarse = scores[:, rows, columns].drop(scores.frac - COARSE_FRAC)
+        return await _placed(lane, values, scores.shape, mask)
+    coarse = (await _filled(lane, scores, mask)).drop(scores.frac - COARSE_FRAC)
     peak, _ = await maximum(lane, coarse.narrow(peak_width(score_bits)))
     # `drop` is off by less than one and a half steps either way: with half a step more, the peak is
     # less than one below the largest score, as `exp_negative` needs, and less than two above it.
     up = scores.frac - COARSE_FRAC
     fine = peak.scale_up(up).add_public(np.uint64(1 << up - 1))
     shifted = scores.narrow(fine.width) - fine.reshape(*peak.shape, 1).broadcast(scores.shape)
-    values = await exp_negative(lane, shifted[:, where[0], where[1]], width)
-    return values.scatter(scores.shape, (slice(None), *where))
+    values = await exp_negative(lane, await _picked(lane, shifted, mask), width)
+    return await _placed(lane, values, scores.shape, mask)
+
+
+async def _picked(lane: Lane, scores: SecretTensor, mask: NDArray[np.bool_]) -> SecretTensor:
+    """The scores whose mask is set, row after row, as one row."""
+    if mask.all():
+        return scores.reshape(-1)
+    index = (slice(None), *np.nonzero(mask))
+    picked = await lane.run(elementwise_work(scores.size), scores.__getitem__, index)
+    return picked.reshape(-1)
+
+
+async def _filled(lane: Lane, scores: SecretTensor, mask: NDArray[np.bool_]) -> SecretTensor:
+    """The scores, where the mask is not set the row's first for which it is."""
+    if mask.all():
+        return scores
+    first = mask.argmax(axis=1)[:, None]
+    columns = np.where(mask, np.arange(mask.shape[1]), first)
+    index = (slice(None), np.arange(mask.shape[0])[:, None], columns)
+    return await lane.run(elementwise_work(scores.size), scores.__getitem__, index)
+
+
+async def _placed(
+    lane: Lane, values: SecretTensor, shape: tuple[int, ...], mask: NDArray[np.bool_]
+) -> SecretTensor:
+    """The inverse of `_picked`, with zeros where the mask is not set."""
+    if mask.all():
+        return values.reshape(*shape)
+    index = (slice(None), *np.nonzero(mask))
+    rows = values.reshape(shape[0], -1)
+    return await lane.run(elementwise_work(math.prod(shape)), rows.scatter, shape, index)
 
 
 def _sum_bits(length: int, *, near: bool) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.arithmetic import remask, remask_cost
+from protocols.base.blank import blank
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import field
@@ -92,16 +93,14 @@ async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
     if lane.tracing:
         lane.charge("exp", exp_part_cost(x.size, form))
         return lane.blank(x.shape, form.frac + 3, form.frac)
-    head = np.uint64(2**64 - round(HEAD * 2**FRACTION_BITS))
-    moved = x.add_public(head).times(np.uint64(_GAIN))
+    work = 30 * x.size
     fields = [field((_SEGMENTS, x.size), form.width)]
     if lane.is_dealer:
-        await lane.share(fields, [_dealt(moved.lam.reshape(-1), form)])
-        part = np.zeros(x.shape, dtype=np.uint64)
+        await lane.share(fields, [await lane.run(work, _dealt, x.lam, form)])
+        part: Words = blank(x.shape)
     else:
         (shares,) = await lane.share(fields)
-        flat = np.ascontiguousarray(moved.a).reshape(-1)
-        part = (await lane.run(30 * x.size, _combined, flat, shares, form)).reshape(x.shape)
+        part = await lane.run(work, _combined, x.a, shares, form)
     shift = form.scale - form.frac
     return await remask(lane, part, frac=form.frac, width=form.width, shift=shift, dealt=False)
 
@@ -112,8 +111,10 @@ def _split(words: Words) -> tuple[Words, Words]:
 
 
 def _dealt(lam: Words, form: ExpForm) -> Words:
-    """(2, n): exp(-lam_low) at lam_top. Only the dealer computes it, so floats will do."""
-    top, low = _split(lam)
+    """(2, n): exp(-lam_low) at lam_top, for lam = 9 times the mask. Only the dealer computes it, so
+    floats will do.
+    """
+    top, low = _split(lam.reshape(-1) * np.uint64(_GAIN))
     values = np.exp(low.astype(np.float64) * (-1 / (_GAIN << FRACTION_BITS)))
     words = np.zeros((_SEGMENTS, lam.size), dtype=np.uint64)
     words[top.astype(np.intp), np.arange(lam.size)] = np.rint(values * 2.0**form.dealt).astype(
@@ -125,7 +126,8 @@ def _dealt(lam: Words, form: ExpForm) -> Words:
 def _combined(m: Words, shares: Words, form: ExpForm) -> Words:
     """An evaluator's part of the sum. Integers make the factors the same at both evaluators."""
     upper, lower = factor_tables()
-    top, low = _split(m)
+    head = np.uint64(2**64 - round(HEAD * 2**FRACTION_BITS))
+    top, low = _split((m.reshape(-1) + head) * np.uint64(_GAIN))
     high = (low >> np.uint64(_LOCAL_BITS - _UPPER_BITS)).astype(np.intp)
     fine = lower[(low & bit_mask(_LOCAL_BITS - _UPPER_BITS)).astype(np.intp)]
     down = _UPPER_UNIT + _LOWER_UNIT - form.public
@@ -134,7 +136,7 @@ def _combined(m: Words, shares: Words, form: ExpForm) -> Words:
         place = (top ^ np.uint64(j)).astype(np.intp)
         public = (upper[place, high] * fine + (1 << down - 1)) >> down
         total += public.view(np.uint64) * shares[j]
-    return total
+    return total.reshape(m.shape)
 
 
 @cache
