@@ -19,7 +19,7 @@ from protocols.base.entry import protocol
 from protocols.base.fields import Field, elementwise_work, field
 from protocols.base.lane import Lane
 from protocols.base.ring import Words, packed_bytes
-from protocols.base.shares import SecretBits
+from protocols.base.shares import SecretBits, side_by_side
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import expand_products, look_up_products, mask_products
 
@@ -64,18 +64,20 @@ class Circuit:
 
     @cached_property
     def small(self) -> bool:
-        """Whether tables over all public words are worth their memory."""
-        return self.inputs <= _TABLE_INPUTS
+        """Whether tables over all public words are worth their memory, and an evaluator's terms fit
+        a word: the constant, the bits of the mask, the dealt products.
+        """
+        return self.inputs <= _TABLE_INPUTS and 1 + self.inputs + len(self.subsets) <= _WORD
 
     @cached_property
     def asked(self) -> Words:
-        """For `look_up_products`: (2^inputs, outputs, 2 + fields)."""
+        """For `look_up_products`: (2^inputs, outputs)."""
         publics = np.arange(1 << self.inputs, dtype=np.uint64)
-        table = np.zeros((publics.size, self.outputs, 2 + self.fields), dtype=np.uint64)
+        table = np.zeros((publics.size, self.outputs), dtype=np.uint64)
         for need, kind, index, output in self.rows.tolist():
-            column = 0 if kind == 0 else 1 if kind == 1 else 2 + index // _WORD
+            place = (0, 1, 1 + self.inputs)[kind] + index
             hit = (publics & np.uint64(need)) == np.uint64(need)
-            table[hit, output, column] ^= np.uint64(1 << index % _WORD)
+            table[hit, output] ^= np.uint64(1 << place)
         return table
 
     @cached_property
@@ -150,12 +152,15 @@ def _shared_products(
     opened: Words, mask: Words, shares: Sequence[Words], plan: Circuit, leads: bool
 ) -> Words:
     """An evaluator's XOR shares of the circuit's outputs."""
-    dealt = np.empty((plan.fields, mask.size), dtype=np.uint64)
-    for i, share in enumerate(shares):
-        dealt[i] = share
     whole = opened if opened.shape == mask.shape else np.broadcast_to(opened, mask.shape)
-    kernel, table = (look_up_products, plan.asked) if plan.small else (expand_products, plan.rows)
-    word: Words = kernel.run(whole.ravel(), mask.ravel(), dealt, table, leads)
+    public, flat = whole.ravel(), mask.ravel()
+    word: Words
+    if plan.small:
+        dealt = shares[0] if shares else np.zeros_like(flat)
+        word = look_up_products.run(public, flat, dealt, plan.asked, plan.inputs, leads)
+    else:
+        words = side_by_side(shares) if shares else np.zeros((0, flat.size), dtype=np.uint64)
+        word = expand_products.run(public, flat, words, plan.rows, leads)
     return word.reshape(mask.shape)
 
 

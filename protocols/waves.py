@@ -11,7 +11,7 @@ The sum must match the function only on |x| <= c, for c well below half the peri
 period - c it is free, and so needs few waves (a Fourier extension): seven for GeLU to 1e-4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.arithmetic import lift, remask, remask_cost
+from protocols.base.blank import blank
 from protocols.base.blocks import saves_bytes
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
@@ -28,8 +29,9 @@ from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, Words
 from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
-from protocols.kernels.waves import UNIT_BITS, combined, harmonics
+from protocols.kernels.waves import UNIT_BITS, combined, cut_columns, harmonics, put_columns
 
+_BLOCK = 1 << 10
 _WEIGHT_BITS = 28
 _KEPT = 2
 """Bits that the word of a small wave keeps beyond those that its amplitude asks for."""
@@ -157,36 +159,46 @@ async def _sum(lane: Lane, x: SecretTensor, waves: Waves, frac: int) -> SecretTe
         lane.charge("waves", waves_cost(lane, x.size, waves, shift))
         return lane.blank(x.shape, waves.width - shift, frac)
     fields = _fields(lane, x.size, waves)
-    gain = np.uint64(waves.gain)
     work = 8 * x.size * waves.count
     if lane.is_dealer:
-        angles = np.ascontiguousarray(x.lam * gain).reshape(-1)
-        words = await lane.run(work, harmonics, angles, waves.bits, waves.count, waves.dealt)
-        whole = len(fields) == 1
-        await lane.share(fields, [words] if whole else await lane.run(work, _cut, words, waves))
-        part = np.zeros(x.shape, dtype=np.uint64)
+        words = await lane.run(work, _dealt, x.lam, waves, len(fields) > 1)
+        await lane.share(fields, words)
+        part: Words = blank(x.shape)
     else:
-        parts = await lane.share(fields)
-        shares = parts[0] if len(parts) == 1 else await lane.run(work, _joined, parts, waves)
-        angles = np.ascontiguousarray(x.a * gain).reshape(-1)
-        how = (waves.bits, waves.weights, shares, waves.down)
-        flat = await lane.run(work, combined, angles, *how)
-        part = flat.reshape(x.shape)
+        part = await lane.run(work, _part, x.a, waves, await lane.share(fields))
     return await remask(lane, part, frac=frac, width=waves.width, shift=shift, dealt=False)
 
 
-def _cut(words: Words, waves: Waves) -> list[Words]:
-    """The runs of the dealer's words, without the bits that they can do without."""
-    runs = []
-    for first, end, drop in waves.runs:
-        part = words[:, 2 * first : 2 * end].view(np.int64)
-        runs.append(((part + (1 << drop >> 1)) >> drop).view(np.uint64))
+def _dealt(lam: Words, waves: Waves, cut: bool) -> list[Words]:
+    """The dealer's words: (n, 2 count), or the runs of them without the bits that they can do
+    without.
+    """
+    angles = lam.reshape(-1) * np.uint64(waves.gain)
+    if not cut:
+        return [harmonics(angles, waves.bits, waves.count, waves.dealt)]
+    runs = [np.empty((angles.size, 2 * (b - a)), dtype=np.uint64) for a, b, _ in waves.runs]
+    for rows in _blocks(angles.size):
+        words = harmonics(angles[rows], waves.bits, waves.count, waves.dealt)
+        for run, (first, _, drop) in zip(runs, waves.runs, strict=True):
+            cut_columns(words, 2 * first, drop, run[rows])
     return runs
 
 
-def _joined(parts: Sequence[Words], waves: Waves) -> Words:
-    """Shares of the words as they were before `_cut`, except for those bits."""
-    whole = np.empty((parts[0].shape[0], 2 * waves.count), dtype=np.uint64)
-    for part, (first, end, drop) in zip(parts, waves.runs, strict=True):
-        np.left_shift(part, np.uint64(drop), out=whole[:, 2 * first : 2 * end])
-    return whole
+def _part(m: Words, waves: Waves, shares: Sequence[Words]) -> Words:
+    """An evaluator's part of the sum; `shares` are of the words that `_dealt` returns."""
+    angles, part = m.reshape(-1) * np.uint64(waves.gain), np.empty(m.size, dtype=np.uint64)
+    how = waves.bits, waves.weights
+    if len(shares) == 1:
+        return combined(angles, *how, shares[0], waves.down).reshape(m.shape)
+    for rows in _blocks(angles.size):
+        block = angles[rows]
+        whole = np.empty((block.size, 2 * waves.count), dtype=np.uint64)
+        for share, (first, _, drop) in zip(shares, waves.runs, strict=True):
+            put_columns(share[rows], 2 * first, drop, whole)
+        part[rows] = combined(block, *how, whole, waves.down)
+    return part.reshape(m.shape)
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """Rows whose words stay in the cache between two passes."""
+    return (slice(lo, min(lo + _BLOCK, count)) for lo in range(0, count, _BLOCK))

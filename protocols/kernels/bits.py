@@ -2,17 +2,30 @@
 tables of `protocols.functions.histogram`.
 """
 
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protocols.kernels.jit import Words, kernel
+from protocols.kernels.jit import Words, kernel, vector_op
 
 Counts: TypeAlias = NDArray[np.uint32]
 
 _ONE = np.uint64(1)
 DIGIT_BITS = 4
+
+
+@vector_op
+def _parity(typing: Any, word: Any) -> tuple[Any, Callable[..., Any]]:
+    """1 if an odd number of the word's bits is set, else 0; one instruction counts them."""
+    from numba import types
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count = builder.ctpop(args[0])
+        return builder.and_(count, count.type(1))
+
+    return types.uint64(types.uint64), codegen
 
 
 def onehot_digits_numpy(values: Words, digits: int) -> Words:
@@ -73,11 +86,7 @@ def digit_relations(shares: Words, publics: Words) -> Words:
     for i in range(n):
         top = shares[i, 0]
         folded = (top ^ (top >> np.uint64(8))) & np.uint64(0xFF)
-        sign = top >> np.uint64(8)
-        sign ^= sign >> np.uint64(4)
-        sign ^= sign >> np.uint64(2)
-        sign ^= sign >> np.uint64(1)
-        sign &= np.uint64(1)
+        sign = _parity(top >> np.uint64(8))
         for k in range(count):
             public = publics[i, k]
             word = sign << np.uint64(2 * digits - 1)
@@ -88,12 +97,8 @@ def digit_relations(shares: Words, publics: Words) -> Words:
                     digit &= np.uint64(7)
                     share = folded
                 equal = (share >> digit) & np.uint64(1)
-                greater = share >> (digit + np.uint64(1))
-                greater ^= greater >> np.uint64(8)
-                greater ^= greater >> np.uint64(4)
-                greater ^= greater >> np.uint64(2)
-                greater ^= greater >> np.uint64(1)
-                word |= (greater & np.uint64(1)) << np.uint64(j)
+                greater = _parity(share >> (digit + np.uint64(1)))
+                word |= greater << np.uint64(j)
                 if j < digits - 1:
                     word |= equal << np.uint64(digits + j)
             out[i, k] = word
@@ -169,39 +174,33 @@ def expand_products(opened: Words, mask: Words, dealt: Words, rows: Words, leads
 
 
 def look_up_products_numpy(
-    opened: Words, mask: Words, dealt: Words, table: Words, leads: bool
+    opened: Words, mask: Words, dealt: Words, table: Words, inputs: int, leads: bool
 ) -> Words:
     """NumPy twin of `look_up_products`."""
+    known = np.uint64(leads) | mask << _ONE | dealt << np.uint64(1 + inputs)
     out = np.zeros(opened.size, dtype=np.uint64)
     for output in range(table.shape[1]):
-        chosen = table[opened.astype(np.intp), output]  # (n, 2 + fields)
-        word = mask & chosen[:, 1]
-        for field in range(len(dealt)):
-            word ^= dealt[field] & chosen[:, 2 + field]
-        bit = np.bitwise_count(word) & np.uint8(1)
-        if leads:
-            bit = bit ^ chosen[:, 0].astype(np.uint8)
+        bit = np.bitwise_count(known & table[opened.astype(np.intp), output]) & np.uint8(1)
         out |= bit.astype(np.uint64) << np.uint64(output)
     return out
 
 
-@kernel("uint64[::1](in1, in1, in2, in3, boolean)", twin=look_up_products_numpy)
-def look_up_products(opened: Words, mask: Words, dealt: Words, table: Words, leads: bool) -> Words:
-    """As `expand_products`, with a table (2^inputs, outputs, 2 + fields) of the terms of each
-    public word: the constant, the bits of the mask and the bits of each dealt word.
+@kernel("uint64[::1](in1, in1, in1, in2, uint64, boolean)", twin=look_up_products_numpy)
+def look_up_products(
+    opened: Words, mask: Words, dealt: Words, table: Words, inputs: Any, leads: bool
+) -> Words:
+    """As `expand_products`, for products dealt in one word (n,), with a table (2^inputs, outputs)
+    of the terms of each public word: bit 0 is the constant, then come the bits of the mask, then
+    those of the dealt word.
     """
-    out = np.zeros(opened.size, dtype=np.uint64)
+    out = np.empty(opened.size, dtype=np.uint64)
+    constant, place = np.uint64(1) if leads else np.uint64(0), np.uint64(1) + inputs
     for i in range(opened.size):
-        row = opened[i]
+        known = constant | mask[i] << np.uint64(1) | dealt[i] << place
+        row, found = opened[i], np.uint64(0)
         for output in range(table.shape[1]):
-            word = mask[i] & table[row, output, 1]
-            for field in range(dealt.shape[0]):
-                word ^= dealt[field, i] & table[row, output, 2 + field]
-            for shift in (32, 16, 8, 4, 2, 1):
-                word ^= word >> np.uint64(shift)
-            if leads:
-                word ^= table[row, output, 0]
-            out[i] |= (word & np.uint64(1)) << np.uint64(output)
+            found |= _parity(known & table[row, output]) << np.uint64(output)
+        out[i] = found
     return out
 
 

@@ -183,6 +183,34 @@ def _combined_numba(words: Words, bits: int, weights: Ints, shares: Words, down:
     return out
 
 
+def cut_columns_numpy(words: Words, first: int, drop: int, out: Words) -> None:
+    """NumPy twin of `cut_columns`."""
+    part = words[:, first : first + out.shape[1]].view(np.int64)
+    np.right_shift(part + (1 << drop >> 1), drop, out=out.view(np.int64))
+
+
+@kernel("void(in2, int64, int64, uint64[:, ::1])", twin=cut_columns_numpy)
+def cut_columns(words: Words, first: Any, drop: Any, out: Words) -> None:
+    """Columns of signed words from `first` on, divided by 2^drop and rounded."""
+    half = (np.int64(1) << drop) >> np.int64(1)
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = np.uint64((np.int64(words[i, first + j]) + half) >> drop)
+
+
+def put_columns_numpy(part: Words, first: int, drop: int, out: Words) -> None:
+    """NumPy twin of `put_columns`."""
+    np.left_shift(part, np.uint64(drop), out=out[:, first : first + part.shape[1]])
+
+
+@kernel("void(in2, int64, uint64, uint64[:, ::1])", twin=put_columns_numpy)
+def put_columns(part: Words, first: Any, drop: Any, out: Words) -> None:
+    """Write words times 2^drop to the columns of `out` from `first` on."""
+    for i in range(part.shape[0]):
+        for j in range(part.shape[1]):
+            out[i, first + j] = part[i, j] << drop
+
+
 _NUMBA = MODE == "numba"
 harmonics = _harmonics_numba if _NUMBA else harmonics_numpy
 combined = _combined_numba if _NUMBA else combined_numpy
