@@ -29,7 +29,7 @@ from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, Words
 from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
-from protocols.kernels.waves import UNIT_BITS, combined, cut_columns, harmonics, put_columns
+from protocols.kernels.waves import UNIT_BITS, combined, harmonics
 
 _BLOCK = 1 << 10
 _WEIGHT_BITS = 28
@@ -122,8 +122,8 @@ class Waves:
 def _fields(lane: Lane, count: int, waves: Waves) -> list[Field]:
     """The dealer's words: of one width, or, where bytes count for more than work, of several."""
     if not saves_bytes(lane, count):
-        return [field((count, 2 * waves.count), waves.width)]
-    return [field((count, 2 * (b - a)), waves.width - drop) for a, b, drop in waves.runs]
+        return [field((2 * waves.count, count), waves.width)]
+    return [field((2 * (b - a), count), waves.width - drop) for a, b, drop in waves.runs]
 
 
 def waves_cost(lane: Lane, count: int, waves: Waves, shift: int) -> Cost:
@@ -170,17 +170,18 @@ async def _sum(lane: Lane, x: SecretTensor, waves: Waves, frac: int) -> SecretTe
 
 
 def _dealt(lam: Words, waves: Waves, cut: bool) -> list[Words]:
-    """The dealer's words: (n, 2 count), or the runs of them without the bits that they can do
+    """The dealer's words: (2 count, n), or the runs of them without the bits that they can do
     without.
     """
     angles = lam.reshape(-1) * np.uint64(waves.gain)
     if not cut:
         return [harmonics(angles, waves.bits, waves.count, waves.dealt)]
-    runs = [np.empty((angles.size, 2 * (b - a)), dtype=np.uint64) for a, b, _ in waves.runs]
-    for rows in _blocks(angles.size):
-        words = harmonics(angles[rows], waves.bits, waves.count, waves.dealt)
-        for run, (first, _, drop) in zip(runs, waves.runs, strict=True):
-            cut_columns(words, 2 * first, drop, run[rows])
+    runs = [np.empty((2 * (b - a), angles.size), dtype=np.uint64) for a, b, _ in waves.runs]
+    for block in _blocks(angles.size):
+        words = harmonics(angles[block], waves.bits, waves.count, waves.dealt).view(np.int64)
+        for run, (first, end, drop) in zip(runs, waves.runs, strict=True):
+            rows = words[2 * first : 2 * end] + (1 << drop >> 1)
+            np.right_shift(rows, drop, out=run.view(np.int64)[:, block])
     return runs
 
 
@@ -190,15 +191,15 @@ def _part(m: Words, waves: Waves, shares: Sequence[Words]) -> Words:
     how = waves.bits, waves.weights
     if len(shares) == 1:
         return combined(angles, *how, shares[0], waves.down).reshape(m.shape)
-    for rows in _blocks(angles.size):
-        block = angles[rows]
-        whole = np.empty((block.size, 2 * waves.count), dtype=np.uint64)
-        for share, (first, _, drop) in zip(shares, waves.runs, strict=True):
-            put_columns(share[rows], 2 * first, drop, whole)
-        part[rows] = combined(block, *how, whole, waves.down)
+    for block in _blocks(angles.size):
+        angle = angles[block]
+        whole = np.empty((2 * waves.count, angle.size), dtype=np.uint64)
+        for share, (first, end, drop) in zip(shares, waves.runs, strict=True):
+            np.left_shift(share[:, block], np.uint64(drop), out=whole[2 * first : 2 * end])
+        part[block] = combined(angle, *how, whole, waves.down)
     return part.reshape(m.shape)
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    """Rows whose words stay in the cache between two passes."""
+    """Columns whose words stay in the cache between two passes."""
     return (slice(lo, min(lo + _BLOCK, count)) for lo in range(0, count, _BLOCK))

@@ -6,20 +6,23 @@ bit on every machine: all of it is integer arithmetic, starting from integer squ
 
 from functools import cache
 from math import isqrt
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocols.kernels.jit import MODE, Words, kernel
 
-Ints = NDArray[np.int64]
+Ints: TypeAlias = NDArray[np.int64]
+Turns: TypeAlias = NDArray[np.int32]
 
 UNIT_BITS = 30
 """Fraction bits of a cosine; a product of two fits a signed word."""
 EXACT_BITS = 96
 """Fraction bits while tables are computed."""
 _HALF = 1 << UNIT_BITS - 1
+_ABREAST = 256
+"""Elements that are turned side by side."""
 
 
 @cache
@@ -79,12 +82,12 @@ def harmonics_numpy(words: Words, bits: int, count: int, frac: int) -> Words:
     """NumPy twin of `harmonics`."""
     first = _first(words, bits)
     c, s = first
-    out = np.empty((words.size, 2 * count), dtype=np.uint64)
+    out = np.empty((2 * count, words.size), dtype=np.uint64)
     down = UNIT_BITS - frac
     half = (1 << down) >> 1
     for k in range(count):
         for place, part in enumerate((c, s), 2 * k):
-            out[:, place] = ((part + half) >> down).view(np.uint64)
+            out[place] = ((part + half) >> down).view(np.uint64)
         c, s = _turned(c, s, first)
     return out
 
@@ -96,38 +99,51 @@ def _turned(c: Ints, s: Ints, by: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
 
 
 @kernel()
-def _angle(word: Any, table: Any, bits: Any) -> Any:
+def _begin(words: Words, table: Any, bits: Any, one: Turns, now: Turns) -> None:
+    """The turns by the angles `words`, twice. Of 32 bits, so that a vector instruction multiplies
+    four of them.
+    """
     low = bits // np.uint64(2)
-    upper = (word & ((np.uint64(1) << bits) - np.uint64(1))) >> low
-    lower = word & ((np.uint64(1) << low) - np.uint64(1))
-    return _times(table[0, upper], table[1, upper], table[2, lower], table[3, lower])
+    for j in range(words.size):
+        upper = (words[j] & ((np.uint64(1) << bits) - np.uint64(1))) >> low
+        lower = words[j] & ((np.uint64(1) << low) - np.uint64(1))
+        a, b, c, d = table[0, upper], table[1, upper], table[2, lower], table[3, lower]
+        now[0, j] = one[0, j] = (a * c - b * d + _HALF) >> UNIT_BITS
+        now[1, j] = one[1, j] = (a * d + b * c + _HALF) >> UNIT_BITS
 
 
 @kernel()
-def _times(a: Any, b: Any, c: Any, d: Any) -> Any:
-    """(a + bi) (c + di)."""
-    return (a * c - b * d + _HALF) >> UNIT_BITS, (a * d + b * c + _HALF) >> UNIT_BITS
+def _turn(one: Turns, now: Turns, count: int) -> None:
+    """Turn the first `count` of `now` by `one`."""
+    for j in range(count):
+        a, b = np.int64(now[0, j]), np.int64(now[1, j])
+        c, d = np.int64(one[0, j]), np.int64(one[1, j])
+        now[0, j] = (a * c - b * d + _HALF) >> UNIT_BITS
+        now[1, j] = (a * d + b * c + _HALF) >> UNIT_BITS
 
 
 @kernel("void(in1, int64[:, ::1], uint64, int64, int64, uint64[:, ::1])")
 def _harmonics(words: Words, table: Any, bits: Any, count: Any, down: Any, out: Words) -> None:
     half = (np.int64(1) << down) >> np.int64(1)
-    for i in range(words.size):
-        c1, s1 = _angle(words[i], table, bits)
-        c, s = c1, s1
+    one, now = np.empty((2, _ABREAST), np.int32), np.empty((2, _ABREAST), np.int32)
+    for lo in range(0, words.size, _ABREAST):
+        part = words[lo : lo + _ABREAST]
+        _begin(part, table, bits, one, now)
         for k in range(count):
-            out[i, 2 * k] = np.uint64((c + half) >> down)
-            out[i, 2 * k + 1] = np.uint64((s + half) >> down)
-            c, s = _times(c, s, c1, s1)
+            for side in range(2):
+                row = out[2 * k + side, lo : lo + part.size]
+                for j in range(part.size):
+                    row[j] = np.uint64((np.int64(now[side, j]) + half) >> down)
+            _turn(one, now, part.size)
 
 
 def _harmonics_numba(words: Words, bits: int, count: int, frac: int) -> Words:
     """cos and sin of k a, k = 1 .. count, for flat angles a in 2^-bits of a turn.
 
     Returns:
-        (n, 2 count) signed words with `frac` (at most 30) fraction bits: cos, sin, cos 2a, sin 2a..
+        (2 count, n) signed words with `frac` (at most 30) fraction bits: cos, sin, cos 2a, sin 2a..
     """
-    out = np.empty((words.size, 2 * count), dtype=np.uint64)
+    out = np.empty((2 * count, words.size), dtype=np.uint64)
     _harmonics.run(words, roots(bits), bits, count, UNIT_BITS - frac, out)
     return out
 
@@ -140,9 +156,22 @@ def combined_numpy(words: Words, bits: int, weights: Ints, shares: Words, down: 
     half = (1 << down) >> 1
     for k, (w, v) in enumerate(weights.T):
         for place, factor in enumerate((w * c + v * s, w * s - v * c), 2 * k):
-            total += ((factor + half) >> down).view(np.uint64) * shares[:, place]
+            total += ((factor + half) >> down).view(np.uint64) * shares[place]
         c, s = _turned(c, s, first)
     return total
+
+
+@kernel()
+def _add_wave(
+    now: Turns, w: np.int32, v: np.int32, down: Any, one: Words, two: Words, out: Words
+) -> None:
+    """Add the wave's two products to `out`, all of one length."""
+    half = (np.int64(1) << down) >> np.int64(1)
+    for j in range(out.size):
+        c, s = np.int64(now[0, j]), np.int64(now[1, j])
+        first = (np.int64(w) * c + np.int64(v) * s + half) >> down
+        second = (np.int64(w) * s - np.int64(v) * c + half) >> down
+        out[j] += np.uint64(first) * one[j] + np.uint64(second) * two[j]
 
 
 @kernel("void(in1, int64[:, ::1], uint64, int64[:, ::1], in2, int64, uint64[::1])")
@@ -155,17 +184,17 @@ def _combined(
     down: Any,
     out: Words,
 ) -> None:
-    half = (np.int64(1) << down) >> np.int64(1)
-    for i in range(words.size):
-        c1, s1 = _angle(words[i], table, bits)
-        c, s = c1, s1
-        total = np.uint64(0)
+    out[:] = 0
+    one, now = np.empty((2, _ABREAST), np.int32), np.empty((2, _ABREAST), np.int32)
+    for lo in range(0, words.size, _ABREAST):
+        part = words[lo : lo + _ABREAST]
+        hi = lo + part.size
+        _begin(part, table, bits, one, now)
         for k in range(weights.shape[1]):
-            w, v = weights[0, k], weights[1, k]
-            total += np.uint64((w * c + v * s + half) >> down) * shares[i, 2 * k]
-            total += np.uint64((w * s - v * c + half) >> down) * shares[i, 2 * k + 1]
-            c, s = _times(c, s, c1, s1)
-        out[i] = total
+            w, v = np.int32(weights[0, k]), np.int32(weights[1, k])
+            dealt = shares[2 * k, lo:hi], shares[2 * k + 1, lo:hi]
+            _add_wave(now, w, v, down, dealt[0], dealt[1], out[lo:hi])
+            _turn(one, now, part.size)
 
 
 def _combined_numba(words: Words, bits: int, weights: Ints, shares: Words, down: int) -> Words:
@@ -173,42 +202,14 @@ def _combined_numba(words: Words, bits: int, weights: Ints, shares: Words, down:
 
     Args:
         words: (n,) angles a in 2^-bits of a turn.
-        weights: (2, count) w and v; |w_k| + |v_k| is below 2^32.
-        shares: (n, 2 count) words C_1, S_1, C_2 ...
+        weights: (2, count) w and v, of 32 signed bits each.
+        shares: (2 count, n) words C_1, S_1, C_2 ...
         down: bits dropped from a factor of a share before it meets it.
     """
     out = np.empty(words.size, dtype=np.uint64)
     whole = np.ascontiguousarray(shares)
     _combined.run(words, roots(bits), bits, weights, whole, down, out)
     return out
-
-
-def cut_columns_numpy(words: Words, first: int, drop: int, out: Words) -> None:
-    """NumPy twin of `cut_columns`."""
-    part = words[:, first : first + out.shape[1]].view(np.int64)
-    np.right_shift(part + (1 << drop >> 1), drop, out=out.view(np.int64))
-
-
-@kernel("void(in2, int64, int64, uint64[:, ::1])", twin=cut_columns_numpy)
-def cut_columns(words: Words, first: Any, drop: Any, out: Words) -> None:
-    """Columns of signed words from `first` on, divided by 2^drop and rounded."""
-    half = (np.int64(1) << drop) >> np.int64(1)
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[i, j] = np.uint64((np.int64(words[i, first + j]) + half) >> drop)
-
-
-def put_columns_numpy(part: Words, first: int, drop: int, out: Words) -> None:
-    """NumPy twin of `put_columns`."""
-    np.left_shift(part, np.uint64(drop), out=out[:, first : first + part.shape[1]])
-
-
-@kernel("void(in2, int64, uint64, uint64[:, ::1])", twin=put_columns_numpy)
-def put_columns(part: Words, first: Any, drop: Any, out: Words) -> None:
-    """Write words times 2^drop to the columns of `out` from `first` on."""
-    for i in range(part.shape[0]):
-        for j in range(part.shape[1]):
-            out[i, first + j] = part[i, j] << drop
 
 
 _NUMBA = MODE == "numba"
