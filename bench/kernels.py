@@ -19,7 +19,8 @@ from protocols.functions.activation_tables import ACTIVATIONS
 from protocols.functions.elementary import power_spline
 from protocols.kernels.matmul import matmul_into
 from protocols.kernels.packing import pack, packed_bytes, unpack
-from protocols.kernels.waves import combined, harmonics
+from protocols.kernels.waves import add_waves, first_turns, harmonics
+from protocols.waves import Waves
 
 _GEMM = ((32, 576, 3072), (128, 768, 3072), (1024, 1024, 1024))
 _GEMV = ((1, 576, 960), (1, 576, 3072), (1, 1536, 576), (1, 576, 49152))
@@ -155,11 +156,21 @@ def waves(options: Options) -> Iterator[Result]:
         assert centre is not None
         fitted = centre.waves
         case = f"{name}, {fitted.count} waves"
-        deal = partial(harmonics, x, fitted.bits, fitted.count, fitted.dealt)
-        yield Result("kernels.waves", f"deal {case}", timed(deal, options), count, "elements")
-        rest = (fitted.bits, fitted.weights, deal(), fitted.down)
-        seconds = timed(partial(combined, x, *rest), options)
-        yield Result("kernels.waves", f"evaluate {case}", seconds, count, "elements")
+        yield from _waves(case, fitted, x, options)
+
+
+def _waves(case: str, fitted: Waves, x: Words, options: Options) -> Iterator[Result]:
+    def deal() -> Words:
+        return harmonics(first_turns(x, fitted.bits), fitted.count, fitted.dealt)
+
+    shares, out = deal(), np.zeros_like(x)
+
+    def evaluate() -> None:
+        turns = first_turns(x, fitted.bits)
+        add_waves(turns, fitted.weights, shares, fitted.down, 0, out)
+
+    yield Result("kernels.waves", f"deal {case}", timed(deal, options), x.size, "elements")
+    yield Result("kernels.waves", f"evaluate {case}", timed(evaluate, options), x.size, "elements")
 
 
 BENCHMARKS = [

@@ -11,10 +11,11 @@ The sum must match the function only on |x| <= c, for c well below half the peri
 period - c it is free, and so needs few waves (a Fourier extension): seven for GeLU to 1e-4.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +30,15 @@ from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, Words
 from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
-from protocols.kernels.waves import UNIT_BITS, combined, harmonics
+from protocols.kernels.waves import UNIT_BITS, add_waves, first_turns, harmonics
 
-_BLOCK = 1 << 10
 _WEIGHT_BITS = 28
 _KEPT = 2
 """Bits that the word of a small wave keeps beyond those that its amplitude asks for."""
+
+
+Run: TypeAlias = tuple[int, int, int]
+"""Waves from the first up to an end, and the last bits that their words do without."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,8 @@ class Waves:
         return result + np.sin(turns) @ np.array(self.sines) if self.sines else result
 
     @cached_property
-    def runs(self) -> tuple[tuple[int, int, int], ...]:
-        """Runs (first, end, drop) of waves whose words can do without their last `drop` bits: a
+    def runs(self) -> tuple[Run, ...]:
+        """Runs of waves whose words can do without their last `drop` bits: a
         wave of a small amplitude is multiplied by a small factor. What that adds to the error of a
         word is a quarter of what the rounding of a wave of amplitude 1 is off.
         """
@@ -119,16 +123,18 @@ class Waves:
         return tuple((a, b, drops[a]) for a, b in pairwise([*starts, self.count]))
 
 
-def _fields(lane: Lane, count: int, waves: Waves) -> list[Field]:
+def _runs(lane: Lane, count: int, waves: Waves) -> Sequence[Run]:
     """The dealer's words: of one width, or, where bytes count for more than work, of several."""
-    if not saves_bytes(lane, count):
-        return [field((2 * waves.count, count), waves.width)]
-    return [field((2 * (b - a), count), waves.width - drop) for a, b, drop in waves.runs]
+    return waves.runs if saves_bytes(lane, count) else ((0, waves.count, 0),)
+
+
+def _fields(count: int, waves: Waves, runs: Sequence[Run]) -> list[Field]:
+    return [field((2 * (end - a), count), waves.width - drop) for a, end, drop in runs]
 
 
 def waves_cost(lane: Lane, count: int, waves: Waves, shift: int) -> Cost:
     """Cost of the sum, divided by 2^shift."""
-    dealt = fields_bytes(_fields(lane, count, waves))
+    dealt = fields_bytes(_fields(count, waves, _runs(lane, count, waves)))
     return remask_cost(count, waves.width, dealt=False, shift=shift) + Cost(offline=dealt)
 
 
@@ -158,48 +164,26 @@ async def _sum(lane: Lane, x: SecretTensor, waves: Waves, frac: int) -> SecretTe
     if lane.tracing:
         lane.charge("waves", waves_cost(lane, x.size, waves, shift))
         return lane.blank(x.shape, waves.width - shift, frac)
-    fields = _fields(lane, x.size, waves)
-    work = 8 * x.size * waves.count
+    runs = _runs(lane, x.size, waves)
+    fields, work = _fields(x.size, waves, runs), 8 * x.size * waves.count
     if lane.is_dealer:
-        words = await lane.run(work, _dealt, x.lam, waves, len(fields) > 1)
-        await lane.share(fields, words)
+        await lane.share(fields, await lane.run(work, _dealt, x.lam, waves, runs))
         part: Words = blank(x.shape)
     else:
-        part = await lane.run(work, _part, x.a, waves, await lane.share(fields))
+        part = await lane.run(work, _part, x.a, waves, runs, await lane.share(fields))
     return await remask(lane, part, frac=frac, width=waves.width, shift=shift, dealt=False)
 
 
-def _dealt(lam: Words, waves: Waves, cut: bool) -> list[Words]:
-    """The dealer's words: (2 count, n), or the runs of them without the bits that they can do
-    without.
-    """
-    angles = lam.reshape(-1) * np.uint64(waves.gain)
-    if not cut:
-        return [harmonics(angles, waves.bits, waves.count, waves.dealt)]
-    runs = [np.empty((2 * (b - a), angles.size), dtype=np.uint64) for a, b, _ in waves.runs]
-    for block in _blocks(angles.size):
-        words = harmonics(angles[block], waves.bits, waves.count, waves.dealt).view(np.int64)
-        for run, (first, end, drop) in zip(runs, waves.runs, strict=True):
-            rows = words[2 * first : 2 * end] + (1 << drop >> 1)
-            np.right_shift(rows, drop, out=run.view(np.int64)[:, block])
-    return runs
+def _dealt(lam: Words, waves: Waves, runs: Sequence[Run]) -> list[Words]:
+    """The dealer's words of each run: (2 waves, n)."""
+    turns = first_turns(lam.reshape(-1) * np.uint64(waves.gain), waves.bits)
+    return [harmonics(turns, end - first, waves.dealt - drop) for first, end, drop in runs]
 
 
-def _part(m: Words, waves: Waves, shares: Sequence[Words]) -> Words:
+def _part(m: Words, waves: Waves, runs: Sequence[Run], shares: Sequence[Words]) -> Words:
     """An evaluator's part of the sum; `shares` are of the words that `_dealt` returns."""
-    angles, part = m.reshape(-1) * np.uint64(waves.gain), np.empty(m.size, dtype=np.uint64)
-    how = waves.bits, waves.weights
-    if len(shares) == 1:
-        return combined(angles, *how, shares[0], waves.down).reshape(m.shape)
-    for block in _blocks(angles.size):
-        angle = angles[block]
-        whole = np.empty((2 * waves.count, angle.size), dtype=np.uint64)
-        for share, (first, end, drop) in zip(shares, waves.runs, strict=True):
-            np.left_shift(share[:, block], np.uint64(drop), out=whole[2 * first : 2 * end])
-        part[block] = combined(angle, *how, whole, waves.down)
+    turns = first_turns(m.reshape(-1) * np.uint64(waves.gain), waves.bits)
+    part = np.zeros(m.size, dtype=np.uint64)
+    for share, (first, end, drop) in zip(shares, runs, strict=True):
+        add_waves(turns, waves.weights[:, first:end], share, waves.down, drop, part)
     return part.reshape(m.shape)
-
-
-def _blocks(count: int) -> Iterator[slice]:
-    """Columns whose words stay in the cache between two passes."""
-    return (slice(lo, min(lo + _BLOCK, count)) for lo in range(0, count, _BLOCK))

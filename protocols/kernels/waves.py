@@ -70,148 +70,148 @@ def _mask(bits: int) -> np.uint64:
     return np.uint64((1 << bits) - 1)
 
 
-def _first(words: Words, bits: int) -> tuple[Ints, Ints]:
+def first_turns_numpy(words: Words, bits: int) -> Turns:
+    """NumPy twin of `first_turns`."""
     table, low = roots(bits), bits // 2
     upper = ((words & _mask(bits)) >> np.uint64(low)).astype(np.intp)
     lower = (words & _mask(low)).astype(np.intp)
-    c, s, d, t = table[0, upper], table[1, upper], table[2, lower], table[3, lower]
-    return (c * d - s * t + _HALF) >> UNIT_BITS, (c * t + s * d + _HALF) >> UNIT_BITS
+    first = _product(table[:2, upper], table[2:, lower])
+    return np.concatenate([first, first]).astype(np.int32)
 
 
-def harmonics_numpy(words: Words, bits: int, count: int, frac: int) -> Words:
-    """NumPy twin of `harmonics`."""
-    first = _first(words, bits)
-    c, s = first
-    out = np.empty((2 * count, words.size), dtype=np.uint64)
-    down = UNIT_BITS - frac
-    half = (1 << down) >> 1
-    for k in range(count):
-        for place, part in enumerate((c, s), 2 * k):
-            out[place] = ((part + half) >> down).view(np.uint64)
-        c, s = _turned(c, s, first)
-    return out
+def _product(one: Ints, two: Ints) -> Ints:
+    """Two turns after each other."""
+    (a, b), (c, d) = one, two
+    return np.stack([a * c - b * d + _HALF, a * d + b * c + _HALF]) >> UNIT_BITS
 
 
-def _turned(c: Ints, s: Ints, by: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
-    return (c * by[0] - s * by[1] + _HALF) >> UNIT_BITS, (
-        c * by[1] + s * by[0] + _HALF
-    ) >> UNIT_BITS
+def _turn_numpy(turns: Turns) -> None:
+    now = turns.astype(np.int64)
+    turns[2:] = _product(now[2:], now[:2])
 
 
-@kernel()
-def _begin(words: Words, table: Any, bits: Any, one: Turns, now: Turns) -> None:
-    """The turns by the angles `words`, twice. Of 32 bits, so that a vector instruction multiplies
-    four of them.
-    """
+@kernel("void(in1, int64[:, ::1], uint64, int32[:, ::1])")
+def _first_turns(words: Words, table: Any, bits: Any, turns: Turns) -> None:
     low = bits // np.uint64(2)
     for j in range(words.size):
         upper = (words[j] & ((np.uint64(1) << bits) - np.uint64(1))) >> low
         lower = words[j] & ((np.uint64(1) << low) - np.uint64(1))
         a, b, c, d = table[0, upper], table[1, upper], table[2, lower], table[3, lower]
-        now[0, j] = one[0, j] = (a * c - b * d + _HALF) >> UNIT_BITS
-        now[1, j] = one[1, j] = (a * d + b * c + _HALF) >> UNIT_BITS
+        turns[0, j] = turns[2, j] = (a * c - b * d + _HALF) >> UNIT_BITS
+        turns[1, j] = turns[3, j] = (a * d + b * c + _HALF) >> UNIT_BITS
+
+
+def _first_turns_numba(words: Words, bits: int) -> Turns:
+    """Turns by flat angles a in 2^-bits of a turn, from which the waves are made one by one.
+
+    Returns:
+        (4, n): cos a, sin a, and the same of the next wave, which is the first. Of 32 bits, so that
+        a vector instruction multiplies four of them.
+    """
+    turns = np.empty((4, words.size), dtype=np.int32)
+    _first_turns.run(words, roots(bits), bits, turns)
+    return turns
 
 
 @kernel()
-def _turn(one: Turns, now: Turns, count: int) -> None:
-    """Turn the first `count` of `now` by `one`."""
-    for j in range(count):
-        a, b = np.int64(now[0, j]), np.int64(now[1, j])
-        c, d = np.int64(one[0, j]), np.int64(one[1, j])
-        now[0, j] = (a * c - b * d + _HALF) >> UNIT_BITS
-        now[1, j] = (a * d + b * c + _HALF) >> UNIT_BITS
+def _turn(a0: Turns, b0: Turns, now_a: Turns, now_b: Turns) -> None:
+    """Go on to the next wave."""
+    for j in range(now_a.size):
+        a, b = np.int64(now_a[j]), np.int64(now_b[j])
+        c, d = np.int64(a0[j]), np.int64(b0[j])
+        now_a[j] = (a * c - b * d + _HALF) >> UNIT_BITS
+        now_b[j] = (a * d + b * c + _HALF) >> UNIT_BITS
 
 
-@kernel("void(in1, int64[:, ::1], uint64, int64, int64, uint64[:, ::1])")
-def _harmonics(words: Words, table: Any, bits: Any, count: Any, down: Any, out: Words) -> None:
-    half = (np.int64(1) << down) >> np.int64(1)
-    one, now = np.empty((2, _ABREAST), np.int32), np.empty((2, _ABREAST), np.int32)
-    for lo in range(0, words.size, _ABREAST):
-        part = words[lo : lo + _ABREAST]
-        _begin(part, table, bits, one, now)
-        for k in range(count):
-            for side in range(2):
-                row = out[2 * k + side, lo : lo + part.size]
-                for j in range(part.size):
-                    row[j] = np.uint64((np.int64(now[side, j]) + half) >> down)
-            _turn(one, now, part.size)
-
-
-def _harmonics_numba(words: Words, bits: int, count: int, frac: int) -> Words:
-    """cos and sin of k a, k = 1 .. count, for flat angles a in 2^-bits of a turn.
-
-    Returns:
-        (2 count, n) signed words with `frac` (at most 30) fraction bits: cos, sin, cos 2a, sin 2a..
-    """
-    out = np.empty((2 * count, words.size), dtype=np.uint64)
-    _harmonics.run(words, roots(bits), bits, count, UNIT_BITS - frac, out)
+def harmonics_numpy(turns: Turns, count: int, frac: int) -> Words:
+    """NumPy twin of `harmonics`."""
+    out = np.empty((2 * count, turns.shape[1]), dtype=np.uint64)
+    down = UNIT_BITS - frac
+    for k in range(count):
+        rounding = turns[2:].astype(np.int64) + ((1 << down) >> 1)
+        out[2 * k : 2 * k + 2] = (rounding >> down).view(np.uint64)
+        _turn_numpy(turns)
     return out
 
 
-def combined_numpy(words: Words, bits: int, weights: Ints, shares: Words, down: int) -> Words:
-    """NumPy twin of `combined`."""
-    first = _first(words, bits)
-    c, s = first
-    total = np.zeros(words.size, dtype=np.uint64)
-    half = (1 << down) >> 1
+@kernel("void(int32[:, ::1], int64, uint64[:, ::1])")
+def _harmonics(turns: Turns, down: Any, out: Words) -> None:
+    half = (np.int64(1) << down) >> np.int64(1)
+    for lo in range(0, out.shape[1], _ABREAST):
+        hi = min(lo + _ABREAST, out.shape[1])
+        a, b, c, s = turns[0, lo:hi], turns[1, lo:hi], turns[2, lo:hi], turns[3, lo:hi]
+        for k in range(out.shape[0] // 2):
+            one, two = out[2 * k, lo:hi], out[2 * k + 1, lo:hi]
+            for j in range(hi - lo):
+                one[j] = np.uint64((np.int64(c[j]) + half) >> down)
+                two[j] = np.uint64((np.int64(s[j]) + half) >> down)
+            _turn(a, b, c, s)
+
+
+def _harmonics_numba(turns: Turns, count: int, frac: int) -> Words:
+    """cos and sin of the next `count` waves; `turns` go on to those after them.
+
+    Returns:
+        (2 count, n) signed words with `frac` (at most 30) fraction bits: cos, sin, cos, sin ...
+    """
+    out = np.empty((2 * count, turns.shape[1]), dtype=np.uint64)
+    _harmonics.run(turns, UNIT_BITS - frac, out)
+    return out
+
+
+def add_waves_numpy(
+    turns: Turns, weights: Ints, shares: Words, down: int, drop: int, out: Words
+) -> None:
+    """NumPy twin of `add_waves`."""
     for k, (w, v) in enumerate(weights.T):
+        c, s = turns[2:].astype(np.int64)
         for place, factor in enumerate((w * c + v * s, w * s - v * c), 2 * k):
-            total += ((factor + half) >> down).view(np.uint64) * shares[place]
-        c, s = _turned(c, s, first)
-    return total
+            whole = (factor + ((1 << down) >> 1)) >> down
+            out += (whole.view(np.uint64) << np.uint64(drop)) * shares[place]
+        _turn_numpy(turns)
 
 
 @kernel()
 def _add_wave(
-    now: Turns, w: np.int32, v: np.int32, down: Any, one: Words, two: Words, out: Words
+    c: Turns, s: Turns, w: Any, v: Any, down: Any, drop: Any, one: Words, two: Words, out: Words
 ) -> None:
-    """Add the wave's two products to `out`, all of one length."""
+    """Add a wave's two products to `out`, all of one length."""
     half = (np.int64(1) << down) >> np.int64(1)
     for j in range(out.size):
-        c, s = np.int64(now[0, j]), np.int64(now[1, j])
-        first = (np.int64(w) * c + np.int64(v) * s + half) >> down
-        second = (np.int64(w) * s - np.int64(v) * c + half) >> down
-        out[j] += np.uint64(first) * one[j] + np.uint64(second) * two[j]
+        cos, sin = np.int64(c[j]), np.int64(s[j])
+        first = (np.int64(w) * cos + np.int64(v) * sin + half) >> down
+        second = (np.int64(w) * sin - np.int64(v) * cos + half) >> down
+        out[j] += (np.uint64(first) * one[j] + np.uint64(second) * two[j]) << drop
 
 
-@kernel("void(in1, int64[:, ::1], uint64, int64[:, ::1], in2, int64, uint64[::1])")
-def _combined(
-    words: Words,
-    table: Any,
-    bits: Any,
-    weights: Any,
-    shares: Words,
-    down: Any,
-    out: Words,
-) -> None:
-    out[:] = 0
-    one, now = np.empty((2, _ABREAST), np.int32), np.empty((2, _ABREAST), np.int32)
-    for lo in range(0, words.size, _ABREAST):
-        part = words[lo : lo + _ABREAST]
-        hi = lo + part.size
-        _begin(part, table, bits, one, now)
+@kernel("void(int32[:, ::1], int64[:, ::1], in2, int64, uint64, uint64[::1])")
+def _add_waves(turns: Turns, weights: Any, shares: Words, down: Any, drop: Any, out: Words) -> None:
+    for lo in range(0, out.size, _ABREAST):
+        hi = min(lo + _ABREAST, out.size)
+        a, b, c, s = turns[0, lo:hi], turns[1, lo:hi], turns[2, lo:hi], turns[3, lo:hi]
         for k in range(weights.shape[1]):
             w, v = np.int32(weights[0, k]), np.int32(weights[1, k])
-            dealt = shares[2 * k, lo:hi], shares[2 * k + 1, lo:hi]
-            _add_wave(now, w, v, down, dealt[0], dealt[1], out[lo:hi])
-            _turn(one, now, part.size)
+            one, two = shares[2 * k, lo:hi], shares[2 * k + 1, lo:hi]
+            _add_wave(c, s, w, v, down, drop, one, two, out[lo:hi])
+            _turn(a, b, c, s)
 
 
-def _combined_numba(words: Words, bits: int, weights: Ints, shares: Words, down: int) -> Words:
-    """Sum over k of w_k (C_k cos k a + S_k sin k a) + v_k (C_k sin k a - S_k cos k a).
+def _add_waves_numba(
+    turns: Turns, weights: Ints, shares: Words, down: int, drop: int, out: Words
+) -> None:
+    """Add the sum over the next waves of w (C cos + S sin) + v (C sin - S cos), times 2^drop.
 
     Args:
-        words: (n,) angles a in 2^-bits of a turn.
+        turns: at the first of the waves; they go on to the one after the last.
         weights: (2, count) w and v, of 32 signed bits each.
-        shares: (2 count, n) words C_1, S_1, C_2 ...
+        shares: (2 count, n) words C, S, C, S ...
         down: bits dropped from a factor of a share before it meets it.
+        out: (n,).
     """
-    out = np.empty(words.size, dtype=np.uint64)
-    whole = np.ascontiguousarray(shares)
-    _combined.run(words, roots(bits), bits, weights, whole, down, out)
-    return out
+    _add_waves.run(turns, np.ascontiguousarray(weights), shares, down, drop, out)
 
 
 _NUMBA = MODE == "numba"
+first_turns = _first_turns_numba if _NUMBA else first_turns_numpy
 harmonics = _harmonics_numba if _NUMBA else harmonics_numpy
-combined = _combined_numba if _NUMBA else combined_numpy
+add_waves = _add_waves_numba if _NUMBA else add_waves_numpy

@@ -325,21 +325,28 @@ def test_parts_of_products_equal_the_twin(seed, count, dealer):
     st.data(),
 )
 def test_waves_equal_the_twins(seed, count, bits, harmonics, data):
-    frac = data.draw(st.integers(1, 30))
-    x, shares = words(seed, count), words(seed + 1, 2 * harmonics, count)
-    got = waves._harmonics_numba(x, bits, harmonics, frac)
-    np.testing.assert_array_equal(got, waves.harmonics_numpy(x, bits, harmonics, frac))
-    weights = np.random.default_rng(seed).integers(-(2**30), 2**30, (2, harmonics))
-    down = data.draw(st.integers(10, 60))
-    args = (x, bits, weights, shares, down)
-    np.testing.assert_array_equal(waves._combined_numba(*args), waves.combined_numpy(*args))
+    """From the first wave, and from where that left the turns."""
+    frac, down = data.draw(st.integers(1, 30)), data.draw(st.integers(10, 60))
+    turns = waves._first_turns_numba(words(seed, count), bits)
+    twin = waves.first_turns_numpy(words(seed, count), bits)
+    np.testing.assert_array_equal(turns, twin)
+    got = waves._harmonics_numba(turns, harmonics, frac)
+    np.testing.assert_array_equal(got, waves.harmonics_numpy(twin, harmonics, frac))
+    np.testing.assert_array_equal(turns, twin)
+    weights = np.random.default_rng(seed).integers(-(2**31), 2**31, (2, harmonics))
+    shares, out = words(seed + 1, 2 * harmonics, count), words(seed + 2, count)
+    same, drop = out.copy(), data.draw(st.integers(0, 20))
+    waves._add_waves_numba(turns, weights, shares, down, drop, out)
+    waves.add_waves_numpy(twin, weights, shares, down, drop, same)
+    np.testing.assert_array_equal(out, same)
+    np.testing.assert_array_equal(turns, twin)
 
 
 @pytest.mark.parametrize("bits", [3, 10, 21, 25])
 def test_harmonics_are_cosines_and_sines(bits):
     x = words(0, 500)
     angles = (x & np.uint64(2**bits - 1)).astype(float) * (2 * np.pi / 2**bits)
-    got = waves.harmonics(x, bits, 20, 29).view(np.int64) / 2.0**29
+    got = waves.harmonics(waves.first_turns(x, bits), 20, 29).view(np.int64) / 2.0**29
     for k in range(1, 21):
         assert np.abs(got[2 * k - 2] - np.cos(k * angles)).max() <= 1e-7
         assert np.abs(got[2 * k - 1] - np.sin(k * angles)).max() <= 1e-7
