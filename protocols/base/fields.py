@@ -10,7 +10,7 @@ import numpy as np
 
 from protocols.base.ring import RING_BITS, Bytes, Words, packed_bytes
 from protocols.errors import RemoteProtocolError
-from protocols.kernels.packing import pack, unpack
+from protocols.kernels.packing import pack, unpack, unpack_sum
 
 _WORK = 12
 """Work of drawing, adding or packing one element, in multiply-adds."""
@@ -82,9 +82,7 @@ def split(buffer: Buffer, fields: Sequence[Field]) -> list[Words]:
     Raises:
         RemoteProtocolError: its size does not match the fields.
     """
-    plan, data = layout(tuple(fields)), np.frombuffer(buffer, dtype=np.uint8)
-    if data.size != plan.nbytes:
-        raise RemoteProtocolError(f"message of {data.size} bytes, expected {plan.nbytes}")
+    plan, data = _checked(buffer, fields)
     if (only := plan.only) is not None:
         return [unpack(data, only.width, only.count).reshape(only.shape)]
     return [
@@ -99,10 +97,18 @@ def sums(buffer: Buffer, fields: Sequence[Field], mine: Sequence[Words]) -> list
     Raises:
         RemoteProtocolError: its size does not match the fields.
     """
+    plan, data = _checked(buffer, fields)
     return [
-        own ^ other if item.xor else own + other
-        for item, own, other in zip(fields, mine, split(buffer, fields), strict=True)
+        unpack_sum(data[start:end], item.width, own, item.xor)
+        for (item, start, end), own in zip(plan.places, mine, strict=True)
     ]
+
+
+def _checked(buffer: Buffer, fields: Sequence[Field]) -> tuple[Layout, Bytes]:
+    plan, data = layout(tuple(fields)), np.frombuffer(buffer, dtype=np.uint8)
+    if data.size != plan.nbytes:
+        raise RemoteProtocolError(f"message of {data.size} bytes, expected {plan.nbytes}")
+    return plan, data
 
 
 def join(fields: Sequence[Field], values: Sequence[Words]) -> list[Bytes]:

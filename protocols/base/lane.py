@@ -373,7 +373,7 @@ class Lane:
 
     async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
         """Call `function(*args)`, about `work` multiply-adds, where the runtime decides."""
-        if work < _LITTLE:
+        if work < _LITTLE or self.tracing:
             return function(*args)
         return await self.link.run(work, function, *args)
 

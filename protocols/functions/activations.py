@@ -13,6 +13,7 @@ import numpy as np
 from protocols.arithmetic import Polynomial, lift, mul, poly
 from protocols.base.blocks import saves_bytes
 from protocols.base.entry import protocol
+from protocols.base.fields import elementwise_work
 from protocols.base.lane import Lane
 from protocols.base.ring import FRACTION_BITS, RING_BITS
 from protocols.base.shares import SecretBits, SecretTensor, constant, stack
@@ -132,7 +133,8 @@ async def _centre(
     width = wide or narrow
     # A comparison may take a value just below a threshold as not below it: on the left, as inside.
     cuts = (-centre.cut + 1 / (1 << _CUT_FRAC), centre.cut)
-    sides = _sides(x, activation, frac, narrow, width)
+    work = 4 * elementwise_work(x.size)
+    sides = await lane.run(work, _sides, x, activation, frac, narrow, width)
 
     async def curve(strand: Lane) -> SecretTensor:
         return await evaluate(strand, x, centre.waves, frac, width)
@@ -147,13 +149,20 @@ async def _centre(
         )
     else:
         waves, below = await lane.both(curve, compare)
-    right, y = sides[0], waves + sides[1]
-    left = _everywhere(x, activation.left, width, frac)
-    # With c_low = [x < low cut] and c_high = [x < high cut]: right + c_high (y - right) - c_low (y
-    # - left).
-    terms = [Term((below[..., 1],), y - right), Term((below[..., 0],), left - y)]
+    terms = await lane.run(work, _choice, waves, sides, activation.left, below)
     chosen = await select(lane, terms, width=width, frac=frac, shape=x.shape)
-    return chosen + right
+    return chosen + sides[0]
+
+
+def _choice(
+    waves: SecretTensor, sides: SecretTensor, limit: float, below: SecretBits
+) -> list[Term]:
+    """What, added to `right`, gives `left` below the first threshold and y below the second: with
+    c_low = [x < low cut] and c_high = [x < high cut], c_high (y - right) - c_low (y - left).
+    """
+    right, y = sides[0], waves + sides[1]
+    left = _everywhere(waves, limit, waves.width, waves.frac)
+    return [Term((below[..., 1],), y - right), Term((below[..., 0],), left - y)]
 
 
 async def _folded(lane: Lane, x: SecretTensor, folded: Centre) -> SecretTensor:

@@ -1,9 +1,8 @@
 """Softmax attention: row-wise work in as few rounds as possible."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,7 +167,8 @@ async def _picked(lane: Lane, scores: SecretTensor, mask: NDArray[np.bool_]) -> 
     if mask.all():
         return scores.reshape(-1)
     index = (slice(None), *np.nonzero(mask))
-    return (await _moved(lane, scores.size, scores.__getitem__, index)).reshape(-1)
+    picked = await lane.run(elementwise_work(scores.size), scores.__getitem__, index)
+    return picked.reshape(-1)
 
 
 async def _filled(lane: Lane, scores: SecretTensor, mask: NDArray[np.bool_]) -> SecretTensor:
@@ -178,7 +178,7 @@ async def _filled(lane: Lane, scores: SecretTensor, mask: NDArray[np.bool_]) -> 
     first = mask.argmax(axis=1)[:, None]
     columns = np.where(mask, np.arange(mask.shape[1]), first)
     index = (slice(None), np.arange(mask.shape[0])[:, None], columns)
-    return await _moved(lane, scores.size, scores.__getitem__, index)
+    return await lane.run(elementwise_work(scores.size), scores.__getitem__, index)
 
 
 async def _placed(
@@ -189,14 +189,7 @@ async def _placed(
         return values.reshape(*shape)
     index = (slice(None), *np.nonzero(mask))
     rows = values.reshape(shape[0], -1)
-    return await _moved(lane, math.prod(shape), rows.scatter, shape, index)
-
-
-async def _moved(
-    lane: Lane, count: int, move: Callable[..., SecretTensor], *where: Any
-) -> SecretTensor:
-    """Move `count` elements to other places, where the runtime decides."""
-    return move(*where) if lane.tracing else await lane.run(elementwise_work(count), move, *where)
+    return await lane.run(elementwise_work(math.prod(shape)), rows.scatter, shape, index)
 
 
 def _sum_bits(length: int, *, near: bool) -> int:

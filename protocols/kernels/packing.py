@@ -96,27 +96,58 @@ def _word_at(data: Bytes, at: int) -> Any:
     return word
 
 
+@kernel()
+def _easy(size: int, width: Any, count: int) -> Any:
+    """Elements that begin so far before the end of `size` bytes that nine bytes can be read."""
+    return min(count, int(np.uint64(8 * (size - 16)) // width)) if size > 16 else 0
+
+
+@kernel()
+def _element(packed: Bytes, width: Any, mask: Any, i: int) -> Any:
+    """Element number i, one of those that `_easy` counts."""
+    bit = np.uint64(i) * width
+    at, shift = np.int64(bit >> np.uint64(3)), bit & np.uint64(7)
+    # A shift by 64 is undefined: use two smaller ones where the shift may be 64.
+    high = (np.uint64(packed[at + 8]) << np.uint64(1)) << (np.uint64(63) - shift)
+    return ((_word_at(packed, at) >> shift) | high) & mask
+
+
+@kernel()
+def _last_element(packed: Bytes, width: Any, i: int) -> Any:
+    """Element number i, read bit by bit."""
+    word = np.uint64(0)
+    for b in range(np.int64(width)):
+        bit = np.uint64(i) * width + np.uint64(b)
+        found = np.uint64(packed[np.int64(bit >> np.uint64(3))]) >> (bit & np.uint64(7))
+        word |= (found & np.uint64(1)) << np.uint64(b)
+    return word
+
+
 @kernel("void(in1_8, uint64, uint64[::1])")
 def _unpack(packed: Bytes, width: Any, out: Words) -> None:
     """Fill `out` from `packed`, which may have any alignment."""
     mask = ~np.uint64(0) >> (np.uint64(64) - width)
-    # Elements that begin far enough before the end that nine bytes can be read.
-    easy = 0
-    if packed.size > 16:
-        easy = min(out.size, int(np.uint64(8 * (packed.size - 16)) // width))
+    easy = _easy(packed.size, width, out.size)
     for i in range(easy):
-        bit = np.uint64(i) * width
-        at, shift = np.int64(bit >> np.uint64(3)), bit & np.uint64(7)
-        # A shift by 64 is undefined: use two smaller ones where the shift may be 64.
-        high = (np.uint64(packed[at + 8]) << np.uint64(1)) << (np.uint64(63) - shift)
-        out[i] = ((_word_at(packed, at) >> shift) | high) & mask
+        out[i] = _element(packed, width, mask, i)
     for i in range(easy, out.size):
-        word = np.uint64(0)
-        for b in range(np.int64(width)):
-            bit = np.uint64(i) * width + np.uint64(b)
-            found = np.uint64(packed[np.int64(bit >> np.uint64(3))]) >> (bit & np.uint64(7))
-            word |= (found & np.uint64(1)) << np.uint64(b)
-        out[i] = word
+        out[i] = _last_element(packed, width, i)
+
+
+@kernel("void(in1_8, uint64, in1, boolean, uint64[::1])")
+def _unpack_sum(packed: Bytes, width: Any, mine: Words, xor: Any, out: Words) -> None:
+    """Fill `out` with what `_unpack` would, added to `mine` (or its XOR)."""
+    mask = ~np.uint64(0) >> (np.uint64(64) - width)
+    easy = _easy(packed.size, width, out.size)
+    if xor:
+        for i in range(easy):
+            out[i] = mine[i] ^ _element(packed, width, mask, i)
+    else:
+        for i in range(easy):
+            out[i] = mine[i] + _element(packed, width, mask, i)
+    for i in range(easy, out.size):
+        word = _last_element(packed, width, i)
+        out[i] = mine[i] ^ word if xor else mine[i] + word
 
 
 def _pack_numba(words: Words, width: int) -> Bytes:
@@ -157,5 +188,24 @@ def _unpack_numba(buffer: Bytes, width: int, count: int) -> Words:
     return out
 
 
+def unpack_sum_numpy(buffer: Bytes, width: int, mine: Words, xor: bool) -> Words:
+    """NumPy twin of `unpack_sum`."""
+    theirs = unpack(buffer, width, mine.size).reshape(mine.shape)
+    return mine ^ theirs if xor else mine + theirs
+
+
+def _unpack_sum_numba(buffer: Bytes, width: int, mine: Words, xor: bool) -> Words:
+    """`mine`, of any shape, plus the words that `pack` packed, or their XOR; raises as `unpack`."""
+    if width in _NATIVE or not buffer.flags.c_contiguous:
+        return unpack_sum_numpy(buffer, width, mine, xor)
+    size, spare = (mine.size * width + 7) // 8, -mine.size * width % 8
+    if buffer.size != size or (spare and buffer[-1] >> 8 - spare):
+        _check(buffer, width, mine.size)
+    out = np.empty(mine.shape, dtype=np.uint64)
+    _unpack_sum.run(buffer, width, mine.ravel(), xor, out.reshape(-1))
+    return out
+
+
 pack = _pack_numba if MODE == "numba" else pack_numpy
 unpack = _unpack_numba if MODE == "numba" else unpack_numpy
+unpack_sum = _unpack_sum_numba if MODE == "numba" else unpack_sum_numpy

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import protocols.kernels
 from bench.kernels import PANEL, column_ranges
-from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from protocols.errors import ConfigError, LocalProtocolError
 from protocols.kernels import (
     elementwise,
     forest,
@@ -151,53 +151,6 @@ def test_matmul_refuses_shapes_that_do_not_fit():
         matmul.matmul_into(words(1, 2, 3), words(1, 3, 4), np.empty((4, 2), "u8").T, 0, 4)
     with pytest.raises(LocalProtocolError, match="do not fit"):
         matmul.matmul_into(words(1, 2, 2), words(1, 3, 4), out, 0, 4)
-
-
-@pytest.mark.parametrize("width", range(1, 65))
-def test_packing_every_width(width):
-    mask = np.uint64(2**width - 1)
-    for count in (0, 1, 2, 63, 64, 65, 129):
-        sent = words(count, count)
-        packed = packing.pack(sent, width)
-        assert packed.dtype == np.uint8
-        assert packed.size == packing.packed_bytes(count, width) == -(-count * width // 8)
-        np.testing.assert_array_equal(packed, packing.pack_numpy(sent, width))
-        shifted = np.empty(packed.size + 1, np.uint8)  # frames put buffers anywhere
-        shifted[1:] = packed
-        shifted.flags.writeable = False
-        for received in (packed, shifted[1:]):
-            np.testing.assert_array_equal(packing.unpack(received, width, count), sent & mask)
-        np.testing.assert_array_equal(packing.unpack_numpy(packed, width, count), sent & mask)
-
-
-@LIMIT
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=40), st.integers(1, 64))
-def test_packing_is_little_endian_bits(values, width):
-    sent = np.array(values, dtype=np.uint64)
-    joined = sum((value % 2**width) << (i * width) for i, value in enumerate(values))
-    packed = packing.pack(sent, width)
-    assert int.from_bytes(packed.tobytes(), "little") == joined
-    received = packing.unpack(packed, width, len(values))
-    assert received.tolist() == [value % 2**width for value in values]
-
-
-@compiled
-def test_full_words_are_not_copied():
-    sent = words(1, 10)
-    packed = packing.pack(sent, 64)
-    assert np.shares_memory(packed, sent)
-    assert np.shares_memory(packing.unpack(packed, 64, 10), sent)
-
-
-@pytest.mark.parametrize("unpack", [packing.unpack, packing.unpack_numpy])
-def test_unpack_refuses_malformed_buffers(unpack):
-    packed = packing.pack(words(1, 5), 18)  # 90 bits: 12 bytes with 6 bits of padding
-    for wrong in (packed[:-1], np.append(packed, packed[:1])):
-        with pytest.raises(RemoteProtocolError, match="bytes, but 5 words of 18 bits"):
-            unpack(wrong, 18, 5)
-    packed[-1] |= 0x80
-    with pytest.raises(RemoteProtocolError, match="padding"):
-        unpack(packed, 18, 5)
 
 
 @pytest.mark.parametrize("width", [0, 65, -1])
