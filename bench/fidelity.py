@@ -22,6 +22,8 @@ NEW_TOKENS = 24
 LOGIT_TOKENS = 64
 TIE = 0.05
 """If torch's two best logits are closer than this, a difference means nothing."""
+DRAFT = "ngram"
+"""Every prompt is answered with this draft, too: the answer must be the same."""
 _NAME = "fidelity.demo"
 PROMPTS = (
     "What is the capital of France? Answer in one sentence.",
@@ -124,20 +126,26 @@ async def _greedy(cluster: LocalCluster, torch: TorchModel, options: Options) ->
     seconds, total, equal = [], 0, 0
     for prompt in prompts:
         started = time.perf_counter()
-        async for _token in cluster.generate(prompt, max_new_tokens=count):
-            pass
+        given, chosen = await _answer(cluster, prompt, count, "none")
         seconds.append(time.perf_counter() - started)
-        given, chosen = cluster.usage.prompt_ids, cluster.usage.token_ids
+        _, drafted = await _answer(cluster, prompt, count, DRAFT)
         logits = torch.logits(given + chosen[:-1])[len(given) - 1 :]
         found = differences(chosen, logits)
         total, equal = total + len(chosen), equal + len(chosen) - len(found)
-        print(f"{len(chosen) - len(found)} of {len(chosen)} equal: {prompt}", file=sys.stderr)
+        same = "the same" if drafted == chosen else "ANOTHER ANSWER"
+        print(
+            f"{len(chosen) - len(found)} of {len(chosen)} equal, {same} with draft {DRAFT} "
+            f"({cluster.usage.tokens_a_step:.2f} tokens a step): {prompt}",
+            file=sys.stderr,
+        )
         reports.append(
             {
                 "prompt": prompt,
                 "text": cluster.tokenizer.decode(chosen) if cluster.tokenizer else "",
                 "tokens": len(chosen),
                 "differences": [item.to_json() for item in found],
+                "same_with_a_draft": drafted == chosen,
+                "tokens_a_step": cluster.usage.tokens_a_step,
             }
         )
     gaps = [item["gap"] for report in reports for item in report["differences"]]
@@ -150,9 +158,19 @@ async def _greedy(cluster: LocalCluster, torch: TorchModel, options: Options) ->
             "tokens": total,
             "equal": equal,
             "differing_beyond_a_tie": sum(gap > TIE for gap in gaps),
+            "same_with_a_draft": sum(report["same_with_a_draft"] for report in reports),
             "prompts": reports,
         },
     )
+
+
+async def _answer(
+    cluster: LocalCluster, prompt: str, count: int, draft: str
+) -> tuple[list[int], list[int]]:
+    """Tokens of the prompt and of its answer."""
+    async for _token in cluster.generate(prompt, max_new_tokens=count, draft=draft):
+        pass
+    return list(cluster.usage.prompt_ids), list(cluster.usage.token_ids)
 
 
 async def _logits(
@@ -187,5 +205,10 @@ def demo(options: Options) -> Iterator[Result]:
 
 
 BENCHMARKS = [
-    Benchmark(_NAME, "demo model against torch float32: tokens, logits (long)", demo, default=False)
+    Benchmark(
+        _NAME,
+        "demo model against torch, and with a draft (long)",
+        demo,
+        default=False,
+    )
 ]
