@@ -161,14 +161,14 @@ async def _relation(
     work = 40 * x.size * cuts.size * digits
     if lane.is_dealer:
         await lane.share(fields, [await lane.run(work, _dealt_digits, x, shift, digits)])
-        public = word = blank(shape)
+        word: Words = blank(shape)
+        public = word
     else:
         (onehots,) = await lane.share(fields)
         given = x, onehots, cuts, shift, bits
-        public, relations = await lane.run(work, _digit_relations, *given)
-        word = relations.reshape(shape)
+        word, public = await lane.run(work, _digit_relations, *given)
     for level in tree.levels:
-        opened, mask = await open_masked(lane, word, level.inputs, shape)
+        opened, mask = await open_masked(lane, word.reshape(shape), level.inputs, shape)
         word = await products(lane, opened, mask, level)
     return word, public
 
@@ -176,17 +176,18 @@ async def _relation(
 def _dealt_digits(x: SecretTensor, shift: int, digits: int) -> Words:
     """One-hots of the digits of the mask, (x.size, digits)."""
     hidden = windows(x.lam, _NO_CUT, x.width, shift, digits * DIGIT_BITS)
-    return onehot_digits(hidden.reshape(-1), digits)
+    onehots: Words = onehot_digits(hidden.reshape(-1), digits)
+    return onehots
 
 
 def _digit_relations(
     x: SecretTensor, onehots: Words, cuts: Words, shift: int, bits: int
 ) -> tuple[Words, Words]:
-    """The public m' at every threshold, and an evaluator's shares of how the mask's digits compare
-    with its digits: both (x.size, thresholds).
+    """An evaluator's shares of how the mask's digits compare with those of the public m' at every
+    threshold, and m': both (x.size, thresholds).
     """
     public = windows(x.a, cuts, x.width, shift, bits)
-    return public, digit_relations(onehots, public)
+    return digit_relations(onehots, public), public
 
 
 # -- maximum ---------------------------------------------------------------------------------------
