@@ -21,12 +21,11 @@ from math import comb
 
 import numpy as np
 
-from protocols.base.blank import blank
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import Field, elementwise_work, field
 from protocols.base.lane import Lane
-from protocols.base.ring import RING_BITS, Words, packed_bytes, shift_right
+from protocols.base.ring import RING_BITS, Words, packed_bytes, shift_right, zero_words
 from protocols.base.shares import Role, SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.kernels.elementwise import (
@@ -189,7 +188,7 @@ async def map_public(
         lane.charge("map", remask_cost(int(np.prod(shape)), x.width, dealt=True, shift=shift))
         return lane.blank(shape, x.width - shift, frac)
     if lane.is_dealer:
-        part: Words = blank(function(x.a).shape)
+        part = zero_words(function(x.a).shape)
     elif lane.leads:
         part = function(x.a - x.b)
     else:

@@ -13,12 +13,11 @@ from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
-from protocols.base.blank import blank
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import Field, elementwise_work, field
 from protocols.base.lane import Lane
-from protocols.base.ring import Words, packed_bytes
+from protocols.base.ring import Words, packed_bytes, zero_words
 from protocols.base.shares import SecretBits, side_by_side
 from protocols.errors import LocalProtocolError
 from protocols.kernels.bits import expand_products, look_up_products, mask_products
@@ -136,7 +135,7 @@ async def products(lane: Lane, opened: Words, mask: Words, plan: Circuit) -> Wor
     if lane.is_dealer:
         if fields:
             await lane.share(fields, await lane.run(work, _dealt_products, mask, plan))
-        return blank(mask.shape)
+        return zero_words(mask.shape)
     shares = await lane.share(fields) if fields else []
     return await lane.run(work, _shared_products, opened, mask, shares, plan, lane.leads)
 

@@ -13,13 +13,12 @@ from functools import cache
 
 import numpy as np
 
-from protocols.base.blank import blank
 from protocols.base.blocks import MANY, saves_bytes
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import field
 from protocols.base.lane import Lane
-from protocols.base.ring import Words, packed_bytes
+from protocols.base.ring import Words, packed_bytes, zero_words
 from protocols.base.shares import SecretBits, SecretTensor, concat, stack, stack_bits
 from protocols.boolean import (
     Circuit,
@@ -161,7 +160,7 @@ async def _relation(
     work = 40 * x.size * cuts.size * digits
     if lane.is_dealer:
         await lane.share(fields, [await lane.run(work, _dealt_digits, x, shift, digits)])
-        word: Words = blank(shape)
+        word = zero_words(shape)
         public = word
     else:
         (onehots,) = await lane.share(fields)

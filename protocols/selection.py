@@ -11,12 +11,11 @@ from functools import lru_cache
 import numpy as np
 
 from protocols.arithmetic import remask, remask_cost
-from protocols.base.blank import blank
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import Field, elementwise_work, field, fields_bytes
 from protocols.base.lane import Lane
-from protocols.base.ring import Bytes, Words
+from protocols.base.ring import Bytes, Words, zero_words
 from protocols.base.shares import SecretBits, SecretTensor, side_by_side
 from protocols.kernels.select import select_part, select_secrets
 
@@ -103,7 +102,7 @@ async def select(
     work = elementwise_work(sum(item.count for item in fields))
     if lane.is_dealer:
         await lane.share(fields, await lane.run(work, _dealt_even if even else _dealt, terms))
-        part: Words = blank(shape)
+        part = zero_words(shape)
     elif even:
         part = await lane.run(work, _even_part, lane, terms, *await lane.share(fields))
         part = part.reshape(shape)

@@ -21,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.arithmetic import lift, remask, remask_cost
-from protocols.base.blank import blank
 from protocols.base.blocks import saves_bytes
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import Field, field, fields_bytes
 from protocols.base.lane import Lane
-from protocols.base.ring import FRACTION_BITS, Words
+from protocols.base.ring import FRACTION_BITS, Words, zero_words
 from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.kernels.waves import UNIT_BITS, add_waves, first_turns, harmonics
@@ -168,7 +167,7 @@ async def _sum(lane: Lane, x: SecretTensor, waves: Waves, frac: int) -> SecretTe
     fields, work = _fields(x.size, waves, runs), 8 * x.size * waves.count
     if lane.is_dealer:
         await lane.share(fields, await lane.run(work, _dealt, x.lam, waves, runs))
-        part: Words = blank(x.shape)
+        part = zero_words(x.shape)
     else:
         part = await lane.run(work, _part, x.a, waves, runs, await lane.share(fields))
     return await remask(lane, part, frac=frac, width=waves.width, shift=shift, dealt=False)

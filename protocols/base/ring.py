@@ -30,7 +30,13 @@ WEIGHT_BITS = 20
 _MASKS = tuple(np.uint64((1 << width) - 1) for width in range(RING_BITS + 1))
 
 
+_ZERO = bytes(8)
 _CHUNK = 1 << 15
+
+
+def zero_words(shape: tuple[int, ...]) -> Words:
+    """Zeros that take no memory and cannot be written to."""
+    return np.ndarray(shape, np.uint64, _ZERO, strides=(0,) * len(shape))
 
 
 def bit_mask(width: int) -> np.uint64:

@@ -21,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocols.arithmetic import remask, remask_cost
-from protocols.base.blank import blank
 from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import field
 from protocols.base.lane import Lane
 from protocols.base.precise import PRECISE
-from protocols.base.ring import FRACTION_BITS, Words, bit_mask, packed_bytes
+from protocols.base.ring import FRACTION_BITS, Words, bit_mask, packed_bytes, zero_words
 from protocols.base.shares import SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.kernels.waves import rounded
@@ -97,7 +96,7 @@ async def exp_part(lane: Lane, x: SecretTensor, form: ExpForm) -> SecretTensor:
     fields = [field((_SEGMENTS, x.size), form.width)]
     if lane.is_dealer:
         await lane.share(fields, [await lane.run(work, _dealt, x.lam, form)])
-        part: Words = blank(x.shape)
+        part = zero_words(x.shape)
     else:
         (shares,) = await lane.share(fields)
         part = await lane.run(work, _combined, x.a, shares, form)
