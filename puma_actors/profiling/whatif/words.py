@@ -20,6 +20,17 @@ def name_of(variant: Mapping[str, Any]) -> str:
     return str(variant["tree"]) + several + (f", {draft} drafted" if draft else "")
 
 
+def duration(seconds: float) -> str:
+    """A time with three digits, in microseconds at least."""
+    if seconds >= 999.5:
+        return f"{seconds:,.0f} s"
+    # 0.9995: what would be rounded to a thousand of the smaller unit.
+    for unit, size, least in (("s", 1.0, 0.9995), ("ms", 1e-3, 1e-4), ("µs", 1e-6, 0.9995e-6)):
+        if seconds >= least:
+            return f"{seconds / size:.3g} {unit}"
+    return "0 s"
+
+
 def rate(mbit: float | None) -> str:
     """A bandwidth."""
     if mbit is None:
