@@ -20,6 +20,16 @@ def name_of(variant: Mapping[str, Any]) -> str:
     return str(variant["tree"]) + several + (f", {draft} drafted" if draft else "")
 
 
+def shown(found: Mapping[str, Any], index: int) -> list[tuple[str, Mapping[str, Any]]]:
+    """Names and steps of the variants that are worth a row for the step `index`: a draft changes
+    nothing until the first token, so there it is left out beside the same without one.
+    """
+    variants = found["variants"]
+    least = min(each["draft"] for each in variants)
+    kept = [each for each in variants if index or each["draft"] == least]
+    return [(name_of(each), each["steps"][index]) for each in kept]
+
+
 def duration(seconds: float) -> str:
     """A time with three digits, in microseconds at least."""
     if seconds >= 999.5:

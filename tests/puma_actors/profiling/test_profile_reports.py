@@ -252,7 +252,11 @@ def test_the_page_holds_the_figures(profile):
     ]
     assert len(timeline["steps"]) == 2
     for role in timeline["roles"]:
+        names = [lane["name"] for lane in role["lanes"]]
+        assert names[0] == "main"
+        assert len(set(names)) == len(names)
         for lane in role["lanes"]:
+            assert re.fullmatch(r"[a-z_]+( \d+)?", lane["name"])
             for start, duration, kind, place, protocol in lane["bars"]:
                 assert start >= 0
                 assert duration >= 0

@@ -44,7 +44,9 @@ def test_a_profiles_tables(puma, profile):
         "decode: a further token",
         "by round trip and bandwidth, least of all trees",
         "what would gain most",
-        "latency halved: ",
+        "latency halved",
+        "critical path",
+        "the client's request and the answer",
         "by place, all layers together (rounds)",
         "layers.*.attention",
         "time on intercontinental",
@@ -88,6 +90,18 @@ def test_a_predictions_tables(puma, folder):
     assert "computation: given" in out
     assert "rounds: predicted with typical ranges" in out
     assert "decode: a further token" in out
+
+
+def test_tables_of_many_variants_fit(puma, folder):
+    options = ("--tokens-in", 5, "--lanes", "1,2", "--draft-tokens", 4, "--accepted", 2)
+    code, out, _ = puma("what-if", folder, *options, *GIVEN)
+    assert code == 0
+    assert "…" not in out
+    first, _, further = out.partition("decode: a further token")
+    assert "drafted" not in first
+    assert "rounds, 2 lanes, 4 drafted" in further
+    for trip in ("0.5 ms", "300 ms"):
+        assert re.search(rf"^{trip} ", further, re.M)
 
 
 @pytest.mark.parametrize(
