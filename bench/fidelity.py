@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ NEW_TOKENS = 24
 LOGIT_TOKENS = 64
 TIE = 0.05
 """If torch's two best logits are closer than this, a difference means nothing."""
-_NAME = "fidelity.demo"
+_NAME, _DRAFTS = "fidelity.demo", "fidelity.drafts"
 PROMPTS = (
     "What is the capital of France? Answer in one sentence.",
     "Explain how rainbows form to a ten year old.",
@@ -182,10 +182,59 @@ async def _measure(options: Options) -> list[Result]:
         return [greedy, *[await _logits(cluster, torch, kind, options) for kind in APPROXIMATIONS]]
 
 
+async def with_a_draft(
+    cluster: LocalCluster, prompts: Sequence[str], count: int, draft: str = "ngram"
+) -> Result:
+    """Greedy answers with a draft beside those without one."""
+    reports: list[dict[str, Any]] = []
+    seconds = []
+    for prompt in prompts:
+        async for _token in cluster.generate(prompt, max_new_tokens=count):
+            pass
+        plain, started = list(cluster.usage.token_ids), time.perf_counter()
+        async for _token in cluster.generate(prompt, max_new_tokens=count, draft=draft):
+            pass
+        seconds.append(time.perf_counter() - started)
+        usage = cluster.usage
+        reports.append(
+            {
+                "prompt": prompt,
+                "identical": usage.token_ids == plain,
+                "tokens": len(plain),
+                "proposed": sum(step.proposed for step in usage.drafts),
+                "accepted": sum(step.accepted for step in usage.drafts),
+            }
+        )
+        print(f"{'same' if usage.token_ids == plain else 'OTHER'}: {prompt}", file=sys.stderr)
+    same = sum(report["identical"] for report in reports)
+    return Result(
+        _DRAFTS,
+        f"{len(prompts)} prompts, up to {count} tokens, draft: {draft}",
+        Spread.of(seconds),
+        details={"identical": same, "prompts": reports},
+        note=f"{same} of {len(prompts)} answers are those without a draft, "
+        f"{sum(report['proposed'] for report in reports)} tokens proposed, "
+        f"{sum(report['accepted'] for report in reports)} accepted",
+    )
+
+
+async def _measure_drafts(options: Options) -> Result:
+    prompts, count = (PROMPTS[:1], 2) if options.quick else (PROMPTS, NEW_TOKENS)
+    async with LocalCluster.from_pretrained(demo_model_path(), settings=Settings()) as cluster:
+        return await with_a_draft(cluster, prompts, count)
+
+
 def demo(options: Options) -> Iterator[Result]:
     yield from anyio.run(_measure, options)
 
 
+def drafts(options: Options) -> Iterator[Result]:
+    yield anyio.run(_measure_drafts, options)
+
+
 BENCHMARKS = [
-    Benchmark(_NAME, "demo model against torch float32: tokens, logits (long)", demo, default=False)
+    Benchmark(
+        _NAME, "demo model against torch float32: tokens, logits (long)", demo, default=False
+    ),
+    Benchmark(_DRAFTS, "the same prompts with a draft and without (long)", drafts, default=False),
 ]
