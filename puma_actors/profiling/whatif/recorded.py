@@ -253,7 +253,8 @@ def _measured(phases: Sequence[_Phase], network: Network | None) -> tuple[Work, 
 
 def _alike(traced: _Traced, profile: _Profile, works: Sequence[Work]) -> Variant:
     """Another variant, with the computation of the recorded one, or as much more or less as its
-    rounds and bytes would take on the machine of `REFERENCE`.
+    rounds and bytes would take on the machine of `REFERENCE`. The dealer has dealt as much by its
+    first answer.
     """
     phases, settings = profile.phases, profile.settings
     if [phase.name for phase in traced.phases] != [phase.name for phase in phases]:
@@ -263,7 +264,8 @@ def _alike(traced: _Traced, profile: _Profile, works: Sequence[Work]) -> Variant
         other, recorded = counts.work(phase.ratios()), phase.work(phase.ratios())
         least = _least(settings.tree_at(index), recorded)
         ratio = _least(traced.tree, other) / least if least else 1.0
-        step = replace(other.step, computation=ratio * work.step.computation)
+        spent = ratio * work.step.computation
+        step = replace(other.step, computation=spent, queued=work.step.queued)
         found.append(replace(other, step=step))
     draft = profile.draft if traced.draft is None else traced.draft
     return Variant(traced.tree, traced.lanes, led(found), draft)
