@@ -7,6 +7,7 @@ busier direction between the evaluators, which send at the same time, with the h
 frames. Nothing is counted as hidden: transfers that run beside computation make a step faster.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -16,6 +17,8 @@ from puma_actors.transports.delay.network import Network, Route
 from puma_actors.transports.frames import SESSION_BYTES, Frame, Kind, wire_bytes
 
 _HALVINGS = 50
+_CLOSE = 1e-6
+"""Relative error of a time that explains another one."""
 OUTSIDE = 2
 """Flights of a step that are no round: the client's request, and the answer."""
 
@@ -47,6 +50,8 @@ class Step:
         tokens: that it yields on average, more than one with a draft.
         ahead: bytes of later steps that the dealer deals before this one's tokens are known, to
             the evaluator that gets more.
+        queued: bytes that it has dealt when it answers for the embedding; None: all of this step
+            and those ahead, or as much as its link holds.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Step:
     computation: float = 0.0
     ahead: float = 0.0
     tokens: float = 1.0
+    queued: float | None = None
 
     @property
     def further(self) -> bool:
@@ -186,14 +192,14 @@ def _first(step: Step, network: Network) -> float:
     """Seconds of a step that the dealer begins when the evaluators do.
 
     They begin with its answer for the embedding, which is behind what it has dealt by then, as it
-    runs ahead: everything, or as much as its link holds. Later, a part ends when its last dealt
-    message is there, if not later.
+    runs ahead: everything, or as much as its link holds, unless less is known (`Step.queued`).
+    Later, a part ends when its last dealt message is there, if not later.
     """
     client = one_way(network.route(Role.CLIENT, EVALUATORS[0]))
     begin = client + one_way(_dealer(network))
     now, dealt, total = client, 0.0, step.rounds
     if step.dealt:
-        now = begin + _flow(min(step.dealt + step.ahead, PIPE_BYTES), network)
+        now = begin + _flow(_most_queued(step) if step.queued is None else step.queued, network)
     for part, (latency, transfer) in zip(step.parts, _chains(step, network), strict=True):
         dealt += part.dealt
         share = part.rounds / total if total else 1 / len(step.parts)
@@ -203,8 +209,14 @@ def _first(step: Step, network: Network) -> float:
     return now + client
 
 
+def _most_queued(step: Step) -> float:
+    """The most bytes that the answer for the embedding can be behind."""
+    return min(step.dealt + step.ahead, PIPE_BYTES)
+
+
 def fitted(step: Step, wall: float, network: Network | None, least: float) -> Step:
-    """The step with the least computation that explains its measured time on the network.
+    """The step with the least computation that explains its measured time on the network. If even
+    that takes longer, its first answer was behind fewer bytes.
 
     Args:
         wall: measured seconds. network: where; None: in memory, without delays.
@@ -212,11 +224,30 @@ def fitted(step: Step, wall: float, network: Network | None, least: float) -> St
     """
     if network is None:
         return replace(step, computation=wall)
-    low, high = least, max(least, wall)  # some of it may be hidden while the dealer is waited for
+
+    def computing(seconds: float) -> Step:
+        return replace(step, computation=seconds)
+
+    found = _least_that_takes(wall, computing, least, max(least, wall), network)
+    if step.further or time_of(found, network).total <= wall * (1 + _CLOSE):
+        return found
+
+    def behind(nbytes: float) -> Step:
+        return replace(step, computation=least, queued=nbytes)
+
+    return _least_that_takes(wall, behind, 0.0, _most_queued(step), network)
+
+
+def _least_that_takes(
+    wall: float, made: Callable[[float], Step], low: float, high: float, network: Network
+) -> Step:
+    """The step made with the least figure, between two, with which it takes as long as `wall`: some
+    of it may be hidden while the dealer is waited for.
+    """
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if time_of(replace(step, computation=middle), network).total < wall:
+        if time_of(made(middle), network).total < wall:
             low = middle
         else:
             high = middle
-    return replace(step, computation=high)
+    return made(high)

@@ -3,20 +3,23 @@
 from collections.abc import Sequence
 
 from puma_actors.planning.choice import NOWHERE
-from puma_actors.planning.timing import token_time
-from puma_actors.profiling.whatif.answer import COMPUTED, DOUBLED, HALVED, best, gains
+from puma_actors.planning.timing import Step, time_of, token_time
+from puma_actors.profiling.whatif.answer import COMPUTED, DOUBLED, HALVED, best, faster, gains
 from puma_actors.profiling.whatif.variants import Request
+from puma_actors.profiling.whatif.words import duration
 from puma_actors.transports.delay.network import Network
 
 _LEAST = 0.05
 """Parts of a step's time below this are not worth a word."""
+_CLOSER = "bring the parties closer together"
 _WORDS = {
-    HALVED: "bring the parties closer together, or let a step yield several tokens (--draft ngram)",
+    HALVED: _CLOSER,
     DOUBLED: "give the evaluators a faster line, or send less (--approximation fast)",
     COMPUTED: "take faster machines, one for each party; if the model is open, --public-weights",
 }
-_OF_FIRST = {HALVED: "bring the parties closer together, or cut the text"}
-"""For steps that a draft does not change."""
+_DEALER = "give the dealer a faster line, or have it deal beforehand (puma prepare, on hosts)"
+_SHORTER = "give the evaluators a faster line, or send less (a shorter text, --approximation fast)"
+_SEVERAL = f"{_CLOSER}, or let a step yield several tokens (--draft ngram)"
 
 
 def actions(request: Request, network: Network | None) -> list[list[str]]:
@@ -35,17 +38,31 @@ def _trees(request: Request, index: int, network: Network) -> Sequence[str]:
         return []
     which = "the first step" if index == 0 else "further steps"
     return [
-        f"use tree {least.tree} for {which}: {less:.3g} s predicted instead of {spent:.3g} s; "
+        f"use tree {least.tree} for {which}: {duration(less)} predicted instead of "
+        f"{duration(spent)}; "
         "--tree auto chooses for each kind of step"
     ]
 
 
 def _changes(request: Request, index: int, network: Network) -> Sequence[str]:
-    step = request.variants[0].works[index].step
-    words = _WORDS if step.further else _WORDS | _OF_FIRST
+    variant = request.variants[0]
+    step = variant.works[index].step
+    words = dict(_WORDS)
+    if not step.further:
+        words[DOUBLED] = _SHORTER
+    elif not variant.draft:
+        words[HALVED] = _SEVERAL
+    if _dealer_holds_up(step, network):
+        words[DOUBLED] = _DEALER
     return [
-        f"{words[gain.what]}: {gain.what}, it would take {gain.seconds:.3g} s less "
+        f"{words[gain.what]}: {gain.what}, it would take {duration(gain.seconds)} less "
         f"({gain.share:.0%})"
         for gain in gains(step, network)
         if gain.share >= _LEAST
     ]
+
+
+def _dealer_holds_up(step: Step, network: Network) -> bool:
+    """Whether most of what twice the bandwidth saves is waiting for the dealer."""
+    now, then = (time_of(step, each) for each in (network, faster(network, bandwidth=2.0)))
+    return now.waiting - then.waiting > now.transfer - then.transfer

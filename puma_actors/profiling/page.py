@@ -2,6 +2,8 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -13,10 +15,11 @@ from puma_actors.profiling.chrome import Bar, Track, tracks
 from puma_actors.profiling.profile import Profile
 from puma_actors.profiling.reconcile import lines
 from puma_actors.profiling.whatif import answer as what_if
-from puma_actors.profiling.whatif.answer import grid_of
+from puma_actors.profiling.whatif.answer import Grid, grid_of
 from puma_actors.profiling.whatif.page import body, style
 from puma_actors.profiling.whatif.recorded import request_of_profile
 from puma_actors.profiling.whatif.variants import Request
+from puma_actors.transports.delay.network import Network
 
 _MARK, _STYLE, _WHAT_IF = "/*DATA*/null", "/*STYLE*/", "<!--WHAT-IF-->"
 _JOIN = 2e-5
@@ -36,8 +39,8 @@ def render(profile: Profile, old: Request | None = None) -> str:
     """
     public = profile.to_public()
     request = request_of_profile(profile)
-    found = what_if.to_public(request, grid_of(), old)
     works, network = request.variants[0].works, profile.network
+    found = what_if.to_public(request, _grid(network), old)
     data = {
         **public,
         "timeline": timeline(profile),
@@ -51,6 +54,14 @@ def render(profile: Profile, old: Request | None = None) -> str:
     return template
 
 
+def _grid(network: Network | None) -> Grid:
+    """The usual networks, after the recorded one if it is none of them."""
+    grid = grid_of()
+    if network is None or network.name in {each.name for each in grid.named}:
+        return grid
+    return replace(grid, named=(network, *grid.named))
+
+
 def timeline(profile: Profile) -> dict[str, Any]:
     """Bars by role and lane: [start, length] in microseconds, kind, place, protocol.
 
@@ -62,8 +73,8 @@ def timeline(profile: Profile) -> dict[str, Any]:
     zero = min(row.bars[0].start for _, rows in every for row in rows)
     for role, rows in every:
         lanes = [
-            {"name": _title(row), "bars": [_packed(bar, zero, names) for bar in _joined(row.bars)]}
-            for row in rows
+            {"name": title, "bars": [_packed(bar, zero, names) for bar in _joined(row.bars)]}
+            for title, row in zip(_titles(rows), rows, strict=True)
         ]
         roles.append({"role": str(role), "lanes": lanes})
     steps = []
@@ -74,16 +85,24 @@ def timeline(profile: Profile) -> dict[str, Any]:
     return {"names": list(names), "kinds": _KINDS, "roles": roles, "steps": steps}
 
 
+def _titles(rows: Sequence[Track]) -> list[str]:
+    """What each row of lanes does most of its time; numbers tell rows that do the same apart."""
+    found: list[str] = []
+    for row in rows:
+        name = _title(row)
+        same = sum(title == name or title.startswith(f"{name} ") for title in found)
+        found.append(f"{name} {same + 1}" if same else name)
+    return found
+
+
 def _title(row: Track) -> str:
-    """What a row of lanes does most of its time, and the lanes' place in the program."""
     if row.name == "main":
         return row.name
     spent: defaultdict[str, float] = defaultdict(float)
     for bar in row.bars:
         if bar.kind != "wait":
             spent[bar.place.rpartition(".")[2] or outermost(bar.protocol)] += bar.end - bar.start
-    most = max(spent, key=spent.__getitem__, default="")
-    return f"{most} {row.name}" if most else row.name
+    return max(spent, key=spent.__getitem__, default="") or f"lane {row.name}"
 
 
 def _joined(bars: list[Bar]) -> list[Bar]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from models.checkpoints.checkpoint import Checkpoint, StoredCheckpoint
+from models.drafts.drafter import DRAFT_TOKENS
 from models.programs.head_layers import default_rows
 from models.programs.plan import Plan
 from models.programs.predict import predict
@@ -51,7 +52,7 @@ class Profile:
         seconds: times of loading and sharing, by phase.
         phases: the prefill and all decode steps together, or the single forward pass.
         recorder: every event, for a trace.
-        others: declared counts of the same request with other trees.
+        others: declared counts of the same request with other trees, with a draft and without.
         draft: how many tokens each further step proposed.
         about: when and where it was made, see `about`.
     """
@@ -221,7 +222,7 @@ async def profile_cluster(
         seconds=dict(cluster.seconds),
         phases=phases_of(recorder, first, meters, generates=generates),
         recorder=recorder,
-        others=_others(cluster, batch, later, settings),
+        others=_others(cluster, batch, steps, draft, settings),
         draft=draft,
         about=about(),
     )
@@ -239,15 +240,22 @@ def about() -> dict[str, Any]:
 
 
 def _others(
-    cluster: LocalCluster, batch: Batch, later: Sequence[Drafted], settings: StepSettings
+    cluster: LocalCluster, batch: Batch, steps: int, draft: int, settings: StepSettings
 ) -> tuple[Traced, ...]:
-    """What the request would have cost with the other trees, for `puma what-if`."""
+    """What the request would have cost with the other trees, and with a draft or without, for `puma
+    what-if`.
+    """
     first = "prefill" if cluster.config.head == GENERATES else "forward"
+    room = cluster.config.max_positions - batch.tokens - (steps - 1)
+    drafts = {draft, 0 if draft else max(0, min(DRAFT_TOKENS, room))} if steps > 1 else {draft}
     found = []
     for tree in TREES:
         each = replace(settings.first, tree=tree)
-        if StepSettings.of(each) != settings:
-            found.append(traced_of(each, traced(cluster.plan, batch, later, each), first))
+        for proposed in sorted(drafts):
+            if (StepSettings.of(each), proposed) != (settings, draft):
+                later = [Drafted(proposed, 0)] * (steps - 1)
+                meters = traced(cluster.plan, batch, later, each)
+                found.append(traced_of(each, meters, first, proposed))
     return tuple(found)
 
 

@@ -88,9 +88,11 @@ def _of_rounds(
         return f"{text}: mostly for the other evaluator, which was not there yet"
     if transfer > route.latency:
         spent = f"{_time(transfer)} are the transfer of {size / 1e3:,.1f} kB"
-        return f"{text}, of which {spent}: less traffic, or more lanes"
-    hint = " (try --tree rounds)" if protocol == "less" and settings.tree != "rounds" else ""
-    return f"{text}, of which the latency takes {_time(route.latency)}: fewer rounds{hint}"
+        return f"{text}, of which {spent}: less traffic (--tree traffic) helps"
+    way = f"{row.rounds:,} x {_time(route.latency)} of latency"
+    if settings.tree != "rounds":
+        return f"{text}: {way}; fewer rounds (--tree rounds) help"
+    return f"{text}: {way}; only parties closer together help"
 
 
 def _time(seconds: float) -> str:
@@ -112,7 +114,7 @@ def _of_dealer(phase: Phase) -> str:
     lead = phase.lead
     return (
         f"{lead.late:,} of {lead.messages:,} dealt messages came after they were wanted: a faster "
-        "link from the dealer, or a longer lead, helps"
+        "link from the dealer, or dealing beforehand (puma prepare, on hosts), helps"
     )
 
 

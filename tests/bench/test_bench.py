@@ -48,7 +48,10 @@ def test_the_default_selection_leaves_out_what_is_long():
         (["protocols.silu", "kernels.prf"], ["kernels.prf", "protocols.silu"]),
         (
             ["fidelity"],
-            ["fidelity.demo", "fidelity.perplexity", "fidelity.embeddings", "fidelity.sets"],
+            [
+                *("fidelity.demo", "fidelity.drafts"),
+                *("fidelity.perplexity", "fidelity.embeddings", "fidelity.sets"),
+            ],
         ),
     ],
 )

@@ -27,8 +27,9 @@ from uniformity import (
     rest_by_words,
 )
 
-from protocols import spline
+from protocols import compare, spline
 from protocols.arithmetic import mul
+from protocols.base import blocks
 from protocols.base.cost import Traffic
 from protocols.base.fields import join
 from protocols.base.lane import Lane, Settings
@@ -50,6 +51,20 @@ def test_views_are_uniform_and_the_dealer_receives_nothing(name):
 @pytest.mark.parametrize(("name", "settings"), OTHER_SETTINGS)
 def test_views_under_other_settings(name, settings):
     check_case(lambda variant: run_once(name, variant, settings))
+
+
+@pytest.mark.parametrize("tree", ["balanced", "traffic"])
+def test_a_maximum_in_pairs_is_uniform_too(tree, monkeypatch):
+    """As it is found among many entries."""
+    monkeypatch.setattr(compare, "MANY", 1)
+    check_case(lambda variant: run_once("maximum", variant, Settings(tree=tree)))
+
+
+@pytest.mark.parametrize("name", ["silu", "exp"])
+def test_many_entries_with_the_balanced_tree(name, monkeypatch):
+    """They are worked on as with the least traffic, but for some levels."""
+    monkeypatch.setattr(blocks, "MANY", 1)
+    check_case(lambda variant: run_once(name, variant, Settings(tree="balanced")))
 
 
 def embed_once(variant, prepared=False):

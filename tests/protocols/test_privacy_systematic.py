@@ -55,6 +55,8 @@ COVERED = {
     "LayerNorm, rows of 768": [
         *("layer_norm", "layer_norm, narrow", "layer_norm, late gain", "layer_norm, tiny eps"),
     ],
+    "maximum and exp, a score of a row of 64": ["histogram"],
+    "maximum and exp, a score of 8,192 rows": ["maximum", "exp", "exp part"],
     "softmax (32,32) @ (32,64)": ["attention", "wide attention"],
     "embedding, a token of 49152 x 576": ["embedding"],
     "reveal to the client": ["reveal"],
@@ -63,7 +65,7 @@ BESIDE = [
     *("poly", "tanh", "relu", "map_public", "linear", "table_product"),
     *("disentangled", "soft cap", "linear, public", "table_product, public"),
     *("layer_norm, public gain", "layer_norm, public late gain", "mul by a public value"),
-    *("late_norm", "histogram", "matmul, narrow"),
+    *("late_norm", "matmul, narrow"),
 ]
 """Protocols that the command does not list."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,12 @@ from protocols.drivers.trace import trace
 from protocols.embedding import embed, reveal
 from protocols.errors import ConfigError, ModelError
 from protocols.functions.activations import GELU, SILU, activate
-from protocols.functions.attention import AttentionRange, attend
+from protocols.functions.attention import (
+    AttentionRange,
+    attend,
+    near_dealt,
+    softmax_numerators,
+)
 from protocols.functions.elementary import exp_negative, reciprocal, rsqrt
 from protocols.functions.normalize import Norm, norm_range, normalize
 from protocols.linear import Table
@@ -45,6 +51,8 @@ from puma_actors.transports.delay.network import Network, parse_network
 COUNT = 8000
 """Elements a protocol is traced with; a multiple of 8, so that bits fill bytes."""
 
+_SCORES = 64
+"""Scores of a row."""
 USUAL_PROMPT = 32
 _SHOWN_ITEMS = 12
 _ROWS = {
@@ -77,7 +85,13 @@ def _programs() -> list[tuple[str, int, Program]]:
         mask = np.tri(32, 32, dtype=np.bool_)
         return attend(lane, x(lane, 1, 32, 32, width=46), x(lane, 1, 32, 64), mask, ranges)
 
-    ranges = AttentionRange(score_bits=12, value_bits=8, rope_frac=0)
+    def numerators(lane: Lane, *, rows: int) -> Coroutine[Any, Any, Any]:
+        mask = np.ones((rows, _SCORES), dtype=np.bool_)
+        scores, bits = x(lane, 1, rows, _SCORES, width=46), ranges.score_bits
+        near = near_dealt(lane.settings, [mask], 1, bits) is not None
+        return softmax_numerators(lane, scores, mask, bits, near=near)
+
+    ranges = AttentionRange(score_bits=11, value_bits=8, rope_frac=0)
     norm, layer_norm = Norm(768, 1e-5), Norm(768, 1e-5, center=True)
     bounds = norm_range(norm, 100.0)
     table = Table(Role.TRACE, (49152, 576), None, None)
@@ -102,6 +116,8 @@ def _programs() -> list[tuple[str, int, Program]]:
         ("rsqrt", COUNT, lambda s: rsqrt(s, x(s), 14, 29)),
         ("RMSNorm, rows of 768", 6144, lambda s: normalize(s, wide(s), norm, bounds)),
         ("LayerNorm, rows of 768", 6144, lambda s: normalize(s, wide(s), layer_norm, bounds)),
+        ("maximum and exp, a score of a row of 64", _SCORES, partial(numerators, rows=1)),
+        ("maximum and exp, a score of 8,192 rows", 8192 * _SCORES, partial(numerators, rows=8192)),
         ("softmax (32,32) @ (32,64)", 1024, attention),
         ("embedding, a token of 49152 x 576", 1, lambda s: embed(s, table, 1)),
         ("reveal to the client", COUNT, lambda s: reveal(s, x(s, width=46))),
@@ -134,7 +150,7 @@ def run_costs(settings: Settings, *, as_json: bool) -> None:
         )
         return
     table = RichTable(
-        title=f"Cost per element ({settings.approximation}, least {settings.tree})",
+        title=f"Cost per element ({settings.approximation}, tree {settings.tree})",
         title_justify="left",
         box=None,
         pad_edge=False,

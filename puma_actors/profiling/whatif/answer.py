@@ -7,6 +7,7 @@ from typing import Any
 
 from protocols.errors import ConfigError
 from puma_actors.planning.timing import Step, token_time
+from puma_actors.profiling.whatif.path import critical_path
 from puma_actors.profiling.whatif.variants import Request, Row, Variant, Work
 from puma_actors.transports.delay.network import PRESETS, Network, Route, parse_network
 
@@ -168,11 +169,13 @@ def to_public(request: Request, grid: Grid, old: Request | None = None) -> dict[
 
 def _variant(variant: Variant, grid: Grid) -> dict[str, Any]:
     return {
-        "tree": variant.tree,
-        "lanes": variant.lanes,
-        "draft": variant.draft,
+        **_settings(variant),
         "steps": [_step(work, grid) for work in variant.works],
     }
+
+
+def _settings(variant: Variant) -> dict[str, Any]:
+    return {"tree": variant.tree, "lanes": variant.lanes, "draft": variant.draft}
 
 
 def _step(work: Work, grid: Grid) -> dict[str, Any]:
@@ -190,6 +193,7 @@ def _step(work: Work, grid: Grid) -> dict[str, Any]:
                 **network.to_public(),
                 **token_time(step, network).to_public(),
                 "gains": [gain.to_public() for gain in gains(step, network)],
+                "critical_path": [leg.to_public() for leg in critical_path(work, network)],
             }
             for network in grid.named
         ],
@@ -213,8 +217,7 @@ def _best(request: Request, network: Network) -> dict[str, Any]:
     found = {}
     for index, work in enumerate(request.variants[0].works):
         variant = best(request, index, network)
-        chosen = {"tree": variant.tree, "lanes": variant.lanes, "draft": variant.draft}
-        found[work.step.name] = chosen
+        found[work.step.name] = _settings(variant)
     return {"network": network.name, **found}
 
 
@@ -231,6 +234,10 @@ def set_beside(request: Request, grid: Grid, old: Request) -> dict[str, Any]:
         "model": old.model,
         "tokens_in": old.tokens_in,
         "computation": old.source,
+        "variants": {
+            "old": _settings(old.variants[0]),
+            "new": _settings(request.variants[0]),
+        },
         "steps": compared(request, old, grid),
     }
 

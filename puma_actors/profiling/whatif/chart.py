@@ -8,6 +8,7 @@ from html import escape
 _WIDTH, _HEIGHT = 1000, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 170, 16, 46
 _COLORS = 6
+_KINDS = 4
 _CLOSE = 14
 """Least distance of two labels, in the plot's units."""
 
@@ -18,13 +19,14 @@ class Curve:
 
     Attributes:
         label: at its end, if not empty. color: an index; curves of one colour belong together.
-        title: shown under the pointer.
+        title: shown under the pointer. kind: an index; lines of one kind are dashed alike, those of
+            kind 0 are full.
     """
 
     label: str
     title: str
     color: int
-    dashed: bool
+    kind: int
     seconds: tuple[float, ...]
 
 
@@ -67,6 +69,16 @@ def chart(round_trips_ms: Sequence[float], curves: Sequence[Curve], title: str) 
     return "\n".join(parts)
 
 
+def sample(kind: int) -> str:
+    """A piece of a line of this kind, for a legend."""
+    line = f'<line class="curve {_dashes(kind)}" x1="0" x2="44" y1="6" y2="6"/>'
+    return f'<svg class="sample" viewBox="0 0 44 12" aria-hidden="true">{line}</svg>'
+
+
+def _dashes(kind: int) -> str:
+    return f"d{kind % _KINDS}"
+
+
 def _axes(shown: Sequence[float], trips: Sequence[float], x: _Scale, y: _Scale) -> list[str]:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     found = []
@@ -92,13 +104,12 @@ def _line(curve: Curve, trips: Sequence[float], x: _Scale, y: _Scale) -> str:
     points = [(x(trip), y(value)) for trip, value in zip(trips, curve.seconds, strict=True)]
     path = " ".join(f"{left:.1f},{top:.1f}" for left, top in points)
     color = curve.color % _COLORS
-    dashed = " dashed" if curve.dashed else ""
     dots = "".join(
         f'<circle class="f{color}" cx="{left:.1f}" cy="{top:.1f}" r="3.5"><title>'
         f"{escape(curve.title)}: {value:.4g} s</title></circle>"
         for (left, top), value in zip(points, curve.seconds, strict=True)
     )
-    return f'<polyline class="curve s{color}{dashed}" points="{path}"/>{dots}'
+    return f'<polyline class="curve s{color} {_dashes(curve.kind)}" points="{path}"/>{dots}'
 
 
 def _labels(curves: Sequence[Curve], y: _Scale) -> list[str]:

@@ -1,12 +1,13 @@
 """The answer as one HTML page that works offline, without scripts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
-from puma_actors.profiling.whatif.chart import Curve, chart
-from puma_actors.profiling.whatif.words import TITLES, TYPICAL, name_of, rate
+from puma_actors.profiling.whatif.chart import Curve, chart, sample
+from puma_actors.profiling.whatif.path import beside
+from puma_actors.profiling.whatif.words import TITLES, TYPICAL, duration, name_of, rate, shown
 
 _MARK, _STYLE = "<!--BODY-->", "/*STYLE*/"
 _CAUSES = {
@@ -46,32 +47,55 @@ def body(found: Found) -> str:
 
 
 def _step(found: Found, index: int) -> Iterable[str]:
-    variants = [(name_of(each), each["steps"][index]) for each in found["variants"]]
+    variants = shown(found, index)
     name = variants[0][1]["name"]
     title = f"{name}: {TITLES[name]}"
     yield f"<h2>{escape(title)}</h2>"
-    if len(variants) > 1:
-        first, *others = (escape(name) for name, _ in variants)
-        yield f'<p class="dim">Full line: {first}. Dashed: {", ".join(others)}.</p>'
-    yield chart(found["grid"]["round_trips_ms"], _curves(variants, found["grid"]), title)
+    groups = _groups(found, index)
+    yield _samples(list(groups))
+    yield chart(found["grid"]["round_trips_ms"], _curves(groups, found["grid"]), title)
     yield "<h3>Networks</h3>"
     yield _legend()
     yield _networks(variants)
-    yield "<h3>What would gain most</h3>"
     best = [each[name] for each in found["best"]]
+    least = ", with what takes least on each network" if len(variants) > 1 else ""
+    yield f"<h3>Critical path{least}</h3>"
+    yield _path(dict(variants), best)
+    yield "<h3>What would gain most</h3>"
     yield _gains(dict(variants), best)
     yield f"<h3>By place, all layers together ({escape(variants[0][0])})</h3>"
     yield _places(variants[0][1])
 
 
-def _curves(variants: Sequence[tuple[str, Found]], grid: Found) -> list[Curve]:
+def _groups(found: Found, index: int) -> dict[str, list[Found]]:
+    """A step's variants by tree: those that differ in lanes or draft alone share a line."""
+    groups: dict[str, list[Found]] = {}
+    for variant in found["variants"]:
+        groups.setdefault(variant["tree"], []).append(variant["steps"][index])
+    return groups
+
+
+def _samples(names: Sequence[str]) -> str:
+    """What the kinds of lines stand for."""
+    if len(names) == 1:
+        return '<p class="dim">One line for each bandwidth.</p>'
+    items = (f"<span>{sample(at)}{escape(name)}</span>" for at, name in enumerate(names))
+    return (
+        f'<div class="legend">{"".join(items)}</div>'
+        '<p class="dim">A colour for each bandwidth, a kind of line for each tree: the least of '
+        "its lanes and drafts.</p>"
+    )
+
+
+def _curves(groups: Mapping[str, Sequence[Found]], grid: Found) -> list[Curve]:
     curves = []
-    for number, (name, step) in enumerate(variants):
+    for number, (name, steps) in enumerate(groups.items()):
         for column, mbit in enumerate(grid["bandwidths_mbit"]):
-            seconds = tuple(row[column] for row in step["grid_seconds"])
+            rows = zip(*(step["grid_seconds"] for step in steps), strict=True)
+            seconds = tuple(min(row[column] for row in each) for each in rows)
             label = rate(mbit) if number == 0 else ""
             title = f"{name}, {rate(mbit)}"
-            curves.append(Curve(label, title, column, number > 0, seconds))
+            curves.append(Curve(label, title, column, number, seconds))
     return curves
 
 
@@ -93,8 +117,7 @@ def _networks(variants: Sequence[tuple[str, Found]]) -> str:
             escape(name),
             f"{times['round_trip_ms']:g} ms",
             rate(times["bandwidth_mbit"]),
-            f"{times['seconds']:.3g} s",
-            *(f"{times[cause]:.3g} s" for cause in _CAUSES),
+            *(duration(times[cause]) for cause in ("seconds", *_CAUSES)),
             _bar(times, most),
         ]
         for name, times in rows
@@ -106,7 +129,7 @@ def _networks(variants: Sequence[tuple[str, Found]]) -> str:
 def _bar(times: Found, most: float) -> str:
     parts = "".join(
         f'<i class="{cause}" style="width: {100 * times[cause] / most:.2f}%" '
-        f'title="{words}: {times[cause]:.3g} s"></i>'
+        f'title="{words}: {duration(times[cause])}"></i>'
         for cause, words in _CAUSES.items()
         if times[cause] > 0
     )
@@ -118,9 +141,30 @@ def _gains(steps: Mapping[str, Found], best: Sequence[Found]) -> str:
     for at, variant in enumerate(best):
         network = steps[name_of(variant)]["networks"][at]
         gains = network["gains"]
-        cells = [f"{escape(g['what'])}: {g['seconds']:.3g} s ({g['share']:.0%})" for g in gains]
+        cells = [_gain(gain) for gain in gains]
         lines.append([escape(network["name"]), *cells])
     return _table(["network", "1st", "2nd", "3rd"], lines)
+
+
+def _gain(gain: Found) -> str:
+    return f"{escape(gain['what'])}: {duration(gain['seconds'])} ({gain['share']:.0%})"
+
+
+def _path(steps: Mapping[str, Found], best: Sequence[Found]) -> str:
+    networks = [steps[name_of(each)]["networks"][at] for at, each in enumerate(best)]
+    head = [
+        f"{escape(network['name'])}, {escape(name_of(each))}"
+        for network, each in zip(networks, best, strict=True)
+    ]
+    lines = [
+        [escape(name), *(_leg(leg) for leg in legs)]
+        for name, legs in beside([network["critical_path"] for network in networks])
+    ]
+    return _table(["", *head], lines)
+
+
+def _leg(leg: Found | None) -> str:
+    return "" if leg is None else f"{duration(leg['seconds'])} ({leg['share']:.0%})"
 
 
 def _places(step: Found) -> str:
@@ -143,28 +187,30 @@ def _places(step: Found) -> str:
 def _compare(found: Found) -> Iterable[str]:
     yield f"<h2>Compared with {escape(found['model'])}, {found['tokens_in']} tokens in</h2>"
     yield f'<p class="dim">Computation there: {escape(found["computation"])}.</p>'
+    old, new = (escape(name_of(found["variants"][which])) for which in ("old", "new"))
     for step in found["steps"]:
         lines = [
-            _pair(name, step[key])
-            for key, name in (
-                ("rounds", "rounds"),
-                ("messages", "messages"),
-                ("sent", "bytes, busier direction"),
-                ("dealt", "bytes dealt, most"),
-                ("computation", "seconds of computation"),
-            )
+            _pair("rounds", step["rounds"]),
+            _pair("messages", step["messages"]),
+            _pair("bytes, busier direction", step["sent"]),
+            _pair("bytes dealt, most", step["dealt"]),
+            _pair("computation", step["computation"], duration),
         ]
-        lines += [_pair(f"seconds on {each['name']}", each) for each in step["networks"]]
+        lines += [_pair(f"time on {each['name']}", each, duration) for each in step["networks"]]
         for place in step["places"]:
-            lines.append(_pair(f"rounds of {place['name']}", place["rounds"]))
-            lines.append(_pair(f"bytes of {place['name']}", place["bytes"]))
+            if any(place[kind]["old"] != place[kind]["new"] for kind in ("rounds", "bytes")):
+                lines.append(_pair(f"rounds of {place['name']}", place["rounds"]))
+                lines.append(_pair(f"bytes of {place['name']}", place["bytes"]))
         yield f"<h3>{escape(step['name'])}</h3>"
-        yield _table(["", "old", "new", "new / old"], lines)
+        yield _table(["", f"old: {old}", f"new: {new}", "new / old"], lines)
+        if len(lines) == 5 + len(step["networks"]):
+            yield '<p class="dim">Rounds and bytes are equal at every place.</p>'
 
 
-def _pair(name: str, pair: Found) -> list[str]:
+def _pair(name: str, pair: Found, text: Callable[[float], str] | None = None) -> list[str]:
     ratio = "" if pair["ratio"] is None else f"{pair['ratio']:.2f}"
-    return [escape(name), _number(pair["old"]), _number(pair["new"]), ratio]
+    show = text or _number
+    return [escape(name), show(pair["old"]), show(pair["new"]), ratio]
 
 
 def _number(value: float) -> str:

@@ -103,6 +103,7 @@ class _Phase(_Counts):
 class _Traced(_Table):
     tree: str
     lanes: int = Field(ge=1)
+    draft: int | None = Field(default=None, ge=0)
     phases: list[_Counts]
 
 
@@ -201,9 +202,10 @@ def request_of(data: object, where: str, accepted: float = 0.0) -> Request:
         fault = first_fault(error)
         place = f"{fault.place}: " if fault.place else ""
         raise ConfigError(f"{where} is not a profile: {place}{fault.problem}; {_AGAIN}") from None
-    draft = Draft(profile.draft, accepted)
+    known = (profile.draft if each.draft is None else each.draft for each in profile.variants)
+    draft = Draft(max((profile.draft, *known)), accepted)
     try:
-        return _request(profile, draft)
+        return _request(profile, draft.accepted)
     except ConfigError as error:
         raise ConfigError(f"{where} is not a profile: {error}; {_AGAIN}") from None
 
@@ -213,22 +215,28 @@ def request_of_profile(profile: Profile) -> Request:
     return request_of(json.loads(json.dumps(profile.to_public())), "the profile")
 
 
-def _request(profile: _Profile, draft: Draft) -> Request:
+def _request(profile: _Profile, accepted: float) -> Request:
+    """Variants with another draft than the recorded one are left out if nothing would stay of it:
+    they would only take longer.
+    """
     network = profile.network.network() if profile.network else None
     works = _measured(profile.phases, network)
     settings = profile.settings
     label = settings.label(len(profile.phases))
-    variants = [Variant(label, settings.lanes, works, draft.proposed)]
+    variants = [Variant(label, settings.lanes, works, profile.draft)]
     variants += [
-        _alike(traced, profile, works)
+        other
         for traced in profile.variants
-        if (traced.tree, traced.lanes) != (label, settings.lanes)
+        if (other := _alike(traced, profile, works)).draft == profile.draft or accepted
+        if (other.tree, other.lanes, other.draft) != (label, settings.lanes, profile.draft)
     ]
     where = network.describe() if network else "in memory, no network"
     walls = ", ".join(f"{p.name} {p.wall_seconds / p.steps:.3g} s" for p in profile.phases)
     source = f"recorded ({where}): what rounds, bytes and the dealer do not explain of {walls}"
-    tokens = 1 + draft.accepted
-    found = (replace(each, works=yielding(each.works, tokens)) for each in variants)
+    found = (
+        replace(each, works=yielding(each.works, 1 + min(accepted, each.draft)))
+        for each in variants
+    )
     return Request(profile.model, profile.tokens_in, True, source, tuple(found))
 
 
@@ -245,7 +253,8 @@ def _measured(phases: Sequence[_Phase], network: Network | None) -> tuple[Work, 
 
 def _alike(traced: _Traced, profile: _Profile, works: Sequence[Work]) -> Variant:
     """Another variant, with the computation of the recorded one, or as much more or less as its
-    rounds and bytes would take on the machine of `REFERENCE`.
+    rounds and bytes would take on the machine of `REFERENCE`. The dealer has dealt as much by its
+    first answer.
     """
     phases, settings = profile.phases, profile.settings
     if [phase.name for phase in traced.phases] != [phase.name for phase in phases]:
@@ -255,9 +264,11 @@ def _alike(traced: _Traced, profile: _Profile, works: Sequence[Work]) -> Variant
         other, recorded = counts.work(phase.ratios()), phase.work(phase.ratios())
         least = _least(settings.tree_at(index), recorded)
         ratio = _least(traced.tree, other) / least if least else 1.0
-        step = replace(other.step, computation=ratio * work.step.computation)
+        spent = ratio * work.step.computation
+        step = replace(other.step, computation=spent, queued=work.step.queued)
         found.append(replace(other, step=step))
-    return Variant(traced.tree, traced.lanes, led(found), profile.draft)
+    draft = profile.draft if traced.draft is None else traced.draft
+    return Variant(traced.tree, traced.lanes, led(found), draft)
 
 
 def _least(tree: str, work: Work) -> float:

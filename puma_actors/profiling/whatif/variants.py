@@ -125,27 +125,33 @@ class TracedPhase:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """Declared counts of a request under other settings than it ran with."""
+    """Declared counts of a request under other settings than it ran with, or with another number of
+    tokens that a further step proposes.
+    """
 
     tree: str
     lanes: int
     phases: tuple[TracedPhase, ...]
+    draft: int = 0
 
     def to_public(self) -> dict[str, Any]:
         """As JSON types."""
         return {
             "tree": self.tree,
             "lanes": self.lanes,
+            "draft": self.draft,
             "phases": [phase.to_public() for phase in self.phases],
         }
 
 
-def traced_of(settings: Settings, meters: Sequence[Meter], first: str) -> Traced:
-    """Counts of the first step, named `first`, and of all others together."""
+def traced_of(settings: Settings, meters: Sequence[Meter], first: str, draft: int = 0) -> Traced:
+    """Counts of the first step, named `first`, and of all others together, each of which proposes
+    `draft` tokens.
+    """
     phases = [_phase(first, meters[:1])]
     if len(meters) > 1:
         phases.append(_phase("decode", meters[1:]))
-    return Traced(settings.tree, settings.lanes, tuple(phases))
+    return Traced(settings.tree, settings.lanes, tuple(phases), draft)
 
 
 def _phase(name: str, meters: Sequence[Meter]) -> TracedPhase:

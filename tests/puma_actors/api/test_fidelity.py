@@ -9,7 +9,9 @@ from reference import CHOICE, agreeing, torch_greedy, torch_logits, torch_model
 
 from models.files.locate import demo_model_path
 from models.programs.program import Batch
+from models.programs.steps import StepSettings
 from protocols.base.cost import Cost
+from protocols.base.lane import Settings
 from puma_actors.api.blocking import PrivateModel
 
 pytestmark = pytest.mark.slow
@@ -18,6 +20,8 @@ QUESTION = "What is the capital of France? Answer in one sentence."
 NEW = 12
 TOKENS = 56
 LAYERS = 30
+MOST_ROUNDS = 26 * LAYERS + 10
+"""Of a step with the tree of fewest rounds: its layers, and the embedding, last norm and head."""
 BRIEF = {"role": "system", "content": "Be brief."}
 RAW = {"unicode": "Größe naïve 東京 🙂 мир"}
 CHATS = {"chat, French": "Traduis « chien »."}
@@ -88,15 +92,17 @@ def test_decoding_with_the_cache_equals_torch_and_costs_what_was_predicted(model
     assert [token.id for token in tokens if token.id is not None] == expected
     assert "".join(token.text for token in tokens) == model.cluster.tokenizer.decode(expected)
     assert usage.steps == model.cluster.predict(len(ids), NEW - 1)
-    assert all(step.rounds <= 90 * LAYERS for step in usage.steps[1:])
+    assert all(step.rounds <= MOST_ROUNDS for step in usage.steps[1:])
 
 
 def test_predicted_rounds_of_a_layer(model):
     assert model.cluster.plan.config.num_layers == LAYERS
-    prefill, *decode = model.cluster.predict(32, 33)
-    assert prefill.rounds <= 100 * LAYERS
-    assert max(step.rounds for step in decode) <= 90 * LAYERS
+    prefill, *decode = model.cluster.predict(32, 33, StepSettings.of(Settings(tree="rounds")))
+    assert prefill.rounds <= MOST_ROUNDS
+    assert max(step.rounds for step in decode) <= MOST_ROUNDS - LAYERS
     assert prefill.online > 0 < prefill.offline
+    (far,) = model.cluster.predict(511, 1, StepSettings.of(Settings(tree="rounds")))[1:]
+    assert far.rounds <= MOST_ROUNDS
 
 
 def test_logit_error_over_a_long_text(model, reference, capsys):

@@ -236,9 +236,18 @@ def test_costs(puma):
     product = found[()]["product, truncated"]
     # Of 64 bits, 18 and the doubling of a product are dropped before it is sent.
     assert (product["rounds"], product["online_bits"], product["offline_bits"]) == (1, 90, 64)
-    code, out, err = puma("costs")
+    row, prompt = (f"maximum and exp, a score of {rows}" for rows in ("a row of 64", "8,192 rows"))
+    fewest, least = found[()], found["--tree", "traffic"]
+    total = {
+        name: rows[name]["online_bits"] + rows[name]["offline_bits"]
+        for rows, name in ((fewest, row), (least, prompt))
+    }
+    assert total[row] < 8 * 1100  # a histogram, for few rows
+    assert total[prompt] < 8 * 100
+    assert fewest[prompt]["offline_bits"] < 0.2 * fewest[row]["offline_bits"]
+    code, out, err = puma("costs", "--tree", "balanced")
     assert (code, err) == (0, "")
-    for name in ("SiLU", "RMSNorm", "comparison, 20 bits"):
+    for name in ("tree balanced", "SiLU", "RMSNorm", "comparison, 20 bits", row, prompt):
         assert name in out
 
 
@@ -268,6 +277,8 @@ def test_inspect_says_what_it_chose_and_why(puma, folder):
     code, out, _ = puma(*where, "--tree", "balanced")
     assert "prefill: balanced, as asked" in out
     assert "in one process, without a network" in out
+    assert "one lane: more send more messages" in out
+    assert "one lane" not in puma(*where, "--lanes", 2)[1]
 
 
 def test_inspect_counts_what_a_draft_proposes(puma, folder):

@@ -126,6 +126,19 @@ def test_computation_is_at_least_what_was_seen():
     assert fitted(step(), 1.0, None, least=0.25).computation == 1.0
 
 
+@given(st.floats(0, 1), st.floats(0, 1e6), st.floats(0, 1e6))
+def test_a_first_step_that_took_less_had_its_answer_behind_fewer_bytes(part, dealt, ahead):
+    """The dealer may not have dealt all by then: its processor decides."""
+    made = step("prefill", dealt=dealt, ahead=ahead)
+    network = Network("", Route(0.01, 1e8))
+    behind = replace(made, computation=0.1, queued=part * (dealt + ahead))
+    wall = time_of(behind, network).total
+    found = fitted(made, wall, network, least=0.1)
+    assert time_of(found, network).total == pytest.approx(wall, rel=1e-5)
+    assert found.computation == pytest.approx(0.1, rel=1e-3)
+    assert found.queued is None or found.queued <= behind.queued * (1 + 1e-6) + 1e-3
+
+
 def test_what_gains_most_comes_first():
     first, second, third = gains(step(sent=BYTES, computation=4), SECOND)
     assert (first.what, first.seconds) == (HALVED, 6)

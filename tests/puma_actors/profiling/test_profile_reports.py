@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
-from types import SimpleNamespace
 from unittest import mock
 
 import anyio
@@ -19,15 +18,11 @@ from protocols.base.meter import Meter
 from protocols.base.shares import EVALUATORS, Role
 from protocols.drivers import observed
 from puma_actors.profiling import chrome, page
-from puma_actors.profiling.advice import actions
 from puma_actors.profiling.analysis import Row
 from puma_actors.profiling.counts import layer_of, operation_of, place_of, protocol_of
 from puma_actors.profiling.profile import run_profile
-from puma_actors.profiling.ranking import rank
 from puma_actors.profiling.sweep import flights, length, spend, union
-from puma_actors.profiling.whatif.recorded import request_of_profile
 from puma_actors.session.recorder import Recorder
-from puma_actors.transports.delay.network import PRESETS, parse_network
 
 A, B = EVALUATORS
 
@@ -64,25 +59,6 @@ def recorded() -> Recorder:
 
 
 KEY = Key("layers.0.down", "linear/lift")
-
-
-def test_rounds_that_wait_beside_others_are_not_blamed_on_the_other_evaluator():
-    """Two of seven are in a row; all seven took 0.1 s, which is less than their way alone takes."""
-    row = Row("spline", rounds=2, exchanges=7, online=1800)
-    phase = SimpleNamespace(
-        keys={("network", Key("norm", "rsqrt/spline")): 0.1}, protocols=[row], wall=2.0
-    )
-    (advice,) = rank(phase, PRESETS["wan"], Settings())
-    assert advice.share == 0.05
-    assert advice.reason == (
-        "2 in a row (7 with concurrent ones), 14.29 ms of waiting each, of which the latency takes "
-        "20.00 ms: fewer rounds"
-    )
-    row.exchanges = 2
-    (advice,) = rank(phase, PRESETS["wan"], Settings())
-    assert advice.reason.endswith(
-        "50.00 ms of waiting each: mostly for the other evaluator, which was not there yet"
-    )
 
 
 def test_time_is_split_by_cause():
@@ -261,7 +237,7 @@ def test_the_page_holds_the_figures(profile):
     assert len(sums) == len(actions) == len(data["phases"])
     for phase, line in zip(data["phases"], sums, strict=True):
         measured = phase["wall_seconds"] / phase["steps"]
-        assert line.endswith(f"measured {1e3 * measured:.3g} ms")
+        assert line.endswith(f" = {1e3 * measured:.3g} ms measured")
         assert f"{phase['rounds'] / phase['steps']:,.0f} rounds x 0.5 ms" in line
     assert all("it would take" in text or "use tree" in text for each in actions for text in each)
     assert data["about"].keys() >= {"date", "version", "processor", "cores", "peak_memory_bytes"}
@@ -276,7 +252,11 @@ def test_the_page_holds_the_figures(profile):
     ]
     assert len(timeline["steps"]) == 2
     for role in timeline["roles"]:
+        names = [lane["name"] for lane in role["lanes"]]
+        assert names[0] == "main"
+        assert len(set(names)) == len(names)
         for lane in role["lanes"]:
+            assert re.fullmatch(r"[a-z_]+( \d+)?", lane["name"])
             for start, duration, kind, place, protocol in lane["bars"]:
                 assert start >= 0
                 assert duration >= 0
@@ -285,8 +265,6 @@ def test_the_page_holds_the_figures(profile):
 
 
 def test_a_model_name_cannot_end_the_script(profile):
-    from dataclasses import replace
-
     text = page.render(replace(profile, model="</script><b>"))
     assert "</script><b>" not in text
 
@@ -346,19 +324,6 @@ def test_an_older_profile_beside_one_with_a_draft(puma, folder, profile, tmp_pat
     for part in ("compared with model", "time on wan", "a step: ", "what to do", "tokens in"):
         assert part in out
     assert puma("profile", "-m", folder, "--compare", html)[0] == 2
-
-
-def test_what_to_do_names_another_tree_where_it_helps(profile):
-    request = request_of_profile(profile)
-    far = parse_network("intercontinental")
-    traffic = replace(request, variants=request.variants[::-1])
-    assert traffic.variants[0].tree == "traffic"
-    (first, further) = actions(traffic, far)
-    for found, which in ((first, "the first step"), (further, "further steps")):
-        assert found[0].partition(f" for {which}: ")[0] in ("use tree rounds", "use tree balanced")
-    (first, further) = actions(request, far)
-    assert "or cut the text: latency halved, it would take " in first[0]
-    assert "--draft ngram" in further[0]
 
 
 def test_public_weights_are_profiled(puma, folder):

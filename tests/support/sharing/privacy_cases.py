@@ -294,7 +294,10 @@ OTHER_SETTINGS = [
     for settings, names in (
         (
             Settings(tree="traffic"),
-            ["less", "less exactly", "maximum", "silu", "waves", "rms_norm", "attention"],
+            [
+                *("less", "less exactly", "maximum", "silu", "waves", "rms_norm", "attention"),
+                *("exp", "exp part", "gate"),
+            ],
         ),
         (Settings(tree="balanced"), ["gelu", "relu", "layer_norm", "attention"]),
         (Settings(approximation="puma"), ["silu", "gelu", "exp"]),

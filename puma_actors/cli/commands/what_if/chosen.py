@@ -9,6 +9,7 @@ from puma_actors.planning.choice import Choice, chosen_public
 from puma_actors.transports.delay.network import Network
 
 _WIDTH = 120  # where there is no terminal
+_ONE_LANE = "one lane: more send more messages, and have hidden no transfer where it was measured"
 _CAUSES = ("seconds", "latency", "transfer", "computation", "waiting")
 
 
@@ -33,6 +34,8 @@ def print_choice(report: dict[str, Any]) -> None:
         console.print(_table(f"\n{name}, predicted", options))
     where = f"on {network['name']}" if network else "in one process, without a network"
     say(f"{_because(report['compared'])}; {where}", style="dim")
+    if all(option["lanes"] == 1 for options in report["compared"].values() for option in options):
+        say(_ONE_LANE, style="dim")
 
 
 def _table(name: str, options: list[dict[str, Any]]) -> Table:

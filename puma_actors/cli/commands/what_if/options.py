@@ -92,7 +92,7 @@ def what_if(
         typer.Option(
             min=0.0,
             help="How many of the tokens that a step proposes stay on average: the table after an "
-            "answer says so. Default: 0.",
+            "answer says one more. A profile shows drafts if this is given. Default: 0.",
             show_default=False,
         ),
     ] = None,

@@ -6,7 +6,8 @@ from typing import Any
 from rich.table import Table
 
 from puma_actors.cli.output import Plain, amount, duration, figures, say, stdout
-from puma_actors.profiling.whatif.words import TITLES, TYPICAL, name_of, rate
+from puma_actors.profiling.whatif.path import beside
+from puma_actors.profiling.whatif.words import TITLES, TYPICAL, name_of, rate, shown
 
 _WIDTH = 120  # where there is no terminal
 _PLACES = 10
@@ -21,11 +22,12 @@ def show(found: Found) -> None:
         say(f"rounds: {TYPICAL}", style="dim")
     for index, step in enumerate(found["variants"][0]["steps"]):
         name = step["name"]
-        variants = [(name_of(each), each["steps"][index]) for each in found["variants"]]
+        variants, best = shown(found, index), [each[name] for each in found["best"]]
         say(f"\n{name}: {TITLES[name]}", style="bold")
-        _print(_networks(variants, [each[name] for each in found["best"]]))
+        _print(_networks(variants, best))
         _print(_grid(variants, found["grid"]))
-        _print(_gains(variants, [each[name] for each in found["best"]]))
+        _print(_path(variants, best))
+        _print(_gains(variants, best))
         _print(_places(variants[0]))
     if "compare" in found:
         show_comparison(found["compare"])
@@ -55,23 +57,48 @@ def _grid(variants: Variants, grid: Found) -> Table:
     rates = [rate(each) for each in grid["bandwidths_mbit"]]
     title = "\nby round trip and bandwidth" + (", least of all trees" if len(variants) > 1 else "")
     table = figures(title, "", *rates)
+    between = "\n" if any("," in name for name, _ in variants) else " "  # in a line if it fits
     for row, trip in enumerate(grid["round_trips_ms"]):
         cells = []
         for column in range(len(rates)):
             least, name = min((step["grid_seconds"][row][column], name) for name, step in variants)
-            cells.append(duration(least) + (f" {name}" if len(variants) > 1 else ""))
+            cells.append(duration(least) + (f"{between}{name}" if len(variants) > 1 else ""))
         table.add_row(f"{trip:g} ms", *cells)
+    return table
+
+
+def _path(variants: Variants, best: Sequence[Found]) -> Table:
+    """For the variant that takes least on each network."""
+    steps = dict(variants)
+    networks = [steps[name_of(each)]["networks"][at] for at, each in enumerate(best)]
+    heads = [
+        f"{network['name']}\n{name_of(each)}" for network, each in zip(networks, best, strict=True)
+    ]
+    table = figures("\ncritical path", "", *heads)
+    for name, legs in beside([network["critical_path"] for network in networks]):
+        cells = [
+            "" if leg is None else f"{duration(leg['seconds'])} ({leg['share']:.0%})"
+            for leg in legs
+        ]
+        table.add_row(name, *cells)
     return table
 
 
 def _gains(variants: Variants, best: Sequence[Found]) -> Table:
     """For the variant that takes least on each network."""
-    table = figures("\nwhat would gain most", "network", "1st", "2nd", "3rd")
     steps = dict(variants)
-    for at, network in enumerate(variants[0][1]["networks"]):
-        gains = steps[name_of(best[at])]["networks"][at]["gains"]
-        cells = [f"{g['what']}: {duration(g['seconds'])} ({g['share']:.0%})" for g in gains]
-        table.add_row(network["name"], *cells)
+    rows = [
+        (network["name"], network["gains"])
+        for at, each in enumerate(best)
+        for network in (steps[name_of(each)]["networks"][at],)
+    ]
+    kinds = sorted(gain["what"] for gain in rows[0][1])
+    table = figures("\nwhat would gain most", "network", *kinds, "most")
+    for name, gains in rows:
+        saved = {
+            gain["what"]: f"{duration(gain['seconds'])} ({gain['share']:.0%})" for gain in gains
+        }
+        table.add_row(name, *(saved[kind] for kind in kinds), gains[0]["what"])
     return table
 
 
@@ -99,8 +126,9 @@ def show_comparison(found: Found) -> None:
     """Print what `set_beside` gave."""
     say(f"\ncompared with {found['model']}, {found['tokens_in']} tokens in", style="bold")
     say(f"computation there: {found['computation']}", style="dim")
+    old, new = (name_of(found["variants"][which]) for which in ("old", "new"))
     for step in found["steps"]:
-        table = figures(f"\n{step['name']}", "", "old", "new", "new / old")
+        table = figures(f"\n{step['name']}", "", f"old: {old}", f"new: {new}", "new / old")
         for name in ("rounds", "messages"):
             _pair(table, name, step[name], "{:,.0f}".format)
         for name, words in (("sent", "bytes, busier direction"), ("dealt", "bytes dealt, most")):

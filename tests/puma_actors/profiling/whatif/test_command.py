@@ -44,7 +44,9 @@ def test_a_profiles_tables(puma, profile):
         "decode: a further token",
         "by round trip and bandwidth, least of all trees",
         "what would gain most",
-        "latency halved: ",
+        "latency halved",
+        "critical path",
+        "the client's request and the answer",
         "by place, all layers together (rounds)",
         "layers.*.attention",
         "time on intercontinental",
@@ -54,6 +56,10 @@ def test_a_profiles_tables(puma, profile):
         assert re.search(rf"^{name} +rounds .* m?s ", out, re.M)
         assert re.search(rf"^{name} +traffic .* m?s ", out, re.M)
     assert "…" not in out
+    assert "drafted" not in out
+    out = puma("what-if", profile, "--accepted", 2)[1]
+    assert "…" not in out
+    assert re.search(r"^wan +rounds, 8 drafted .* least$", out, re.M)
 
 
 def test_json_is_one_object_and_a_page_is_written(puma, folder, tmp_path):
@@ -90,6 +96,18 @@ def test_a_predictions_tables(puma, folder):
     assert "decode: a further token" in out
 
 
+def test_tables_of_many_variants_fit(puma, folder):
+    options = ("--tokens-in", 5, "--lanes", "1,2", "--draft-tokens", 4, "--accepted", 2)
+    code, out, _ = puma("what-if", folder, *options, *GIVEN)
+    assert code == 0
+    assert "…" not in out
+    first, _, further = out.partition("decode: a further token")
+    assert "drafted" not in first
+    assert "rounds, 2 lanes, 4 drafted" in further
+    for trip in ("0.5 ms", "300 ms"):
+        assert re.search(rf"^{trip} ", further, re.M)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -104,7 +122,7 @@ def test_a_predictions_tables(puma, folder):
         ),
         (["{profile}", "--lanes", "2"], "--lanes is for a prediction"),
         (["{profile}", "--draft-tokens", "2"], "--draft-tokens is for a prediction"),
-        (["{profile}", "--accepted", "2"], "2 accepted of 0 proposed tokens: give at most"),
+        (["{profile}", "--accepted", "9"], "9 accepted of 8 proposed tokens: give at most"),
         (["{model}", *GIVEN, "--draft-tokens", "2", "--accepted", "2.5"], "2.5 accepted of 2"),
         (["{profile}", *GIVEN], "--computation is for a prediction"),
         (["{profile}", "--compare", "none.json"], "none.json: No such file or directory"),

@@ -260,8 +260,34 @@ def test_a_prediction_with_a_draft(folder):
 def test_no_more_tokens_stay_than_are_proposed(accepted, data):
     with pytest.raises(ConfigError, match="accepted of 3 proposed tokens"):
         Draft(3, accepted)
+    with pytest.raises(ConfigError, match="9 accepted of 8 proposed tokens"):
+        request_of(data, "it", 9.0)
+    del data["variants"]  # an older profile
     with pytest.raises(ConfigError, match="accepted of 0 proposed tokens"):
         request_of(data, "it", 1.0)
+
+
+def test_a_profile_without_a_draft_tells_what_one_would_bring(data, folder):
+    """Shown if something would stay of it."""
+    assert {each.draft for each in request_of(data, "it").variants} == {0}
+    request = request_of(data, "it", 1.5)
+    kinds = {(each.tree, each.draft) for each in request.variants}
+    assert kinds == {(tree, draft) for tree in TREES for draft in (0, 8)}
+    assert len(request.variants) == len(kinds)
+    plain, drafted = (
+        next(each for each in request.variants if (each.tree, each.draft) == ("rounds", draft))
+        for draft in (0, 8)
+    )
+    assert plain is request.variants[0]
+    assert (plain.works[1].step.tokens, drafted.works[1].step.tokens) == (1.0, 2.5)
+    assert drafted.works[1].step.rounds == plain.works[1].step.rounds
+    assert drafted.works[1].step.sent > 6 * plain.works[1].step.sent
+    assert drafted.works[1].step.computation > plain.works[1].step.computation
+    far = parse_network("300ms,10gbit")
+    times = [token_time(each.works[1].step, far).total for each in (plain, drafted)]
+    assert times[1] < times[0] / 2
+    data["variants"] = [each for each in data["variants"] if not each.pop("draft")]  # as it was
+    assert {each.draft for each in request_of(data, "it").variants} == {0}
 
 
 def test_a_profile_of_steps_with_a_draft(folder):
@@ -270,5 +296,7 @@ def test_a_profile_of_steps_with_a_draft(folder):
     assert found.matches
     data = json.loads(json.dumps(found.to_public()))
     request = request_of(data, "it", 1.0)
-    assert {each.draft for each in request.variants} == {2}
+    assert {each.draft for each in request.variants} == {0, 2}
+    assert {each.draft for each in request_of(data, "it").variants} == {2}
     assert request.variants[0].works[1].step.tokens == 2.0
+    assert all(each.works[1].step.tokens == 1.0 for each in request.variants if not each.draft)

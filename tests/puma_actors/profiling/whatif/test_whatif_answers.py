@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import ConfigError
-from puma_actors.planning.timing import Step, time_of
+from puma_actors.planning.timing import Step, time_of, token_time
 from puma_actors.profiling.whatif import page
 from puma_actors.profiling.whatif.answer import (
     best,
@@ -22,7 +22,16 @@ from puma_actors.profiling.whatif.answer import (
     to_public,
 )
 from puma_actors.profiling.whatif.chart import Curve, chart
-from puma_actors.profiling.whatif.variants import Request, Row, Variant, Work, work_of
+from puma_actors.profiling.whatif.path import beside, critical_path
+from puma_actors.profiling.whatif.variants import (
+    Request,
+    Row,
+    Variant,
+    Work,
+    work_of,
+    yielding,
+)
+from puma_actors.profiling.whatif.words import shown
 from puma_actors.transports.delay.network import PRESETS, parse_network
 
 
@@ -191,8 +200,80 @@ def test_the_page_works_offline_and_without_scripts():
     assert not re.search(r"https?:|@import|url\(", text)
     assert "prefers-color-scheme: dark" in text
     assert page._MARK not in text
-    for words in ("What would gain most", "By place", "Compared with", "traffic, 4 lanes"):
+    for words in (
+        *("What would gain most", "By place", "Compared with", "traffic, 4 lanes"),
+        *("Critical path, with what takes least", "old: rounds", "new: rounds"),
+    ):
         assert words in text
+
+
+def _drafting(tree, lanes, draft, tokens):
+    works = request().variants[0].works
+    return Variant(tree, lanes, yielding(works, tokens), draft)
+
+
+def test_a_plot_has_a_kind_of_line_for_each_tree():
+    """However many lanes and drafts are compared: of these it shows the least."""
+    made = [
+        _drafting(tree, lanes, draft, 1 + draft / 2)
+        for tree in ("rounds", "balanced", "traffic")
+        for lanes in (1, 2)
+        for draft in (0, 4)
+    ]
+    found = to_public(replace(request(), variants=tuple(made)), GRID)
+    text = page.render(found)
+    for kind in range(3):
+        assert text.count(f'class="curve d{kind}"') == 2  # in the legend of each step
+        assert len(re.findall(rf'class="curve s\d d{kind}"', text)) == 2 * len(GRID.bandwidths)
+    decode = text.partition("a further token</h2>")[2]
+    highest = found["variants"][1]["steps"][1]["grid_seconds"][-1][-1]
+    assert f"<title>rounds, 10 Gbit/s: {highest:.4g} s</title>" in decode
+    names = [[name for name, _ in shown(found, step)] for step in (0, 1)]
+    assert (len(names[0]), len(names[1])) == (6, 12)
+    assert not any("drafted" in name for name in names[0])  # it changes no first step
+
+
+def test_equal_counts_are_not_listed():
+    text = page.render(to_public(request(), GRID, request()))
+    assert text.count("Rounds and bytes are equal at every place.") == 2
+    assert "rounds of embed" not in text
+
+
+# -- the critical path -----------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from([*PRESETS.values(), parse_network("0ms"), parse_network("9ms,jitter=3ms")]),
+    st.sampled_from(["prefill", "decode"]),
+    st.floats(1, 9),
+    st.booleans(),
+)
+def test_a_path_adds_up_to_the_time(network, name, tokens, seen):
+    made = work(name, 100, 1e7)
+    if not seen:  # which place computes, as in a prediction
+        made = replace(made, places=tuple(replace(row, seconds=None) for row in made.places))
+    made = replace(made, step=replace(made.step, tokens=tokens))
+    path = critical_path(made, network)
+    total = token_time(made.step, network)
+    for cause in ("latency", "transfer", "computation", "waiting", "total"):
+        found = sum(getattr(leg.time, cause) for leg in path)
+        assert found == pytest.approx(getattr(total, cause), abs=1e-9), cause
+    assert sum(leg.share for leg in path) == pytest.approx(1)
+    shares = [leg.share for leg in path]
+    assert shares == sorted(shares, reverse=True)
+    assert ("computation" in {leg.name for leg in path}) is not seen
+
+
+def test_paths_on_several_networks_stand_side_by_side():
+    paths = [
+        [leg.to_public() for leg in critical_path(work("prefill", 100, 1e7), PRESETS[name])]
+        for name in ("lan", "intercontinental")
+    ]
+    rows = beside(paths)
+    assert {name for name, _ in rows} == {leg["name"] for path in paths for leg in path}
+    assert all(len(legs) == 2 for _, legs in rows)
+    most = [max(leg["share"] for leg in legs if leg) for _, legs in rows]
+    assert most == sorted(most, reverse=True)
 
 
 def test_a_name_is_no_markup():
@@ -211,7 +292,7 @@ def _svg(trips, curves):
 )
 def test_a_plot_stays_within_its_frame(trips, data):
     seconds = st.lists(st.floats(0, 1e6), min_size=len(trips), max_size=len(trips)).map(tuple)
-    curves = [Curve("x", "<t>", color, color > 1, data.draw(seconds)) for color in range(3)]
+    curves = [Curve("x", "<t>", color, color, data.draw(seconds)) for color in range(3)]
     svg = _svg(trips, curves)
     for circle in svg.iter("circle"):
         assert 0 <= float(circle.attrib["cx"]) <= 1000
@@ -221,7 +302,7 @@ def test_a_plot_stays_within_its_frame(trips, data):
 
 
 def test_labels_do_not_cover_each_other():
-    curves = [Curve(f"c{n}", "t", n, False, (1.0, 1.0 + n / 1000)) for n in range(5)]
+    curves = [Curve(f"c{n}", "t", n, 0, (1.0, 1.0 + n / 1000)) for n in range(5)]
     svg = _svg([1.0, 2.0], curves)
     tops = sorted(float(t.attrib["y"]) for t in svg.iter("text") if (t.text or "")[0] == "c")
     assert all(after - before >= 13.9 for before, after in pairwise(tops))
