@@ -307,6 +307,7 @@ class Party(Actor):
         del self._running_inferences[message.number]
         self._refused.discard(message.number)
         self._forget(message)
+        log.info("request ended", role=str(self.role), number=message.number)
         ended = EndedMessage(number=message.number).header()
         await self.scheduler.send_control(Role.CLIENT, ended)
 
@@ -382,8 +383,7 @@ class Party(Actor):
 
     def rounds(self, number: int) -> int:
         """Rounds that a running step has completed, on its longest chain."""
-        lane = self._lanes.get(number)
-        return 0 if lane is None else lane.clock
+        return self._lanes[number].clock if number in self._lanes else 0
 
     async def _report(self, number: int, lane: Lane, *, prepared: bool, joint: bool) -> None:
         self.activity += 1
