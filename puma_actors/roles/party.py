@@ -299,7 +299,7 @@ class Party(Actor):
     def _forget(self, message: InferMessage) -> None:
         """Forget a request, and what was dealt for steps that were not taken."""
         self._units.forget(message.number)
-        self.scheduler.end(message.number, message.number + message.steps)
+        self.give_up(message.number, message.number + message.steps)
         if self._seat is not None:
             self._seat.forgot()
 

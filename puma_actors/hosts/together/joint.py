@@ -217,17 +217,10 @@ class Joint(Actor):
         told = self._begun.get(number)
         if told is not None:
             told.scope.cancel()
-        elif self.scheduler.numbers.over(number):
-            self._withdraw(number)
-        elif self.role is Role.DEALER:
+        elif self.role is Role.DEALER and not self.scheduler.numbers.over(number):
             raise RemoteProtocolError(f"joint step {number} is dropped, but was not foretold")
         else:
-            self.scheduler.end(number)
-
-    def _withdraw(self, number: int) -> None:
-        """Do not send what still waits for its line."""
-        for port in self.scheduler.ports.values():
-            port.withdraw(number)
+            self.give_up(number)
 
     def _check(self, message: JointMessage) -> None:
         """Check sizes before memory is allocated."""
@@ -303,7 +296,7 @@ class Joint(Actor):
         del self._begun[message.number]
         dropped = not told.ended.is_set()
         if dropped or told.scope.cancel_called:
-            self._withdraw(message.number)
+            self.give_up(message.number)
         if dropped:
             for place, part in taken:
                 place.put_back(part)

@@ -19,6 +19,7 @@ from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from puma_actors.api.remote import RemoteCluster
 from puma_actors.hosts.together import joint
 from puma_actors.roles import party
+from puma_actors.session.port import Port
 
 PROMPT, TOKENS = "I see the red cat", 4
 
@@ -116,6 +117,14 @@ async def test_a_prompt_that_is_being_read_is_given_up_by_all(
 ) -> None:
     stuck, ends = Stuck(slow, 1), Ends(monkeypatch)
     monkeypatch.setattr(party, "step_alone", stuck.at(party.step_alone))
+    withdrawn: set[tuple[Role, range]] = set()
+    withdraw = Port.withdraw
+
+    def noted(this: Port, numbers: range) -> None:
+        withdrawn.add((this.role, numbers))
+        withdraw(this, numbers)
+
+    monkeypatch.setattr(Port, "withdraw", noted)
     async with hosts(folder, certificates, "unix") as cluster:
         await cluster.upload(model)
         async with await session(cluster) as remote:
@@ -130,6 +139,8 @@ async def test_a_prompt_that_is_being_read_is_given_up_by_all(
                 with scope:
                     await generated(remote, PROMPT, max_new_tokens=TOKENS)
             assert not remote.usage.token_ids
+            # What waits for a slow line is not sent, to nobody.
+            assert withdrawn == {(role, range(TOKENS)) for role in (*COMPUTING, Role.CLIENT)}
             assert ends.of("request ended") == [1, 1, 1]
             assert len(await generated(remote, PROMPT, max_new_tokens=TOKENS)) == TOKENS
         await quiet(cluster)
