@@ -120,7 +120,9 @@ async def chat(request: Request, models: Models) -> Response:
     options: ChatOptions = {}
     if asked.chat_template_kwargs is not None:
         options["template_args"] = asked.chat_template_kwargs
-    ids = cluster.encode([message.plain() for message in asked.messages], **options)
+    messages = [message.plain() for message in asked.messages]
+    # On a thread: a long text takes seconds, and so may a template.
+    ids = await anyio.to_thread.run_sync(partial(cluster.encode, messages, **options))
     form = ChatForm(*_named(model, cluster), asked.shown_logprobs)
     job = await _job(request, model, ids, asked)
     return await _respond(request, job, asked, form, models.meter)
@@ -134,7 +136,8 @@ async def completions(request: Request, models: Models) -> Response:
     prompt = asked.prompt
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str):
         prompt = prompt[0]
-    ids = cluster.encode(prompt, raw=True)  # type: ignore[arg-type]
+    encode = partial(cluster.encode, prompt, raw=True)  # type: ignore[arg-type]
+    ids = await anyio.to_thread.run_sync(encode)
     form = CompletionForm(*_named(model, cluster), asked.shown_logprobs)
     job = await _job(request, model, ids, asked)
     return await _respond(request, job, asked, form, models.meter)
