@@ -19,6 +19,7 @@ from waiting import HANG, in_time, until
 
 from protocols.base.lane import Settings
 from puma_actors.api.local import LocalCluster
+from puma_actors.serve import completions
 from puma_actors.serve.answers import log_probabilities
 from puma_actors.serve.app import application
 from puma_actors.serve.facts import Models
@@ -240,6 +241,35 @@ async def test_a_client_that_does_not_wait_long_enough_is_told_before(folder):
             await create(max_tokens=4)
         stream = await create(max_tokens=1, stream=True)
         assert [chunk async for chunk in stream]
+
+
+async def test_what_the_first_request_takes_is_predicted(folder, monkeypatch):
+    """Roughly, so that it is refused only where there is no doubt."""
+    predicted = completions._predicted
+    seconds = 100.0
+
+    def slow(*given):
+        first, later, rough = predicted(*given)
+        assert rough > 0
+        return first, later, seconds
+
+    monkeypatch.setattr(completions, "_predicted", slow)
+    async with gateway(folder) as served:
+        create = partial(
+            served.client().chat.completions.with_raw_response.create,
+            model=NAME,
+            messages=CHAT,
+            max_tokens=1,
+            extra_headers={"x-stainless-read-timeout": "60"},
+        )
+        seconds = 130.0
+        with pytest.raises(openai.BadRequestError, match=r"expected to take \d+ s.* waits 60 s"):
+            await create()
+        seconds = 100.0
+        answer = await create()
+        assert answer.headers["x-puma-predicted-seconds"] == "100.0"
+        answer = await create()
+        assert float(answer.headers["x-puma-predicted-seconds"]) < 60  # as the first one took
 
 
 async def test_embeddings_in_both_encodings(sentence_model):
