@@ -37,7 +37,7 @@ from bench.runtime import (
     whatif,
     workers,
 )
-from bench.serve import load
+from bench.serve import closing, load
 from bench.tools.harness import Benchmark, Options, Result, document, machine
 from bench.tools.report import console, show
 from protocols.errors import ConfigError, PumaError
@@ -70,6 +70,7 @@ BENCHMARKS: list[Benchmark] = [
     *resident.BENCHMARKS,
     *workers.BENCHMARKS,
     *load.BENCHMARKS,
+    *closing.BENCHMARKS,
 ]
 
 

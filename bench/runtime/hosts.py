@@ -65,11 +65,16 @@ def write_cluster(folder: Path) -> Path:
     return config
 
 
+def party_log(config: Path, role: Role, name: str = "") -> Path:
+    """Where `start_party` writes what a party logs."""
+    return config.parent / f"{role}{name}.log"
+
+
 def start_party(
     role: Role, config: Path, log_name: str = "", **settings: object
 ) -> tuple[subprocess.Popen[bytes], Path]:
     """A `puma party` process, and its log."""
-    log = config.parent / f"{role}{log_name}.log"
+    log = party_log(config, role, log_name)
     environment: Mapping[str, str] = {
         **os.environ,
         "PUMA_CLUSTER__STORE": str(config.parent / f"store-{role}"),

@@ -13,7 +13,15 @@ from pathlib import Path
 import anyio
 import httpx2 as httpx
 
-from bench.runtime.hosts import PUMA, parties, puma, start_party, wait_for_links, write_cluster
+from bench.runtime.hosts import (
+    PUMA,
+    parties,
+    party_log,
+    puma,
+    start_party,
+    wait_for_links,
+    write_cluster,
+)
 from bench.serve.states import State
 from protocols.base.shares import Role
 from protocols.errors import PumaError
@@ -63,6 +71,10 @@ class Running:
         self._config: ClusterConfig = load_config(config)
         self._settings = settings
         self._again = ExitStack()  # ends parties that were started again
+
+    def log(self, role: Role) -> Path:
+        """What a party has logged since it was first started."""
+        return party_log(self._path, role)
 
     async def states(self) -> dict[str, State]:
         """What each process holds. A party that is not there is left out."""
@@ -137,8 +149,8 @@ def _gateway(
             text=True,
             env={**environment, "XDG_STATE_HOME": str(state)},
         )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
             text = Path(log.name).read_text()[-_SHOWN:]
@@ -148,6 +160,7 @@ def _gateway(
         yield Address(told["base_url"].removesuffix("/v1"), key), process.pid
     finally:
         _end(process)
+        process.stdout.close()
 
 
 def _end(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:

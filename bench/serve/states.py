@@ -1,5 +1,6 @@
 """What a process holds: memory, threads, files and tasks. Linux alone tells all of it."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,15 @@ class State:
             f"{self.memory / 1e6:.0f} MB, {self.tasks} tasks, {self.threads} threads, "
             f"{self.files} files"
         )
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time that a process has used so far, in steps of a hundredth of a second.
+
+    Raises OSError: there is no such process.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 States = Mapping[str, State]

@@ -1,12 +1,13 @@
 """Chat templates as transformers renders them, in Jinja's sandbox.
 
 A template comes with the checkpoint, so it is untrusted code: it runs without access to attributes
-of Python objects, sees plain data only, and cannot change its arguments.
+of Python objects, sees plain data only, cannot change its arguments, and has a few seconds.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from jinja2 import TemplateError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -62,6 +64,58 @@ _ARGUMENTS = frozenset(
     )
 )
 """Arguments of transformers' `apply_chat_template`, which are no variables of a template there."""
+
+
+SECONDS = 5.0
+"""How long a template may take: usual ones take milliseconds."""
+_LARGEST = 1 << 22
+"""Characters, items or bits that one multiplication or power may make."""
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, for one rendering that begins now. It ends a template that takes too long:
+    it looks at the clock at every call and every turn of a loop. What takes long in one operation
+    is refused before.
+    """
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._until = time.monotonic() + SECONDS
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(nodes.For):
+            turn = nodes.ExprStmt(nodes.Call(nodes.Const(None), [], [], None, None))
+            loop.body.insert(0, turn.set_lineno(loop.lineno))
+        return tree
+
+    def call(self, context: Context, obj: Any, /, *arguments: Any, **named: Any) -> Any:
+        """As `Environment.call`; None, which `_parse` has put into loops, does nothing."""
+        if time.monotonic() > self._until:
+            raise TemplateError(f"it takes longer than {SECONDS:g} s")
+        return None if obj is None else super().call(context, obj, *arguments, **named)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """As `SandboxedEnvironment.call_binop`."""
+        if _size(operator, left, right) > _LARGEST:
+            raise TemplateError(f"{operator} makes a value that is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _size(operator: str, left: Any, right: Any) -> int:
+    """Characters, items or bits of a product or power; 0 for other values than integers and
+    sequences.
+    """
+    if isinstance(left, int) and isinstance(right, int):
+        if operator == "**":
+            return left.bit_length() * abs(right)
+        return left.bit_length() + right.bit_length()
+    for sequence, count in ((left, right), (right, left)):
+        if isinstance(sequence, str | list | tuple) and isinstance(count, int):
+            return len(sequence) * count
+    return 0
 
 
 class _Generation(Extension):
@@ -261,7 +315,7 @@ def _check_variables(given: Iterable[str], known: set[str]) -> None:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json

@@ -173,6 +173,10 @@ class RemoteCluster(Cluster):
         made.seconds["open"] = anyio.current_time() - started
         return made
 
+    def rounds_done(self) -> int | None:
+        step = self.step
+        return None if step is None or step.index else self.client.rounds(step.number)
+
     def choose(
         self, batch: Batch, steps: int = 1, draft: int = 0, wished: RequestSettings | None = None
     ) -> Choice:

@@ -21,8 +21,7 @@ class _OverError(Exception):
 class Following:
     """A callable that describes the running step.
 
-    Rounds are predicted exactly, and in this process also counted. A client of remote parties
-    only sees its own messages, so it can show the cost of a prompt, but not its progress.
+    Rounds are predicted exactly, and counted: in this process, or by evaluator A, which tells them.
 
     Args:
         share: tokens of earlier batches of the same work, and tokens of all batches.

@@ -110,6 +110,15 @@ class Actor:
         """The lane on which this party's program begins."""
         return Lane(link) if self.recorder is None else self.recorder.lane(link)
 
+    def give_up(self, first: int, stop: int | None = None) -> None:
+        """Forget an inference, or all up to `stop`, that no party goes on with: what still waits
+        for a slow channel is not sent.
+        """
+        numbers = range(first, first + 1 if stop is None else stop)
+        for port in self.scheduler.ports.values():
+            port.withdraw(numbers)
+        self.scheduler.end(numbers.start, numbers.stop)
+
     async def main(self) -> None:
         """The actor's work. Here: stay until all others have left."""
         await self.scheduler.wait_alone()

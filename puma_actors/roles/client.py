@@ -37,6 +37,7 @@ from puma_actors.roles.messages import (
     EndMessage,
     NextMessage,
     PlanMessage,
+    ProgressMessage,
     ReadyMessage,
     RefusedMessage,
     StepMessage,
@@ -61,6 +62,7 @@ class Inference:
         joint: the steps of which parties counted only what is the request's own.
         alone: what such a step, by its index, is predicted to cost without company.
         refusal: the reason why a party does not take part, if any.
+        done: rounds of the first step that a party has said to have completed.
     """
 
     number: int
@@ -74,6 +76,7 @@ class Inference:
     prepared: set[int] = field(default_factory=set)
     joint: set[int] = field(default_factory=set)
     refusal: PumaError | None = None
+    done: int = 0
     _scope: anyio.CancelScope | None = None  # scope of the running step
     _reports: dict[int, set[Role]] = field(default_factory=dict)
     _forgotten: set[Role] = field(default_factory=set)
@@ -203,6 +206,8 @@ class Client(Actor):
             inference, step = self._find(message.number)
             cost = Cost(message.rounds, message.online_bytes, message.offline_bytes)
             inference.add(step, role, cost, prepared=message.prepared, joint=message.joint)
+        elif isinstance(message, ProgressMessage) and role in COMPUTING:
+            self._find(message.number)[0].done = message.rounds
         elif isinstance(message, RefusedMessage) and role in COMPUTING:
             text = printable(message.text)
             self._find(message.number)[0].refuse((Busy if message.busy else ConfigError)(text))
@@ -282,6 +287,11 @@ class Client(Actor):
         with anyio.CancelScope(shield=True):
             for role in COMPUTING:
                 await self.scheduler.send_control(role, header)
+
+    def rounds(self, number: int) -> int:
+        """Rounds that a request's first step, of that number, has completed as far as is known."""
+        inference = self._inferences.get(number)
+        return 0 if inference is None else inference.done
 
     def _check_tokens(self, batch: Batch, steps: int) -> None:
         running = sum(each.batch.tokens + each.steps - 1 for each in self._inferences.values())

@@ -268,6 +268,14 @@ class StepMessage(_Message):
     joint: bool
 
 
+class ProgressMessage(_Message):
+    """Rounds of a running step that the sender has completed, on its longest chain."""
+
+    do: Literal["progress"] = "progress"
+    number: int = Field(ge=0)
+    rounds: int = Field(ge=0)
+
+
 class RefusedMessage(_Message):
     """The sender does not take part in an inference, with the reason. `busy`: it may later."""
 
@@ -314,6 +322,7 @@ Message: TypeAlias = Annotated[
     | UnitMessage
     | NextMessage
     | StepMessage
+    | ProgressMessage
     | RefusedMessage
     | EndMessage
     | EndedMessage

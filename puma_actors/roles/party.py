@@ -48,6 +48,7 @@ from puma_actors.roles.serving.accepted import Admission, AdmitAll, check_reques
 from puma_actors.roles.serving.agreed import check_same
 from puma_actors.roles.serving.alone import step_alone
 from puma_actors.roles.serving.company import Company, Seat, joins, step_together
+from puma_actors.roles.serving.progress import telling
 from puma_actors.roles.turns import Announced, Turn
 from puma_actors.roles.upload import InMemory, Kept, Model, Upload
 
@@ -299,7 +300,7 @@ class Party(Actor):
     def _forget(self, message: InferMessage) -> None:
         """Forget a request, and what was dealt for steps that were not taken."""
         self._units.forget(message.number)
-        self.scheduler.end(message.number, message.number + message.steps)
+        self.give_up(message.number, message.number + message.steps)
         if self._seat is not None:
             self._seat.forgot()
 
@@ -307,8 +308,8 @@ class Party(Actor):
         del self._running_inferences[message.number]
         self._refused.discard(message.number)
         self._forget(message)
-        ended = EndedMessage(number=message.number).header()
-        await self.scheduler.send_control(Role.CLIENT, ended)
+        log.info("request ended", role=str(self.role), number=message.number)
+        await self.scheduler.send_control(Role.CLIENT, EndedMessage(number=message.number).header())
 
     async def _infer(self, message: InferMessage, plan: Plan, steps: Announced) -> None:
         """Run all steps, then wait for the client's `end`, which may also come earlier."""
@@ -329,11 +330,9 @@ class Party(Actor):
 
     async def _take_unit(self, message: InferMessage, plan: Plan) -> Use | None:
         """The prepared unit that a request uses, if any; if it needs one, it may be refused."""
-        made_for = (self._origin, plan, message.shape())
+        asked = message.number, message.prepared, self._origin, plan, message.shape()
         try:
-            return await self._units.take(
-                self.scheduler, message.number, message.prepared, *made_for
-            )
+            return await self._units.take(self.scheduler, *asked)
         except Busy as error:
             await self._tell_refused(message, error)
 
@@ -363,7 +362,8 @@ class Party(Actor):
                     last, seat = step == message.steps - 1, await self._seat_taken()
                     await lane.watch(step_together(seat, lane, plan, turn, cache, last))
                 else:
-                    await lane.watch(step_alone(lane, plan, self._parameters, turn, cache))
+                    async with telling(self.scheduler, number, lane, first=step == 0):
+                        await lane.watch(step_alone(lane, plan, self._parameters, turn, cache))
                 done.set()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True), suppress(PumaError):
@@ -382,8 +382,7 @@ class Party(Actor):
 
     def rounds(self, number: int) -> int:
         """Rounds that a running step has completed, on its longest chain."""
-        lane = self._lanes.get(number)
-        return 0 if lane is None else lane.clock
+        return self._lanes[number].clock if number in self._lanes else 0
 
     async def _report(self, number: int, lane: Lane, *, prepared: bool, joint: bool) -> None:
         self.activity += 1

@@ -8,6 +8,7 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from models.programs.program import Batch
 from models.texts.requested import GenerateOptions
 from models.tokens.chat_template import ChatOptions
 from models.tokens.tokenizer import Tokenizer
@@ -25,6 +26,8 @@ from puma_actors.serve.turns.places import Place, check_plan
 
 _TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Headers in which OpenAI's clients say how many seconds they wait."""
+_ROUGH = 2.0
+"""How many times too long a prediction may be that no answer has confirmed yet."""
 
 
 class Job:
@@ -109,7 +112,10 @@ class Job:
         step, done = cluster.step, cluster.rounds_done()
         if step is None or step.index or done is None:
             return "computing"
-        return f"prefill {min(done, self._rounds)}/{self._rounds}"
+        done, layers = min(done, self._rounds), cluster.config.num_layers
+        # All layers take the same rounds, and what comes before and after them takes few.
+        layer = min(layers, 1 + done * layers // max(1, self._rounds))
+        return f"prefill {done}/{self._rounds} layer {layer}/{layers}"
 
 
 async def chat(request: Request, models: Models) -> Response:
@@ -120,7 +126,9 @@ async def chat(request: Request, models: Models) -> Response:
     options: ChatOptions = {}
     if asked.chat_template_kwargs is not None:
         options["template_args"] = asked.chat_template_kwargs
-    ids = cluster.encode([message.plain() for message in asked.messages], **options)
+    messages = [message.plain() for message in asked.messages]
+    # On a thread: a long text takes seconds, and so may a template.
+    ids = await anyio.to_thread.run_sync(partial(cluster.encode, messages, **options))
     form = ChatForm(*_named(model, cluster), asked.shown_logprobs)
     job = await _job(request, model, ids, asked)
     return await _respond(request, job, asked, form, models.meter)
@@ -134,7 +142,8 @@ async def completions(request: Request, models: Models) -> Response:
     prompt = asked.prompt
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str):
         prompt = prompt[0]
-    ids = cluster.encode(prompt, raw=True)  # type: ignore[arg-type]
+    encode = partial(cluster.encode, prompt, raw=True)  # type: ignore[arg-type]
+    ids = await anyio.to_thread.run_sync(encode)
     form = CompletionForm(*_named(model, cluster), asked.shown_logprobs)
     job = await _job(request, model, ids, asked)
     return await _respond(request, job, asked, form, models.meter)
@@ -166,19 +175,29 @@ async def _job(
     if asked.shown_logprobs is not None and cluster.settings.reveal == "argmax":
         raise ApiError(BAD, "logprobs: the parties reveal only the best token", param="logprobs")
     new = min(asked.wanted, room)
-    predict = cluster.predict  # of a long prompt it takes a second
-    first, *later = await anyio.to_thread.run_sync(predict, len(ids), min(1, new - 1))
+    # On a thread: of a long prompt it takes a second.
+    first, later, rough = await anyio.to_thread.run_sync(_predicted, cluster, len(ids), new)
     cost = sum(later * (new - 1), first)
-    seconds = served.pace.seconds(len(ids), new)
+    known = served.pace.seconds(len(ids), new)
     if not asked.stream:
-        _check_patience(request, served, seconds)
+        _check_patience(request, rough / _ROUGH if known is None else known)
+    seconds = known or rough or None
     return Job(served, cluster.plan.digest(), ids, options, cost, first.rounds, seconds)
 
 
-def _check_patience(request: Request, served: Served, seconds: float | None) -> None:
+def _predicted(cluster: Cluster, tokens: int, new: int) -> tuple[Cost, list[Cost], float]:
+    """What a request costs: its first step, each step after it (none if there is no other), and
+    seconds in all, as far as shapes, network and this machine's speed tell; 0.0 if unknown.
+    """
+    steps = min(2, new)
+    choice = cluster.choose(Batch((tokens,), "last"), steps)
+    first, *later = cluster.predict(tokens, steps - 1, choice.settings)
+    options = (choice.first, *[choice.further] * (new - 1))
+    return first, later, sum(each[0].time.total for each in options if each)
+
+
+def _check_patience(request: Request, seconds: float) -> None:
     """Refuse what cannot end while the client waits; a stream keeps its client waiting."""
-    if seconds is None:
-        return
     for name in _TIMEOUTS:
         given = request.headers.get(name, "")
         if given.replace(".", "", 1).isdecimal() and len(given) < 12:

@@ -1,8 +1,10 @@
 """`/v1/embeddings`."""
 
 import base64
+from functools import partial
 from typing import Any
 
+import anyio
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -26,7 +28,8 @@ async def embeddings(request: Request, models: Models) -> Response:
     """`POST /v1/embeddings`. A text that is too long is refused, never cut."""
     asked = read(EmbeddingsAsked, await request.body())
     texts, model = asked.texts(), models.find(asked.model)
-    TextPipeline(_TASK, model.cluster()).check(texts, truncation=False)
+    pipe = TextPipeline(_TASK, model.cluster())  # long texts take seconds to read
+    await anyio.to_thread.run_sync(partial(pipe.check, texts, truncation=False))
     size = columns_of(model.cluster().config, "mean")
     if asked.dimensions not in (None, size):
         raise ApiError(

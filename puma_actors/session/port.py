@@ -70,11 +70,11 @@ def _is_urgent(frame: Frame) -> bool:
     return frame.kind in (Kind.CREDIT, Kind.OFFER, Kind.ASK, Kind.ERROR)
 
 
-def _only_of(frame: Frame, number: int) -> bool:
-    """Whether a frame carries messages of one inference and of no other."""
+def _only_of(frame: Frame, numbers: range) -> bool:
+    """Whether a frame carries messages of these inferences and of no other."""
     if frame.kind is Kind.DATA:
-        return frame.tag[0] == number
-    return frame.kind is Kind.BATCH and all(tag[0] == number for tag in frame.header["tags"])
+        return frame.tag[0] in numbers
+    return frame.kind is Kind.BATCH and all(tag[0] in numbers for tag in frame.header["tags"])
 
 
 class Port:
@@ -185,14 +185,14 @@ class Port:
         if (outbox := self.outboxes.pop(number, None)) is not None:
             outbox.drop()
 
-    def withdraw(self, number: int) -> None:
-        """Drop what waits for the channel of an inference that was given up everywhere; but a frame
+    def withdraw(self, numbers: range) -> None:
+        """Drop what waits for the channel of inferences that were given up everywhere; but a frame
         that is being sent is sent whole.
         """
         waiting = [*self._pending]
         self._pending.clear()
         for place, frame in enumerate(waiting):
-            if (place == 0 and self._broken) or not _only_of(frame, number):
+            if (place == 0 and self._broken) or not _only_of(frame, numbers):
                 self._pending.append(frame)
             else:
                 self._pending_bytes -= frame.nbytes

@@ -9,7 +9,7 @@ from reference import save_model, save_tokenizer
 from bench import decode
 from bench.__main__ import BENCHMARKS
 from bench.runtime import hosts, overlap, prepared, profiling, together, whatif
-from bench.serve import load
+from bench.serve import closing, load
 from bench.tools.harness import Options, Result, Spread
 from bench.tools.report import _TABLES, console, show
 from protocols.base.lane import Settings
@@ -38,7 +38,7 @@ def test_an_unlimited_link_adds_no_bytes():
 
 
 def test_long_benchmarks_run_only_when_named():
-    modules = (decode, hosts, load, overlap, prepared, profiling, together, whatif)
+    modules = (closing, decode, hosts, load, overlap, prepared, profiling, together, whatif)
     for item in [item for module in modules for item in module.BENCHMARKS]:
         assert not item.default
 

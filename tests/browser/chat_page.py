@@ -213,6 +213,32 @@ async def test_a_reload_loses_the_running_answer_alone(browser: Browser, folder:
         assert await chat.answered(2)
 
 
+async def test_two_tabs_lose_nothing_of_each_other(browser: Browser, folder: Path) -> None:
+    async with gateway(folder) as served, shown(browser, served) as chat:
+        await chat.ask()
+        await chat.answered()
+        page = await chat.page.context.new_page()
+        await page.goto(f"{served.base}/#key={KEY}")
+        other = Shown(page)
+        await expect(page.locator("#model option")).to_have_count(1)
+        await other.most(8)
+        await page.click("#new")
+        await other.ask("the dog")
+        await other.answered()
+        await expect(chat.page.locator("#talks li")).to_have_count(2)  # it hears of it
+        await chat.ask("and the dog")
+        await chat.answered(2)
+        titles = [(talk["title"], len(talk["turns"])) for talk in await chat.kept()]
+        assert titles == [("the dog", 2), (PROMPT, 4)]
+        await page.click(f"text={PROMPT}")
+        await expect(page.locator(".turn")).to_have_count(4)
+        chat.page.once("dialog", lambda dialog: dialog.accept())
+        await chat.page.get_by_role("button", name=f"Delete {PROMPT}").click()
+        await expect(page.locator("#talks li")).to_have_count(1)
+        await expect(page.locator(".turn.user p")).to_have_text("the dog")
+        assert [talk["title"] for talk in await other.kept()] == ["the dog"]
+
+
 async def test_conversations_are_exported_and_deleted(browser: Browser, folder: Path) -> None:
     async with gateway(folder) as served, shown(browser, served) as chat:
         await chat.ask()

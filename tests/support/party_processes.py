@@ -69,15 +69,19 @@ class Party:
 
 @contextmanager
 def three_parties(
-    folder: Path, addresses: dict[Role, str], certificates: Path
+    folder: Path, addresses: dict[Role, str], certificates: Path, network: str = ""
 ) -> Iterator[dict[Role, Party]]:
     """The three parties with links to each other, each with a configuration in the folder. They are
     killed at the end.
+
+    Args:
+        network: emulated between them.
     """
-    started = {
-        role: Party(role, write_config(folder / f"{role}.toml", addresses, certificates))
+    configs = {
+        role: write_config(folder / f"{role}.toml", addresses, certificates, network=network)
         for role in COMPUTING
     }
+    started = {role: Party(role, config) for role, config in configs.items()}
     try:
         for party in started.values():
             party.wait_for("link up", 2)

@@ -36,8 +36,10 @@ _MOST_GUESSES = 8
 class Parties(Protocol):
     """The other parties. They are told in the order of the calls."""
 
-    async def announce(self, message: JointMessage) -> None:
-        """Tell all, and take the step; returns at its end."""
+    async def announce(self, message: JointMessage) -> bool:
+        """Tell all, and take the step; returns at its end whether it was taken, False if it was
+        dropped since all its members were gone.
+        """
 
     async def foretell(self, message: JointMessage) -> None:
         """Tell the dealer of a step that will probably be announced."""
@@ -129,8 +131,8 @@ class Conductor:
             self._changed.notify()
             await self._drop(choice.wrong)
             began = anyio.current_time()
-            await self._parties.announce(message)
-            group.last = anyio.current_time() - began
+            if await self._parties.announce(message):
+                group.last = anyio.current_time() - began
         group.leads = False
 
     def _message(self, settings: Settings, members: list[Coming]) -> JointMessage:

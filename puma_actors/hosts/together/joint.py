@@ -11,6 +11,9 @@ come: a member that is gone is no reason for the others to stop. Its result is n
 The dealer is told beforehand which step will probably be next, deals for it, and keeps the results
 until the step is announced. If another one is announced, it drops what it has dealt, and begins
 again under the other's number, so with other masks.
+
+When all members of a running step are gone at A, A drops it as well, and the others with it: nobody
+wants its result. Their clients have told every party that they are gone, or have left.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +39,7 @@ from puma_actors.hosts.together.messages import (
     Message,
     parse,
 )
-from puma_actors.hosts.together.seats import Place, Seat, arrive
+from puma_actors.hosts.together.seats import Coming, Place, Seat, arrive
 from puma_actors.roles.actor import Actor, ActorOptions
 from puma_actors.roles.upload import Model
 from puma_actors.session.inference import InferenceLink
@@ -47,13 +50,14 @@ _MOST_RUNNING = 64
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """A joint step. `announced`: it is taken, which the dealer may learn later. `scope`: to drop
-    it.
+    """A joint step. `announced`: it is taken, which the dealer may learn later. `ended`: its
+    members have their results. `scope`: to drop it.
     """
 
     message: JointMessage
     link: InferenceLink
     announced: anyio.Event = field(default_factory=anyio.Event)
+    ended: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
@@ -87,6 +91,8 @@ class Joint(Actor):
         self._failure: PumaError | None = None
         self._steps = 0
         self._foretold: dict[int, _Told] = {}
+        self._begun: dict[int, _Told] = {}  # the foretold ones too
+        self._over = Signal()  # a client's request, or its session
         self._telling = anyio.Lock()
         self._changed = Signal()
         self._conductor = Conductor(most, self) if role is Role.EVALUATOR_A else None
@@ -130,6 +136,7 @@ class Joint(Actor):
 
     def note(self) -> None:
         """As `Host`."""
+        self._over.notify()
         if self._conductor is not None:
             self._conductor.note()
 
@@ -201,17 +208,19 @@ class Joint(Actor):
 
     def _told(self, message: JointMessage) -> _Told:
         link = self.scheduler.link(message.number, message.settings(), message.binding())
-        return _Told(message, link)
+        told = self._begun[message.number] = _Told(message, link)
+        return told
 
     def _drop(self, number: int) -> None:
-        """Forget a step that was foretold."""
-        told = self._foretold.pop(number, None)
+        """Forget a step that was foretold or announced. It may have ended here already."""
+        self._foretold.pop(number, None)
+        told = self._begun.get(number)
         if told is not None:
             told.scope.cancel()
-        elif self.role is Role.DEALER or number in self.scheduler.numbers.open:
+        elif self.role is Role.DEALER and not self.scheduler.numbers.over(number):
             raise RemoteProtocolError(f"joint step {number} is dropped, but was not foretold")
         else:
-            self.scheduler.end(number)
+            self.give_up(number)
 
     def _check(self, message: JointMessage) -> None:
         """Check sizes before memory is allocated."""
@@ -229,13 +238,31 @@ class Joint(Actor):
 
     # -- steps ------------------------------------------------------------------------------------
 
-    async def announce(self, message: JointMessage) -> None:
+    async def announce(self, message: JointMessage) -> bool:
         """As `Parties`."""
         self._steps += 1
-        await self._tell(message, *(role for role in COMPUTING if role is not self.role))
+        await self._tell(message, *self._others)
         told = self._told(message)
         told.announced.set()
-        await self._take(told)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._drop_useless, told)
+            await self._take(told)
+            group.cancel_scope.cancel()
+        return told.ended.is_set()
+
+    async def _drop_useless(self, told: _Told) -> None:
+        """Drop a step as soon as all its members are gone, unless it has ended before."""
+        coming = [self._coming(member) for member in told.message.members]
+        while not all(each is None or each.gone for each in coming):
+            await self._over.wait()
+        if not told.ended.is_set():
+            told.scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await self._tell(DropMessage(number=told.message.number), *self._others)
+
+    def _coming(self, member: MemberMessage) -> Coming | None:
+        seat = self._seat_of(bytes.fromhex(member.session))
+        return None if seat is None else Coming(seat, member)
 
     async def foretell(self, message: JointMessage) -> None:
         """As `Parties`."""
@@ -244,9 +271,11 @@ class Joint(Actor):
     async def withdraw(self, number: int) -> None:
         """As `Parties`."""
         self.scheduler.end(number)
-        await self._tell(
-            DropMessage(number=number), *(role for role in COMPUTING if role is not self.role)
-        )
+        await self._tell(DropMessage(number=number), *self._others)
+
+    @property
+    def _others(self) -> list[Role]:
+        return [role for role in COMPUTING if role is not self.role]
 
     async def _tell(self, message: Message, *roles: Role) -> None:
         async with self._telling:  # in the order of the calls
@@ -254,20 +283,21 @@ class Joint(Actor):
                 await self.scheduler.send_control(role, message.header())
 
     async def _take(self, told: _Told) -> None:
-        """Take a joint step, to its end whatever happens to its members; or drop it."""
+        """Take a joint step to its end, as long as any of its members is there; or drop it."""
         message, link = told.message, told.link
-        taken, rounds = list[tuple[Place, Part]](), 0
+        lane, taken = Lane(link), list[tuple[Place, Part]]()
         with told.scope:
             try:
                 async with link:
-                    rounds = await self._run(told, taken)
+                    await self._run(told, lane, taken)
             except PeerFailed:  # others have left: it will be dropped, if that is said at all
                 if told.announced.is_set() or self.scheduler.over:
                     raise
-        dropped = not told.announced.is_set()
+        del self._begun[message.number]
+        dropped = not told.ended.is_set()
+        if dropped or told.scope.cancel_called:
+            self.give_up(message.number)
         if dropped:
-            for port in self.scheduler.ports.values():
-                port.withdraw(message.number)
             for place, part in taken:
                 place.put_back(part)
         self._steps -= 1
@@ -277,16 +307,14 @@ class Joint(Actor):
             role=str(self.role),
             number=message.number,
             members=len(message.members),
-            rounds=rounds,
+            rounds=lane.clock,
             online_bytes=link.traffic.online_bytes,
             offline_bytes=link.traffic.offline_bytes,
         )
 
-    async def _run(self, told: _Told, taken: list[tuple[Place, Part]]) -> int:
-        """Take a step; returns its rounds. `taken`: the parts that it takes from their places are
-        added.
-        """
-        lane, message, plan = Lane(told.link), told.message, self.model.plan
+    async def _run(self, told: _Told, lane: Lane, taken: list[tuple[Place, Part]]) -> None:
+        """Take a step. `taken`: the parts that it takes from their places are added."""
+        message, plan = told.message, self.model.plan
         places = [
             None if index in message.gone else await self._arrived(member, message.settings())
             for index, member in enumerate(message.members)
@@ -303,7 +331,7 @@ class Joint(Actor):
         for place, result in zip(places, results, strict=True):
             if place is not None:
                 place.finish(result)
-        return lane.clock
+        told.ended.set()
 
     async def _arrived(self, member: MemberMessage, settings: Settings) -> Place | None:
         place = await arrive(self._seat_of(bytes.fromhex(member.session)), member.number)

@@ -2,7 +2,8 @@
 
 joint    these steps are taken as one, now
 ahead    to the dealer: these will probably be; it may deal for them
-drop     they will not be, not as told before: what was dealt is forgotten
+drop     they will not be, not as told before, or not to the end, since all of them are gone: what
+         was dealt and computed is forgotten
 """
 
 import hashlib
@@ -73,7 +74,9 @@ class AheadMessage(Strict):
 
 
 class DropMessage(Strict):
-    """A step that the dealer may have begun will not be taken. Its number is not used again."""
+    """A step that was foretold will not be taken, or one that runs will not be taken to its end.
+    Its number is not used again.
+    """
 
     do: Literal["drop"] = "drop"
     number: int = Field(ge=0, lt=1 << 62)

@@ -6,6 +6,7 @@ import pytest
 import tokenizer_folders
 import transformers
 
+from models.tokens import chat_template
 from models.tokens.chat_template import check_messages, render_chat
 from models.tokens.tokenizer import Tokenizer
 from protocols.errors import ConfigError, ModelError
@@ -225,3 +226,34 @@ def test_damaged_published_templates(tmp_path, damaged):
     config = {**json.loads(files["tokenizer_config.json"]), "chat_template": damaged}
     with pytest.raises(ModelError, match="damaged"):
         Tokenizer.from_files({**files, "tokenizer_config.json": json.dumps(config).encode()})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set m = 'x' * 9999 %}{% for a in m %}{% for b in m %}{% for c in m %}{% endfor %}"
+        "{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{{ f(n - 1) if n }}{{ f(n - 1) if n }}{% endmacro %}{{ f(60) }}",
+        "{% for a in [[1, 2]] recursive %}{% for b in range(99999) %}{% for c in range(99999) %}"
+        "{% set d = 1 %}{% endfor %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_template_that_does_not_end_is_ended(template, monkeypatch):
+    monkeypatch.setattr(chat_template, "SECONDS", 0.05)
+    with pytest.raises(ModelError, match=r"failed \(it takes longer than 0\.05 s\)"):
+        render_chat(template, HELLO, {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9 ** 9999999", "'ab' * 9999999", "9999999 * [1]", "(2 ** 4000000) * (2 ** 4000000)"],
+)
+def test_a_template_makes_no_huge_value_in_one_operation(text):
+    with pytest.raises(ModelError, match="makes a value that is too large"):
+        render_chat("{{ (" + text + ") and 1 }}", HELLO, {})
+
+
+def test_a_template_may_multiply():
+    template = "{{ 'ab' * 3 }}{{ 2 ** 10 }}{{ 2 ** -1 }}{{ 'a' * -1 }}{{ 1.5 * 2 }}"
+    assert render_chat(template, HELLO, {}) == "ababab10240.53.0"

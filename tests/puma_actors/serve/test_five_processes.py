@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from waiting import HANG, until_now
 
 from models.checkpoints.weights import open_checkpoint
 from models.tokens.tokenizer import Tokenizer
-from protocols.base.shares import EVALUATORS
+from protocols.base.shares import EVALUATORS, Role
 from puma_actors.api.remote import upload_model
 from puma_actors.hosts.config import load_config
 
@@ -72,7 +73,7 @@ def test_openai_python_against_five_processes(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     addresses = addresses_for("tls", tmp_path)
     config = write_config(tmp_path / "client.toml", addresses, certificates)
-    with three_parties(tmp_path, addresses, certificates) as running:
+    with three_parties(tmp_path, addresses, certificates):
         anyio.run(lambda: upload(config, chat=folder, sentences=sentences))
         text = Tokenizer.load(folder).decode(answer)
         _talks(puma, config, text, monkeypatch)
@@ -84,7 +85,6 @@ def test_openai_python_against_five_processes(
             _completes(client, text)
             _embeds(client)
             _refuses(client, base)
-            _stops(client, base, key, running)
 
 
 def _talks(puma, config, text, monkeypatch):
@@ -139,35 +139,79 @@ def _refuses(client, base):
         stranger.models.list()
 
 
-def _stops(client, base, key, parties):
-    """Closing a stream ends its inference at every party. The dealer may have been far ahead."""
+SLOW = "40ms"
+"""Between all: a step takes more than a second, so a stream is closed in the middle of one."""
 
-    def steps():
-        found = {
-            role: [each["event"] for each in party.events()] for role, party in parties.items()
-        }
-        return {role: events.count("step done") for role, events in found.items()}
 
-    def computing():
-        page = httpx.get(
-            f"{base.removesuffix('/v1')}/metrics", headers={"authorization": f"Bearer {key}"}
-        ).text
-        (count,) = re.findall(r'num_requests_running{model_name="chat"} (\S+)', page)
-        return float(count) > 0
+def test_closing_a_stream_stops_its_work_at_every_party(
+    folder, certificates, tmp_path, monkeypatch
+):
+    """While the prompt is read, and between two tokens. Each party logs how far it came."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    addresses = addresses_for("tls", tmp_path)
+    config = write_config(tmp_path / "client.toml", addresses, certificates, network=SLOW)
+    with three_parties(tmp_path, addresses, certificates, SLOW) as parties:
+        anyio.run(lambda: upload(config, chat=folder))
+        with (
+            gateway(config, tmp_path / "state", "chat") as (base, key),
+            openai.OpenAI(base_url=base, api_key=key, max_retries=0, timeout=HANG) as client,
+        ):
+            _whole(client)
+            _stops_reading(client, lambda: _computing(base, key), parties)
+            _stops_answering(client, parties)
+            before = {role: Counter(_steps(party)) for role, party in parties.items()}
+            _whole(client)  # what was given up is not gone on with
+            for role in EVALUATORS:
+                parties[role].wait_for("request ended", 4)
+                taken = Counter(_steps(parties[role])) - before[role]
+                assert taken == {"step done": 2, "joint step done": 1}
 
-    before = steps()
-    stream = client.chat.completions.create(
-        model="chat", messages=CHAT, max_tokens=MOST, stream=True, extra_body={"ignore_eos": True}
+
+def _ask(client, tokens, **options):
+    return client.completions.create(
+        model="chat", prompt=IDS, max_tokens=tokens, extra_body={"ignore_eos": True}, **options
     )
-    for _ in stream:
-        break
-    assert computing()
+
+
+def _whole(client):
+    assert _ask(client, 2).usage.completion_tokens == 2
+
+
+def _computing(base, key):
+    page = f"{base.removesuffix('/v1')}/metrics"
+    text = httpx.get(page, headers={"authorization": f"Bearer {key}"}).text
+    (count,) = re.findall(r'num_requests_running{model_name="chat"} (\S+)', text)
+    return float(count) > 0
+
+
+def _steps(party):
+    return [each["event"] for each in party.events() if "step" in each["event"]]
+
+
+def _rounds(party, event):
+    return [each["rounds"] for each in party.events() if each["event"] == event]
+
+
+def _stops_reading(client, computing, parties):
+    stream = _ask(client, MOST, stream=True)
+    until_now(computing)
     stream.close()
-    until_now(lambda: not computing())  # all three parties have said that they ended it
-    after = steps()
-    taken = [after[role] - before[role] for role in EVALUATORS]
-    assert all(1 <= count < MOST // 2 for count in taken), taken
-    again = client.chat.completions.create(model="chat", messages=CHAT, max_tokens=1)
-    assert again.usage.completion_tokens == 1
-    # No party has gone on with the one that was given up, the dealer neither.
-    assert steps() == {role: count + 1 for role, count in after.items()}
+    for role, party in parties.items():
+        party.wait_for("request ended", 2)
+        if role in EVALUATORS:
+            whole, _, cut = _rounds(party, "step done")
+            assert cut < whole
+
+
+def _stops_answering(client, parties):
+    stream = _ask(client, MOST, stream=True, logprobs=0)  # so that every token makes a chunk
+    next(stream)
+    # It has dealt for the next step and heard that it has begun: the evaluators are in it.
+    parties[Role.DEALER].wait_for("joint step done", 2)
+    stream.close()
+    for role, party in parties.items():
+        party.wait_for("request ended", 3)
+        party.wait_for("joint step dropped")  # the dealer: the step after this one
+        if role in EVALUATORS:
+            (whole,), (cut,) = (_rounds(party, f"joint step {end}") for end in ("done", "dropped"))
+            assert cut < whole

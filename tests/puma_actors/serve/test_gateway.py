@@ -1,6 +1,8 @@
 """A live gateway and OpenAI's own client."""
 
+import asyncio
 import base64
+import threading
 from functools import partial
 
 import anyio
@@ -13,10 +15,11 @@ from gateway import KEY, NAME, gateway
 from reference import save_model, save_tokenizer
 from tiny_models import save, tiny_model
 from tiny_texts import save_wordpiece
-from waiting import in_time, until
+from waiting import HANG, in_time, until
 
 from protocols.base.lane import Settings
 from puma_actors.api.local import LocalCluster
+from puma_actors.serve import completions
 from puma_actors.serve.answers import log_probabilities
 from puma_actors.serve.app import application
 from puma_actors.serve.facts import Models
@@ -240,6 +243,35 @@ async def test_a_client_that_does_not_wait_long_enough_is_told_before(folder):
         assert [chunk async for chunk in stream]
 
 
+async def test_what_the_first_request_takes_is_predicted(folder, monkeypatch):
+    """Roughly, so that it is refused only where there is no doubt."""
+    predicted = completions._predicted
+    seconds = 100.0
+
+    def slow(*given):
+        first, later, rough = predicted(*given)
+        assert rough > 0
+        return first, later, seconds
+
+    monkeypatch.setattr(completions, "_predicted", slow)
+    async with gateway(folder) as served:
+        create = partial(
+            served.client().chat.completions.with_raw_response.create,
+            model=NAME,
+            messages=CHAT,
+            max_tokens=1,
+            extra_headers={"x-stainless-read-timeout": "60"},
+        )
+        seconds = 130.0
+        with pytest.raises(openai.BadRequestError, match=r"expected to take \d+ s.* waits 60 s"):
+            await create()
+        seconds = 100.0
+        answer = await create()
+        assert answer.headers["x-puma-predicted-seconds"] == "100.0"
+        answer = await create()
+        assert float(answer.headers["x-puma-predicted-seconds"]) < 60  # as the first one took
+
+
 async def test_embeddings_in_both_encodings(sentence_model):
     async with gateway(sentence_model) as served:
         client = served.client()
@@ -315,3 +347,33 @@ async def test_readiness_of_each_model(folder, tmp_path):
         assert (await asked("/ready/other"))[0] == 404
         assert (await asked("/health"))[0] == 200
         group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_the_gateway_answers_others_while_a_long_text_is_read(folder, monkeypatch, path):
+    async with gateway(folder) as served, httpx.AsyncClient(timeout=HANG) as other:
+        cluster, reading, go = served.models[NAME].cluster(), anyio.Event(), threading.Event()
+        encode, loop = cluster.encode, asyncio.get_running_loop()
+
+        def slow(*prompt, **options):
+            loop.call_soon_threadsafe(reading.set)
+            assert go.wait(HANG)
+            return encode(*prompt, **options)
+
+        monkeypatch.setattr(cluster, "encode", slow)
+        asked = {"messages": CHAT} if path.startswith("chat") else {"prompt": PROMPT}
+        body = {"model": NAME, "max_tokens": 1, **asked}
+        key = {"authorization": f"Bearer {KEY}"}
+        found = []
+
+        async def ask():
+            found.append(await other.post(f"{served.base}/v1/{path}", json=body, headers=key))
+
+        with in_time():
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                await reading.wait()
+                async with httpx.AsyncClient(timeout=HANG) as http:
+                    health = await http.get(f"{served.base}/health")
+                go.set()
+        assert (health.status_code, found[0].status_code) == (200, 200)

@@ -25,6 +25,7 @@ class Stage:
         gone: those of each step that were said to be gone.
         ahead: the members of the step that the dealer was told of, by number.
         right, wrong: the numbers of those that were taken, and of those that were not.
+        useless: the members of a step that is dropped because they are all gone.
     """
 
     def __init__(self, most: int = 8) -> None:
@@ -33,11 +34,12 @@ class Stage:
         self.ahead: dict[int, list[int]] = {}
         self.right: list[int] = []
         self.wrong: list[int] = []
+        self.useless: list[int] = []
         self._numbers: list[int] = []
         self._ends: list[anyio.Event] = []
         self.conductor = Conductor(most, self)
 
-    async def announce(self, message: JointMessage) -> None:
+    async def announce(self, message: JointMessage) -> bool:
         who = _members(message)
         assert not self._numbers or message.number not in self._numbers
         self._numbers.append(message.number)
@@ -48,6 +50,7 @@ class Stage:
         self.gone.append([who[place] for place in message.gone])
         self._ends.append(anyio.Event())
         await self._ends[-1].wait()
+        return self.taken[-1] != self.useless
 
     async def foretell(self, message: JointMessage) -> None:
         assert message.number not in (*self.ahead, *self._numbers, *self.wrong)
@@ -191,6 +194,29 @@ async def test_nobody_waits_longer_than_a_part_of_a_step(
         stage.ready(stage.place(1, 2))
         await settled()
         assert stage.taken == [[1, 2], [1]]
+
+    await staged(stage, play)
+
+
+async def test_a_step_that_is_dropped_says_nothing_of_how_long_steps_take() -> None:
+    stage = Stage()
+    stage.useless = [1]
+
+    async def play() -> None:
+        one = stage.place(1)
+        group = stage.conductor._group(one)
+        stage.ready(one)
+        await until(lambda: stage.taken)
+        stage.conductor.leave(one)
+        stage.end(0)
+        await settled()
+        assert group.last is None
+        two = stage.place(2)
+        stage.ready(two)
+        await settled()
+        stage.end(1, two)
+        await settled()
+        assert group.last is not None
 
     await staged(stage, play)
 

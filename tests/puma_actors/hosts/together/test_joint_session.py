@@ -105,7 +105,7 @@ AHEAD = {"do": "ahead", "step": HONEST}
         ([AHEAD, AHEAD], Role.DEALER, "used or negative"),
         ([AHEAD, {**HONEST, "lanes": 2}], Role.DEALER, "announced another step than it foretold"),
         ([{"do": "drop", "number": 3}], Role.DEALER, "joint step 3 is dropped, but was not"),
-        ([HONEST, {"do": "drop", "number": 0}], Role.EVALUATOR_B, "joint step 0 is dropped, but"),
+        ([HONEST, {"do": "drop", "number": 0}, HONEST], Role.EVALUATOR_B, "used or negative"),
         ([AHEAD, {"do": "drop", "number": 0}, AHEAD], Role.DEALER, "used or negative"),
         ([{"do": "drop", "number": 0}, HONEST], Role.EVALUATOR_B, "used or negative"),
     ],
