@@ -80,8 +80,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"*", "**"})
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
         self._until = time.monotonic() + SECONDS
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -91,7 +93,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             loop.body.insert(0, turn.set_lineno(loop.lineno))
         return tree
 
-    def call(self, context: Context, obj: Any, /, *arguments: Any, **named: Any) -> Any:
+    def call(self, context: Context, obj: Any, /, *arguments: Any, **named: object) -> Any:
         """As `Environment.call`; None, which `_parse` has put into loops, does nothing."""
         if time.monotonic() > self._until:
             raise TemplateError(f"it takes longer than {SECONDS:g} s")
@@ -315,9 +317,7 @@ def _check_variables(given: Iterable[str], known: set[str]) -> None:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = _Sandbox()
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = _now

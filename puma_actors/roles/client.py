@@ -199,22 +199,28 @@ class Client(Actor):
             except ModelError as error:
                 raise RemoteProtocolError(f"the owner's plan is unusable: {error}") from None
             self._check_ready()
-        elif isinstance(message, ReadyMessage) and role in COMPUTING:
+        elif role not in COMPUTING or not self._reported(role, message):
+            raise RemoteProtocolError(f"{role} may not send a {message.do!r} request to a client")
+
+    def _reported(self, role: Role, message: Any) -> bool:
+        """Take a party's message; False if it is none that a party sends."""
+        if isinstance(message, ReadyMessage):
             self._ready[role] = message.digest
             self._check_ready()
-        elif isinstance(message, StepMessage) and role in COMPUTING:
+        elif isinstance(message, StepMessage):
             inference, step = self._find(message.number)
             cost = Cost(message.rounds, message.online_bytes, message.offline_bytes)
             inference.add(step, role, cost, prepared=message.prepared, joint=message.joint)
-        elif isinstance(message, ProgressMessage) and role in COMPUTING:
+        elif isinstance(message, ProgressMessage):
             self._find(message.number)[0].done = message.rounds
-        elif isinstance(message, RefusedMessage) and role in COMPUTING:
+        elif isinstance(message, RefusedMessage):
             text = printable(message.text)
             self._find(message.number)[0].refuse((Busy if message.busy else ConfigError)(text))
-        elif isinstance(message, EndedMessage) and role in COMPUTING:
+        elif isinstance(message, EndedMessage):
             self._find(message.number)[0].forget(role)
         else:
-            raise RemoteProtocolError(f"{role} may not send a {message.do!r} request to a client")
+            return False
+        return True
 
     def _check_ready(self) -> None:
         """Compare digests; the parties' messages may come before the owner's."""

@@ -1,14 +1,17 @@
-"""Runs the gateway on a port of this machine until SIGTERM or Ctrl-C."""
+"""Runs the gateway on a port of this machine, or a Unix socket, until SIGTERM or Ctrl-C."""
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import anyio
 import h11
@@ -22,6 +25,7 @@ from puma_actors.base.logs import log
 from puma_actors.serve.app import application
 from puma_actors.serve.facts import Models
 from puma_actors.serve.served import Served
+from puma_actors.transports.unix import UnixTransport
 
 ADDRESS = "127.0.0.1"
 CONNECTIONS = 512
@@ -115,9 +119,47 @@ def listen(port: int) -> socket.socket:
     return found
 
 
+@contextmanager
+def listen_at(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket in a folder that is this user's alone; the folder is made if there is none.
+    The socket is removed at the end.
+
+    Raises:
+        ConfigError: others have access to the folder, or the path cannot be used.
+    """
+    path = path.absolute()
+    folder = path.parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise ConfigError(
+                f"--socket {path}: others have access to its folder: run `chmod 700 {folder}` if "
+                "it is yours, or name a folder that does not exist"
+            )
+        found, _ = UnixTransport().bind(urlsplit(f"unix://{quote(str(path))}"))
+    except OSError as error:
+        raise ConfigError(
+            f"--socket {path} cannot be used ({error.strerror}): choose another one"
+        ) from None
+    try:
+        yield found
+    finally:
+        found.close()
+        path.unlink(missing_ok=True)
+
+
 def hosts_of(port: int) -> list[str]:
     """What `Host` may say."""
     return [f"{name}:{port}" for name in (ADDRESS, "localhost")]
+
+
+def _reached(socket_: socket.socket) -> tuple[str, list[str]]:
+    """The base address of what listens on a socket, and what `Host` may say."""
+    if socket_.family == socket.AF_UNIX:
+        return "http://localhost", ["localhost"]
+    port = socket_.getsockname()[1]
+    return f"http://{ADDRESS}:{port}", hosts_of(port)
 
 
 async def serve(
@@ -137,14 +179,14 @@ async def serve(
     """
     with suppress(OSError, ValueError):  # what the memory holds must not land in a file
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    port = socket_.getsockname()[1]
-    server = _server(application(models, hosts_of(port), key))
+    base, hosts = _reached(socket_)
+    server = _server(application(models, hosts, key))
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(_obey, server, models.served, group.cancel_scope)
             for served in models.served.values():
                 await group.start(served.run)
-            group.start_soon(_announce, server, partial(ready, f"http://{ADDRESS}:{port}"))
+            group.start_soon(_announce, server, partial(ready, base))
             await server.serve(sockets=[socket_])
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import anyio
 import typer
@@ -19,6 +20,16 @@ if TYPE_CHECKING:  # they are heavy
 
 _PORT = 8642
 _AT_ONCE = 4
+_SocketOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--socket",
+        metavar="PATH",
+        help="A Unix socket instead of a port, in a folder that only you can enter; it is made "
+        "if there is none.",
+        show_default=False,
+    ),
+]
 
 
 def serve(
@@ -34,6 +45,7 @@ def serve(
         ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = _PORT,
+    at: _SocketOption = None,
     api_key: Annotated[
         str,
         typer.Option(
@@ -82,7 +94,15 @@ def serve(
     key = check_key(api_key, "--api-key") if api_key else ""
     settings = settings_of(choice, secret_logits=secret_logits)
     most = _at_once(at_once, len(wanted), where)
-    anyio.run(partial(_serve, wanted, port, key, settings, where, most, as_json=as_json))
+    place = _place(port, at)
+    anyio.run(partial(_serve, wanted, place, key, settings, where, most, as_json=as_json))
+
+
+def _place(port: int, at: Path | None) -> int | Path:
+    """Where to listen. Raises ConfigError if both are given."""
+    if at is not None and port != _PORT:
+        raise ConfigError(f"--port {port} and --socket {at}: give one of them")
+    return port if at is None else at.absolute()
 
 
 def _at_once(asked: int | None, models: int, where: Where) -> int:
@@ -108,7 +128,7 @@ def _at_once(asked: int | None, models: int, where: Where) -> int:
 
 async def _serve(
     wanted: list[str | None],
-    port: int,
+    place: int | Path,
     key: str,
     settings: RequestSettings,
     where: Where,
@@ -116,17 +136,18 @@ async def _serve(
     *,
     as_json: bool,
 ) -> None:
-    from puma_actors.cli.output import print_json, progress, say, tell
+    from puma_actors.cli.output import progress
     from puma_actors.cli.requests import open_one
     from puma_actors.serve.facts import Models
     from puma_actors.serve.keys import key_file, stored_key
     from puma_actors.serve.served import Served
-    from puma_actors.serve.server import listen, serve
+    from puma_actors.serve.server import listen, listen_at, serve
 
     file = None if key else key_file()
     key = key or stored_key(key_file())
     with ExitStack() as stack:
-        socket_ = stack.enter_context(listen(port))
+        listening = listen(place) if isinstance(place, int) else listen_at(place)
+        socket_ = stack.enter_context(listening)
         shown = stack.enter_context(ExitStack())  # until everything is ready
         report = shown.enter_context(progress(quiet=as_json))
         served = {}
@@ -140,22 +161,36 @@ async def _serve(
 
         async def ready(base: str) -> None:
             shown.close()
-            if as_json:
-                told = {"base_url": f"{base}/v1", "models": [*served]}
-                print_json({**told, "key_file": None if file is None else str(file)})
-                return
-            say("models     ", (", ".join(served), "bold"))
-            say("base URL   ", (f"{base}/v1", "bold"))
-            say("API key    ", "as given" if file is None else f"in {file}")
-            say("chat page  ", (base if file is None else f"{base}/#key={key}", "bold"))
-            tell("Ctrl-C ends the gateway.")
+            at = None if isinstance(place, int) else place
+            (_print_json if as_json else _print)(base, [*served], at, file, key)
 
         await serve(Models(served), key, socket_, ready=ready)
 
 
-def _public_name(model: str | None, where: Where) -> str:
-    from pathlib import Path
+def _print_json(base: str, models: list[str], at: Path | None, file: Path | None, key: str) -> None:
+    """Say where the gateway is, for programs; never its key."""
+    from puma_actors.cli.output import print_json
 
+    paths = {"socket": at, "key_file": file}
+    told = {name: None if path is None else str(path) for name, path in paths.items()}
+    print_json({"base_url": f"{base}/v1", "models": models, **told})
+
+
+def _print(base: str, models: list[str], at: Path | None, file: Path | None, key: str) -> None:
+    """Say where the gateway is. The page's link has the key in it, unless the user gave one."""
+    from puma_actors.cli.output import say, tell
+
+    say("models     ", (", ".join(models), "bold"))
+    say("base URL   ", (f"{base}/v1", "bold"))
+    say("API key    ", "as given" if file is None else f"in {file}")
+    if at is None:
+        say("chat page  ", (base if file is None else f"{base}/#key={key}", "bold"))
+    else:
+        say("socket     ", (str(at), "bold"))
+    tell("Ctrl-C ends the gateway.")
+
+
+def _public_name(model: str | None, where: Where) -> str:
     from models.files.locate import demo_model_path
 
     if where.cluster is not None:

@@ -34,7 +34,9 @@ async def test_no_prompt_in_logs_errors_or_files(folder, tmp_path, monkeypatch, 
         async with gateway(folder) as served:
             client = served.client()
             chat = [{"role": "user", "content": f"{PROMPT} {CANARY}"}]
-            await client.chat.completions.create(model=NAME, messages=chat, max_tokens=2)
+            whole = await client.chat.completions.create(model=NAME, messages=chat, max_tokens=6)
+            answer = whole.choices[0].message.content
+            assert len(answer) > 12
             bad = [
                 {"messages": chat, "temperature": CANARY},
                 {"messages": [{"role": "user", "content": {"text": CANARY}}]},
@@ -72,14 +74,16 @@ async def test_no_prompt_in_logs_errors_or_files(folder, tmp_path, monkeypatch, 
             async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}) as raw:
                 numbers = (await raw.get(f"{served.base}/metrics")).text
             assert "puma_requests_refused_total" in numbers
-            assert not any(secret in numbers for secret in (CANARY, KEY, PROMPT))
+            assert not any(secret in numbers for secret in (CANARY, KEY, PROMPT, answer))
     root.removeHandler(keep)
     out, err = capfd.readouterr()
     said = {name for name, line in records if CANARY in line}
     assert said  # the clients' own logs, which shows that all logs were heard
     assert said <= {"openai", "httpx2"}
-    assert CANARY not in "".join((out, err))
-    assert not any(CANARY.encode() in path.read_bytes() for path in tmp_path.rglob("*"))
+    assert not any(answer in line for _, line in records)
+    for secret in (CANARY, answer):
+        assert secret not in "".join((out, err))
+        assert not any(secret.encode() in path.read_bytes() for path in tmp_path.rglob("*"))
 
 
 # -- keys ------------------------------------------------------------------------------------------
