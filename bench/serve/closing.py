@@ -142,7 +142,7 @@ class Closing:
         return [
             (datetime.fromisoformat(each["timestamp"]), each["event"])
             for each in said
-            if each["event"] in _EVENTS
+            if each["event"] in _EVENTS and each["role"] == role
         ]
 
 

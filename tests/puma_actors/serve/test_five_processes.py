@@ -199,7 +199,7 @@ def _stops_reading(client, computing, parties):
     for role, party in parties.items():
         party.wait_for("request ended", 2)
         if role in EVALUATORS:
-            whole, _, cut = _rounds(party, "step done")
+            whole, *_, cut = _rounds(party, "step done")
             assert cut < whole
 
 
@@ -213,5 +213,6 @@ def _stops_answering(client, parties):
         party.wait_for("request ended", 3)
         party.wait_for("joint step dropped")  # the dealer: the step after this one
         if role in EVALUATORS:
-            (whole,), (cut,) = (_rounds(party, f"joint step {end}") for end in ("done", "dropped"))
+            whole, *_ = _rounds(party, "joint step done")
+            *_, cut = _rounds(party, "joint step dropped")
             assert cut < whole
