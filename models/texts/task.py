@@ -36,6 +36,18 @@ class Job:
         """Number of tokens that were left out of each sequence because it was too long."""
         return [encoding.dropped for encoding in self.encodings]
 
+    def batches(self, most: int) -> list[list[Encoding]]:
+        """Neighbours in one batch, as long as they have no more than `most` tokens."""
+        batches: list[list[Encoding]] = []
+        room = 0
+        for encoding in self.encodings:
+            if len(encoding) > room:
+                batches.append([])
+                room = most
+            batches[-1].append(encoding)
+            room -= len(encoding)
+        return batches
+
     def cut_note(self) -> str:
         """A sentence about texts that were cut; "" if none was."""
         cut = [encoding for encoding in self.encodings if encoding.dropped]

@@ -26,6 +26,7 @@ from models.checkpoints.hub import resolve_model
 from models.configs.architecture import ModelConfig
 from models.configs.tasks.sentences import sentence_settings
 from models.files.locate import demo_model_path, embedding_model_path
+from models.programs.program import Batch
 from models.texts.generate import Prompt, read_prompts
 from models.texts.needs import (
     TASK_HEADS,
@@ -37,7 +38,7 @@ from models.texts.needs import (
 )
 from models.texts.options import TaskOptions, chosen_options, generate_options, with_labels
 from models.texts.requested import OPTIONS, read_options
-from models.texts.task import Job
+from models.texts.task import Job, TextTask
 from models.texts.tasks import text_task
 from models.tokens.encoding import Encoding
 from protocols.base.ring import Floats
@@ -140,9 +141,15 @@ class TextPipeline:
         if self._texts is None:
             self._prompts(inputs, self._merged(options))
             return ""
-        job = self._texts.job(inputs, **self._merged(options))
-        self._check_ids(job)
-        return job.cut_note()
+        return self._job(self._texts, inputs, self._merged(options)).cut_note()
+
+    def shapes(self, inputs: Any, **options: Unpack[TaskOptions]) -> list[Batch]:
+        """What a call would ask the parties for, one after another. Raises as `check`."""
+        if self._texts is None:
+            raise ConfigError(f"{self.task} has no shapes: an answer's length is not known before")
+        job = self._job(self._texts, inputs, self._merged(options))
+        batches = job.batches(self._batch_tokens)
+        return [Batch(tuple(map(len, batch)), job.rows) for batch in batches]
 
     async def __call__(
         self, inputs: Any = None, *labels: Any, **options: Unpack[TaskOptions]
@@ -157,15 +164,14 @@ class TextPipeline:
         merged = self._merged(with_labels(options, labels))
         if self._texts is None:
             return await self._generate(inputs, merged)
-        job = self._texts.job(inputs, **merged)
-        self._check_ids(job)
+        job = self._job(self._texts, inputs, merged)
         asked = merged.get("truncation") or merged.get("max_length")
         if (note := job.cut_note()) and not asked:
             self.notice(note)
         self.usage = Usage(dropped_tokens=job.dropped)
         results: list[Floats] = []
         done, tokens = 0, sum(map(len, job.encodings))
-        for batch in _batches(job.encodings, self._batch_tokens):
+        for batch in job.batches(self._batch_tokens):
             self.share = (done, tokens)
             results += await self._forward(batch, job)
             done += sum(map(len, batch))
@@ -190,9 +196,11 @@ class TextPipeline:
             if name in _SWITCHES and not isinstance(value, bool | None):
                 raise ConfigError(f"{name}={str(value)[:40]!r}: give True or False")
 
-    def _check_ids(self, job: Job) -> None:
+    def _job(self, task: TextTask, inputs: Any, options: TaskOptions) -> Job:
+        job = task.job(inputs, **options)
         for encoding in job.encodings:
             self.requests.check_ids(encoding.ids)
+        return job
 
     async def _forward(self, batch: Sequence[Encoding], job: Job) -> list[Floats]:
         """One array (rows, columns) per sequence."""
@@ -381,16 +389,3 @@ def _usual_model(task: str) -> Path:
     if task == GENERATION:
         return demo_model_path()
     raise ConfigError(f"{task} has no default model: give one, model=PATH")
-
-
-def _batches(encodings: Sequence[Encoding], most: int) -> list[list[Encoding]]:
-    """Neighbours in one batch, as long as they have no more than `most` tokens."""
-    batches: list[list[Encoding]] = []
-    room = 0
-    for encoding in encodings:
-        if len(encoding) > room:
-            batches.append([])
-            room = most
-        batches[-1].append(encoding)
-        room -= len(encoding)
-    return batches

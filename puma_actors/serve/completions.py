@@ -20,14 +20,10 @@ from puma_actors.serve.asked import ChatAsked, CompletionAsked, read
 from puma_actors.serve.counting.meter import Meter, reason_of
 from puma_actors.serve.errors import BAD, ApiError
 from puma_actors.serve.facts import Models
+from puma_actors.serve.pace import ROUGH, check_patience, predicted, predicted_headers
 from puma_actors.serve.served import Served
 from puma_actors.serve.streams import Emit, EventStream, Gone, unless_gone
 from puma_actors.serve.turns.places import Place, check_plan
-
-_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")
-"""Headers in which OpenAI's clients say how many seconds they wait."""
-_ROUGH = 2.0
-"""How many times too long a prediction may be that no answer has confirmed yet."""
 
 
 class Job:
@@ -92,13 +88,7 @@ class Job:
 
     def told(self) -> dict[str, str]:
         """Headers that say beforehand what the request may cost."""
-        cost, seconds = self.cost, self.seconds
-        known = {} if seconds is None else {"x-puma-predicted-seconds": f"{seconds:.1f}"}
-        return {
-            "x-puma-predicted-rounds": str(cost.rounds),
-            "x-puma-predicted-bytes": str(cost.online + cost.offline),
-            **known,
-        }
+        return predicted_headers(self.cost, self.seconds)
 
     def status(self) -> str:
         """What the request is doing."""
@@ -176,40 +166,14 @@ async def _job(
         raise ApiError(BAD, "logprobs: the parties reveal only the best token", param="logprobs")
     new = min(asked.wanted, room)
     # On a thread: of a long prompt it takes a second.
-    first, later, rough = await anyio.to_thread.run_sync(_predicted, cluster, len(ids), new)
+    batch = Batch((len(ids),), "last")
+    first, later, rough = await anyio.to_thread.run_sync(predicted, cluster, batch, new)
     cost = sum(later * (new - 1), first)
     known = served.pace.seconds(len(ids), new)
     if not asked.stream:
-        _check_patience(request, rough / _ROUGH if known is None else known)
+        check_patience(request, rough / ROUGH if known is None else known)
     seconds = known or rough or None
     return Job(served, cluster.plan.digest(), ids, options, cost, first.rounds, seconds)
-
-
-def _predicted(cluster: Cluster, tokens: int, new: int) -> tuple[Cost, list[Cost], float]:
-    """What a request costs: its first step, each step after it (none if there is no other), and
-    seconds in all, as far as shapes, network and this machine's speed tell; 0.0 if unknown.
-    """
-    steps = min(2, new)
-    choice = cluster.choose(Batch((tokens,), "last"), steps)
-    first, *later = cluster.predict(tokens, steps - 1, choice.settings)
-    options = (choice.first, *[choice.further] * (new - 1))
-    return first, later, sum(each[0].time.total for each in options if each)
-
-
-def _check_patience(request: Request, seconds: float) -> None:
-    """Refuse what cannot end while the client waits; a stream keeps its client waiting."""
-    for name in _TIMEOUTS:
-        given = request.headers.get(name, "")
-        if given.replace(".", "", 1).isdecimal() and len(given) < 12:
-            if seconds > float(given) > 0:
-                raise ApiError(
-                    BAD,
-                    f"the answer is expected to take {seconds:.0f} s, and this client waits "
-                    f"{float(given):.0f} s: ask for fewer tokens, stream the answer, or raise the "
-                    "client's timeout",
-                    code="timeout",
-                )
-            return
 
 
 async def _respond(

@@ -1,7 +1,6 @@
 """`/v1/embeddings`."""
 
 import base64
-from functools import partial
 from typing import Any
 
 import anyio
@@ -10,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from models.programs.head_layers import columns_of
+from protocols.base.cost import Cost
 from protocols.base.ring import Floats
 from puma_actors.api.life import Cluster
 from puma_actors.api.pipelines import TextPipeline
@@ -18,6 +18,7 @@ from puma_actors.serve.answers import usage_of
 from puma_actors.serve.asked import EmbeddingsAsked, read
 from puma_actors.serve.errors import BAD, ApiError
 from puma_actors.serve.facts import Models
+from puma_actors.serve.pace import ROUGH, check_patience, predicted, predicted_headers
 from puma_actors.serve.streams import Gone, unless_gone
 from puma_actors.serve.turns.places import check_plan
 
@@ -28,8 +29,8 @@ async def embeddings(request: Request, models: Models) -> Response:
     """`POST /v1/embeddings`. A text that is too long is refused, never cut."""
     asked = read(EmbeddingsAsked, await request.body())
     texts, model = asked.texts(), models.find(asked.model)
-    pipe = TextPipeline(_TASK, model.cluster())  # long texts take seconds to read
-    await anyio.to_thread.run_sync(partial(pipe.check, texts, truncation=False))
+    cost, seconds = await anyio.to_thread.run_sync(_predicted, model.cluster(), texts)
+    check_patience(request, seconds / ROUGH)
     size = columns_of(model.cluster().config, "mean")
     if asked.dimensions not in (None, size):
         raise ApiError(
@@ -60,7 +61,21 @@ async def embeddings(request: Request, models: Models) -> Response:
     ]
     counts = usage_of(usage)
     del counts["completion_tokens"]
-    return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": counts})
+    found = {"object": "list", "data": data, "model": model.name, "usage": counts}
+    return JSONResponse(found, headers=predicted_headers(cost, seconds or None))
+
+
+def _predicted(cluster: Cluster, texts: list[str]) -> tuple[Cost, float]:
+    """What the texts cost, and roughly how many seconds. It takes a second for long texts.
+
+    Raises:
+        ConfigError: a text is too long.
+    """
+    cost, seconds = Cost(), 0.0
+    for batch in TextPipeline(_TASK, cluster).shapes(texts, truncation=False):
+        first, _, rough = predicted(cluster, batch, 1)
+        cost, seconds = cost + first, seconds + rough
+    return cost, seconds
 
 
 def _shown(vector: Floats, encoding: str | None) -> Any:

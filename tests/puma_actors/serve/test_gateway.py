@@ -17,9 +17,10 @@ from tiny_models import save, tiny_model
 from tiny_texts import save_wordpiece
 from waiting import HANG, in_time, until
 
+from protocols.base.cost import Cost
 from protocols.base.lane import Settings
 from puma_actors.api.local import LocalCluster
-from puma_actors.serve import completions
+from puma_actors.serve import completions, embeddings
 from puma_actors.serve.answers import log_probabilities
 from puma_actors.serve.app import application
 from puma_actors.serve.facts import Models
@@ -245,7 +246,7 @@ async def test_a_client_that_does_not_wait_long_enough_is_told_before(folder):
 
 async def test_what_the_first_request_takes_is_predicted(folder, monkeypatch):
     """Roughly, so that it is refused only where there is no doubt."""
-    predicted = completions._predicted
+    predicted = completions.predicted
     seconds = 100.0
 
     def slow(*given):
@@ -253,7 +254,7 @@ async def test_what_the_first_request_takes_is_predicted(folder, monkeypatch):
         assert rough > 0
         return first, later, seconds
 
-    monkeypatch.setattr(completions, "_predicted", slow)
+    monkeypatch.setattr(completions, "predicted", slow)
     async with gateway(folder) as served:
         create = partial(
             served.client().chat.completions.with_raw_response.create,
@@ -270,6 +271,18 @@ async def test_what_the_first_request_takes_is_predicted(folder, monkeypatch):
         assert answer.headers["x-puma-predicted-seconds"] == "100.0"
         answer = await create()
         assert float(answer.headers["x-puma-predicted-seconds"]) < 60  # as the first one took
+
+
+async def test_what_vectors_cost_is_known_before(sentence_model, monkeypatch):
+    async with gateway(sentence_model) as served:
+        create = served.client().embeddings.with_raw_response.create
+        ask = partial(create, model=NAME, input=["the red cat", "I see"])
+        answer = await ask(extra_headers={"x-stainless-read-timeout": "600"})
+        assert int(answer.headers["x-puma-predicted-rounds"]) == answer.parse().usage.puma["rounds"]
+        assert float(answer.headers["x-puma-predicted-seconds"]) >= 0
+        monkeypatch.setattr(embeddings, "_predicted", lambda *_: (Cost(), 130.0))
+        with pytest.raises(openai.BadRequestError, match=r"expected to take 65 s.* waits 60 s"):
+            await ask(extra_headers={"x-stainless-read-timeout": "60"})
 
 
 async def test_embeddings_in_both_encodings(sentence_model):
