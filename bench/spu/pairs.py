@@ -25,9 +25,10 @@ async def compare(
         theirs = Side()
         await _prepare(peer, opened, theirs)
         for number in range(-1, pairs):
-            for variant, side in ours.items():
-                gc.collect()
-                await _ours(opened, variant, side, counted=number >= 0)
+            with peer.still():
+                for variant, side in ours.items():
+                    gc.collect()
+                    await _ours(opened, variant, side, counted=number >= 0)
             await _theirs(peer, theirs, counted=number >= 0)
             log(f"{item.title}: " + (f"pair {number + 1} of {pairs}" if number >= 0 else "ready"))
     if theirs.failed:

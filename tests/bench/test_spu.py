@@ -1,17 +1,14 @@
 """Side by side with SPU: everything but SPU itself, for which a small script stands in."""
 
-import json
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from waiting import in_time
 
 from bench.paper import SIZES, shrunk
 from bench.spu.__main__ import main
@@ -21,41 +18,13 @@ from bench.spu.plot import plot
 from bench.spu.reading import read_weights, traffic
 from bench.spu.report import write_page
 from bench.spu.table import BEGIN, END, Conditions, Row, Side, markdown, replaced, warning
-from bench.spu.talk import Peer, PeerError
+from bench.spu.talk import PeerError
 from bench.spu.workloads import ITEMS, OPERATIONS, Figures, Item, Opened
 from bench.tools.checkpoints import write_checkpoint
 from models.checkpoints.weights import open_checkpoint
 from protocols.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-FAKE = """
-import json, os, sys
-print(json.dumps({"python": "3.11.0", "spu": "0.9.5"}), flush=True)
-for line in sys.stdin:
-    request = json.loads(line)
-    name = request.get("prepare", "run")
-    if name == "comparison":
-        os.kill(os.getpid(), 9)
-    if name == "gelu":
-        os._exit(3)
-    if name == "softmax":
-        print("not JSON", flush=True)
-    elif name == "norm":
-        print(json.dumps({"failed": "ValueError: no | such norm"}), flush=True)
-    elif name == "embedding":
-        continue
-    else:
-        answer = {"seconds": 8.0, "megabytes": 3.0, "sends": 7, "error": 0.5, "exact": [1.0]}
-        print(json.dumps(answer), flush=True)
-"""
-
-
-@pytest.fixture
-def fake(tmp_path):
-    """The command of a stand-in for SPU's side."""
-    script = tmp_path / "fake.py"
-    script.write_text(FAKE)
-    return [sys.executable, str(script)]
 
 
 def conditions(load: float = 0.1) -> Conditions:
@@ -189,48 +158,6 @@ def test_both_systems_read_the_same_weights(tmp_path, name):
         np.testing.assert_array_equal(values, checkpoint.tensor(tensor))
 
 
-# -- the process -----------------------------------------------------------------------------------
-
-
-async def test_a_process_answers_and_tells_its_versions(tmp_path, fake):
-    with in_time():
-        async with Peer(fake, tmp_path / "log") as peer:
-            assert peer.versions == {}
-            assert (await peer.ask({"run": True}))["sends"] == 7
-            assert peer.versions["spu"] == "0.9.5"
-
-
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("comparison", r"ended, killed by signal 9 \(out of memory\?\); see .*log"),
-        ("gelu", r"ended, exit code 3; see"),
-        ("softmax", "JSONDecodeError"),
-        ("norm", r"no \| such norm"),
-    ],
-)
-async def test_after_a_failure_the_next_request_is_answered(tmp_path, fake, name, why):
-    with in_time():
-        async with Peer(fake, tmp_path / "log") as peer:
-            with pytest.raises(PeerError, match=why):
-                await peer.ask({"prepare": name})
-            assert (await peer.ask({"run": True}))["sends"] == 7
-
-
-async def test_a_process_that_does_not_answer_is_given_up(tmp_path, fake):
-    with in_time():
-        async with Peer(fake, tmp_path / "log", limit=0.0) as peer:
-            with pytest.raises(PeerError, match="no answer within 0 s"):
-                await peer.ask({"prepare": "embedding"})
-
-
-async def test_a_program_that_cannot_start_is_told(tmp_path):
-    with in_time():
-        async with Peer([str(tmp_path / "nothing")], tmp_path / "log") as peer:
-            with pytest.raises(PeerError, match="FileNotFoundError"):
-                await peer.ask({"run": True})
-
-
 # -- turns -----------------------------------------------------------------------------------------
 
 
@@ -239,6 +166,13 @@ class Told:
 
     def __init__(self, ran: list[str], answers: list[object]) -> None:
         self.ran, self.answers = ran, answers
+        self.still_during: list[list[str]] = []
+
+    @contextmanager
+    def still(self):
+        begun = len(self.ran)
+        yield
+        self.still_during.append(self.ran[begun:])
 
     async def ask(self, request):
         self.ran.append("theirs" if "run" in request else "prepare")
@@ -274,6 +208,7 @@ async def test_the_systems_take_turns_and_the_first_run_is_not_counted():
     told = Told(ran, [{"exact": []}, figures(99.0), figures(30.0), figures(60.0)])
     tight, fast = await compare(item(ran), told, 2, lambda line: None)
     assert ran == ["prepare", *(["tight", "fast", "theirs"] * 3)]
+    assert told.still_during == [["tight", "fast"]] * 3
     assert tight.workload == "thing, tight" and tight.theirs is fast.theirs
     assert (tight.ours.seconds, fast.ours.seconds) == ([5.0, 8.0], [6.0, 9.0])
     assert tight.theirs == Side([30.0, 60.0], 3.0, 7, 0.5)
@@ -367,28 +302,6 @@ def test_wrong_arguments_are_refused_before_any_work(tmp_path, capsys):
     assert main(["--docs", str(page), "--environment", str(tmp_path / "venv")]) == 2
     assert BEGIN in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [page]
-
-
-def test_one_run_end_to_end(tmp_path, fake, capsys):
-    """A workload that runs on both sides, and one that kills SPU's side."""
-    folder = tmp_path / "venv"
-    (folder / "bin").mkdir(parents=True)
-    python = folder / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec {fake[0]} {fake[1]} "$@"\n')
-    python.chmod(0o755)
-    (folder / f".{SPU}").touch()
-    file = tmp_path / "new" / "spu.json"
-    names = ["product", "comparison", "--quick", "--pairs", "2"]
-    assert main([*names, "--environment", str(folder), "--json", str(file)]) == 1
-    document = json.loads(file.read_text())
-    assert document["conditions"]["spu_versions"]["spu"] == "0.9.5"
-    product, exact, _ = document["rows"]
-    assert product["theirs"]["seconds"] == [8.0, 8.0] and len(product["ours"]["seconds"]) == 2
-    assert product["time_ratio"] > 1 and product["traffic_ratio"] == pytest.approx(3 / 0.575)
-    assert exact["theirs"]["seconds"] == [] and "signal 9" in exact["theirs"]["failed"]
-    assert len(exact["ours"]["seconds"]) == 2 and exact["time_ratio"] is None
-    assert "| x < 0, 10^6 elements, 64 bits |" in capsys.readouterr().out
-    assert (tmp_path / "new" / "spu-seconds.svg").is_file()
 
 
 def test_names_are_distinct():
