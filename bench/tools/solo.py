@@ -71,6 +71,10 @@ class SoloLane(Lane):
         self._expected = fields_bytes(fields)
         return await super().swap(fields, values)
 
+    async def open(self, fields: Sequence[Field], values: Sequence[Words]) -> list[Words]:
+        self._expected = fields_bytes(fields)
+        return await super().open(fields, values)
+
     async def receive_words(self, sender: Role, fields: Sequence[Field]) -> list[Words]:
         self._expected = fields_bytes(fields)
         return await super().receive_words(sender, fields)

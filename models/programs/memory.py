@@ -188,6 +188,8 @@ class Sizes:
         """Bytes per entry, dealt bytes, and bytes of the largest message."""
         kind, function, rates = self.settings.approximation, ACTIVATIONS[name], self._rates
         centre = function.fast if kind == "fast" else function.tight
+        if kind == "tight" and self.settings.tree == "traffic" and function.folded is not None:
+            centre = function.folded
         if kind == "puma" and function.paper is not None:
             return rates.pieces, 135, LARGEST
         if centre is None:

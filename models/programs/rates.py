@@ -36,17 +36,17 @@ DEALER = Rates(
 )  # fmt: skip
 EVALUATOR = Rates(
     embed=210, norm=106, centred=146, linear=64, project=66, late=94, normed=133, output=48,
-    attend=242, argmax=264, sign=136, pieces=402, centre=168, wave=16.5, wide=78, gated=51,
+    attend=222, argmax=250, sign=136, pieces=402, centre=168, wave=16.5, wide=78, gated=51,
     gained=174,
 )  # fmt: skip
-TRAFFIC_ATTEND = 180
+TRAFFIC_ATTEND = 150
 """Bytes per score at the dealer under the tree of least traffic."""
-MANY_ATTEND, MANY_ARGMAX = (135, 152), (165, 165)
+MANY_ATTEND, MANY_ARGMAX = (120, 132), (160, 160)
 """Bytes per score and per logit at dealer and evaluator where `MANY` are compared in pairs."""
 MASK = 9
 """Bytes per entry of a mask: where it is set, and the columns to look at."""
 DEALT = {"attend": 150, "argmax": 153, "norm": 80, "linear": 17, "embed": 26, "centre": 60}
-NEAR_BUCKET = 72, 75
+NEAR_BUCKET = 72, 65
 """Bytes per bucket that a histogram asks, at the dealer and at an evaluator."""
 DEALT_WAVE, LARGEST_WAVE, LARGEST = 10.25, 10.25, 42
 DEALT_WIDE, DEALT_LATE = 29, 36

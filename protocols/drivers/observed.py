@@ -173,7 +173,7 @@ class ObservedLane(Lane):
         return data
 
     async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:
-        if work < LEAST_WORK:
+        if work < LEAST_WORK or self.tracing:
             return await super().run(work, function, *args)
         asked, loop = clock(), threading.get_ident()
         ran: tuple[float, float, bool] = (asked, asked, False)
