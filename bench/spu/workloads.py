@@ -191,8 +191,8 @@ async def _open_operation(operation: Operation, quick: bool) -> AsyncIterator[Op
 # -- whole models ----------------------------------------------------------------------------------
 
 MODELS = {
-    "bert": ("BERT-base, 128 tokens", "BERT-base"),
     "gpt2": ("GPT-2 base, 32 tokens", "GPT-2 base"),
+    "bert": ("BERT-base, 128 tokens", "BERT-base"),
 }
 """Name -> title and the name in `bench.paper`."""
 
@@ -222,11 +222,11 @@ async def _open_model(name: str, quick: bool) -> AsyncIterator[Opened]:
 
 ITEMS = [
     *(
-        Item(name, title, True, partial(_open_model, model))
-        for name, (title, model) in MODELS.items()
-    ),
-    *(
         Item(name, title, False, partial(_open_operation, operation))
         for name, (title, operation) in OPERATIONS.items()
+    ),
+    *(
+        Item(name, title, True, partial(_open_model, model))
+        for name, (title, model) in MODELS.items()
     ),
 ]

@@ -26,8 +26,9 @@ from puma_actors.base.allocator import keep_freed
 
 T = TypeVar("T")
 
-THRESHOLD = 500_000
-"""Multiply-adds below which a thread hop (about 0.05 ms) costs more than it gains."""
+THRESHOLD = 1_200_000
+"""Multiply-adds below which a thread hop (about 0.05 ms) costs more than it gains: with half as
+many, a LayerNorm of 10^5 elements took a sixth longer (2026-11-29, two cores with AVX2)."""
 
 
 class _Call:

@@ -298,7 +298,7 @@ def test_wrong_arguments_are_refused_before_any_work(tmp_path, capsys):
     for arguments in wrong:
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
-    assert "no workload 'bret': choose from bert," in capsys.readouterr().err
+    assert "no workload 'bret': choose from product," in capsys.readouterr().err
     assert main(["--docs", str(page), "--environment", str(tmp_path / "venv")]) == 2
     assert BEGIN in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [page]
