@@ -39,14 +39,14 @@ class Speed:
 
 
 REFERENCE: Mapping[Tree, Speed] = {
-    "rounds": Speed(250e-6, 4e-9),
-    "balanced": Speed(250e-6, 4e-9),
-    "traffic": Speed(240e-6, 5.6e-9),
+    "rounds": Speed(348e-6, 2.9e-9),
+    "balanced": Speed(293e-6, 4.4e-9),
+    "traffic": Speed(232e-6, 5.9e-9),
 }
-"""Two cores with AVX2, 2026-11-28: a decode step of SmolLM2 takes what was measured, a prompt of 42
-tokens is predicted to take twice and one of 701 tokens half as long. A byte takes longer in
-attention than elsewhere."""
-_ENTRY, _MULTIPLICATION = 1.2e-9, 0.25e-9
+"""Two cores with AVX2, 2026-11-29. SmolLM2 with "balanced" there: a prompt of 32 tokens is predicted
+to take 4.2 s and took 4.1, one of 701 tokens 94 and 100; a step with "rounds" 0.6 and took 0.6 to
+1.1, as roles wait for each other."""
+_ENTRY, _MULTIPLICATION = 0.505e-9, 0.165e-9
 """Seconds of all roles, on the same machine: for an entry of a matrix, and in addition for each row
 that is multiplied by it."""
 _WORK = 2.8e-3
