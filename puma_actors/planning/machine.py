@@ -43,9 +43,9 @@ REFERENCE: Mapping[Tree, Speed] = {
     "balanced": Speed(293e-6, 4.4e-9),
     "traffic": Speed(232e-6, 5.9e-9),
 }
-"""Two cores with AVX2, 2026-11-29. SmolLM2 with "balanced" there: a prompt of 32 tokens is predicted
-to take 4.2 s and took 4.1, one of 701 tokens 94 and 100; a step with "rounds" 0.6 and took 0.6 to
-1.1, as roles wait for each other."""
+"""Two cores with AVX2, 2026-11-29. SmolLM2 there, with "balanced": a prompt of 32 tokens was
+predicted to take 4.2 s and took 4.1, one of 701 tokens 94 and 100; a step with "rounds" 0.6 and
+took 0.6 to 1.1, as roles wait for each other."""
 _ENTRY, _MULTIPLICATION = 0.505e-9, 0.165e-9
 """Seconds of all roles, on the same machine: for an entry of a matrix, and in addition for each row
 that is multiplied by it."""
