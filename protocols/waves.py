@@ -93,11 +93,19 @@ class Waves:
 
     @cached_property
     def weights(self) -> NDArray[np.int64]:
-        """(2, count): the amplitudes of cosines and of sines, as the kernels read them."""
+        """(2, count): the amplitudes of cosines and of sines, as the kernels read them.
+
+        Raises:
+            LocalProtocolError: one is 8 or more, which 32 signed bits do not hold.
+        """
         none = (0.0,) * self.count
         rows = (none, self.amplitudes) if self.odd else (self.amplitudes, self.sines or none)
         scaled = [[round(value * (1 << _WEIGHT_BITS)) for value in row] for row in rows]
-        return np.array(scaled, dtype=np.int64)
+        weights = np.array(scaled, dtype=np.int64)
+        if np.abs(weights).max() >> 31:
+            limit = 1 << 31 - _WEIGHT_BITS
+            raise LocalProtocolError(f"amplitudes must be below {limit}: scale the function down")
+        return weights
 
     def offset_word(self, frac: int) -> np.uint64:
         """The offset with `frac` fraction bits."""
@@ -112,9 +120,9 @@ class Waves:
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """Runs of waves whose words can do without their last `drop` bits: a
-        wave of a small amplitude is multiplied by a small factor. What that adds to the error of a
-        word is a quarter of what the rounding of a wave of amplitude 1 is off.
+        """Runs of waves whose words can do without their last bits: a wave of a small amplitude is
+        multiplied by a small factor. What that adds to the error of a word is a quarter of what the
+        rounding of a wave of amplitude 1 is off.
         """
         sizes = np.maximum.accumulate(np.abs(self.weights).max(axis=0)[::-1])[::-1]
         drops = [max(0, _WEIGHT_BITS - _KEPT - int(size).bit_length()) for size in sizes]

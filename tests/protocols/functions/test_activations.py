@@ -1,5 +1,6 @@
 """Activation functions of every set, over all arguments they may meet."""
 
+from dataclasses import replace
 from math import erf
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench.fit import centres, fitted, largest_errors
 from protocols.base.lane import APPROXIMATIONS, Settings
+from protocols.errors import LocalProtocolError
 from protocols.functions import exact
 from protocols.functions.activations import ACTIVATIONS, GELU, SILU, activate, gate
 
@@ -232,3 +234,13 @@ def test_the_waves_meet_the_function_up_to_their_cut():
         assert inside <= (0.0075 if kind == "fast" else 5e-5), (activation.name, kind, HINT)
         reach = centre.cut + 1 / 8 if kind == "folded" else 2 * centre.cut
         assert reach < centre.waves.period, (activation.name, kind)
+
+
+def test_amplitudes_that_the_kernels_cannot_hold_are_refused():
+    waves = GELU.tight.waves
+    largest = 8 - 2.0**-28
+    for sign in (1, -1):
+        rest = waves.amplitudes[1:]
+        assert abs(replace(waves, amplitudes=(sign * largest, *rest)).weights).max() == 2**31 - 1
+        with pytest.raises(LocalProtocolError, match="below 8"):
+            _ = replace(waves, amplitudes=(sign * 8.0, *rest)).weights

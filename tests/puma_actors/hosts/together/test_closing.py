@@ -69,6 +69,22 @@ async def session(cluster: Hosts) -> RemoteCluster:
     return await RemoteCluster.open(cluster.client, "tiny", settings=Settings())
 
 
+async def closed(remote: RemoteCluster, stuck: Stuck) -> None:
+    """Read a stream until all parties have come to the call, then close it."""
+    scope = anyio.CancelScope()
+
+    async def close() -> None:
+        await until(lambda: stuck.reached == {*COMPUTING})
+        scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(close)
+        with scope:
+            async with aclosing(remote.generate(PROMPT, max_new_tokens=TOKENS)) as stream:
+                async for _ in stream:
+                    pass
+
+
 def running(cluster: Hosts) -> list[int]:
     """Joint steps that run at each party."""
     servers = [cluster.servers[role] for role in COMPUTING]
@@ -84,19 +100,7 @@ async def test_a_joint_step_that_nobody_wants_any_more_is_dropped_by_all(
     async with hosts(folder, certificates, "unix") as cluster:
         await cluster.upload(model)
         async with await session(cluster) as remote:
-            stream = remote.generate(PROMPT, max_new_tokens=TOKENS)
-            scope = anyio.CancelScope()
-
-            async def close() -> None:
-                await until(lambda: stuck.reached == {*COMPUTING})
-                scope.cancel()
-
-            async with anyio.create_task_group() as group:
-                group.start_soon(close)
-                with scope:
-                    async with aclosing(stream):
-                        async for _ in stream:
-                            pass
+            await closed(remote, stuck)
             assert len(remote.usage.token_ids) == 1  # that of the prompt
             assert ends.of("request ended") == [1, 1, 1]
             await until(lambda: running(cluster) == [0, 0, 0])
@@ -128,16 +132,7 @@ async def test_a_prompt_that_is_being_read_is_given_up_by_all(
     async with hosts(folder, certificates, "unix") as cluster:
         await cluster.upload(model)
         async with await session(cluster) as remote:
-            scope = anyio.CancelScope()
-
-            async def close() -> None:
-                await until(lambda: stuck.reached == {*COMPUTING})
-                scope.cancel()
-
-            async with anyio.create_task_group() as group:
-                group.start_soon(close)
-                with scope:
-                    await generated(remote, PROMPT, max_new_tokens=TOKENS)
+            await closed(remote, stuck)
             assert not remote.usage.token_ids
             # What waits for a slow line is not sent, to nobody.
             assert withdrawn == {(role, range(TOKENS)) for role in (*COMPUTING, Role.CLIENT)}
