@@ -33,7 +33,6 @@ __all__ = [
     "Plain",
     "amount",
     "check_file",
-    "duration",
     "figures",
     "print_json",
     "progress",
@@ -113,11 +112,6 @@ def amount(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return ""
-
-
-def duration(seconds: float) -> str:
-    """A readable time: 1.25 s, or 3.5 ms."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
 def figures(title: str, *columns: str) -> Table:

@@ -14,7 +14,6 @@ from puma_actors.cli.output import (
     Plain,
     amount,
     check_file,
-    duration,
     figures,
     print_json,
     progress,
@@ -30,6 +29,7 @@ from puma_actors.profiling.reconcile import lines
 from puma_actors.profiling.sweep import COMPUTE, HIDDEN
 from puma_actors.profiling.whatif.answer import grid_of, set_beside
 from puma_actors.profiling.whatif.recorded import read_profile, request_of_profile
+from puma_actors.profiling.whatif.words import duration
 
 _PROTOCOLS = 14
 _WIDTH = 120  # where there is no terminal

@@ -4,8 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
-from puma_actors.cli.output import Plain, amount, duration, figures, say, stdout
+from puma_actors.cli.output import Plain, amount, figures, say, stdout
 from puma_actors.planning.choice import Choice, chosen_public
+from puma_actors.profiling.whatif.words import duration
 from puma_actors.transports.delay.network import Network
 
 _WIDTH = 120  # where there is no terminal

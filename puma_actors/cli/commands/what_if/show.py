@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from puma_actors.cli.output import Plain, amount, duration, figures, say, stdout
+from puma_actors.cli.output import Plain, amount, figures, say, stdout
 from puma_actors.profiling.whatif.path import beside
-from puma_actors.profiling.whatif.words import TITLES, TYPICAL, name_of, rate, shown
+from puma_actors.profiling.whatif.words import TITLES, TYPICAL, duration, name_of, rate, shown
 
 _WIDTH = 120  # where there is no terminal
 _PLACES = 10
