@@ -41,11 +41,12 @@ class Speed:
 REFERENCE: Mapping[Tree, Speed] = {
     "rounds": Speed(348e-6, 2.9e-9),
     "balanced": Speed(293e-6, 4.4e-9),
-    "traffic": Speed(232e-6, 5.9e-9),
+    "traffic": Speed(270e-6, 5.9e-9),
 }
 """Two cores with AVX2, 2026-11-29. SmolLM2 there, with "balanced": a prompt of 32 tokens was
 predicted to take 4.2 s and took 4.1, one of 701 tokens 94 and 100; a step with "rounds" 0.6 and
-took 0.6 to 1.1, as roles wait for each other."""
+took 0.6 to 1.1, as roles wait for each other. A round of "traffic" is from small models, which took
+28.6, 30.6 and 32.5 ms (LLaMA), 34.5, 38.7 and 41 ms (BERT) with the three trees."""
 _ENTRY, _MULTIPLICATION = 0.505e-9, 0.165e-9
 """Seconds of all roles, on the same machine: for an entry of a matrix, and in addition for each row
 that is multiplied by it."""

@@ -14,6 +14,7 @@ from tiny_texts import TEXTS, save_byte_level, save_wordpiece
 from models.checkpoints.weights import open_checkpoint
 from models.programs.predict import predict
 from models.programs.program import Batch
+from protocols.base.lane import Settings
 from puma_actors.api.local import LocalCluster
 
 USAGE = ["prompt_ids", "seconds", "traffic", "prepared_steps", "network", "settings", "weights"]
@@ -167,7 +168,8 @@ def test_inspect_all_families(puma, tmp_path, model_type, head):
     steps = {"prefill", "first decode"} if head == "causal-lm" else {"forward"}
     assert set(data["predicted"]) == steps
     with open_checkpoint(folder) as checkpoint:
-        (expected,) = predict(checkpoint.config, Batch((6,), data["rows"]))
+        chosen = Settings(tree=data["choice"]["first"]["tree"])
+        (expected,) = predict(checkpoint.config, Batch((6,), data["rows"]), settings=chosen)
     step = data["predicted"]["prefill" if head == "causal-lm" else "forward"]
     assert step["rounds"] == expected.cost.rounds > 0
     assert step["online_bytes"] == expected.cost.online

@@ -18,6 +18,7 @@ from uniformity import check_uniform
 from models.checkpoints.weights import open_checkpoint
 from models.programs.opened import opened_bytes
 from models.programs.plan import draft_plan
+from models.programs.steps import RequestSettings
 from protocols.base.prf import KeyRing
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.errors import ConfigError
@@ -144,12 +145,13 @@ def same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def both(folder: Path, certificates: Path, model: Path) -> None:
     """The same answer from hosts as from one process."""
-    async with LocalCluster.from_pretrained(model, public_weights=True) as local:
+    same = RequestSettings(tree="balanced", lanes=1)  # not each what is fastest there
+    async with LocalCluster.from_pretrained(model, public_weights=True, settings=same) as local:
         wanted = [await local.forward(ids) for ids in (IDS, IDS[:1])]
     async with hosts(folder, certificates, "unix") as cluster:
         with open_checkpoint(model) as checkpoint:
             await upload_model(cluster.client, checkpoint, "tiny", public_weights=True)
-        async with await RemoteCluster.open(cluster.client, "tiny") as remote:
+        async with await RemoteCluster.open(cluster.client, "tiny", settings=same) as remote:
             for ids, answer in zip((IDS, IDS[:1]), wanted, strict=True):
                 np.testing.assert_array_equal(await remote.forward(ids), answer)
 
