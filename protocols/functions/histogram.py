@@ -44,7 +44,7 @@ from protocols.base.cost import Cost
 from protocols.base.entry import protocol
 from protocols.base.fields import Field, field, fields_bytes
 from protocols.base.lane import Lane
-from protocols.base.ring import FRACTION_BITS, RING_BITS, Words, bit_mask
+from protocols.base.ring import FRACTION_BITS, RING_BITS, Bytes, Words, bit_mask
 from protocols.base.shares import EVALUATORS, Role, SecretTensor
 from protocols.errors import LocalProtocolError
 from protocols.functions.buckets import Layout, count, generate, weigh
@@ -191,19 +191,28 @@ async def numerators(
 
 
 async def _deal(lane: Lane, plan: Plan, lam: Words) -> None:
-    layout, asked = plan.layout, bit_mask(plan.asked_bits)
+    turn, correction = await lane.run(1500 * lam.size, _points, lane, plan, lam)
+    await lane.broadcast(correction.size, correction)
+    values = await lane.run(12 * plan.rows * plan.asked, _answers, lane, plan, turn)
+    await lane.share(plan.dealt(), values)
+
+
+def _points(lane: Lane, plan: Plan, lam: Words) -> tuple[Words, Bytes]:
+    """The rows' turns, and the corrections of the entries' point functions."""
+    layout = plan.layout
     top, low = plan.split(lam)
     turn = lane.private((plan.rows,), plan.asked_bits)
     alpha = (top - np.uint64(_STEP) * plan.per_entry(turn)) & bit_mask(layout.bits)
     roots = [draw_roots(lane, evaluator, lam.size) for evaluator in EVALUATORS]
-    work = 100 * lam.size
-    correction = await lane.run(work, generate, layout, alpha, _payload(low), *roots)
-    await lane.broadcast(correction.size, correction)
+    return turn, generate(layout, alpha, _payload(low), *roots)
+
+
+def _answers(lane: Lane, plan: Plan, turn: Words) -> list[Words]:
+    """The tables that answer whether none is above, and where each row's lower half ends."""
     one, two = lane.masks(plan.counts().shape, plan.count_bits)
-    end = (turn + np.uint64(plan.asked // 2)) & asked
     masks = (one + two) & bit_mask(plan.count_bits)
     tables = turned_onehots.run(masks, turn, 1 << plan.count_bits - 6)
-    await lane.share(plan.dealt(), [tables, end])
+    return [tables, (turn + np.uint64(plan.asked // 2)) & bit_mask(plan.asked_bits)]
 
 
 def _payload(low: Words) -> Words:
@@ -214,21 +223,39 @@ def _payload(low: Words) -> Words:
 
 async def _evaluate(lane: Lane, plan: Plan, m: Words) -> Words:
     """An evaluator's part of the sum of `_SCALE` fraction bits."""
-    layout, party, n = plan.layout, 0 if lane.leads else 1, m.size
+    layout, n, asked = plan.layout, m.size, plan.rows * plan.asked
     top, low = plan.split(m)
-    roots = draw_roots(lane, Role.DEALER, n)
-    correction = await lane.broadcast(8 * layout.words * n)
-    ends = plan.ends.astype(np.uint64)
-    work = n * layout.size
-    counts = await lane.run(work, count, layout, party, roots, correction, top, ends)
-    mask = lane.mask(plan.counts().shape, plan.count_bits)
+    points = draw_roots(lane, Role.DEALER, n), await lane.broadcast(8 * layout.words * n)
+    work = n * layout.size + 20 * asked
+    counts = await lane.run(work, _masked_counts, lane, plan, points, top)
     tables, end = await lane.share(plan.dealt())
-    (opened,) = await lane.open([plan.counts()], [half_turns.run(counts) + mask])
-    word = answer_changes.run(tables, opened & bit_mask(plan.count_bits)) ^ end
-    (turned,) = await lane.open([plan.turned()], [word])
+    (opened,) = await lane.open([plan.counts()], [counts])
+    word = await lane.run(8 * asked, _changes, plan, tables, opened)
+    (turned,) = await lane.open([plan.turned()], [word ^ end])
+    return await lane.run(1500 * n, _weighed, lane, plan, points, (top, low), turned)
+
+
+def _masked_counts(lane: Lane, plan: Plan, points: tuple[Bytes, Bytes], top: Words) -> Words:
+    """Shares of how many entries lie above, under masks: (rows, asked)."""
+    ends, party = plan.ends.astype(np.uint64), 0 if lane.leads else 1
+    shares: Words = half_turns.run(count(plan.layout, party, *points, top, ends))
+    shares += lane.mask(plan.counts().shape, plan.count_bits)
+    return shares
+
+
+def _changes(plan: Plan, tables: Words, opened: Words) -> Words:
+    """A share of each row's bucket where the answer changes, and of the end of the upper half."""
+    found: Words = answer_changes.run(tables, opened & bit_mask(plan.count_bits))
+    return found
+
+
+def _weighed(
+    lane: Lane, plan: Plan, points: tuple[Bytes, Bytes], m: tuple[Words, Words], turned: Words
+) -> Words:
+    """An evaluator's part of the sum, given each row's turned bucket."""
+    layout, (top, low), party = plan.layout, m, 0 if lane.leads else 1
     first = (top - np.uint64(_STEP) * plan.per_entry(turned)) & bit_mask(layout.bits)
-    factors = _factors(low)
-    return await lane.run(600 * n, weigh, layout, party, roots, correction, first, factors)
+    return weigh(layout, party, *points, first, _factors(low))
 
 
 def _factors(low: Words) -> Words:
