@@ -9,6 +9,7 @@ Without network delays, recording makes a decode step up to three per cent longe
 made up: costs do not depend on them.
 """
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -209,6 +210,7 @@ async def profile_cluster(
     steps = check_tokens(cluster, tokens_in, tokens_out, draft)
     generates, batch = cluster.config.head == GENERATES, _batch(cluster, tokens_in)
     recorder.clear()
+    gc.collect()  # of the loading: it would stop all parties for a tenth of a second
     settings = cluster.choose(batch, steps + draft, draft).settings
     first = await record(cluster, batch, steps, settings, draft)
     later = [Drafted(draft, 0)] * (steps - 1)
