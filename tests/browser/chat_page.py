@@ -34,6 +34,10 @@ LOOKS = [
     for scheme in ("light", "dark")
 ]
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+NONE = (
+    "there is no Chromium: install your system's (apt install chromium), or run "
+    "`.venv/bin/playwright install chromium`, or give a path in PUMA_BROWSER"
+)
 
 expect.set_options(timeout=1000 * HANG)
 
@@ -76,6 +80,8 @@ async def browser() -> AsyncIterator[Browser]:
     # Chromium's sandbox does not work for root, as in a container.
     alone = ["--no-sandbox"] if os.geteuid() == 0 else []
     async with async_playwright() as playwright:
+        if found is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.exit(NONE, returncode=2)
         started = await playwright.chromium.launch(executable_path=found, args=alone)
         yield started
         await started.close()
