@@ -337,7 +337,8 @@ def _notes(group: str, rows: Sequence[Result]) -> Iterable[Any]:
     elif group == "fidelity":
         for result in rows:
             if result.note:
-                yield f"{_short(result)}, {result.approximation}: {result.note}"
+                what = filter(None, (_short(result), result.approximation))
+                yield f"{', '.join(what)}: {result.note}"
         yield from _meanings(rows)
         yield from _differences(rows)
 
@@ -352,7 +353,7 @@ def _meanings(rows: Sequence[Result]) -> Iterable[str]:
 def _differences(rows: Sequence[Result]) -> Iterable[str]:
     for result in rows:
         for report in result.details.get("prompts", ()):
-            for item in report["differences"]:
+            for item in report.get("differences", ()):
                 yield (
                     f"{report['prompt'][:40]!r} token {item['position']}: {item['ours']}, but "
                     f"torch has {item['torch']}; torch's two best are {item['gap']:.4f} apart"

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from reference import save_model, save_tokenizer
 
 from bench.fidelity import with_a_draft
 from bench.runtime.drafts import FirstLayers, small_model
 from bench.tools.checkpoints import write_checkpoint
+from bench.tools.report import console, show
 from models.checkpoints.weights import open_checkpoint
 from models.tokens.sampling import SamplingConfig
 from puma_actors.api.local import LocalCluster
@@ -48,10 +50,14 @@ def test_it_proposes_tokens_of_its_own(tmp_path: Path) -> None:
     assert len(drafter.propose((1, 2, 3), 4)) == 4
 
 
-async def test_answers_with_and_without_a_draft_are_compared(tmp_path: Path) -> None:
+async def test_answers_with_and_without_a_draft_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = save_tokenizer(save_model(tmp_path, seed=3))
     async with LocalCluster.from_pretrained(folder) as cluster:
         result = await with_a_draft(cluster, ["I see the red cat", "you read a book"], 6)
     assert result.details["identical"] == 2
     assert [report["identical"] for report in result.details["prompts"]] == [True, True]
     assert result.note.startswith("2 of 2 answers are those without a draft, ")
+    show(console(), {"memory_bytes": 0, "cpu": "", "cores": 1, "os": ""}, [result])
+    assert f"drafts: {result.note}" in " ".join(capsys.readouterr().out.split())

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -231,10 +232,20 @@ class Cluster:
         self.release()
         for name in ("wrong", "full"):
             (self.folder / name).unlink(missing_ok=True)
-        for role, proxy in ((role, proxy) for (_, role), proxy in self.ways.items()):
-            proxy.heal()
+        ends = [(one, two) for one, two in permutations(self.parties, 2)]
+        before = {(one, two): losses(self.parties[one], two) for one, two in ends}
+        torn = set()
+        for (source, role), proxy in self.ways.items():
+            if proxy.heal():
+                torn |= {(source, role), (role, source)}
             proxy.target = ("127.0.0.1", self.ports[role])
         self.continue_all()
+        for one, two in torn & before.keys():  # or the next client meets a link that is gone
+            party, count = self.parties[one], before[one, two]
+            wait_until(
+                lambda p=party, two=two, count=count: losses(p, two) > count,
+                f"{one} notices that the link to {two} is gone",
+            )
 
     # -- what must be true ------------------------------------------------------------------------
 
@@ -265,6 +276,12 @@ class Cluster:
             store = self.folder / f"{role}-store"
             wait_until(lambda s=store: not list(s.glob(".[dg]*-*")), f"{role} tidies up")
         return [r for r in COMPUTING if (self.folder / f"{r}-store" / name).is_dir()]
+
+
+def losses(party: Party, peer: Role) -> int:
+    """How many links to a peer were lost, by the log."""
+    told = (event["peer"] for event in party.events() if event["event"] == "link lost")
+    return sum(each == peer for each in told)
 
 
 def links(party: Party) -> int:

@@ -21,6 +21,7 @@ class Pair:
     def __init__(self, caller: socket.socket, party: socket.socket) -> None:
         self.sockets = caller, party
         self.tasks: list[asyncio.Task[None]] = []
+        self.lost = False  # bytes: TCP never goes on after that
 
     def close(self, *, reset: bool = False) -> None:
         """Both ends at once; `reset` sends RST instead of FIN."""
@@ -96,6 +97,7 @@ class Proxy:
                 while self.stalled:
                     await asyncio.sleep(0.02)
                 if answers and self.half_open:
+                    pair.lost = True
                     continue
                 if answers and self.corrupting and len(data) >= _LEAST:
                     self.corrupting = False
@@ -124,9 +126,19 @@ class Proxy:
         """Reset every connection."""
         self._soon(lambda: _close_all(self._pairs))
 
-    def heal(self) -> None:
-        """Carry everything again."""
+    def heal(self) -> bool:
+        """Carry everything again, over new connections where bytes were thrown away; whether there
+        were such.
+        """
         self.half_open = self.stalled = self.corrupting = False
+        lossy: list[Pair] = []
+
+        def cut() -> None:
+            lossy.extend(pair for pair in self._pairs if pair.lost)
+            _close_all({*lossy})
+
+        self._soon(cut)
+        return bool(lossy)
 
     def close(self) -> None:
         """Stop listening, and drop every connection."""
