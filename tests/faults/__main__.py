@@ -1,5 +1,4 @@
-"""Run cells and print a table. Arguments: words that a cell's name must contain; `--quick`. With
-`soak` as the first argument: see `faults.soak`.
+"""Run cells and print a table; `--help` says what can be chosen.
 
 Only this module may be run with `python -m`: of any other, each forked process would import all of
 it again, torch included.
@@ -9,6 +8,7 @@ import json
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 from rich.console import Console
@@ -33,9 +33,16 @@ def table_of(results: list[Result]) -> Table:
 
 def main(arguments: list[str]) -> int:
     """Exit code 1 if a cell failed."""
-    words = [word for word in arguments if not word.startswith("-")]
-    cells = QUICK if "--quick" in arguments else ALL
-    cells = [cell for cell in cells if all(word in cell.name for word in words)]
+    parser = ArgumentParser(prog="python -m faults", description="Every fault at every moment.")
+    parser.add_argument("word", nargs="*", help="that the name of a cell must contain")
+    parser.add_argument("--quick", action="store_true", help="only those that make test runs")
+    parser.add_argument("--list", action="store_true", help="print the names and end")
+    chosen = parser.parse_args(arguments)
+    cells = QUICK if chosen.quick else ALL
+    cells = [cell for cell in cells if all(word in cell.name for word in chosen.word)]
+    if chosen.list:
+        print(*(cell.name for cell in cells), sep="\n")
+        return 0
     console = Console()
     started, results = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="puma-") as folder, Cluster(Path(folder)) as cluster:

@@ -196,6 +196,9 @@ class Joint(Actor):
     def _begin(self, message: JointMessage, group: TaskGroup, *, ahead: bool = False) -> None:
         """Take a step, or prepare for it."""
         self._check(message)
+        number, numbers = message.number, self.scheduler.numbers
+        if number in numbers.open or numbers.over(number):
+            raise RemoteProtocolError(f"{Role.EVALUATOR_A} announced joint step {number} again")
         if self._steps >= _MOST_RUNNING:
             raise RemoteProtocolError(f"{_MOST_RUNNING} joint steps were announced at once")
         told = self._told(message)

@@ -96,18 +96,31 @@ async def test_what_is_refused(header: dict[str, Any], sender: Role, reason: str
 
 
 AHEAD = {"do": "ahead", "step": HONEST}
+AGAIN = "evaluator-a announced joint step 0 again"
 
 
 @pytest.mark.parametrize(
     ("headers", "at", "reason"),
     [
         ([AHEAD], Role.EVALUATOR_B, "may foretell steps to the dealer only"),
-        ([AHEAD, AHEAD], Role.DEALER, "used or negative"),
+        ([AHEAD, AHEAD], Role.DEALER, AGAIN),
         ([AHEAD, {**HONEST, "lanes": 2}], Role.DEALER, "announced another step than it foretold"),
         ([{"do": "drop", "number": 3}], Role.DEALER, "joint step 3 is dropped, but was not"),
-        ([HONEST, {"do": "drop", "number": 0}, HONEST], Role.EVALUATOR_B, "used or negative"),
-        ([AHEAD, {"do": "drop", "number": 0}, AHEAD], Role.DEALER, "used or negative"),
-        ([{"do": "drop", "number": 0}, HONEST], Role.EVALUATOR_B, "used or negative"),
+        (
+            [HONEST, {"do": "drop", "number": 0}, HONEST],
+            Role.EVALUATOR_B,
+            AGAIN,
+        ),
+        (
+            [AHEAD, {"do": "drop", "number": 0}, AHEAD],
+            Role.DEALER,
+            AGAIN,
+        ),
+        (
+            [{"do": "drop", "number": 0}, HONEST],
+            Role.EVALUATOR_B,
+            AGAIN,
+        ),
     ],
 )
 async def test_what_is_foretold_is_what_is_announced_or_dropped(
