@@ -39,14 +39,16 @@ class Speed:
 
 
 REFERENCE: Mapping[Tree, Speed] = {
-    "rounds": Speed(348e-6, 2.9e-9),
+    "rounds": Speed(348e-6, 3.5e-9),
     "balanced": Speed(293e-6, 4.4e-9),
-    "traffic": Speed(270e-6, 5.9e-9),
+    "traffic": Speed(270e-6, 6.4e-9),
 }
 """Two cores with AVX2, 2026-11-29. SmolLM2 there, with "balanced": a prompt of 32 tokens was
 predicted to take 4.2 s and took 4.1, one of 701 tokens 94 and 100; a step with "rounds" 0.6 and
-took 0.6 to 1.1, as roles wait for each other. A round of "traffic" is from small models, which took
-28.6, 30.6 and 32.5 ms (LLaMA), 34.5, 38.7 and 41 ms (BERT) with the three trees."""
+took 0.6 to 1.1, as roles wait for each other. Corrected by medians of whole requests with
+the three trees, in turns (two cores with AVX-512, the same day): small models, 28.6, 30.6 and 32.5
+ms (LLaMA), 34.5, 38.7 and 41 ms (BERT); 32 tokens, 4.5, 4.2 and 4.4 s (SmolLM2), 2.2, 2.2 and 2.4 s
+(GPT-2 base)."""
 _ENTRY, _MULTIPLICATION = 0.505e-9, 0.165e-9
 """Seconds of all roles, on the same machine: for an entry of a matrix, and in addition for each row
 that is multiplied by it."""
