@@ -264,7 +264,7 @@ class Sizes:
         plan = near_plan(mask, heads, near)
         buckets, tables = plan.rows * plan.asked, plan.dealt()[0].nbytes
         if self._dealer:
-            work = max(NEAR_BUCKET[0] * buckets, 4.2 * tables + 15 * buckets)
+            work = max(NEAR_BUCKET[0] * buckets, 3.8 * tables + 4 * buckets)
         else:
             work = max(NEAR_BUCKET[1] * buckets, 1.95 * plan.dealt_bytes)
         return replace(found, work=work, dealt=plan.dealt_bytes, largest=tables)

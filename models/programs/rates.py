@@ -46,7 +46,7 @@ MANY_ATTEND, MANY_ARGMAX = (120, 132), (160, 160)
 MASK = 9
 """Bytes per entry of a mask: where it is set, and the columns to look at."""
 DEALT = {"attend": 150, "argmax": 153, "norm": 80, "linear": 17, "embed": 26, "centre": 60}
-NEAR_BUCKET = 72, 65
+NEAR_BUCKET = 50, 52
 """Bytes per bucket that a histogram asks, at the dealer and at an evaluator."""
 DEALT_WAVE, LARGEST_WAVE, LARGEST = 10.25, 10.25, 42
 DEALT_WIDE, DEALT_LATE = 29, 36
