@@ -34,7 +34,7 @@ LOOKS = [
     for scheme in ("light", "dark")
 ]
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-NONE = (
+NO_BROWSER = (
     "there is no Chromium: install your system's (apt install chromium), or run "
     "`.venv/bin/playwright install chromium`, or give a path in PUMA_BROWSER"
 )
@@ -81,7 +81,7 @@ async def browser() -> AsyncIterator[Browser]:
     alone = ["--no-sandbox"] if os.geteuid() == 0 else []
     async with async_playwright() as playwright:
         if found is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.exit(NONE, returncode=2)
+            pytest.exit(NO_BROWSER, returncode=2)
         started = await playwright.chromium.launch(executable_path=found, args=alone)
         yield started
         await started.close()

@@ -33,7 +33,11 @@ def table_of(results: list[Result]) -> Table:
 
 def main(arguments: list[str]) -> int:
     """Exit code 1 if a cell failed."""
-    parser = ArgumentParser(prog="python -m faults", description="Every fault at every moment.")
+    parser = ArgumentParser(
+        prog="python -m faults",
+        description="Every fault at every moment.",
+        epilog="python -m faults soak --help: many clients at once, some of which are killed",
+    )
     parser.add_argument("word", nargs="*", help="that the name of a cell must contain")
     parser.add_argument("--quick", action="store_true", help="only those that make test runs")
     parser.add_argument("--list", action="store_true", help="print the names and end")

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -232,20 +231,21 @@ class Cluster:
         self.release()
         for name in ("wrong", "full"):
             (self.folder / name).unlink(missing_ok=True)
-        ends = [(one, two) for one, two in permutations(self.parties, 2)]
-        before = {(one, two): losses(self.parties[one], two) for one, two in ends}
-        torn = set()
+        marks = {role: len(party.events()) for role, party in self.parties.items()}
+        up: dict[str, set[str]] = {r: linked_to(p) for r, p in self.parties.items() if p.alive}
+        torn: set[tuple[str, str]] = set()
         for (source, role), proxy in self.ways.items():
             if proxy.heal():
                 torn |= {(source, role), (role, source)}
             proxy.target = ("127.0.0.1", self.ports[role])
         self.continue_all()
-        for one, two in torn & before.keys():  # or the next client meets a link that is gone
-            party, count = self.parties[one], before[one, two]
-            wait_until(
-                lambda p=party, two=two, count=count: losses(p, two) > count,
-                f"{one} notices that the link to {two} is gone",
-            )
+        for one, two in torn:  # or the next client meets a link that is gone
+            if one in up and two in up[one]:
+                party, mark = self.parties[Role(one)], marks[Role(one)]
+                wait_until(
+                    lambda p=party, two=two, mark=mark: two in lost_by(p, mark),
+                    f"{one} notices that the link to {two} is gone",
+                )
 
     # -- what must be true ------------------------------------------------------------------------
 
@@ -278,20 +278,24 @@ class Cluster:
         return [r for r in COMPUTING if (self.folder / f"{r}-store" / name).is_dir()]
 
 
-def losses(party: Party, peer: Role) -> int:
-    """How many links to a peer were lost, by the log."""
-    told = (event["peer"] for event in party.events() if event["event"] == "link lost")
-    return sum(each == peer for each in told)
+def lost_by(party: Party, mark: int) -> set[str]:
+    """The peers whose links were lost after so many events of the log."""
+    return {event["peer"] for event in party.events(mark) if event["event"] == "link lost"}
 
 
 def links(party: Party) -> int:
     """How many links are up, by the log."""
+    assert party.alive, f"{party.role} died: {party.log.read_text()[-500:]}"
+    return len(linked_to(party))
+
+
+def linked_to(party: Party) -> set[str]:
+    """The peers whose links are up, by the log."""
     up: dict[str, bool] = {}
     for event in party.events(party.started):
         if event["event"] in ("link up", "link lost"):
             up[event["peer"]] = event["event"] == "link up"
-    assert party.alive, f"{party.role} died: {party.log.read_text()[-500:]}"
-    return sum(up.values())
+    return {peer for peer, is_up in up.items() if is_up}
 
 
 async def _ask(config: ClusterConfig, wanted: Any, seconds: float) -> str:

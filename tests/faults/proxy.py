@@ -131,11 +131,11 @@ class Proxy:
         were such.
         """
         self.half_open = self.stalled = self.corrupting = False
-        lossy: list[Pair] = []
+        lossy: set[Pair] = set()
 
         def cut() -> None:
-            lossy.extend(pair for pair in self._pairs if pair.lost)
-            _close_all({*lossy})
+            lossy.update(pair for pair in self._pairs if pair.lost)
+            _close_all(lossy)
 
         self._soon(cut)
         return bool(lossy)

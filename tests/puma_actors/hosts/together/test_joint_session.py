@@ -106,21 +106,9 @@ AGAIN = "evaluator-a announced joint step 0 again"
         ([AHEAD, AHEAD], Role.DEALER, AGAIN),
         ([AHEAD, {**HONEST, "lanes": 2}], Role.DEALER, "announced another step than it foretold"),
         ([{"do": "drop", "number": 3}], Role.DEALER, "joint step 3 is dropped, but was not"),
-        (
-            [HONEST, {"do": "drop", "number": 0}, HONEST],
-            Role.EVALUATOR_B,
-            AGAIN,
-        ),
-        (
-            [AHEAD, {"do": "drop", "number": 0}, AHEAD],
-            Role.DEALER,
-            AGAIN,
-        ),
-        (
-            [{"do": "drop", "number": 0}, HONEST],
-            Role.EVALUATOR_B,
-            AGAIN,
-        ),
+        ([HONEST, {"do": "drop", "number": 0}, HONEST], Role.EVALUATOR_B, AGAIN),
+        ([AHEAD, {"do": "drop", "number": 0}, AHEAD], Role.DEALER, AGAIN),
+        ([{"do": "drop", "number": 0}, HONEST], Role.EVALUATOR_B, AGAIN),
     ],
 )
 async def test_what_is_foretold_is_what_is_announced_or_dropped(
