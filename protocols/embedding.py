@@ -102,8 +102,8 @@ async def embed(lane: Lane, table: AnyTable, count: int) -> SecretTensor:
     """`count` rows of the table at the client's indices: (count, columns) over Z_2^64. Entries are
     below 2^30 in size, fraction bits included.
 
-    The dealer's part of the work waits for the client, so it is deferred: the dealer runs on, and
-    this is its only message that comes after the input.
+    The dealer's part of the work waits for the client, so it is deferred: this is its only message
+    that comes after the input, and it may run on until then.
 
     Cost: 3 rounds after the client's message; per index 6 packed deltas (and 6 changes of them, if
     prepared), 8 + 2 + 3 words of 32 bits a column (shared anew, selected, dealt) and a lift, and
@@ -116,7 +116,7 @@ async def embed(lane: Lane, table: AnyTable, count: int) -> SecretTensor:
     *strands, reshare = lane.fork(len(_PAIRS) + 1)
     if lane.is_dealer:
         rows, negative, rest = await _dealer_found(strands, reshare, table, count)
-        reshare.defer(rest, *strands)
+        await reshare.defer(rest, *strands)
     else:
         rows, negative = await _found(strands, reshare, table, count)
     lane.join([reshare])

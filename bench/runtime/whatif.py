@@ -27,9 +27,11 @@ POINTS = (
     ("10ms,1gbit", "rounds"),
     ("20ms,20mbit", "traffic"),
     ("wan", "rounds"),
+    ("wan", "balanced"),
     ("wan", "traffic"),
     ("40ms,5mbit", "rounds"),
     ("intercontinental", "rounds"),
+    ("100ms,20mbit", "balanced"),
     ("150ms,10mbit", "traffic"),
 )
 _BASE = "paper"

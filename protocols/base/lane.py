@@ -89,8 +89,8 @@ class Link(Protocol):
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         """Run concurrently; if one fails the others are cancelled and its error is raised."""
 
-    def defer(self, task: Coroutine[Any, Any, None]) -> None:
-        """Run beside the program; its failure is the program's failure."""
+    async def defer(self, task: Coroutine[Any, Any, None]) -> None:
+        """Run beside the program, or at once if it need not wait; its failure is the program's."""
 
     def run(self, work: int, function: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
         """Call a function that takes about `work` multiply-adds, off the loop if that is many."""
@@ -377,12 +377,10 @@ class Lane:
             return function(*args)
         return await self.link.run(work, function, *args)
 
-    def defer(self, task: Coroutine[Any, Any, None], *others: "Lane") -> None:
-        """Run beside the program, on this lane and the others; its failure is the program's
-        failure.
-        """
+    async def defer(self, task: Coroutine[Any, Any, None], *others: "Lane") -> None:
+        """As `Link.defer`, for a task on this lane and the others."""
         del others  # observed lanes use it
-        self.link.defer(task)
+        await self.link.defer(task)
 
     # -- observation: nothing here, see `protocols.drivers.observed` -------------------------------
 

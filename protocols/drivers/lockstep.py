@@ -89,7 +89,7 @@ class LockstepLink:
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         return await interleave(tasks)
 
-    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+    async def defer(self, task: Coroutine[Any, Any, None]) -> None:
         self._exchange.deferred.append(task)
 
     async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:

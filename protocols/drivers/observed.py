@@ -94,8 +94,8 @@ class ObservedLane(Lane):
             return task
         return self._own(task)
 
-    def defer(self, task: Coroutine[Any, Any, None], *others: Lane) -> None:
-        self.link.defer(self._own(task, *others))
+    async def defer(self, task: Coroutine[Any, Any, None], *others: Lane) -> None:
+        await self.link.defer(self._own(task, *others))
 
     def _own(self, task: Coroutine[Any, Any, T], *others: Lane) -> Coroutine[Any, Any, T]:
         """`task` with its own tape."""

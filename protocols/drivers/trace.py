@@ -35,7 +35,7 @@ class TraceLink:
     async def gather(self, tasks: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
         return [await task for task in tasks]
 
-    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+    async def defer(self, task: Coroutine[Any, Any, None]) -> None:
         task.close()
         self._refuse()
 

@@ -22,7 +22,6 @@ from protocols.base.lane import Settings
 from protocols.base.shares import COMPUTING
 from puma_actors.planning.machine import computation, exchanges_of
 from puma_actors.planning.timing import Part, Step, Time, time_of
-from puma_actors.roles.party import DEALER_LEAD
 from puma_actors.transports.delay.network import Network, Route
 
 EVEN = 0.5
@@ -133,13 +132,11 @@ class Chooser:
         later = (Drafted(proposed, 0),) * (steps > 1)
         traced = {each: self._traced(batch, later, each, predicting) for each in variants}
         further: list[Option] = []
-        ahead = 0.0
         if steps > 1:
             options = (self._option(each, found[1], "decode") for each, found in traced.items())
             further = _sorted(options)
-            ahead = (DEALER_LEAD - 1) * DEALT * further[0].predicted.cost.offline
         name = "prefill" if steps > 1 else "forward"
-        first = _sorted(self._option(each, found[0], name, ahead) for each, found in traced.items())
+        first = _sorted(self._option(each, found[0], name) for each, found in traced.items())
         best = first[0].settings
         settings = StepSettings(best, further[0].settings if further else best)
         return Choice(settings, tuple(first), tuple(further))
@@ -159,15 +156,12 @@ class Chooser:
                 self._known.popitem(last=False)
         return self._known[key]
 
-    def _option(
-        self, settings: Settings, found: Prediction, name: str, ahead: float = 0.0
-    ) -> Option:
+    def _option(self, settings: Settings, found: Prediction, name: str) -> Option:
         nbytes = found.cost.online + found.cost.offline
         exchanges = exchanges_of(found)
         spent = computation(self._plan.config, found.tokens, settings.tree, exchanges, nbytes)
         spent /= len(COMPUTING) if self._apart else 1
-        step = replace(step_of(name, found, spent), ahead=ahead)
-        return Option(settings, found, time_of(step, self._network))
+        return Option(settings, found, time_of(step_of(name, found, spent), self._network))
 
 
 def _sorted(options: Iterable[Option]) -> list[Option]:

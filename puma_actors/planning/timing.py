@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from protocols.base.shares import EVALUATORS, Role
+from puma_actors.roles.party import DEALER_LEAD
 from puma_actors.transports.delay.channel import PIPE_BYTES
 from puma_actors.transports.delay.network import Network, Route
 from puma_actors.transports.frames import SESSION_BYTES, Frame, Kind, wire_bytes
 
 _HALVINGS = 50
-_CLOSE = 1e-6
-"""Relative error of a time that explains another one."""
+_LEFT = 0.25
+"""Of a layer, when the last that is dealt for it has come: what follows its activation, for which
+most is dealt.
+"""
 OUTSIDE = 2
 """Flights of a step that are no round: the client's request, and the answer."""
 
@@ -48,18 +51,16 @@ class Step:
         name: "prefill", "forward" or "decode". parts: in the order of the program.
         computation: seconds that the step would take on a network without delays.
         tokens: that it yields on average, more than one with a draft.
-        ahead: bytes of later steps that the dealer deals before this one's tokens are known, to
-            the evaluator that gets more.
-        queued: bytes that it has dealt when it answers for the embedding; None: all of this step
-            and those ahead, or as much as its link holds.
+        count: how many decode steps it is the mean of; 0: so many that the first does not matter.
+        after: the step before those.
     """
 
     name: str
     parts: tuple[Part, ...]
     computation: float = 0.0
-    ahead: float = 0.0
     tokens: float = 1.0
-    queued: float | None = None
+    count: int = 0
+    after: "Step | None" = None
 
     @property
     def further(self) -> bool:
@@ -147,10 +148,10 @@ def time_of(step: Step, network: Network) -> Time:
     transfer = sum(transfer for _, transfer in chains)
     busy = latency + transfer + step.computation
     if step.further:
-        waiting = _flow(step.dealt, network) - busy
+        waiting = max(0.0, _flow(step.dealt, network) - busy) + _behind(step, network)
     else:
-        waiting = _first(step, network) - busy
-    return Time(latency, transfer, step.computation, max(0.0, waiting))
+        waiting = max(0.0, _first(step, network) - busy)
+    return Time(latency, transfer, step.computation, waiting)
 
 
 def token_time(step: Step, network: Network) -> Time:
@@ -191,32 +192,34 @@ def _flow(nbytes: float, network: Network) -> float:
 def _first(step: Step, network: Network) -> float:
     """Seconds of a step that the dealer begins when the evaluators do.
 
-    They begin with its answer for the embedding, which is behind what it has dealt by then, as it
-    runs ahead: everything, or as much as its link holds, unless less is known (`Step.queued`).
-    Later, a part ends when its last dealt message is there, if not later.
+    They begin with its answer for the embedding, which it sends before it deals for what follows.
+    If they wait for what is dealt, a part of the rounds is left when the last of it is there.
     """
     client = one_way(network.route(Role.CLIENT, EVALUATORS[0]))
     begin = client + one_way(_dealer(network))
-    now, dealt, total = client, 0.0, step.rounds
-    if step.dealt:
-        now = begin + _flow(_most_queued(step) if step.queued is None else step.queued, network)
+    now, dealt, total = begin if step.dealt else client, 0.0, step.rounds
     for part, (latency, transfer) in zip(step.parts, _chains(step, network), strict=True):
         dealt += part.dealt
         share = part.rounds / total if total else 1 / len(step.parts)
-        now = max(
-            now + latency + transfer + share * step.computation, begin + _flow(dealt, network)
-        )
+        spent = latency + transfer + share * step.computation
+        now = max(now + spent, begin + _flow(dealt, network) + _LEFT * spent)
     return now + client
 
 
-def _most_queued(step: Step) -> float:
-    """The most bytes that the answer for the embedding can be behind."""
-    return min(step.dealt + step.ahead, PIPE_BYTES)
+def _behind(step: Step, network: Network) -> float:
+    """Seconds that the first decode step waits for the dealer's answer, in the mean of all: the
+    dealer is steps ahead, and the answer is behind what it has dealt and is still on its way, at
+    most as much as a link holds. Both the dealt bytes and the answer are late by as many flights.
+    """
+    if step.after is None or not step.count:
+        return 0.0
+    ahead = min(DEALER_LEAD, step.count) * step.dealt
+    left = _flow(step.after.dealt + ahead, network) - time_of(step.after, network).total
+    return min(max(0.0, left), _flow(PIPE_BYTES, network)) / step.count
 
 
 def fitted(step: Step, wall: float, network: Network | None, least: float) -> Step:
-    """The step with the least computation that explains its measured time on the network. If even
-    that takes longer, its first answer was behind fewer bytes.
+    """The step with the least computation that explains its measured time on the network.
 
     Args:
         wall: measured seconds. network: where; None: in memory, without delays.
@@ -228,14 +231,7 @@ def fitted(step: Step, wall: float, network: Network | None, least: float) -> St
     def computing(seconds: float) -> Step:
         return replace(step, computation=seconds)
 
-    found = _least_that_takes(wall, computing, least, max(least, wall), network)
-    if step.further or time_of(found, network).total <= wall * (1 + _CLOSE):
-        return found
-
-    def behind(nbytes: float) -> Step:
-        return replace(step, computation=least, queued=nbytes)
-
-    return _least_that_takes(wall, behind, 0.0, _most_queued(step), network)
+    return _least_that_takes(wall, computing, least, max(least, wall), network)
 
 
 def _least_that_takes(

@@ -123,7 +123,7 @@ class DealtLink:
         """As `Link.gather`, one after the other."""
         return await in_turn(tasks)
 
-    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+    async def defer(self, task: Coroutine[Any, Any, None]) -> None:
         """Leave it out, see above."""
         task.close()
 

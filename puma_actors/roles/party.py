@@ -65,7 +65,8 @@ class Party(Actor):
 
     An inference is a chain of steps that share a cache of keys and values. The dealer's steps need
     no input except for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
-    Steps with a draft begin when the client has announced them.
+    Where the input comes at once, in the first step and in those with a draft, which the client
+    announces, it answers before it goes on.
 
     Args:
         model: the model to serve, whose parameters are not changed; None: the owner uploads one.
@@ -355,6 +356,7 @@ class Party(Actor):
             link = await unit.link(self.scheduler, number, settings, turn.bound, step)
         lane = self._lanes[number] = self.lane(link)
         joint = unit is None and self._company is not None and joins(message, turn)
+        link.early = joint or (step > 0 and not message.draft)
         report = partial(self._report, number, lane, prepared=link.prepared, joint=joint)
         try:
             async with link:

@@ -40,9 +40,12 @@ class InferenceLink:
         number: number of the inference.
         bound: data that goes into the key of every stream.
         prepared: what is dealt was dealt before the session.
+        early: the step may begin long before the client's input comes. Otherwise a deferred task is
+            waited for, and what it sends is not behind what is dealt for the rest of the step.
     """
 
     prepared = False
+    early = True
 
     def __init__(
         self, scheduler: "RoundScheduler", number: int, settings: Settings, bound: Path = ()
@@ -161,8 +164,11 @@ class InferenceLink:
         finally:
             self._others -= others
 
-    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+    async def defer(self, task: Coroutine[Any, Any, None]) -> None:
         """As `Link.defer`; inside `async with` only."""
+        if not self.early:
+            await task
+            return
         if self._group is None:
             task.close()
             raise LocalProtocolError("defer needs the link to be entered with `async with`")

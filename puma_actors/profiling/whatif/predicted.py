@@ -22,7 +22,6 @@ from puma_actors.profiling.whatif.variants import (
     TracedPhase,
     Variant,
     Work,
-    led,
     traced_of,
     work_of,
     yielding,
@@ -68,7 +67,7 @@ def predicted(
         meters = traced(plan, batch, later, each)
         known = traced_of(each, meters, "prefill" if generates else "forward")
         spent = _spent(meters, config, (tokens_in, 1 + step.proposed), each, computing)
-        works = yielding(led(list(map(_work, known.phases, spent))), 1 + step.accepted)
+        works = yielding(list(map(_work, known.phases, spent)), 1 + step.accepted)
         variants.append(Variant(each.tree, each.lanes, works, step.proposed))
     return Request(checkpoint.where, tokens_in, False, _source(computing), tuple(variants))
 

@@ -13,7 +13,7 @@ from protocols.errors import ConfigError
 from puma_actors.base.strict import first_fault
 from puma_actors.planning.choice import DEALT, EVEN
 from puma_actors.planning.machine import REFERENCE
-from puma_actors.planning.timing import fitted
+from puma_actors.planning.timing import Step, fitted
 from puma_actors.profiling.profile import Profile
 from puma_actors.profiling.sweep import COMPUTE, HIDDEN
 from puma_actors.profiling.whatif.variants import (
@@ -22,7 +22,6 @@ from puma_actors.profiling.whatif.variants import (
     Row,
     Variant,
     Work,
-    led,
     work_of,
     yielding,
 )
@@ -242,33 +241,36 @@ def _request(profile: _Profile, accepted: float) -> Request:
 
 def _measured(phases: Sequence[_Phase], network: Network | None) -> tuple[Work, ...]:
     """One step of each phase, with the computation that explains its time."""
-    works = led([phase.work(phase.ratios()) for phase in phases])
-    found = []
+    works = [phase.work(phase.ratios()) for phase in phases]
+    found: list[Work] = []
     for phase, work in zip(phases, works, strict=True):
-        wall = phase.wall_seconds / phase.steps
-        step = fitted(work.step, wall, network, phase.computed())
-        found.append(replace(work, step=step))
+        wall, step = phase.wall_seconds / phase.steps, _following(work.step, found, phase)
+        found.append(replace(work, step=fitted(step, wall, network, phase.computed())))
     return tuple(found)
+
+
+def _following(step: Step, before: Sequence[Work], phase: _Phase) -> Step:
+    """The step, which comes after others."""
+    return replace(step, after=before[0].step, count=phase.steps) if before else step
 
 
 def _alike(traced: _Traced, profile: _Profile, works: Sequence[Work]) -> Variant:
     """Another variant, with the computation of the recorded one, or as much more or less as its
-    rounds and bytes would take on the machine of `REFERENCE`. The dealer has dealt as much by its
-    first answer.
+    rounds and bytes would take on the machine of `REFERENCE`.
     """
     phases, settings = profile.phases, profile.settings
     if [phase.name for phase in traced.phases] != [phase.name for phase in phases]:
         raise ConfigError("its variants have other phases")
-    found = []
+    found: list[Work] = []
     for index, (counts, phase, work) in enumerate(zip(traced.phases, phases, works, strict=True)):
         other, recorded = counts.work(phase.ratios()), phase.work(phase.ratios())
         least = _least(settings.tree_at(index), recorded)
         ratio = _least(traced.tree, other) / least if least else 1.0
         spent = ratio * work.step.computation
-        step = replace(other.step, computation=spent, queued=work.step.queued)
+        step = _following(replace(other.step, computation=spent), found, phase)
         found.append(replace(other, step=step))
     draft = profile.draft if traced.draft is None else traced.draft
-    return Variant(traced.tree, traced.lanes, led(found), draft)
+    return Variant(traced.tree, traced.lanes, tuple(found), draft)
 
 
 def _least(tree: str, work: Work) -> float:

@@ -10,7 +10,6 @@ from protocols.base.meter import Meter
 from protocols.errors import ConfigError
 from puma_actors.planning.timing import Part, Step
 from puma_actors.profiling.counts import declared, layer_of, place_of
-from puma_actors.roles.party import DEALER_LEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +200,3 @@ def yielding(works: Sequence[Work], tokens: float) -> tuple[Work, ...]:
     first, *others = works
     further = (replace(work, step=replace(work.step, tokens=tokens)) for work in others)
     return first, *further
-
-
-def led(works: Sequence[Work]) -> tuple[Work, ...]:
-    """The steps of one request: while the first one runs, the dealer works at the next ones too."""
-    first, *others = works
-    ahead = sum((DEALER_LEAD - 1) * work.step.dealt for work in others)
-    return replace(first, step=replace(first.step, ahead=ahead)), *others

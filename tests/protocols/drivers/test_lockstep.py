@@ -82,7 +82,7 @@ def test_a_failing_party_ends_the_run_and_closes_the_others():
         closed.append("late")
 
     async def defers(lane):
-        lane.link.defer(late(lane))
+        await lane.link.defer(late(lane))
         await lane.receive_words(B, ONE)
 
     with pytest.raises(ValueError, match="broken"):
@@ -126,7 +126,7 @@ def test_deferred_work_runs_beside_the_program():
         await lane.send_words(A, ONE, [got + np.uint64(1)])
 
     async def dealer(lane):
-        lane.link.defer(later(lane))
+        await lane.link.defer(later(lane))
 
     async def evaluator(lane):
         await lane.send_words(D, ONE, [WORD])

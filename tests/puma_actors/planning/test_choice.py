@@ -97,13 +97,6 @@ def test_steps_with_a_draft_are_predicted_with_it(config):
     assert short.further[0].predicted.tokens == 2
 
 
-def test_the_dealer_is_ahead_by_the_steps_that_were_chosen(config):
-    """The first step waits for what is dealt ahead of it, which depends on the later ones."""
-    slow = parse_network("1ms,100kbit")
-    several, one = (Chooser(config, slow).choose(LONG, steps, ANY) for steps in (2, 1))
-    assert several.first[0].time.total > one.first[0].time.total
-
-
 def test_a_prediction_is_made_once(config, monkeypatch):
     made = []
 

@@ -25,10 +25,10 @@ SECOND = Network("a second each way, a byte a second each", Route(2.0, 8e3))
 BYTES = 1e3  # what SECOND takes in within a second
 
 
-def step(name="decode", *, sent=0.0, dealt=0.0, rounds=10, computation=0.0, ahead=0.0):
+def step(name="decode", *, sent=0.0, dealt=0.0, rounds=10, computation=0.0):
     """Two parts alike, whose figures add up to these."""
     parts = tuple(Part(which, rounds / 2, 0, sent / 2, dealt / 2) for which in ("embed", "head"))
-    return Step(name, parts, computation, ahead)
+    return Step(name, parts, computation)
 
 
 def test_a_step_takes_its_flights_and_bytes_and_computation():
@@ -60,22 +60,38 @@ def test_a_further_step_waits_only_for_what_the_dealer_cannot_deal_meanwhile():
     assert time_of(step(dealt=15 * BYTES), SECOND).waiting == 3
 
 
-def test_the_first_step_waits_for_the_answer_that_is_behind_what_was_dealt():
-    """The dealer is asked after a second; its bytes take four, and a second to arrive."""
-    first = step("prefill", dealt=4 * BYTES)
-    assert time_of(first, SECOND).total == 1 + 4 + 1 + 10 + 1
-    assert time_of(first, SECOND).waiting == 5
-    assert time_of(replace(first, ahead=2 * BYTES), SECOND).waiting == 7
-    assert time_of(step("prefill"), SECOND).waiting == 0
+def test_the_first_step_begins_with_the_dealers_answer_and_waits_for_what_it_deals():
+    """The dealer is asked after a second, and its answer takes another; the evaluators work for ten
+    seconds, while what is dealt comes, and answer in one.
+    """
+    assert time_of(step("prefill"), SECOND).total == 1 + 10 + 1
+    first = time_of(step("prefill", dealt=4 * BYTES), SECOND)
+    assert (first.total, first.waiting) == (1 + 1 + 10 + 1, 1)
+    late = time_of(step("prefill", dealt=30 * BYTES), SECOND)
+    left = 5 / 4  # of the last part
+    assert (late.total, late.waiting) == (1 + 1 + 30 + left + 1, 21 + left)
 
 
-def test_a_link_holds_only_so_much_ahead_of_the_answer():
-    """Beyond that the dealer's bytes come while the evaluators work."""
+def test_the_first_of_some_decode_steps_waits_for_what_was_dealt_for_it():
+    """The prefill ends after 14.25 seconds. The dealer's bytes of three steps take 26, and its answer
+    for the next token is behind them.
+    """
+    first = step("prefill", dealt=10 * BYTES)
+    assert time_of(first, SECOND).total == 14.25
+    further = step(dealt=8 * BYTES)
+    assert time_of(further, SECOND).waiting == 0
+    some = replace(further, after=first, count=2)
+    assert time_of(some, SECOND).waiting == (26 - 14.25) / 2
+    assert time_of(replace(some, count=1), SECOND).waiting == 18 - 14.25
+    early = replace(some, parts=step().parts, after=step("prefill"))
+    assert time_of(early, SECOND).waiting == 0
+
+
+def test_a_link_holds_only_so_much_ahead_of_an_answer():
     network = Network("", Route(0.0, 8.0 * PIPE_BYTES))  # holds what it carries in a second
-    found = time_of(step("prefill", dealt=3 * PIPE_BYTES, computation=5), network)
-    assert (found.waiting, found.total) == (1, 6)
-    late = time_of(step("prefill", dealt=30 * PIPE_BYTES, computation=5), network)
-    assert late.total == 30
+    first, further = step("prefill", dealt=3 * PIPE_BYTES), step(dealt=9 * PIPE_BYTES)
+    found = time_of(replace(further, computation=9, after=first, count=1), network)
+    assert found.waiting == 1
 
 
 def test_the_dealers_slower_link_counts():
@@ -124,19 +140,6 @@ def test_the_computation_that_is_fitted_explains_the_measured_time(name, sent, d
 def test_computation_is_at_least_what_was_seen():
     assert fitted(step(), 1.0, SECOND, least=0.25).computation == pytest.approx(0.25)
     assert fitted(step(), 1.0, None, least=0.25).computation == 1.0
-
-
-@given(st.floats(0, 1), st.floats(0, 1e6), st.floats(0, 1e6))
-def test_a_first_step_that_took_less_had_its_answer_behind_fewer_bytes(part, dealt, ahead):
-    """The dealer may not have dealt all by then: its processor decides."""
-    made = step("prefill", dealt=dealt, ahead=ahead)
-    network = Network("", Route(0.01, 1e8))
-    behind = replace(made, computation=0.1, queued=part * (dealt + ahead))
-    wall = time_of(behind, network).total
-    found = fitted(made, wall, network, least=0.1)
-    assert time_of(found, network).total == pytest.approx(wall, rel=1e-5)
-    assert found.computation == pytest.approx(0.1, rel=1e-3)
-    assert found.queued is None or found.queued <= behind.queued * (1 + 1e-6) + 1e-3
 
 
 def test_what_gains_most_comes_first():

@@ -137,7 +137,7 @@ async def test_cancellation_leaves_nothing_behind() -> None:
 
     async def compute(actor: Actor) -> None:
         async with actor.scheduler.link(1) as link:
-            link.defer(anyio.sleep_forever())
+            await link.defer(anyio.sleep_forever())
             await link.run(10**9, long_computation)
 
     async def wait(actor: Actor) -> None:

@@ -163,20 +163,52 @@ async def test_deferred_work_is_awaited_and_its_failure_cancels_the_inference() 
 
     async def program(scheduler: RoundScheduler) -> None:
         async with scheduler.link(1) as link:
-            link.defer(later())
+            await link.defer(later())
         assert done == [1]
         with pytest.raises(KeyError, match="deferred"):
             async with scheduler.link(2) as link:
-                link.defer(breaks())
+                await link.defer(breaks())
                 await link.receive(B, (1,))
         with pytest.raises(ValueError, match="before it began"):
             async with scheduler.link(3) as link:
-                link.defer(later())
+                await link.defer(later())
                 raise ValueError("before it began")
         with pytest.raises(LocalProtocolError, match="async with"):
-            scheduler.link(4).defer(later())
+            await scheduler.link(4).defer(later())
 
     assert await hostile([], program) is None
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_the_dealer_answers_first_where_the_input_comes_at_once(early: bool) -> None:
+    """Otherwise it deals for what follows until then."""
+    order = list[str]()
+
+    async def answer(lane: Lane) -> None:
+        await lane.receive_bytes(A, 1)
+        order.append("answered")
+
+    async def dealer(scheduler: RoundScheduler) -> None:
+        async with scheduler.link(1) as link:
+            link.early = early
+            lane = Lane(link)
+            (strand,) = lane.fork(1)
+            await strand.defer(answer(strand))
+            await lane.broadcast(1, np.zeros(1, np.uint8))
+            order.append("dealt")
+
+    async def evaluator(lane: Lane) -> None:
+        (strand,) = lane.fork(1)
+        if early:
+            await lane.broadcast(1)
+        if lane.role is A:
+            await strand.send_bytes(D, np.zeros(1, np.uint8), online=True)
+        if not early:
+            await lane.broadcast(1)
+
+    found = await run(schedulers(), {**dict.fromkeys((A, B), on_lane(evaluator)), D: dealer})
+    assert not [error for error in found.values() if isinstance(error, Exception)]
+    assert order == (["dealt", "answered"] if early else ["answered", "dealt"])
 
 
 async def test_small_work_runs_inline_and_large_work_on_few_threads() -> None:

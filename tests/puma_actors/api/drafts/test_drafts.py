@@ -8,9 +8,11 @@ from tiny_models import save, tiny_model
 from models.programs.program import Batch, Drafted
 from models.tokens.sampling import SamplingConfig
 from protocols.base.lane import Settings
+from protocols.base.shares import Role
 from protocols.errors import ConfigError
 from puma_actors.api.local import LocalCluster
 from puma_actors.api.pipelines import TextPipeline
+from puma_actors.session.inference import InferenceLink
 
 EVERY_FAMILY = [
     *((name, {}) for name in ("gpt2", "llama", "qwen3", "falcon", "gpt_neox", "opt", "granite")),
@@ -49,6 +51,27 @@ async def test_every_family_rolls_back(model_type, changes, tmp_path):
         assert [step.accepted < step.proposed for step in steps].count(True) >= 3
         assert len(steps) < 8
         assert as_predicted(cluster, ids)
+
+
+@pytest.mark.parametrize("draft", [None, "ngram"])
+async def test_steps_that_begin_before_their_input_are_those_without_a_draft(
+    folder, draft, monkeypatch
+):
+    """In the others the dealer answers for the embedding before it deals for the rest."""
+    early, leave = {}, InferenceLink.__aexit__
+
+    async def noted(link, *error):
+        if link.role is Role.DEALER:
+            early[link.number] = link.early
+        return await leave(link, *error)
+
+    monkeypatch.setattr(InferenceLink, "__aexit__", noted)
+    async with LocalCluster.from_pretrained(folder) as cluster:
+        await generated(cluster, IDS, max_new_tokens=4, draft=draft)
+    first, *further = (early[number] for number in sorted(early))
+    assert first is False
+    assert further
+    assert set(further) == {draft is None}
 
 
 @pytest.fixture(scope="module")

@@ -71,16 +71,6 @@ def test_bytes_are_those_of_the_busier_link(data):
         assert work.step.sent == pytest.approx(sent / phase["steps"])
 
 
-def test_the_dealer_works_ahead_at_the_next_step(data):
-    first, further = request_of(data, "it").variants[0].works
-    assert first.step.ahead == pytest.approx(further.step.dealt)
-    assert further.step.ahead == 0
-    data["phases"].pop()
-    for variant in data["variants"]:
-        variant["phases"].pop()
-    assert request_of(data, "it").variants[0].works[0].step.ahead == 0
-
-
 def test_the_recorded_network_gives_the_recorded_time(data):
     request = request_of(data, "it")
     for phase, work in zip(data["phases"], request.variants[0].works, strict=True):
