@@ -1,5 +1,6 @@
 """What proposes the next tokens of an answer, and how many."""
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -36,16 +37,23 @@ class Drafting(Protocol):
 
 
 _DRAFTED, _ROW = 25, 5
-"""How much longer a step takes with a draft, and with each token of it, in per cent of a step: on
-two cores without a network, where it is most (one token: 20 % more on the event loop, 36 % more
-processor time; four: 21 % and 71 %).
+"""How much longer the parties compute at a step with a draft, and for each token of it, in per cent
+of their time without one: on two cores (one token: 20 % more on the event loop, 36 % more processor
+time; four: 21 % and 71 %).
 """
-_ALLOWED = 4
+_ALLOWED = 2
 """Per cent by which drafts may lengthen an answer of which nothing is accepted."""
-_SAVED = 200
-"""The most time that is saved up for drafts, in per cent of a step, if no draft takes longer."""
 _FIRST = 4
 """Tokens proposed in the first step of an answer, at most."""
+_SAVED = 45
+"""The time that an answer begins with for drafts, in per cent of a step."""
+_KEPT = 200
+"""The most time that is saved up for drafts, in per cent of a step, if no draft takes longer."""
+
+
+def computing(tokens: int) -> int:
+    """How much longer the parties compute at a step that proposes so many tokens, in per cent."""
+    return _DRAFTED + _ROW * tokens if tokens else 0
 
 
 class Pace:
@@ -53,28 +61,32 @@ class Pace:
     costs traffic and work whether or not it is accepted.
 
     Drafts must earn their time: an accepted token saves a step. So an answer of n steps, without
-    drafts, takes at most `_ALLOWED` n / 100 steps more with drafts, and half a step. What is
-    saved up is limited, so that good drafts long ago do not pay for many bad ones.
+    drafts, takes at most `_ALLOWED` n / 100 + `_SAVED` / 100 steps more with drafts: 5 % of 16
+    tokens. What is saved up is limited, so that good drafts long ago do not pay for many bad ones.
 
     Args:
-        most: tokens a step, at least 1.
+        costs: by how many per cent of a step one is longer that proposes 0 (0), 1, 2, ... tokens,
+            as many as may be proposed; never less for more tokens.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._wanted = min(most, _FIRST)
-        self._saved = _DRAFTED + _ROW * self._wanted  # per cent of a step
+    def __init__(self, costs: Sequence[int]) -> None:
+        self._costs = costs
+        self._most = max(0, len(costs) - 1)
+        self._wanted = min(self._most, _FIRST)
+        self._saved = _SAVED
 
     @property
     def next(self) -> int:
         """Tokens to propose, at most; perhaps 0."""
-        return max(0, min(self._wanted, (self._saved - _DRAFTED) // _ROW))
+        affordable = bisect_right(self._costs, self._saved) - 1
+        return max(0, min(self._wanted, affordable))
 
     def note(self, proposed: int, accepted: int) -> None:
         """Learn from a step."""
-        spent = _DRAFTED + _ROW * proposed if proposed else 0
-        gained = (100 + _ALLOWED) * accepted + _ALLOWED - spent
-        self._saved = min(self._saved + gained, max(_SAVED, _DRAFTED + _ROW * self._most))
+        if not self._most:
+            return
+        gained = (100 + _ALLOWED) * accepted + _ALLOWED - self._costs[proposed]
+        self._saved = min(self._saved + gained, max(_KEPT, self._costs[-1]))
         if proposed:
             grown = 2 * accepted + 2 if accepted == proposed else accepted + 1
             self._wanted = min(self._most, grown)

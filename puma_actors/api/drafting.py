@@ -80,7 +80,7 @@ class Answer:
         ids: the prompt. Its answer is added by the caller, see `chosen`.
         sampling, ends: how tokens are chosen, and the ids that end the answer.
         secret: whether the parties reveal only the best token of each row.
-        drafting, most: what drafts, and the most tokens that it proposes a step.
+        drafting: what drafts. costs: of its proposals, see `Pace`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Answer:
         *,
         secret: bool,
         drafting: Drafting | None,
-        most: int,
+        costs: Sequence[int] = (),
     ) -> None:
         self.text = list(ids)
         """Prompt and answer so far."""
@@ -103,7 +103,7 @@ class Answer:
         self._secret = secret
         self._sampler = Sampler(sampling, prompt=len(ids), ends=ends)
         self._drafter = None if drafting is None else drafting.begin(sampling, len(ids), ends)
-        self._pace = Pace(max(1, most))
+        self._pace = Pace(costs)
         self._draft: list[Proposal] = []
 
     def chosen(self, results: Floats) -> Iterator[int]:

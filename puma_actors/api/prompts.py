@@ -182,3 +182,12 @@ def check_logits(config: ModelConfig) -> None:
             f"a model with head {config.head!r} predicts no next tokens: likelihoods and "
             "perplexity need head 'causal-lm'"
         )
+
+
+def ends_of(config: ModelConfig, tokenizer: Tokenizer | None) -> set[int]:
+    """Tokens that end a text. The tokenizer may add some to the model's own, unless the model's
+    settings say that it has none; transformers follows that too.
+    """
+    if tokenizer is None or (config.generation is not None and config.generation.endless):
+        return set(config.eos_token_ids)
+    return {*config.eos_token_ids, *tokenizer.eos_token_ids}

@@ -43,6 +43,7 @@ from puma_actors.api.prompts import (
     check_types,
     chosen_sampling,
     encode_prompt,
+    ends_of,
 )
 from puma_actors.api.usage import Step, Token, Usage
 from puma_actors.planning.choice import Choice, Chooser
@@ -313,13 +314,14 @@ class Requests(ABC):
         usage = self.usage = Usage(prompt_ids=ids, draft=drafting.name if drafting else "none")
         # Request at least one, so that a prompt that does not fit is refused with a clear message.
         steps = min(sampling.max_new_tokens, max(1, self.most_new_tokens(len(ids))))
-        ends = self._ends() if ends is None else ends
-        secret = self.settings.reveal == "argmax"
-        answer = Answer(ids, sampling, ends, secret=secret, drafting=drafting, most=most)
+        ends = ends_of(self.plan.config, self.tokenizer) if ends is None else ends
         batch = Batch((len(ids),), "last")
         inference = await self._begin(self.settings, batch, steps, most)
         text = AnswerText(self.tokenizer, sampling.stop)
         try:
+            costs = await self._draft_costs(batch, steps, most) if drafting else ()
+            secret = self.settings.reveal == "argmax"
+            answer = Answer(ids, sampling, ends, secret=secret, drafting=drafting, costs=costs)
             while not usage.stop_reason:
                 for token in answer.chosen(await self._next(inference, answer)):
                     usage.took(token, answer.accepted)
@@ -353,15 +355,6 @@ class Requests(ABC):
         usage.steps, usage.prepared = inference.known_costs, len(inference.prepared)
         return result
 
-    def _ends(self) -> set[int]:
-        """Tokens that end a text. The tokenizer may add some to the model's own, unless the model's
-        settings say that it has none; transformers follows that too.
-        """
-        config = self.plan.config
-        if self.tokenizer is None or (config.generation is not None and config.generation.endless):
-            return set(config.eos_token_ids)
-        return {*config.eos_token_ids, *self.tokenizer.eos_token_ids}
-
     def most_new_tokens(self, prompt: int) -> int:
         """New tokens that fit after a prompt of `prompt` tokens, by the model's positions and the
         parties' limit. Requests for more get this many.
@@ -379,9 +372,16 @@ class Requests(ABC):
     async def _begin(
         self, wished: RequestSettings, batch: Batch, steps: int = 1, draft: int = 0
     ) -> Inference:
-        choice = await anyio.to_thread.run_sync(self.choose, batch, steps, draft, wished)
+        # Most steps with a draft propose no token or few.
+        choice = await anyio.to_thread.run_sync(self.choose, batch, steps, min(1, draft), wished)
         self.usage.settings = choice.settings
         return await self.client.begin(batch, steps, choice.settings, draft)
+
+    async def _draft_costs(self, batch: Batch, steps: int, most: int) -> tuple[int, ...]:
+        """How much longer steps of the running request take with a draft, as `Pace` wants it."""
+        chooser = self._chooser or Chooser(self.plan, self.route, apart=self.apart)
+        further = self.usage.settings.further
+        return await anyio.to_thread.run_sync(chooser.lengthened, batch, steps, further, most)
 
     async def _step(self, inference: Inference, ids: Sequence[int], accepted: int = 0) -> Floats:
         taken, settings = inference.taken, inference.settings.at(inference.taken)

@@ -8,12 +8,14 @@
 A prediction takes a moment, so it is kept for later requests of the same shape.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from models.configs.architecture import ModelConfig
+from models.drafts.drafter import computing
 from models.programs.plan import Plan, draft_plan
 from models.programs.predict import Prediction, outline, predict
 from models.programs.program import Batch, Drafted
@@ -110,6 +112,29 @@ class Chooser:
     ) -> Choice:
         """As `choose`, with the exact cost of each of the variants."""
         return self._compare(batch, steps, variants, draft, predict)
+
+    def lengthened(
+        self, batch: Batch, steps: int, settings: Settings, most: int
+    ) -> tuple[int, ...]:
+        """By how many per cent of a decode step one is longer that proposes 0, 1, ... and `most`
+        tokens, or as many as a request of so many steps has room for. What the network takes is
+        predicted, and in between taken to grow evenly.
+        """
+        most, rounded = min(most, max(0, steps - 2)), self._rounded(batch, steps)
+        times = {}
+        for count in sorted({0, min(1, most), most}):
+            later = (Drafted(count, 0),) * (steps > 1)
+            found = self._traced(rounded, later, settings, outline)[-1]
+            times[count] = self._option(settings, found, "decode").time
+        whole = times[0].total
+        outside = {count: time.total - time.computation for count, time in times.items()}
+        slope = (outside[most] - outside[min(1, most)]) / max(1, most - 1)
+        costs = [0]
+        for count in range(1, most + 1):
+            longer = outside[1] + slope * (count - 1) - outside[0]
+            computed = computing(count) * times[0].computation / whole
+            costs.append(max(costs[-1], math.ceil(100 * longer / whole + computed)))
+        return tuple(costs)
 
     def _rounded(self, batch: Batch, steps: int) -> Batch:
         """A batch of about the same length, so that texts of many lengths share predictions."""

@@ -1,6 +1,7 @@
 """What drafters propose, and what refuses them."""
 
 import json
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from reference import WORDS, save_model, save_tokenizer
 
 from models.checkpoints.weights import open_checkpoint
-from models.drafts.drafter import Pace
+from models.drafts.drafter import Pace, computing
 from models.drafts.ngram import LONGEST, SHORTEST, NgramDrafter
 from models.drafts.small_model import ModelDrafting, check_tokenizers
 from models.owner.calibrate import plain_run
@@ -73,21 +74,40 @@ def test_looking_up_while_the_text_grows_equals_looking_everywhere(ids, data):
 # -- how many --------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 64), st.lists(st.floats(0, 1), max_size=200))
-def test_the_pace_stays_within_bounds(most, shares):
-    """Also what drafts cost: a step with one takes 25 % longer, and 5 % for each token of it."""
-    pace, tokens, time = Pace(most), 0, 0.0
+@given(st.lists(st.integers(0, 60), max_size=64), st.lists(st.floats(0, 1), max_size=200))
+def test_the_pace_stays_within_bounds(added, shares):
+    """Also in what drafts cost, whatever a token costs."""
+    costs = [0, *accumulate(added)]
+    pace, tokens, time = Pace(costs), 0, 0
     for share in shares:
         proposed = pace.next
-        assert 0 <= proposed <= most
+        assert 0 <= proposed < len(costs)
         kept = int(share * proposed)
         pace.note(proposed, kept)
-        tokens, time = tokens + 1 + kept, time + 1 + (0.25 + 0.05 * proposed) * (proposed > 0)
-        assert time <= 1.04 * tokens + 0.45 + 1e-9
+        tokens, time = tokens + 1 + kept, time + 100 + costs[proposed]
+        assert time <= 102 * tokens + 45
+
+
+def test_an_answer_of_which_nothing_is_accepted_takes_at_most_five_per_cent_more():
+    pace, longer = Pace([computing(count) for count in range(9)]), []
+    for step in range(1, 200):
+        longer.append(computing(pace.next))
+        pace.note(pace.next, 0)
+        assert sum(longer) <= 100 * step * 0.05 or step < 15
+    assert any(longer)
+
+
+def test_where_a_token_costs_steps_the_pace_waits_until_it_has_saved_them():
+    pace, waited = Pace([0, 300]), 0
+    while not pace.next:
+        pace.note(0, 0)
+        waited += 1
+    assert waited == 128
+    assert Pace([]).next == Pace([0]).next == 0
 
 
 def test_the_pace_follows_what_is_accepted():
-    pace = Pace(8)
+    pace = Pace([computing(count) for count in range(9)])
     for _ in range(3):
         assert pace.next > 0
         pace.note(pace.next, pace.next)
@@ -101,7 +121,7 @@ def test_the_pace_follows_what_is_accepted():
     for _ in range(8):
         pace.note(pace.next, 0)
     assert pace.next == 0  # nothing is left to pay for the next draft
-    for _ in range(8):
+    for _ in range(16):
         pace.note(0, 0)
     assert pace.next == 1
     pace.note(1, 1)

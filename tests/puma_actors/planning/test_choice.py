@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tiny_models import tiny_model
 
 from models.configs.reading import config_from_hf
+from models.drafts.drafter import computing
 from models.programs.plan import draft_plan
 from models.programs.predict import outline, predict
 from models.programs.program import Batch, Drafted
@@ -95,6 +96,41 @@ def test_steps_with_a_draft_are_predicted_with_it(config):
     assert option.predicted == costs[1]
     short = Chooser(config, PRESETS["wan"]).choose(LONG, 3, ANY, draft=4)  # at most 2 are wanted
     assert short.further[0].predicted.tokens == 2
+
+
+def test_without_a_network_drafts_cost_what_the_parties_compute(config):
+    found = Chooser(config, None).lengthened(LONG, 20, Settings(), 8)
+    assert found == tuple(computing(count) for count in range(9))
+
+
+def test_drafts_cost_what_the_network_takes_for_them(config):
+    """On a thin line each token costs more than a step; far apart, hardly anything."""
+    thin, far = (
+        Chooser(config, parse_network(name)).lengthened(LONG, 20, Settings(), 8)
+        for name in ("1ms,100kbit", "300ms,10gbit")
+    )
+    assert len(thin) == len(far) == 9
+    assert list(thin) == sorted(thin)
+    assert thin[1] > 50
+    assert thin[8] > 300
+    assert far[8] < 10
+    options = [
+        Chooser(config, parse_network("1ms,100kbit")).compare(LONG, 20, [Settings()], count)
+        for count in (0, 1, 8)
+    ]
+    none, one, eight = (option.further[0].time for option in options)
+    spent = none.computation
+    for count, time in ((1, one), (8, eight)):
+        longer = time.total - time.computation - (none.total - spent)
+        wanted = 100 * longer / none.total + computing(count) * spent / none.total
+        assert wanted == pytest.approx(thin[count], rel=0.1, abs=2)
+
+
+@pytest.mark.parametrize(("steps", "count"), [(1, 1), (2, 1), (3, 2), (5, 4), (30, 9)])
+def test_no_more_is_proposed_than_a_request_has_room_for(config, steps, count):
+    found = Chooser(config, PRESETS["wan"]).lengthened(LONG, steps, Settings(), 8)
+    assert len(found) == count
+    assert found[0] == 0
 
 
 def test_a_prediction_is_made_once(config, monkeypatch):

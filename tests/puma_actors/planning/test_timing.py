@@ -73,8 +73,8 @@ def test_the_first_step_begins_with_the_dealers_answer_and_waits_for_what_it_dea
 
 
 def test_the_first_of_some_decode_steps_waits_for_what_was_dealt_for_it():
-    """The prefill ends after 14.25 seconds. The dealer's bytes of three steps take 26, and its answer
-    for the next token is behind them.
+    """The prefill ends after 14.25 seconds. The dealer's bytes of three steps take 26, and its
+    answer for the next token is behind them.
     """
     first = step("prefill", dealt=10 * BYTES)
     assert time_of(first, SECOND).total == 14.25
