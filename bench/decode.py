@@ -19,7 +19,7 @@ from puma_actors.session.recorder import Recorder
 from puma_actors.transports.delay.network import PRESETS, Network
 
 NETWORKS = ("wan", "intercontinental")
-ALLOWED = 1.3
+ALLOWED = 1.2
 """A step may take this many times the bound."""
 _NAME = "waiting.decode"
 _PROMPT = 8

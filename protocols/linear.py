@@ -22,7 +22,7 @@ from protocols.base.ring import FRACTION_BITS, RESIDUAL_BITS, RING_BITS, WEIGHT_
 from protocols.base.shares import Role, SecretTensor
 from protocols.elsewhere import Elsewhere
 from protocols.errors import LocalProtocolError
-from protocols.kernels.matmul import STREAMED_ROWS, matmul_into
+from protocols.kernels.matmul import matmul_into
 from protocols.kernels.rows import matmul_rows
 from protocols.kernels.sums import Half
 from protocols.public_weight import PublicTable, PublicWeight, public_product
@@ -78,11 +78,6 @@ class Table:
         return cls(share.role, (rows, columns), factor, halves, share.frac)
 
 
-_READING = 3
-"""A product of a few rows reads a weight for each multiplication or two, and so takes longer than
-its multiplications would among those of more rows.
-"""
-
 AnyWeight: TypeAlias = Weight | PublicWeight
 AnyTable: TypeAlias = Table | PublicTable
 
@@ -121,7 +116,7 @@ async def linear(
     """
     _check_whole(x)
     shift = x.frac + weight.frac + then_frac - frac
-    rows, columns = x.shape[0], weight.shape[1]
+    rows, (depth, columns) = x.shape[0], weight.shape
     if lane.tracing:
         lane.charge("linear", _truncated_cost(rows * columns, shift))
         return lane.blank((rows, columns), RING_BITS - 1 - shift, frac)
@@ -130,19 +125,10 @@ async def linear(
     elif isinstance(weight.factor, Elsewhere):
         part = await weight.factor.matmul(left_factor(x))
     else:
-        part = await lane.run(_work(lane, rows, weight.shape), _weight_part, x, weight)
+        part = await lane.run(rows * depth * columns, _weight_part, x, weight)
     if then is not None:
         part = then(part)
     return await _truncated(lane, part, weight, frac, shift)
-
-
-def _work(lane: Lane, rows: int, shape: tuple[int, int]) -> int:
-    """What a product with a weight takes. The dealer's counts as one of many rows, so that small
-    ones stay out of the way of the evaluators', for which rounds wait.
-    """
-    depth, columns = shape
-    few = rows <= STREAMED_ROWS and not lane.is_dealer
-    return rows * depth * columns * (_READING if few else 1)
 
 
 def _check_whole(x: SecretTensor) -> None:

@@ -26,7 +26,7 @@ _DEPTH = 512  # rows of a packed panel: 512 * 32 * 8 bytes = 128 KB
 _SHORT = 16  # columns of a panel on machines whose vectors have 32 bytes
 _SHORT_DEPTH = 128  # rows of a panel there: 16 KB, half of the first-level cache
 _SIDE = 8  # panels there that are packed together, so that long runs of a row are read
-STREAMED_ROWS = 4  # up to here the weights are read in place
+_STREAMED_ROWS = 4  # up to here the weights are read in place
 _BLOCK = 256  # rows that share a panel: the part of x that meets it fits the second-level cache
 _RUN = 2048  # sums of a row in the first-level cache: 16 KB
 
@@ -210,7 +210,7 @@ def _product(
     nothing = np.zeros(_DEPTH, np.uint64)
     for b in range(batch):
         xa, wa, oa = b * rows * depth, b * depth * columns, b * rows * columns
-        if rows <= STREAMED_ROWS:
+        if rows <= _STREAMED_ROWS:
             _streamed(x, xa, rows, w, wa, columns, depth, out, oa, lo, hi)
             continue
         for r in range(0, rows, _BLOCK):
@@ -326,7 +326,7 @@ def _matmul_of_sum(x: Words, first: Words, second: Words) -> Words:
     out = np.zeros((x.shape[0], first.shape[1]), dtype=np.uint64)
     for factor in (first, second):
         _check(x, factor, out, 0, out.shape[1])
-    if x.shape[0] > STREAMED_ROWS:
+    if x.shape[0] > _STREAMED_ROWS:
         _run(_product64, x, first, out, 0, out.shape[1], second)
         return out
     flat = [_plain(operand).reshape(-1) for operand in (x, first, second)]
@@ -339,7 +339,7 @@ def _batched_matmul(x: Words, y: Words) -> Words:
     out = np.zeros((x.shape[0], x.shape[1], y.shape[2]), dtype=np.uint64)
     _check(x, y, out, 0, y.shape[2])
     yt = y.transpose(0, 2, 1)
-    if x.shape[1] <= STREAMED_ROWS and yt.flags.c_contiguous:
+    if x.shape[1] <= _STREAMED_ROWS and yt.flags.c_contiguous:
         # One query against rows of cached keys: transposing them would cost more than the product.
         x, yt = _plain(x), _plain(yt)
         row_products.run(x.reshape(-1), yt.reshape(-1), out.reshape(-1), *x.shape, y.shape[2])

@@ -23,7 +23,6 @@ import anyio
 
 from protocols.errors import ConfigError
 from puma_actors.base.allocator import keep_freed
-from puma_actors.base.pulse import Pulse
 
 T = TypeVar("T")
 
@@ -181,9 +180,6 @@ class Compute:
     threads: calls that may run at the same time (default: the cores this process may use).
     threshold: `run` leaves the event loop from this much work on.
 
-    Attributes:
-        pulse: of the evaluators that share it.
-
     Raises:
         ConfigError: threads or threshold out of range.
     """
@@ -195,7 +191,6 @@ class Compute:
             raise ConfigError(f"threads={threads}, threshold={threshold}: use >= 1 and >= 0")
         self._threads: list[_Threads] = []  # made by the first call, for all shares
         self._owner = object()
-        self.pulse = Pulse()
         keep_freed()
 
     def share(self) -> "Compute":

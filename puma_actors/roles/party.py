@@ -65,8 +65,7 @@ class Party(Actor):
 
     An inference is a chain of steps that share a cache of keys and values. The dealer's steps need
     no input except for the embedding, which is deferred, so it runs ahead by `DEALER_LEAD` steps.
-    Where the input comes at once, in the first step and in those with a draft, which the client
-    announces, it answers before it goes on.
+    Where the input comes at once, first and in steps with a draft, it answers before it goes on.
 
     Args:
         model: the model to serve, whose parameters are not changed; None: the owner uploads one.

@@ -11,10 +11,9 @@ from protocols.base.cost import Traffic
 from protocols.base.fields import Buffer
 from protocols.base.lane import Path, Settings
 from protocols.base.prf import Stream
-from protocols.base.shares import EVALUATORS, Role
+from protocols.base.shares import Role
 from protocols.errors import LocalProtocolError
 from puma_actors.base.concurrency import gather, in_turn, unwrap
-from puma_actors.base.pulse import Pulse
 from puma_actors.session.mailbox import Mailbox
 from puma_actors.transports.frames import flat
 
@@ -60,8 +59,6 @@ class InferenceLink:
         self._deferred: list[Coroutine[Any, Any, None]] = []
         self._boxes: dict[Role, Mailbox] = {}
         self._ports = scheduler.ports
-        self._pulse = scheduler.compute.pulse
-        self._own_pulse = self._pulse if self.role in EVALUATORS else Pulse()
         self._others = 0  # strands beside the first one
         self._ended = False
 
@@ -119,10 +116,7 @@ class InferenceLink:
         if payload.format != "B" or payload.ndim != 1:
             payload = flat(payload)
         payload, size, number = payload.toreadonly(), payload.nbytes, self.number
-        if online:
-            self._own_pulse.beats += 1
-        else:
-            await self._pulse.quiet()
+        if not online:
             window = port.windows[number] if number in port.windows else port.window(number)
             if not window.admit(size):
                 await window.acquire(size)
@@ -141,7 +135,6 @@ class InferenceLink:
         if self._ended or sender not in self._boxes:
             self._check()
             self._boxes[sender] = self._scheduler.port(sender).mailbox(self.number)
-        self._own_pulse.beats += 1
         return self._boxes[sender].take((self.number, *tag))
 
     def _check(self) -> None:

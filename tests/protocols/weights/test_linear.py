@@ -131,22 +131,3 @@ def test_a_party_without_a_share_says_so():
 
     with pytest.raises(LocalProtocolError, match="has no share of the weight"):
         run(program, share_ints([[1, 2]], frac=18), weight)
-
-
-@pytest.mark.parametrize(("rows", "times"), [(1, 3), (4, 3), (5, 1)])
-def test_products_of_a_few_rows_count_as_longer_at_the_evaluators(rows, times, monkeypatch):
-    """They are bound by reading the weight. Nobody waits for the dealer's."""
-    told = {}
-
-    async def program(lane, x, weight):
-        def noted(work, function, *args, link_run=lane.link.run):
-            told.setdefault(lane.role, work)
-            return link_run(work, function, *args)
-
-        monkeypatch.setattr(lane.link, "run", noted)
-        return await linear(lane, x, weight)
-
-    x, w = np.ones((rows, 300), np.int64), np.ones((300, 400), np.int64)
-    assert_product(run(program, share_ints(x, frac=18), share_weight(w)).results, x @ w, 20)
-    work = rows * 300 * 400
-    assert told == {A: work * times, B: work * times, D: work}

@@ -12,7 +12,6 @@ from scheduling import PROGRAMS, SESSION, A, B, D, forked, hostile, on_lane, run
 from waiting import HANG, until
 
 from protocols.base.cost import Cost
-from protocols.base.fields import field
 from protocols.base.lane import Lane, Settings
 from protocols.base.shares import COMPUTING, EVALUATORS, Role
 from protocols.drivers.lockstep import run_parties
@@ -86,37 +85,6 @@ async def test_streams_differ_between_inferences_and_numbers_serve_once() -> Non
     assert found == {A: None, B: None}
     assert drawn[A] == drawn[B]
     assert drawn[A][0] != drawn[A][1]
-
-
-@pytest.mark.parametrize("shared", [True, False])
-async def test_a_dealer_lets_the_evaluators_of_its_process_go_first(shared: bool) -> None:
-    """It deals while they wait for each other no more than when they wait for it."""
-    rounds, order = 20, list[str]()
-    pools = {role: Compute(threads=1) for role in COMPUTING}
-
-    async def dealer(lane: Lane) -> None:
-        await lane.receive_bytes(A, 1)  # the evaluators have begun
-        for number in range(rounds):
-            await lane.broadcast(1, np.full(1, number, np.uint8))
-            order.append("dealt")
-
-    async def evaluator(lane: Lane) -> None:
-        fields = [field((1,), 8)]
-        if lane.role is A:
-            await lane.send_bytes(D, np.zeros(1, np.uint8), online=True)
-        for _ in range(rounds):
-            await lane.swap(fields, [np.ones(1, np.uint64)])
-        order.append("evaluated")
-        for number in range(rounds):
-            assert (await lane.broadcast(1)).tolist() == [number]
-
-    parties = schedulers()
-    for role, party in parties.items():
-        party.compute = pools[D] if shared else pools[role]
-    found = await run(parties, {A: on_lane(evaluator), B: on_lane(evaluator), D: on_lane(dealer)})
-    assert not [error for error in found.values() if isinstance(error, Exception)]
-    before = order[: order.index("evaluated")].count("dealt")
-    assert before <= 2 if shared else before == rounds
 
 
 async def test_settings_reach_the_link() -> None:

@@ -10,7 +10,7 @@ from puma_actors.profiling.whatif.words import duration
 from puma_actors.transports.delay.network import Network
 
 _WIDTH = 120  # where there is no terminal
-_ONE_LANE = "one lane: more send more messages, and have hidden no transfer where it was measured"
+_ONE_LANE = "one lane: more send more messages, and made no whole model faster that was measured"
 _CAUSES = ("seconds", "latency", "transfer", "computation", "waiting")
 
 
