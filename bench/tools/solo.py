@@ -51,7 +51,7 @@ class SoloLink:
             return [await task for task in tasks]
         return await interleave(tasks)
 
-    def defer(self, task: Coroutine[Any, Any, None]) -> None:
+    async def defer(self, task: Coroutine[Any, Any, None]) -> None:
         self.deferred.append(task)
 
     async def run(self, work: int, function: Callable[..., T], *args: Any) -> T:

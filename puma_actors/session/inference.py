@@ -161,6 +161,7 @@ class InferenceLink:
         """As `Link.defer`; inside `async with` only."""
         if not self.early:
             await task
+            await checkpoint()  # what it sent leaves in the next turn, before all that follows
             return
         if self._group is None:
             task.close()

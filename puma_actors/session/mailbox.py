@@ -57,7 +57,7 @@ class Flow:
     """
 
     watermark: int = 256 << 10
-    batch: int = 32
+    batch: int = 8
     chunk: int | None = None
     window: int = 256 << 20
     early: int = 256 << 20
