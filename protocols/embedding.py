@@ -103,7 +103,7 @@ async def embed(lane: Lane, table: AnyTable, count: int) -> SecretTensor:
     below 2^30 in size, fraction bits included.
 
     The dealer's part of the work waits for the client, so it is deferred: this is its only message
-    that comes after the input, and it may run on until then.
+    that comes after the input, and the dealer may run on until then.
 
     Cost: 3 rounds after the client's message; per index 6 packed deltas (and 6 changes of them, if
     prepared), 8 + 2 + 3 words of 32 bits a column (shared anew, selected, dealt) and a lift, and
